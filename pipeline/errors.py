@@ -1,0 +1,41 @@
+"""Every error Scenemill raises on purpose, in one tree.
+
+    ScenemillError
+    ├── SettingsError       wrong usage: a setting, a path, an argument         exit code 2
+    ├── SceneError          the scene cannot be processed correctly: refused    never retried
+    │   └── DamagedSceneError   its bytes are damaged                           never retried
+    ├── ModelError          the checkpoint or predictor is unusable or unfit    never retried
+    ├── LabelError          labels cannot be used for training or evaluation    never retried
+    └── WorldError          disk, network or a worker failed; a retry may help  retried
+
+Each message gives the rule, the offending value, where it was found and the way out, in one
+paragraph that an operator can act on without reading code.
+"""
+
+
+class ScenemillError(Exception):
+    """The root: anything Scenemill reports as one clear paragraph instead of a traceback."""
+
+
+class SettingsError(ScenemillError):
+    """A setting, argument or path is wrong; nothing has been started."""
+
+
+class SceneError(ScenemillError):
+    """A scene is refused because it cannot be processed correctly; the reason is in the message."""
+
+
+class DamagedSceneError(SceneError):
+    """A scene's bytes cannot be decoded; met on opening or half-way through reading."""
+
+
+class ModelError(ScenemillError):
+    """A checkpoint cannot be loaded, does not fit the scene, or returned impossible values."""
+
+
+class LabelError(ScenemillError):
+    """Labels cannot be used: unreadable, without CRS, or not touching their scene."""
+
+
+class WorldError(ScenemillError):
+    """A fault outside the data (disk, network, worker); the same work may succeed later."""

@@ -1,0 +1,184 @@
+"""The georeferenced pixel plane of a raster, and true sizes on the ground.
+
+A grid says where pixel `(row, col)` lies; it owns no pixels and opens no files. Lengths and areas
+are measured on the ellipsoid, so they are true metres in any CRS: degrees, Web Mercator or UTM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import CRS as ProjCRS
+from pyproj import Geod, Transformer
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+from pipeline.errors import SceneError
+
+LONGEST_EDGE_M = 5_000.0
+"""Edges longer than this are densified before they are measured; the sagitta of a 5 km line is 0.5 m."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RasterGrid:
+    """Where the pixels of a raster lie: `x, y = transform * (col, row)` for pixel corners."""
+
+    crs: CRS
+    """Coordinate reference system of `transform`'s output."""
+    transform: Affine
+    """Pixel to CRS, `(col, row) -> (x, y)`; may be south-up, rotated or sheared, never singular."""
+    height: int
+    """Rows, at least 1."""
+    width: int
+    """Columns, at least 1."""
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise SceneError(f"a grid needs at least 1 x 1 px, not {self.height} x {self.width}")
+        if self.transform.determinant == 0:
+            raise SceneError(f"the transform {tuple(self.transform)[:6]} maps every pixel onto a line")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(height, width)`."""
+        return self.height, self.width
+
+    @property
+    def window(self) -> Window:
+        """The window of all pixels."""
+        return Window(0, 0, self.width, self.height)
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """`(left, bottom, right, top)` in CRS units, also of a rotated or south-up grid."""
+        corners = [self.transform * xy for xy in ((0, 0), (self.width, 0), (0, self.height), (self.width, self.height))]
+        xs, ys = zip(*corners, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+    @property
+    def is_north_up(self) -> bool:
+        """True when rows run along x and downwards, the usual layout."""
+        t = self.transform
+        return bool(t.b == 0 and t.d == 0 and t.a > 0 and t.e < 0)
+
+    @cached_property
+    def resolution_m(self) -> float:
+        """Side in metres of a square with the true area of the centre pixel."""
+        row, col = self.height // 2, self.width // 2
+        corners = [self.transform * xy for xy in ((col, row), (col + 1, row), (col + 1, row + 1), (col, row + 1))]
+        area_m2, _ = measure_on_ground(shapely.polygons([corners]), self.crs)
+        return float(np.sqrt(area_m2[0]))
+
+    def part(self, window: Window) -> RasterGrid:
+        """The grid of a window: `part(w).transform * (0, 0) == transform * (w.col_off, w.row_off)`."""
+        shift = Affine.translation(window.col_off, window.row_off)
+        return RasterGrid(
+            crs=self.crs, transform=self.transform * shift, height=int(window.height), width=int(window.width)
+        )
+
+    def resampled(self, resolution_m: float) -> RasterGrid:
+        """The same extent in square ground pixels of about `resolution_m`, never under 1 x 1 px."""
+        ratio = resolution_m / self.resolution_m
+        height, width = max(1, round(self.height / ratio)), max(1, round(self.width / ratio))
+        scale = Affine.scale(self.width / width, self.height / height)
+        return RasterGrid(crs=self.crs, transform=self.transform * scale, height=height, width=width)
+
+
+def measure_on_ground(
+    geometries: Sequence[shapely.Geometry] | NDArray[np.object_], crs: CRS
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """True area and perimeter of polygons or multipolygons.
+
+    Vertices go to longitude and latitude. The area is the shoelace formula on the ellipsoid's
+    cylindrical equal-area plane (authalic latitude; Snyder 1987, Map Projections, eq. 3-12 and
+    10-14); lengths use the metric `ds^2 = (M dphi)^2 + (N cos(phi) dlambda)^2` at edge middles
+    (Snyder, eq. 4-18 to 4-20). Long edges are densified first.
+
+    Args:
+        geometries: `n` polygons or multipolygons in `crs` coordinates.
+        crs: where they lie.
+
+    Returns:
+        `(area_m2, perimeter_m)`, each float64 of shape `(n,)`, holes subtracted and their edges counted.
+    """
+    geometries = np.asarray(geometries, dtype=object)
+    to_lonlat = _to_lonlat(crs)
+    rings, owner, sign = _rings_of(_densify(geometries, crs))
+    coordinates, ring_of_vertex = shapely.get_coordinates(rings, return_index=True)
+    if len(coordinates) == 0:
+        return np.zeros(len(geometries)), np.zeros(len(geometries))
+    lon, lat = to_lonlat.transform(coordinates[:, 0], coordinates[:, 1])
+    lon, lat = np.radians(lon), np.radians(lat)
+    same_ring = ring_of_vertex[1:] == ring_of_vertex[:-1]
+    d_lon = np.remainder(np.diff(lon) + np.pi, 2 * np.pi) - np.pi
+    d_lon[~same_ring] = 0.0
+
+    geod = to_lonlat.target_crs.get_geod() if to_lonlat.target_crs is not None else None
+    geod = geod or Geod(ellps="WGS84")
+    q = _authalic_q(np.sin(lat), geod.es)
+    q0 = q[np.searchsorted(ring_of_vertex, ring_of_vertex[:-1])]
+    slab = d_lon * ((q[1:] + q[:-1]) / 2 - q0)
+    length = np.hypot(*_edge_m(lat, d_lon, geod))
+    length[~same_ring] = 0.0
+    ring_area = np.abs(np.bincount(ring_of_vertex[:-1], slab, minlength=len(rings))) * geod.a**2 / 2
+    ring_length = np.bincount(ring_of_vertex[:-1], length, minlength=len(rings))
+    n = len(geometries)
+    return np.bincount(owner, sign * ring_area, minlength=n), np.bincount(owner, ring_length, minlength=n)
+
+
+def _to_lonlat(crs: CRS) -> Transformer:
+    source = ProjCRS.from_user_input(crs.to_wkt())
+    geodetic = source.geodetic_crs
+    if geodetic is None:
+        raise SceneError(
+            f"the CRS {source.name!r} is not tied to the Earth, so areas cannot be measured; "
+            "give the true CRS with --crs"
+        )
+    target = ProjCRS.from_user_input(geodetic.to_2d())
+    return Transformer.from_crs(source, target, always_xy=True)
+
+
+def _densify(geometries: NDArray[np.object_], crs: CRS) -> NDArray[np.object_]:
+    unit_m = 111_320.0 if crs.is_geographic else float(crs.linear_units_factor[1])
+    longest = LONGEST_EDGE_M / unit_m
+    bounds = shapely.bounds(geometries).reshape(-1, 4)
+    large = np.nanmax(bounds[:, 2:] - bounds[:, :2], axis=1, initial=0) > longest
+    if not large.any():
+        return geometries
+    geometries = geometries.copy()
+    geometries[large] = shapely.segmentize(geometries[large], longest)
+    return geometries
+
+
+def _rings_of(
+    geometries: NDArray[np.object_],
+) -> tuple[NDArray[np.object_], NDArray[np.intp], NDArray[np.float64]]:
+    """All rings with the index of their geometry and +1 for a shell, -1 for a hole."""
+    parts, owner_of_part = shapely.get_parts(geometries, return_index=True)
+    rings, part_of_ring = shapely.get_rings(parts, return_index=True)
+    is_shell = np.r_[True, part_of_ring[1:] != part_of_ring[:-1]][: len(rings)]
+    return rings, owner_of_part[part_of_ring], np.where(is_shell, 1.0, -1.0)
+
+
+def _authalic_q(sin_lat: NDArray[np.float64], es: float) -> NDArray[np.float64]:
+    """Snyder 1987, eq. 3-12: `q(phi)`; the area between two latitudes is `a^2/2 * dlambda * dq`."""
+    if es == 0:
+        return 2 * sin_lat
+    e = np.sqrt(es)
+    return (1 - es) * (sin_lat / (1 - es * sin_lat**2) + np.arctanh(e * sin_lat) / e)
+
+
+def _edge_m(
+    lat: NDArray[np.float64], d_lon: NDArray[np.float64], geod: Geod
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """North and east metres of each edge from the radii of curvature at its middle latitude."""
+    middle = (lat[1:] + lat[:-1]) / 2
+    w2 = 1 - geod.es * np.sin(middle) ** 2
+    meridian, normal = geod.a * (1 - geod.es) / w2**1.5, geod.a / np.sqrt(w2)
+    return meridian * np.diff(lat), normal * np.cos(middle) * d_lon
