@@ -1,0 +1,249 @@
+"""The model card: every fact about a network that is needed to use it correctly, as plain data.
+
+A card travels inside the checkpoint (or beside a plain predictor function) and is enforced: a scene
+that does not fit it is refused with what is missing. This module imports no torch and opens no files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Literal, TypeVar, get_args
+
+from pipeline.errors import ModelError
+
+Activation = Literal["sigmoid", "softmax"]
+"""How class scores become probabilities: `sigmoid` for independent classes, `softmax` for exclusive ones."""
+Outputs = Literal["probabilities", "logits"]
+"""What a network returns: finished probabilities, or logits that the engine activates."""
+
+REAL_DTYPES = (
+    *("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64"),
+)
+"""Pixel types a scene may have; complex data are refused."""
+Built = TypeVar("Built")
+MOST_CLASSES = 254
+"""Mask values 1 to 254 name classes; 0 is none or background, 255 is nodata."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """Raw pixels to model input: `clip(raw * gain + bias)`, `raw = pixel * scale + offset` of the scene's tags."""
+
+    gain: tuple[float, ...] = ()
+    """A factor per band, finite and not 0; empty = 1 for every band."""
+    bias: tuple[float, ...] = ()
+    """A term per band added after the gain, finite; empty = 0 for every band."""
+    clip: tuple[float, float] | None = None
+    """`(low, high)` that the model input is clipped to; None = not clipped."""
+
+    def __post_init__(self) -> None:
+        for key in ("gain", "bias"):
+            object.__setattr__(self, key, _numbers(f"normalization.{key}", getattr(self, key)))
+        if self.clip is not None:
+            object.__setattr__(self, "clip", _numbers("normalization.clip", self.clip))
+            if len(self.clip) != 2 or not self.clip[0] < self.clip[1]:
+                raise ModelError(f"normalization.clip must be (low, high) with low < high, not {self.clip}")
+        if 0 in self.gain:
+            raise ModelError(f"normalization.gain must not be 0, which erases a band: {self.gain}")
+        if self.gain and self.bias and len(self.gain) != len(self.bias):
+            raise ModelError(
+                f"normalization.gain and normalization.bias must name the same bands, "
+                f"not {len(self.gain)} and {len(self.bias)}"
+            )
+
+    @classmethod
+    def standard(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
+        """Mean 0 and standard deviation 1: `(raw - mean) / std` per band.
+
+        Args:
+            mean: per band, in raw units.
+            std: per band, in raw units, above 0.
+
+        Raises:
+            ModelError: when the lengths differ or a deviation is not above 0.
+        """
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise ModelError(f"a mean and a deviation above 0 are needed for every band, not {mean} and {std}")
+        gain = tuple(1.0 / float(s) for s in std)
+        return cls(gain=gain, bias=tuple(-float(m) * g for m, g in zip(mean, gain, strict=True)))
+
+    @classmethod
+    def value_range(cls, low: Sequence[float], high: Sequence[float]) -> Normalization:
+        """`[low, high]` to `[0, 1]` per band, clipped there: `(raw - low) / (high - low)`.
+
+        Args:
+            low: per band, in raw units.
+            high: per band, in raw units, above `low`.
+
+        Raises:
+            ModelError: when the lengths differ or a range is empty.
+        """
+        if len(low) != len(high) or not all(a < b for a, b in zip(low, high, strict=True)):
+            raise ModelError(f"a range low < high is needed for every band, not {low} and {high}")
+        gain = tuple(1.0 / (float(b) - float(a)) for a, b in zip(low, high, strict=True))
+        bias = tuple(-float(a) * g for a, g in zip(low, gain, strict=True))
+        return cls(gain=gain, bias=bias, clip=(0.0, 1.0))
+
+    @property
+    def band_count(self) -> int | None:
+        """Bands it is made for; None when it fits any number."""
+        return len(self.gain) or len(self.bias) or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a network expects of a scene and what its output means; validated on construction."""
+
+    bands: tuple[str, ...]
+    """Names of the bands a scene must offer, in input order; unique."""
+    classes: tuple[str, ...]
+    """Names of the output classes, in output order; unique."""
+    activation: Activation = "sigmoid"
+    """`sigmoid`: independent classes (binary or multi-label); `softmax`: exclusive classes, at least two."""
+    outputs: Outputs = "probabilities"
+    """What the network returns; `logits` get the activation in the engine."""
+    background: str | None = None
+    """Softmax only: the class, `classes[0]`, that means none of the others; it gets no polygons."""
+    threshold: float = 0.5
+    """Sigmoid: a pixel is of the class where `probability >= threshold`, in (0, 1]. Softmax decides by argmax."""
+    normalization: Normalization = field(default_factory=Normalization)
+    """Raw pixels to model input."""
+    dtype: str | None = None
+    """Pixel type required of scenes, e.g. `uint8`; None accepts any real type."""
+    resolution_m: float | None = None
+    """True ground pixel side in metres that the network was trained at; None = any."""
+    stride: int = 1
+    """Input heights and widths must be `size_offset` modulo this."""
+    size_offset: int = 0
+    """See `stride`; 0 <= size_offset < stride. 12 for the 2015 paper's network (572 = 12 modulo 16)."""
+    margin: int = 0
+    """Pixels the output loses on each side (unpadded convolutions); 92 for the 2015 paper's network."""
+    receptive_field: int | None = 1
+    """Side in pixels of the centred input square that decides an output pixel; None = unbounded."""
+    training: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """JSON-able facts of where the network came from: data, split, settings, metrics."""
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        self._check_choices()
+        self._check_numbers()
+        if self.normalization.band_count not in (None, len(self.bands)):
+            raise ModelError(
+                f"normalization is for {self.normalization.band_count} bands, but bands has {len(self.bands)}: "
+                f"{', '.join(self.bands)}"
+            )
+        try:
+            plain = json.loads(json.dumps(dict(self.training), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"training must hold JSON values (finite numbers, text, lists, maps): {error}") from error
+        object.__setattr__(self, "training", plain)
+
+    def _check_names(self) -> None:
+        for key in ("bands", "classes"):
+            names = getattr(self, key)
+            if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
+                raise ModelError(f"{key} must be a sequence of non-empty names, not {names!r}")
+            if not names or len(set(names)) != len(names):
+                raise ModelError(f"{key} must hold at least one name and none twice, not {tuple(names)}")
+            object.__setattr__(self, key, tuple(names))
+        if len(self.classes) > MOST_CLASSES:
+            raise ModelError(f"classes must hold at most {MOST_CLASSES} names (mask is uint8), not {len(self.classes)}")
+
+    def _check_choices(self) -> None:
+        choices = {"activation": get_args(Activation), "outputs": get_args(Outputs), "dtype": (None, *REAL_DTYPES)}
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise ModelError(f"{key} must be one of {', '.join(map(str, allowed))}, not {getattr(self, key)!r}")
+        if self.activation == "softmax" and len(self.classes) < 2:
+            raise ModelError(f"softmax needs at least two classes, not {self.classes}; use sigmoid for one class")
+        if self.background is not None and (self.activation, self.background) != ("softmax", self.classes[0]):
+            raise ModelError(
+                f"background must be the first class ({self.classes[0]!r}) of a softmax model, "
+                f"not {self.background!r} with {self.activation}"
+            )
+
+    def _check_numbers(self) -> None:
+        object.__setattr__(self, "threshold", _number("threshold", self.threshold))
+        if not 0 < self.threshold <= 1:
+            raise ModelError(f"threshold must be above 0 and at most 1, not {self.threshold}")
+        if self.resolution_m is not None:
+            object.__setattr__(self, "resolution_m", _number("resolution_m", self.resolution_m))
+            if self.resolution_m <= 0:
+                raise ModelError(f"resolution_m must be above 0, not {self.resolution_m}")
+        least = {"stride": 1, "size_offset": 0, "margin": 0, "receptive_field": 1}
+        for key, bound in least.items():
+            value = getattr(self, key)
+            if value is None and key == "receptive_field":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < bound:
+                raise ModelError(f"{key} must be a whole number >= {bound}, not {value!r}")
+        if self.size_offset >= self.stride:
+            raise ModelError(f"size_offset must be below stride {self.stride}, not {self.size_offset}")
+
+    @property
+    def mask_values(self) -> tuple[int, ...]:
+        """The value of each class in `mask.tif`, in class order; 0 is always none or background, 255 nodata."""
+        first = 1 if self.background is None else 0
+        return tuple(range(first, first + len(self.classes)))
+
+    @property
+    def foreground(self) -> tuple[tuple[int, int, str], ...]:
+        """`(class index, mask value, name)` of each class that becomes polygons."""
+        rows = zip(range(len(self.classes)), self.mask_values, self.classes, strict=True)
+        return tuple(row for row in rows if row[2] != self.background)
+
+    def to_json(self) -> str:
+        """The card as one line of JSON with sorted keys; `ModelCard.from_json(card.to_json()) == card`."""
+        return json.dumps(asdict(self), sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        """A card from JSON; keys left out get their defaults.
+
+        Raises:
+            ModelError: when it is no JSON object, a key is unknown, or a value breaks its rule.
+        """
+        try:
+            content = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"the model card is not JSON: {error}") from error
+        content = _known(content, cls, "the model card")
+        nested = _known(content.pop("normalization", {}), Normalization, "normalization of the model card")
+        return _built(cls, content | {"normalization": _built(Normalization, nested)})
+
+
+def _known(content: object, record: type, where: str) -> dict[str, object]:
+    """`content` as a dict whose keys are all fields of `record`."""
+    if not isinstance(content, dict):
+        raise ModelError(f"{where} must be a JSON object, not {content!r}")
+    names = [f.name for f in fields(record)]
+    for key in content:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(names)}"
+            raise ModelError(f"{where} has the unknown key {key!r}{hint}")
+    return dict(content)
+
+
+def _built(make: Callable[..., Built], content: Mapping[str, object]) -> Built:
+    try:
+        return make(**content)
+    except TypeError as error:
+        raise ModelError(f"the model card is incomplete or has a value of the wrong type: {error}") from error
+
+
+def _number(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ModelError(f"{key} must be a finite number, not {value!r}")
+    return float(value)
+
+
+def _numbers(key: str, values: object) -> tuple[float, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ModelError(f"{key} must be a sequence of numbers, not {values!r}")
+    return tuple(_number(key, value) for value in values)
