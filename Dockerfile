@@ -1,0 +1,85 @@
+# syntax=docker/dockerfile:1
+#
+# One image for the command line and for Prefect workers, on GPU or CPU.
+#
+#   docker build -t scenemill .
+#   docker run --rm --gpus all -v "$PWD:/work" scenemill segment scene.tif --model model.safetensors --out out
+#
+# A Prefect worker of a process pool (flows run inside this container, see prefect.yaml):
+#
+#   docker run --rm --gpus all -e PREFECT_API_URL=http://prefect.example:4200/api -v "$PWD:/work" \
+#       --entrypoint prefect scenemill worker start --pool local-proc --type process
+#
+# On Linux x86-64 the torch wheel of PyPI brings its CUDA libraries along; the host needs only the NVIDIA
+# driver and the NVIDIA container toolkit. A smaller image without CUDA, or another CUDA version:
+#
+#   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu -t scenemill:cpu .
+#   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 -t scenemill:cu130 .
+
+ARG PYTHON=3.11
+
+# ---- build: a virtual environment with the versions of constraints.txt, and nothing else of this stage
+FROM python:${PYTHON}-slim-bookworm AS build
+
+# The torch to install; keep it equal to the pin in constraints.txt.
+ARG TORCH=torch==2.13.0
+# The index torch alone is taken from.
+ARG TORCH_INDEX=https://pypi.org/simple
+
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
+
+RUN python -m venv /opt/scenemill
+ENV PATH=/opt/scenemill/bin:$PATH
+
+WORKDIR /src
+COPY constraints.txt ./
+# torch first and alone: its layer is large and changes rarely. The PyTorch index has torch's own
+# dependencies; everything else comes from PyPI below.
+RUN pip install --index-url "${TORCH_INDEX}" --extra-index-url https://pypi.org/simple "${TORCH}" -c constraints.txt
+
+# The dependencies next, from the constraints alone: source changes do not reinstall them.
+COPY pyproject.toml README.md LICENSE ./
+RUN mkdir -p pipeline flows \
+    && printf '__version__ = "0"\n' > pipeline/__init__.py \
+    && pip install -c constraints.txt . \
+    && pip uninstall --yes scenemill
+
+COPY pipeline pipeline
+COPY flows flows
+RUN pip install --no-deps . \
+    && pip check
+
+# ---- run: the environment, a C compiler, an unprivileged user
+FROM python:${PYTHON}-slim-bookworm AS run
+
+# torch.compile builds its kernel launchers with a C compiler on first use; g++ serves its CPU kernels.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+
+RUN groupadd --gid 10001 scenemill \
+    && useradd --uid 10001 --gid scenemill --create-home scenemill \
+    && install --directory --owner scenemill --group scenemill /work
+
+COPY --from=build /opt/scenemill /opt/scenemill
+# For `prefect deploy` and as the working folder of the deployments in prefect.yaml.
+COPY --chown=scenemill:scenemill prefect.yaml /app/prefect.yaml
+COPY --chown=scenemill:scenemill flows /app/flows
+COPY --chown=scenemill:scenemill configs /app/configs
+
+# PYTHONUNBUFFERED: logs appear as they are written. DO_NOT_TRACK and the rest: Prefect sends no telemetry.
+ENV PATH=/opt/scenemill/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    DO_NOT_TRACK=1 \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+USER scenemill
+WORKDIR /work
+VOLUME ["/work"]
+ENTRYPOINT ["scenemill"]
+CMD ["--help"]

@@ -1,0 +1,50 @@
+# Scenemill: every command of the README and of the checks. `make` alone lists them.
+# Needs Python 3.11 to 3.13 and make; everything else is installed into .venv on first use.
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell $(p) -c $(FITS) 2>/dev/null),$(p))))
+FITS := 'import sys; print("yes") if (3, 11) <= sys.version_info < (3, 14) else None'
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all pytest lint format bench clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## create .venv with the tested versions (constraints.txt)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 to 3.13 found: install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## make a town, segment it through the flow, score it against the truth (3 minutes)
+	$(BIN)/scenemill demo --out demo-out
+
+test: lint pytest  ## lint and every test that is not marked slow (under 12 minutes)
+
+test-all: lint  ## lint and every test
+	$(BIN)/python -m pytest -m ''
+
+pytest: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## formatting, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## rewrite the code in the common style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## print the figures that the docs quote
+	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/polygons.py
+
+clean:  ## remove what the commands above made, and the environment
+	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
