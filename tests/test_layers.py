@@ -1,0 +1,215 @@
+"""The import table of the design, read from the code: who may import whom, and who may open files."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+RANKS: tuple[tuple[str, ...], ...] = (
+    ("errors", "scoring"),
+    ("grid",),
+    ("scene", "bands", "location", "card", "checkpoint", "unet", "tiling", "normalize", "decide", "town"),
+    ("batches", "engine", "blend", "mosaic", "tracing", "vectorize", "shaping", "export")
+    + ("distribute", "journal", "report"),
+    ("training", "catalog", "config", "segment"),
+    ("cli", "demo"),
+)
+"""Rooms from the ground up: a module imports its own rank and those before it, never a later one."""
+
+PIPELINE_ONLY_IN: dict[str, tuple[str, ...]] = {
+    "prefect": (),
+    "dask": ("batches", "distribute", "catalog"),
+    "distributed": ("distribute",),
+    "pydantic": ("config",),
+    "torch": ("unet", "checkpoint", "engine", "blend", "training"),
+    "safetensors": ("checkpoint",),
+    "geopandas": ("export", "catalog", "training"),
+    "pyogrio": ("export", "catalog", "training"),
+    "numba": ("tracing", "decide", "vectorize"),
+    "cyclopts": ("cli",),
+    "PIL": ("report",),
+}
+"""Third-party packages that only these rooms of `pipeline/` may import, lazily or not."""
+
+OPENS_RASTERS = ("scene", "mosaic", "town")
+"""Rooms that may call `rasterio.open` and its like; `town` writes the scene that it invents."""
+
+OPENERS = {"open", "MemoryFile", "WarpedVRT", "copy", "band"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """One import statement of a source file."""
+
+    room: str
+    """First name below `pipeline`, e.g. `training` for pipeline/training/losses.py; "" for the package itself."""
+    target: str
+    """The dotted name that is imported, with the imported name where it may be a module."""
+    where: str
+    """File and line, for the message."""
+    lazy: bool
+    """True inside a function: it runs when called, not on import."""
+
+
+def parsed(folder: str) -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        yield path, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports_of(folder: str) -> list[Import]:
+    return [found for path, tree in parsed(folder) for found in _imports(path, tree)]
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[1]
+    name = first.removesuffix(".py")
+    if name == "__init__":
+        return ""
+    return next((room for rank in RANKS for room in rank if name == room or name.startswith(f"{room}_")), name)
+
+
+def _imports(path: Path, tree: ast.Module) -> Iterator[Import]:
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        names = _names(node)
+        where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        for name in names:
+            yield Import(room=room_of(path), target=name, where=where, lazy=id(node) in inside)
+
+
+def _names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def test_every_module_has_a_rank():
+    known = {room for rank in RANKS for room in rank} | {""}
+    rooms = {room_of(path): path.name for path, _ in parsed("pipeline")}
+    assert sorted(set(rooms) - known) == [], "give the new module a place in RANKS"
+
+
+def test_imports_point_to_the_ground():
+    rank_of = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
+    upward = [
+        f"{each.where}: {each.room} imports {each.target}"
+        for each in imports_of("pipeline")
+        if each.room and each.target.startswith("pipeline.")
+        if rank_of.get(each.target.split(".")[1], 0) > rank_of.get(each.room, len(RANKS))
+    ]
+    assert upward == []
+
+
+@pytest.mark.parametrize("package", PIPELINE_ONLY_IN)
+def test_a_package_is_imported_only_in_its_rooms(package: str):
+    strangers = [
+        f"{each.where}: {each.room} imports {each.target}"
+        for each in imports_of("pipeline")
+        if each.target.split(".")[0] == package and each.room not in PIPELINE_ONLY_IN[package]
+    ]
+    assert strangers == []
+
+
+def test_the_library_does_not_know_the_flows_but_for_the_command_line():
+    strangers = [
+        f"{each.where}: {each.room} imports {each.target}"
+        for each in imports_of("pipeline")
+        if each.target.split(".")[0] == "flows" and not (each.lazy and each.room in ("cli", "demo"))
+    ]
+    assert strangers == []
+
+
+def test_flows_reach_the_steps_only_through_the_library():
+    allowed = {"catalog", "config", "segment", "training", "errors", "card", "engine", "report", "demo", "town", ""}
+    strangers = [
+        f"{each.where}: {each.target}"
+        for each in imports_of("flows")
+        if each.target.startswith("pipeline.") and each.target.split(".")[1] not in allowed
+    ]
+    assert strangers == []
+
+
+def test_rasters_are_opened_only_where_files_are_opened():
+    strangers = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path, tree in parsed("pipeline")
+        for node in ast.walk(tree)
+        if _opens_raster(node) and room_of(path) not in OPENS_RASTERS
+    ]
+    assert strangers == []
+
+
+def _opens_raster(node: ast.AST) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return node.module in ("rasterio", "rasterio.io") and bool(OPENERS & {alias.name for alias in node.names})
+    if not isinstance(node, ast.Attribute) or node.attr not in OPENERS:
+        return False
+    owner = node.value
+    return isinstance(owner, ast.Name) and owner.id == "rasterio"
+
+
+def test_nothing_executes_a_pickle():
+    strangers = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+        for folder in ("pipeline", "flows")
+        for path, tree in parsed(folder)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "pickle.load", "pickle.loads")
+    ]
+    assert strangers == []
+
+
+def test_only_the_command_line_prints():
+    printing = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in ("pipeline", "flows")
+        for path, tree in parsed(folder)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if folder == "flows" or room_of(path) not in ("cli", "demo")
+    ]
+    assert printing == []
+
+
+def test_no_module_is_a_box_of_odds_and_ends():
+    banned = {"utils", "util", "common", "helpers", "core", "base", "manager", "misc"}
+    assert [path.name for folder in ("pipeline", "flows") for path, _ in parsed(folder) if path.stem in banned] == []
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Names of all modules in a fresh interpreter after `statement`."""
+    script = f"{statement}\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_library_is_light():
+    assert loaded_after("import pipeline") & {"torch", "numpy", "rasterio", "prefect", "dask", "geopandas"} == set()
+
+
+def test_a_model_card_needs_no_torch():
+    assert "torch" not in loaded_after("from pipeline import ModelCard")
+
+
+def test_help_is_light():
+    if not (ROOT / "pipeline" / "cli.py").exists():
+        pytest.skip("no command line yet")
+    help_text = "import pipeline.cli\ntry: pipeline.cli.main(['--help'])\nexcept SystemExit: pass"
+    heavy = {"torch", "prefect", "geopandas", "dask", "distributed", "numba"}
+    assert loaded_after(help_text) & heavy == set()
