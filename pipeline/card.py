@@ -45,9 +45,10 @@ class Normalization:
         for key in ("gain", "bias"):
             object.__setattr__(self, key, _numbers(f"normalization.{key}", getattr(self, key)))
         if self.clip is not None:
-            object.__setattr__(self, "clip", _numbers("normalization.clip", self.clip))
-            if len(self.clip) != 2 or not self.clip[0] < self.clip[1]:
+            clip = _numbers("normalization.clip", self.clip)
+            if len(clip) != 2 or not clip[0] < clip[1]:
                 raise ModelError(f"normalization.clip must be (low, high) with low < high, not {self.clip}")
+            object.__setattr__(self, "clip", clip)
         if 0 in self.gain:
             raise ModelError(f"normalization.gain must not be 0, which erases a band: {self.gain}")
         if self.gain and self.bias and len(self.gain) != len(self.bias):
