@@ -17,8 +17,19 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("errors", "scoring"),
     ("grid",),
     ("scene", "bands", "location", "card", "checkpoint", "unet", "tiling", "normalize", "decide", "town"),
-    ("batches", "engine", "blend", "mosaic", "tracing", "vectorize", "shaping", "export")
-    + ("distribute", "journal", "report"),
+    (
+        "batches",
+        "engine",
+        "blend",
+        "mosaic",
+        "tracing",
+        "vectorize",
+        "shaping",
+        "export",
+        "distribute",
+        "journal",
+        "report",
+    ),
     ("training", "catalog", "config", "segment"),
     ("cli", "demo"),
 )
