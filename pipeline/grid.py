@@ -27,7 +27,7 @@ LONGEST_EDGE_M = 5_000.0
 
 @dataclass(frozen=True, kw_only=True)
 class RasterGrid:
-    """Where the pixels of a raster lie: `x, y = transform * (col, row)` for pixel corners."""
+    """Where the pixels of a raster lie: `x, y = transform @ (col, row)` for pixel corners."""
 
     crs: CRS
     """Coordinate reference system of `transform`'s output."""
@@ -57,7 +57,7 @@ class RasterGrid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """`(left, bottom, right, top)` in CRS units, also of a rotated or south-up grid."""
-        corners = [self.transform * xy for xy in ((0, 0), (self.width, 0), (0, self.height), (self.width, self.height))]
+        corners = [self.transform @ xy for xy in ((0, 0), (self.width, 0), (0, self.height), (self.width, self.height))]
         xs, ys = zip(*corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
@@ -71,15 +71,15 @@ class RasterGrid:
     def resolution_m(self) -> float:
         """Side in metres of a square with the true area of the centre pixel."""
         row, col = self.height // 2, self.width // 2
-        corners = [self.transform * xy for xy in ((col, row), (col + 1, row), (col + 1, row + 1), (col, row + 1))]
+        corners = [self.transform @ xy for xy in ((col, row), (col + 1, row), (col + 1, row + 1), (col, row + 1))]
         area_m2, _ = measure_on_ground(shapely.polygons([corners]), self.crs)
         return float(np.sqrt(area_m2[0]))
 
     def part(self, window: Window) -> RasterGrid:
-        """The grid of a window: `part(w).transform * (0, 0) == transform * (w.col_off, w.row_off)`."""
+        """The grid of a window: `part(w).transform @ (0, 0) == transform @ (w.col_off, w.row_off)`."""
         shift = Affine.translation(window.col_off, window.row_off)
         return RasterGrid(
-            crs=self.crs, transform=self.transform * shift, height=int(window.height), width=int(window.width)
+            crs=self.crs, transform=self.transform @ shift, height=int(window.height), width=int(window.width)
         )
 
     def resampled(self, resolution_m: float) -> RasterGrid:
@@ -87,7 +87,7 @@ class RasterGrid:
         ratio = resolution_m / self.resolution_m
         height, width = max(1, round(self.height / ratio)), max(1, round(self.width / ratio))
         scale = Affine.scale(self.width / width, self.height / height)
-        return RasterGrid(crs=self.crs, transform=self.transform * scale, height=height, width=width)
+        return RasterGrid(crs=self.crs, transform=self.transform @ scale, height=height, width=width)
 
 
 def measure_on_ground(
@@ -129,7 +129,10 @@ def measure_on_ground(
     ring_area = np.abs(np.bincount(ring_of_vertex[:-1], slab, minlength=len(rings))) * geod.a**2 / 2
     ring_length = np.bincount(ring_of_vertex[:-1], length, minlength=len(rings))
     n = len(geometries)
-    return np.bincount(owner, sign * ring_area, minlength=n), np.bincount(owner, ring_length, minlength=n)
+    area_m2, perimeter_m = (np.zeros(n) for _ in range(2))
+    np.add.at(area_m2, owner, sign * ring_area)
+    np.add.at(perimeter_m, owner, ring_length)
+    return area_m2, perimeter_m
 
 
 def _to_lonlat(crs: CRS) -> Transformer:
@@ -169,9 +172,9 @@ def _rings_of(
 def _authalic_q(sin_lat: NDArray[np.float64], es: float) -> NDArray[np.float64]:
     """Snyder 1987, eq. 3-12: `q(phi)`; the area between two latitudes is `a^2/2 * dlambda * dq`."""
     if es == 0:
-        return 2 * sin_lat
+        return np.asarray(2 * sin_lat)
     e = np.sqrt(es)
-    return (1 - es) * (sin_lat / (1 - es * sin_lat**2) + np.arctanh(e * sin_lat) / e)
+    return np.asarray((1 - es) * (sin_lat / (1 - es * sin_lat**2) + np.arctanh(e * sin_lat) / e))
 
 
 def _edge_m(

@@ -1,0 +1,194 @@
+"""YAML and `section.key=value` -> frozen, checked settings; the only place that knows of either.
+
+Every module owns its own section, a frozen dataclass whose fields are the keys and whose
+`__post_init__` holds the rules. Here they are put together, and whatever is wrong with a file is said
+with the file, the key, the value and the rule before any work starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from pipeline.blend import Blend
+from pipeline.distribute import DistributeSpec
+from pipeline.engine import InferenceSpec
+from pipeline.errors import SettingsError
+from pipeline.mosaic import MosaicSpec
+from pipeline.scene import ReadingSpec
+from pipeline.shaping import PolygonSpec
+from pipeline.tiling import TilingSpec
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSpec:
+    """Everything that can be set about segmenting scenes, one section per module."""
+
+    reading: ReadingSpec = field(default_factory=ReadingSpec)
+    """How scenes are read."""
+    tiling: TilingSpec = field(default_factory=TilingSpec)
+    """How they are cut into tiles."""
+    blend: Blend = "hann"
+    """How overlapping tiles become one mosaic; `exact` equals one pass over the whole scene."""
+    inference: InferenceSpec = field(default_factory=InferenceSpec)
+    """How the network is run."""
+    mosaic: MosaicSpec = field(default_factory=MosaicSpec)
+    """How probabilities are stored."""
+    polygons: PolygonSpec = field(default_factory=PolygonSpec)
+    """How the mask becomes polygons."""
+    distribute: DistributeSpec = field(default_factory=DistributeSpec)
+    """Where the work runs; never changes the result."""
+
+    def result_settings(self) -> dict[str, object]:
+        """The settings that change the result, as plain JSON values."""
+        plain = dataclasses.asdict(self)
+        del plain["distribute"], plain["inference"]["batch_size"], plain["reading"]["threads"]
+        return plain
+
+
+def load_settings(
+    kind: type[Settings], file: Path | None = None, overrides: Sequence[str] = (), **sections: Mapping[str, object]
+) -> Settings:
+    """Read settings of a kind, e.g. `SegmentSpec`, from a YAML file and overrides.
+
+    Args:
+        kind: the frozen dataclass wanted.
+        file: a YAML mapping of its keys, or None for all defaults.
+        overrides: `section.key=value` (YAML values), stronger than the file.
+        sections: whole or partial sections, stronger than both.
+
+    Raises:
+        SettingsError: with file, key, value and rule.
+    """
+    values = _read_yaml(file) if file else {}
+    _check_keys(kind, values, place=str(file) if file else "settings")
+    for override in overrides:
+        path, value = _parse_override(override)
+        addition = _nested(path, value)
+        _check_keys(kind, addition, place=f"--set {override}")
+        values = _merge(values, addition)
+    for name, section in sections.items():
+        values = _merge(values, {name: section})
+    return build_settings(kind, values, place=str(file) if file else "settings")
+
+
+def build_settings(kind: type[Settings], values: Mapping[str, object], *, place: str) -> Settings:
+    """Settings of a kind from nested plain values; `place` names their origin in errors.
+
+    Raises:
+        SettingsError: an unknown key, a value of the wrong type, or a broken rule.
+    """
+    _check_keys(kind, values, place=place)
+    settings: Settings = _build(kind, values, place, ())
+    return settings
+
+
+def _build(kind: Any, values: Mapping[str, object], place: str, path: tuple[str, ...]) -> Any:
+    """Build innermost sections first, so that each broken rule is reported with its key."""
+    hints = get_type_hints(kind)
+    ready: dict[str, object] = {}
+    for key, value in values.items():
+        hint, here = hints[key], (*path, key)
+        if dataclasses.is_dataclass(hint):
+            if value is not None:
+                ready[key] = _build(hint, _section(value, place, here), place, here)
+            continue
+        try:
+            adapter: TypeAdapter[object] = TypeAdapter(hint, config=ConfigDict(strict=False))
+            ready[key] = adapter.validate_python(_no_bool_as_number(value, hint))
+        except ValidationError as error:
+            raise SettingsError(f"{place}: {'.'.join(here)} = {value!r}: {_rule(error)}") from error
+    try:
+        return kind(**ready)
+    except SettingsError as error:
+        prefix = "".join(f"{name}." for name in path)
+        text = str(error)
+        raise SettingsError(f"{place}: {text if prefix and text.startswith(prefix) else prefix + text}") from error
+
+
+def _section(value: object, place: str, path: tuple[str, ...]) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise SettingsError(f"{place}: {'.'.join(path)} must be a section of keys, not {value!r}")
+    return value
+
+
+def _no_bool_as_number(value: object, hint: Any) -> object:
+    """YAML's true and false are no numbers, though Python counts with them."""
+    return str(value).lower() if isinstance(value, bool) and hint in (int, float, int | None, float | None) else value
+
+
+def _rule(error: ValidationError) -> str:
+    rules = list(dict.fromkeys(str(fault["msg"]) for fault in error.errors()))
+    return "; or ".join(rules)
+
+
+def _read_yaml(file: Path) -> dict[str, object]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(f"{file}: no such settings file; check --config") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{file}: must be a mapping of sections, not a {type(values).__name__}")
+    return values
+
+
+def _parse_override(override: str) -> tuple[list[str], object]:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise SettingsError(f"--set {override}: must read section.key=value, e.g. --set tiling.tile_size=256")
+    try:
+        return path.split("."), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {override}: the value is no valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _nested(path: Sequence[str], value: object) -> dict[str, object]:
+    return {path[0]: value if len(path) == 1 else _nested(path[1:], value)}
+
+
+def _merge(base: Mapping[str, object], addition: Mapping[str, object]) -> dict[str, object]:
+    merged = dict(base)
+    for key, value in addition.items():
+        former = merged.get(key)
+        both = isinstance(former, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(former, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _check_keys(kind: Any, values: object, *, place: str, path: tuple[str, ...] = ()) -> None:
+    if not isinstance(values, Mapping) or not dataclasses.is_dataclass(kind):
+        return
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            raise SettingsError(f"{place}: unknown key {'.'.join((*path, str(key)))}; {_advice(str(key), path, hints)}")
+        _check_keys(hints[key], value, place=place, path=(*path, key))
+
+
+def _advice(key: str, path: tuple[str, ...], known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"did you mean {'.'.join((*path, close[0]))}?"
+    inner = [
+        f"{name}.{key}"
+        for name, hint in known.items()
+        if dataclasses.is_dataclass(hint) and key in get_type_hints(hint)
+    ]
+    if inner:
+        return f"did you mean {inner[0]}?"
+    return f"known keys are {', '.join(sorted(known))}"

@@ -1,0 +1,139 @@
+"""Regions as tasks: one after another here, or on any dask.distributed cluster by address.
+
+On a cluster each region is one task of at least a second; work in flight is bounded; the predictor
+pickles as its path, and each worker process loads it once. Workers and client must see one file
+system under the output folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from pipeline.engine import ArrayFunction, Predictor
+from pipeline.errors import SettingsError, WorldError
+from pipeline.region import RegionJob, RegionResult, Watch, infer_region
+from pipeline.tiling import Region
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributeSpec:
+    """Where the regions of a scene run; changes the time taken, never the result."""
+
+    scheduler: str | None = None
+    """Address of a dask scheduler, e.g. `tcp://10.0.0.5:8786`; None runs in this process."""
+    regions: int = 0
+    """Regions a scene is cut into; 0 takes one here, and two per worker on a scheduler."""
+
+    def __post_init__(self) -> None:
+        if self.regions < 0:
+            raise SettingsError(f"regions must be at least 0, not {self.regions}")
+
+
+def run_regions(
+    job: RegionJob,
+    regions: Sequence[Region],
+    predictor: Predictor | ArrayFunction,
+    *,
+    client: Client | None = None,
+    watch: Watch | None = None,
+) -> Iterator[RegionResult]:
+    """Run every region, here or on the client's cluster, and yield results as they finish.
+
+    Raises:
+        WorldError: a worker was lost repeatedly.
+        ScenemillError: whatever a region raised.
+    """
+    if client is None:
+        return (infer_region(job, region, predictor, watch) for region in regions)
+    return _run_on_cluster(job, regions, predictor, client, watch)
+
+
+def connect(scheduler: str) -> Client:
+    """Connect to a scheduler that has at least one worker.
+
+    Raises:
+        WorldError: nobody answers, or no worker joins within 10 s.
+    """
+    from distributed import Client
+
+    try:
+        client = Client(scheduler, timeout=10)
+        client.wait_for_workers(1, timeout=10)
+    except (OSError, TimeoutError) as error:
+        raise WorldError(
+            f"no dask scheduler with a worker at {scheduler}: {error}; start them or correct --scheduler"
+        ) from error
+    return client
+
+
+def region_count(spec: DistributeSpec, client: Client | None) -> int:
+    """How many regions a scene is cut into."""
+    if spec.regions:
+        return spec.regions
+    return 1 if client is None else 2 * _workers(client)
+
+
+def _workers(client: Client) -> int:
+    return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+
+
+def _run_on_cluster(
+    job: RegionJob,
+    regions: Sequence[Region],
+    predictor: Predictor | ArrayFunction,
+    client: Client,
+    watch: Watch | None,
+) -> Iterator[RegionResult]:
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    resources = _device_resource(client)
+    shared = client.scatter((job, predictor), hash=False)
+    waiting = iter(regions)
+
+    def submit(count: int) -> list[object]:
+        return [
+            client.submit(
+                _infer_shared, shared, region, pure=False, retries=2, resources=resources, key=_key(job, region)
+            )
+            for region in islice(waiting, count)
+        ]
+
+    running = as_completed(submit(2 * _workers(client)))
+    try:
+        for future in running:
+            result: RegionResult = future.result()
+            if watch is not None:
+                watch(int(result.region.core.width * result.region.core.height))
+            for successor in submit(1):
+                running.add(successor)
+            yield result
+    except KilledWorker as error:
+        raise WorldError(
+            f"{job.scene.location}: a region killed its workers repeatedly: {error}; look at their memory"
+        ) from error
+    finally:
+        client.cancel([*running.futures])
+
+
+def _infer_shared(shared: tuple[RegionJob, Predictor | ArrayFunction], region: Region) -> RegionResult:
+    job, predictor = shared
+    return infer_region(job, region, predictor)
+
+
+def _device_resource(client: Client) -> dict[str, int] | None:
+    """`{"device": 1}` when workers declare such a resource, so that a device runs one region at a time."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return {"device": 1} if any("device" in worker["resources"] for worker in workers) else None
+
+
+def _key(job: RegionJob, region: Region) -> str:
+    from uuid import uuid4
+
+    return f"region-{job.scene.id}-{region.index}-{uuid4().hex[:8]}"

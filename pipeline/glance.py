@@ -1,0 +1,72 @@
+"""A scene at screen size, sampled from the strips as they pass, so no block is decoded for it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.batches import RawStrip
+
+SCREEN = 1600
+"""Longest side of a glance, px."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glance:
+    """Every `step`-th pixel of a window, starting at `step // 2` of the scene."""
+
+    top: int
+    """Row of the first pixel in the glance of the whole scene."""
+    left: int
+    """Column of it."""
+    pixels: NDArray[np.generic]
+    """`(bands, rows, columns)`, at most three bands, in the stored type."""
+
+
+class GlanceTaker:
+    """Collects the glance of one region's core."""
+
+    def __init__(self, shape: tuple[int, int], core: Window, bands: int, dtype: str) -> None:
+        """`shape` is the scene's; `core` the part that this region delivers."""
+        step = _step(shape)
+        self._rows = _samples(step, core.row_off, core.row_off + core.height)
+        self._cols = _samples(step, core.col_off, core.col_off + core.width)
+        pixels = np.zeros((min(bands, 3), len(self._rows), len(self._cols)), dtype)
+        self.glance = Glance(top=core_index(step, core.row_off), left=core_index(step, core.col_off), pixels=pixels)
+
+    def see(self, strip: RawStrip, top: int) -> None:
+        """Take what is wanted of a strip whose first pixel row is scene row `top` (below 0 where mirrored)."""
+        inside = (self._rows >= top) & (self._rows < top + strip.valid.shape[0])
+        rows, cols = self._rows[inside] - top, self._cols - strip.left
+        pixels = self.glance.pixels
+        pixels[:, inside] = strip.pixels[: len(pixels)][:, rows[:, None], cols]
+
+
+def core_index(step: int, first: int) -> int:
+    """How many sampled pixels lie before scene pixel `first`."""
+    return len(range(step // 2, first, step))
+
+
+def join_glances(glances: Sequence[Glance]) -> NDArray[np.generic]:
+    """The glance of the whole scene, `(bands, rows, columns)`, from those of its regions."""
+    rows = max(glance.top + glance.pixels.shape[1] for glance in glances)
+    cols = max(glance.left + glance.pixels.shape[2] for glance in glances)
+    first = glances[0].pixels
+    whole = np.zeros((len(first), rows, cols), first.dtype)
+    for glance in glances:
+        _, height, width = glance.pixels.shape
+        whole[:, glance.top : glance.top + height, glance.left : glance.left + width] = glance.pixels
+    return whole
+
+
+def _step(shape: tuple[int, int]) -> int:
+    return max(1, -(-max(shape) // SCREEN))
+
+
+def _samples(step: int, start: int, stop: int) -> NDArray[np.intp]:
+    places = np.arange(step // 2, stop, step)
+    return places[places >= start]

@@ -1,0 +1,127 @@
+"""What is done: content keys, and results that appear whole or not at all.
+
+A scene's outputs are written into a hidden work folder beside their target, and the folder takes the
+target's name when everything in it is complete. The report inside holds a content key made of what
+went in; a rerun with the same key finds its work done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.errors import WorldError
+from pipeline.scene import Scene
+
+RESULT_FORMAT = 1
+"""Raised whenever the same inputs give different outputs than before."""
+REPORT = "report.json"
+
+
+def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> str:
+    """Identity of a result: scene (name, size, time, header), model and every setting that changes it.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    what = {
+        "format": RESULT_FORMAT,
+        "scene": {**asdict(scene), "grid": _grid_facts(scene)},
+        "model": model_id,
+        "settings": settings,
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def finished_report(folder: Path, key: str | None) -> dict[str, object] | None:
+    """The report of a finished scene with this content key, or None."""
+    _heal(folder)
+    path = folder / REPORT
+    if key is None or not path.is_file():
+        return None
+    report: dict[str, object] = json.loads(path.read_text())
+    outputs = report.get("outputs")
+    complete = isinstance(outputs, dict) and all((folder / str(name)).is_file() for name in outputs.values())
+    return report if complete and report.get("content_key") == key else None
+
+
+@contextmanager
+def publishing(folder: Path) -> Iterator[Path]:
+    """A work folder that becomes `folder` on success and vanishes on failure.
+
+    The former `folder` stays whole until the new one replaces it; files in it that we did not write
+    are carried over.
+
+    Raises:
+        WorldError: the disk refuses.
+    """
+    work = folder.with_name(f".{folder.name}.partial")
+    try:
+        _heal(folder)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise WorldError(f"{folder}: cannot be written: {error}; check the disk and its permissions") from error
+    try:
+        yield work
+        _swap(work, folder)
+    except OSError as error:
+        raise WorldError(f"{folder}: writing failed: {error}; check the disk and run again") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small file beside its target, flush it to the disk, and rename it into place."""
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _swap(work: Path, folder: Path) -> None:
+    for path in work.iterdir():
+        _flush(path)
+    former = _former(folder)
+    if folder.exists():
+        shutil.rmtree(former, ignore_errors=True)
+        folder.rename(former)
+    work.rename(folder)
+    _flush(folder.parent)
+    if former.exists():
+        for path in former.iterdir():
+            if not (folder / path.name).exists():
+                path.rename(folder / path.name)
+        shutil.rmtree(former)
+
+
+def _heal(folder: Path) -> None:
+    """Undo a swap that was killed between its two renames."""
+    former = _former(folder)
+    if former.exists() and not folder.exists():
+        former.rename(folder)
+
+
+def _former(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.former")
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _grid_facts(scene: Scene) -> dict[str, object]:
+    grid = scene.grid
+    return {"crs": grid.crs.to_wkt(), "transform": tuple(grid.transform)[:6], "shape": grid.shape}

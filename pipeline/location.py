@@ -1,0 +1,134 @@
+"""Where a raster lies: a local path or an object-store address, and how GDAL reaches it.
+
+Schemes are an allow-list, so nothing in a catalog can make GDAL read what the operator did not name:
+GDAL's own virtual paths (`/vsi...`) and driver prefixes (`NETCDF:...`) are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+import rasterio
+
+from pipeline.errors import DamagedSceneError, SceneError
+
+_PREFIX_OF_SCHEME = {"s3": "/vsis3/", "https": "/vsicurl/https://", "http": "/vsicurl/http://"}
+
+_REMOTE_OPTIONS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_CONNECTTIMEOUT": "10",
+    "GDAL_HTTP_TIMEOUT": "120",
+    "GDAL_HTTP_MAX_RETRY": "4",
+    "GDAL_HTTP_RETRY_DELAY": "0.5",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
+    "VSI_CACHE": "TRUE",
+    "VSI_CACHE_SIZE": "67108864",
+}
+
+_MAGIC = {
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"II+\0": "a BigTIFF",
+    b"MM\0+": "a BigTIFF",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x89PNG": "a PNG picture",
+    b"<VRT": "a GDAL virtual raster (VRT)",
+    b"\0\0\0\x0cjP": "a JPEG 2000 file",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run git lfs pull",
+    b"PK\x03\x04": "a zip archive",
+    b"\x89HDF": "an HDF5 file",
+    b"<!DOCTYPE": "a web page, perhaps an error page saved under this name",
+    b"<html": "a web page, perhaps an error page saved under this name",
+}
+
+
+@dataclass(frozen=True)
+class Location:
+    """A raster's address as the user gave it, and GDAL's name for it."""
+
+    text: str
+    """What the user wrote."""
+    gdal_path: str
+    """What GDAL opens."""
+    is_remote: bool = False
+    """True when a network lies between."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def stem(self) -> str:
+        """The file name without folder and last suffix; names the scene."""
+        return PurePosixPath(unquote(urlsplit(self.text).path) if self.is_remote else Path(self.text).name).stem
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Size of a local file, None when remote."""
+        return None if self.is_remote else Path(self.gdal_path).stat().st_size
+
+    @property
+    def modified_ns(self) -> int | None:
+        """Modification time of a local file, None when remote."""
+        return None if self.is_remote else Path(self.gdal_path).stat().st_mtime_ns
+
+    @property
+    def has_vanished(self) -> bool:
+        """True when a local file is no longer there."""
+        return not self.is_remote and not Path(self.gdal_path).exists()
+
+    def environment(self) -> rasterio.Env:
+        """GDAL's settings for reading from here; use as a context manager around every GDAL call."""
+        return rasterio.Env(**(_REMOTE_OPTIONS if self.is_remote else {}))
+
+    def check_exists(self) -> None:
+        """Raise SceneError when a local file is missing, a folder, or empty."""
+        if self.is_remote:
+            return
+        path = Path(self.gdal_path)
+        if not path.exists():
+            raise SceneError(f"{self}: no such file; check the path")
+        if path.is_dir():
+            raise SceneError(f"{self}: a folder, not a raster file")
+        if path.stat().st_size == 0:
+            raise DamagedSceneError(f"{self}: an empty file (0 bytes); fetch it again")
+
+    def unreadable(self, drivers: Sequence[str], faults: list[str]) -> SceneError:
+        """The error for a local file that none of the allowed drivers opens."""
+        with Path(self.gdal_path).open("rb") as file:
+            head = file.read(64).lstrip()
+        kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+        allowed = ", ".join(drivers)
+        if kind in ("a TIFF", "a BigTIFF"):
+            return DamagedSceneError(
+                f"{self}: {kind} that cannot be opened: {faults[0]}; write or fetch it again{_codec(faults[0])}"
+            )
+        what = f"is {kind}" if kind else "is not a raster this system knows"
+        return SceneError(
+            f"{self}: {what}; allowed drivers are {allowed}. If you trust the file, convert it to GeoTIFF "
+            "or add its GDAL driver to reading.drivers"
+        )
+
+
+def resolve_location(location: str | Path) -> Location:
+    """Turn a path or address into a Location, refusing every scheme but the allowed ones.
+
+    Raises:
+        SceneError: a scheme or virtual path that is not allowed.
+    """
+    text = str(location)
+    if text.startswith("/vsi"):
+        raise SceneError(f"{text}: GDAL's virtual paths are not accepted; give a local path, s3:// or https:// address")
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Location(text, str(Path(text).expanduser()))
+    if scheme.lower() not in _PREFIX_OF_SCHEME:
+        raise SceneError(f"{text}: the scheme {scheme}:// is not accepted; use a local path, s3:// or https://")
+    return Location(text, _PREFIX_OF_SCHEME[scheme.lower()] + rest, is_remote=True)
+
+
+def _codec(fault: str) -> str:
+    return ", with a codec this build has (e.g. DEFLATE or ZSTD)" if "codec" in fault or "compression" in fault else ""

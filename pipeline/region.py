@@ -1,0 +1,190 @@
+"""One region from raster to finished rows: read, predict, blend, store.
+
+A region is what one process with one device does without asking anybody. Everything it needs travels
+in a RegionJob, which pickles; its result is a pair of plain GeoTIFFs that cover the region's core.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.batches import RawStrip, read_strips
+from pipeline.blend import Blend, Share, StripBlender, covering, plan_shares, to_levels
+from pipeline.card import ModelCard
+from pipeline.decide import decide
+from pipeline.engine import ArrayFunction, Engine, InferenceSpec, LoadedPredictor, Predictor, resolve_device
+from pipeline.glance import Glance, GlanceTaker
+from pipeline.levels import TOP_LEVEL, as_levels
+from pipeline.mosaic import MosaicSpec, StripWriter, mask_form, probability_form, write_cog
+from pipeline.normalize import input_transform
+from pipeline.scene import Scene
+from pipeline.tiling import Region, TilePlan
+
+WRITES_BEHIND = 2
+"""Finished strips that may wait for the disk; bounds the memory of write-behind."""
+
+Watch = Callable[[int], None]
+"""Told the number of scene pixels finished since the last call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionJob:
+    """What every region of a scene has in common."""
+
+    scene: Scene
+    """The scene."""
+    plan: TilePlan
+    """Its global tile plan."""
+    card: ModelCard
+    """What the predictor takes and gives."""
+    blend: Blend
+    """How tiles become one mosaic."""
+    inference: InferenceSpec
+    """How the predictor is run."""
+    mosaic: MosaicSpec
+    """How probabilities are stored."""
+    threshold: float | None
+    """Decides `mask.tif`; None is the card's."""
+    threads: int
+    """Decoding threads, 0 = one per CPU."""
+    tags: Mapping[str, str]
+    """Provenance, stored in the rasters."""
+    folder: Path
+    """Where region rasters go; every worker must see it."""
+
+    def path(self, kind: str, region: Region) -> Path:
+        """The file of one region: `kind` is `probability` or `mask`."""
+        return self.folder / f"{kind}-{region.index:05d}.tif"
+
+    def remove_parts(self, regions: Sequence[Region]) -> None:
+        """Delete the regions' rasters."""
+        for region in regions:
+            self.path("probability", region).unlink()
+            self.path("mask", region).unlink()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionResult:
+    """What one region did."""
+
+    region: Region
+    """Which one."""
+    tiles_run: int
+    """Tiles that went through the network."""
+    tiles_skipped: int
+    """Tiles without a valid pixel."""
+    valid_pixels: int
+    """Pixels of the core that are not nodata."""
+    glance: Glance
+    """The core at screen size."""
+
+
+def infer_region(
+    job: RegionJob, region: Region, predictor: Predictor | ArrayFunction, watch: Watch | None = None
+) -> RegionResult:
+    """Run a region and leave its `probability-` and `mask-` rasters in the job's folder."""
+    rows, cols = plan_shares(job.plan.rows, job.blend), plan_shares(job.plan.cols, job.blend)
+    run = _RegionRun(job, region, predictor, rows, cols)
+    grid = job.scene.grid.part(region.core)
+    with (
+        StripWriter(job.path("probability", region), probability_form(grid, job.card, job.mosaic, job.tags)) as writer,
+        StripWriter(job.path("mask", region), mask_form(grid, job.card, job.tags)) as mask_writer,
+        ThreadPoolExecutor(1, "write-behind") as behind,
+    ):
+
+        def write(stored: NDArray[np.generic]) -> None:
+            writer.write(stored)
+            mask_writer.write(decide(as_levels(stored), job.card, job.threshold, top=TOP_LEVEL[job.mosaic.dtype])[None])
+            if watch is not None:
+                watch(stored.shape[1] * stored.shape[2])
+
+        pending: deque[Future[None]] = deque()
+        for stored in run:
+            pending.append(behind.submit(write, stored))
+            if len(pending) > WRITES_BEHIND:
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+    return RegionResult(
+        region=region,
+        tiles_run=run.tiles_run,
+        tiles_skipped=run.tiles_total - run.tiles_run,
+        valid_pixels=run.valid_pixels,
+        glance=run.taker.glance,
+    )
+
+
+def join_regions(job: RegionJob, results: Sequence[RegionResult], folder: Path) -> None:
+    """Publish the regions' rasters as one `probability.tif` and one `mask.tif` in a folder."""
+    grid = job.scene.grid
+    forms = {
+        "probability": probability_form(grid, job.card, job.mosaic, job.tags),
+        "mask": mask_form(grid, job.card, job.tags),
+    }
+    for kind, form in forms.items():
+        parts = [(job.path(kind, result.region), result.region.core) for result in results]
+        write_cog(parts, folder / f"{kind}.tif", form, compress=job.mosaic.compress)
+
+
+class _RegionRun:
+    """Iterates over the stored rows of a region's core, top to bottom, and counts tiles."""
+
+    def __init__(
+        self,
+        job: RegionJob,
+        region: Region,
+        predictor: Predictor | ArrayFunction,
+        rows: tuple[Share, ...],
+        cols: tuple[Share, ...],
+    ) -> None:
+        core = region.core
+        self._job, self._core = job, core
+        self._span = slice(core.col_off, core.col_off + core.width)
+        self._tile_rows = covering(rows, core.row_off, core.row_off + core.height)
+        self._tile_cols = covering(cols, self._span.start, self._span.stop)
+        self._shares = rows
+        device = predictor.device if isinstance(predictor, LoadedPredictor) else resolve_device("cpu")
+        transform = input_transform(job.scene, job.card.normalization)
+        self._engine = Engine(predictor, job.card, transform, device=device, batch_size=job.inference.batch_size)
+        self._blender = StripBlender(rows, cols, span=self._span, classes=len(job.card.classes), device=device)
+        self.taker = GlanceTaker(job.scene.grid.shape, core, len(job.scene.bands), job.scene.dtype)
+        self.valid_pixels = 0
+        self.tiles_run = 0
+        self.tiles_total = len(self._tile_rows) * len(self._tile_cols)
+
+    def __iter__(self) -> Iterator[NDArray[np.generic]]:
+        job = self._job
+        strips = read_strips(job.scene, job.plan, self._tile_rows, self._tile_cols, threads=job.threads)
+        for strip in strips:
+            self._predict(strip)
+            self.taker.see(strip, job.plan.rows.starts[strip.row] - job.plan.rows.margin)
+            top, mean, valid = self._blender.end_strip(
+                strip.row, self._valid_share(strip), last=strip.row == self._tile_rows[-1]
+            )
+            first = max(self._core.row_off - top, 0)
+            stop = self._core.row_off + self._core.height - top
+            if first < min(stop, len(valid)):
+                self.valid_pixels += int(valid[first:stop].sum())
+                yield to_levels(mean[:, first:stop], valid[first:stop], job.mosaic.dtype)
+
+    def _predict(self, strip: RawStrip) -> None:
+        plan = self._job.plan
+        lefts = [plan.cols.starts[col] - plan.cols.margin for col in self._tile_cols]
+        for position, probabilities in self._engine.run_strip(strip, lefts, (plan.rows.tile, plan.cols.tile)):
+            self._blender.add(self._tile_cols[position], probabilities)
+            self.tiles_run += 1
+
+    def _valid_share(self, strip: RawStrip) -> torch.Tensor:
+        """Validity of the scene pixels that this strip contributes to."""
+        share, margin = self._shares[strip.row], self._job.plan.rows.margin
+        rows = slice(margin + share.skip, margin + share.skip + len(share.factor))
+        cols = slice(self._span.start - strip.left, self._span.stop - strip.left)
+        return torch.from_numpy(strip.valid[rows, cols])

@@ -1,0 +1,156 @@
+"""Numbers and pictures of a run: what a scene's task returns, and what stays beside its outputs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.journal import REPORT, write_durably
+
+Status = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneReport:
+    """What became of one scene; small and JSON-able."""
+
+    scene: str
+    """Scene id, the name of its folder."""
+    location: str
+    """Where the scene was read from."""
+    status: Status
+    """`done`, `skipped` (an equal result was there), or `failed`."""
+    reason: str | None = None
+    """Why it failed, in one paragraph."""
+    folder: str = ""
+    """Folder of the outputs."""
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    """Kind of output -> file name in `folder`."""
+    content_key: str | None = None
+    """Identity of the result, None for a predictor without identity."""
+    pixels: int = 0
+    """Pixels of the mosaic."""
+    valid_pixels: int = 0
+    """Those that are not nodata."""
+    tiles_run: int = 0
+    """Tiles that went through the network."""
+    tiles_skipped: int = 0
+    """Tiles without a valid pixel."""
+    polygons: int = 0
+    """Polygons written."""
+    area_m2: Mapping[str, float] = field(default_factory=dict)
+    """True area of the polygons of each class."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall time of each stage."""
+    model: str = ""
+    """SHA-256 of the checkpoint, or `function`."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Settings the result depends on."""
+    version: str = ""
+    """Scenemill's version."""
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, object]) -> SceneReport:
+        """The report that `asdict` and JSON made `record` of."""
+        return cls(**record)  # type: ignore[arg-type]
+
+    def skipped(self) -> SceneReport:
+        """This result, found again."""
+        return replace(self, status="skipped")
+
+
+class Stopwatch:
+    """Wall seconds of named stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the body under a name."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def write_report(folder: Path, report: SceneReport) -> None:
+    """Write `report.json`, the record that vouches for the outputs beside it."""
+    write_durably(folder / REPORT, json.dumps(asdict(report), indent=2, sort_keys=True) + "\n")
+
+
+def write_run(out_dir: Path, reports: Sequence[SceneReport]) -> Path:
+    """Write `run.json`: every scene with its status, and the counts."""
+    path = out_dir / "run.json"
+    counts = Counter(report.status for report in reports)
+    summary = {
+        "counts": {status: counts.get(status, 0) for status in ("done", "skipped", "failed")},
+        "scenes": [
+            {
+                "scene": report.scene,
+                "location": report.location,
+                "status": report.status,
+                "reason": report.reason,
+                "polygons": report.polygons,
+                "area_m2": dict(report.area_m2),
+                "seconds": dict(report.seconds),
+                "folder": report.folder,
+            }
+            for report in reports
+        ],
+    }
+    out_dir.mkdir(parents=True, exist_ok=True)
+    write_durably(path, json.dumps(summary, indent=2) + "\n")
+    return path
+
+
+def write_preview(
+    path: Path,
+    pixels: NDArray[np.generic],
+    mask: NDArray[np.uint8],
+    colours: Mapping[int, tuple[int, int, int, int]],
+) -> None:
+    """Draw the scene with the outlines of its classes.
+
+    Args:
+        path: the PNG.
+        pixels: `(bands, h, w)`; the first three are taken for red, green, blue, or the first for gray.
+        mask: `(h, w)` class values, 255 = nodata, drawn white.
+        colours: class value -> RGBA of its outline.
+    """
+    valid = mask != 255
+    picture = _stretched(pixels[:3] if len(pixels) >= 3 else pixels[:1], valid)
+    picture[~valid] = 255
+    for value, (red, green, blue, _) in colours.items():
+        if value not in (0, 255):
+            picture[_outline(mask == value)] = (red, green, blue)
+    Image.fromarray(picture).save(path, optimize=True)
+
+
+def _stretched(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Stretch the 2nd to 98th percentile of the valid pixels to 0..255, `(h, w, 3)`."""
+    bands = pixels.astype(np.float32)
+    usable = valid & np.isfinite(bands).all(axis=0)
+    if not usable.any():
+        return np.full((*valid.shape, 3), 255, np.uint8)
+    low, high = np.percentile(bands[:, usable], (2, 98))
+    scaled = np.clip((np.nan_to_num(bands) - low) / max(float(high - low), 1e-12), 0, 1) * 255
+    return np.ascontiguousarray(np.broadcast_to(scaled.astype(np.uint8), (3, *valid.shape)).transpose(1, 2, 0))
+
+
+def _outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of `inside` with a 4-neighbour outside it."""
+    padded = np.pad(inside, 1, mode="edge")
+    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inside & ~core

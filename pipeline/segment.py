@@ -1,0 +1,198 @@
+"""One scene from raster to polygons: the whole pipeline on one page. Start here.
+
+scene --describe--> grid --plan--> tiles, regions --infer--> strips --> mosaic --> polygons --> GeoPackage
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import __version__
+from pipeline.card import ModelCard
+from pipeline.config import SegmentSpec
+from pipeline.distribute import region_count, run_regions
+from pipeline.engine import ArrayFunction, LoadedPredictor, Predictor
+from pipeline.errors import ModelError
+from pipeline.export import PolygonTotals, write_polygons
+from pipeline.glance import join_glances
+from pipeline.journal import content_key, finished_report, publishing
+from pipeline.mosaic import MosaicReader, read_mask
+from pipeline.region import RegionJob, join_regions
+from pipeline.report import SceneReport, Stopwatch, write_preview, write_report
+from pipeline.scene import Scene, describe_scene
+from pipeline.shaping import PolygonSpec, shape_polygons
+from pipeline.tiling import plan_regions, plan_tiles, resolve_tiling
+from pipeline.vectorize import vectorize
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+OUTPUTS = {
+    "probability": "probability.tif",
+    "mask": "mask.tif",
+    "polygons": "polygons.gpkg",
+    "preview": "preview.png",
+}
+Watch = Callable[[str, int, int], None]
+"""Told `(stage, pixels done, pixels in all)` now and then."""
+
+
+def segment_scene(
+    scene: str | Path | Scene,
+    out_dir: str | Path,
+    *,
+    predictor: Predictor | ArrayFunction,
+    card: ModelCard | None = None,
+    spec: SegmentSpec | None = None,
+    client: Client | None = None,
+    watch: Watch | None = None,
+) -> SceneReport:
+    """Segment one scene into `out_dir/<scene id>/`: mosaic, mask, polygons, preview and report.
+
+    A scene whose result is already there, made of the same inputs, is skipped. Outputs appear whole
+    or not at all.
+
+    Args:
+        scene: a path or address, or what `describe_scene` made of it.
+        out_dir: where the scene's folder goes.
+        predictor: what `load_predictor` returned, a torch module, or a function on numpy arrays
+            `(N, bands, H, W) -> (N, classes, H, W)`.
+        card: what the predictor takes and gives; a loaded predictor brings its own.
+        spec: settings.
+        client: a dask.distributed client that runs the regions; None runs them here.
+        watch: told about progress.
+
+    Raises:
+        SceneError: the scene is refused or damaged.
+        ModelError: the predictor does not fit, or returns no probabilities.
+        SettingsError: tiling or blend do not suit the network.
+        WorldError: disk, network or workers failed; running again may help.
+    """
+    spec = spec or SegmentSpec()
+    card = _card_of(predictor, card)
+    tiling = resolve_tiling(spec.tiling, card, exact=spec.blend == "exact")
+    if not isinstance(scene, Scene):
+        scene = describe_scene(scene, spec.reading, card=card)
+    folder = Path(out_dir) / scene.id
+    report = _opening_report(scene, folder, predictor, card, spec)
+    if found := finished_report(folder, report.content_key):
+        return SceneReport.from_json(found).skipped()
+
+    plan = plan_tiles(scene.grid.shape, tiling)
+    regions = plan_regions(plan, rows=region_count(spec.distribute, client))
+    timer = Stopwatch()
+    with publishing(folder) as work:
+        job = RegionJob(
+            scene=scene,
+            plan=plan,
+            card=card,
+            blend=spec.blend,
+            inference=spec.inference,
+            mosaic=spec.mosaic,
+            threshold=spec.polygons.threshold,
+            threads=spec.reading.threads,
+            tags=_provenance(report),
+            folder=work.absolute(),
+        )
+        with timer.stage("infer"):
+            results = [*run_regions(job, regions, predictor, client=client, watch=_staged(watch, "infer", scene))]
+        with timer.stage("mosaic"):
+            join_regions(job, results, work)
+        with timer.stage("polygons"):
+            totals = vectorize_mosaic(work / OUTPUTS["probability"], work / OUTPUTS["polygons"], spec=spec.polygons)
+        with timer.stage("preview"):
+            glance = join_glances([result.glance for result in results])
+            write_preview(work / OUTPUTS["preview"], glance, *read_mask(work / OUTPUTS["mask"], glance.shape[1:]))
+        report = replace(
+            report,
+            valid_pixels=sum(result.valid_pixels for result in results),
+            tiles_run=sum(result.tiles_run for result in results),
+            tiles_skipped=sum(result.tiles_skipped for result in results),
+            polygons=totals.count,
+            area_m2=totals.area_m2,
+            seconds=timer.seconds,
+        )
+        job.remove_parts(regions)
+        write_report(work, report)
+    return report
+
+
+def vectorize_mosaic(mosaic: str | Path, target: str | Path, *, spec: PolygonSpec | None = None) -> PolygonTotals:
+    """Turn a probability mosaic into a file of whole polygons (GeoPackage, GeoParquet or FlatGeobuf).
+
+    Args:
+        mosaic: a `probability.tif` of ours.
+        target: `.gpkg`, `.parquet` or `.fgb`.
+        spec: threshold and shaping; the checkpoint's threshold when it says nothing.
+
+    Raises:
+        SceneError: the mosaic is not one of ours.
+    """
+    spec = spec or PolygonSpec()
+    with MosaicReader(Path(mosaic)) as source:
+        polygons = shape_polygons(vectorize(source, spec), source.grid, spec)
+        return write_polygons(
+            Path(target),
+            polygons,
+            crs=source.grid.crs,
+            scene_id=source.tags.get("SCENEMILL_SCENE", Path(mosaic).stem),
+            model_id=source.tags.get("SCENEMILL_MODEL", ""),
+            classes=[name for _, _, name in source.card.foreground],
+        )
+
+
+def _card_of(predictor: Predictor | ArrayFunction, card: ModelCard | None) -> ModelCard:
+    own = predictor.card if isinstance(predictor, LoadedPredictor) else None
+    if own is not None and card is not None and own != card:
+        raise ModelError("the predictor brings its own card and another one was given; leave card out")
+    found = own or card
+    if found is None:
+        raise ModelError("a plain predictor needs a card, e.g. ModelCard(bands=('red', ...), classes=('building',))")
+    return found
+
+
+def _opening_report(
+    scene: Scene, folder: Path, predictor: Predictor | ArrayFunction, card: ModelCard, spec: SegmentSpec
+) -> SceneReport:
+    """What is known before the work: identity and settings."""
+    loaded = predictor if isinstance(predictor, LoadedPredictor) else None
+    settings = {**spec.result_settings(), "card": card.to_json()}
+    return SceneReport(
+        scene=scene.id,
+        location=scene.location.text,
+        status="done",
+        folder=str(folder),
+        outputs=OUTPUTS,
+        content_key=content_key(scene, loaded.identity, settings) if loaded else None,
+        pixels=scene.grid.height * scene.grid.width,
+        model=loaded.sha256 if loaded else "function",
+        settings=settings,
+        version=__version__,
+    )
+
+
+def _provenance(report: SceneReport) -> dict[str, str]:
+    return {
+        "SCENEMILL_SCENE": report.scene,
+        "SCENEMILL_MODEL": report.model,
+        "SCENEMILL_KEY": report.content_key or "",
+        "SCENEMILL_VERSION": report.version,
+        "TIFFTAG_SOFTWARE": f"scenemill {report.version}",
+    }
+
+
+def _staged(watch: Watch | None, stage: str, scene: Scene) -> Callable[[int], None] | None:
+    """Count pixels of a stage for the watcher."""
+    if watch is None:
+        return None
+    total, done = scene.grid.height * scene.grid.width, 0
+
+    def advance(pixels: int) -> None:
+        nonlocal done
+        done += pixels
+        watch(stage, done, total)
+
+    return advance
