@@ -1,0 +1,93 @@
+"""The flow `segment-scenes`: one task per scene; one failing scene never stops the others.
+
+python -m flows.segment SCENE... --model MODEL --out OUT        ad hoc, no server needed
+prefect deployment run segment-scenes/nightly                    on a server, see prefect.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.states import Completed, Failed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.tasks import load_model, segment_one
+from pipeline.catalog import list_scenes
+from pipeline.config import SegmentSpec, build_settings
+from pipeline.report import SceneReport, write_run
+from pipeline.run import check_settings, failed_report
+
+
+@flow(
+    name="segment-scenes",
+    flow_run_name="segment-into-{out}",
+    task_runner=ThreadPoolTaskRunner(max_workers=2),
+    validate_parameters=True,
+)
+def segment_scenes(
+    scenes: list[str],
+    model: str,
+    out: str,
+    settings: dict[str, Any] | None = None,
+    device: str | None = None,
+) -> State[Any]:
+    """Segment scenes into `out/<scene id>/`.
+
+    Two scenes are in hand at once, so that one is vectorized while the next is inferred; a device
+    runs one at a time.
+
+    Args:
+        scenes: files, folders, globs, or `s3://` and `https://` addresses.
+        model: checkpoint.
+        out: folder of the results.
+        settings: the sections of a settings file, e.g. `{"tiling": {"tile_size": 256}}`.
+        device: overrides `inference.device`.
+
+    Returns:
+        Completed when every scene is done or skipped, else Failed; both carry the list of reports.
+    """
+    spec = build_settings(SegmentSpec, _with_device(settings, device), place="flow parameter settings")
+    entries = list_scenes(scenes)
+    check_settings(spec, load_model(model, spec.inference.device, spec.inference.precision))
+    futures = [segment_one.submit(entry, model, out, spec) for entry in entries]
+    reports = []
+    for entry, future in zip(entries, futures, strict=True):
+        future.wait()
+        result = future.state.result(raise_on_failure=False)
+        reports.append(result if isinstance(result, SceneReport) else failed_report(entry, result))
+    return summarise(reports, Path(out))
+
+
+def summarise(reports: Sequence[SceneReport], out: Path) -> State[Any]:
+    """Write `run.json` and the summary artifact, and settle the run's final state."""
+    write_run(out, reports)
+    create_table_artifact(key="segment-scenes", table=[_row(report) for report in reports], description=str(out))
+    failed = [report for report in reports if report.status == "failed"]
+    if failed:
+        reasons = "; ".join(f"{report.scene}: {report.reason}" for report in failed)
+        return Failed(message=f"{len(failed)} of {len(reports)} scenes failed: {reasons}", data=[*reports])
+    return Completed(message=f"{len(reports)} scenes", data=[*reports])
+
+
+def _with_device(settings: dict[str, Any] | None, device: str | None) -> dict[str, Any]:
+    settings = dict(settings or {})
+    return (
+        settings if device is None else {**settings, "inference": {**settings.get("inference", {}), "device": device}}
+    )
+
+
+def _row(report: SceneReport) -> dict[str, Any]:
+    return {
+        "scene": report.scene,
+        "status": report.status,
+        "polygons": report.polygons,
+        "area_m2": round(sum(report.area_m2.values()), 1),
+        "megapixels": round(report.pixels / 1e6, 1),
+        "seconds": round(sum(report.seconds.values()), 1),
+        "folder": report.folder,
+        "reason": report.reason or "",
+    }

@@ -1,0 +1,47 @@
+"""The tasks of our flows: each is one call into `pipeline`; retries and names are in the decorators."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import exponential_backoff
+
+from pipeline.catalog import CatalogEntry
+from pipeline.config import SegmentSpec
+from pipeline.engine import LoadedPredictor, load_predictor
+from pipeline.errors import WorldError
+from pipeline.report import SceneReport
+from pipeline.run import segment_entry
+
+
+def is_world_fault(task: Any, run: TaskRun, state: State[Any]) -> bool:
+    """Retry faults of disk, network and workers; bad data stays bad."""
+    return isinstance(state.result(raise_on_failure=False), WorldError)
+
+
+@lru_cache(maxsize=1)
+def load_model(path: str, device: str, precision: Any) -> LoadedPredictor:
+    """The model of a run, loaded once per process."""
+    return load_predictor(path, device, precision=precision)
+
+
+@task(
+    name="segment-scene",
+    task_run_name="{entry.id}",
+    tags=["scene"],
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_world_fault,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def segment_one(entry: CatalogEntry, model: str, out: str, spec: SegmentSpec) -> SceneReport:
+    """Segment one scene of a catalog into its folder under `out`."""
+    predictor = load_model(model, spec.inference.device, spec.inference.precision)
+    return segment_entry(entry, Path(out), predictor=predictor, spec=spec)

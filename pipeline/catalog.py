@@ -1,0 +1,73 @@
+"""Many scenes from few words: paths, globs, folders and addresses become a list of named scenes."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import SettingsError
+from pipeline.location import resolve_location
+
+SUFFIXES = (".tif", ".tiff", ".gtiff", ".vrt", ".jp2")
+"""Files of a folder that are taken for scenes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogEntry:
+    """One scene to be processed."""
+
+    id: str
+    """Unique in its catalog; names the scene's output folder."""
+    location: str
+    """Path or address."""
+
+
+def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
+    """Expand files, globs, folders (not their subfolders) and addresses, in order, each scene once.
+
+    A scene is called by its file stem; where stems collide, by folder and stem.
+
+    Raises:
+        SettingsError: a source matches nothing, or two scenes cannot be told apart.
+    """
+    locations = list(dict.fromkeys(place for source in sources for place in _expand(str(source))))
+    if not locations:
+        raise SettingsError("no scene given; name files, folders, globs, or s3:// and https:// addresses")
+    stems = [_tidy(resolve_location(location).stem) for location in locations]
+    counts = Counter(stem.lower() for stem in stems)
+    ids = [
+        stem if counts[stem.lower()] == 1 else _tidy(f"{Path(location).parent.name}_{stem}")
+        for stem, location in zip(stems, locations, strict=True)
+    ]
+    twice = [name for name, count in Counter(name.lower() for name in ids).items() if count > 1]
+    if twice:
+        same = [location for name, location in zip(ids, locations, strict=True) if name.lower() in twice]
+        raise SettingsError(f"these scenes would share one output folder, run them apart: {', '.join(same)}")
+    return tuple(CatalogEntry(id=name, location=location) for name, location in zip(ids, locations, strict=True))
+
+
+def _expand(source: str) -> list[str]:
+    if "://" in source or source.startswith("/vsi"):
+        return [source]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        if not found:
+            raise SettingsError(f"{source}: no scene in this folder; looked for {', '.join(SUFFIXES)}")
+        return found
+    if path.exists():
+        return [str(path)]
+    found = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    if not found:
+        what = "matches no file" if glob.has_magic(source) else "no such file or folder"
+        raise SettingsError(f"{source}: {what}; check the path")
+    return found
+
+
+def _tidy(name: str) -> str:
+    """A name that is safe as a folder: letters, digits, dot, dash and underscore, not hidden."""
+    return re.sub(r"[^\w.\-]+", "_", name).lstrip(".") or "scene"

@@ -1,0 +1,199 @@
+"""The `scenemill` command: thin; every command is one call into the library and a few lines to show it.
+
+Exit codes: 0 all done; 1 some scenes failed, the others are complete; 2 wrong usage or settings.
+Libraries are imported where a command needs them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import __version__
+from pipeline.errors import ScenemillError, SettingsError
+
+if TYPE_CHECKING:
+    from pipeline.report import SceneReport
+
+EXIT_DONE, EXIT_SOME_FAILED, EXIT_USAGE = 0, 1, 2
+
+app = App(
+    name="scenemill",
+    version=__version__,
+    help="Segment large georeferenced scenes: seamless probability mosaics and whole polygons.",
+)
+console = Console(stderr=True)
+
+ConfigFile = Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")]
+Overrides = Annotated[
+    tuple[str, ...],
+    Parameter(name="--set", help="One setting as section.key=value, e.g. --set tiling.tile_size=256; repeatable."),
+]
+Crs = Annotated[str | None, Parameter(help="CRS of scenes that carry none, e.g. EPSG:32633.")]
+
+
+@app.command
+def segment(
+    *scenes: Annotated[str, Parameter(help="Files, folders, globs, or s3:// and https:// addresses.")],
+    model: Annotated[Path, Parameter(help="Checkpoint (.safetensors) to run.")],
+    out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
+    config: ConfigFile = None,
+    overrides: Overrides = (),
+    crs: Crs = None,
+    scheduler: Annotated[str | None, Parameter(help="Address of a dask scheduler, e.g. tcp://host:8786.")] = None,
+) -> int:
+    """Segment scenes: probability mosaic, mask, polygons, preview and report for each."""
+    from pipeline.catalog import list_scenes
+    from pipeline.config import SegmentSpec, load_settings
+    from pipeline.distribute import connect
+    from pipeline.engine import load_predictor
+    from pipeline.progress import progress_bars, scene_watch
+    from pipeline.report import write_run
+    from pipeline.run import segment_catalog
+
+    spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, scheduler)])
+    entries = list_scenes(scenes)
+    predictor = load_predictor(model, spec.inference.device, precision=spec.inference.precision)
+    client = connect(spec.distribute.scheduler) if spec.distribute.scheduler else None
+    reports = []
+    try:
+        with progress_bars(console) as bars:
+            for report in segment_catalog(
+                entries,
+                out,
+                predictor=predictor,
+                spec=spec,
+                client=client,
+                watcher=lambda entry: scene_watch(bars, entry.id),
+            ):
+                reports.append(report)
+                _show_report(report)
+    finally:
+        if client is not None:
+            client.close()
+        if reports:
+            console.print(f"summary: {write_run(out, reports)}", highlight=False, soft_wrap=True)
+    return EXIT_SOME_FAILED if any(report.status == "failed" for report in reports) else EXIT_DONE
+
+
+@app.command
+def vectorize(
+    mosaic: Annotated[Path, Parameter(help="A probability.tif written by scenemill.")],
+    *,
+    out: Annotated[Path | None, Parameter(help=".gpkg, .parquet or .fgb; default: polygons.gpkg beside it.")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = (),
+) -> int:
+    """Make polygons again from an existing mosaic, with other settings and without inference."""
+    from pipeline.config import SegmentSpec, load_settings
+    from pipeline.segment import vectorize_mosaic
+
+    spec = load_settings(SegmentSpec, config, overrides)
+    target = out or mosaic.with_name("polygons.gpkg")
+    totals = vectorize_mosaic(mosaic, target, spec=spec.polygons)
+    console.print(f"{target}: {totals.count:,} polygons, {_areas(totals.area_m2)}", highlight=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+@app.command
+def inspect(
+    path: Annotated[str, Parameter(help="A scene, a checkpoint (.safetensors) or a mosaic.")],
+    *,
+    model: Annotated[Path | None, Parameter(help="Check whether the scene fits this checkpoint.")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = (),
+    crs: Crs = None,
+) -> int:
+    """Tell what a scene, checkpoint or mosaic is, and whether scene and model fit."""
+    from pipeline.config import SegmentSpec, load_settings
+    from pipeline.inspection import inspect_path
+
+    spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, None)])
+    kind, facts = inspect_path(path, spec.reading, model=model)
+    table = Table(title=f"{path}: {kind}", show_header=False, title_justify="left", box=None)
+    for name, value in facts:
+        table.add_row(f"[bold]{name}", value)
+    Console().print(table)
+    return EXIT_SOME_FAILED if facts[-1][1].startswith("no:") else EXIT_DONE
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path, Parameter(help="Folder for the scene and the results.")] = Path("demo-out"),
+    size: Annotated[int, Parameter(help="Side of the generated scene in pixels, at least 256.")] = 4096,
+    seed: Annotated[int, Parameter(help="Which town is generated.")] = 7,
+) -> int:
+    """Generate a town, segment it through the Prefect flow, and score the result against the truth."""
+    from flows.demo import run_demo
+
+    for line in run_demo(out, size=size, seed=seed):
+        console.print(line, highlight=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    debug: Annotated[bool, Parameter(negative="", help="Show tracebacks and debug messages.")] = False,
+) -> int:
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if debug:
+        logging.getLogger("pipeline").setLevel(logging.DEBUG)
+    try:
+        code = app(tokens, exit_on_error=False, result_action="return_value")
+    except ScenemillError as error:
+        if debug:
+            console.print_exception()
+        console.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        return EXIT_USAGE if isinstance(error, SettingsError) else EXIT_SOME_FAILED
+    return code if isinstance(code, int) else EXIT_DONE
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its code."""
+    try:
+        code = app.meta(arguments, exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        code = EXIT_USAGE
+    except KeyboardInterrupt:
+        console.print("stopped; finished scenes are complete, run again to continue", highlight=False)
+        code = 130
+    sys.exit(code if isinstance(code, int) else EXIT_DONE)
+
+
+def _shortcuts(crs: str | None, scheduler: str | None) -> list[str]:
+    given = {"reading.crs": crs, "distribute.scheduler": scheduler}
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def _show_report(report: SceneReport) -> None:
+    name = _escape(report.scene)
+    if report.status == "failed":
+        text = f"[bold red]failed[/]  {name}: {_escape(report.reason or '')}"
+    else:
+        seconds = sum(report.seconds.values())
+        rate = f", {report.pixels / seconds / 1e6:.1f} Mpx/s" if report.status == "done" and seconds else ""
+        text = (
+            f"[bold green]{report.status:7}[/] {name}: {report.polygons:,} polygons, {_areas(report.area_m2)}"
+            f"{rate} -> {_escape(report.folder)}"
+        )
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _areas(area_m2: object) -> str:
+    areas = dict(area_m2) if isinstance(area_m2, dict) else {}
+    return ", ".join(f"{name} {area:,.0f} m2" for name, area in areas.items()) or "no area"
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

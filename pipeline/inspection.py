@@ -1,0 +1,123 @@
+"""What a path is (scene, checkpoint or mosaic), as rows of facts, and whether scene and model fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.card import ModelCard
+from pipeline.checkpoint import describe_checkpoint
+from pipeline.errors import SceneError, ScenemillError
+from pipeline.grid import RasterGrid
+from pipeline.location import resolve_location
+from pipeline.mosaic import MosaicReader
+from pipeline.scene import ReadingSpec, Scene, describe_scene
+
+Fact = tuple[str, str]
+"""A name and its value, for a person to read."""
+
+
+def inspect_path(path: str, reading: ReadingSpec, *, model: Path | None = None) -> tuple[str, list[Fact]]:
+    """Tell what a path is.
+
+    Args:
+        path: a raster, an address, or a checkpoint.
+        reading: how a scene would be read.
+        model: a checkpoint; the scene is checked against it.
+
+    Returns:
+        `("checkpoint" | "mosaic" | "scene", facts)`; the last fact of a scene given a model is the verdict.
+
+    Raises:
+        ScenemillError: the path is none of them, or is refused.
+    """
+    if path.endswith(".safetensors"):
+        return "checkpoint", [*_checkpoint_facts(Path(path))]
+    if not resolve_location(path).is_remote:
+        try:
+            return "mosaic", [*_mosaic_facts(Path(path))]
+        except SceneError:
+            pass
+    facts = [*_scene_facts(describe_scene(path, reading))]
+    if model is not None:
+        facts.append(("fits model", _verdict(path, reading, describe_checkpoint(model).card)))
+    return "scene", facts
+
+
+def _verdict(path: str, reading: ReadingSpec, card: ModelCard) -> str:
+    try:
+        describe_scene(path, reading, card=card)
+    except ScenemillError as error:
+        return f"no: {error}"
+    return "yes"
+
+
+def _checkpoint_facts(path: Path) -> Iterator[Fact]:
+    facts = describe_checkpoint(path)
+    yield "sha256", facts.sha256
+    yield "architecture", ", ".join(f"{key} {value}" for key, value in facts.architecture.items())
+    yield "parameters", f"{facts.parameters:,}"
+    yield from _card_facts(facts.card)
+
+
+def _card_facts(card: ModelCard) -> Iterator[Fact]:
+    yield "bands", ", ".join(card.bands)
+    yield "classes", ", ".join(card.classes)
+    yield "activation", f"{card.activation} (the network returns {card.outputs})"
+    if card.activation == "sigmoid":
+        yield "threshold", f"{card.threshold:g}"
+    yield "source type", card.dtype or "any real type"
+    yield "resolution", f"{card.resolution_m:g} m" if card.resolution_m else "any"
+    yield "tile sizes", f"{card.size_offset} modulo {card.stride} px, margin {card.margin} px"
+    yield "receptive field", f"{card.receptive_field} px" if card.receptive_field else "unbounded"
+    for key, value in card.training.items():
+        yield f"training: {key}", str(value)
+
+
+def _mosaic_facts(path: Path) -> Iterator[Fact]:
+    with MosaicReader(path) as mosaic:
+        yield from _grid_facts(mosaic.grid)
+        yield "levels", f"0..{mosaic.levels} mean probability 0..1"
+        for tag, name in (("SCENE", "scene"), ("MODEL", "model"), ("VERSION", "written by scenemill")):
+            yield name, mosaic.tags.get(f"SCENEMILL_{tag}", "")
+        yield from _card_facts(mosaic.card)
+
+
+def _scene_facts(scene: Scene) -> Iterator[Fact]:
+    yield "driver", scene.driver
+    yield from _grid_facts(scene.grid)
+    yield "type", scene.dtype
+    yield "bands", ", ".join(f"{n}: {name}" for name, n in zip(scene.bands, scene.band_numbers, strict=True))
+    yield "blocks", f"{scene.block_shape[0]} x {scene.block_shape[1]} px"
+    yield "valid pixels", _validity(scene)
+    tags = [
+        f"{name} = pixel * {scale:g} + {offset:g}"
+        for name, scale, offset in zip(scene.bands, scene.scales, scene.offsets, strict=True)
+        if (scale, offset) != (1, 0)
+    ]
+    if tags:
+        yield "scale and offset", "; ".join(tags)
+
+
+def _grid_facts(grid: RasterGrid) -> Iterator[Fact]:
+    yield "size", f"{grid.height} rows x {grid.width} columns ({grid.height * grid.width / 1e6:,.1f} Mpx)"
+    epsg = grid.crs.to_epsg()
+    yield "CRS", f"EPSG:{epsg}" if epsg else grid.crs.to_wkt()[:100]
+    yield "ground pixel", f"{grid.resolution_m:.4g} m"
+    if not grid.is_north_up:
+        yield "orientation", f"not north-up: transform {tuple(round(v, 6) for v in tuple(grid.transform)[:6])}"
+
+
+def _validity(scene: Scene) -> str:
+    rules = []
+    values = sorted({value for value in scene.nodata if value is not None})
+    if values:
+        which = "all bands" if scene.nodata_when == "all_bands" else "any band"
+        rules.append(f"not {' or '.join(f'{value:g}' for value in values)} in {which}")
+    if scene.alpha_number:
+        rules.append(f"alpha band {scene.alpha_number} over 0")
+    if scene.mask != "none":
+        rules.append(f"{scene.mask} mask set")
+    if scene.dtype.startswith("float"):
+        rules.append("no NaN in any band")
+    return " and ".join(rules) or "all"

@@ -1,0 +1,49 @@
+"""Progress bars with pixels per second and time left; silent when nobody watches a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pipeline.segment import Watch
+
+
+class PixelRate(ProgressColumn):
+    """Megapixels per second of the stage at hand."""
+
+    def render(self, task: Task) -> Text:
+        """The rate, or blank before it is known."""
+        return Text(f"{task.speed / 1e6:6.2f} Mpx/s" if task.speed else "", style="cyan")
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[Progress]:
+    """A live display on a terminal, nothing elsewhere."""
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        PixelRate(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress
+
+
+def scene_watch(progress: Progress, scene_id: str) -> Watch:
+    """A callback that shows one scene's stages as one bar each."""
+    bars: dict[str, object] = {}
+
+    def watch(stage: str, done: int, total: int) -> None:
+        bar = bars.get(stage)
+        if bar is None:
+            bar = bars[stage] = progress.add_task(f"{scene_id} {stage}", total=total)
+        progress.update(bar, completed=done, visible=done < total)  # type: ignore[arg-type]
+
+    return watch
