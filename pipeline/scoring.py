@@ -1,0 +1,168 @@
+"""How good is a result against the truth: per object (polygons) and per pixel (masks).
+
+Pure arithmetic: no files, no models. Pixel scores add up, so a mask is scored block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+Polygons = Sequence[shapely.Geometry] | NDArray[np.object_]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectScore:
+    """How many true objects were found, and how many found objects are true."""
+
+    truth: int
+    """True objects."""
+    found: int
+    """Found objects."""
+    matched: int
+    """Pairs of a true and a found object, each used at most once."""
+    mean_iou: float
+    """Mean intersection over union of the pairs, 0..1; 0 without pairs."""
+
+    @property
+    def precision(self) -> float:
+        """Share of found objects that are true; 1 when nothing was found."""
+        return _ratio(self.matched, self.found)
+
+    @property
+    def recall(self) -> float:
+        """Share of true objects that were found; 1 when there is none."""
+        return _ratio(self.matched, self.truth)
+
+    @property
+    def f1(self) -> float:
+        """`2 * matched / (truth + found)`; 1 when both are empty."""
+        return _ratio(2 * self.matched, self.truth + self.found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelScore:
+    """Counts of one class's pixels; scores of blocks add up with `+`."""
+
+    hits: int = 0
+    """Pixels that are of the class and were found."""
+    false_alarms: int = 0
+    """Pixels that were found and are not of the class."""
+    misses: int = 0
+    """Pixels that are of the class and were not found."""
+
+    def __add__(self, other: PixelScore) -> PixelScore:
+        return PixelScore(
+            hits=self.hits + other.hits,
+            false_alarms=self.false_alarms + other.false_alarms,
+            misses=self.misses + other.misses,
+        )
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union; 1 when there is nothing to find and nothing was found."""
+        return _ratio(self.hits, self.hits + self.false_alarms + self.misses)
+
+    @property
+    def precision(self) -> float:
+        """Share of found pixels that are true; 1 when nothing was found."""
+        return _ratio(self.hits, self.hits + self.false_alarms)
+
+    @property
+    def recall(self) -> float:
+        """Share of true pixels that were found; 1 when there is none."""
+        return _ratio(self.hits, self.hits + self.misses)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall, also called Dice; 1 when both are empty."""
+        return _ratio(2 * self.hits, 2 * self.hits + self.false_alarms + self.misses)
+
+
+def score_polygons(truth: Polygons, found: Polygons, *, least_iou: float = 0.5) -> ObjectScore:
+    """Match found to true polygons where their intersection over union is more than `least_iou`.
+
+    Pairs are taken in order of falling IoU and each polygon at most once. When neither side overlaps
+    itself, no polygon has two partners above 0.5, so the matching is the only one there is.
+
+    Args:
+        truth: polygons or multipolygons; invalid ones are repaired for the comparison.
+        found: the same, in the same CRS. Both should be cut to the same valid area beforehand.
+        least_iou: bound that a pair must exceed, 0..1.
+
+    >>> square = shapely.box(0, 0, 10, 10)
+    >>> score_polygons([square], [shapely.box(0, 0, 10, 8), shapely.box(20, 0, 30, 10)]).f1
+    0.6666666666666666
+    """
+    true, seen = _valid(truth), _valid(found)
+    matched: list[float] = []
+    if len(true) and len(seen):
+        matched = _match(*_overlaps(true, seen), least_iou)
+    mean = float(np.mean(matched)) if matched else 0.0
+    return ObjectScore(truth=len(true), found=len(seen), matched=len(matched), mean_iou=mean)
+
+
+def score_pixels(
+    truth: NDArray[np.bool_], found: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None
+) -> PixelScore:
+    """Compare two masks of one class, or two blocks of them.
+
+    Args:
+        truth: True where the class is, any shape.
+        found: True where it was found, same shape.
+        valid: True where pixels count, same shape; all by default.
+
+    >>> score_pixels(np.array([True, True, False]), np.array([True, False, False])).iou
+    0.5
+    """
+    if valid is not None:
+        truth, found = truth & valid, found & valid
+    hits = int(np.count_nonzero(truth & found))
+    return PixelScore(
+        hits=hits,
+        false_alarms=int(np.count_nonzero(found)) - hits,
+        misses=int(np.count_nonzero(truth)) - hits,
+    )
+
+
+def _valid(polygons: Polygons) -> NDArray[np.object_]:
+    array = np.array(list(polygons), dtype=object)
+    broken = ~shapely.is_valid(array)
+    array[broken] = shapely.make_valid(array[broken])
+    return array
+
+
+def _overlaps(
+    truth: NDArray[np.object_], found: NDArray[np.object_]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+    """Index of the true, index of the found polygon and IoU of all pairs that touch."""
+    in_found, in_truth = shapely.STRtree(truth).query(found, predicate="intersects")
+    shared = shapely.area(shapely.intersection(truth[in_truth], found[in_found]))
+    together = shapely.area(truth)[in_truth] + shapely.area(found)[in_found] - shared
+    return in_truth, in_found, np.divide(shared, together, out=np.zeros(len(shared)), where=together > 0)
+
+
+def _match(
+    in_truth: NDArray[np.intp], in_found: NDArray[np.intp], iou: NDArray[np.float64], least_iou: float
+) -> list[float]:
+    """IoU of the pairs taken, best first, each index at most once; ties by index."""
+    used_truth: set[int] = set()
+    used_found: set[int] = set()
+    matched = []
+    for pair in np.lexsort((in_found, in_truth, -iou)):
+        if iou[pair] <= least_iou:
+            break
+        true, seen = int(in_truth[pair]), int(in_found[pair])
+        if true not in used_truth and seen not in used_found:
+            used_truth.add(true)
+            used_found.add(seen)
+            matched.append(float(iou[pair]))
+    return matched
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0
