@@ -3,10 +3,16 @@
 # One image for the command line and for Prefect workers, on GPU or CPU.
 #
 #   docker build -t scenemill .
-#   docker run --rm --gpus all -v "$PWD:/work" scenemill segment scene.tif --model model.safetensors --out out
+#   docker run --rm --gpus all --user "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD:/work" \
+#       scenemill segment scene.tif --model model.safetensors --out out
 #
-# A Prefect worker of a process pool (flows run inside this container, see prefect.yaml):
+# (--user makes the outputs yours; without it they belong to user 10001, who must be able to write there.)
 #
+# A Prefect worker of a process pool: flows run inside its container (see prefect.yaml). Deploy once from the
+# same image, so that runs find their code in /app:
+#
+#   docker run --rm -e PREFECT_API_URL=http://prefect.example:4200/api --workdir /app \
+#       --entrypoint prefect scenemill --no-prompt deploy --all
 #   docker run --rm --gpus all -e PREFECT_API_URL=http://prefect.example:4200/api -v "$PWD:/work" \
 #       --entrypoint prefect scenemill worker start --pool local-proc --type process
 #
@@ -43,7 +49,8 @@ COPY pyproject.toml README.md LICENSE ./
 RUN mkdir -p pipeline flows \
     && printf '__version__ = "0"\n' > pipeline/__init__.py \
     && pip install -c constraints.txt . \
-    && pip uninstall --yes scenemill
+    && pip uninstall --yes scenemill \
+    && rm -rf build pipeline flows scenemill.egg-info
 
 COPY pipeline pipeline
 COPY flows flows
@@ -69,10 +76,11 @@ COPY --chown=scenemill:scenemill prefect.yaml /app/prefect.yaml
 COPY --chown=scenemill:scenemill flows /app/flows
 COPY --chown=scenemill:scenemill configs /app/configs
 
-# PYTHONUNBUFFERED: logs appear as they are written. DO_NOT_TRACK and the rest: Prefect sends no telemetry.
+# Logs appear as they are written; compiled loops are kept where any user may write; no telemetry is sent.
 ENV PATH=/opt/scenemill/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    NUMBA_CACHE_DIR=/tmp/numba \
     DO_NOT_TRACK=1 \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     NVIDIA_VISIBLE_DEVICES=all \
