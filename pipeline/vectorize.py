@@ -1,0 +1,361 @@
+"""Mosaic -> whole polygons, block by block.
+
+Blocks are decided, labelled and traced in threads, a block row at a time. Components that touch no
+seam are finished at once; pieces on seams are united by a union-find on the components along the
+seam, wait until no block below can add to them, and are then joined edge by edge. Memory holds two
+block rows and the polygons that are still open, never all polygons. The polygons do not depend on
+the block size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.card import ModelCard
+from pipeline.decide import Decision, decide_apart, resolve_threshold
+from pipeline.errors import SettingsError
+from pipeline.grid import RasterGrid
+from pipeline.shaping import PolygonBatch, PolygonSpec
+from pipeline.tracing import BAD, Components, Rings, Seams, corner_pairs, label, trace, unique_rows, unite
+from pipeline.tracing_seams import join_rings
+
+BATCH_VERTICES = 500_000
+"""A batch ends with the polygon that reaches this many vertices."""
+
+
+class LevelSource(Protocol):
+    """Where probabilities come from; `read_levels` is called from several threads at once."""
+
+    @property
+    def grid(self) -> RasterGrid:
+        """Of the scene."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Of the model: classes, and how they are decided."""
+
+    @property
+    def levels(self) -> int:
+        """The level that means probability 1."""
+
+    def read_levels(self, window: Window) -> NDArray[np.uint16]:
+        """`(classes, height, width)` levels 0..`levels`; 65535 = invalid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """Whole components, ready to become polygons."""
+
+    table: Components
+    """The components."""
+    rings: Rings
+    """Their outlines, in any order."""
+    feature: NDArray[np.int64]
+    """`(n,)`: components with the same number are one feature; always different ones when 4-connected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPieces:
+    """What one block gives: components that are whole, and pieces that touch a seam."""
+
+    whole: Finished
+    """Components whose feature touches no seam."""
+    table: Components
+    """The other components: pieces."""
+    rings: Rings
+    """Outlines of the pieces, with every pixel corner along seams."""
+    links: NDArray[np.int64]
+    """`(k, 2)` pieces that meet in a corner and are one feature; empty when 4-connected."""
+    lines: dict[str, NDArray[np.int64]]
+    """`top`, `bottom`, `left`, `right` -> the piece of each pixel along that side of the block, `BAD` = none."""
+
+
+def vectorize(
+    source: LevelSource, spec: PolygonSpec, *, block_size: int = 2048, workers: int = 2
+) -> Iterator[PolygonBatch]:
+    """The whole polygons of a mosaic, on the pixel plane, lazily.
+
+    With the default spec `rasterize(polygons) == mask`, exactly. The set of polygons does not depend on
+    `block_size` and `workers`. Polygons come in the order of the block rows in which they end, within
+    those in the order of their first pixel.
+
+    Args:
+        source: of the probabilities.
+        spec: threshold, holes, simplifying, connectivity; the minimum area is `shape_polygons`' affair.
+        block_size: side of a block in pixels, at least 1.
+        workers: threads, at least 1.
+
+    Raises:
+        SettingsError: the block size is below 1, or the threshold does not suit the model.
+    """
+    if block_size < 1 or workers < 1:
+        raise SettingsError(f"block_size and workers must be >= 1, not {block_size} and {workers}")
+    resolve_threshold(source.card, spec.threshold, source.levels)
+    return _batches(source, spec, block_size, workers)
+
+
+def _batches(source: LevelSource, spec: PolygonSpec, block_size: int, workers: int) -> Iterator[PolygonBatch]:
+    joiners: dict[int, SeamJoiner] = {}
+    with ThreadPoolExecutor(workers, "vectorize") as pool:
+        rows = _block_rows(source, spec, block_size, pool)
+        count = -(-source.grid.height // block_size)
+        try:
+            for row, blocks in enumerate(rows, start=1):
+                finished = []
+                for layer, pieces in enumerate(zip(*blocks, strict=True)):
+                    joiner = joiners.setdefault(layer, SeamJoiner(block_size, spec.connectivity))
+                    finished += [block.whole for block in pieces]
+                    finished.append(joiner.add_row(pieces, is_last=row == count))
+                yield from build_batches(finished, source.levels, spec.connectivity)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _block_rows(
+    source: LevelSource, spec: PolygonSpec, block_size: int, pool: Executor
+) -> Iterator[list[list[BlockPieces]]]:
+    """The pieces of each block of a row, for each decision; the next row is under way meanwhile."""
+    height, width = source.grid.shape
+    ahead: deque[list[Future[list[BlockPieces]]]] = deque()
+    for top in range(0, height, block_size):
+        windows = [
+            Window(left, top, min(block_size, width - left), min(block_size, height - top))
+            for left in range(0, width, block_size)
+        ]
+        ahead.append([pool.submit(_trace_window, source, spec, window) for window in windows])
+        if len(ahead) == 2:
+            yield [future.result() for future in ahead.popleft()]
+    while ahead:
+        yield [future.result() for future in ahead.popleft()]
+
+
+def _trace_window(source: LevelSource, spec: PolygonSpec, window: Window) -> list[BlockPieces]:
+    """Read and decide one block, and trace each decision."""
+    height, width = source.grid.shape
+    seams = Seams(
+        top=window.row_off > 0,
+        bottom=window.row_off + window.height < height,
+        left=window.col_off > 0,
+        right=window.col_off + window.width < width,
+    )
+    levels = source.read_levels(window)
+    decisions = decide_apart(levels, source.card, spec.threshold, top=source.levels)
+    origin = (int(window.row_off), int(window.col_off))
+    return [trace_block(decision, seams, origin, spec) for decision in decisions]
+
+
+def trace_block(decision: Decision, seams: Seams, origin: tuple[int, int], spec: PolygonSpec) -> BlockPieces:
+    """Components and outlines of one block of the mask.
+
+    Args:
+        decision: the block's classes.
+        seams: its borders that are seams.
+        origin: `(row, col)` of the block in the scene.
+        spec: says the connectivity.
+    """
+    labels = label(decision.mask, decision.level, origin=origin)
+    rings = trace(labels, seams, origin=origin)
+    lines = {side: labels.line(side) for side in ("top", "bottom", "left", "right")}
+    n = len(labels.table)
+    links = corner_pairs(labels) if spec.connectivity == 8 else np.empty((0, 2), np.int64)
+    feature = unite(n, links)
+    is_piece = np.zeros(n, np.bool_)
+    for side in lines:
+        if getattr(seams, side):
+            is_piece[lines[side][lines[side] >= 0]] = True
+    is_piece = np.isin(feature, feature[is_piece])
+    pieces, whole = _numbered(is_piece), _numbered(~is_piece)
+    return BlockPieces(
+        whole=Finished(table=labels.table.take(~is_piece), rings=rings.select(whole), feature=feature[~is_piece]),
+        table=labels.table.take(is_piece),
+        rings=rings.select(pieces),
+        links=pieces[links[is_piece[links[:, 0]]]],
+        lines={side: _renamed(line, pieces) for side, line in lines.items()},
+    )
+
+
+def _renamed(line: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The new number of each pixel's component; `BAD` stays."""
+    renamed = np.full_like(line, BAD)
+    renamed[line >= 0] = number[line[line >= 0]]
+    return renamed
+
+
+def _numbered(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """0, 1, 2 ... for the chosen ones, -1 for the others."""
+    return np.where(chosen, np.cumsum(chosen) - 1, -1)
+
+
+_NO_PAIRS = np.empty((0, 2), np.int64)
+_NO_COMPONENTS = Components(
+    value=np.empty(0, np.uint8),
+    count=np.empty(0, np.int64),
+    total=np.empty(0, np.int64),
+    peak=np.empty(0, np.int64),
+    first=np.empty(0, np.int64),
+)
+_NO_RINGS = Rings(
+    xy=np.empty((0, 2), np.int32), loose=np.empty(0, np.bool_), start=np.zeros(1, np.int64), owner=np.empty(0, np.int64)
+)
+
+
+@dataclass
+class SeamJoiner:
+    """Joins the pieces of one decision across seams, block row after block row."""
+
+    block_size: int
+    """Side of a block, px."""
+    connectivity: int
+    """4 or 8."""
+    table: Components = _NO_COMPONENTS
+    """The open components: they touch the seam below, or are linked to one that does."""
+    rings: Rings = _NO_RINGS
+    """Outlines of the pieces of the open components."""
+    links: NDArray[np.int64] = field(default_factory=lambda: _NO_PAIRS)
+    """Open components that are one feature."""
+    line: NDArray[np.int64] | None = None
+    """The open component of each pixel along the seam below, `BAD` = none; None above the first row."""
+
+    def add_row(self, blocks: Sequence[BlockPieces], *, is_last: bool) -> Finished:
+        """Take the blocks of the next row, left to right; returns the components that this closes.
+
+        Args:
+            blocks: of the row, for one decision.
+            is_last: True for the last row, which closes everything.
+        """
+        begin = np.cumsum([len(self.table), *(len(block.table) for block in blocks)])[:-1]
+        lines = [
+            {side: np.where(line < 0, BAD, line + start) for side, line in block.lines.items()}
+            for block, start in zip(blocks, begin, strict=True)
+        ]
+        table = Components.stack([self.table, *(block.table for block in blocks)])
+        rings = Rings.stack([self.rings, *(b.rings.shifted(start) for b, start in zip(blocks, begin, strict=True))])
+        edges, corners = self._contacts(lines, table.value)
+        links = [self.links, corners, *(b.links + start for b, start in zip(blocks, begin, strict=True))]
+
+        _, number = np.unique(unite(len(table), edges), return_inverse=True)
+        self.table = table.merged(number, int(number.max(initial=-1)) + 1)
+        self.links = number[np.concatenate(links)]
+        self.rings = replace(rings, owner=number[rings.owner])
+        self.line = _renamed(np.concatenate([line["bottom"] for line in lines]), number)
+        return self._close(is_last)
+
+    def _contacts(
+        self, lines: Sequence[dict[str, NDArray[np.int64]]], value: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pieces of equal value across all seams of the row: pairs that share an edge, or a corner."""
+        facing = [(a["right"], b["left"]) for a, b in pairwise(lines)]
+        if self.line is not None:
+            facing.append((self.line, np.concatenate([line["top"] for line in lines])))
+        edges, corners = [_NO_PAIRS], [_NO_PAIRS]
+        for a, b in facing:
+            edges.append(np.stack([a, b], axis=1))
+            if self.connectivity == 8:
+                corners += [np.stack([a[1:], b[:-1]], axis=1), np.stack([a[:-1], b[1:]], axis=1)]
+        return _equal_pairs(np.concatenate(edges), value), _equal_pairs(np.concatenate(corners), value)
+
+    def _close(self, is_last: bool) -> Finished:
+        """Give up the components whose feature does not touch the seam below."""
+        feature = unite(len(self.table), self.links)
+        is_open = np.zeros(len(self.table), np.bool_)
+        if self.line is not None and not is_last:
+            is_open[self.line[self.line >= 0]] = True
+        is_open = np.isin(feature, feature[is_open])
+        opened, closed = _numbered(is_open), _numbered(~is_open)
+        rings = join_rings(self.rings.select(closed), self.block_size)
+        finished = Finished(table=self.table.take(~is_open), rings=rings, feature=feature[~is_open])
+        self.table, self.rings = self.table.take(is_open), self.rings.select(opened)
+        self.links = opened[self.links[is_open[self.links[:, 0]]]]
+        self.line = _renamed(self.line, opened) if self.line is not None else None
+        return finished
+
+
+def _equal_pairs(pairs: NDArray[np.int64], value: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The pairs of two pieces of equal value, each once."""
+    pairs = pairs[(pairs[:, 0] >= 0) & (pairs[:, 1] >= 0)]
+    pairs = unique_rows(pairs)
+    equal = value[pairs[:, 0]] == value[pairs[:, 1]]
+    return np.compress(equal, pairs, axis=0)
+
+
+def build_batches(finished: Sequence[Finished], top: int, connectivity: int) -> Iterator[PolygonBatch]:
+    """Sort whole components by the first pixel of their feature, and build the polygons.
+
+    Args:
+        finished: components of any blocks and decisions.
+        top: the level of probability 1.
+        connectivity: 4: a polygon per component; 8: a multipolygon per feature.
+    """
+    table, rings, feature = _sorted_by_feature(finished)
+    if not len(table):
+        return
+    features = table.merged(feature, int(feature[-1]) + 1)
+    part_end = np.searchsorted(feature, np.arange(len(features)), side="right")
+    ring_end = np.searchsorted(rings.owner, part_end - 1, side="right")
+    batch = rings.start[ring_end] // BATCH_VERTICES
+    ends = np.flatnonzero(np.diff(batch, append=-1)) + 1
+    for begin, end in zip((0, *ends[:-1]), ends, strict=True):
+        rows = slice(begin, end)
+        parts = slice(part_end[begin - 1] if begin else 0, part_end[end - 1])
+        geometry = _polygons(rings, parts.start, parts.stop)
+        if connectivity == 8:
+            geometry = _multipolygons(geometry, np.concatenate(([parts.start], part_end[rows])) - parts.start)
+        yield PolygonBatch(
+            geometry=geometry,
+            class_value=features.value[rows],
+            pixel_count=features.count[rows],
+            mean_probability=features.total[rows] / (features.count[rows] * top),
+            max_probability=features.peak[rows] / top,
+        )
+
+
+def _sorted_by_feature(finished: Sequence[Finished]) -> tuple[Components, Rings, NDArray[np.int64]]:
+    """All components, features in the order of their first pixel; their rings; the rank of each one's feature."""
+    table = Components.stack([part.table for part in finished])
+    begin = np.cumsum([0, *(len(part.table) for part in finished)])[:-1]
+    rings = Rings.stack([part.rings.shifted(start) for part, start in zip(finished, begin, strict=True)])
+    feature = np.concatenate(
+        [np.unique(part.feature, return_inverse=True)[1] + start for part, start in zip(finished, begin, strict=True)]
+    )
+    first = np.full(len(table), np.iinfo(np.int64).max)
+    np.minimum.at(first, feature, table.first)
+    order = np.lexsort((table.first, table.value, first[feature]))
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    rings = replace(rings, owner=rank[rings.owner]).arranged()
+    sorted_feature = feature[order]
+    new = np.concatenate(([False], sorted_feature[1:] != sorted_feature[:-1]))[: len(order)]
+    return table.take(order), rings, np.cumsum(new)
+
+
+def _polygons(rings: Rings, begin: int, end: int) -> NDArray[np.object_]:
+    """The polygons of the components `begin:end`; rings must be arranged."""
+    ring_begin, ring_end = np.searchsorted(rings.owner, (begin, end))
+    start = rings.start[ring_begin : ring_end + 1]
+    closing = np.arange(len(start))
+    vertex = np.arange(start[0], start[-1] + len(start) - 1) - np.repeat(closing[:-1], np.diff(start) + 1)
+    ring_start = start - start[0] + closing
+    vertex[ring_start[1:] - 1] = start[:-1]
+    polygon_start = np.searchsorted(rings.owner[ring_begin:ring_end], np.arange(begin, end + 1))
+    xy = rings.xy[vertex].astype(np.float64)
+    result: NDArray[np.object_] = shapely.from_ragged_array(
+        shapely.GeometryType.POLYGON, xy, (ring_start, polygon_start)
+    )
+    return result
+
+
+def _multipolygons(polygons: NDArray[np.object_], start: NDArray[np.int64]) -> NDArray[np.object_]:
+    """`polygons[start[k]:start[k + 1]]` as one multipolygon each."""
+    owner = np.repeat(np.arange(len(start) - 1), np.diff(start))
+    result: NDArray[np.object_] = shapely.multipolygons(polygons, indices=owner)
+    return result
