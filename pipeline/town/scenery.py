@@ -16,16 +16,14 @@ from pipeline.town.looks import CARS, CROPS, GROUND, Look
 from pipeline.town.paint import PIXEL_M, Painting, burn
 from pipeline.town.plan import (
     MAIN_ROAD_M,
-    QUARTERS,
-    SHED,
     District,
-    Quarter,
     Streets,
     plan_districts,
     plan_parcels,
     plan_river,
     plan_streets,
 )
+from pipeline.town.quarters import QUARTERS, SHED, Quarter
 
 BASES = {"fields": "dirt road", "woods": "forest floor", "park": "lawn", "dense": "soil", "works": "dry grass"}
 """What lies under everything else in a kind of district; meadow where not named."""
