@@ -1,6 +1,7 @@
 """Invented towns: realistic four-band scenes whose true buildings are known, for the demo, training and tests.
 
 plan      districts, streets, lots, fields, river, trees: where things are, in metres
+quarters  kinds of built-up district, as a table
 houses    one building on one lot: footprint, roof faces, height
 looks     reflectances and textures of surfaces
 paint     shapes and looks -> a raster of shape numbers and a table
