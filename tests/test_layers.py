@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 RANKS: tuple[tuple[str, ...], ...] = (
     ("errors", "levels", "scoring"),
     ("grid", "handles"),
-    ("scene", "bands", "location", "card", "checkpoint", "unet", "tiling", "normalize", "decide", "town"),
+    ("scene", "resample", "bands", "location", "card", "checkpoint", "unet", "tiling", "normalize", "decide", "town"),
     (
         "batches",
         "engine",
@@ -79,6 +80,7 @@ def parsed(folder: str) -> Iterator[tuple[Path, ast.Module]]:
         yield path, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
+@functools.cache
 def imports_of(folder: str) -> list[Import]:
     return [found for path, tree in parsed(folder) for found in _imports(path, tree)]
 
