@@ -1,0 +1,302 @@
+"""Polygons -> GeoPackage, FlatGeobuf or GeoParquet: streamed, styled, whole or not at all.
+
+Batches flow through an Arrow stream into the file, so memory holds one batch. The file is written
+beside its target, flushed to the disk and renamed: a file at the target is complete. The same
+polygons give the same bytes. Heavy packages are imported when something is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+
+from pipeline.errors import SettingsError, WorldError
+from pipeline.export_style import layer_style
+from pipeline.shaping import Polygons
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LAYER = "polygons"
+"""Name of the layer."""
+GEOMETRY = "geom"
+"""Name of the geometry column."""
+WRITTEN = "2000-01-01T00:00:00.000Z"
+"""The time of writing that files carry: always the same, so that equal polygons are equal bytes."""
+
+DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".parquet": "Parquet"}
+"""What each file name ending is written as."""
+
+
+@dataclass(kw_only=True)
+class PolygonTotals:
+    """What was written."""
+
+    count: int = 0
+    """Polygons."""
+    area_m2: dict[str, float] = field(default_factory=dict)
+    """True area of the polygons of each class; 0 for a class without polygons."""
+
+    def add(self, polygons: Polygons, classes: Mapping[int, str]) -> None:
+        """Count a batch."""
+        self.count += len(polygons)
+        for value, name in classes.items():
+            area_m2 = polygons.area_m2[polygons.class_value == value]
+            self.area_m2[name] = self.area_m2.get(name, 0.0) + float(area_m2.sum())
+
+
+def write_polygons(
+    path: str | Path,
+    polygons: Iterable[Polygons],
+    *,
+    crs: CRS,
+    scene_id: str,
+    model_id: str,
+    classes: Mapping[int, str],
+) -> PolygonTotals:
+    """Write the layer `polygons`: multipolygons with class, sizes, probabilities, scene and model.
+
+    No polygons make a valid file with an empty layer. In QGIS a GeoPackage opens styled by class.
+
+    Args:
+        path: ends in .gpkg, .fgb or .parquet; an existing file is replaced.
+        polygons: batches, consumed lazily; what they raise while being made is raised here.
+        crs: of the coordinates.
+        scene_id: of the scene, a column.
+        model_id: of the model, a column.
+        classes: class value -> name, in the order of the legend.
+
+    Returns:
+        Number of polygons and area of each class.
+
+    Raises:
+        SettingsError: the ending is none of these.
+        WorldError: the disk is full or refuses.
+    """
+    path = Path(path)
+    driver = DRIVERS.get(path.suffix.lower())
+    if driver is None:
+        raise SettingsError(f"{path}: polygons are written as {', '.join(DRIVERS)}; {path.suffix!r} is none of them")
+    totals = PolygonTotals()
+    with _published(path) as beside:
+        stream = _Stream(polygons, totals, scene_id, model_id, classes)
+        if driver == "Parquet":
+            _write_parquet(beside, stream, crs)
+        else:
+            _write_with_gdal(beside, stream, crs, driver)
+        if driver == "GPKG":
+            _add_style(beside, layer_style(classes))
+    return totals
+
+
+class _Stream:
+    """Polygons as Arrow record batches; remembers what went wrong, since a stream through C forgets it."""
+
+    def __init__(
+        self,
+        polygons: Iterable[Polygons],
+        totals: PolygonTotals,
+        scene_id: str,
+        model_id: str,
+        classes: Mapping[int, str],
+    ):
+        self._polygons = polygons
+        self._totals = totals
+        self._ids = {"scene": scene_id, "model": model_id}
+        self._classes = classes
+        self.error: BaseException | None = None
+        totals.area_m2.update(dict.fromkeys(classes.values(), 0.0))
+
+    @property
+    def schema(self) -> pa.Schema:
+        import pyarrow as pa
+
+        return pa.schema(
+            [
+                pa.field(GEOMETRY, pa.binary(), metadata={"ARROW:extension:name": "ogc.wkb"}),
+                pa.field("class", pa.string()),
+                pa.field("class_value", pa.int16()),
+                pa.field("area_m2", pa.float64()),
+                pa.field("perimeter_m", pa.float64()),
+                pa.field("mean_probability", pa.float64()),
+                pa.field("max_probability", pa.float64()),
+                pa.field("pixel_count", pa.int64()),
+                pa.field("scene", pa.string()),
+                pa.field("model", pa.string()),
+            ]
+        )
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        schema = self.schema
+        try:
+            for polygons in self._polygons:
+                self._totals.add(polygons, self._classes)
+                yield pa.record_batch(self._columns(polygons), schema=schema)
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def _columns(self, polygons: Polygons) -> dict[str, object]:
+        n = len(polygons)
+        return {
+            GEOMETRY: shapely.to_wkb(_as_multipolygons(polygons.geometry), flavor="iso"),
+            "class": [self._classes[value] for value in polygons.class_value.tolist()],
+            "class_value": polygons.class_value.astype(np.int16),
+            "area_m2": polygons.area_m2,
+            "perimeter_m": polygons.perimeter_m,
+            "mean_probability": polygons.mean_probability,
+            "max_probability": polygons.max_probability,
+            "pixel_count": polygons.pixel_count,
+            **{name: [value] * n for name, value in self._ids.items()},
+        }
+
+
+def _as_multipolygons(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+    result = np.array(geometry, dtype=object)
+    single = np.flatnonzero(shapely.get_type_id(geometry) == shapely.GeometryType.POLYGON)
+    if len(single):
+        result[single] = shapely.multipolygons(geometry[single], indices=np.arange(len(single)))
+    return result
+
+
+def _write_with_gdal(path: Path, stream: _Stream, crs: CRS, driver: str) -> None:
+    """Stream into a GeoPackage or FlatGeobuf."""
+    import pyarrow as pa
+    import pyogrio
+
+    options: dict[str, object] = {}
+    if driver == "GPKG":
+        # GDAL 3.6, of Debian 12 and QGIS 3.22, warns of version 1.4.
+        options["dataset_options"] = {"VERSION": "1.3"}
+        options["layer_options"] = {"GEOMETRY_NAME": GEOMETRY, "SPATIAL_INDEX": "YES"}
+    reader = pa.RecordBatchReader.from_batches(stream.schema, stream.batches())
+    with _constant_date():
+        try:
+            pyogrio.write_arrow(
+                reader,
+                path,
+                layer=LAYER,
+                driver=driver,
+                geometry_name=GEOMETRY,
+                geometry_type="MultiPolygon",
+                crs=_wkt(crs),
+                **options,
+            )
+        except Exception as error:
+            if stream.error is not None:
+                raise stream.error from None
+            raise WorldError(f"{path}: writing the polygons failed: {error}; is the disk full?") from error
+
+
+def _write_parquet(path: Path, stream: _Stream, crs: CRS) -> None:
+    """Stream into GeoParquet 1.1."""
+    import pyarrow.parquet as pq
+
+    schema = stream.schema.with_metadata({"geo": json.dumps(_geoparquet_header(crs))})
+    try:
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for batch in stream.batches():
+                writer.write_batch(batch)
+    except OSError as error:
+        if stream.error is not None:
+            raise
+        raise WorldError(f"{path}: writing the polygons failed: {error}; is the disk full?") from error
+
+
+def _geoparquet_header(crs: CRS) -> dict[str, object]:
+    from pyproj import CRS as ProjCRS
+
+    column = {
+        "encoding": "WKB",
+        "geometry_types": ["MultiPolygon"],
+        "crs": ProjCRS.from_user_input(_wkt(crs)).to_json_dict(),
+        "orientation": "counterclockwise",
+        "edges": "planar",
+    }
+    return {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: column}}
+
+
+def _wkt(crs: CRS) -> str:
+    """The CRS in full: WKT of 2019 holds what older forms drop."""
+    wkt: str = crs.to_wkt(version="WKT2_2019")
+    return wkt
+
+
+@contextmanager
+def _constant_date() -> Iterator[None]:
+    import pyogrio
+
+    key = "OGR_CURRENT_DATE"
+    former = pyogrio.get_gdal_config_option(key)
+    pyogrio.set_gdal_config_options({key: WRITTEN})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({key: former})
+
+
+STYLE_TABLE = """
+CREATE TABLE layer_styles (
+  id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_table_catalog TEXT(256), f_table_schema TEXT(256),
+  f_table_name TEXT(256), f_geometry_column TEXT(256), styleName TEXT(30), styleQML TEXT, styleSLD TEXT,
+  useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30), update_time DATETIME
+)
+"""
+"""The table in which QGIS keeps the styles of a GeoPackage."""
+
+
+def _add_style(path: Path, qml: str) -> None:
+    """Store a style that QGIS applies on opening; QGIS ignores it when the geometry column is not the layer's."""
+    database = sqlite3.connect(path)
+    try:
+        with database:
+            database.execute(STYLE_TABLE)
+            database.execute(
+                "INSERT INTO layer_styles VALUES (1, '', '', ?, ?, 'classes', ?, '', 1, 'by class', '', NULL, ?)",
+                (LAYER, GEOMETRY, qml, WRITTEN),
+            )
+            # As QGIS does; tables that are not registered would be listed as layers all the same.
+            database.execute(
+                "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, last_change, srs_id) "
+                "VALUES ('layer_styles', 'attributes', 'layer_styles', '', ?, 0)",
+                (WRITTEN,),
+            )
+    except sqlite3.Error as error:
+        raise WorldError(f"{path}: writing the style failed: {error}; is the disk full?") from error
+    finally:
+        database.close()
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    """A path beside the target, which is flushed and renamed to it on success and removed on failure."""
+    beside = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        beside.unlink(missing_ok=True)
+        yield beside
+        for each in (beside, path.parent):
+            handle = os.open(each, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            if each is beside:
+                beside.replace(path)
+    except OSError as error:
+        raise WorldError(f"{path}: cannot be written: {error}") from error
+    finally:
+        for leftover in path.parent.glob(f".{path.stem}.partial*"):
+            leftover.unlink(missing_ok=True)
