@@ -7,6 +7,9 @@ every question about it (driver, bands, nodata, CRS, resolution) or refuses the 
 
 from __future__ import annotations
 
+import difflib
+import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +21,8 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import CRSError, RasterioError
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from pipeline.bands import choose_bands, offered_bands
@@ -28,9 +31,12 @@ from pipeline.errors import DamagedSceneError, SceneError, SettingsError, WorldE
 from pipeline.grid import RasterGrid
 from pipeline.handles import ThreadHandles
 from pipeline.location import Location, resolve_location
+from pipeline.resample import Taps, plan_taps, resample
 
 LARGEST_BLOCK_BYTES = 2**31
 """A storage block is decoded whole; a header that declares a larger one is refused."""
+MOST_RESAMPLED_PIXELS = 2**22
+"""Stored pixels that are held at once while a window is resampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +67,22 @@ class ReadingSpec:
     """Threads that decode windows; 0 takes one per CPU, at most 12."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.resolution_m, str) and self.resolution_m <= 0:
-            raise SettingsError(f"resolution_m must be over 0 m, not {self.resolution_m}")
-        if self.resolution_tolerance < 0:
-            raise SettingsError(f"resolution_tolerance must be at least 0, not {self.resolution_tolerance}")
+        if not isinstance(self.resolution_m, str) and not 0 < self.resolution_m < math.inf:
+            raise SettingsError(f"resolution_m must be over 0 m and finite, not {self.resolution_m}")
+        if not 0 <= self.resolution_tolerance < math.inf:
+            raise SettingsError(f"resolution_tolerance must be at least 0 and finite, not {self.resolution_tolerance}")
+        if self.max_pixels < 1:
+            raise SettingsError(f"max_pixels must be at least 1, not {self.max_pixels}")
         if self.threads < 0:
             raise SettingsError(f"threads must be at least 0, not {self.threads}")
         if any(number < 1 for number in self.bands.values()):
             raise SettingsError(f"bands must map names to 1-based band numbers, not {dict(self.bands)}")
+        if self.crs is not None:
+            _crs_of(self.crs)
         if not self.drivers:
             raise SettingsError("drivers must name at least one GDAL driver, e.g. [GTiff]")
+        for driver in self.drivers:
+            _check_driver(driver)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +152,7 @@ def describe_scene(
     """
     spec = spec or ReadingSpec()
     place = resolve_location(location)
-    name = scene_id or place.stem
+    name = _folder_name(scene_id or place.stem)
     with place.environment(), _open(place, spec.drivers) as dataset:
         numbers = _choose(dataset, spec, card, place)
         _check_type(dataset, numbers, card, place)
@@ -162,7 +174,7 @@ def describe_scene(
             nodata=tuple(_resolve_nodata(dataset, n, spec) for n in numbers.values()),
             nodata_when=spec.nodata_when,
             alpha_number=alpha,
-            mask=_mask_kind(dataset, numbers.values(), has_alpha=alpha is not None),
+            mask=_mask_kind(dataset, numbers.values()),
             size_bytes=place.size_bytes,
             modified_ns=place.modified_ns,
         )
@@ -205,27 +217,55 @@ class SceneReader:
             raise _read_fault(scene, window, error) from error
 
     def _read(self, dataset: rasterio.DatasetReader, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-        scene = self.scene
-        shape, source = (int(window.height), int(window.width)), _source_window(scene, window)
-        numbers = [*scene.band_numbers] + ([scene.alpha_number] if scene.alpha_number and not scene.resampled else [])
-        pixels = dataset.read(
-            numbers,
-            window=source,
-            out_shape=(len(numbers), *shape),
-            out_dtype=scene.dtype,
-            resampling=_resampling(scene),
+        if not self.scene.resampled:
+            return self._read_stored(dataset, window)
+        rows, cols = self._taps(window)
+        (top, bottom), (left, right) = rows.span, cols.span
+        if (bottom - top) * (right - left) > MOST_RESAMPLED_PIXELS and window.height * window.width > 1:
+            return self._read_halves(dataset, window)
+        return resample(*self._read_stored(dataset, Window(left, top, right - left, bottom - top)), rows, cols)
+
+    def _taps(self, window: Window) -> tuple[Taps, Taps]:
+        (rows, cols), (stored_rows, stored_cols) = self.scene.grid.shape, self.scene.file_shape
+        return (
+            plan_taps(stored_rows, rows, window.row_off, window.row_off + window.height),
+            plan_taps(stored_cols, cols, window.col_off, window.col_off + window.width),
         )
+
+    def _read_halves(
+        self, dataset: rasterio.DatasetReader, window: Window
+    ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Read a window in two parts, so that memory does not follow the ratio of resolutions."""
+        if window.height > 1:
+            half, axis = window.height // 2, 0
+            parts = (
+                Window(window.col_off, window.row_off, window.width, half),
+                Window(window.col_off, window.row_off + half, window.width, window.height - half),
+            )
+        else:
+            half, axis = window.width // 2, 1
+            parts = (
+                Window(window.col_off, window.row_off, half, 1),
+                Window(window.col_off + half, window.row_off, window.width - half, 1),
+            )
+        pixels, valid = zip(*(self._read(dataset, part) for part in parts), strict=True)
+        return np.concatenate(pixels, axis=axis + 1), np.concatenate(valid, axis=axis)
+
+    def _read_stored(
+        self, dataset: rasterio.DatasetReader, window: Window
+    ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and validity of a window of the file itself."""
+        scene = self.scene
+        numbers = [*scene.band_numbers] + ([scene.alpha_number] if scene.alpha_number else [])
+        pixels = dataset.read(numbers, window=window, out_dtype=scene.dtype)
         bands = pixels[: len(scene.band_numbers)]
         valid = valid_pixels(bands, scene.nodata, scene.nodata_when)
         if scene.alpha_number:
-            alpha = (
-                pixels[-1] if not scene.resampled else dataset.read(scene.alpha_number, window=source, out_shape=shape)
-            )
-            valid &= alpha > 0
+            valid &= pixels[-1] > 0
         if scene.mask == "dataset":
-            valid &= dataset.read_masks(scene.band_numbers[0], window=source, out_shape=shape) > 0
+            valid &= dataset.read_masks(scene.band_numbers[0], window=window) > 0
         elif scene.mask == "band":
-            masks = dataset.read_masks(scene.band_numbers, window=source, out_shape=(len(bands), *shape)) > 0
+            masks = dataset.read_masks(scene.band_numbers, window=window) > 0
             valid &= masks.any(axis=0) if scene.nodata_when == "all_bands" else masks.all(axis=0)
         return bands, valid
 
@@ -266,12 +306,19 @@ def _holds(band: NDArray[np.generic], value: float) -> NDArray[np.bool_]:
     return np.asarray(band == int(value))
 
 
+def _folder_name(name: str) -> str:
+    """The name, which becomes a folder, or an error when it would lead elsewhere."""
+    if name in ("", ".", "..") or name.startswith(".") or any(c in name for c in "/\\\0"):
+        raise SettingsError(f"scene_id must be the plain name of a visible folder, not {name!r}")
+    return name
+
+
 def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
     place.check_exists()
     faults = []
     for driver in drivers:
         try:
-            dataset: rasterio.DatasetReader = rasterio.open(place.gdal_path, driver=driver)
+            dataset = _open_quietly(place, driver)
         except RasterioError as error:
             faults.append(str(error))
         except OSError as error:
@@ -288,6 +335,14 @@ def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
     raise place.unreadable(drivers, faults)
 
 
+def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
+    """Open without rasterio's warning of missing georeferencing, which we answer with a refusal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        dataset: rasterio.DatasetReader = rasterio.open(place.gdal_path, driver=driver)
+    return dataset
+
+
 def _choose(
     dataset: rasterio.DatasetReader, spec: ReadingSpec, card: ModelCard | None, place: Location
 ) -> dict[str, int]:
@@ -300,7 +355,16 @@ def _choose(
     too_high = {name: number for name, number in spec.bands.items() if number > dataset.count}
     if too_high:
         raise SceneError(f"{place}: reading.bands maps to {too_high}, but the file has {dataset.count} band(s)")
-    return choose_bands(offered, card.bands if card else None, place=str(place))
+    try:
+        return choose_bands(offered, card.bands if card else None, place=str(place))
+    except SceneError as error:
+        if spec.ignore_alpha or ColorInterp.alpha not in dataset.colorinterp:
+            raise
+        alpha = dataset.colorinterp.index(ColorInterp.alpha) + 1
+        raise SceneError(
+            f"{error}; band {alpha} is tagged alpha (transparency), and if that is wrong, "
+            "set reading.ignore_alpha=true too"
+        ) from error
 
 
 def _check_type(
@@ -339,14 +403,8 @@ def _check_size(dataset: rasterio.DatasetReader, spec: ReadingSpec, place: Locat
 def _file_grid(dataset: rasterio.DatasetReader, spec: ReadingSpec, place: Location) -> RasterGrid:
     if dataset.transform == Affine.identity():
         raise SceneError(f"{place}: {_why_no_transform(dataset)}")
-    crs = dataset.crs or _crs_of_settings(spec, place)
-    own = dataset.crs
-    if own is not None and spec.crs is not None and own != CRS.from_user_input(spec.crs):
-        raise SceneError(
-            f"{place}: has its own CRS ({own.to_string()[:60]}), which reading.crs = {spec.crs} contradicts; "
-            "leave the setting out, or correct the file with gdal_edit -a_srs"
-        )
     _check_sidecar(dataset, place)
+    crs = _resolve_crs(dataset.crs, spec, place)
     return RasterGrid(crs=crs, transform=dataset.transform, height=dataset.height, width=dataset.width)
 
 
@@ -367,27 +425,55 @@ def _why_no_transform(dataset: rasterio.DatasetReader) -> str:
     )
 
 
-def _crs_of_settings(spec: ReadingSpec, place: Location) -> CRS:
-    if spec.crs is None:
+def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location) -> CRS:
+    """The scene's CRS; the settings' where it has none, or one that floats free of the Earth."""
+    given = None if spec.crs is None else _crs_of(spec.crs)
+    if own is None or not (own.is_projected or own.is_geographic):
+        if given is None:
+            lack = "no CRS" if own is None else f"a local CRS that is not tied to the Earth ({own.to_wkt()[:60]}...)"
+            raise SceneError(
+                f"{place}: has a geotransform but {lack}; if you know its CRS, give it with --crs, "
+                "e.g. --crs EPSG:32633"
+            )
+        return given
+    if given is not None and own != given:
         raise SceneError(
-            f"{place}: has a geotransform but no CRS; if you know its CRS, give it with --crs, e.g. --crs EPSG:32633"
+            f"{place}: has its own CRS ({own.to_string()[:60]}), which reading.crs = {spec.crs} contradicts; "
+            "leave the setting out, or correct the file with gdal_edit -a_srs"
         )
+    return own
+
+
+def _crs_of(text: str) -> CRS:
     try:
-        return CRS.from_user_input(spec.crs)
+        crs = CRS.from_user_input(text)
     except CRSError as error:
-        raise SettingsError(f"reading.crs = {spec.crs!r} is no CRS that PROJ knows; use e.g. EPSG:32633") from error
+        raise SettingsError(f"crs must be a CRS that PROJ knows, e.g. EPSG:32633, not {text!r}") from error
+    if not (crs.is_projected or crs.is_geographic):
+        raise SettingsError(f"crs must be tied to the Earth, e.g. EPSG:32633, not {text!r}")
+    return crs
+
+
+def _check_driver(name: str) -> None:
+    with rasterio.Env() as env:
+        known = env.drivers()
+    if name not in known:
+        close = difflib.get_close_matches(name.lower(), {k.lower(): k for k in known}, n=1)
+        hint = f"; did you mean {next(k for k in known if k.lower() == close[0])}?" if close else ""
+        raise SettingsError(f"drivers must name GDAL drivers of this build, not {name!r}{hint}")
 
 
 def _check_sidecar(dataset: rasterio.DatasetReader, place: Location) -> None:
     """Refuse a scene whose .aux.xml contradicts the georeferencing inside the file."""
     if not any(name.endswith(".aux.xml") for name in dataset.files) or dataset.driver != "GTiff":
         return
-    with rasterio.Env(GDAL_GEOREF_SOURCES="INTERNAL"), rasterio.open(place.gdal_path, driver="GTiff") as inner:
+    with rasterio.Env(GDAL_GEOREF_SOURCES="INTERNAL"), _open_quietly(place, "GTiff") as inner:
         own, outer = inner.transform, dataset.transform
-        if own != Affine.identity() and not own.almost_equals(outer, precision=abs(own.a) * 1e-3):
+        moved = own != Affine.identity() and not own.almost_equals(outer, precision=abs(own.a) * 1e-3)
+        if moved or (inner.crs is not None and inner.crs != dataset.crs):
             raise SceneError(
-                f"{place}: the georeferencing inside the file {tuple(own)[:6]} contradicts its .aux.xml sidecar "
-                f"{tuple(outer)[:6]}; remove whichever is wrong"
+                f"{place}: the georeferencing inside the file ({inner.crs}, {tuple(own)[:6]}) contradicts its "
+                f".aux.xml sidecar ({dataset.crs}, {tuple(outer)[:6]}); remove whichever is wrong"
             )
 
 
@@ -434,28 +520,13 @@ def _alpha_number(
     return alpha
 
 
-def _mask_kind(
-    dataset: rasterio.DatasetReader, numbers: Iterable[int], *, has_alpha: bool
-) -> Literal["none", "dataset", "band"]:
+def _mask_kind(dataset: rasterio.DatasetReader, numbers: Iterable[int]) -> Literal["none", "dataset", "band"]:
+    """The kind of a stored mask; masks that GDAL makes of alpha or nodata are decided from pixels."""
     flags = [dataset.mask_flag_enums[n - 1] for n in numbers]
-    alpha = any(MaskFlags.alpha in flag for flag in flags)
-    if alpha or has_alpha or all(MaskFlags.all_valid in flag or MaskFlags.nodata in flag for flag in flags):
+    from_pixels = (MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha)
+    if all(any(source in flag for source in from_pixels) for flag in flags):
         return "none"
     return "dataset" if all(MaskFlags.per_dataset in flag for flag in flags) else "band"
-
-
-def _source_window(scene: Scene, window: Window) -> Window:
-    """The file's (fractional) window under a window of the scene's grid."""
-    if not scene.resampled:
-        return window
-    down, across = (f / g for f, g in zip(scene.file_shape, scene.grid.shape, strict=True))
-    return Window(window.col_off * across, window.row_off * down, window.width * across, window.height * down)
-
-
-def _resampling(scene: Scene) -> Resampling:
-    if not scene.resampled:
-        return Resampling.nearest
-    return Resampling.average if scene.file_shape[0] > scene.grid.height else Resampling.bilinear
 
 
 def _read_fault(scene: Scene, window: Window, error: Exception) -> DamagedSceneError | WorldError:
