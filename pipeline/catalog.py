@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import glob
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SettingsError
-from pipeline.location import resolve_location
+from pipeline.location import resolve_location, tidy_name
 
 SUFFIXES = (".tif", ".tiff", ".gtiff", ".vrt", ".jp2")
 """Files of a folder that are taken for scenes."""
@@ -37,10 +36,10 @@ def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
     locations = list(dict.fromkeys(place for source in sources for place in _expand(str(source))))
     if not locations:
         raise SettingsError("no scene given; name files, folders, globs, or s3:// and https:// addresses")
-    stems = [_tidy(resolve_location(location).stem) for location in locations]
+    stems = [resolve_location(location).stem for location in locations]
     counts = Counter(stem.lower() for stem in stems)
     ids = [
-        stem if counts[stem.lower()] == 1 else _tidy(f"{Path(location).parent.name}_{stem}")
+        stem if counts[stem.lower()] == 1 else tidy_name(f"{Path(location).parent.name}_{stem}")
         for stem, location in zip(stems, locations, strict=True)
     ]
     twice = [name for name, count in Counter(name.lower() for name in ids).items() if count > 1]
@@ -66,8 +65,3 @@ def _expand(source: str) -> list[str]:
         what = "matches no file" if glob.has_magic(source) else "no such file or folder"
         raise SettingsError(f"{source}: {what}; check the path")
     return found
-
-
-def _tidy(name: str) -> str:
-    """A name that is safe as a folder: letters, digits, dot, dash and underscore, not hidden."""
-    return re.sub(r"[^\w.\-]+", "_", name).lstrip(".") or "scene"

@@ -6,6 +6,8 @@ GDAL's own virtual paths (`/vsi...`) and driver prefixes (`NETCDF:...`) are refu
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import rasterio
 
-from pipeline.errors import DamagedSceneError, SceneError
+from pipeline.errors import DamagedSceneError, SceneError, WorldError
 
 _PREFIX_OF_SCHEME = {"s3": "/vsis3/", "https": "/vsicurl/https://", "http": "/vsicurl/http://"}
 
@@ -62,8 +64,9 @@ class Location:
 
     @property
     def stem(self) -> str:
-        """The file name without folder and last suffix; names the scene."""
-        return PurePosixPath(unquote(urlsplit(self.text).path) if self.is_remote else Path(self.text).name).stem
+        """The file name without folder and last suffix, made safe as a folder's name; names the scene."""
+        path = unquote(urlsplit(self.text).path) if self.is_remote else Path(self.text).name
+        return tidy_name(PurePosixPath(path).stem)
 
     @property
     def size_bytes(self) -> int | None:
@@ -85,15 +88,22 @@ class Location:
         return rasterio.Env(**(_REMOTE_OPTIONS if self.is_remote else {}))
 
     def check_exists(self) -> None:
-        """Raise SceneError when a local file is missing, a folder, or empty."""
+        """Raise SceneError when a local file is missing, a folder, unreadable or empty; WorldError for a bad disk."""
         if self.is_remote:
             return
         path = Path(self.gdal_path)
-        if not path.exists():
-            raise SceneError(f"{self}: no such file; check the path")
-        if path.is_dir():
-            raise SceneError(f"{self}: a folder, not a raster file")
-        if path.stat().st_size == 0:
+        try:
+            size = path.stat().st_size
+            path.open("rb").close()
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+            raise SceneError(f"{self}: no such file; check the path") from error
+        except IsADirectoryError as error:
+            raise SceneError(f"{self}: a folder, not a raster file") from error
+        except PermissionError as error:
+            raise SceneError(f"{self}: may not be read by this user; check the file's permissions") from error
+        except OSError as error:
+            raise WorldError(f"{self}: cannot be read: {error.strerror}; check the path and the disk") from error
+        if size == 0:
             raise DamagedSceneError(f"{self}: an empty file (0 bytes); fetch it again")
 
     def unreadable(self, drivers: Sequence[str], faults: list[str]) -> SceneError:
@@ -120,14 +130,23 @@ def resolve_location(location: str | Path) -> Location:
         SceneError: a scheme or virtual path that is not allowed.
     """
     text = str(location)
-    if text.startswith("/vsi"):
+    if posixpath.normpath(text).lstrip("/").startswith("vsi") and text.startswith("/"):
         raise SceneError(f"{text}: GDAL's virtual paths are not accepted; give a local path, s3:// or https:// address")
     scheme, separator, rest = text.partition("://")
     if not separator:
-        return Location(text, str(Path(text).expanduser()))
+        return Location(text, str(Path(text).expanduser().absolute()))
     if scheme.lower() not in _PREFIX_OF_SCHEME:
         raise SceneError(f"{text}: the scheme {scheme}:// is not accepted; use a local path, s3:// or https://")
     return Location(text, _PREFIX_OF_SCHEME[scheme.lower()] + rest, is_remote=True)
+
+
+def tidy_name(text: str) -> str:
+    """A name that is safe as a folder: letters, digits, dot, dash and underscore; visible, at most 200 characters.
+
+    >>> tidy_name("Banepa (north)"), tidy_name(".."), tidy_name("../up")
+    ('Banepa_north_', 'scene', '_up')
+    """
+    return re.sub(r"[^\w.\-]+", "_", text).lstrip(".")[:200] or "scene"
 
 
 def _codec(fault: str) -> str:
