@@ -27,12 +27,15 @@ REPORT = "report.json"
 def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> str:
     """Identity of a result: scene (name, size, time, header), model and every setting that changes it.
 
+    A local scene is known by size and time, wherever it lies; a remote one, which has neither, by its address.
+
     Returns:
         64 hexadecimal digits.
     """
+    place = scene.location.gdal_path if scene.location.is_remote else None
     what = {
         "format": RESULT_FORMAT,
-        "scene": {**asdict(scene), "grid": _grid_facts(scene)},
+        "scene": {**asdict(scene), "grid": _grid_facts(scene), "location": place},
         "model": model_id,
         "settings": settings,
     }
@@ -45,10 +48,15 @@ def finished_report(folder: Path, key: str | None) -> dict[str, object] | None:
     path = folder / REPORT
     if key is None or not path.is_file():
         return None
-    report: dict[str, object] = json.loads(path.read_text())
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(report, dict) or report.get("content_key") != key:
+        return None
     outputs = report.get("outputs")
     complete = isinstance(outputs, dict) and all((folder / str(name)).is_file() for name in outputs.values())
-    return report if complete and report.get("content_key") == key else None
+    return report if complete else None
 
 
 @contextmanager
@@ -90,24 +98,28 @@ def write_durably(path: Path, text: str) -> None:
 def _swap(work: Path, folder: Path) -> None:
     for path in work.iterdir():
         _flush(path)
-    former = _former(folder)
-    if folder.exists():
-        shutil.rmtree(former, ignore_errors=True)
-        folder.rename(former)
-    work.rename(folder)
+    _flush(work)
+    try:
+        if folder.exists():
+            folder.rename(_former(folder))
+        work.rename(folder)
+    finally:
+        _heal(folder)
     _flush(folder.parent)
-    if former.exists():
-        for path in former.iterdir():
-            if not (folder / path.name).exists():
-                path.rename(folder / path.name)
-        shutil.rmtree(former)
 
 
 def _heal(folder: Path) -> None:
-    """Undo a swap that was killed between its two renames."""
+    """Finish a swap, wherever it was stopped: the former folder comes back, or hands over what is not ours."""
     former = _former(folder)
-    if former.exists() and not folder.exists():
+    if not former.exists():
+        return
+    if not folder.exists():
         former.rename(folder)
+        return
+    for path in former.iterdir():
+        if not (folder / path.name).exists():
+            path.rename(folder / path.name)
+    shutil.rmtree(former)
 
 
 def _former(folder: Path) -> Path:
