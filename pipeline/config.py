@@ -123,7 +123,15 @@ def _section(value: object, place: str, path: tuple[str, ...]) -> Mapping[str, o
 
 def _no_bool_as_number(value: object, hint: Any) -> object:
     """YAML's true and false are no numbers, though Python counts with them."""
-    return str(value).lower() if isinstance(value, bool) and hint in (int, float, int | None, float | None) else value
+    return value if hint is bool else _without_bools(value)
+
+
+def _without_bools(value: object) -> object:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return {key: _without_bools(each) for key, each in value.items()}
+    return [_without_bools(each) for each in value] if isinstance(value, list) else value
 
 
 def _rule(error: ValidationError) -> str:
