@@ -122,11 +122,12 @@ def measure_on_ground(
     geod = to_lonlat.target_crs.get_geod() if to_lonlat.target_crs is not None else None
     geod = geod or Geod(ellps="WGS84")
     q = _authalic_q(np.sin(lat), geod.es)
-    q0 = q[np.searchsorted(ring_of_vertex, ring_of_vertex[:-1])]
-    slab = d_lon * ((q[1:] + q[:-1]) / 2 - q0)
+    first_of_ring = np.searchsorted(ring_of_vertex, np.arange(len(rings)))
+    slab = d_lon * ((q[1:] + q[:-1]) / 2 - q[first_of_ring][ring_of_vertex[:-1]])
     length = np.hypot(*_edge_m(lat, d_lon, geod))
     length[~same_ring] = 0.0
-    ring_area = np.abs(np.bincount(ring_of_vertex[:-1], slab, minlength=len(rings))) * geod.a**2 / 2
+    below, turns = (np.bincount(ring_of_vertex[:-1], v, minlength=len(rings)).astype(float) for v in (slab, d_lon))
+    ring_area = np.abs(_around_pole(below, turns, q[first_of_ring], geod.es)) * geod.a**2 / 2
     ring_length = np.bincount(ring_of_vertex[:-1], length, minlength=len(rings))
     n = len(geometries)
     area_m2, perimeter_m = (np.zeros(n) for _ in range(2))
@@ -175,6 +176,14 @@ def _authalic_q(sin_lat: NDArray[np.float64], es: float) -> NDArray[np.float64]:
         return np.asarray(2 * sin_lat)
     e = np.sqrt(es)
     return np.asarray((1 - es) * (sin_lat / (1 - es * sin_lat**2) + np.arctanh(e * sin_lat) / e))
+
+
+def _around_pole(
+    below: NDArray[np.float64], turns: NDArray[np.float64], q0: NDArray[np.float64], es: float
+) -> NDArray[np.float64]:
+    """Ring areas on the equal-area plane; a ring that goes round (`turns` = 2 pi) bounds the cap of its pole."""
+    pole = np.copysign(_authalic_q(np.ones(1), es), q0)
+    return np.where(np.abs(turns) > np.pi, (pole - q0) * turns - below, below)
 
 
 def _edge_m(
