@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Batch:
 
 
 class Feed:
-    """Makes batches for one network from samples of any scene."""
+    """Makes batches for one network from samples of any scene; a context manager, for its threads."""
 
     def __init__(self, spec: TrainSpec, normalization: Normalization, *, margin: int) -> None:
         self.spec = spec
@@ -47,6 +48,13 @@ class Feed:
         self.margin = margin
         self.core_size = spec.samples.tile_size - 2 * margin
         self.batches_per_epoch = -(-spec.samples.windows_per_epoch // spec.samples.batch_size)
+        self._pool = ThreadPoolExecutor(spec.samples.threads, thread_name_prefix="samples")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def training(self, areas: Sequence[Area], epoch: int) -> Iterator[Batch]:
         """The random batches of an epoch; the same for the same seed and epoch."""
@@ -56,7 +64,7 @@ class Feed:
             return self._stack([self._training_item(areas, rng) for rng in rngs])
 
         size = self.spec.samples.batch_size
-        return prefetch(make, self.batches_per_epoch, threads=self.spec.samples.threads)
+        return prefetch(make, self.batches_per_epoch, self._pool)
 
     def validation(self, cores: Sequence[Core]) -> Iterator[Batch]:
         """Batches over held-out cores in order, unchanged; every pixel of a block is counted exactly once."""
@@ -66,7 +74,7 @@ class Feed:
             return self._stack([self._item(core, self._read(core)) for core in part])
 
         size = self.spec.samples.batch_size
-        return prefetch(make, -(-len(cores) // size), threads=self.spec.samples.threads)
+        return prefetch(make, -(-len(cores) // size), self._pool)
 
     def _training_item(self, areas: Sequence[Area], rng: Generator) -> _Item:
         share = self.spec.samples.labelled_share
@@ -118,12 +126,11 @@ class _Item:
     counted: NDArray[np.bool_]
 
 
-def prefetch(make: Callable[[int], Batch], count: int, *, threads: int) -> Iterator[Batch]:
+def prefetch(make: Callable[[int], Batch], count: int, pool: Executor) -> Iterator[Batch]:
     """Yield `make(0), ..., make(count - 1)` in order, at most `AHEAD` of them made in advance.
 
     An error in `make` is raised when its batch is due; leaving early cancels what has not begun.
     """
-    pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="samples")
     pending: deque[Future[Batch]] = deque()
     try:
         for index in range(count):
@@ -133,4 +140,5 @@ def prefetch(make: Callable[[int], Batch], count: int, *, threads: int) -> Itera
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for future in pending:
+            future.cancel()

@@ -6,6 +6,7 @@ A target is uint8 `(classes, height, width)`: 1 where the pixel's centre lies in
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     import geopandas
 
 UNLABELLED = 255
-"""Target value of pixels that count neither in the loss nor in metrics; in mask rasters 255 and nodata mean it."""
+"""Target of pixels that count neither in the loss nor in metrics; in mask rasters 255 and a nodata other than 0 do."""
+_BURNING = threading.Lock()
+"""`rasterize` silences a warning of its own with `warnings.catch_warnings`, which threads must not interleave."""
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".parquet", ".geoparquet", ".fgb", ".shp")
 MASK_SUFFIXES = (".tif", ".tiff")
 
@@ -39,6 +42,10 @@ class Labels(Protocol):
 
     def touches(self, window: Window) -> bool:
         """Whether some object may lie in the window."""
+        ...
+
+    def close(self) -> None:
+        """Close what is open; no thread may be reading."""
         ...
 
 
@@ -73,12 +80,16 @@ class PolygonLabels:
         found = np.sort(self._tree.query(outline(part)))
         for index in np.unique(self.class_index[found]):
             shapes = self.polygons[found[self.class_index[found] == index]]
-            target[index] = rasterize(shapes, out_shape=part.shape, transform=part.transform, dtype="uint8")
+            with _BURNING:
+                target[index] = rasterize(shapes, out_shape=part.shape, transform=part.transform, dtype="uint8")
         return target
 
     def touches(self, window: Window) -> bool:
         """Whether some polygon intersects the window."""
         return bool(len(self._tree.query(outline(self.grid.part(window)), predicate="intersects")))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class MaskLabels:
@@ -106,6 +117,10 @@ class MaskLabels:
     def touches(self, window: Window) -> bool:
         """Whether some pixel of the window is of a class."""
         return bool((self.burn(window) == 1).any())
+
+    def close(self) -> None:
+        """Close the mask's handles."""
+        self._reader.close()
 
     def _under(self, start: int, count: int, *, axis: int) -> NDArray[np.int64]:
         """Mask rows (or columns) under the centres of grid rows (or columns)."""
@@ -222,7 +237,9 @@ def open_mask_labels(path: Path, scene: Scene, native: RasterGrid, *, classes: i
         LabelError: when the mask has another size, CRS or place.
     """
     try:
-        mask = describe_scene(path, ReadingSpec())
+        mask = describe_scene(path)
+        if mask.nodata[0] == 0:  # such masks mean "none" by 0, not "unlabelled"
+            mask = describe_scene(path, ReadingSpec(ignore_nodata=True))
     except SceneError as error:
         raise LabelError(f"the mask of the scene {scene.id} cannot be used: {error}") from error
     if mask.grid.shape != native.shape:

@@ -62,6 +62,10 @@ class SampleSource(Protocol):
         """Whether some labelled object may lie in the window."""
         ...
 
+    def close(self) -> None:
+        """Close what is open; no thread may be reading."""
+        ...
+
 
 class LabelledScene:
     """Reads a scene and burns its labels, window by window."""
@@ -80,9 +84,14 @@ class LabelledScene:
         """Whether some labelled object may lie in the window."""
         return self._labels.touches(window)
 
+    def close(self) -> None:
+        """Close the handles of scene and labels."""
+        self._reader.close()
+        self._labels.close()
+
 
 class CachedScene:
-    """A labelled scene held in memory."""
+    """A labelled scene held in memory; its source is closed."""
 
     def __init__(self, source: SampleSource) -> None:
         grid = source.scene.grid
@@ -93,6 +102,7 @@ class CachedScene:
             target=np.concatenate([s.target for s in strips], axis=1),
             valid=np.concatenate([s.valid for s in strips], axis=0),
         )
+        source.close()
 
     def read(self, window: Window) -> Sample:
         """The sample of a window inside the grid; views, not copies."""
@@ -107,6 +117,9 @@ class CachedScene:
         rows, cols = window.toslices()
         return bool((self._whole.target[:, rows, cols] == 1).any())
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledData:
@@ -120,6 +133,11 @@ class LabelledData:
     """Label geometries that were invalid and have been repaired."""
     dropped: int
     """Label features without area, left out."""
+
+    def close(self) -> None:
+        """Close every scene; no thread may be reading."""
+        for source in (*self.training, *self.validation):
+            source.close()
 
 
 def list_scenes(images: Iterable[str | Path]) -> tuple[str, ...]:

@@ -169,10 +169,13 @@ class TrainSpec:
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= MOST_CLASSES or len(set(self.classes)) != len(self.classes):
             raise SettingsError(f"classes must be 1 to {MOST_CLASSES} different names, not {self.classes}")
-        if len(self.classes) > 1 and self.class_field == "":
-            raise SettingsError("class_field must name an attribute of the labels, not ''")
         if self.resolution_m is not None and not self.resolution_m > 0:
             raise SettingsError(f"resolution_m must be above 0, not {self.resolution_m}")
+        if self.reading.resolution_m != "native":
+            raise SettingsError(
+                f"reading.resolution_m must stay native in training, not {self.reading.resolution_m}; "
+                "set resolution_m, which also becomes part of the model card"
+            )
         self._check_tile_size()
 
     def _check_tile_size(self) -> None:

@@ -11,7 +11,6 @@ from rasterio.windows import Window
 
 from pipeline.card import Normalization
 from pipeline.errors import LabelError, SceneError
-from pipeline.training.samples import SampleSource
 from pipeline.training.windows import Area, plan_blocks
 
 BLOCK_SIZE = 512
@@ -54,14 +53,14 @@ def survey(areas: Sequence[Area], classes: Sequence[str], *, seed: int) -> Surve
         LabelError: a class has no pixel in the training part.
         SceneError: there is no valid pixel.
     """
-    blocks = [(a.source, b) for a in areas for b in plan_blocks(a.source.scene.grid.shape, BLOCK_SIZE) if a.is_free(b)]
+    blocks = [(area, block) for area in areas for block in plan_blocks(area.source.scene.grid.shape, BLOCK_SIZE)]
     moments = _Moments(len(areas[0].source.scene.bands))
     found = np.zeros((len(classes), 2), np.int64)
     for seen, at in enumerate(np.random.default_rng([seed, 1]).permutation(len(blocks))):
         if seen >= MOST_BLOCKS and found[:, 0].all():
             break
-        source, block = blocks[at]
-        _look(source, block, moments, found)
+        area, block = blocks[at]
+        _look(area, block, moments, found)
     if moments.count == 0:
         raise SceneError("the training scenes have no valid pixel; check their nodata, alpha and masks")
     empty = [name for name, pixels in zip(classes, found[:, 0], strict=True) if pixels == 0]
@@ -99,10 +98,11 @@ class _Moments:
         self.count = total
 
 
-def _look(source: SampleSource, block: Window, moments: _Moments, found: NDArray[np.int64]) -> None:
-    sample = source.read(block)
-    scales, offsets = np.array(source.scene.scales), np.array(source.scene.offsets)
-    moments.add(sample.pixels[:, sample.valid].astype(np.float64) * scales[:, None] + offsets[:, None])
-    target = sample.target[:, sample.valid]
+def _look(area: Area, block: Window, moments: _Moments, found: NDArray[np.int64]) -> None:
+    sample, scene = area.source.read(block), area.source.scene
+    counted = sample.valid & area.free_pixels(block)
+    scales, offsets = np.array(scene.scales), np.array(scene.offsets)
+    moments.add(sample.pixels[:, counted].astype(np.float64) * scales[:, None] + offsets[:, None])
+    target = sample.target[:, counted]
     found[:, 0] += (target == 1).sum(axis=1)
     found[:, 1] += (target <= 1).sum(axis=1)

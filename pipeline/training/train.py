@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -124,18 +124,25 @@ def train(
     """
     spec, out, start = spec or TrainSpec(), Path(out), time.perf_counter()
     _check_out(out)
-    data = cache(open_data(images, labels, spec), spec.samples.cache_mb, len(spec.classes))
+    resolve_device(spec.learning.device)
+    opened = open_data(images, labels, spec)
+    with closing(opened):
+        run, stopped = _learn(cache(opened, spec.samples.cache_mb, len(spec.classes)), spec, out, progress)
+    return run.report(stopped, time.perf_counter() - start)
+
+
+def _learn(
+    data: LabelledData, spec: TrainSpec, out: Path, progress: Callable[[TrainProgress], None] | None
+) -> tuple[_Run, Stop]:
     split = split_data(data, spec.samples, seed=spec.seed)
     check_validation(split)
     facts = survey(split.training, spec.classes, seed=spec.seed)
     network_spec = spec.network.unet(bands=len(facts.bands), classes=len(spec.classes))
     card = make_card(spec, network_spec, data, split, facts)
-    feed = Feed(spec, card.normalization, margin=network_spec.margin)
-    with torch.random.fork_rng(devices=[]):
+    with Feed(spec, card.normalization, margin=network_spec.margin) as feed, torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         run = _Run(UNet(network_spec), feed, split, card, out)
-        stopped = run.learn(progress)
-    return run.report(stopped, time.perf_counter() - start)
+        return run, run.learn(progress)
 
 
 def make_card(spec: TrainSpec, network: UNetSpec, data: LabelledData, split: Split, facts: Survey) -> ModelCard:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.errors import LabelError, SettingsError
@@ -40,6 +41,16 @@ class Area:
     def is_free(self, core: Window) -> bool:
         """Whether a core overlaps no held-out block."""
         return not any(overlap(core, block) for block in self.held_out)
+
+    def free_pixels(self, window: Window) -> NDArray[np.bool_]:
+        """Which pixels of a window, `(height, width)`, lie outside all held-out blocks."""
+        free = np.ones((window.height, window.width), bool)
+        for block in self.held_out:
+            if overlap(window, block):
+                common = _clip(block, window)
+                top, left = common.row_off - window.row_off, common.col_off - window.col_off
+                free[top : top + common.height, left : left + common.width] = False
+        return free
 
 
 @dataclass(frozen=True, kw_only=True)
