@@ -210,6 +210,18 @@ def test_labels_that_cannot_be_used_say_why(town: Town, tmp_path: Path) -> None:
         read_polygons(town.labels, ("pool", "roof"))
 
 
+def test_polygons_beyond_the_scene_crs_do_no_harm(tmp_path: Path, make_scene: MakeScene) -> None:
+    image = make_scene(crs="EPSG:3857", transform=Affine(2, 0, 0, 0, -2, 0))
+    degree = 1 / 111_319.49
+    shapes = [shapely.box(20 * degree, -40 * degree, 40 * degree, -20 * degree), shapely.box(0, 80, 1, 90)]
+    shapes += [shapely.box(-180, -90, 180, -89)]
+    geopandas.GeoDataFrame(geometry=shapes, crs=4326).to_file(tmp_path / "world.gpkg")
+    labels = open_polygon_labels([read_polygons(tmp_path / "world.gpkg", ("any",))], describe_scene(image), classes=1)
+    target = labels.burn(Window(0, 0, 50, 40))[0]
+    assert target[10:20, 10:20].all()
+    assert target.sum() == 100
+
+
 def test_labels_are_found_by_stem_or_serve_all_scenes(tmp_path: Path) -> None:
     def folder(name: str, *files: str) -> Path:
         (tmp_path / name).mkdir()

@@ -212,16 +212,30 @@ def open_polygon_labels(tables: Sequence[PolygonTable], scene: Scene, *, classes
     parts, indices = [], []
     area = outline(scene.grid)
     for table in tables:
-        frame = table.frame.to_crs(scene.grid.crs.to_wkt())
+        frame = table.frame.iloc[_candidates(table.frame, scene.grid)].to_crs(scene.grid.crs.to_wkt())
         geometry = np.asarray(frame.geometry.array, dtype=object)
-        geometry = np.where(shapely.is_valid(geometry), geometry, _areas_only(shapely.make_valid(geometry)))
+        finite = np.isfinite(shapely.bounds(geometry)).all(axis=1)
+        geometry, class_index = geometry[finite], np.asarray(frame["class_index"], np.intp)[finite]
+        broken = ~shapely.is_valid(geometry)
+        geometry[broken] = _areas_only(shapely.make_valid(geometry[broken]))
         near = shapely.intersects(area, geometry)
         parts.append(geometry[near])
-        indices.append(np.asarray(frame["class_index"], np.intp)[near])
+        indices.append(class_index[near])
     polygons, class_index = np.concatenate(parts), np.concatenate(indices)
     if not len(polygons):
         raise LabelError(_no_touch(tables, scene))
     return PolygonLabels(polygons, class_index, scene.grid, classes=classes)
+
+
+def _candidates(frame: geopandas.GeoDataFrame, grid: RasterGrid) -> NDArray[np.intp]:
+    """Rows that may touch a grid, found in the labels' own CRS so that few need to be transformed."""
+    from pyproj import Transformer
+
+    to_labels = Transformer.from_crs(grid.crs.to_wkt(), frame.crs, always_xy=True)
+    left, bottom, right, top = to_labels.transform_bounds(*grid.bounds)
+    if not np.isfinite((left, bottom, right, top)).all() or left > right:  # outside the CRS, or over the antimeridian
+        return np.arange(len(frame))
+    return np.sort(np.asarray(frame.sindex.query(shapely.box(left, bottom, right, top)), np.intp))
 
 
 def open_mask_labels(path: Path, scene: Scene, native: RasterGrid, *, classes: int) -> MaskLabels:
@@ -314,13 +328,14 @@ def _class_index(
 def _no_touch(tables: Sequence[PolygonTable], scene: Scene) -> str:
     from pyproj import Transformer
 
-    def text(bounds: Sequence[float], crs: object) -> str:
+    def text(bounds: tuple[float, float, float, float], crs: object) -> str:
         to_degrees = Transformer.from_crs(crs, 4326, always_xy=True)
-        left, bottom, right, top = bounds
-        west, south, east, north = to_degrees.transform_bounds(left, bottom, right, top)
+        west, south, east, north = to_degrees.transform_bounds(*bounds)
         return f"{west:.4f}..{east:.4f} E, {south:.4f}..{north:.4f} N"
 
-    files = "; ".join(f"{t.path.name} covers {text(t.frame.total_bounds, t.frame.crs)}" for t in tables if len(t.frame))
+    files = "; ".join(
+        f"{t.path.name} covers {text(tuple(t.frame.total_bounds), t.frame.crs)}" for t in tables if len(t.frame)
+    )
     return (
         f"no polygon of the labels touches the scene {scene.location}, which covers "
         f"{text(scene.grid.bounds, scene.grid.crs.to_wkt())}: {files or 'the label files hold no polygon'}"
