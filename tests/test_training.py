@@ -34,14 +34,13 @@ from pipeline.scene import ReadingSpec, describe_scene
 from pipeline.training.augment import flip_and_turn, vary_light
 from pipeline.training.feed import Feed, prefetch
 from pipeline.training.labels import (
-    MaskLabels,
     PolygonLabels,
     find_labels,
-    open_mask_labels,
     open_polygon_labels,
     read_polygons,
 )
 from pipeline.training.losses import bce_loss, dice_loss, segmentation_loss
+from pipeline.training.masks import MaskLabels, open_mask_labels
 from pipeline.training.metrics import Confusion
 from pipeline.training.samples import CachedScene, LabelledScene, Sample, cache, list_scenes, open_data, read_padded
 from pipeline.training.settings import (

@@ -21,10 +21,10 @@ from pipeline.training.labels import (
     Labels,
     PolygonTable,
     find_labels,
-    open_mask_labels,
     open_polygon_labels,
     read_polygons,
 )
+from pipeline.training.masks import open_mask_labels
 from pipeline.training.settings import TrainSpec
 
 SCENE_SUFFIXES = (".tif", ".tiff")
