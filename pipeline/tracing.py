@@ -133,6 +133,10 @@ class Rings:
         """The same rings with `by` added to the numbers of their components."""
         return replace(self, owner=self.owner + by)
 
+    def moved(self, origin: tuple[int, int]) -> Rings:
+        """The same rings on the pixel plane of the scene, in which their block begins at `origin = (row, col)`."""
+        return replace(self, xy=self.xy + np.array(origin[::-1], np.int32))
+
     def select(self, new_owner: NDArray[np.int64]) -> Rings:
         """The rings whose component has a new number `new_owner[owner] >= 0`, with that number."""
         owner = new_owner[self.owner]
@@ -213,8 +217,8 @@ def label(
     return Labels(padded=padded, table=table)
 
 
-def trace(labels: Labels, seams: Seams, *, origin: tuple[int, int] = (0, 0), junctions: bool = False) -> Rings:
-    """The outlines of all components of value 1..254, in scene coordinates, in order of discovery.
+def trace(labels: Labels, seams: Seams, *, junctions: bool = False) -> Rings:
+    """The outlines of all components of value 1..254, on the block's pixel plane, in order of discovery.
 
     Only corners become vertices, except on seams, where every pixel corner does, so that pieces on both
     sides have the same edges there. The shell of a component comes before its holes.
@@ -222,13 +226,12 @@ def trace(labels: Labels, seams: Seams, *, origin: tuple[int, int] = (0, 0), jun
     Args:
         labels: of the block.
         seams: the borders that are seams.
-        origin: `(row, col)` of the block in the scene.
         junctions: True to make a vertex also where two neighbours of a straight edge meet.
     """
     value = np.concatenate((np.zeros(1, np.uint8), labels.table.value))
     positions = seams.positions(*labels.inside.shape)
     xy, loose, start, owner = _trace_pass(labels.padded, value, positions, junctions)
-    return Rings(xy=xy + np.array(origin[::-1], np.int32), loose=loose, start=start, owner=owner)
+    return Rings(xy=xy, loose=loose, start=start, owner=owner)
 
 
 def corner_pairs(labels: Labels) -> NDArray[np.int64]:

@@ -24,11 +24,14 @@ from rasterio.windows import Window
 from pipeline.card import ModelCard
 from pipeline.decide import Decision, decide_apart, resolve_threshold
 from pipeline.errors import SettingsError
-from pipeline.grid import RasterGrid
+from pipeline.grid import RasterGrid, measure_on_ground
 from pipeline.shaping import PolygonBatch, PolygonSpec
 from pipeline.tracing import BAD, Components, Rings, Seams, corner_pairs, label, trace, unique_rows, unite
+from pipeline.tracing_arcs import simplify
 from pipeline.tracing_seams import join_rings
 
+SIMPLIFY_BLOCK = 2048
+"""Side of blocks when borders are simplified, px: fixed, since vertices on seams stay."""
 BATCH_VERTICES = 500_000
 """A batch ends with the polygon that reaches this many vertices."""
 
@@ -50,6 +53,16 @@ class LevelSource(Protocol):
 
     def read_levels(self, window: Window) -> NDArray[np.uint16]:
         """`(classes, height, width)` levels 0..`levels`; 65535 = invalid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracingRule:
+    """What a block needs to know of the settings, in pixels."""
+
+    connectivity: int = 4
+    """4 or 8."""
+    tolerance: tuple[float, float] | None = None
+    """Most that a border may move along x and along y, px; None = pixel edges."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +114,14 @@ def vectorize(
     if block_size < 1 or workers < 1:
         raise SettingsError(f"block_size and workers must be >= 1, not {block_size} and {workers}")
     resolve_threshold(source.card, spec.threshold, source.levels)
-    return _batches(source, spec, block_size, workers)
+    return _batches(source, spec, SIMPLIFY_BLOCK if spec.simplify_m else block_size, workers)
 
 
 def _batches(source: LevelSource, spec: PolygonSpec, block_size: int, workers: int) -> Iterator[PolygonBatch]:
+    rule = _resolve_rule(source.grid, spec)
     joiners: dict[int, SeamJoiner] = {}
     with ThreadPoolExecutor(workers, "vectorize") as pool:
-        rows = _block_rows(source, spec, block_size, pool)
+        rows = _block_rows(source, spec, rule, block_size, pool)
         count = -(-source.grid.height // block_size)
         try:
             for row, blocks in enumerate(rows, start=1):
@@ -121,8 +135,24 @@ def _batches(source: LevelSource, spec: PolygonSpec, block_size: int, workers: i
             pool.shutdown(cancel_futures=True)
 
 
+def _resolve_rule(grid: RasterGrid, spec: PolygonSpec) -> TracingRule:
+    if not spec.simplify_m:
+        return TracingRule(connectivity=spec.connectivity)
+    across_m, down_m = pixel_sides_m(grid)
+    return TracingRule(connectivity=spec.connectivity, tolerance=(spec.simplify_m / across_m, spec.simplify_m / down_m))
+
+
+def pixel_sides_m(grid: RasterGrid) -> tuple[float, float]:
+    """True lengths of the centre pixel's sides, along a row and along a column."""
+    row, col = grid.height // 2, grid.width // 2
+    corners = [((0, 0), (w, 0), (w, h), (0, h)) for w, h in ((1, 1), (2, 1), (1, 2))]
+    pixels = [shapely.Polygon([grid.transform @ (col + x, row + y) for x, y in each]) for each in corners]
+    _, perimeter_m = measure_on_ground(pixels, grid.crs)
+    return float(perimeter_m[1] - perimeter_m[0]) / 2, float(perimeter_m[2] - perimeter_m[0]) / 2
+
+
 def _block_rows(
-    source: LevelSource, spec: PolygonSpec, block_size: int, pool: Executor
+    source: LevelSource, spec: PolygonSpec, rule: TracingRule, block_size: int, pool: Executor
 ) -> Iterator[list[list[BlockPieces]]]:
     """The pieces of each block of a row, for each decision; the next row is under way meanwhile."""
     height, width = source.grid.shape
@@ -132,14 +162,14 @@ def _block_rows(
             Window(left, top, min(block_size, width - left), min(block_size, height - top))
             for left in range(0, width, block_size)
         ]
-        ahead.append([pool.submit(_trace_window, source, spec, window) for window in windows])
+        ahead.append([pool.submit(_trace_window, source, spec, rule, window) for window in windows])
         if len(ahead) == 2:
             yield [future.result() for future in ahead.popleft()]
     while ahead:
         yield [future.result() for future in ahead.popleft()]
 
 
-def _trace_window(source: LevelSource, spec: PolygonSpec, window: Window) -> list[BlockPieces]:
+def _trace_window(source: LevelSource, spec: PolygonSpec, rule: TracingRule, window: Window) -> list[BlockPieces]:
     """Read and decide one block, and trace each decision."""
     height, width = source.grid.shape
     seams = Seams(
@@ -151,23 +181,26 @@ def _trace_window(source: LevelSource, spec: PolygonSpec, window: Window) -> lis
     levels = source.read_levels(window)
     decisions = decide_apart(levels, source.card, spec.threshold, top=source.levels)
     origin = (int(window.row_off), int(window.col_off))
-    return [trace_block(decision, seams, origin, spec) for decision in decisions]
+    return [trace_block(decision, seams, origin, rule) for decision in decisions]
 
 
-def trace_block(decision: Decision, seams: Seams, origin: tuple[int, int], spec: PolygonSpec) -> BlockPieces:
+def trace_block(decision: Decision, seams: Seams, origin: tuple[int, int], rule: TracingRule) -> BlockPieces:
     """Components and outlines of one block of the mask.
 
     Args:
         decision: the block's classes.
         seams: its borders that are seams.
         origin: `(row, col)` of the block in the scene.
-        spec: says the connectivity.
+        rule: how.
     """
     labels = label(decision.mask, decision.level, origin=origin)
-    rings = trace(labels, seams, origin=origin)
+    rings = trace(labels, seams, junctions=rule.tolerance is not None)
+    if rule.tolerance is not None:
+        rings = simplify(rings, labels, seams, rule.tolerance)
+    rings = rings.moved(origin)
     lines = {side: labels.line(side) for side in ("top", "bottom", "left", "right")}
     n = len(labels.table)
-    links = corner_pairs(labels) if spec.connectivity == 8 else np.empty((0, 2), np.int64)
+    links = corner_pairs(labels) if rule.connectivity == 8 else np.empty((0, 2), np.int64)
     feature = unite(n, links)
     is_piece = np.zeros(n, np.bool_)
     for side in lines:
