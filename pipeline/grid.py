@@ -116,7 +116,7 @@ def measure_on_ground(
     if len(coordinates) == 0:
         return np.zeros(len(geometries)), np.zeros(len(geometries))
     lon, lat = to_lonlat.transform(coordinates[:, 0], coordinates[:, 1])
-    lon, lat = np.radians(lon), np.radians(lat)
+    lon, lat = _on_earth(np.radians(lon), np.radians(lat), ring_of_vertex)
     same_ring = ring_of_vertex[1:] == ring_of_vertex[:-1]
     d_lon = np.remainder(np.diff(lon) + np.pi, 2 * np.pi) - np.pi
     d_lon[~same_ring] = 0.0
@@ -171,6 +171,22 @@ def _rings_of(
     rings, part_of_ring = shapely.get_rings(parts, return_index=True)
     is_shell = np.r_[True, part_of_ring[1:] != part_of_ring[:-1]][: len(rings)]
     return rings, owner_of_part[part_of_ring], np.where(is_shell, 1.0, -1.0)
+
+
+def _on_earth(
+    lon: NDArray[np.float64], lat: NDArray[np.float64], ring_of_vertex: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Draw vertices beyond the horizon of a projection back to the last one of their ring that lies on the Earth."""
+    found = np.isfinite(lon) & np.isfinite(lat)
+    if found.all():
+        return lon, lat
+    place = np.where(found, np.arange(len(lon)), -1)
+    last = np.full(ring_of_vertex[-1] + 1, -1)
+    np.maximum.at(last, ring_of_vertex, place)
+    start = np.searchsorted(ring_of_vertex, ring_of_vertex)
+    before = np.maximum.accumulate(place)
+    source = np.where(before >= start, before, last[ring_of_vertex])
+    return np.where(source < 0, 0.0, lon[source]), np.where(source < 0, 0.0, lat[source])
 
 
 def _authalic_q(sin_lat: NDArray[np.float64], es: float) -> NDArray[np.float64]:

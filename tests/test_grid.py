@@ -140,6 +140,20 @@ def test_no_polygons_and_empty_polygons_measure_nothing() -> None:
     assert area_m2[1] > 0
 
 
+def test_beyond_the_horizon_of_a_projection_there_is_no_area() -> None:
+    """Seen from a geostationary satellite, the Earth is a disk of 5,430 km; a square reaches past its limb."""
+    view = CRS.from_proj4("+proj=geos +h=35785831 +lon_0=-75 +ellps=GRS80 +sweep=x +units=m")
+    across, inside, outside = (
+        shapely.box(4e6, 0, 6e6, 1e5),
+        shapely.box(4e6, 0, 5.4e6, 1e5),
+        shapely.box(6e6, 0, 7e6, 1e5),
+    )
+    area_m2, perimeter_m = measure_on_ground([across, inside, outside], view)
+    assert np.isfinite(perimeter_m).all()
+    assert area_m2[1] * 0.99 < area_m2[0] < area_m2[1] * 1.5
+    assert area_m2[2] == 0
+
+
 def test_a_crs_that_floats_free_of_the_earth_has_no_true_areas() -> None:
     plane = CRS.from_wkt('LOCAL_CS["site grid",UNIT["metre",1]]')
     with pytest.raises(SceneError, match=r"not tied to the Earth.* --crs"):
