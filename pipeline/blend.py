@@ -87,7 +87,7 @@ class StripBlender:
         """
         self._rows, self._cols, self._span = rows, cols, span
         self._factors = [share.factor.to(device) for share in cols]
-        tallest = max(len(share.factor) + share.skip for share in rows)
+        tallest = max(share.skip + len(share.factor) for share in rows)
         width = span.stop - span.start
         self._strip = torch.zeros((classes, tallest, width), device=device)
         self._mean = torch.zeros((classes, 0, width), device=device)
@@ -98,8 +98,9 @@ class StripBlender:
         """Blend one tile's output `(classes, H, W)` into the strip at hand."""
         share, span = self._cols[col], self._span
         start, stop = max(share.start, span.start), min(share.stop, span.stop)
-        dst = self._strip[:, : probabilities.shape[1], start - span.start : stop - span.start]
-        src = probabilities[:, :, share.skip + start - share.start : share.skip + stop - share.start]
+        rows = self._strip.shape[1]
+        dst = self._strip[:, :, start - span.start : stop - span.start]
+        src = probabilities[:, :rows, share.skip + start - share.start : share.skip + stop - share.start]
         dst.lerp_(src, self._factors[col][start - share.start : stop - share.start])
 
     def end_strip(self, row: int, valid: Tensor, *, last: bool) -> tuple[int, Tensor, Tensor]:

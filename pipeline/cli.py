@@ -125,6 +125,39 @@ def inspect(
 
 
 @app.command
+def train(
+    *,
+    images: Annotated[list[str], Parameter(help="Scenes, or folders of scenes.", consume_multiple=True)],
+    labels: Annotated[Path, Parameter(help="Vector file or mask raster for all scenes, or a folder of them.")],
+    out: Annotated[Path, Parameter(help="Checkpoint to write, *.safetensors.")],
+    config: ConfigFile = None,
+    overrides: Overrides = (),
+) -> int:
+    """Train a U-Net on scenes with polygon or mask labels; the best epoch becomes the checkpoint."""
+    from pipeline.config import load_settings
+    from pipeline.progress import progress_bars, train_watch
+    from pipeline.training.train import TrainSpec
+    from pipeline.training.train import train as train_network
+
+    spec = load_settings(TrainSpec, config, overrides)
+    with progress_bars(console) as bars:
+        report = train_network(images, labels, out, spec=spec, progress=train_watch(bars))
+    table = Table("epoch", "loss", "validation IoU", "learning rate", "seconds", box=None)
+    for record in report.history:
+        best = "bold green" if record.epoch == report.best_epoch else ""
+        numbers = (f"{record.loss:.4f}", f"{record.iou:.4f}", f"{record.learning_rate:.2e}", f"{record.seconds:.0f}")
+        table.add_row(str(record.epoch), *numbers, style=best)
+    console.print(table)
+    console.print(
+        f"{report.checkpoint}: validation IoU {report.best_iou:.3f} in epoch {report.best_epoch}, "
+        f"{report.pixels_per_second / 1e6:.2f} Mpx/s, stopped: {report.stopped}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return EXIT_DONE
+
+
+@app.command
 def demo(
     *,
     out: Annotated[Path, Parameter(help="Folder for the scene and the results.")] = Path("demo-out"),

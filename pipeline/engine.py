@@ -185,13 +185,16 @@ class Engine:
         self._clip = transform.clip
 
     @torch.inference_mode()
-    def run_strip(self, strip: RawStrip, lefts: Sequence[int], tile: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+    def run_strip(
+        self, strip: RawStrip, lefts: Sequence[int], tile: tuple[int, int], *, most: int
+    ) -> Iterator[tuple[int, Tensor]]:
         """Predict the tiles of a strip that hold a valid pixel.
 
         Args:
             strip: raw pixels of one row of tiles.
             lefts: scene column of each tile window's first pixel.
             tile: `(height, width)` of the windows.
+            most: tiles of a whole strip of the scene; no batch is larger.
 
         Yields:
             `(position in lefts, (classes, h, w) probabilities)`, left to right.
@@ -203,7 +206,8 @@ class Engine:
             return
         pixels = _to_tensor(strip.pixels).to(self.device, non_blocking=True)
         valid = torch.from_numpy(strip.valid).to(self.device, non_blocking=True)
-        size = self._batch_size or max(1, _TILE_PIXELS.get(self.device.type, 2**18) // (height * width))
+        size = self._batch_size or resolve_batch_size(self.device, height * width)
+        size = min(size, most)
         for first in range(0, len(wanted), size):
             batch = wanted[first : first + size]
             padded = batch + batch[-1:] * (size - len(batch))
@@ -238,6 +242,11 @@ class Engine:
                 "if it returns logits, say so in its card: outputs='logits'"
             )
         return probabilities.to(self.device)
+
+
+def resolve_batch_size(device: torch.device, tile_pixels: int) -> int:
+    """Tiles per forward pass that keep a device busy: 1 of 512 px on a CPU, 16 on CUDA."""
+    return max(1, _TILE_PIXELS.get(device.type, _TILE_PIXELS["cpu"]) // tile_pixels)
 
 
 def activate(outputs: Tensor, card: ModelCard) -> Tensor:

@@ -11,7 +11,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.segment import Watch
+    from pipeline.training.records import TrainProgress
 
 
 class PixelRate(ProgressColumn):
@@ -45,5 +48,22 @@ def scene_watch(progress: Progress, scene_id: str) -> Watch:
         if bar is None:
             bar = bars[stage] = progress.add_task(f"{scene_id} {stage}", total=total)
         progress.update(bar, completed=done, visible=done < total)  # type: ignore[arg-type]
+
+    return watch
+
+
+def train_watch(progress: Progress) -> Callable[[TrainProgress], None]:
+    """A callback that shows the epoch at hand as one bar, with its loss and the best IoU so far."""
+    bar = progress.add_task("training", total=None)
+    shown = 0
+
+    def watch(step: TrainProgress) -> None:
+        nonlocal shown
+        best = "" if step.best_iou is None else f", best IoU {step.best_iou:.3f}"
+        if step.epoch != shown:
+            shown = step.epoch
+            progress.reset(bar, total=step.steps * step.pixels)
+        text = f"epoch {step.epoch}/{step.epochs} loss {step.loss:.3f}{best}"
+        progress.update(bar, advance=step.pixels, description=text)
 
     return watch

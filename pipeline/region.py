@@ -178,7 +178,8 @@ class _RegionRun:
     def _predict(self, strip: RawStrip) -> None:
         plan = self._job.plan
         lefts = [plan.cols.starts[col] - plan.cols.margin for col in self._tile_cols]
-        for position, probabilities in self._engine.run_strip(strip, lefts, (plan.rows.tile, plan.cols.tile)):
+        tile = (plan.rows.tile, plan.cols.tile)
+        for position, probabilities in self._engine.run_strip(strip, lefts, tile, most=plan.shape[1]):
             self._blender.add(self._tile_cols[position], probabilities)
             self.tiles_run += 1
 

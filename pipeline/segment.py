@@ -140,7 +140,7 @@ def vectorize_mosaic(mosaic: str | Path, target: str | Path, *, spec: PolygonSpe
             crs=source.grid.crs,
             scene_id=source.tags.get("SCENEMILL_SCENE", Path(mosaic).stem),
             model_id=source.tags.get("SCENEMILL_MODEL", ""),
-            classes=[name for _, _, name in source.card.foreground],
+            classes={value: name for _, value, name in source.card.foreground},
         )
 
 

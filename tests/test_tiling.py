@@ -45,8 +45,10 @@ def test_every_output_covers_its_core_and_all_windows_have_one_size(shape: tuple
     plan = plan_tiles(shape, tiling)
     for tile in plan:
         w, c, m = tile.window, tile.core, tiling.margin
-        assert w.row_off + m <= c.row_off and c.row_off + c.height <= w.row_off + w.height - m
-        assert w.col_off + m <= c.col_off and c.col_off + c.width <= w.col_off + w.width - m
+        assert w.row_off + m <= c.row_off
+        assert c.row_off + c.height <= w.row_off + w.height - m
+        assert w.col_off + m <= c.col_off
+        assert c.col_off + c.width <= w.col_off + w.width - m
         assert (w.height, w.width) == (plan.rows.tile, plan.cols.tile)
 
 

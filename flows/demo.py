@@ -1,0 +1,73 @@
+"""The demo: invent a town, segment it through the flow, and score the result against the truth."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import rasterio
+import shapely
+from rasterio.windows import Window
+
+from flows.segment import segment_scenes
+from pipeline.errors import WorldError
+from pipeline.report import SceneReport
+from pipeline.scoring import ObjectScore, PixelScore, score_pixels, score_polygons
+from pipeline.town import Town, write_town
+
+MODEL = Path(__file__).parents[1] / "pipeline" / "data" / "demo.safetensors"
+SETTINGS = {"polygons": {"min_area_m2": 4.0, "fill_holes_m2": 4.0}}
+
+
+def run_demo(out: Path, *, size: int, seed: int) -> Iterator[str]:
+    """Yield lines for the terminal while the demo runs.
+
+    Args:
+        out: folder for everything.
+        size: side of the town in pixels of half a metre.
+        seed: which town.
+
+    Raises:
+        WorldError: the flow failed.
+    """
+    start = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    scene, truth = out / "town.tif", out / "truth.geojson"
+    town = write_town(scene, seed, height=size, width=size)
+    town.write_truth(truth)
+    yield f"town:       {scene} ({size} x {size} px, {len(town.buildings):,} buildings; truth in {truth})"
+    state = segment_scenes(scenes=[str(scene)], model=str(MODEL), out=str(out), settings=SETTINGS, return_state=True)
+    if state.is_failed():
+        raise WorldError(f"the demo's flow failed: {state.message}")
+    report: SceneReport = state.result()[0]
+    folder = Path(report.folder)
+    yield from _where(folder, report)
+    pixels, objects = score(town, folder)
+    yield f"truth:      building IoU {pixels.iou:.3f}, object F1 {objects.f1:.3f} at IoU 0.5"
+    (out / "score.json").write_text(json.dumps({"iou": pixels.iou, "object_f1": objects.f1}) + "\n")
+    yield f"all done in {time.perf_counter() - start:.0f} s"
+
+
+def score(town: Town, folder: Path) -> tuple[PixelScore, ObjectScore]:
+    """Compare mask and polygons with the town's true buildings."""
+    truth = town.mask()
+    pixels = PixelScore()
+    with rasterio.open(folder / "mask.tif") as dataset:
+        for top in range(0, dataset.height, 1024):
+            found = dataset.read(1, window=Window(0, top, dataset.width, min(1024, dataset.height - top)))
+            pixels += score_pixels(truth[top : top + len(found)] == 1, found == 1, found != 255)
+    polygons = geopandas.read_file(folder / "polygons.gpkg", layer="polygons").geometry.to_numpy()
+    return pixels, score_polygons(np.asarray(town.buildings), shapely.make_valid(polygons))
+
+
+def _where(folder: Path, report: SceneReport) -> Iterator[str]:
+    seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
+    yield f"mosaic:     {folder / 'probability.tif'} (Cloud-Optimized GeoTIFF, 0..1)"
+    yield f"mask:       {folder / 'mask.tif'}"
+    yield f"polygons:   {folder / 'polygons.gpkg'} ({report.polygons:,} polygons; opens styled in QGIS)"
+    yield f"preview:    {folder / 'preview.png'}"
+    yield f"report:     {folder / 'report.json'} ({report.status}: {seconds})"

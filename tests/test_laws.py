@@ -1,0 +1,396 @@
+"""The promises of the design, as laws: drawn sizes, tilings, blends, nodata and regions.
+
+1 seamless, 2 exact, 3 independent of how it was cut, 5 nodata to the end, 6 whole polygons. (4, flat
+memory, is measured by `benchmarks/pipeline.py`.)
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rasterio.features import rasterize
+
+from pipeline.blend import Blend
+from pipeline.card import ModelCard, Normalization
+from pipeline.checkpoint import save_checkpoint
+from pipeline.config import SegmentSpec
+from pipeline.engine import InferenceSpec, LoadedPredictor, load_predictor
+from pipeline.levels import LevelType
+from pipeline.mosaic import MosaicSpec
+from pipeline.region import RegionJob, infer_region, join_regions
+from pipeline.scene import describe_scene
+from pipeline.segment import segment_scene
+from pipeline.shaping import PolygonSpec
+from pipeline.tiling import TilingSpec, plan_regions, plan_tiles, resolve_tiling
+from pipeline.unet import UNet, UNetSpec, receptive_field
+
+BLENDS: list[Blend] = ["hann", "pyramid", "average", "crop", "exact"]
+POINTWISE = ModelCard(bands=("red",), classes=("roof",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """One way of cutting the work."""
+
+    tile_size: int
+    overlap: int
+    blend: Blend
+    rows: int = 1
+    cols: int = 1
+    threads: int = 1
+    batch_size: int = 0
+
+
+@st.composite
+def cut_scenes(draw: st.DrawFn, most: int = 48) -> tuple[tuple[int, int], Cut]:
+    """A scene's shape, from 1 x 1 px, and a way of cutting it into at most about 8 x 8 tiles."""
+    tile = draw(st.integers(1, most))
+    step = draw(st.integers(max(1, tile // 4), tile))
+    shape = draw(st.tuples(*[st.integers(1, max(2, 7 * step))] * 2))
+    return shape, Cut(
+        tile_size=tile,
+        overlap=tile - step,
+        blend=draw(st.sampled_from(BLENDS)),
+        rows=draw(st.integers(1, 3)),
+        cols=draw(st.integers(1, 3)),
+        threads=draw(st.integers(1, 2)),
+        batch_size=draw(st.integers(0, 5)),
+    )
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    place = Path(tempfile.mkdtemp())
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place)
+
+
+def write_scene(path: Path, pixels: NDArray[Any], *, nodata: float | None = None, block: int | None = None) -> Path:
+    tiled = {} if block is None else {"tiled": True, "blockxsize": block, "blockysize": block}
+    profile = {
+        "driver": "GTiff",
+        "count": len(pixels),
+        "height": pixels.shape[1],
+        "width": pixels.shape[2],
+        "dtype": pixels.dtype,
+        "crs": "EPSG:32633",
+        "transform": rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000),
+        "nodata": nodata,
+    }
+    with rasterio.open(path, "w", **profile, **tiled) as dataset:
+        dataset.write(pixels)
+        for number in range(1, len(pixels) + 1):
+            dataset.set_band_description(number, ("red", "green", "blue", "nir")[number - 1])
+    return path
+
+
+def mosaic_of(
+    place: Path, scene_path: Path, predictor: Any, card: ModelCard, cut: Cut, dtype: LevelType = "float32"
+) -> tuple[NDArray[Any], bytes, bytes]:
+    """Probabilities as stored, and the bytes of both rasters."""
+    scene = describe_scene(scene_path, card=card)
+    tiling = resolve_tiling(TilingSpec(tile_size=cut.tile_size, overlap=cut.overlap), card, exact=cut.blend == "exact")
+    plan = plan_tiles(scene.grid.shape, tiling)
+    work = Path(tempfile.mkdtemp(dir=place))
+    job = RegionJob(
+        scene=scene, plan=plan, card=card, blend=cut.blend, inference=InferenceSpec(batch_size=cut.batch_size),
+        mosaic=MosaicSpec(dtype=dtype), threshold=None, threads=cut.threads, tags={}, folder=work,
+    )  # fmt: skip
+    regions = plan_regions(plan, rows=cut.rows, cols=cut.cols)
+    join_regions(job, [infer_region(job, region, predictor) for region in regions], work)
+    with rasterio.open(work / "probability.tif") as dataset:
+        stored = dataset.read()
+    return stored, (work / "probability.tif").read_bytes(), (work / "mask.tif").read_bytes()
+
+
+# Promise 1: seamless by law
+
+
+@settings(max_examples=60)
+@given(cut_scenes(), st.floats(0, 1, width=32))
+def test_a_constant_model_gives_a_constant_mosaic(drawn: tuple[tuple[int, int], Cut], constant: float) -> None:
+    shape, cut = drawn
+    with folder() as place:
+        path = write_scene(place / "scene.tif", np.ones((1, *shape), np.uint8))
+        model = lambda tiles: np.full((len(tiles), 1, *tiles.shape[2:]), constant, np.float32)  # noqa: E731
+        stored, _, _ = mosaic_of(place, path, model, POINTWISE, cut)
+    assert (stored == np.float32(constant)).all()
+
+
+@settings(max_examples=60)
+@given(cut_scenes(), st.integers(0, 2**32 - 1), st.sampled_from([None, 16]))
+def test_a_pointwise_model_gives_the_same_mosaic_for_every_tiling(
+    drawn: tuple[tuple[int, int], Cut], seed: int, block: int | None
+) -> None:
+    shape, cut = drawn
+    pixels = np.random.default_rng(seed).random((1, *shape), np.float32)
+    with folder() as place:
+        path = write_scene(place / "scene.tif", pixels, block=block)
+        stored, _, _ = mosaic_of(place, path, lambda tiles: tiles**2, POINTWISE, cut)
+    assert (stored == pixels**2).all()
+
+
+@settings(max_examples=40)
+@given(cut_scenes(), st.integers(0, 2**32 - 1))
+def test_disagreeing_tiles_are_weighted_as_the_contract_says(drawn: tuple[tuple[int, int], Cut], seed: int) -> None:
+    """`mosaic[p] = sum(w * p) / sum(w)` against a direct sum in float64 over the plan."""
+    shape, cut = drawn
+    cut = replace(cut, rows=1, cols=1, batch_size=1)
+    generator = np.random.default_rng(seed)
+    answers: list[float] = []
+
+    def model(tiles: NDArray[Any]) -> NDArray[Any]:
+        answers.append(generator.random())
+        return np.full((1, 1, *tiles.shape[2:]), answers[-1], np.float32)
+
+    with folder() as place:
+        path = write_scene(place / "scene.tif", np.ones((1, *shape), np.uint8))
+        stored, _, _ = mosaic_of(place, path, model, POINTWISE, cut)
+    assert np.allclose(stored[0], _direct_sum(shape, cut, answers), atol=1e-6)
+
+
+def _direct_sum(shape: tuple[int, int], cut: Cut, answers: list[float]) -> NDArray[Any]:
+    tiling = resolve_tiling(
+        TilingSpec(tile_size=cut.tile_size, overlap=cut.overlap), POINTWISE, exact=cut.blend == "exact"
+    )
+    total, weights = np.zeros(shape), np.zeros(shape)
+    for tile, answer in zip(plan_tiles(shape, tiling), answers, strict=True):
+        if cut.blend in ("crop", "exact"):
+            total[tile.core.toslices()] += answer
+            weights[tile.core.toslices()] += 1
+            continue
+        rows, cols = tile.window.toslices()
+        weight = np.outer(*(_weight(int(n), cut.blend) for n in (tile.window.height, tile.window.width)))
+        inside = weight[: shape[0] - rows.start, : shape[1] - cols.start]
+        total[rows, cols] += inside * answer
+        weights[rows, cols] += inside
+    return total / weights
+
+
+def _weight(n: int, blend: Blend) -> NDArray[Any]:
+    x = np.arange(n) + 0.5
+    return {"hann": np.sin(np.pi * x / n) ** 2, "pyramid": np.minimum(x, n - x) + 0.5, "average": np.ones(n)}[blend]
+
+
+# Promise 2: exact when asked
+
+
+def checkpoint(place: Path, spec: UNetSpec, seed: int = 0) -> Path:
+    """An untrained U-Net whose probabilities spread over 0..1, and its card."""
+    torch.manual_seed(seed)
+    network = UNet(spec)
+    side = 192 + (spec.size_offset - 192) % spec.stride
+    noise = torch.randn((1, spec.bands, side, side))
+    with torch.no_grad():
+        network.eval()
+        network.head.weight.mul_(2 / network(noise).std())
+    card = ModelCard(
+        bands=("red", "green", "blue")[: spec.bands],
+        classes=("roof", "road", "water")[: spec.classes],
+        outputs="logits",
+        normalization=Normalization.standard([128.0] * spec.bands, [64.0] * spec.bands),
+        stride=spec.stride,
+        margin=spec.margin,
+        size_offset=spec.size_offset,
+        receptive_field=receptive_field(spec),
+    )
+    path = place / "model.safetensors"
+    save_checkpoint(path, network, card)
+    return path
+
+
+def whole_pass(predictor: LoadedPredictor, pixels: NDArray[Any]) -> NDArray[Any]:
+    """One forward pass over the whole scene, mirrored up to the stride and by the margin."""
+    card = predictor.card
+    padding = []
+    for length in pixels.shape[1:]:
+        beyond = (card.size_offset - length - 2 * card.margin) % card.stride
+        padding.append((card.margin, card.margin + beyond))
+    padded = np.pad(pixels.astype(np.float32), [(0, 0), *padding], mode="reflect")
+    tensor = torch.from_numpy((padded - 128) / 64)[None]
+    return predictor(tensor)[0, :, : pixels.shape[1], : pixels.shape[2]].numpy()
+
+
+@settings(max_examples=8)
+@given(
+    st.tuples(st.integers(20, 150), st.integers(20, 150)),
+    st.sampled_from(
+        [
+            UNetSpec(bands=3, classes=1, depth=2, base_channels=8),
+            UNetSpec(bands=3, classes=2, depth=2, base_channels=8, upsampling="bilinear", norm="none"),
+            UNetSpec(bands=1, classes=1, depth=2, base_channels=8, padding="valid"),
+        ]
+    ),
+    st.integers(0, 99),
+    st.integers(1, 3),
+)
+def test_exact_equals_one_pass_over_the_whole_scene(
+    shape: tuple[int, int], spec: UNetSpec, seed: int, regions: int
+) -> None:
+    pixels = np.random.default_rng(seed).integers(1, 255, (spec.bands, *shape), np.uint8)
+    with folder() as place:
+        predictor = load_predictor(checkpoint(place, spec), "cpu", precision="float32")
+        card = predictor.card
+        size = 128 + (card.size_offset - 128) % card.stride
+        tiling = resolve_tiling(TilingSpec(tile_size=size), card, exact=True)
+        cut = Cut(tile_size=size, overlap=tiling.overlap, blend="exact", rows=regions, cols=regions)
+        stored, _, _ = mosaic_of(place, write_scene(place / "scene.tif", pixels), predictor, card, cut)
+        expected = whole_pass(predictor, pixels)
+    assert np.abs(stored - expected).max() < 1e-5
+
+
+def test_exact_equals_one_pass_for_the_reference_depth(tmp_path: Path) -> None:
+    """Depth 4 as in the paper: stride 16, a receptive field of about 190 px."""
+    spec = UNetSpec(bands=3, classes=1, depth=4, base_channels=8)
+    predictor = load_predictor(checkpoint(tmp_path, spec), "cpu", precision="float32")
+    pixels = np.random.default_rng(5).integers(1, 255, (3, 431, 517), np.uint8)
+    tiling = resolve_tiling(TilingSpec(tile_size=256), predictor.card, exact=True)
+    cut = Cut(tile_size=256, overlap=tiling.overlap, blend="exact")
+    scene = write_scene(tmp_path / "scene.tif", pixels)
+    stored, _, _ = mosaic_of(tmp_path, scene, predictor, predictor.card, cut)
+    assert np.abs(stored - whole_pass(predictor, pixels)).max() < 1e-5
+
+
+# Promise 3: independent of how it was cut
+
+
+@settings(max_examples=40)
+@given(cut_scenes(), st.integers(1, 4), st.integers(1, 4), st.integers(0, 99))
+def test_any_number_of_regions_gives_the_same_bytes(
+    drawn: tuple[tuple[int, int], Cut], rows: int, cols: int, seed: int
+) -> None:
+    shape, cut = drawn
+    pixels = np.random.default_rng(seed).integers(0, 255, (1, *shape), np.uint8)
+    with folder() as place:
+        path = write_scene(place / "scene.tif", pixels, nodata=0, block=16)
+        model = lambda tiles: (tiles + tiles.mean(axis=(2, 3), keepdims=True)) / 510  # noqa: E731
+        one = mosaic_of(place, path, model, POINTWISE, replace(cut, rows=1, cols=1), "uint8")
+        other = mosaic_of(place, path, model, POINTWISE, replace(cut, rows=rows, cols=cols), "uint8")
+    assert one[1:] == other[1:]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_real_network_gives_the_same_bytes_for_any_regions_threads_and_batches(
+    tmp_path: Path, precision: Any
+) -> None:
+    spec = UNetSpec(bands=3, classes=2, depth=3, base_channels=8)
+    predictor = load_predictor(checkpoint(tmp_path, spec), "cpu", precision=precision)
+    pixels = np.random.default_rng(1).integers(0, 255, (3, 300, 333), np.uint8)
+    path = write_scene(tmp_path / "scene.tif", pixels, nodata=0, block=64)
+    cut = Cut(tile_size=96, overlap=24, blend="hann", batch_size=4)
+    ways = [cut, replace(cut, rows=3), replace(cut, rows=2, cols=2, threads=2), replace(cut, rows=4, batch_size=3)]
+    results = [mosaic_of(tmp_path, path, predictor, predictor.card, way, "uint8")[1:] for way in ways]
+    assert all(result == results[0] for result in results)
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_bytes_and_polygons(tmp_path: Path) -> None:
+    from distributed import Client, LocalCluster
+
+    model = checkpoint(tmp_path, UNetSpec(bands=3, classes=1, depth=2, base_channels=8))
+    pixels = np.random.default_rng(2).integers(0, 255, (3, 260, 210), np.uint8)
+    path = write_scene(tmp_path / "scene.tif", pixels, nodata=0, block=64)
+    spec = SegmentSpec(tiling=TilingSpec(tile_size=64, overlap=16))
+    predictor = load_predictor(model, "cpu")
+    here = segment_scene(path, tmp_path / "here", predictor=predictor, spec=spec)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        there = segment_scene(path, tmp_path / "there", predictor=predictor, spec=spec, client=client)
+    assert (here.polygons, here.area_m2, here.tiles_run) != (0, {}, 0)
+    for name in ("probability.tif", "mask.tif", "polygons.gpkg"):
+        assert (Path(here.folder) / name).read_bytes() == (Path(there.folder) / name).read_bytes()
+
+
+# Promise 5: nodata is nodata to the end
+
+
+@settings(max_examples=30)
+@given(cut_scenes(), st.integers(0, 99), st.sampled_from(["corner", "band", "specks", "all", "none"]))
+def test_invalid_pixels_are_nodata_and_tiles_without_valid_pixels_are_skipped(
+    drawn: tuple[tuple[int, int], Cut], seed: int, pattern: str
+) -> None:
+    shape, cut = drawn
+    pixels = np.random.default_rng(seed).integers(1, 255, (1, *shape), np.uint8)
+    invalid = _pattern(pattern, shape, seed)
+    pixels[0, invalid] = 0
+
+    def model(tiles: NDArray[Any]) -> NDArray[Any]:
+        assert all((tile != 0).any() for tile in tiles), "a tile without a valid pixel reached the network"
+        return np.full((len(tiles), 1, *tiles.shape[2:]), 0.75, np.float32)
+
+    with folder() as place:
+        path = write_scene(place / "scene.tif", pixels, nodata=0)
+        stored, _, _ = mosaic_of(place, path, model, POINTWISE, cut)
+    assert (np.isnan(stored[0]) == invalid).all()
+    assert (stored[0][~invalid] == 0.75).all()
+
+
+def _pattern(name: str, shape: tuple[int, int], seed: int) -> NDArray[np.bool_]:
+    rows, cols = np.indices(shape)
+    return {
+        "corner": rows + cols < sum(shape) // 3,
+        "band": (rows > shape[0] // 3) & (rows < 2 * shape[0] // 3),
+        "specks": np.random.default_rng(seed).random(shape) < 0.2,
+        "all": np.ones(shape, bool),
+        "none": np.zeros(shape, bool),
+    }[name]
+
+
+# Promise 6: whole, valid polygons
+
+
+@settings(max_examples=25)
+@given(
+    cut_scenes(),
+    st.integers(0, 99),
+    st.sampled_from([4, 8]),
+    st.sampled_from(["corner", "specks", "none"]),
+)
+def test_polygons_of_a_scene_burn_back_to_its_mask(
+    drawn: tuple[tuple[int, int], Cut], seed: int, connectivity: Any, pattern: str
+) -> None:
+    shape, cut = drawn
+    pixels = np.random.default_rng(seed).integers(1, 255, (1, *shape), np.uint8)
+    pixels[0, _pattern(pattern, shape, seed)] = 0
+    spec = SegmentSpec(
+        tiling=TilingSpec(tile_size=cut.tile_size, overlap=cut.overlap),
+        blend=cut.blend,
+        polygons=PolygonSpec(connectivity=connectivity),
+    )
+    with folder() as place:
+        path = write_scene(place / "scene.tif", pixels, nodata=0)
+        report = segment_scene(path, place, predictor=lambda tiles: tiles / 255, card=POINTWISE, spec=spec)
+        with rasterio.open(Path(report.folder) / "mask.tif") as dataset:
+            mask, transform = dataset.read(1), dataset.transform
+        geometry, area = _polygons(Path(report.folder) / "polygons.gpkg")
+    expected = np.where(pixels[0] == 0, 255, (np.floor(pixels[0] / np.float32(255) * 254 + 0.5) >= 127).astype(int))
+    assert (mask == expected).all()
+    burnt = rasterize(geometry, out_shape=shape, transform=transform) if len(geometry) else np.zeros(shape)
+    assert ((burnt == 1) == (mask == 1)).all()
+    assert shapely.is_valid(geometry).all()
+    assert np.isclose(area.sum(), (mask == 1).sum() * 0.25, rtol=2e-3)
+
+
+def _polygons(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    import geopandas
+
+    frame = geopandas.read_file(path, layer="polygons")
+    return frame.geometry.to_numpy(), frame["area_m2"].to_numpy()
