@@ -140,10 +140,13 @@ class Rings:
     def select(self, new_owner: NDArray[np.int64]) -> Rings:
         """The rings whose component has a new number `new_owner[owner] >= 0`, with that number."""
         owner = new_owner[self.owner]
-        kept = owner >= 0
+        return replace(self, owner=owner).keep(owner >= 0)
+
+    def keep(self, kept: NDArray[np.bool_]) -> Rings:
+        """The rings with `kept[k]`, in the same order."""
         start = np.concatenate(([0], np.cumsum(self.sizes[kept])))
         vertices = np.repeat(kept, self.sizes)
-        return Rings(xy=self.xy[vertices], loose=self.loose[vertices], start=start, owner=owner[kept])
+        return Rings(xy=self.xy[vertices], loose=self.loose[vertices], start=start, owner=self.owner[kept])
 
     @classmethod
     def stack(cls, parts: Sequence[Rings]) -> Rings:

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -22,13 +21,14 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.card import ModelCard
-from pipeline.decide import Decision, decide_apart, resolve_threshold
+from pipeline.decide import decide_apart, resolve_threshold
 from pipeline.errors import SettingsError
 from pipeline.grid import RasterGrid, measure_on_ground
 from pipeline.shaping import PolygonBatch, PolygonSpec
-from pipeline.tracing import BAD, Components, Rings, Seams, corner_pairs, label, trace, unique_rows, unite
-from pipeline.tracing_arcs import simplify
-from pipeline.tracing_seams import join_rings
+from pipeline.tracing import Components, Rings, Seams
+from pipeline.vectorize_holes import HoleRule, without_holes
+from pipeline.vectorize_joins import SeamJoiner
+from pipeline.vectorize_pieces import BlockPieces, Finished, TracingRule, trace_block
 
 SIMPLIFY_BLOCK = 2048
 """Side of blocks when borders are simplified, px: fixed, since vertices on seams stay."""
@@ -53,44 +53,6 @@ class LevelSource(Protocol):
 
     def read_levels(self, window: Window) -> NDArray[np.uint16]:
         """`(classes, height, width)` levels 0..`levels`; 65535 = invalid."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TracingRule:
-    """What a block needs to know of the settings, in pixels."""
-
-    connectivity: int = 4
-    """4 or 8."""
-    tolerance: tuple[float, float] | None = None
-    """Most that a border may move along x and along y, px; None = pixel edges."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """Whole components, ready to become polygons."""
-
-    table: Components
-    """The components."""
-    rings: Rings
-    """Their outlines, in any order."""
-    feature: NDArray[np.int64]
-    """`(n,)`: components with the same number are one feature; always different ones when 4-connected."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockPieces:
-    """What one block gives: components that are whole, and pieces that touch a seam."""
-
-    whole: Finished
-    """Components whose feature touches no seam."""
-    table: Components
-    """The other components: pieces."""
-    rings: Rings
-    """Outlines of the pieces, with every pixel corner along seams."""
-    links: NDArray[np.int64]
-    """`(k, 2)` pieces that meet in a corner and are one feature; empty when 4-connected."""
-    lines: dict[str, NDArray[np.int64]]
-    """`top`, `bottom`, `left`, `right` -> the piece of each pixel along that side of the block, `BAD` = none."""
 
 
 def vectorize(
@@ -127,7 +89,7 @@ def _batches(source: LevelSource, spec: PolygonSpec, block_size: int, workers: i
             for row, blocks in enumerate(rows, start=1):
                 finished = []
                 for layer, pieces in enumerate(zip(*blocks, strict=True)):
-                    joiner = joiners.setdefault(layer, SeamJoiner(block_size, spec.connectivity))
+                    joiner = joiners.setdefault(layer, SeamJoiner(block_size, rule))
                     finished += [block.whole for block in pieces]
                     finished.append(joiner.add_row(pieces, is_last=row == count))
                 yield from build_batches(finished, source.levels, spec.connectivity)
@@ -136,10 +98,13 @@ def _batches(source: LevelSource, spec: PolygonSpec, block_size: int, workers: i
 
 
 def _resolve_rule(grid: RasterGrid, spec: PolygonSpec) -> TracingRule:
-    if not spec.simplify_m:
-        return TracingRule(connectivity=spec.connectivity)
-    across_m, down_m = pixel_sides_m(grid)
-    return TracingRule(connectivity=spec.connectivity, tolerance=(spec.simplify_m / across_m, spec.simplify_m / down_m))
+    rule = TracingRule(connectivity=spec.connectivity)
+    if spec.simplify_m:
+        across_m, down_m = pixel_sides_m(grid)
+        rule = replace(rule, tolerance=(spec.simplify_m / across_m, spec.simplify_m / down_m))
+    if spec.fill_holes_m2:
+        rule = replace(rule, holes=HoleRule.of(grid, spec.fill_holes_m2))
+    return rule
 
 
 def pixel_sides_m(grid: RasterGrid) -> tuple[float, float]:
@@ -182,143 +147,6 @@ def _trace_window(source: LevelSource, spec: PolygonSpec, rule: TracingRule, win
     decisions = decide_apart(levels, source.card, spec.threshold, top=source.levels)
     origin = (int(window.row_off), int(window.col_off))
     return [trace_block(decision, seams, origin, rule) for decision in decisions]
-
-
-def trace_block(decision: Decision, seams: Seams, origin: tuple[int, int], rule: TracingRule) -> BlockPieces:
-    """Components and outlines of one block of the mask.
-
-    Args:
-        decision: the block's classes.
-        seams: its borders that are seams.
-        origin: `(row, col)` of the block in the scene.
-        rule: how.
-    """
-    labels = label(decision.mask, decision.level, origin=origin)
-    rings = trace(labels, seams, junctions=rule.tolerance is not None)
-    if rule.tolerance is not None:
-        rings = simplify(rings, labels, seams, rule.tolerance)
-    rings = rings.moved(origin)
-    lines = {side: labels.line(side) for side in ("top", "bottom", "left", "right")}
-    n = len(labels.table)
-    links = corner_pairs(labels) if rule.connectivity == 8 else np.empty((0, 2), np.int64)
-    feature = unite(n, links)
-    is_piece = np.zeros(n, np.bool_)
-    for side in lines:
-        if getattr(seams, side):
-            is_piece[lines[side][lines[side] >= 0]] = True
-    is_piece = np.isin(feature, feature[is_piece])
-    pieces, whole = _numbered(is_piece), _numbered(~is_piece)
-    return BlockPieces(
-        whole=Finished(table=labels.table.take(~is_piece), rings=rings.select(whole), feature=feature[~is_piece]),
-        table=labels.table.take(is_piece),
-        rings=rings.select(pieces),
-        links=pieces[links[is_piece[links[:, 0]]]],
-        lines={side: _renamed(line, pieces) for side, line in lines.items()},
-    )
-
-
-def _renamed(line: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The new number of each pixel's component; `BAD` stays."""
-    renamed = np.full_like(line, BAD)
-    renamed[line >= 0] = number[line[line >= 0]]
-    return renamed
-
-
-def _numbered(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """0, 1, 2 ... for the chosen ones, -1 for the others."""
-    return np.where(chosen, np.cumsum(chosen) - 1, -1)
-
-
-_NO_PAIRS = np.empty((0, 2), np.int64)
-_NO_COMPONENTS = Components(
-    value=np.empty(0, np.uint8),
-    count=np.empty(0, np.int64),
-    total=np.empty(0, np.int64),
-    peak=np.empty(0, np.int64),
-    first=np.empty(0, np.int64),
-)
-_NO_RINGS = Rings(
-    xy=np.empty((0, 2), np.int32), loose=np.empty(0, np.bool_), start=np.zeros(1, np.int64), owner=np.empty(0, np.int64)
-)
-
-
-@dataclass
-class SeamJoiner:
-    """Joins the pieces of one decision across seams, block row after block row."""
-
-    block_size: int
-    """Side of a block, px."""
-    connectivity: int
-    """4 or 8."""
-    table: Components = _NO_COMPONENTS
-    """The open components: they touch the seam below, or are linked to one that does."""
-    rings: Rings = _NO_RINGS
-    """Outlines of the pieces of the open components."""
-    links: NDArray[np.int64] = field(default_factory=lambda: _NO_PAIRS)
-    """Open components that are one feature."""
-    line: NDArray[np.int64] | None = None
-    """The open component of each pixel along the seam below, `BAD` = none; None above the first row."""
-
-    def add_row(self, blocks: Sequence[BlockPieces], *, is_last: bool) -> Finished:
-        """Take the blocks of the next row, left to right; returns the components that this closes.
-
-        Args:
-            blocks: of the row, for one decision.
-            is_last: True for the last row, which closes everything.
-        """
-        begin = np.cumsum([len(self.table), *(len(block.table) for block in blocks)])[:-1]
-        lines = [
-            {side: np.where(line < 0, BAD, line + start) for side, line in block.lines.items()}
-            for block, start in zip(blocks, begin, strict=True)
-        ]
-        table = Components.stack([self.table, *(block.table for block in blocks)])
-        rings = Rings.stack([self.rings, *(b.rings.shifted(start) for b, start in zip(blocks, begin, strict=True))])
-        edges, corners = self._contacts(lines, table.value)
-        links = [self.links, corners, *(b.links + start for b, start in zip(blocks, begin, strict=True))]
-
-        _, number = np.unique(unite(len(table), edges), return_inverse=True)
-        self.table = table.merged(number, int(number.max(initial=-1)) + 1)
-        self.links = number[np.concatenate(links)]
-        self.rings = replace(rings, owner=number[rings.owner])
-        self.line = _renamed(np.concatenate([line["bottom"] for line in lines]), number)
-        return self._close(is_last)
-
-    def _contacts(
-        self, lines: Sequence[dict[str, NDArray[np.int64]]], value: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Pieces of equal value across all seams of the row: pairs that share an edge, or a corner."""
-        facing = [(a["right"], b["left"]) for a, b in pairwise(lines)]
-        if self.line is not None:
-            facing.append((self.line, np.concatenate([line["top"] for line in lines])))
-        edges, corners = [_NO_PAIRS], [_NO_PAIRS]
-        for a, b in facing:
-            edges.append(np.stack([a, b], axis=1))
-            if self.connectivity == 8:
-                corners += [np.stack([a[1:], b[:-1]], axis=1), np.stack([a[:-1], b[1:]], axis=1)]
-        return _equal_pairs(np.concatenate(edges), value), _equal_pairs(np.concatenate(corners), value)
-
-    def _close(self, is_last: bool) -> Finished:
-        """Give up the components whose feature does not touch the seam below."""
-        feature = unite(len(self.table), self.links)
-        is_open = np.zeros(len(self.table), np.bool_)
-        if self.line is not None and not is_last:
-            is_open[self.line[self.line >= 0]] = True
-        is_open = np.isin(feature, feature[is_open])
-        opened, closed = _numbered(is_open), _numbered(~is_open)
-        rings = join_rings(self.rings.select(closed), self.block_size)
-        finished = Finished(table=self.table.take(~is_open), rings=rings, feature=feature[~is_open])
-        self.table, self.rings = self.table.take(is_open), self.rings.select(opened)
-        self.links = opened[self.links[is_open[self.links[:, 0]]]]
-        self.line = _renamed(self.line, opened) if self.line is not None else None
-        return finished
-
-
-def _equal_pairs(pairs: NDArray[np.int64], value: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The pairs of two pieces of equal value, each once."""
-    pairs = pairs[(pairs[:, 0] >= 0) & (pairs[:, 1] >= 0)]
-    pairs = unique_rows(pairs)
-    equal = value[pairs[:, 0]] == value[pairs[:, 1]]
-    return np.compress(equal, pairs, axis=0)
 
 
 def build_batches(finished: Sequence[Finished], top: int, connectivity: int) -> Iterator[PolygonBatch]:
@@ -366,6 +194,7 @@ def _sorted_by_feature(finished: Sequence[Finished]) -> tuple[Components, Rings,
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     rings = replace(rings, owner=rank[rings.owner]).arranged()
+    rings = without_holes(rings, np.concatenate([part.filled for part in finished]))
     sorted_feature = feature[order]
     new = np.concatenate(([False], sorted_feature[1:] != sorted_feature[:-1]))[: len(order)]
     return table.take(order), rings, np.cumsum(new)
