@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import __version__
-from pipeline.errors import ScenemillError, SettingsError
+from pipeline.errors import ModelError, ScenemillError, SettingsError
 
 if TYPE_CHECKING:
     from pipeline.report import SceneReport
@@ -79,7 +79,7 @@ def segment(
         if client is not None:
             client.close()
         if reports:
-            console.print(f"summary: {write_run(out, reports)}", highlight=False, soft_wrap=True)
+            _say(f"summary: {write_run(out, reports)}")
     return EXIT_SOME_FAILED if any(report.status == "failed" for report in reports) else EXIT_DONE
 
 
@@ -98,7 +98,7 @@ def vectorize(
     spec = load_settings(SegmentSpec, config, overrides)
     target = out or mosaic.with_name("polygons.gpkg")
     totals = vectorize_mosaic(mosaic, target, spec=spec.polygons)
-    console.print(f"{target}: {totals.count:,} polygons, {_areas(totals.area_m2)}", highlight=False, soft_wrap=True)
+    _say(f"{target}: {totals.count:,} polygons, {_areas(totals.area_m2)}")
     return EXIT_DONE
 
 
@@ -117,9 +117,9 @@ def inspect(
 
     spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, None)])
     kind, facts = inspect_path(path, spec.reading, model=model)
-    table = Table(title=f"{path}: {kind}", show_header=False, title_justify="left", box=None)
+    table = Table(title=_escape(f"{path}: {kind}"), show_header=False, title_justify="left", box=None)
     for name, value in facts:
-        table.add_row(f"[bold]{name}", value)
+        table.add_row(f"[bold]{_escape(name)}", _escape(value))
     Console().print(table)
     return EXIT_SOME_FAILED if facts[-1][1].startswith("no:") else EXIT_DONE
 
@@ -148,11 +148,9 @@ def train(
         numbers = (f"{record.loss:.4f}", f"{record.iou:.4f}", f"{record.learning_rate:.2e}", f"{record.seconds:.0f}")
         table.add_row(str(record.epoch), *numbers, style=best)
     console.print(table)
-    console.print(
+    _say(
         f"{report.checkpoint}: validation IoU {report.best_iou:.3f} in epoch {report.best_epoch}, "
-        f"{report.pixels_per_second / 1e6:.2f} Mpx/s, stopped: {report.stopped}",
-        highlight=False,
-        soft_wrap=True,
+        f"{report.pixels_per_second / 1e6:.2f} Mpx/s, stopped: {report.stopped}"
     )
     return EXIT_DONE
 
@@ -168,7 +166,7 @@ def demo(
     from flows.demo import run_demo
 
     for line in run_demo(out, size=size, seed=seed):
-        console.print(line, highlight=False, soft_wrap=True)
+        _say(line)
     return EXIT_DONE
 
 
@@ -186,7 +184,7 @@ def _launch(
         if debug:
             console.print_exception()
         console.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        return EXIT_USAGE if isinstance(error, SettingsError) else EXIT_SOME_FAILED
+        return EXIT_USAGE if isinstance(error, SettingsError | ModelError) else EXIT_SOME_FAILED
     return code if isinstance(code, int) else EXIT_DONE
 
 
@@ -200,6 +198,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print("stopped; finished scenes are complete, run again to continue", highlight=False)
         code = 130
     sys.exit(code if isinstance(code, int) else EXIT_DONE)
+
+
+def _say(text: str) -> None:
+    """Print a line as it is: square brackets in paths are no markup, and long paths are not wrapped."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _shortcuts(crs: str | None, scheduler: str | None) -> list[str]:
