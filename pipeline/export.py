@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -298,5 +299,5 @@ def _published(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise WorldError(f"{path}: cannot be written: {error}") from error
     finally:
-        for leftover in path.parent.glob(f".{path.stem}.partial*"):
+        for leftover in path.parent.glob(f".{escape(path.stem)}.partial*"):
             leftover.unlink(missing_ok=True)

@@ -118,7 +118,7 @@ def to_ground(geometry: NDArray[np.object_], transform: Affine) -> NDArray[np.ob
 
     >>> square = shapely.box(0, 0, 1, 1, ccw=True)
     >>> print(to_ground(np.array([square]), Affine(2, 0, 100, 0, -2, 50))[0])
-    POLYGON ((100 50, 100 48, 102 48, 102 50, 100 50))
+    POLYGON ((102 50, 100 50, 100 48, 102 48, 102 50))
     """
     kind, xy, offsets = shapely.to_ragged_array(geometry)
     a, b, c, d, e, f = tuple(transform)[:6]
