@@ -48,7 +48,7 @@ class Predictor(Protocol):
 
 
 ArrayFunction = Callable[[NDArray[np.float32]], NDArray[np.floating] | Tensor]
-"""A plain numpy predictor."""
+"""A plain predictor on numpy arrays; one on torch tensors is recognised when it refuses arrays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ class Engine:
         """Bind a predictor to its card and to one scene's input transform.
 
         Args:
-            predictor: a torch module or LoadedPredictor, or a plain function on numpy arrays.
+            predictor: a torch module or LoadedPredictor, or a plain function on numpy arrays or tensors.
             card: what goes in and comes out.
             transform: raw pixels to model input.
             device: where tiles are cut and normalised.
@@ -274,18 +274,45 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 
 
 def _adapt(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predictor:
-    """Wrap a torch module or a numpy function as a Predictor that returns float32 probabilities."""
+    """Wrap a torch module, or a function on numpy arrays or tensors, as a Predictor of float32 probabilities."""
     if isinstance(predictor, nn.Module):
         predictor.eval()
         return lambda tiles: activate(predictor(tiles).float(), card)
-    function: ArrayFunction = predictor  # type: ignore[assignment]
+    call = _ArrayCall(predictor)  # type: ignore[arg-type]
+    return lambda tiles: activate(_as_tensor(call(tiles)).float(), card)
 
-    def run(tiles: Tensor) -> Tensor:
-        result = function(tiles.cpu().numpy())
-        tensor = result if isinstance(result, Tensor) else torch.from_numpy(np.ascontiguousarray(result))
-        return activate(tensor.float(), card)
 
-    return run
+class _ArrayCall:
+    """Calls a plain function with numpy arrays, or with tensors when it takes no arrays."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+        self._takes_tensors = False
+
+    def __call__(self, tiles: Tensor) -> object:
+        if self._takes_tensors:
+            return self._function(tiles)
+        try:
+            return self._function(tiles.cpu().numpy())
+        except (TypeError, AttributeError) as refused:
+            # What torch says of an array; a fault of the function itself fails with tensors too.
+            try:
+                result = self._function(tiles)
+            except (TypeError, AttributeError):
+                raise refused from None
+            self._takes_tensors = True
+            return result
+
+
+def _as_tensor(result: object) -> Tensor:
+    if isinstance(result, Tensor):
+        return result
+    array = np.asarray(result)
+    if array.dtype.kind not in "fiub":
+        raise ModelError(
+            f"the predictor returned {type(result).__name__} where an array of probabilities (N, classes, H, W) is due"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _to_tensor(pixels: NDArray[np.generic]) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -184,7 +185,7 @@ def _write_with_gdal(path: Path, stream: _Stream, crs: CRS, driver: str) -> None
         options["dataset_options"] = {"VERSION": "1.3"}
         options["layer_options"] = {"GEOMETRY_NAME": GEOMETRY, "SPATIAL_INDEX": "YES"}
     reader = pa.RecordBatchReader.from_batches(stream.schema, stream.batches())
-    with _constant_date():
+    with _CONSTANT_DATE:
         try:
             pyogrio.write_arrow(
                 reader,
@@ -236,17 +237,35 @@ def _wkt(crs: CRS) -> str:
     return wkt
 
 
-@contextmanager
-def _constant_date() -> Iterator[None]:
-    import pyogrio
+class _ConstantDate:
+    """While any thread is inside, GDAL writes one date; the option is the process's, so threads share it."""
 
-    key = "OGR_CURRENT_DATE"
-    former = pyogrio.get_gdal_config_option(key)
-    pyogrio.set_gdal_config_options({key: WRITTEN})
-    try:
-        yield
-    finally:
-        pyogrio.set_gdal_config_options({key: former})
+    KEY = "OGR_CURRENT_DATE"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._former: str | None = None
+
+    def __enter__(self) -> None:
+        import pyogrio
+
+        with self._lock:
+            if not self._inside:
+                self._former = pyogrio.get_gdal_config_option(self.KEY)
+                pyogrio.set_gdal_config_options({self.KEY: WRITTEN})
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        import pyogrio
+
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                pyogrio.set_gdal_config_options({self.KEY: self._former})
+
+
+_CONSTANT_DATE = _ConstantDate()
 
 
 STYLE_TABLE = """

@@ -64,9 +64,9 @@ class SceneReport:
         """The report that `asdict` and JSON made `record` of."""
         return cls(**record)  # type: ignore[arg-type]
 
-    def skipped(self) -> SceneReport:
-        """This result, found again."""
-        return replace(self, status="skipped")
+    def found_again(self, location: str, folder: str) -> SceneReport:
+        """This result, met by a later run; scene and folder may have moved since."""
+        return replace(self, status="skipped", location=location, folder=folder)
 
 
 class Stopwatch:
@@ -146,7 +146,7 @@ def _stretched(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray
         return np.full((*valid.shape, 3), 255, np.uint8)
     low, high = np.percentile(bands[:, usable], (2, 98))
     scaled = np.clip((np.nan_to_num(bands) - low) / max(float(high - low), 1e-12), 0, 1) * 255
-    return np.ascontiguousarray(np.broadcast_to(scaled.astype(np.uint8), (3, *valid.shape)).transpose(1, 2, 0))
+    return np.array(np.broadcast_to(scaled.astype(np.uint8), (3, *valid.shape)).transpose(1, 2, 0), order="C")
 
 
 def _outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:

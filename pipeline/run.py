@@ -13,8 +13,7 @@ from pipeline.engine import LoadedPredictor
 from pipeline.errors import ScenemillError, SettingsError
 from pipeline.report import SceneReport
 from pipeline.scene import describe_scene
-from pipeline.segment import Watch, segment_scene
-from pipeline.tiling import resolve_tiling
+from pipeline.segment import Watch, resolve_settings, segment_scene
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -70,8 +69,8 @@ def segment_catalog(
 
 
 def check_settings(spec: SegmentSpec, predictor: LoadedPredictor) -> None:
-    """Raise SettingsError when tile size, overlap or blend do not suit the network."""
-    resolve_tiling(spec.tiling, predictor.card, exact=spec.blend == "exact")
+    """Raise SettingsError when tile size, overlap, blend or threshold do not suit the network."""
+    resolve_settings(spec, predictor.card)
 
 
 def failed_report(entry: CatalogEntry, error: BaseException) -> SceneReport:

@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING
 from pipeline import __version__
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
+from pipeline.decide import resolve_threshold
 from pipeline.distribute import region_count, run_regions
 from pipeline.engine import ArrayFunction, LoadedPredictor, Predictor
 from pipeline.errors import ModelError
 from pipeline.export import PolygonTotals, write_polygons
 from pipeline.glance import join_glances
 from pipeline.journal import content_key, finished_report, publishing
+from pipeline.levels import TOP_LEVEL
 from pipeline.mosaic import MosaicReader, read_mask
 from pipeline.region import RegionJob, join_regions
 from pipeline.report import SceneReport, Stopwatch, write_preview, write_report
 from pipeline.scene import Scene, describe_scene
 from pipeline.shaping import PolygonSpec, shape_polygons
-from pipeline.tiling import plan_regions, plan_tiles, resolve_tiling
+from pipeline.tiling import Tiling, plan_regions, plan_tiles, resolve_tiling
 from pipeline.vectorize import vectorize
 
 if TYPE_CHECKING:
@@ -58,8 +60,8 @@ def segment_scene(
     Args:
         scene: a path or address, or what `describe_scene` made of it.
         out_dir: where the scene's folder goes.
-        predictor: what `load_predictor` returned, a torch module, or a function on numpy arrays
-            `(N, bands, H, W) -> (N, classes, H, W)`.
+        predictor: what `load_predictor` returned, a torch module, or a function on numpy arrays or
+            tensors `(N, bands, H, W) -> (N, classes, H, W)`.
         card: what the predictor takes and gives; a loaded predictor brings its own.
         spec: settings.
         client: a dask.distributed client that runs the regions; None runs them here.
@@ -68,18 +70,18 @@ def segment_scene(
     Raises:
         SceneError: the scene is refused or damaged.
         ModelError: the predictor does not fit, or returns no probabilities.
-        SettingsError: tiling or blend do not suit the network.
+        SettingsError: tiling, blend or threshold do not suit the network.
         WorldError: disk, network or workers failed; running again may help.
     """
     spec = spec or SegmentSpec()
     card = _card_of(predictor, card)
-    tiling = resolve_tiling(spec.tiling, card, exact=spec.blend == "exact")
+    tiling = resolve_settings(spec, card)
     if not isinstance(scene, Scene):
         scene = describe_scene(scene, spec.reading, card=card)
     folder = Path(out_dir) / scene.id
     report = _opening_report(scene, folder, predictor, card, spec)
     if found := finished_report(folder, report.content_key):
-        return SceneReport.from_json(found).skipped()
+        return SceneReport.from_json(found).found_again(report.location, report.folder)
 
     plan = plan_tiles(scene.grid.shape, tiling)
     regions = plan_regions(plan, rows=region_count(spec.distribute, client))
@@ -142,6 +144,16 @@ def vectorize_mosaic(mosaic: str | Path, target: str | Path, *, spec: PolygonSpe
             model_id=source.tags.get("SCENEMILL_MODEL", ""),
             classes={value: name for _, value, name in source.card.foreground},
         )
+
+
+def resolve_settings(spec: SegmentSpec, card: ModelCard) -> Tiling:
+    """Settings and model put together, before any work.
+
+    Raises:
+        SettingsError: tile size, overlap, blend or threshold do not suit the network.
+    """
+    resolve_threshold(card, spec.polygons.threshold, TOP_LEVEL[spec.mosaic.dtype])
+    return resolve_tiling(spec.tiling, card, exact=spec.blend == "exact")
 
 
 def _card_of(predictor: Predictor | ArrayFunction, card: ModelCard | None) -> ModelCard:

@@ -1,0 +1,57 @@
+"""Models for tests: small checkpoints, and predictors whose answer is known beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from pipeline.card import ModelCard, Normalization
+from pipeline.checkpoint import save_checkpoint
+from pipeline.unet import UNet, UNetSpec, receptive_field
+
+RGB = ("red", "green", "blue")
+ROOF = ModelCard(bands=("red",), classes=("roof",))
+"""The card of `brightness`."""
+
+
+def brightness(tiles: NDArray[Any]) -> NDArray[Any]:
+    """A pointwise predictor of one band and class: the pixel value over 255."""
+    return tiles / 255
+
+
+def write_checkpoint(
+    path: Path,
+    *,
+    classes: tuple[str, ...] = ("roof",),
+    seed: int = 0,
+    network: UNetSpec | None = None,
+    **facts: Any,
+) -> Path:
+    """An untrained U-Net on red, green, blue whose logits spread over about -4..4, with its card.
+
+    `facts` replace fields of the card.
+    """
+    spec = network or UNetSpec(bands=3, classes=len(classes), depth=2, base_channels=8)
+    torch.manual_seed(seed)
+    unet = UNet(spec).eval()
+    side = 64 + (spec.size_offset - 64) % spec.stride
+    with torch.inference_mode():
+        spread = unet(torch.randn((1, 3, side, side))).std()
+    with torch.no_grad():
+        unet.head.weight.mul_(2 / spread)
+    card = ModelCard(
+        bands=RGB,
+        classes=classes,
+        outputs="logits",
+        normalization=Normalization.standard([128.0] * 3, [64.0] * 3),
+        stride=spec.stride,
+        margin=spec.margin,
+        size_offset=spec.size_offset,
+        receptive_field=receptive_field(spec),
+    )
+    save_checkpoint(path, unet, replace(card, **facts))
+    return path
