@@ -30,6 +30,8 @@ from pipeline.levels import TOP_LEVEL, LevelType, as_levels, stored_nodata
 
 BLOCK = 512
 """Side of a storage block, px."""
+ZSTD_LEVEL = 3
+"""A third of the time of GDAL's default, 9, for files 6 % larger (measured on a soft probability field)."""
 MASK_NODATA = 255
 """Nodata in `mask.tif`."""
 CARD_TAG = "SCENEMILL_CARD"
@@ -182,6 +184,7 @@ def write_cog(parts: Sequence[tuple[Path, Window]], target: Path, form: RasterFo
 def _copy_as_cog(source: Path, target: Path, form: RasterForm, compress: str) -> None:
     """GDAL's COG driver; classes keep the commonest value in overviews, quantities their mean."""
     classes = form.colours is not None
+    effort = {"level": ZSTD_LEVEL} if compress == "zstd" else {}
     try:
         rasterio.shutil.copy(
             source,
@@ -193,6 +196,7 @@ def _copy_as_cog(source: Path, target: Path, form: RasterForm, compress: str) ->
             overview_resampling="mode" if classes else "average",
             bigtiff="if_safer",
             num_threads="all_cpus",
+            **effort,
         )
     except RasterioError as error:
         raise WorldError(f"{target}: writing failed: {error}; is the disk full?") from error

@@ -24,6 +24,9 @@ from rasterio.windows import Window
 from pipeline.card import ModelCard
 from pipeline.errors import SettingsError
 
+WIDEST_REGION = 20_480
+"""Columns after which a region is split, px: the memory of strips follows the width of a region."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TilingSpec:
@@ -196,15 +199,21 @@ def plan_tiles(shape: tuple[int, int], tiling: Tiling) -> TilePlan:
     return TilePlan(rows=_plan_axis(shape[0], tiling), cols=_plan_axis(shape[1], tiling))
 
 
-def plan_regions(plan: TilePlan, *, rows: int = 1, cols: int = 1) -> tuple[Region, ...]:
+def plan_regions(plan: TilePlan, *, rows: int = 1, cols: int | None = None) -> tuple[Region, ...]:
     """Group tile cores into about `rows x cols` regions of nearly equal tile counts.
 
     More regions than tiles along an axis are reduced to one per tile.
+
+    Args:
+        plan: the tiles.
+        rows: regions from top to bottom.
+        cols: regions from left to right; None takes as many as keep each under `WIDEST_REGION`.
 
     >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
     >>> [r.core.col_off for r in plan_regions(plan, cols=2)]
     [0, 114]
     """
+    cols = -(-plan.cols.length // WIDEST_REGION) if cols is None else cols
     tops, lefts = _group(plan.rows.cuts, rows), _group(plan.cols.cuts, cols)
     cores = [
         Window(left, top, right - left, bottom - top)
