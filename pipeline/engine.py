@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -78,6 +80,7 @@ class LoadedPredictor:
     def __init__(self, checkpoint: Checkpoint, *, device: str, precision: Precision):
         """Prepare a checkpoint's network, in place."""
         self.card, self.sha256 = checkpoint.card, checkpoint.sha256
+        self.turn = threading.Lock()
         self.device = resolve_device(device)
         self._source = (checkpoint.path, device, precision)
         network = fold_batch_norm(checkpoint.network.eval()).to(self.device)
@@ -109,8 +112,13 @@ class LoadedPredictor:
         self._network, self.precision = copy.deepcopy(exact).to(wanted), wanted
         change = float((self(trial) - expected).abs().max())
         if precision == "auto" and not change <= MOST_CHANGE:
-            log.warning("%s changes a probability by %.3g, over %.3g: float32 is used", wanted, change, MOST_CHANGE)
+            log.info("%s changes a probability by %.3g, over %.3g: float32 is used", wanted, change, MOST_CHANGE)
             self._network, self.precision = exact, torch.float32
+
+
+def exclusive(predictor: Predictor | ArrayFunction) -> AbstractContextManager[object]:
+    """Hold a loaded predictor's device: of several scenes in one process, one at a time uses it."""
+    return predictor.turn if isinstance(predictor, LoadedPredictor) else nullcontext()
 
 
 def load_predictor(path: str | Path, device: str = "auto", *, precision: Precision = "auto") -> LoadedPredictor:

@@ -15,7 +15,7 @@ from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.decide import resolve_threshold
 from pipeline.distribute import region_count, run_regions
-from pipeline.engine import ArrayFunction, LoadedPredictor, Predictor
+from pipeline.engine import ArrayFunction, LoadedPredictor, Predictor, exclusive
 from pipeline.errors import ModelError
 from pipeline.export import PolygonTotals, write_polygons
 from pipeline.glance import join_glances
@@ -99,7 +99,7 @@ def segment_scene(
             tags=_provenance(report),
             folder=work.absolute(),
         )
-        with timer.stage("infer"):
+        with exclusive(predictor), timer.stage("infer"):
             results = [*run_regions(job, regions, predictor, client=client, watch=_staged(watch, "infer", scene))]
         with timer.stage("mosaic"):
             join_regions(job, results, work)
