@@ -21,7 +21,6 @@ from pipeline.handles import gdal_environment
 _PREFIX_OF_SCHEME = {"s3": "/vsis3/", "https": "/vsicurl/https://", "http": "/vsicurl/http://"}
 
 _REMOTE_OPTIONS = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
     "GDAL_HTTP_TIMEOUT": "120",
     "GDAL_HTTP_MAX_RETRY": "4",
@@ -86,7 +85,7 @@ class Location:
 
     def environment(self) -> rasterio.Env:
         """GDAL's settings for reading from here; use as a context manager around every GDAL call."""
-        return gdal_environment(**(_REMOTE_OPTIONS if self.is_remote else {}))
+        return gdal_environment(**(_REMOTE_OPTIONS | _sidecar_options(self.text) if self.is_remote else {}))
 
     def check_exists(self) -> None:
         """Raise SceneError when a local file is missing, a folder, unreadable or empty; WorldError for a bad disk."""
@@ -139,6 +138,18 @@ def resolve_location(location: str | Path) -> Location:
     if scheme.lower() not in _PREFIX_OF_SCHEME:
         raise SceneError(f"{text}: the scheme {scheme}:// is not accepted; use a local path, s3:// or https://")
     return Location(text, _PREFIX_OF_SCHEME[scheme.lower()] + rest, is_remote=True)
+
+
+def _sidecar_options(address: str) -> dict[str, str]:
+    """Look for the sidecars that change a scene, a mask and georeferencing, and not for thirty others."""
+    parts = urlsplit(address)
+    suffix = PurePosixPath(parts.path).suffix
+    if parts.query or not re.fullmatch(r"\.\w+", suffix):
+        return {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+    return {
+        "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
+        "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": f"{suffix},.msk,.aux.xml",
+    }
 
 
 def tidy_name(text: str) -> str:
