@@ -17,7 +17,23 @@ from numpy.typing import NDArray
 from pipeline.tracing import Rings, compiled
 
 
-def join_rings(rings: Rings, block_size: int) -> Rings:
+def cancel_seams(rings: Rings, block_size: int, open_row: int) -> Rings:
+    """The rings without the edges along seams that cancel, so that open components do not carry them along.
+
+    Args:
+        rings: of pieces, as for `join_rings`.
+        block_size: of the blocks.
+        open_row: the seam to which nothing has been joined yet; vertices along it stay.
+    """
+    affected = _cancelled(rings, _steps(rings), block_size)
+    ring_of_vertex = np.repeat(np.arange(len(rings)), rings.sizes)
+    joining = np.bincount(ring_of_vertex[affected], minlength=len(rings)) > 0
+    if not joining.any():
+        return rings
+    return Rings.stack([rings.keep(~joining), join_rings(rings.keep(joining), block_size, open_row)])
+
+
+def join_rings(rings: Rings, block_size: int, open_row: int = -1) -> Rings:
     """The whole rings of components from the rings of their pieces, in no particular order.
 
     Vertices in the middle of straight edges along an axis are dropped.
@@ -25,15 +41,15 @@ def join_rings(rings: Rings, block_size: int) -> Rings:
     Args:
         rings: of all pieces, with vertices at every pixel corner on seams; `owner` is the component.
         block_size: seams are the lines where `x` or `y` is a multiple of this.
+        open_row: vertices with this `y` are kept, straight or not.
     """
     following = _following(rings.start)
-    step = rings.xy[following].astype(np.int64) - rings.xy
-    owner = np.repeat(rings.owner, rings.sizes)
-    cancelled = _cancelled(rings.xy, step, owner, block_size)
-    following = _tied(rings, step, owner, following, cancelled)
-    straight = np.any((step == 0) & (step[following] == 0), axis=1)
+    step = _steps(rings)
+    cancelled = _cancelled(rings, step, block_size)
+    following = _tied(rings, step, following, cancelled)
+    straight = np.any((step == 0) & (step[following] == 0), axis=1) & (rings.xy[following, 1] != open_row)
     index, start, first = _collect(following, cancelled, ~straight)
-    vertex = following[index]
+    vertex, owner = following[index], np.repeat(rings.owner, rings.sizes)
     return Rings(xy=rings.xy[vertex], loose=rings.loose[vertex], start=start, owner=owner[first])
 
 
@@ -44,13 +60,18 @@ def _following(start: NDArray[np.int64]) -> NDArray[np.int64]:
     return following
 
 
-def _cancelled(
-    xy: NDArray[np.int32], step: NDArray[np.int64], owner: NDArray[np.int64], block_size: int
-) -> NDArray[np.bool_]:
-    """The edges along seams that have a twin in the same component; edge `i` begins at vertex `i`."""
+def _steps(rings: Rings) -> NDArray[np.int32]:
+    """`(vertices, 2)`: from each vertex to the next of its ring; edge `i` begins at vertex `i`."""
+    steps: NDArray[np.int32] = rings.xy[_following(rings.start)] - rings.xy
+    return steps
+
+
+def _cancelled(rings: Rings, step: NDArray[np.int32], block_size: int) -> NDArray[np.bool_]:
+    """The edges along seams that have a twin in the same component."""
+    xy, owner = rings.xy, np.repeat(rings.owner, rings.sizes)
     along = (step == 0) & (xy % np.int32(block_size) == 0)
     edges = np.flatnonzero(along.any(axis=1))
-    middle = 2 * xy[edges].astype(np.int64) + step[edges]
+    middle = 2 * xy[edges] + step[edges]
     order = np.lexsort((middle[:, 0], middle[:, 1], owner[edges]))
     edges, middle = edges[order], middle[order]
     twin = np.all(middle[1:] == middle[:-1], axis=1) & (owner[edges[1:]] == owner[edges[:-1]])
@@ -61,18 +82,14 @@ def _cancelled(
 
 
 def _tied(
-    rings: Rings,
-    step: NDArray[np.int64],
-    owner: NDArray[np.int64],
-    following: NDArray[np.int64],
-    cancelled: NDArray[np.bool_],
+    rings: Rings, step: NDArray[np.int32], following: NDArray[np.int64], cancelled: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """The edge that follows each edge in the whole outline; arbitrary for cancelled edges.
 
     At a vertex one edge of a component arrives and one leaves, or two and two where it touches itself;
     then each turns left (see `pipeline.tracing`).
     """
-    xy = rings.xy
+    xy, owner = rings.xy, np.repeat(rings.owner, rings.sizes)
     arriving = np.flatnonzero(~cancelled & rings.loose[following])
     leaving = np.flatnonzero(~cancelled & rings.loose)
     arriving = arriving[_vertex_order(xy[following[arriving]], owner[arriving])]
@@ -93,8 +110,9 @@ def _vertex_order(xy: NDArray[np.int32], owner: NDArray[np.int64]) -> NDArray[np
     return np.lexsort((xy[:, 0], xy[:, 1], owner))
 
 
-def _turn(arriving: NDArray[np.int64], leaving: NDArray[np.int64]) -> NDArray[np.float64]:
+def _turn(arriving: NDArray[np.int32], leaving: NDArray[np.int32]) -> NDArray[np.float64]:
     """The turn from one direction into another in radians; positive to the right, since y grows downwards."""
+    arriving, leaving = arriving.astype(np.float64), leaving.astype(np.float64)
     across = arriving[:, 0] * leaving[:, 1] - arriving[:, 1] * leaving[:, 0]
     along = (arriving * leaving).sum(axis=1)
     turn: NDArray[np.float64] = np.arctan2(across, along)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.tracing import BAD, Components, Rings, unique_rows, unite
-from pipeline.tracing_seams import join_rings
+from pipeline.tracing_seams import cancel_seams, join_rings
 from pipeline.vectorize_holes import judge
 from pipeline.vectorize_pieces import BlockPieces, Finished, TracingRule, numbered, renamed
 
@@ -48,6 +48,8 @@ class SeamJoiner:
     """`(k, 2)`: a possible hole and an open component next to it."""
     filled: NDArray[np.int64] = field(default_factory=lambda: NO_PAIRS)
     """`(k, 2)`: an open component, and `Components.first` of what lies in a hole of it that is filled."""
+    bottom: int = 0
+    """The row of pixels where the next block row begins."""
     line: Line | None = None
     """The open component of each pixel along the seam below, `BAD` = none; None above the first row."""
 
@@ -76,7 +78,8 @@ class SeamJoiner:
         if self.rule.holes is not None:
             fences.append(_fences(facing, table.value))
         self.table = table.merged(number, int(number.max(initial=-1)) + 1)
-        self.rings = replace(rings, owner=number[rings.owner])
+        self.bottom += self.block_size
+        self.rings = cancel_seams(replace(rings, owner=number[rings.owner]), self.block_size, self.bottom)
         self.links = number[np.concatenate(links)]
         self.fences = unique_rows(renamed(np.concatenate(fences), number))
         self.filled = np.stack([number[filled[:, 0]], filled[:, 1]], axis=1)

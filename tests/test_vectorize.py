@@ -15,10 +15,14 @@ from scipy import ndimage
 
 from pipeline import vectorize as vectorize_module
 from pipeline.card import ModelCard
+from pipeline.decide import Decision
 from pipeline.errors import SettingsError
 from pipeline.levels import INVALID
 from pipeline.shaping import PolygonSpec
+from pipeline.tracing import Seams
 from pipeline.vectorize import LevelSource, vectorize
+from pipeline.vectorize_joins import SeamJoiner
+from pipeline.vectorize_pieces import TracingRule, trace_block
 
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 MASKS = arrays(np.uint8, SIZES, elements=st.sampled_from([0, 0, 0, 1, 1, 1, 1, 2, 3, NODATA]))
@@ -172,6 +176,19 @@ def test_at_most_two_block_rows_are_read_before_the_first_polygon():
     assert max(window.row_off for window in source.read) <= 16
     batches.close()
     assert threading.active_count() < 20
+
+
+def test_an_open_polygon_does_not_carry_the_seams_behind_it():
+    joiner = SeamJoiner(8, TracingRule())
+    ones = Decision(mask=np.ones((8, 8), np.uint8), level=np.ones((8, 8), np.uint16))
+    for row in range(20):
+        blocks = []
+        for col in range(3):
+            seams = Seams(top=row > 0, bottom=True, left=col > 0, right=col < 2)
+            blocks.append(trace_block(ones, seams, (8 * row, 8 * col), TracingRule()))
+        assert len(joiner.add_row(blocks, is_last=False).table) == 0
+        assert len(joiner.rings.xy) == 2 + 25
+    assert joiner.table.count.tolist() == [20 * 3 * 64]
 
 
 def test_large_results_come_in_several_batches(monkeypatch: pytest.MonkeyPatch):
