@@ -33,7 +33,11 @@ def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
     Raises:
         SettingsError: a source matches nothing, or two scenes cannot be told apart.
     """
-    locations = list(dict.fromkeys(place for source in sources for place in _expand(str(source))))
+    places: dict[str, str] = {}
+    for source in sources:
+        for place in _expand(str(source)):
+            places.setdefault(resolve_location(place).gdal_path, place)
+    locations = [*places.values()]
     if not locations:
         raise SettingsError("no scene given; name files, folders, globs, or s3:// and https:// addresses")
     stems = [resolve_location(location).stem for location in locations]

@@ -1,0 +1,97 @@
+"""Scale and offset tags and the model's normalisation fold into one multiply-add per band."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+
+from pipeline.batches import RawStrip
+from pipeline.card import REAL_DTYPES, ModelCard, Normalization
+from pipeline.engine import Engine
+from pipeline.grid import RasterGrid
+from pipeline.location import resolve_location
+from pipeline.normalize import InputTransform, input_transform
+from pipeline.scene import Scene
+
+numbers = st.floats(-100, 100).map(lambda value: round(value, 3))
+gains = numbers.filter(lambda value: abs(value) > 0.01)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    """Two bands without tags; nothing of it is read from a file."""
+    return Scene(
+        id="drawn",
+        location=resolve_location("drawn.tif"),
+        driver="GTiff",
+        grid=RasterGrid(crs=CRS.from_epsg(32633), transform=Affine.identity(), height=8, width=8),
+        file_shape=(8, 8),
+        block_shape=(8, 8),
+        bands=("red", "nir"),
+        band_numbers=(1, 2),
+        dtype="uint8",
+        scales=(1.0, 1.0),
+        offsets=(0.0, 0.0),
+        nodata=(None, None),
+        nodata_when="all_bands",
+        alpha_number=None,
+        mask="none",
+        size_bytes=None,
+        modified_ns=None,
+    )
+
+
+@given(st.lists(gains, min_size=8, max_size=8), st.lists(numbers, min_size=2, max_size=2))
+def test_tags_come_before_the_models_normalisation(scene: Scene, factors: list[float], pixel: list[float]) -> None:
+    """`((pixel * scale + offset) * gain + bias)`, band by band."""
+    scales, offsets, gain, bias = (np.array(factors[k : k + 2]) for k in range(0, 8, 2))
+    tagged = replace(scene, scales=tuple(scales), offsets=tuple(offsets))
+    fold = input_transform(tagged, Normalization(gain=tuple(gain), bias=tuple(bias)))
+    result = fold.apply(np.array(pixel)[:, None, None], np.ones((1, 1), bool))[:, 0, 0]
+    expected = (np.array(pixel) * scales + offsets) * gain + bias
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-1)
+
+
+def test_without_tags_and_normalisation_pixels_pass_as_they_are(scene: Scene) -> None:
+    assert input_transform(scene, Normalization()) == InputTransform(gain=(1.0, 1.0), bias=(0.0, 0.0), clip=None)
+
+
+def test_the_clip_comes_last(scene: Scene) -> None:
+    fold = input_transform(scene, Normalization.value_range([0, 0], [100, 200]))
+    pixels = np.array([-50, 50, 250], np.float32) * np.ones((2, 1, 1), np.float32)
+    assert fold.apply(pixels, np.ones((1, 3), bool)).tolist() == [[[0, 0.5, 1]], [[0, 0.25, 1]]]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e38])
+def test_invalid_pixels_become_zero_whatever_they_hold(bad: float) -> None:
+    fold = InputTransform(gain=(2.0,), bias=(5.0,), clip=(1.0, 9.0))
+    result = fold.apply(np.array([[[bad, 1.0]]], np.float32), np.array([[False, True]]))
+    assert result.tolist() == [[[0.0, 7.0]]]
+    assert result.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_the_engine_normalises_like_training_does(scene: Scene, dtype: str) -> None:
+    """One definition of model input: the device's arithmetic equals `InputTransform.apply`."""
+    rng = np.random.default_rng(0)
+    pixels = (rng.random((2, 8, 8)) * 100).astype(dtype)
+    valid = rng.random((8, 8)) > 0.3
+    fold = InputTransform(gain=(0.25, 2.0), bias=(1.0, -3.0), clip=(-2.0, 100.0))
+    seen: list[NDArray[np.float32]] = []
+
+    def spy(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        seen.append(tiles.copy())
+        return np.zeros((len(tiles), 1, 8, 8), np.float32)
+
+    card = ModelCard(bands=scene.bands, classes=("roof",))
+    engine = Engine(spy, card, fold, device=torch.device("cpu"), batch_size=1)
+    list(engine.run_strip(RawStrip(row=0, left=0, pixels=pixels, valid=valid), [0], (8, 8), most=1))
+    np.testing.assert_allclose(seen[0][0], fold.apply(pixels, valid), rtol=1e-6)
