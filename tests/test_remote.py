@@ -1,0 +1,56 @@
+"""Scenes behind `s3://`, served on loopback as S3 serves path-style addresses: by HEAD and ranged GET."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from pipeline.card import ModelCard
+from pipeline.errors import WorldError
+from pipeline.scene import describe_scene
+from pipeline.segment import segment_scene
+from tests.conftest import MakeScene
+
+CARD = ModelCard(bands=("red",), classes=("bright",))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a local object store that GDAL's usual variables lead to."""
+    folder = tmp_path / "store"
+    (folder / "bucket").mkdir(parents=True)
+    command = [sys.executable, str(Path(__file__).with_name("range_server.py")), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        monkeypatch.setenv("AWS_S3_ENDPOINT", f"127.0.0.1:{server.stdout.readline().strip()}")
+        monkeypatch.setenv("AWS_HTTPS", "NO")
+        monkeypatch.setenv("AWS_VIRTUAL_HOSTING", "FALSE")
+        monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+        yield folder
+        server.kill()
+
+
+def test_a_scene_on_s3_gives_the_mosaic_of_the_local_one(store: Path, make_scene: MakeScene, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(1, 255, (1, 700, 900), np.uint8)
+    local = make_scene(pixels, name="store/bucket/far.tif", descriptions=["red"], tiled=256)
+    reports = [
+        segment_scene(place, tmp_path / name, predictor=lambda tiles: tiles / 255, card=CARD)
+        for name, place in (("near", local), ("far", "s3://bucket/far.tif"))
+    ]
+    near, far = (rasterio.open(Path(report.folder) / "probability.tif") for report in reports)
+    with near, far:
+        assert (near.read() == far.read()).all()
+    assert reports[1].scene == "far"
+    fetched = (store / "requests.log").read_text().splitlines()
+    assert any("bytes=" in line for line in fetched), "the scene was fetched whole instead of by ranges"
+
+
+def test_a_scene_that_is_not_on_s3_is_a_fault_of_the_world(store: Path) -> None:
+    with pytest.raises(WorldError, match=r"missing\.tif"):
+        describe_scene("s3://bucket/missing.tif")
