@@ -82,7 +82,7 @@ def probability_form(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: 
 def mask_form(grid: RasterGrid, card: ModelCard, tags: Mapping[str, str]) -> RasterForm:
     """The form of `mask.tif`: class values, 0 = none of them, 255 = nodata, with a colour table."""
     values = sorted({value for _, value, _ in card.foreground})
-    colours = {0: (0, 0, 0, 0), MASK_NODATA: (0, 0, 0, 0)} | {v: _colour(k) for k, v in enumerate(values)}
+    colours = {0: (235, 235, 235, 255), MASK_NODATA: (255, 255, 255, 255)} | {v: _colour(k) for k, v in enumerate(values)}
     legend = {f"CLASS_{value}": name for _, value, name in card.foreground}
     return RasterForm(
         grid=grid,

@@ -1,0 +1,64 @@
+"""Weights are positive, factors make a running mean, levels round; what no law says by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.blend import Blend, covering, plan_shares, to_levels
+from pipeline.levels import LevelType, as_levels
+from pipeline.tiling import Tiling, plan_tiles
+
+BLENDS: list[Blend] = ["hann", "pyramid", "average", "crop", "exact"]
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.data(), st.sampled_from(BLENDS))
+def test_every_pixel_has_shares_and_the_first_takes_all(
+    length: int, tile: int, data: st.DataObject, blend: Blend
+) -> None:
+    overlap = data.draw(st.integers(0, tile - 1))
+    axis = plan_tiles((length, 1), Tiling(tile_size=tile, overlap=overlap)).rows
+    met = np.zeros(length, bool)
+    for share in plan_shares(axis, blend):
+        factor = share.factor.numpy()
+        assert ((factor > 0) & (factor <= 1)).all()
+        assert (factor[~met[share.start : share.stop]] == 1).all()
+        met[share.start : share.stop] = True
+    assert met.all()
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.data(), st.sampled_from(BLENDS))
+def test_covering_names_all_tiles_that_contribute(length: int, tile: int, data: st.DataObject, blend: Blend) -> None:
+    axis = plan_tiles((length, 1), Tiling(tile_size=tile, overlap=data.draw(st.integers(0, tile - 1)))).rows
+    start = data.draw(st.integers(0, length - 1))
+    stop = data.draw(st.integers(start + 1, length))
+    shares = plan_shares(axis, blend)
+    hits = {k for k, share in enumerate(shares) if set(range(share.start, share.stop)) & set(range(start, stop))}
+    assert hits <= set(covering(shares, start, stop))
+
+
+def test_hann_outweighs_the_border_of_a_tile() -> None:
+    axis = plan_tiles((24, 1), Tiling(tile_size=16, overlap=8)).rows
+    second = plan_shares(axis, "hann")[1].factor
+    assert second[0] < 0.05
+    assert second[7] > 0.95
+    assert torch.all(second[:8].diff() > 0)
+
+
+@pytest.mark.parametrize(("level_type", "top"), [("uint8", 254), ("uint16", 65534)])
+def test_levels_round_to_the_nearest_and_mark_invalid_pixels(level_type: LevelType, top: int) -> None:
+    probabilities = torch.tensor([[[0.0, 1.0, 0.5, 1.2, -0.1, 0.3]]])
+    valid = torch.tensor([[True, True, True, True, True, False]])
+    stored = to_levels(probabilities, valid, level_type)
+    assert stored.dtype == level_type
+    assert stored[0, 0].tolist() == [0, top, round(top / 2), top, 0, top + 1]
+
+
+def test_float32_keeps_probabilities_and_marks_invalid_pixels_with_nan() -> None:
+    stored = to_levels(torch.tensor([[[0.25, 0.5]]]), torch.tensor([[True, False]]), "float32")
+    assert stored[0, 0, 0] == np.float32(0.25)
+    assert np.isnan(stored[0, 0, 1])
+    assert as_levels(stored)[0, 0].tolist() == [16384, 65535]

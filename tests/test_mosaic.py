@@ -1,0 +1,96 @@
+"""Strips of any height become one Cloud-Optimized GeoTIFF; blocks read back are levels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rasterio.crs import CRS
+from rasterio.windows import Window
+from rio_cogeo import cog_validate
+
+from pipeline.card import ModelCard
+from pipeline.errors import SceneError
+from pipeline.grid import RasterGrid
+from pipeline.mosaic import MosaicReader, MosaicSpec, StripWriter, mask_form, probability_form, write_cog
+
+CARD = ModelCard(bands=("red",), classes=("roof", "road"), training={"data": "x" * 100})
+
+
+def grid(height: int, width: int) -> RasterGrid:
+    transform = rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
+    return RasterGrid(crs=CRS.from_epsg(32633), transform=transform, height=height, width=width)
+
+
+def write(path: Path, pixels: np.ndarray, heights: list[int], spec: MosaicSpec) -> None:
+    form = probability_form(grid(*pixels.shape[1:]), CARD, spec, {"SCENEMILL_SCENE": "here"})
+    plain = path.with_suffix(".part")
+    with StripWriter(plain, form) as writer:
+        row = 0
+        for height in heights:
+            writer.write(pixels[:, row : row + height])
+            row += height
+    window = Window(0, 0, pixels.shape[2], pixels.shape[1])
+    write_cog([(plain, window)], path, form, compress=spec.compress)
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=5))
+def test_strips_of_any_height_are_stored_as_they_are(tmp_path: Path, heights: list[int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (2, sum(heights), 37), np.uint8)
+    write(tmp_path / "m.tif", pixels, heights, MosaicSpec())
+    with rasterio.open(tmp_path / "m.tif") as dataset:
+        assert (dataset.read() == pixels).all()
+
+
+@pytest.mark.parametrize("compress", ["zstd", "deflate"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_mosaic_is_a_cog_that_gis_tools_read_as_probabilities(tmp_path: Path, dtype: str, compress: str) -> None:
+    spec = MosaicSpec(dtype=dtype, compress=compress)  # type: ignore[arg-type]
+    top = {"uint8": 254, "uint16": 65534, "float32": 1.0}[dtype]
+    pixels = np.full((2, 1200, 900), top, dtype)
+    write(tmp_path / "m.tif", pixels, [500, 700], spec)
+    valid, errors, warnings = cog_validate(tmp_path / "m.tif", strict=True, quiet=True)
+    assert (valid, errors, warnings) == (True, [], [])
+    with rasterio.open(tmp_path / "m.tif") as dataset:
+        assert np.allclose(dataset.read(1) * dataset.scales[0] + dataset.offsets[0], 1.0)
+        assert dataset.descriptions == ("roof", "road")
+        assert dataset.tags()["SCENEMILL_SCENE"] == "here"
+        assert dataset.overviews(1)
+        assert dataset.block_shapes[0] == (512, 512)
+
+
+def test_levels_come_back_with_one_mark_for_invalid(tmp_path: Path) -> None:
+    pixels = np.array([[[0, 254, 255]], [[127, 1, 255]]], np.uint8)
+    write(tmp_path / "m.tif", pixels, [1], MosaicSpec())
+    with MosaicReader(tmp_path / "m.tif") as reader:
+        assert reader.levels == 254
+        assert reader.card.classes == CARD.classes
+        assert reader.read_levels(Window(0, 0, 3, 1)).tolist() == [[[0, 254, 65535]], [[127, 1, 65535]]]
+
+
+def test_the_card_in_a_mosaic_leaves_the_training_facts_to_the_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path / "m.tif", np.zeros((2, 1, 1), np.uint8), [1], MosaicSpec())
+    with MosaicReader(tmp_path / "m.tif") as reader:
+        assert reader.card.training == {}
+
+
+def test_a_raster_of_others_is_no_mosaic(tmp_path: Path) -> None:
+    with StripWriter(tmp_path / "x.tif", mask_form(grid(4, 4), CARD, {})) as writer:
+        writer.write(np.zeros((1, 4, 4), np.uint8))
+    with pytest.raises(SceneError, match="no probability mosaic"):
+        MosaicReader(tmp_path / "x.tif")
+
+
+def test_a_mask_has_a_colour_and_a_name_for_every_class(tmp_path: Path) -> None:
+    with StripWriter(tmp_path / "x.tif", mask_form(grid(1, 4), CARD, {})) as writer:
+        writer.write(np.array([[[0, 1, 2, 255]]], np.uint8))
+    with rasterio.open(tmp_path / "x.tif") as dataset:
+        colours = dataset.colormap(1)
+        assert dataset.nodata == 255
+        assert (dataset.tags()["CLASS_1"], dataset.tags()["CLASS_2"]) == ("roof", "road")
+    assert len({colours[value] for value in (0, 1, 2, 255)}) == 4
