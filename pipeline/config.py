@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -78,7 +78,8 @@ def load_settings(
         values = _merge(values, addition)
     for name, section in sections.items():
         values = _merge(values, {name: section})
-    return build_settings(kind, values, place=str(file) if file else "settings")
+    origins = [str(file)] * (file is not None) + ["--set"] * bool(overrides)
+    return build_settings(kind, values, place=" and ".join(origins) or "settings")
 
 
 def build_settings(kind: type[Settings], values: Mapping[str, object], *, place: str) -> Settings:
@@ -141,7 +142,7 @@ def _rule(error: ValidationError) -> str:
 
 def _read_yaml(file: Path) -> dict[str, object]:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError as error:
         raise SettingsError(f"{file}: no such settings file; check --config") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -153,6 +154,17 @@ def _read_yaml(file: Path) -> dict[str, object]:
     if not isinstance(values, dict):
         raise SettingsError(f"{file}: must be a mapping of sections, not a {type(values).__name__}")
     return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which would let the second of two equal keys win silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.value != "<<"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _parse_override(override: str) -> tuple[list[str], object]:
@@ -178,25 +190,34 @@ def _merge(base: Mapping[str, object], addition: Mapping[str, object]) -> dict[s
     return merged
 
 
-def _check_keys(kind: Any, values: object, *, place: str, path: tuple[str, ...] = ()) -> None:
+def _check_keys(kind: Any, values: object, *, place: str) -> None:
+    for path, key, known in _unknown_keys(kind, values, ()):
+        raise SettingsError(f"{place}: unknown key {'.'.join((*path, key))}; {_advice(key, path, known, kind)}")
+
+
+def _unknown_keys(
+    kind: Any, values: object, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], str, Mapping[str, object]]]:
+    """Yield `(section, key, known keys there)` of each key that does not exist."""
     if not isinstance(values, Mapping) or not dataclasses.is_dataclass(kind):
         return
     hints = get_type_hints(kind)
     for key, value in values.items():
-        if key not in hints:
-            raise SettingsError(f"{place}: unknown key {'.'.join((*path, str(key)))}; {_advice(str(key), path, hints)}")
-        _check_keys(hints[key], value, place=place, path=(*path, key))
+        if key in hints:
+            yield from _unknown_keys(hints[key], value, (*path, key))
+        else:
+            yield path, str(key), hints
 
 
-def _advice(key: str, path: tuple[str, ...], known: Mapping[str, object]) -> str:
+def _advice(key: str, path: tuple[str, ...], known: Mapping[str, object], kind: Any) -> str:
+    elsewhere = [
+        f"{name}.{key}"
+        for name, hint in get_type_hints(kind).items()
+        if dataclasses.is_dataclass(hint) and key in get_type_hints(hint)
+    ]
+    if elsewhere:
+        return f"did you mean {elsewhere[0]}?"
     close = difflib.get_close_matches(key, known, n=1)
     if close:
         return f"did you mean {'.'.join((*path, close[0]))}?"
-    inner = [
-        f"{name}.{key}"
-        for name, hint in known.items()
-        if dataclasses.is_dataclass(hint) and key in get_type_hints(hint)
-    ]
-    if inner:
-        return f"did you mean {inner[0]}?"
     return f"known keys are {', '.join(sorted(known))}"
