@@ -5,7 +5,7 @@ scene --describe--> grid --plan--> tiles, regions --infer--> strips --> mosaic -
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +22,11 @@ from pipeline.glance import join_glances
 from pipeline.journal import content_key, finished_report, publishing
 from pipeline.levels import TOP_LEVEL
 from pipeline.mosaic import MosaicReader, read_mask
-from pipeline.region import RegionJob, join_regions
+from pipeline.region import RegionJob, RegionResult, join_regions
 from pipeline.report import SceneReport, Stopwatch, write_preview, write_report
 from pipeline.scene import Scene, describe_scene
 from pipeline.shaping import PolygonSpec, shape_polygons
-from pipeline.tiling import Tiling, plan_regions, plan_tiles, resolve_tiling
+from pipeline.tiling import TilePlan, Tiling, plan_regions, plan_tiles, resolve_tiling
 from pipeline.vectorize import vectorize
 
 if TYPE_CHECKING:
@@ -87,18 +87,7 @@ def segment_scene(
     regions = plan_regions(plan, rows=region_count(spec.distribute, client))
     timer = Stopwatch()
     with publishing(folder) as work:
-        job = RegionJob(
-            scene=scene,
-            plan=plan,
-            card=card,
-            blend=spec.blend,
-            inference=spec.inference,
-            mosaic=spec.mosaic,
-            threshold=spec.polygons.threshold,
-            threads=spec.reading.threads,
-            tags=_provenance(report),
-            folder=work.absolute(),
-        )
+        job = _region_job(scene, plan, card, spec, tags=_provenance(report), folder=work.absolute())
         with exclusive(predictor), timer.stage("infer"):
             results = [*run_regions(job, regions, predictor, client=client, watch=_staged(watch, "infer", scene))]
         with timer.stage("mosaic"):
@@ -108,16 +97,8 @@ def segment_scene(
         with timer.stage("preview"):
             glance = join_glances([result.glance for result in results])
             write_preview(work / OUTPUTS["preview"], glance, *read_mask(work / OUTPUTS["mask"], glance.shape[1:]))
-        report = replace(
-            report,
-            valid_pixels=sum(result.valid_pixels for result in results),
-            tiles_run=sum(result.tiles_run for result in results),
-            tiles_skipped=sum(result.tiles_skipped for result in results),
-            polygons=totals.count,
-            area_m2=totals.area_m2,
-            seconds=timer.seconds,
-        )
         job.remove_parts(regions)
+        report = _closing_report(report, results, totals, timer.seconds)
         write_report(work, report)
     return report
 
@@ -183,6 +164,39 @@ def _opening_report(
         model=loaded.sha256 if loaded else "function",
         settings=settings,
         version=__version__,
+    )
+
+
+def _closing_report(
+    report: SceneReport, results: Sequence[RegionResult], totals: PolygonTotals, seconds: Mapping[str, float]
+) -> SceneReport:
+    """What the work came to."""
+    return replace(
+        report,
+        valid_pixels=sum(result.valid_pixels for result in results),
+        tiles_run=sum(result.tiles_run for result in results),
+        tiles_skipped=sum(result.tiles_skipped for result in results),
+        polygons=totals.count,
+        area_m2=totals.area_m2,
+        seconds=seconds,
+    )
+
+
+def _region_job(
+    scene: Scene, plan: TilePlan, card: ModelCard, spec: SegmentSpec, *, tags: Mapping[str, str], folder: Path
+) -> RegionJob:
+    """What every region of the scene has in common."""
+    return RegionJob(
+        scene=scene,
+        plan=plan,
+        card=card,
+        blend=spec.blend,
+        inference=spec.inference,
+        mosaic=spec.mosaic,
+        threshold=spec.polygons.threshold,
+        threads=spec.reading.threads,
+        tags=tags,
+        folder=folder,
     )
 
 
