@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
@@ -98,7 +98,7 @@ def write_polygons(
         else:
             _write_with_gdal(beside, stream, crs, driver)
         if driver == "GPKG":
-            _add_style(beside, layer_style(classes))
+            _finish_geopackage(beside, totals.count, layer_style(classes))
     return totals
 
 
@@ -278,11 +278,18 @@ CREATE TABLE layer_styles (
 """The table in which QGIS keeps the styles of a GeoPackage."""
 
 
-def _add_style(path: Path, qml: str) -> None:
-    """Store a style that QGIS applies on opening; QGIS ignores it when the geometry column is not the layer's."""
-    database = sqlite3.connect(path)
+def _finish_geopackage(path: Path, count: int, qml: str) -> None:
+    """Check what GDAL wrote, and add the style.
+
+    GDAL builds the spatial index on closing, where a full disk goes unreported. QGIS applies the style on
+    opening, and ignores it when the geometry column is not the layer's.
+    """
     try:
-        with database:
+        with closing(sqlite3.connect(path)) as database, database:
+            for table in (LAYER, f"rtree_{LAYER}_{GEOMETRY}"):
+                ((found,),) = database.execute(f"SELECT count(*) FROM {table}")
+                if found != count:
+                    raise WorldError(f"{path}: {table} holds {found} of {count} polygons; is the disk full?")
             database.execute(STYLE_TABLE)
             database.execute(
                 "INSERT INTO layer_styles VALUES (1, '', '', ?, ?, 'classes', ?, '', 1, 'by class', '', NULL, ?)",
@@ -295,9 +302,7 @@ def _add_style(path: Path, qml: str) -> None:
                 (WRITTEN,),
             )
     except sqlite3.Error as error:
-        raise WorldError(f"{path}: writing the style failed: {error}; is the disk full?") from error
-    finally:
-        database.close()
+        raise WorldError(f"{path}: the GeoPackage could not be finished: {error}; is the disk full?") from error
 
 
 @contextmanager

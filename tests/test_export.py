@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -147,6 +148,23 @@ def test_a_killed_run_leaves_nothing_at_the_target(ending: str, tmp_path: Path):
     assert not path.exists()
     write(path, some_polygons())
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@ENDINGS
+@pytest.mark.parametrize("share", [0.3, 0.8, 0.99])
+def test_a_full_disk_is_reported_and_leaves_nothing(ending: str, share: float, tmp_path: Path):
+    path, polygons = tmp_path / f"polygons.{ending}", list(some_polygons()) * 10
+    write(path, polygons)
+    size = path.stat().st_size
+    path.unlink()
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * share), hard))
+    try:
+        with pytest.raises(WorldError, match="polygons"):
+            write(path, polygons)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_ending_is_refused(tmp_path: Path):
