@@ -52,7 +52,7 @@ def segment(
     """Segment scenes: probability mosaic, mask, polygons, preview and report for each."""
     from pipeline.catalog import list_scenes
     from pipeline.config import SegmentSpec, load_settings
-    from pipeline.distribute import connect
+    from pipeline.distribute import cluster
     from pipeline.engine import load_predictor
     from pipeline.progress import progress_bars, scene_watch
     from pipeline.report import write_run
@@ -61,10 +61,9 @@ def segment(
     spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, scheduler)])
     entries = list_scenes(scenes)
     predictor = load_predictor(model, spec.inference.device, precision=spec.inference.precision)
-    client = connect(spec.distribute.scheduler) if spec.distribute.scheduler else None
     reports = []
     try:
-        with progress_bars(console) as bars:
+        with cluster(spec.distribute) as client, progress_bars(console) as bars:
             for report in segment_catalog(
                 entries,
                 out,
@@ -76,8 +75,6 @@ def segment(
                 reports.append(report)
                 _show_report(report)
     finally:
-        if client is not None:
-            client.close()
         if reports:
             _say(f"summary: {write_run(out, reports)}")
     return EXIT_SOME_FAILED if any(report.status == "failed" for report in reports) else EXIT_DONE

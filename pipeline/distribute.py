@@ -1,13 +1,16 @@
 """Regions as tasks: one after another here, or on any dask.distributed cluster by address.
 
-On a cluster each region is one task of at least a second; work in flight is bounded; the predictor
-pickles as its path, and each worker process loads it once. Workers and client must see one file
-system under the output folder.
+On a cluster each region is one task of at least a second; work in flight is bounded; a loaded
+predictor pickles as its path, and each worker process loads it once. A lost worker costs the region it
+had in hand. Workers and client must see one file system under the output folder and the checkpoint.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -19,6 +22,10 @@ from pipeline.tiling import Region
 
 if TYPE_CHECKING:
     from distributed import Client
+
+
+PATIENCE_S = 10
+"""How long a scheduler may take to answer, and a worker to join it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +61,59 @@ def run_regions(
     return _run_on_cluster(job, regions, predictor, client, watch)
 
 
-def connect(scheduler: str) -> Client:
-    """Connect to a scheduler that has at least one worker.
+@contextmanager
+def cluster(spec: DistributeSpec) -> Iterator[Client | None]:
+    """Yield a client of the settings' cluster and close it afterwards; None where regions run here.
 
     Raises:
+        SettingsError: the address is malformed.
         WorldError: nobody answers, or no worker joins within 10 s.
     """
+    if spec.scheduler is None:
+        yield None
+        return
+    client = connect(spec.scheduler)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def connect(scheduler: str) -> Client:
+    """Connect to a scheduler that has at least one worker; see `cluster` for what is raised."""
     from distributed import Client
 
+    _knock(scheduler)
     try:
-        client = Client(scheduler, timeout=10)
-        client.wait_for_workers(1, timeout=10)
+        client = Client(scheduler, timeout=PATIENCE_S, set_as_default=False)
     except (OSError, TimeoutError) as error:
-        raise WorldError(
-            f"no dask scheduler with a worker at {scheduler}: {error}; start them or correct --scheduler"
-        ) from error
+        raise _nobody(scheduler, error) from error
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE_S)
+    except TimeoutError as error:
+        client.close()
+        raise _nobody(scheduler, "it has no worker") from error
     return client
+
+
+def _knock(scheduler: str) -> None:
+    """Find out at once whether anybody listens: a dask client tries for its whole timeout, and hangs when dropped."""
+    from distributed.comm.addressing import get_address_host_port
+
+    try:
+        host, port = get_address_host_port(scheduler, strict=True)
+    except (ValueError, TypeError) as error:
+        raise SettingsError(
+            f"distribute.scheduler must be an address like tcp://10.0.0.5:8786, not {scheduler!r}: {error}"
+        ) from error
+    try:
+        socket.create_connection((host, port), timeout=PATIENCE_S).close()
+    except OSError as error:
+        raise _nobody(scheduler, error) from error
+
+
+def _nobody(scheduler: str, reason: object) -> WorldError:
+    return WorldError(f"no dask scheduler with a worker at {scheduler}: {reason}; start them or correct --scheduler")
 
 
 def region_count(spec: DistributeSpec, client: Client | None) -> int:
@@ -91,21 +135,21 @@ def _run_on_cluster(
     watch: Watch | None,
 ) -> Iterator[RegionResult]:
     from distributed import as_completed
+    from distributed.protocol.pickle import dumps
     from distributed.scheduler import KilledWorker
 
     resources = _device_resource(client)
-    shared = client.scatter((job, predictor), hash=False)
+    # A task rather than scattered data, which would be lost with the worker that holds it.
+    shared = client.submit(bytes, dumps((job, predictor)), pure=False)
     waiting = iter(regions)
 
     def submit(count: int) -> list[object]:
         return [
-            client.submit(
-                _infer_shared, shared, region, pure=False, retries=2, resources=resources, key=_key(job, region)
-            )
+            client.submit(_infer_shared, shared, region, pure=False, resources=resources, key=_key(job, region))
             for region in islice(waiting, count)
         ]
 
-    running = as_completed(submit(2 * _workers(client)))
+    running = as_completed(submit(2 * _workers(client)), loop=client.loop)
     try:
         for future in running:
             result: RegionResult = future.result()
@@ -118,12 +162,17 @@ def _run_on_cluster(
         raise WorldError(
             f"{job.scene.location}: a region killed its workers repeatedly: {error}; look at their memory"
         ) from error
+    except CancelledError as error:
+        raise WorldError(f"{job.scene.location}: the cluster gave up a region: {error}; run again") from error
     finally:
         client.cancel([*running.futures])
 
 
-def _infer_shared(shared: tuple[RegionJob, Predictor | ArrayFunction], region: Region) -> RegionResult:
-    job, predictor = shared
+def _infer_shared(shared: bytes, region: Region) -> RegionResult:
+    """Unpickle here, in the worker's own thread: loading a network takes a while, and its errors are a task's."""
+    from distributed.protocol.pickle import loads
+
+    job, predictor = loads(shared)
     return infer_region(job, region, predictor)
 
 

@@ -286,7 +286,7 @@ def _adapt(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predictor:
     if isinstance(predictor, nn.Module):
         predictor.eval()
         return lambda tiles: activate(predictor(tiles).float(), card)
-    call = _ArrayCall(predictor)  # type: ignore[arg-type]
+    call = _ArrayCall(predictor)
     return lambda tiles: activate(_as_tensor(call(tiles)).float(), card)
 
 
