@@ -1,6 +1,6 @@
 """Mask to polygons: ours against `rasterio.features.shapes` + `shapely.geometry.shape`, in the same run.
 
-    python benchmarks/polygons.py                    prints the table of docs/speed.md; about a minute
+    python benchmarks/polygons.py                    prints the table; about a minute
     python benchmarks/polygons.py --json             also writes benchmarks/polygons.json
     python benchmarks/polygons.py --workers 1
 

@@ -32,7 +32,7 @@ from pipeline.vectorize_pieces import BlockPieces, Finished, TracingRule, trace_
 
 SIMPLIFY_BLOCK = 2048
 """Side of blocks when borders are simplified, px: fixed, since vertices on seams stay."""
-BATCH_VERTICES = 500_000
+BATCH_VERTICES = 200_000
 """A batch ends with the polygon that reaches this many vertices."""
 
 
