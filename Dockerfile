@@ -68,7 +68,8 @@ RUN apt-get update \
 
 RUN groupadd --gid 10001 scenemill \
     && useradd --uid 10001 --gid scenemill --create-home scenemill \
-    && install --directory --owner scenemill --group scenemill /work
+    && install --directory --owner scenemill --group scenemill /work \
+    && install --directory --mode 1777 /opt/numba
 
 COPY --from=build /opt/scenemill /opt/scenemill
 # For `prefect deploy` and as the working folder of the deployments in prefect.yaml.
@@ -80,13 +81,17 @@ COPY --chown=scenemill:scenemill configs /app/configs
 ENV PATH=/opt/scenemill/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    NUMBA_CACHE_DIR=/tmp/numba \
+    NUMBA_CACHE_DIR=/opt/numba \
     DO_NOT_TRACK=1 \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 USER scenemill
+# The image proves itself while it is built, and keeps the loops that numba compiles.
+RUN scenemill demo --size 512 --out /tmp/demo \
+    && rm -rf /tmp/demo
+
 WORKDIR /work
 VOLUME ["/work"]
 ENTRYPOINT ["scenemill"]

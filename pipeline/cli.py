@@ -84,7 +84,7 @@ def segment(
 def vectorize(
     mosaic: Annotated[Path, Parameter(help="A probability.tif written by scenemill.")],
     *,
-    out: Annotated[Path | None, Parameter(help=".gpkg, .parquet or .fgb; default: polygons.gpkg beside it.")] = None,
+    out: Annotated[Path | None, Parameter(help=".gpkg, .parquet or .fgb; default: vectorized.gpkg beside it.")] = None,
     config: ConfigFile = None,
     overrides: Overrides = (),
 ) -> int:
@@ -93,7 +93,7 @@ def vectorize(
     from pipeline.segment import vectorize_mosaic
 
     spec = load_settings(SegmentSpec, config, overrides)
-    target = out or mosaic.with_name("polygons.gpkg")
+    target = out or mosaic.with_name("vectorized.gpkg")
     totals = vectorize_mosaic(mosaic, target, spec=spec.polygons)
     _say(f"{target}: {totals.count:,} polygons, {_areas(totals.area_m2)}")
     return EXIT_DONE
@@ -172,7 +172,7 @@ def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     debug: Annotated[bool, Parameter(negative="", help="Show tracebacks and debug messages.")] = False,
 ) -> int:
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if debug:
         logging.getLogger("pipeline").setLevel(logging.DEBUG)
     try:

@@ -51,7 +51,8 @@ class SegmentSpec:
     def result_settings(self) -> dict[str, object]:
         """The settings that change the result, as plain JSON values."""
         plain = dataclasses.asdict(self)
-        del plain["distribute"], plain["inference"]["batch_size"], plain["reading"]["threads"]
+        del plain["distribute"], plain["reading"]["threads"]
+        plain["inference"] = {"precision": self.inference.precision}
         return plain
 
 

@@ -90,8 +90,8 @@ class LoadedPredictor:
 
     @property
     def identity(self) -> str:
-        """What decides its results: weights and number format."""
-        return f"{self.sha256} {self.precision}"
+        """What decides its results: weights, number format and kind of device."""
+        return f"{self.sha256} {self.precision} {self.device.type}"
 
     def __reduce__(self) -> tuple[Callable[..., LoadedPredictor], tuple[object, ...]]:
         path, device, precision = self._source
