@@ -90,11 +90,13 @@ def vectorize(
 ) -> int:
     """Make polygons again from an existing mosaic, with other settings and without inference."""
     from pipeline.config import SegmentSpec, load_settings
+    from pipeline.progress import progress_bars, scene_watch
     from pipeline.segment import vectorize_mosaic
 
     spec = load_settings(SegmentSpec, config, overrides)
     target = out or mosaic.with_name("vectorized.gpkg")
-    totals = vectorize_mosaic(mosaic, target, spec=spec.polygons)
+    with progress_bars(console) as bars:
+        totals = vectorize_mosaic(mosaic, target, spec=spec.polygons, watch=scene_watch(bars, mosaic.parent.name))
     _say(f"{target}: {totals.count:,} polygons, {_areas(totals.area_m2)}")
     return EXIT_DONE
 

@@ -8,7 +8,7 @@ its bytes depend on the pixels alone.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -82,7 +82,9 @@ def probability_form(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: 
 def mask_form(grid: RasterGrid, card: ModelCard, tags: Mapping[str, str]) -> RasterForm:
     """The form of `mask.tif`: class values, 0 = none of them, 255 = nodata, with a colour table."""
     values = sorted({value for _, value, _ in card.foreground})
-    colours = {0: (235, 235, 235, 255), MASK_NODATA: (255, 255, 255, 255)} | {v: _colour(k) for k, v in enumerate(values)}
+    colours = {0: (235, 235, 235, 255), MASK_NODATA: (255, 255, 255, 255)} | {
+        v: _colour(k) for k, v in enumerate(values)
+    }
     legend = {f"CLASS_{value}": name for _, value, name in card.foreground}
     return RasterForm(
         grid=grid,
@@ -205,6 +207,9 @@ def _copy_as_cog(source: Path, target: Path, form: RasterForm, compress: str) ->
 class MosaicReader:
     """Reads blocks of a probability mosaic, from any number of threads."""
 
+    watch: Callable[[int], None] | None = None
+    """Told the pixels of every block that is read."""
+
     def __init__(self, path: Path):
         """Open `probability.tif`.
 
@@ -241,7 +246,10 @@ class MosaicReader:
 
     def read_levels(self, window: Window) -> NDArray[np.uint16]:
         """`(classes, height, width)` levels: 0..`levels` mean probability 0..1, 65535 is invalid."""
-        return as_levels(self._handles.get().read(window=window))
+        levels = as_levels(self._handles.get().read(window=window))
+        if self.watch is not None:
+            self.watch(int(window.width * window.height))
+        return levels
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], dict[int, tuple[int, int, int, int]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from pipeline import __version__
@@ -19,6 +20,7 @@ from pipeline.engine import ArrayFunction, LoadedPredictor, Predictor, exclusive
 from pipeline.errors import ModelError
 from pipeline.export import PolygonTotals, write_polygons
 from pipeline.glance import join_glances
+from pipeline.grid import RasterGrid
 from pipeline.journal import content_key, finished_report, publishing
 from pipeline.levels import TOP_LEVEL
 from pipeline.mosaic import MosaicReader, read_mask
@@ -89,11 +91,12 @@ def segment_scene(
     with publishing(folder) as work:
         job = _region_job(scene, plan, card, spec, tags=_provenance(report), folder=work.absolute())
         with exclusive(predictor), timer.stage("infer"):
-            results = [*run_regions(job, regions, predictor, client=client, watch=_staged(watch, "infer", scene))]
+            results = [*run_regions(job, regions, predictor, client=client, watch=_staged(watch, "infer", scene.grid))]
         with timer.stage("mosaic"):
             join_regions(job, results, work)
         with timer.stage("polygons"):
-            totals = vectorize_mosaic(work / OUTPUTS["probability"], work / OUTPUTS["polygons"], spec=spec.polygons)
+            target = work / OUTPUTS["polygons"]
+            totals = vectorize_mosaic(work / OUTPUTS["probability"], target, spec=spec.polygons, watch=watch)
         with timer.stage("preview"):
             glance = join_glances([result.glance for result in results])
             write_preview(work / OUTPUTS["preview"], glance, *read_mask(work / OUTPUTS["mask"], glance.shape[1:]))
@@ -103,19 +106,23 @@ def segment_scene(
     return report
 
 
-def vectorize_mosaic(mosaic: str | Path, target: str | Path, *, spec: PolygonSpec | None = None) -> PolygonTotals:
+def vectorize_mosaic(
+    mosaic: str | Path, target: str | Path, *, spec: PolygonSpec | None = None, watch: Watch | None = None
+) -> PolygonTotals:
     """Turn a probability mosaic into a file of whole polygons (GeoPackage, GeoParquet or FlatGeobuf).
 
     Args:
         mosaic: a `probability.tif` of ours.
         target: `.gpkg`, `.parquet` or `.fgb`.
         spec: threshold and shaping; the checkpoint's threshold when it says nothing.
+        watch: told about progress.
 
     Raises:
         SceneError: the mosaic is not one of ours.
     """
     spec = spec or PolygonSpec()
     with MosaicReader(Path(mosaic)) as source:
+        source.watch = _staged(watch, "polygons", source.grid)
         polygons = shape_polygons(vectorize(source, spec), source.grid, spec)
         return write_polygons(
             Path(target),
@@ -210,15 +217,16 @@ def _provenance(report: SceneReport) -> dict[str, str]:
     }
 
 
-def _staged(watch: Watch | None, stage: str, scene: Scene) -> Callable[[int], None] | None:
-    """Count pixels of a stage for the watcher."""
+def _staged(watch: Watch | None, stage: str, grid: RasterGrid) -> Callable[[int], None] | None:
+    """Count the pixels of a stage, from any thread, for the watcher."""
     if watch is None:
         return None
-    total, done = scene.grid.height * scene.grid.width, 0
+    total, done, turn = grid.height * grid.width, 0, Lock()
 
     def advance(pixels: int) -> None:
         nonlocal done
-        done += pixels
-        watch(stage, done, total)
+        with turn:
+            done += pixels
+            watch(stage, done, total)
 
     return advance
