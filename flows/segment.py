@@ -7,25 +7,38 @@ prefect deployment run segment-scenes/nightly                    on a server, se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
+from cyclopts import App, Parameter
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.states import Completed, Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.tasks import load_model, segment_one
 from pipeline.catalog import list_scenes
-from pipeline.config import SegmentSpec, build_settings
+from pipeline.config import SegmentSpec, build_settings, load_settings
+from pipeline.errors import ScenemillError
 from pipeline.report import SceneReport, write_run
 from pipeline.run import check_settings, failed_report
+
+
+class ScenesFailedError(ScenemillError):
+    """Some scenes of a run failed; the others are complete."""
+
+    def __init__(self, message: str, reports: Sequence[SceneReport] = ()) -> None:
+        super().__init__(message)
+        self.reports = tuple(reports)
+        """A report for every scene of the run, in order."""
 
 
 @flow(
     name="segment-scenes",
     flow_run_name="segment-into-{out}",
-    task_runner=ThreadPoolTaskRunner(max_workers=2),
+    task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=2)),
     validate_parameters=True,
 )
 def segment_scenes(
@@ -34,7 +47,7 @@ def segment_scenes(
     out: str,
     settings: dict[str, Any] | None = None,
     device: str | None = None,
-) -> State[Any]:
+) -> list[SceneReport]:
     """Segment scenes into `out/<scene id>/`.
 
     Two scenes are in hand at once, so that one is vectorized while the next is inferred; a device
@@ -48,18 +61,24 @@ def segment_scenes(
         device: overrides `inference.device`.
 
     Returns:
-        Completed when every scene is done or skipped, else Failed; both carry the list of reports.
+        A report for every scene, in order.
+
+    Raises:
+        ScenesFailedError: with the same reports, when every scene has had its turn and some failed.
+        SettingsError: before any scene.
+        ModelError: before any scene, when the checkpoint cannot be loaded.
     """
     spec = build_settings(SegmentSpec, _with_device(settings, device), place="flow parameter settings")
     entries = list_scenes(scenes)
-    check_settings(spec, load_model(model, spec.inference.device, spec.inference.precision))
+    check_settings(spec, load_model(model, spec.inference))
     futures = [segment_one.submit(entry, model, out, spec) for entry in entries]
     reports = []
     for entry, future in zip(entries, futures, strict=True):
         future.wait()
         result = future.state.result(raise_on_failure=False)
         reports.append(result if isinstance(result, SceneReport) else failed_report(entry, result))
-    return summarise(reports, Path(out))
+    # Prefect takes a returned State for the run's own, and what it holds for the result.
+    return cast("list[SceneReport]", summarise(reports, Path(out)))
 
 
 def summarise(reports: Sequence[SceneReport], out: Path) -> State[Any]:
@@ -69,7 +88,8 @@ def summarise(reports: Sequence[SceneReport], out: Path) -> State[Any]:
     failed = [report for report in reports if report.status == "failed"]
     if failed:
         reasons = "; ".join(f"{report.scene}: {report.reason}" for report in failed)
-        return Failed(message=f"{len(failed)} of {len(reports)} scenes failed: {reasons}", data=[*reports])
+        message = f"{len(failed)} of {len(reports)} scenes failed: {reasons}"
+        return Failed(message=message, data=ScenesFailedError(message, reports))
     return Completed(message=f"{len(reports)} scenes", data=[*reports])
 
 
@@ -91,3 +111,28 @@ def _row(report: SceneReport) -> dict[str, Any]:
         "folder": report.folder,
         "reason": report.reason or "",
     }
+
+
+app = App(name="python -m flows.segment", help="Run the flow segment-scenes once, with or without a Prefect server.")
+
+
+@app.default
+def _run_once(
+    *scenes: Annotated[str, Parameter(help="Files, folders, globs, or s3:// and https:// addresses.")],
+    model: Annotated[Path, Parameter(help="Checkpoint (.safetensors) to run.")],
+    out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
+    config: Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")] = None,
+    overrides: Annotated[tuple[str, ...], Parameter(name="--set", help="One setting as section.key=value.")] = (),
+) -> int:
+    """Exit code 0: all done; 1: something failed, the log says what; 2: wrong usage or settings."""
+    try:
+        settings = asdict(load_settings(SegmentSpec, config, overrides))
+    except ScenemillError as error:
+        app.error_console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    state = segment_scenes([*scenes], str(model), str(out), settings, return_state=True)
+    return 0 if state.is_completed() else 1
+
+
+if __name__ == "__main__":
+    app()

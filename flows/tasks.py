@@ -13,7 +13,8 @@ from prefect.tasks import exponential_backoff
 
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.engine import LoadedPredictor, load_predictor
+from pipeline.distribute import cluster
+from pipeline.engine import InferenceSpec, LoadedPredictor, Precision, load_predictor
 from pipeline.errors import WorldError
 from pipeline.report import SceneReport
 from pipeline.run import segment_entry
@@ -24,9 +25,15 @@ def is_world_fault(task: Any, run: TaskRun, state: State[Any]) -> bool:
     return isinstance(state.result(raise_on_failure=False), WorldError)
 
 
+def load_model(path: str, spec: InferenceSpec) -> LoadedPredictor:
+    """The model of a run, loaded once per process, and again when its file has changed."""
+    file = Path(path)
+    changed_ns = file.stat().st_mtime_ns if file.is_file() else None
+    return _load(path, changed_ns, spec.device, spec.precision)
+
+
 @lru_cache(maxsize=1)
-def load_model(path: str, device: str, precision: Any) -> LoadedPredictor:
-    """The model of a run, loaded once per process."""
+def _load(path: str, changed_ns: int | None, device: str, precision: Precision) -> LoadedPredictor:
     return load_predictor(path, device, precision=precision)
 
 
@@ -43,5 +50,6 @@ def load_model(path: str, device: str, precision: Any) -> LoadedPredictor:
 )
 def segment_one(entry: CatalogEntry, model: str, out: str, spec: SegmentSpec) -> SceneReport:
     """Segment one scene of a catalog into its folder under `out`."""
-    predictor = load_model(model, spec.inference.device, spec.inference.precision)
-    return segment_entry(entry, Path(out), predictor=predictor, spec=spec)
+    predictor = load_model(model, spec.inference)
+    with cluster(spec.distribute) as client:
+        return segment_entry(entry, Path(out), predictor=predictor, spec=spec, client=client)

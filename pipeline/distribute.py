@@ -10,10 +10,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from pipeline.engine import ArrayFunction, Predictor
 from pipeline.errors import SettingsError, WorldError
@@ -21,11 +23,13 @@ from pipeline.region import RegionJob, RegionResult, Watch, infer_region
 from pipeline.tiling import Region
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 
 PATIENCE_S = 10
 """How long a scheduler may take to answer, and a worker to join it."""
+DESERTED_S = 60
+"""How long a cluster may be without any worker while regions wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +138,6 @@ def _run_on_cluster(
     client: Client,
     watch: Watch | None,
 ) -> Iterator[RegionResult]:
-    from distributed import as_completed
     from distributed.protocol.pickle import dumps
     from distributed.scheduler import KilledWorker
 
@@ -142,21 +145,25 @@ def _run_on_cluster(
     # A task rather than scattered data, which would be lost with the worker that holds it.
     shared = client.submit(bytes, dumps((job, predictor)), pure=False)
     waiting = iter(regions)
+    running: set[Future[RegionResult]] = set()
+    finished: SimpleQueue[Future[RegionResult]] = SimpleQueue()
 
-    def submit(count: int) -> list[object]:
-        return [
-            client.submit(_infer_shared, shared, region, pure=False, resources=resources, key=_key(job, region))
-            for region in islice(waiting, count)
-        ]
+    def submit(count: int) -> None:
+        for region in islice(waiting, count):
+            key = f"region-{job.scene.id}-{region.index}-{uuid4().hex[:8]}"
+            future = client.submit(_infer_shared, shared, region, pure=False, resources=resources, key=key)
+            running.add(future)
+            future.add_done_callback(finished.put)
 
-    running = as_completed(submit(2 * _workers(client)), loop=client.loop)
     try:
-        for future in running:
-            result: RegionResult = future.result()
+        submit(2 * _workers(client))
+        while running:
+            future = _next(finished, client)
+            running.remove(future)
+            result = future.result()
             if watch is not None:
                 watch(int(result.region.core.width * result.region.core.height))
-            for successor in submit(1):
-                running.add(successor)
+            submit(1)
             yield result
     except KilledWorker as error:
         raise WorldError(
@@ -165,7 +172,18 @@ def _run_on_cluster(
     except CancelledError as error:
         raise WorldError(f"{job.scene.location}: the cluster gave up a region: {error}; run again") from error
     finally:
-        client.cancel([*running.futures])
+        client.cancel([*running])
+
+
+def _next(finished: SimpleQueue[Future[RegionResult]], client: Client) -> Future[RegionResult]:
+    """Wait for a future to finish, however long, as long as somebody may be at it."""
+    deserted_s = 0
+    while True:
+        with suppress(Empty):
+            return finished.get(timeout=PATIENCE_S)
+        deserted_s = 0 if client.scheduler_info(n_workers=-1)["workers"] else deserted_s + PATIENCE_S
+        if deserted_s >= DESERTED_S:
+            raise WorldError(f"the cluster has had no worker for {deserted_s} s; start workers and run again")
 
 
 def _infer_shared(shared: bytes, region: Region) -> RegionResult:
@@ -180,9 +198,3 @@ def _device_resource(client: Client) -> dict[str, int] | None:
     """`{"device": 1}` when workers declare such a resource, so that a device runs one region at a time."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return {"device": 1} if any("device" in worker["resources"] for worker in workers) else None
-
-
-def _key(job: RegionJob, region: Region) -> str:
-    from uuid import uuid4
-
-    return f"region-{job.scene.id}-{region.index}-{uuid4().hex[:8]}"

@@ -451,7 +451,7 @@ def test_a_failing_rerun_leaves_the_former_result_whole(red_scene: Callable[...,
 
 def test_an_output_folder_that_is_a_file_is_named(red_scene: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(WorldError, match="out.*cannot be written"):
+    with pytest.raises(WorldError, match=r"out.*cannot be written"):
         segment_scene(red_scene(), tmp_path / "out", predictor=brightness, card=ROOF, spec=SMALL)
 
 

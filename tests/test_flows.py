@@ -1,0 +1,303 @@
+"""The flows: every scene has its turn, faults of the world are tried again, and the run says what became of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+from conftest import MakeScene
+from models import write_checkpoint
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+}
+"""What keeps Prefect from talking to anybody outside."""
+os.environ.update(QUIET)
+
+from prefect.client.orchestration import get_client  # noqa: E402
+from prefect.testing.utilities import prefect_test_harness  # noqa: E402
+
+from flows import segment as flow_room  # noqa: E402
+from flows import tasks as task_room  # noqa: E402
+from flows.segment import ScenesFailedError, segment_scenes  # noqa: E402
+from pipeline.cli import main  # noqa: E402
+from pipeline.errors import ModelError, SceneError, SettingsError, WorldError  # noqa: E402
+from pipeline.report import SceneReport  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {"tiling": {"tile_size": 32, "overlap": 8}, "reading": {"threads": 1}, "inference": {"device": "cpu"}}
+
+
+@pytest.fixture(scope="module")
+def ephemeral() -> Iterator[None]:
+    """A Prefect of our own, in a temporary folder, without a server set up."""
+    with prefect_test_harness(server_startup_timeout=90):
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors"))
+
+
+def damaged(path: Path) -> Path:
+    """A GeoTIFF whose last blocks are gone: it opens, and fails half-way through."""
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 128, 64), np.uint8)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=3, height=128, width=64, dtype="uint8", crs="EPSG:32633",
+        transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000), tiled=True, blockxsize=16, blockysize=16,
+        photometric="rgb",
+    ) as dataset:  # fmt: skip
+        dataset.write(pixels)
+    path.write_bytes(path.read_bytes()[:-9000])
+    return path
+
+
+def test_a_damaged_scene_fails_the_run_and_stops_no_other_scene(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    scenes = [make_scene(name="a.tif"), damaged(tmp_path / "b.tif"), make_scene(name="c.tif", seed=1)]
+    out = tmp_path / "out"
+    state = segment_scenes([str(s) for s in scenes], model, str(out), SETTINGS, return_state=True)
+    assert state.is_failed()
+    assert state.message is not None
+    assert state.message.startswith("1 of 3 scenes failed: b: ")
+    error = state.result(raise_on_failure=False)
+    assert isinstance(error, ScenesFailedError)
+    assert [(r.scene, r.status) for r in error.reports] == [("a", "done"), ("b", "failed"), ("c", "done")]
+    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json"}
+    run = json.loads((out / "run.json").read_text())
+    assert run["counts"] == {"done": 2, "skipped": 0, "failed": 1}
+    assert str(scenes[1]) in run["scenes"][1]["reason"]
+    rows = _artifact_rows()
+    assert [(row["scene"], row["status"]) for row in rows] == [("a", "done"), ("b", "failed"), ("c", "done")]
+    assert rows[1]["reason"] == error.reports[1].reason
+
+
+def _artifact_rows() -> list[dict[str, Any]]:
+    """The summary of the last run, as the server keeps it."""
+    with get_client(sync_client=True) as client:
+        artifacts = client.request("POST", "/artifacts/latest/filter", json={}).json()
+    rows: list[dict[str, Any]] = json.loads(artifacts[0]["data"])
+    return rows
+
+
+def test_a_run_again_skips_what_is_done_and_completes(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    scene, out = make_scene(name="a.tif"), str(tmp_path / "out")
+    first = segment_scenes([str(scene)], model, out, SETTINGS)
+    again = segment_scenes([str(scene)], model, out, SETTINGS)
+    assert [report.status for report in (*first, *again)] == ["done", "skipped"]
+
+
+def test_faults_of_the_world_are_tried_again_and_bad_data_is_not(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = {"shaky": 0, "bad": 0, "hopeless": 0}
+
+    def segment_entry(entry: Any, *args: Any, **kwargs: Any) -> SceneReport:
+        tries[entry.id] += 1
+        if entry.id == "bad":
+            raise SceneError("no CRS")
+        if entry.id == "hopeless" or tries[entry.id] < 3:
+            raise WorldError("the disk is away")
+        return SceneReport(scene=entry.id, location=entry.location, status="done")
+
+    monkeypatch.setattr(task_room, "segment_entry", segment_entry)
+    hasty = task_room.segment_one.with_options(retry_delay_seconds=0, retry_jitter_factor=None)
+    monkeypatch.setattr(flow_room, "segment_one", hasty)
+    scenes = [str(make_scene(name=f"{name}.tif")) for name in tries]
+    with pytest.raises(ScenesFailedError, match="2 of 3 scenes failed: bad: no CRS; hopeless: the disk") as caught:
+        segment_scenes(scenes, model, str(tmp_path / "out"), SETTINGS)
+    assert [report.status for report in caught.value.reports] == ["done", "failed", "failed"]
+    assert tries == {"shaky": 3, "bad": 1, "hopeless": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        ({"settings": {"tilling": {}}}, SettingsError, "did you mean tiling"),
+        ({"settings": {"tiling": {"tile_size": 33}}}, SettingsError, "multiple of 4"),
+        ({"scenes": ["nowhere/*.tif"]}, SettingsError, "matches no file"),
+        ({"device": "abacus"}, SettingsError, "abacus"),
+        ({"model": "nowhere.safetensors"}, ModelError, "no such checkpoint"),
+    ],
+    ids=["unknown key", "tile size", "no scene", "device", "model"],
+)
+def test_wrong_settings_fail_before_any_scene(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, change: dict[str, Any], error: Any, reason: str
+) -> None:
+    given = {"scenes": [str(make_scene())], "model": model, "out": str(tmp_path / "out"), "settings": SETTINGS}
+    with pytest.raises(error, match=reason):
+        segment_scenes.fn(**{**given, **change})
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tasks_run_on_the_cluster_that_the_settings_name(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    settings = {**SETTINGS, "distribute": {"scheduler": "tcp://127.0.0.1:1"}}
+    hasty = task_room.segment_one.with_options(retries=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flow_room, "segment_one", hasty)
+        with pytest.raises(ScenesFailedError, match=r"no dask scheduler .* at tcp://127.0.0.1:1"):
+            segment_scenes([str(make_scene())], model, str(tmp_path / "out"), settings)
+
+
+def test_a_retrained_model_under_the_same_name_is_loaded_again(tmp_path: Path) -> None:
+    from pipeline.engine import InferenceSpec
+
+    path, spec = tmp_path / "model.safetensors", InferenceSpec(device="cpu")
+    first = task_room.load_model(str(write_checkpoint(path)), spec)
+    assert task_room.load_model(str(path), spec) is first
+    write_checkpoint(path, seed=1)
+    os.utime(path, ns=(0, 0))
+    assert task_room.load_model(str(path), spec).sha256 != first.sha256
+
+
+def test_every_deployment_names_a_flow_that_is_there_and_parameters_that_it_takes() -> None:
+    import inspect
+
+    from prefect.client.schemas.schedules import CronSchedule
+
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert {deployment["name"] for deployment in deployments} >= {"ad-hoc", "nightly"}
+    for deployment in deployments:
+        file, _, function = deployment["entrypoint"].partition(":")
+        assert (ROOT / file).is_file()
+        assert function == segment_scenes.fn.__name__
+        assert set(deployment["parameters"]) <= set(inspect.signature(segment_scenes.fn).parameters)
+        for schedule in deployment["schedules"]:
+            CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+    nightly = next(deployment for deployment in deployments if deployment["name"] == "nightly")
+    assert nightly["schedules"][0]["active"]
+
+
+def test_the_ad_hoc_entry_gives_the_same_files_as_the_command(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    arguments = [str(make_scene(name="town.tif")), "--model", model, "--set", "tiling.tile_size=32"]
+    assert flow_room.app([*arguments, "--out", str(tmp_path / "flow")], result_action="return_value") == 0
+    with pytest.raises(SystemExit) as done:
+        main(["segment", *arguments, "--out", str(tmp_path / "command")])
+    assert done.value.code == 0
+    flow, command = (tmp_path / out / "town" for out in ("flow", "command"))
+    names = {path.name for path in flow.iterdir()}
+    assert names == {path.name for path in command.iterdir()}
+    for name in names - {"report.json"}:
+        assert (flow / name).read_bytes() == (command / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_the_ad_hoc_entry_runs_without_any_server_set_up(make_scene: MakeScene, tmp_path: Path, model: str) -> None:
+    scenes = [make_scene(name="town.tif"), damaged(tmp_path / "b.tif")]
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.segment", *map(str, scenes), "--model", model, "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "1 of 2 scenes failed: b: " in done.stderr
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["counts"]["done"] == 1
+
+
+def test_the_ad_hoc_entry_refuses_wrong_settings_before_prefect_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["a.tif", "--model", "m.safetensors", "--out", "out", "--set", "tiling.tile_sise=8"]
+    code = flow_room.app(arguments, result_action="return_value")
+    assert code == 2
+    assert "did you mean tiling.tile_size?" in capsys.readouterr().err
+
+
+# Against a real server
+
+
+@contextmanager
+def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of its own session, killed with all its children afterwards."""
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(20)
+
+
+def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.5)
+
+
+def healthy(api: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{api}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_deployments_run_on_a_server_with_a_worker(make_scene: MakeScene, tmp_path: Path, model: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    api = f"http://127.0.0.1:{port}/api"
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": api,
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+    }
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run(
+            [*prefect, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    server = [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with running(server, environment, tmp_path / "server.log"):
+        until(lambda: healthy(api), 120, "a healthy server")
+        call("work-pool", "create", "local-proc", "--type", "process")
+        call("deploy", "--all")
+        nightly = call("deployment", "inspect", "segment-scenes/nightly")
+        assert "0 2 * * *" in nightly
+        scene = make_scene(name="town.tif")
+        parameters = {"scenes": [str(scene)], "model": model, "out": str(tmp_path / "out"), "settings": SETTINGS}
+        with running([*prefect, "worker", "start", "--pool", "local-proc"], environment, tmp_path / "worker.log"):
+            told = call("deployment", "run", "segment-scenes/ad-hoc", "--params", json.dumps(parameters), "--watch")
+    assert "Completed" in told
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["counts"]["done"] == 1
+    assert not healthy(api)
