@@ -430,7 +430,7 @@ def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location) -> CRS:
     given = None if spec.crs is None else _crs_of(spec.crs)
     if own is None or not (own.is_projected or own.is_geographic):
         if given is None:
-            lack = "no CRS" if own is None else f"a local CRS that is not tied to the Earth ({own.to_wkt()[:60]}...)"
+            lack = "no CRS" if own is None else f"a local CRS that is not tied to the Earth ({_short(own)})"
             raise SceneError(
                 f"{place}: has a geotransform but {lack}; if you know its CRS, give it with --crs, "
                 "e.g. --crs EPSG:32633"
@@ -438,10 +438,18 @@ def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location) -> CRS:
         return given
     if given is not None and own != given:
         raise SceneError(
-            f"{place}: has its own CRS ({own.to_string()[:60]}), which reading.crs = {spec.crs} contradicts; "
+            f"{place}: has its own CRS ({_short(own)}), which reading.crs = {spec.crs} contradicts; "
             "leave the setting out, or correct the file with gdal_edit -a_srs"
         )
     return own
+
+
+def _short(crs: CRS | None) -> str:
+    """A CRS in a message: its code, or the beginning of its definition."""
+    if crs is None:
+        return "no CRS"
+    text = str(crs.to_string())
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def _crs_of(text: str) -> CRS:
@@ -472,8 +480,8 @@ def _check_sidecar(dataset: rasterio.DatasetReader, place: Location) -> None:
         moved = own != Affine.identity() and not own.almost_equals(outer, precision=abs(own.a) * 1e-3)
         if moved or (inner.crs is not None and inner.crs != dataset.crs):
             raise SceneError(
-                f"{place}: the georeferencing inside the file ({inner.crs}, {tuple(own)[:6]}) contradicts its "
-                f".aux.xml sidecar ({dataset.crs}, {tuple(outer)[:6]}); remove whichever is wrong"
+                f"{place}: the georeferencing inside the file ({_short(inner.crs)}, {tuple(own)[:6]}) contradicts its "
+                f".aux.xml sidecar ({_short(dataset.crs)}, {tuple(outer)[:6]}); remove whichever is wrong"
             )
 
 
