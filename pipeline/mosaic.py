@@ -7,7 +7,6 @@ its bytes depend on the pixels alone.
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from rasterio.windows import Window
 
 from pipeline.card import ModelCard
 from pipeline.errors import ModelError, SceneError, WorldError
+from pipeline.export_style import class_colour
 from pipeline.grid import RasterGrid
 from pipeline.handles import ThreadHandles
 from pipeline.levels import TOP_LEVEL, LevelType, as_levels, stored_nodata
@@ -83,7 +83,7 @@ def mask_form(grid: RasterGrid, card: ModelCard, tags: Mapping[str, str]) -> Ras
     """The form of `mask.tif`: class values, 0 = none of them, 255 = nodata, with a colour table."""
     values = sorted({value for _, value, _ in card.foreground})
     colours = {0: (235, 235, 235, 255), MASK_NODATA: (255, 255, 255, 255)} | {
-        v: _colour(k) for k, v in enumerate(values)
+        v: (*class_colour(k), 255) for k, v in enumerate(values)
     }
     legend = {f"CLASS_{value}": name for _, value, name in card.foreground}
     return RasterForm(
@@ -295,9 +295,3 @@ def _card_of(text: str, path: Path) -> ModelCard:
         return ModelCard.from_json(text)
     except ModelError as error:
         raise SceneError(f"{path}: its {CARD_TAG} tag is not readable: {error}") from error
-
-
-def _colour(index: int) -> tuple[int, int, int, int]:
-    """Distinct hues: golden-ratio steps around the colour circle, starting at orange."""
-    red, green, blue = colorsys.hsv_to_rgb((0.07 + index * 0.618034) % 1.0, 0.85, 0.95)
-    return round(red * 255), round(green * 255), round(blue * 255), 255
