@@ -7,6 +7,7 @@ went in; a rerun with the same key finds its work done.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -44,7 +45,8 @@ def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> 
 
 def finished_report(folder: Path, key: str | None) -> dict[str, object] | None:
     """The report of a finished scene with this content key, or None."""
-    _heal(folder)
+    if not _is_claimed(folder):
+        _heal(folder)
     path = folder / REPORT
     if key is None or not path.is_file():
         return None
@@ -67,13 +69,12 @@ def publishing(folder: Path) -> Iterator[Path]:
     are carried over.
 
     Raises:
-        WorldError: the disk refuses.
+        WorldError: the disk refuses, or another run is writing the same folder.
     """
-    work = folder.with_name(f".{folder.name}.partial")
+    work = _work_of(folder)
     try:
+        claim = _claim(folder)
         _heal(folder)
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
     except OSError as error:
         raise WorldError(f"{folder}: cannot be written: {error}; check the disk and its permissions") from error
     try:
@@ -83,6 +84,7 @@ def publishing(folder: Path) -> Iterator[Path]:
         raise WorldError(f"{folder}: writing failed: {error}; check the disk and run again") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        os.close(claim)
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -106,6 +108,48 @@ def _swap(work: Path, folder: Path) -> None:
     finally:
         _heal(folder)
     _flush(folder.parent)
+
+
+def _claim(folder: Path) -> int:
+    """Make the work folder anew and lock it; the system frees the lock when the handle closes, or the process dies."""
+    if _is_claimed(folder):
+        raise WorldError(f"{folder}: another run is writing this folder; wait for it, or write to another --out")
+    work = _work_of(folder)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    handle = os.open(work, os.O_RDONLY)
+    _lock(handle)
+    return handle
+
+
+def _is_claimed(folder: Path) -> bool:
+    """Whether a live run holds the work folder, under its own name or already renamed."""
+    for path in (_work_of(folder), folder):
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            if not _lock(handle):
+                return True
+        finally:
+            os.close(handle)
+    return False
+
+
+def _lock(handle: int) -> bool:
+    """Take the lock of an open folder; False when another handle has it. Some network disks know no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _work_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def _heal(folder: Path) -> None:

@@ -73,6 +73,24 @@ def test_the_remains_of_a_killed_run_are_swept_away(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["scene"]
 
 
+def test_two_runs_never_write_one_folder(tmp_path: Path) -> None:
+    with publishing(tmp_path / "scene") as work:
+        (work / "a").write_text("first")
+        with pytest.raises(WorldError, match=r"scene: another run is writing this folder; wait for it"):
+            publish(tmp_path / "scene", a="second")
+        assert finished_report(tmp_path / "scene", "k") is None
+    assert contents(tmp_path / "scene") == {"a": "first"}
+    publish(tmp_path / "scene", a="third")
+    assert contents(tmp_path / "scene") == {"a": "third"}
+
+
+def test_runs_write_different_folders_side_by_side(tmp_path: Path) -> None:
+    with publishing(tmp_path / "one") as one, publishing(tmp_path / "two") as two:
+        (one / "a").touch()
+        (two / "a").touch()
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"]
+
+
 def test_a_disk_that_refuses_is_the_worlds_fault(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WorldError, match=r"cannot be written: .*check the disk"), publishing(tmp_path / "file" / "x"):
