@@ -23,7 +23,7 @@ from pipeline.catalog import list_scenes
 from pipeline.config import SegmentSpec, build_settings, load_settings
 from pipeline.errors import ScenemillError
 from pipeline.report import SceneReport, write_run
-from pipeline.run import check_settings, failed_report
+from pipeline.run import check_out, check_settings, failed_report
 
 
 class ScenesFailedError(ScenemillError):
@@ -71,6 +71,7 @@ def segment_scenes(
     spec = build_settings(SegmentSpec, _with_device(settings, device), place="flow parameter settings")
     entries = list_scenes(scenes)
     check_settings(spec, load_model(model, spec.inference))
+    check_out(Path(out))
     futures = [segment_one.submit(entry, model, out, spec) for entry in entries]
     reports = []
     for entry, future in zip(entries, futures, strict=True):

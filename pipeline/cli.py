@@ -28,7 +28,9 @@ app = App(
     name="scenemill",
     version=__version__,
     help="Segment large georeferenced scenes: seamless probability mosaics and whole polygons.",
+    suppress_keyboard_interrupt=False,
 )
+app.meta.suppress_keyboard_interrupt = False
 console = Console(stderr=True)
 
 ConfigFile = Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")]
@@ -93,6 +95,7 @@ def vectorize(
     from pipeline.progress import progress_bars, scene_watch
     from pipeline.segment import vectorize_mosaic
 
+    _check_exists(str(mosaic))
     spec = load_settings(SegmentSpec, config, overrides)
     target = out or mosaic.with_name("vectorized.gpkg")
     with progress_bars(console) as bars:
@@ -114,12 +117,15 @@ def inspect(
     from pipeline.config import SegmentSpec, load_settings
     from pipeline.inspection import inspect_path
 
+    _check_exists(path)
     spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, None)])
     kind, facts = inspect_path(path, spec.reading, model=model)
-    table = Table(title=_escape(f"{path}: {kind}"), show_header=False, title_justify="left", box=None)
+    table = Table(show_header=False, box=None)
     for name, value in facts:
         table.add_row(f"[bold]{_escape(name)}", _escape(value))
-    Console().print(table)
+    output = Console()
+    output.print(f"{path}: {kind}", markup=False, highlight=False, soft_wrap=True)
+    output.print(table)
     return EXIT_SOME_FAILED if facts[-1][1].startswith("no:") else EXIT_DONE
 
 
@@ -184,6 +190,13 @@ def _launch(
             console.print_exception()
         console.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         return EXIT_USAGE if isinstance(error, SettingsError | ModelError) else EXIT_SOME_FAILED
+    except CycloptsError:
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"error: unexpected {type(error).__name__}: {error}; --debug shows where, please report it")
+        return EXIT_SOME_FAILED
     return code if isinstance(code, int) else EXIT_DONE
 
 
@@ -202,6 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _say(text: str) -> None:
     """Print a line as it is: square brackets in paths are no markup, and long paths are not wrapped."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_exists(path: str) -> None:
+    if "://" not in path and not Path(path).exists():
+        raise SettingsError(f"{path}: no such file; check the path")
 
 
 def _shortcuts(crs: str | None, scheduler: str | None) -> list[str]:

@@ -83,13 +83,15 @@ def write_polygons(
         Number of polygons and area of each class.
 
     Raises:
-        SettingsError: the ending is none of these.
+        SettingsError: the ending is none of these, or there is no such folder.
         WorldError: the disk is full or refuses.
     """
     path = Path(path)
     driver = DRIVERS.get(path.suffix.lower())
     if driver is None:
         raise SettingsError(f"{path}: polygons are written as {', '.join(DRIVERS)}; {path.suffix!r} is none of them")
+    if not path.parent.is_dir():
+        raise SettingsError(f"{path}: there is no folder {path.parent}; create it or name another")
     totals = PolygonTotals()
     with _published(path) as beside:
         stream = _Stream(polygons, totals, scene_id, model_id, classes)

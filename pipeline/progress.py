@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -40,14 +41,16 @@ def progress_bars(console: Console) -> Iterator[Progress]:
 
 
 def scene_watch(progress: Progress, scene_id: str) -> Watch:
-    """A callback that shows one scene's stages as one bar each."""
-    bars: dict[str, object] = {}
+    """A callback that shows the stage at hand of one scene as a bar; bars of former scenes go."""
+    for former in progress.task_ids:
+        progress.remove_task(former)
+    bars: dict[str, TaskID] = {}
 
     def watch(stage: str, done: int, total: int) -> None:
         bar = bars.get(stage)
         if bar is None:
-            bar = bars[stage] = progress.add_task(f"{scene_id} {stage}", total=total)
-        progress.update(bar, completed=done, visible=done < total)  # type: ignore[arg-type]
+            bar = bars[stage] = progress.add_task(f"{escape(scene_id)} {stage}", total=total)
+        progress.update(bar, completed=done, visible=done < total)
 
     return watch
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.errors import WorldError
 from pipeline.journal import REPORT, write_durably
 
 Status = Literal["done", "skipped", "failed"]
@@ -91,7 +92,11 @@ def write_report(folder: Path, report: SceneReport) -> None:
 
 
 def write_run(out_dir: Path, reports: Sequence[SceneReport]) -> Path:
-    """Write `run.json`: every scene with its status, and the counts."""
+    """Write `run.json`: every scene with its status, and the counts.
+
+    Raises:
+        WorldError: the disk refuses.
+    """
     path = out_dir / "run.json"
     counts = Counter(report.status for report in reports)
     summary = {
@@ -110,8 +115,11 @@ def write_run(out_dir: Path, reports: Sequence[SceneReport]) -> Path:
             for report in reports
         ],
     }
-    out_dir.mkdir(parents=True, exist_ok=True)
-    write_durably(path, json.dumps(summary, indent=2) + "\n")
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        write_durably(path, json.dumps(summary, indent=2) + "\n")
+    except OSError as error:
+        raise WorldError(f"{path}: cannot be written: {error}; check the disk and its permissions") from error
     return path
 
 

@@ -55,9 +55,10 @@ def segment_catalog(
         watcher: gives the progress callback of a scene.
 
     Raises:
-        SettingsError: before the first scene, when settings and model do not fit.
+        SettingsError: before the first scene, when settings and model do not fit or `out_dir` is a file.
     """
     check_settings(spec, predictor)
+    check_out(out_dir)
     for entry in entries:
         try:
             yield segment_entry(entry, out_dir, predictor=predictor, spec=spec, client=client, watch=watcher(entry))
@@ -71,6 +72,13 @@ def segment_catalog(
 def check_settings(spec: SegmentSpec, predictor: LoadedPredictor) -> None:
     """Raise SettingsError when tile size, overlap, blend or threshold do not suit the network."""
     resolve_settings(spec, predictor.card)
+
+
+def check_out(out_dir: Path) -> None:
+    """Raise SettingsError when results cannot go into a folder of this name."""
+    blocking = next((path for path in (out_dir, *out_dir.parents) if path.exists()), out_dir)
+    if blocking.exists() and not blocking.is_dir():
+        raise SettingsError(f"{out_dir}: results go into a folder, and {blocking} is a file; name another with --out")
 
 
 def failed_report(entry: CatalogEntry, error: BaseException) -> SceneReport:

@@ -1,0 +1,433 @@
+"""The command: what it makes, what it says, and the exit codes that scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from conftest import MakeScene
+from models import write_checkpoint
+
+import pipeline
+import pipeline.cli as cli
+import pipeline.run
+
+FAST = ["--set", "tiling.tile_size=32", "--set", "reading.threads=1", "--set", "inference.device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors"))
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command here; `(exit code, stdout, stderr)`."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as done:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert isinstance(done.value.code, int)
+        return done.value.code, captured.out, captured.err
+
+    return run
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def statuses(out: Path) -> dict[str, str]:
+    return {scene["scene"]: scene["status"] for scene in json.loads((out / "run.json").read_text())["scenes"]}
+
+
+def damaged(path: Path) -> Path:
+    """A scene that opens, and turns out to be cut short half-way through."""
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 128, 64), np.uint8)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=3, height=128, width=64, dtype="uint8", crs="EPSG:32633",
+        transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000), tiled=True, blockxsize=16, blockysize=16,
+        photometric="rgb",
+    ) as dataset:  # fmt: skip
+        dataset.write(pixels)
+    path.write_bytes(path.read_bytes()[:-9000])
+    return path
+
+
+# segment
+
+
+def test_files_globs_and_folders_are_segmented(call: Call, make_scene: MakeScene, tmp_path: Path, model: str) -> None:
+    for seed, name in enumerate(("one.tif", "glob/two.tif", "glob/other.tif", "folder/three.tif", "folder/notes.txt")):
+        make_scene(name=name, seed=seed)
+    out = tmp_path / "out"
+    sources = [tmp_path / "one.tif", tmp_path / "glob" / "t*.tif", tmp_path / "folder"]
+    code, stdout, stderr = call("segment", *sources, "--model", model, "--out", out, *FAST)
+    assert (code, stdout) == (0, "")
+    assert statuses(out) == {"one": "done", "two": "done", "three": "done"}
+    assert {path.name for path in out.iterdir()} == {"one", "two", "three", "run.json"}
+    assert str(out / "run.json") in stderr
+
+
+def test_a_damaged_scene_among_good_ones_fails_alone(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    out = tmp_path / "out"
+    scenes = [make_scene(name="a.tif"), damaged(tmp_path / "b.tif"), make_scene(name="c.tif", seed=1)]
+    code, _, stderr = call("segment", *scenes, "--model", model, "--out", out, *FAST)
+    assert code == 1
+    assert statuses(out) == {"a": "done", "b": "failed", "c": "done"}
+    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json"}
+    reason = json.loads((out / "run.json").read_text())["scenes"][1]["reason"]
+    assert f"failed  b: {reason}" in stderr
+    assert str(scenes[1]) in reason
+    assert "Traceback" not in stderr
+
+
+def test_a_second_run_skips_and_a_third_with_another_setting_does_not(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    run = ["segment", make_scene(name="a.tif"), "--model", model, "--out", tmp_path / "out", *FAST]
+    seen = []
+    for more in ([], [], ["--set", "polygons.min_area_m2=2"]):
+        assert call(*run, *more)[0] == 0
+        seen.append(statuses(tmp_path / "out")["a"])
+    assert seen == ["done", "skipped", "done"]
+
+
+def test_settings_come_from_a_file_and_set_is_stronger(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("tiling: {tile_size: 64, overlap: 8}\nblend: average\n")
+    out = tmp_path / "out"
+    arguments = ["segment", make_scene(name="a.tif"), "--model", model, "--out", out, "--config", config]
+    assert call(*arguments, "--set", "tiling.tile_size=32")[0] == 0
+    settings = json.loads((out / "a" / "report.json").read_text())["settings"]
+    assert (settings["tiling"], settings["blend"]) == ({"tile_size": 32, "overlap": 8}, "average")
+
+
+def test_a_crs_can_be_given_to_scenes_without_one(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    run = ["segment", make_scene(name="a.tif", crs=None), "--model", model, "--out", tmp_path / "out", *FAST]
+    code, _, stderr = call(*run)
+    assert code == 1
+    assert "--crs" in stderr
+    assert call(*run, "--crs", "EPSG:32633")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["[a].tif", "[bold]b[/].tif", "sp ace.tif", "ümlaut.tif"])
+def test_odd_names_are_shown_as_they_are(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str, name: str
+) -> None:
+    out = tmp_path / "[out]"
+    scene = make_scene(name=name.replace("/", "_"))
+    code, _, stderr = call("segment", scene, "--model", model, "--out", out, *FAST)
+    assert code == 0
+    assert f"summary: {out / 'run.json'}" in stderr
+    (folder,) = (path for path in out.iterdir() if path.is_dir())
+    assert f"-> {folder}" in stderr
+    code, stdout, _ = call("inspect", scene)
+    assert code == 0
+    assert scene.name in stdout.replace("\n", "")
+    code, _, stderr = call("vectorize", folder / "probability.tif")
+    assert f"{folder / 'vectorized.gpkg'}: " in stderr
+
+
+def test_no_bar_and_no_colour_is_written_when_nobody_watches_a_terminal(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    _, _, stderr = call("segment", make_scene(), "--model", model, "--out", tmp_path / "out", *FAST)
+    assert "\x1b" not in stderr
+    assert "Mpx/s ━" not in stderr
+    assert len(stderr.splitlines()) == 2
+
+
+# Wrong usage
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (["--set", "tiling.tile_sise=32"], "did you mean tiling.tile_size?"),
+        (["--set", "tile_size=32"], "did you mean tiling.tile_size?"),
+        (["--set", "tiling.tile_size=big"], "tiling.tile_size = 'big': "),
+        (["--set", "tiling.tile_size"], "must read section.key=value"),
+        (["--set", "tiling.overlap=32"], "overlap must be at least 0 and smaller than tile_size (32 px), not 32"),
+        (["--set", "tiling.tile_size=33"], "tiling.tile_size must be a multiple of 4"),
+        (["--set", "polygons.min_area_m2=-1"], "polygons.min_area_m2 must be >= 0, not -1"),
+        (["--set", "polygons.threshold=50"], "polygons.threshold must be above 0 and at most 1, not 50"),
+        (["--set", "inference.device=abacus"], "inference.device = 'abacus'"),
+        (["--crs", "EPSG:1"], "reading.crs"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such settings file"),
+        (["--scheduler", "nonsense"], "distribute.scheduler must be an address like"),
+        (["nowhere.tif"], "nowhere.tif: no such file or folder"),
+        (["nowhere/*.tif"], "matches no file"),
+        (["--model", "nowhere.safetensors"], "nowhere.safetensors: there is no such checkpoint file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_settings_stop_before_any_work(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str, change: list[str], reason: str
+) -> None:
+    chosen = [] if "--model" in change else ["--model", model]
+    code, _, stderr = call("segment", make_scene(), *chosen, "--out", tmp_path / "out", *FAST, *change)
+    assert code == 2
+    assert reason in stderr
+    assert stderr.startswith("error: ")
+    assert len(stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["segment", "a.tif", "--modle", "m"], "Did you mean --model"),
+        (["segment", "a.tif", "--out", "o"], "--model"),
+        (["segmnt"], "segmnt"),
+        (["demo", "--size", "big"], "big"),
+    ],
+)
+def test_misspelt_options_and_commands_are_named(call: Call, arguments: list[str], reason: str) -> None:
+    code, _, stderr = call(*arguments)
+    assert code == 2
+    assert reason in stderr
+    assert "Traceback" not in stderr
+    assert stderr.count(reason) == 1
+
+
+@pytest.mark.parametrize("command", ["inspect", "vectorize"])
+def test_a_missing_file_is_wrong_usage(call: Call, command: str) -> None:
+    code, _, stderr = call(command, "nowhere.tif")
+    assert code == 2
+    assert "nowhere.tif" in stderr
+    assert len(stderr.splitlines()) == 1
+
+
+def test_an_out_that_is_a_file_is_wrong_usage(call: Call, make_scene: MakeScene, tmp_path: Path, model: str) -> None:
+    out = tmp_path / "out"
+    out.write_text("precious")
+    code, _, stderr = call("segment", make_scene(), "--model", model, "--out", out, *FAST)
+    assert code == 2
+    assert f"{out}: " in stderr
+    assert len(stderr.splitlines()) == 1
+    assert out.read_text() == "precious"
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(call: Call, model: str) -> None:
+    for arguments in (["--debug", "segment", "nowhere.tif"], ["segment", "nowhere.tif", "--debug"]):
+        code, _, stderr = call(*arguments, "--model", model, "--out", "out")
+        assert code == 2
+        assert "Traceback" in stderr
+        assert "catalog.py" in stderr
+
+
+def test_a_fault_of_our_own_is_one_paragraph_too(
+    call: Call, make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("pipeline.inspection.inspect_path", faulty)
+    code, _, stderr = call("inspect", make_scene())
+    assert code == 1
+    assert "unexpected ZeroDivisionError: oops" in stderr
+    assert "--debug" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_ctrl_c_leaves_finished_scenes_whole_and_no_partial_folder(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pipeline.segment as segment
+
+    scenes = [make_scene(name=name) for name in ("a.tif", "b.tif", "c.tif")]
+    shape = segment.vectorize_mosaic
+
+    def interrupted(mosaic: Path, target: Path, **kwargs: Any) -> Any:
+        if mosaic.parent.name == ".b.partial":
+            raise KeyboardInterrupt
+        return shape(mosaic, target, **kwargs)
+
+    monkeypatch.setattr(segment, "vectorize_mosaic", interrupted)
+    out = tmp_path / "out"
+    code, _, stderr = call("segment", *scenes, "--model", model, "--out", out, *FAST)
+    assert code == 130
+    assert "run again to continue" in stderr
+    assert {path.name for path in out.iterdir()} == {"a", "run.json"}
+    assert statuses(out) == {"a": "done"}
+
+
+# vectorize, inspect, train
+
+
+def test_vectorize_makes_polygons_again_with_other_settings(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    out = tmp_path / "out"
+    call("segment", make_scene(name="a.tif"), "--model", model, "--out", out, *FAST)
+    mosaic = out / "a" / "probability.tif"
+    before = (out / "a" / "polygons.gpkg").read_bytes()
+    code, _, stderr = call("vectorize", mosaic, "--out", tmp_path / "big.gpkg", "--set", "polygons.min_area_m2=3")
+    assert code == 0
+    assert "big.gpkg: " in stderr
+    assert (geopandas.read_file(tmp_path / "big.gpkg", layer="polygons")["area_m2"] >= 3).all()
+    assert call("vectorize", mosaic)[0] == 0
+    assert (out / "a" / "vectorized.gpkg").read_bytes() == before
+    assert (out / "a" / "polygons.gpkg").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"), [("p.shp", "'.shp' is none of them"), ("nowhere/p.gpkg", "nowhere/p.gpkg")]
+)
+def test_vectorize_refuses_targets_that_it_cannot_write(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str, target: str, reason: str
+) -> None:
+    call("segment", make_scene(name="a.tif"), "--model", model, "--out", tmp_path / "out", *FAST)
+    mosaic = tmp_path / "out" / "a" / "probability.tif"
+    code, _, stderr = call("vectorize", mosaic, "--out", tmp_path / target)
+    assert code == 2
+    assert reason in stderr
+    assert len(stderr.splitlines()) == 1
+
+
+def test_vectorize_refuses_a_raster_that_is_no_mosaic(call: Call, make_scene: MakeScene) -> None:
+    scene = make_scene()
+    code, _, stderr = call("vectorize", scene)
+    assert code != 0
+    assert "no probability mosaic of ours" in stderr
+    assert not scene.with_name("polygons.gpkg").exists()
+
+
+def test_inspect_tells_scene_mosaic_and_checkpoint_apart(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    scene = make_scene(name="a.tif")
+    call("segment", scene, "--model", model, "--out", tmp_path / "out", *FAST)
+    for path, kind, fact in (
+        (scene, "scene", "EPSG:32633"),
+        (tmp_path / "out" / "a" / "probability.tif", "mosaic", "0..254"),
+        (model, "checkpoint", "red, green, blue"),
+    ):
+        code, stdout, _ = call("inspect", path)
+        assert code == 0
+        assert f": {kind}" in stdout.replace("\n", " ")
+        assert fact in stdout
+
+
+def test_inspect_says_whether_scene_and_model_fit(call: Call, make_scene: MakeScene, model: str) -> None:
+    code, stdout, _ = call("inspect", make_scene(), "--model", model)
+    assert (code, stdout.split()[-1]) == (0, "yes")
+    code, stdout, _ = call("inspect", make_scene(bands=1), "--model", model)
+    assert code == 1
+    assert "no: " in stdout
+
+
+def test_train_makes_a_checkpoint_that_segments(call: Call, make_scene: MakeScene, tmp_path: Path) -> None:
+    inside = np.kron(np.random.default_rng(0).random((8, 8)) < 0.4, np.ones((16, 16), bool))
+    pixels = np.where(inside, 200, 60)[None].repeat(3, axis=0).astype(np.uint8)
+    scene = make_scene(pixels, name="town.tif")
+    with rasterio.open(scene) as dataset:
+        left, top = dataset.transform.c, dataset.transform.f
+    roofs = [shapely.box(left + 8 * c, top - 8 * r - 8, left + 8 * c + 8, top - 8 * r)
+             for r, c in np.argwhere(inside[::16, ::16])]  # fmt: skip
+    labels = tmp_path / "roofs.geojson"
+    geopandas.GeoDataFrame(geometry=roofs, crs="EPSG:32633").to_crs(4326).to_file(labels)
+    settings = {
+        "network.depth": 2, "network.base_channels": 8, "samples.tile_size": 32, "samples.batch_size": 4,
+        "samples.windows_per_epoch": 32, "samples.block_size": 32, "samples.threads": 1, "learning.epochs": 2,
+        "learning.learning_rate": 0.005,
+    }  # fmt: skip
+    given = [token for key, value in settings.items() for token in ("--set", f"{key}={value}")]
+    model = tmp_path / "[model].safetensors"
+    code, _, stderr = call("train", "--images", scene, "--labels", labels, "--out", model, *given)
+    assert code == 0, stderr
+    assert f"{model}: validation IoU " in stderr
+    assert call("segment", scene, "--model", model, "--out", tmp_path / "out", *FAST)[0] == 0
+
+
+def test_train_refuses_misspelt_settings(call: Call, make_scene: MakeScene, tmp_path: Path) -> None:
+    code, _, stderr = call(
+        "train", "--images", make_scene(), "--labels", "l.geojson", "--out", tmp_path / "m.safetensors",
+        "--set", "learning.epoch=3",
+    )  # fmt: skip
+    assert code == 2
+    assert "did you mean learning.epochs?" in stderr
+
+
+# As a real process
+
+
+def run(*arguments: object, code: str = "from pipeline.cli import main; main()") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_help_answers_without_loading_the_heavy_libraries() -> None:
+    done = run(
+        "--help",
+        code="""
+import sys
+from pipeline.cli import main
+try:
+    main()
+finally:
+    heavy = {"torch", "rasterio", "prefect", "dask", "distributed", "geopandas", "pydantic", "numpy", "numba"}
+    print("loaded:", *sorted(heavy & set(sys.modules)), file=sys.stderr)
+""",
+    )
+    assert done.returncode == 0
+    assert done.stderr.strip() == "loaded:"
+    for command in ("segment", "vectorize", "inspect", "train", "demo", "--version"):
+        assert command in done.stdout
+
+
+def test_version_is_printed_alone() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, pipeline.__version__, "")
+
+
+def test_the_command_as_a_process_says_little_and_ends_well(make_scene: MakeScene, tmp_path: Path, model: str) -> None:
+    done = run("segment", make_scene(name="a.tif"), "--model", model, "--out", tmp_path / "out", *FAST)
+    assert (done.returncode, done.stdout) == (0, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("done")
+    assert second.startswith("summary: ")
+
+
+def test_an_interrupt_from_outside_ends_the_process_and_leaves_nothing_partial(
+    make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    """The process sends itself SIGINT, as a terminal does, in the middle of the second strip."""
+    code = f"""
+import os, signal
+import pipeline.region as region
+from pipeline.cli import main
+write, calls = region.to_levels, []
+def to_levels(*arguments):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), {signal.SIGINT:d})
+    return write(*arguments)
+region.to_levels = to_levels
+main()
+"""
+    done = run(
+        "segment", make_scene(height=300), "--model", model, "--out", tmp_path / "out", *FAST, code=code
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert [*(tmp_path / "out").iterdir()] == []
