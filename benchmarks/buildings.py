@@ -113,7 +113,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="most training time per experiment; by default all epochs")
     parser.add_argument("--out", type=Path, help="keep checkpoints and results in this folder")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--resolution", type=float, help="metres per pixel, in place of the settings file's")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="training settings")
     arguments = parser.parse_args()
     if not DATA.is_dir():
@@ -122,14 +121,14 @@ def main() -> None:
     overrides = [*arguments.set]
     if arguments.minutes:
         overrides.append(f"learning.max_minutes={arguments.minutes}")
-    if arguments.resolution:
-        overrides.append(f"resolution_m={arguments.resolution}")
     spec = load_settings(TrainSpec, CONFIGS / "buildings.yaml", overrides)
     wanted = [experiment for experiment in EXPERIMENTS if arguments.only in (None, experiment.name)]
     with tempfile.TemporaryDirectory() as temporary:
-        figures = [run(experiment, spec, (arguments.out or Path(temporary)) / experiment.name) for experiment in wanted]
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        figures = []
+        for experiment in wanted:
+            figures.append(run(experiment, spec, (arguments.out or Path(temporary)) / experiment.name))
+            if arguments.json:
+                arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def run(experiment: Experiment, spec: TrainSpec, out: Path) -> dict[str, object]:
