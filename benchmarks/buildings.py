@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import geopandas
 import numpy as np
-import rasterio
-import shapely
+import rasterio.features
+import shapely.geometry
 import yaml
 from numpy.typing import NDArray
+from rasterio import DatasetReader
 
 from pipeline.config import load_settings
 from pipeline.report import SceneReport
@@ -98,6 +98,8 @@ class Row:
     """F1 of polygons matched at an IoU above 0.5."""
     mean_object_iou: float
     """Mean IoU of those pairs."""
+    perfect_f1: float
+    """Object F1 of the label mask itself, brought to the result's grid and cut into polygons: what a mask can reach."""
     labelled: int
     """Labelled buildings in the scene, clipped to it."""
     polygons: int
@@ -179,7 +181,7 @@ def segment(scenes: list[str], checkpoint: str, out: str, settings: dict[str, ob
         wall_s = time.perf_counter() - start
     if state.is_failed():
         raise RuntimeError(f"the flow failed: {state.message}")
-    return FlowRun(reports=tuple(cast(list[SceneReport], state.result())), wall_s=wall_s, peak_bytes=peak_bytes())
+    return FlowRun(reports=tuple(state.result()), wall_s=wall_s, peak_bytes=peak_bytes())
 
 
 def peak_bytes() -> int:
@@ -191,9 +193,11 @@ def peak_bytes() -> int:
 def score(report: SceneReport) -> Row:
     """Compare one scene's mask and polygons with its labels."""
     folder = Path(report.folder)
-    pixels = score_mask(folder / report.outputs["mask"], DATA / "masks" / f"{report.scene}.tif")
+    mask, labels = folder / report.outputs["mask"], DATA / "masks" / f"{report.scene}.tif"
+    pixels = score_mask(mask, labels)
     found = geopandas.read_file(folder / report.outputs["polygons"], layer="polygons").geometry.values
-    objects = score_polygons(clipped_labels(report.scene), found)
+    truth = clipped_labels(report.scene)
+    objects = score_polygons(truth, found)
     return Row(
         scene=report.scene,
         iou=pixels.iou,
@@ -202,6 +206,7 @@ def score(report: SceneReport) -> Row:
         floor=FLOORS.get(report.scene),
         object_f1=objects.f1,
         mean_object_iou=objects.mean_iou,
+        perfect_f1=score_polygons(truth, perfect_polygons(mask, labels)).f1,
         labelled=objects.truth,
         polygons=objects.found,
         seconds=sum(report.seconds.values()),
@@ -209,13 +214,26 @@ def score(report: SceneReport) -> Row:
 
 
 def score_mask(found: Path, truth: Path) -> PixelScore:
-    """Score a mask on the label mask's grid: each label pixel asks the pixel of the mask that holds its centre."""
+    """Score a mask on the grid of the label mask, valid pixels only."""
     with rasterio.open(found) as mask, rasterio.open(truth) as labels:
-        to_mask = ~mask.transform @ labels.transform
-        cols, _ = to_mask @ (np.arange(labels.width) + 0.5, np.zeros(labels.width))
-        _, rows = to_mask @ (np.zeros(labels.height), np.arange(labels.height) + 0.5)
-        values = mask.read(1)[np.floor(rows).astype(int)[:, None], np.floor(cols).astype(int)]
+        values = nearest(mask, labels)
         return score_pixels(labels.read(1) == 1, values == 1, values != NODATA)
+
+
+def perfect_polygons(found: Path, truth: Path) -> list[shapely.Geometry]:
+    """The connected parts of the label mask on the grid of a result."""
+    with rasterio.open(found) as mask, rasterio.open(truth) as labels:
+        inside = nearest(labels, mask)
+        parts = rasterio.features.shapes(inside, mask=inside == 1, transform=mask.transform)
+        return [shapely.geometry.shape(outline) for outline, _ in parts]
+
+
+def nearest(source: DatasetReader, target: DatasetReader) -> NDArray[np.uint8]:
+    """The first band on another grid of the same CRS and extent: the pixel that holds each target pixel's centre."""
+    to_source = ~source.transform @ target.transform
+    cols, _ = to_source @ (np.arange(target.width) + 0.5, np.zeros(target.width))
+    _, rows = to_source @ (np.zeros(target.height), np.arange(target.height) + 0.5)
+    return np.asarray(source.read(1)[np.floor(rows).astype(int)[:, None], np.floor(cols).astype(int)])
 
 
 def clipped_labels(stem: str) -> NDArray[np.object_]:
@@ -243,12 +261,14 @@ def print_training(experiment: Experiment, trained: TrainReport) -> None:
 
 
 def print_rows(rows: Sequence[Row], flow: FlowRun) -> None:
-    print("\n| scene | IoU | floor | precision | recall | object F1 | their IoU | labelled | polygons | seconds |")
+    print(
+        "\n| scene | IoU | floor | precision | recall | object F1 | of a perfect mask | labelled | polygons | seconds |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         floor = "" if row.floor is None else f"{row.floor:.3f}"
         pixels = f"**{row.iou:.3f}** | {floor} | {row.precision:.3f} | {row.recall:.3f}"
-        objects = f"{row.object_f1:.3f} | {row.mean_object_iou:.3f} | {row.labelled} | {row.polygons}"
+        objects = f"{row.object_f1:.3f} | {row.perfect_f1:.3f} | {row.labelled} | {row.polygons}"
         print(f"| {row.scene} | {pixels} | {objects} | {row.seconds:.1f} |")
     print(f"\nflow: {flow.wall_s:.1f} s in all, peak memory {flow.peak_bytes / 2**20:.0f} MiB", flush=True)
 
