@@ -24,6 +24,8 @@ from pipeline.errors import SceneError
 LONGEST_EDGE_M = 2_000.0
 """Edges longer than this are densified before they are measured; a straight line of 2 km bends by
 about 8 cm x tan(latitude) between a projected CRS and the plane on which areas are summed: 4e-5 of its square."""
+FARTHEST = 1e9
+"""No coordinate on the Earth is larger, in any unit in use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,10 @@ class RasterGrid:
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise SceneError(f"a grid needs at least 1 x 1 px, not {self.height} x {self.width}")
-        if self.transform.determinant == 0:
-            raise SceneError(f"the transform {tuple(self.transform)[:6]} maps every pixel onto a line")
+        if self.transform.determinant == 0 or not np.isfinite(self.transform.determinant):
+            raise SceneError(f"the transform {tuple(self.transform)[:6]} does not map pixels to an area")
+        if not max(map(abs, self.bounds)) < FARTHEST:
+            raise SceneError(f"the transform {tuple(self.transform)[:6]} leads off the Earth")
 
     @property
     def shape(self) -> tuple[int, int]:

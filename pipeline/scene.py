@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
@@ -153,7 +155,7 @@ def describe_scene(
     spec = spec or ReadingSpec()
     place = resolve_location(location)
     name = _folder_name(scene_id or place.stem)
-    with place.environment(), _open(place, spec.drivers) as dataset:
+    with place.environment(), _damage_told(place), _open(place, spec.drivers) as dataset:
         numbers = _choose(dataset, spec, card, place)
         _check_type(dataset, numbers, card, place)
         _check_size(dataset, spec, place)
@@ -213,7 +215,7 @@ class SceneReader:
         try:
             with scene.location.environment():
                 return self._read(self._handles.get(), window)
-        except (RasterioError, OSError) as error:
+        except (RasterioError, CPLE_BaseError, OSError) as error:
             raise _read_fault(scene, window, error) from error
 
     def _read(self, dataset: rasterio.DatasetReader, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
@@ -304,6 +306,15 @@ def _holds(band: NDArray[np.generic], value: float) -> NDArray[np.bool_]:
     if not float(value).is_integer():
         return np.zeros(band.shape, bool)
     return np.asarray(band == int(value))
+
+
+@contextmanager
+def _damage_told(place: Location) -> Iterator[None]:
+    """GDAL's complaints about single tags reach us as errors of its own or as undecodable text."""
+    try:
+        yield
+    except (CPLE_BaseError, UnicodeDecodeError) as error:
+        raise DamagedSceneError(f"{place}: its header is damaged: {error}; fetch or write the file again") from error
 
 
 def _folder_name(name: str) -> str:
@@ -401,11 +412,26 @@ def _check_size(dataset: rasterio.DatasetReader, spec: ReadingSpec, place: Locat
 
 
 def _file_grid(dataset: rasterio.DatasetReader, spec: ReadingSpec, place: Location) -> RasterGrid:
-    if dataset.transform == Affine.identity():
+    if not _has_transform(dataset, place):
         raise SceneError(f"{place}: {_why_no_transform(dataset)}")
     _check_sidecar(dataset, place)
     crs = _resolve_crs(dataset.crs, spec, place)
-    return RasterGrid(crs=crs, transform=dataset.transform, height=dataset.height, width=dataset.width)
+    try:
+        return RasterGrid(crs=crs, transform=dataset.transform, height=dataset.height, width=dataset.width)
+    except SceneError as error:
+        raise SceneError(f"{place}: {error}; correct it with gdal_edit -a_ullr") from error
+
+
+def _has_transform(dataset: rasterio.DatasetReader, place: Location) -> bool:
+    """Whether the file has a geotransform; where there is none, GDAL gives one without an origin, and warns."""
+    if dataset.transform == Affine.identity():
+        return False
+    if dataset.transform.c or dataset.transform.f:
+        return True
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", NotGeoreferencedWarning)
+        rasterio.open(place.gdal_path, driver=dataset.driver).close()
+    return not told
 
 
 def _why_no_transform(dataset: rasterio.DatasetReader) -> str:

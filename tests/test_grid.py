@@ -230,5 +230,8 @@ def test_only_the_usual_layout_is_north_up(transform: Affine, north_up: bool) ->
 def test_a_grid_of_no_pixels_or_of_a_flat_transform_is_refused() -> None:
     with pytest.raises(SceneError, match="at least 1 x 1 px, not 0 x 20"):
         make_grid(height=0)
-    with pytest.raises(SceneError, match="maps every pixel onto a line"):
-        make_grid(Affine(1, 2, 0, 2, 4, 0))
+    for transform in (Affine(1, 2, 0, 2, 4, 0), Affine(1, 0, 0, 0, math.nan, 0), Affine(1e300, 0, 0, 0, -1e300, 0)):
+        with pytest.raises(SceneError, match="does not map pixels to an area"):
+            make_grid(transform)
+    with pytest.raises(SceneError, match="leads off the Earth"):
+        make_grid(Affine(1, 0, 1e200, 0, -1, 0))

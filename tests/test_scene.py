@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from rasterio.windows import Window
 
 from pipeline.batches import read_strips
 from pipeline.card import REAL_DTYPES, ModelCard
-from pipeline.errors import DamagedSceneError, SceneError, SettingsError, WorldError
+from pipeline.errors import DamagedSceneError, SceneError, ScenemillError, SettingsError, WorldError
 from pipeline.scene import ReadingSpec, Scene, SceneReader, describe_scene, valid_pixels
 from pipeline.tiling import Tiling, plan_tiles
 
@@ -72,11 +73,13 @@ def test_a_window_holds_what_a_slice_of_the_whole_holds(row: int, col: int, heig
 
 @dataclass
 class Held:
-    """One scene for the drawn windows, made by the fixture below."""
+    """What drawn tests share within one test, made by the fixture below."""
 
     scene: Scene = field(init=False)
     pixels: NDArray[Any] = field(init=False)
     valid: NDArray[np.bool_] = field(init=False)
+    content: bytes = field(init=False)
+    folder: Path = field(init=False)
 
 
 HELD = Held()
@@ -84,6 +87,9 @@ HELD = Held()
 
 @pytest.fixture(autouse=True)
 def _held_scene(make_scene: MakeScene, request: pytest.FixtureRequest) -> None:
+    if "damaged_bytes_anywhere" in request.node.name:
+        path = make_scene(bands=2, height=12, width=12, compress="lzw", nodata=3, mask=np.eye(12), name="sound.tif")
+        HELD.content, HELD.folder = path.read_bytes(), path.parent
     if "slice_of_the_whole" in request.node.name:
         mask = np.random.default_rng(1).random((40, 50)) > 0.3
         HELD.scene = describe_scene(make_scene(mask=mask, tiled=16, name="held.tif"))
@@ -373,6 +379,19 @@ def test_a_plain_picture_has_no_place_on_the_ground(tmp_path: Path) -> None:
         describe_scene(path, ReadingSpec(crs="EPSG:32633"))
 
 
+def test_a_crs_without_a_place_is_no_georeferencing(tmp_path: Path) -> None:
+    """GDAL then says that a pixel is one metre and north is up; a scene that really says so is read."""
+    profile = {"driver": "GTiff", "height": 3, "width": 3, "count": 1, "dtype": "uint8", "crs": "EPSG:3857"}
+    path = tmp_path / "nowhere.tif"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        rasterio.open(path, "w", **profile).close()
+        with pytest.raises(SceneError, match="has no geotransform"):
+            describe_scene(path)
+        rasterio.open(path, "w", transform=Affine.scale(1, -1), **profile).close()
+    assert describe_scene(path).grid.transform == Affine.scale(1, -1)
+
+
 def test_complex_numbers_are_refused(make_scene: MakeScene) -> None:
     with pytest.raises(SceneError, match=r"complex numbers \(complex64\).*amplitude or intensity"):
         describe_scene(make_scene(np.zeros((1, 4, 4), np.complex64)))
@@ -477,6 +496,24 @@ def test_a_file_that_vanishes_is_the_worlds_fault(make_scene: MakeScene) -> None
     path.unlink()
     with SceneReader(scene) as reader, pytest.raises(WorldError, match="check the network or disk and run again"):
         reader.read(Window(0, 0, 4, 4))
+
+
+@given(st.data())
+def test_damaged_bytes_anywhere_end_in_pixels_or_in_one_of_our_errors(data: st.DataObject) -> None:
+    """Overwrite a few bytes of a small scene: it is read, or refused; never another exception."""
+    content = bytearray(HELD.content)
+    for place in data.draw(st.lists(st.integers(0, 1700), min_size=1, max_size=4)):
+        content[min(place, len(content) - 1)] = data.draw(st.integers(0, 255))
+    path = HELD.folder / "fuzzed.tif"
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        try:
+            scene = describe_scene(path)
+            with SceneReader(scene) as reader:
+                reader.read(Window(0, 0, min(8, scene.grid.width), min(8, scene.grid.height)))
+        except ScenemillError as error:
+            assert str(path) in str(error)  # noqa: PT017
 
 
 # Resampling
