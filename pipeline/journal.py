@@ -28,7 +28,8 @@ REPORT = "report.json"
 def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> str:
     """Identity of a result: scene (name, size, time, header), model and every setting that changes it.
 
-    A local scene is known by size and time, wherever it lies; a remote one, which has neither, by its address.
+    A local scene is known by size and time, wherever it lies; a remote one, which has neither, by its address and
+    its fingerprint.
 
     Returns:
         64 hexadecimal digits.

@@ -8,6 +8,7 @@ every question about it (driver, bands, nodata, CRS, resolution) or refuses the 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ from pipeline.resample import Taps, plan_taps, resample
 
 LARGEST_BLOCK_BYTES = 2**31
 """A storage block is decoded whole; a header that declares a larger one is refused."""
+MOST_SAMPLED_BLOCKS = 256
+"""Blocks that make the fingerprint of a remote scene."""
 MOST_RESAMPLED_PIXELS = 2**22
 """Stored pixels that are held at once while a window is resampled."""
 
@@ -125,6 +128,8 @@ class Scene:
     """Size of the file, None when remote."""
     modified_ns: int | None
     """Modification time of the file, None when remote."""
+    fingerprint: str | None = None
+    """Digest of where a remote TIFF keeps its blocks and how long they are; changes when compressed content does."""
 
     @property
     def resampled(self) -> bool:
@@ -179,6 +184,7 @@ def describe_scene(
             mask=_mask_kind(dataset, numbers.values()),
             size_bytes=place.size_bytes,
             modified_ns=place.modified_ns,
+            fingerprint=_fingerprint(dataset) if place.is_remote else None,
         )
 
 
@@ -509,6 +515,16 @@ def _check_sidecar(dataset: rasterio.DatasetReader, place: Location) -> None:
                 f"{place}: the georeferencing inside the file ({_short(inner.crs)}, {tuple(own)[:6]}) contradicts its "
                 f".aux.xml sidecar ({_short(dataset.crs)}, {tuple(outer)[:6]}); remove whichever is wrong"
             )
+
+
+def _fingerprint(dataset: rasterio.DatasetReader) -> str:
+    """Digest of up to `MOST_SAMPLED_BLOCKS` blocks' places and lengths; a network tells us no time of change."""
+    (down, across), (rows, cols) = dataset.block_shapes[0], dataset.shape
+    per_row, count = -(-cols // across), -(-cols // across) * -(-rows // down)
+    sampled = range(0, count, -(-count // MOST_SAMPLED_BLOCKS))
+    names = [f"BLOCK_{what}_{k % per_row}_{k // per_row}" for k in sampled for what in ("OFFSET", "SIZE")]
+    facts = [dataset.get_tag_item(name, "TIFF", bidx=1) for name in names]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _resolve_grid(grid: RasterGrid, spec: ReadingSpec, card: ModelCard | None, place: Location) -> RasterGrid:

@@ -658,6 +658,15 @@ def test_a_remote_scene_keeps_its_mask_sidecar(make_scene: MakeScene, address: s
     np.testing.assert_array_equal(read_all(describe_scene(f"{address}/side.tif"))[1], MASK)
 
 
+def test_new_content_behind_an_address_is_another_scene(make_scene: MakeScene, address: str, tmp_path: Path) -> None:
+    """A copy under a second name stands for the new content: GDAL keeps what it has read of the first."""
+    for name, seed in (("a.tif", 0), ("b.tif", 0), ("c.tif", 1)):
+        (tmp_path / name).unlink(missing_ok=True)
+        make_scene(name=name, seed=seed, height=200, width=200, tiled=64, compress="deflate")
+    one, same, other = (describe_scene(f"{address}/{name}.tif").fingerprint for name in "abc")
+    assert one == same != other
+
+
 def test_an_address_without_a_file_is_the_worlds_fault(address: str) -> None:
     start = time.perf_counter()
     with pytest.raises(WorldError, match=r"cannot be opened.*check the address, credentials and network"):
