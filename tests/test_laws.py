@@ -310,7 +310,7 @@ def test_worker_processes_give_the_same_bytes_and_polygons(tmp_path: Path) -> No
     predictor = load_predictor(model, "cpu")
     here = segment_scene(path, tmp_path / "here", predictor=predictor, spec=spec)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         there = segment_scene(path, tmp_path / "there", predictor=predictor, spec=spec, client=client)
