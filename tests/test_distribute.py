@@ -1,0 +1,286 @@
+"""Regions on a cluster: the same result, the same errors, and no waiting for nobody."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeScene
+from distributed import Client, LocalCluster
+from models import ROOF, brightness, write_checkpoint
+from numpy.typing import NDArray
+
+from pipeline import distribute
+from pipeline.config import SegmentSpec
+from pipeline.distribute import DistributeSpec, cluster, region_count
+from pipeline.engine import LoadedPredictor, load_predictor
+from pipeline.errors import DamagedSceneError, ModelError, ScenemillError, SettingsError, WorldError
+from pipeline.scene import ReadingSpec
+from pipeline.segment import segment_scene
+from pipeline.tiling import TilingSpec
+
+SPEC = SegmentSpec(
+    tiling=TilingSpec(tile_size=32, overlap=8),
+    reading=ReadingSpec(threads=1),
+    distribute=DistributeSpec(regions=5),
+)
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Client]:
+    """A client of a cluster inside this process: one worker with three threads and one device."""
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=3, processes=False, dashboard_address=":0", resources={"device": 1}
+        ) as local,
+        Client(local, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def scene(make_scene: MakeScene) -> Path:
+    return make_scene(name="town.tif", bands=1, descriptions=["red"], height=200, nodata=0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
+
+
+class FakeClient:
+    """A scheduler with so many workers."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+
+    def scheduler_info(self, n_workers: int) -> dict[str, object]:
+        assert n_workers == -1
+        return {"workers": dict.fromkeys(range(self._workers))}
+
+
+@pytest.mark.parametrize(
+    ("asked", "workers", "regions"),
+    [(0, None, 1), (7, None, 7), (0, 1, 2), (0, 8, 16), (3, 8, 3), (0, 0, 2)],
+    ids=["here", "here, as asked", "one worker", "two per worker", "as asked", "no worker yet"],
+)
+def test_a_scene_is_cut_into_two_regions_per_worker(asked: int, workers: int | None, regions: int) -> None:
+    client: Any = None if workers is None else FakeClient(workers)
+    assert region_count(DistributeSpec(regions=asked), client) == regions
+
+
+def test_a_negative_number_of_regions_is_refused() -> None:
+    with pytest.raises(SettingsError, match="regions must be at least 0, not -1"):
+        DistributeSpec(regions=-1)
+
+
+# Reaching a cluster
+
+
+def test_without_a_scheduler_there_is_no_client() -> None:
+    with cluster(DistributeSpec()) as client:
+        assert client is None
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tcp://nobody.invalid:8786"])
+def test_a_scheduler_that_is_not_there_is_said_at_once(address: str) -> None:
+    start = time.monotonic()
+    with (
+        pytest.raises(WorldError, match=f"no dask scheduler with a worker at {address}"),
+        cluster(DistributeSpec(scheduler=address)),
+    ):
+        pass
+    assert time.monotonic() - start < 8
+
+
+@pytest.mark.parametrize("address", ["nonsense", "10.0.0.5:8786", "gopher://10.0.0.5:8786", "", "tcp://10.0.0.5"])
+def test_an_address_must_name_protocol_and_port(address: str) -> None:
+    with (
+        pytest.raises(SettingsError, match="must be an address like tcp"),
+        cluster(DistributeSpec(scheduler=address)),
+    ):
+        pass
+
+
+def test_a_scheduler_without_workers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribute, "PATIENCE_S", 1)
+    with LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address=":0") as local:
+        address = local.scheduler_address
+        with pytest.raises(WorldError, match="it has no worker"), cluster(DistributeSpec(scheduler=address)):
+            pass
+
+
+# On a cluster
+
+
+def test_a_cluster_gives_the_same_bytes_as_this_process(threads: Client, scene: Path, tmp_path: Path) -> None:
+    told: list[int] = []
+    here = segment_scene(scene, tmp_path / "here", predictor=brightness, card=ROOF, spec=SPEC)
+    there = segment_scene(
+        scene, tmp_path / "there", predictor=brightness, card=ROOF, spec=SPEC, client=threads,
+        watch=lambda stage, done, total: told.append(done) if stage == "infer" else None,
+    )  # fmt: skip
+    assert contents(Path(here.folder)) == contents(Path(there.folder))
+    assert replace(there, seconds={}, folder="") == replace(here, seconds={}, folder="")
+    assert (len(told), told[-1]) == (5, 200 * 50)
+
+
+def test_a_checkpoint_is_loaded_by_the_worker_from_its_path(
+    threads: Client, make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import engine
+
+    model = write_checkpoint(tmp_path / "m.safetensors")
+    predictor = load_predictor(model, "cpu", precision="float32")
+    loaded: list[Path] = []
+
+    def load(path: Path, *args: Any, **kwargs: Any) -> LoadedPredictor:
+        loaded.append(Path(path))
+        return load_predictor(path, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "load_predictor", load)
+    report = segment_scene(make_scene(height=200), tmp_path, predictor=predictor, spec=SPEC, client=threads)
+    assert report.status == "done"
+    assert loaded == [model]
+
+
+def test_a_device_runs_one_region_at_a_time(threads: Client, scene: Path, tmp_path: Path) -> None:
+    inside, most = threading.Semaphore(1), []
+
+    class Busy:
+        """Notices when two regions are in it at once; travels by reference, as threads share it."""
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _busy, ()
+
+        def __call__(self, tiles: NDArray[Any]) -> NDArray[Any]:
+            alone = inside.acquire(blocking=False)
+            most.append(alone)
+            time.sleep(0.002)
+            if alone:
+                inside.release()
+            return tiles / 255
+
+    global _BUSY
+    _BUSY = Busy()
+    segment_scene(scene, tmp_path, predictor=_BUSY, card=ROOF, spec=SPEC, client=threads)
+    assert len(most) > 10
+    assert all(most)
+
+
+_BUSY: Any = None
+
+
+def _busy() -> Any:
+    return _BUSY
+
+
+def _not_probabilities(tiles: NDArray[Any]) -> NDArray[Any]:
+    return tiles
+
+
+def _out_of_disk(tiles: NDArray[Any]) -> NDArray[Any]:
+    raise WorldError("the disk is full")
+
+
+def _our_fault(tiles: NDArray[Any]) -> NDArray[Any]:
+    raise ZeroDivisionError("oops")
+
+
+@pytest.mark.parametrize(
+    ("predictor", "error", "reason"),
+    [
+        (_not_probabilities, ModelError, "outputs='logits'"),
+        (_out_of_disk, WorldError, "the disk is full"),
+        (_our_fault, ZeroDivisionError, "oops"),
+    ],
+)
+def test_what_a_region_raises_arrives_here(
+    threads: Client, scene: Path, tmp_path: Path, predictor: Any, error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason) as caught:
+        segment_scene(scene, tmp_path / "out", predictor=predictor, card=ROOF, spec=SPEC, client=threads)
+    assert type(caught.value) is error
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_damage_met_by_a_worker_is_said_as_if_met_here(threads: Client, make_scene: MakeScene, tmp_path: Path) -> None:
+    scene = make_scene(name="town.tif", bands=1, descriptions=["red"], height=200, width=64, tiled=16)
+    scene.write_bytes(scene.read_bytes()[:-3000])
+    said = []
+    for client in (None, threads):
+        with pytest.raises(DamagedSceneError) as caught:
+            segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, spec=SPEC, client=client)
+        said.append(str(caught.value))
+    assert str(scene) in said[1]
+    assert said[0].split(":")[0] == said[1].split(":")[0]
+
+
+def test_bad_data_is_not_tried_again(threads: Client, scene: Path, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+
+    def refuse(tiles: NDArray[Any]) -> NDArray[Any]:
+        with calls.open("a") as file:
+            file.write("x")
+        raise ModelError("never")
+
+    spec = replace(SPEC, distribute=DistributeSpec(regions=1))
+    with pytest.raises(ModelError, match="never"):
+        segment_scene(scene, tmp_path / "out", predictor=refuse, card=ROOF, spec=spec, client=threads)
+    assert calls.read_text() == "x"
+
+
+def test_a_cluster_that_lost_all_its_workers_is_given_up(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distribute, "PATIENCE_S", 1)
+    monkeypatch.setattr(distribute, "DESERTED_S", 2)
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as local,
+        Client(local, set_as_default=False) as client,
+        pytest.raises(WorldError, match="no worker for 2 s"),
+    ):
+        segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, spec=SPEC, client=client)
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Callable[[], Client]]:
+    """Clients of a cluster of two worker processes, reached by its address as `--scheduler` does."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", resources={"device": 1}) as local:
+        yield lambda: cluster(DistributeSpec(scheduler=local.scheduler_address))
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_worker_costs_nothing_but_time(processes: Any, scene: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "killed"
+
+    def once(tiles: NDArray[Any]) -> NDArray[Any]:
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return tiles / 255
+
+    calm = segment_scene(scene, tmp_path / "calm", predictor=brightness, card=ROOF, spec=SPEC)
+    with processes() as client:
+        report = segment_scene(scene, tmp_path / "killed_once", predictor=once, card=ROOF, spec=SPEC, client=client)
+    assert mark.exists()
+    assert contents(Path(report.folder)) == contents(Path(calm.folder))
+
+
+@pytest.mark.slow
+def test_a_region_that_kills_every_worker_is_a_fault_of_the_world(processes: Any, scene: Path, tmp_path: Path) -> None:
+    def always(tiles: NDArray[Any]) -> NDArray[Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return tiles
+
+    with processes() as client, pytest.raises(WorldError, match=r"killed its workers|no worker") as caught:
+        segment_scene(scene, tmp_path / "out", predictor=always, card=ROOF, spec=SPEC, client=client)
+    assert isinstance(caught.value, ScenemillError)
+    assert [*(tmp_path / "out").iterdir()] == []
