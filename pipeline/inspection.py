@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+
+from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.card import ModelCard
 from pipeline.checkpoint import describe_checkpoint
-from pipeline.errors import SceneError, ScenemillError
+from pipeline.errors import SceneError, ScenemillError, SettingsError
 from pipeline.grid import RasterGrid
 from pipeline.location import resolve_location
 from pipeline.mosaic import MosaicReader
@@ -29,19 +33,29 @@ def inspect_path(path: str, reading: ReadingSpec, *, model: Path | None = None) 
         `("checkpoint" | "mosaic" | "scene", facts)`; the last fact of a scene given a model is the verdict.
 
     Raises:
+        SettingsError: a model is given for something that is no scene.
         ScenemillError: the path is none of them, or is refused.
     """
-    if path.endswith(".safetensors"):
-        return "checkpoint", [*_checkpoint_facts(Path(path))]
-    if not resolve_location(path).is_remote:
-        try:
-            return "mosaic", [*_mosaic_facts(Path(path))]
-        except SceneError:
-            pass
+    kind, facts = _inspect_made_by_us(path)
+    if kind and model is not None:
+        raise SettingsError(f"{path}: a {kind}; only a scene can be checked against a model, leave --model out")
+    if kind:
+        return kind, facts
     facts = [*_scene_facts(describe_scene(path, reading))]
     if model is not None:
         facts.append(("fits model", _verdict(path, reading, describe_checkpoint(model).card)))
     return "scene", facts
+
+
+def _inspect_made_by_us(path: str) -> tuple[str, list[Fact]]:
+    """Kind and facts of a checkpoint or mosaic; an empty kind for anything else."""
+    if path.endswith(".safetensors"):
+        return "checkpoint", [*_checkpoint_facts(Path(path))]
+    if not resolve_location(path).is_remote:
+        with suppress(SceneError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return "mosaic", [*_mosaic_facts(Path(path))]
+    return "", []
 
 
 def _verdict(path: str, reading: ReadingSpec, card: ModelCard) -> str:
