@@ -8,10 +8,9 @@ every question about it (driver, bands, nodata, CRS, resolution) or refuses the 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,26 +19,21 @@ from typing import Literal, Self
 
 import numpy as np
 import rasterio
-from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from pipeline.bands import choose_bands, offered_bands
 from pipeline.card import ModelCard
 from pipeline.errors import DamagedSceneError, SceneError, SettingsError, WorldError
+from pipeline.georeference import crs_of, file_grid, resolve_grid
 from pipeline.grid import RasterGrid
 from pipeline.handles import ThreadHandles
+from pipeline.header import check_size, check_type, find_bands, fingerprint
 from pipeline.location import Location, resolve_location
 from pipeline.resample import Taps, plan_taps, resample
+from pipeline.validity import resolve_alpha, resolve_mask, resolve_nodata, valid_pixels
 
-LARGEST_BLOCK_BYTES = 2**31
-"""A storage block is decoded whole; a header that declares a larger one is refused."""
-MOST_SAMPLED_BLOCKS = 256
-"""Blocks that make the fingerprint of a remote scene."""
 MOST_RESAMPLED_PIXELS = 2**22
 """Stored pixels that are held at once while a window is resampled."""
 
@@ -83,7 +77,7 @@ class ReadingSpec:
         if any(number < 1 for number in self.bands.values()):
             raise SettingsError(f"bands must map names to 1-based band numbers, not {dict(self.bands)}")
         if self.crs is not None:
-            _crs_of(self.crs)
+            crs_of(self.crs)
         if not self.drivers:
             raise SettingsError("drivers must name at least one GDAL driver, e.g. [GTiff]")
         for driver in self.drivers:
@@ -161,11 +155,12 @@ def describe_scene(
     place = resolve_location(location)
     name = _folder_name(scene_id or place.stem)
     with place.environment(), _damage_told(place), _open(place, spec.drivers) as dataset:
-        numbers = _choose(dataset, spec, card, place)
-        _check_type(dataset, numbers, card, place)
-        _check_size(dataset, spec, place)
-        grid = _resolve_grid(_file_grid(dataset, spec, place), spec, card, place)
-        alpha = _alpha_number(dataset, spec, numbers, place)
+        numbers = find_bands(dataset, spec, card, place)
+        check_type(dataset, numbers, card, place)
+        check_size(dataset, spec, place)
+        stored = file_grid(dataset, spec, place, reopen=lambda: rasterio.open(place.gdal_path, driver=dataset.driver))
+        grid = resolve_grid(stored, spec, card, place)
+        alpha = resolve_alpha(dataset, spec, numbers, place)
         return Scene(
             id=name,
             location=place,
@@ -178,13 +173,13 @@ def describe_scene(
             dtype=np.result_type(*(dataset.dtypes[n - 1] for n in numbers.values())).name,
             scales=tuple(float(dataset.scales[n - 1]) for n in numbers.values()),
             offsets=tuple(float(dataset.offsets[n - 1]) for n in numbers.values()),
-            nodata=tuple(_resolve_nodata(dataset, n, spec) for n in numbers.values()),
+            nodata=tuple(resolve_nodata(dataset, n, spec) for n in numbers.values()),
             nodata_when=spec.nodata_when,
             alpha_number=alpha,
-            mask=_mask_kind(dataset, numbers.values()),
+            mask=resolve_mask(dataset, numbers.values()),
             size_bytes=place.size_bytes,
             modified_ns=place.modified_ns,
-            fingerprint=_fingerprint(dataset) if place.is_remote else None,
+            fingerprint=fingerprint(dataset) if place.is_remote else None,
         )
 
 
@@ -278,42 +273,6 @@ class SceneReader:
         return bands, valid
 
 
-def valid_pixels(
-    pixels: NDArray[np.generic], nodata: Sequence[float | None], nodata_when: Literal["all_bands", "any_band"]
-) -> NDArray[np.bool_]:
-    """Which pixels hold real data, from their values alone.
-
-    Args:
-        pixels: `(bands, height, width)`.
-        nodata: the nodata value of each band, or None.
-        nodata_when: a pixel is nodata when all bands hold it, or when any does.
-
-    Returns:
-        bool `(height, width)`, True = real data; a NaN or infinite value in any band is never valid.
-    """
-    valid = np.ones(pixels.shape[1:], bool)
-    if any(value is not None for value in nodata):
-        hits = [_holds(band, value) for band, value in zip(pixels, nodata, strict=True) if value is not None]
-        everywhere = len(hits) == len(nodata)
-        if nodata_when == "any_band":
-            valid = ~np.logical_or.reduce(hits)
-        elif everywhere:
-            valid = ~np.logical_and.reduce(hits)
-    if pixels.dtype.kind == "f":
-        valid &= np.isfinite(pixels).all(axis=0)
-    return valid
-
-
-def _holds(band: NDArray[np.generic], value: float) -> NDArray[np.bool_]:
-    """Where a band equals its nodata value, compared in the band's own type."""
-    if band.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            return np.asarray(band == band.dtype.type(value))
-    if not float(value).is_integer():
-        return np.zeros(band.shape, bool)
-    return np.asarray(band == int(value))
-
-
 @contextmanager
 def _damage_told(place: Location) -> Iterator[None]:
     """GDAL's complaints about single tags reach us as errors of its own or as undecodable text."""
@@ -360,140 +319,6 @@ def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
     return dataset
 
 
-def _choose(
-    dataset: rasterio.DatasetReader, spec: ReadingSpec, card: ModelCard | None, place: Location
-) -> dict[str, int]:
-    offered = offered_bands(
-        dataset.descriptions,
-        [interp.name for interp in dataset.colorinterp],
-        explicit=spec.bands,
-        use_alpha=spec.ignore_alpha,
-    )
-    too_high = {name: number for name, number in spec.bands.items() if number > dataset.count}
-    if too_high:
-        raise SceneError(f"{place}: reading.bands maps to {too_high}, but the file has {dataset.count} band(s)")
-    try:
-        return choose_bands(offered, card.bands if card else None, place=str(place))
-    except SceneError as error:
-        if spec.ignore_alpha or ColorInterp.alpha not in dataset.colorinterp:
-            raise
-        alpha = dataset.colorinterp.index(ColorInterp.alpha) + 1
-        raise SceneError(
-            f"{error}; band {alpha} is tagged alpha (transparency), and if that is wrong, "
-            "set reading.ignore_alpha=true too"
-        ) from error
-
-
-def _check_type(
-    dataset: rasterio.DatasetReader, numbers: Mapping[str, int], card: ModelCard | None, place: Location
-) -> None:
-    for name, number in numbers.items():
-        dtype = dataset.dtypes[number - 1]
-        if np.dtype(dtype).kind == "c" or "complex" in dtype:
-            raise SceneError(
-                f"{place}: band {name!r} holds complex numbers ({dtype}), which have no single brightness; "
-                "write amplitude or intensity to a real-valued GeoTIFF first"
-            )
-        if card is not None and card.dtype is not None and dtype != card.dtype:
-            raise SceneError(
-                f"{place}: band {name!r} is {dtype}, but the model was trained on {card.dtype}; "
-                "the brightness scales differ, so convert the scene or use a model for its type"
-            )
-
-
-def _check_size(dataset: rasterio.DatasetReader, spec: ReadingSpec, place: Location) -> None:
-    pixels = dataset.height * dataset.width
-    if pixels > spec.max_pixels:
-        raise SceneError(
-            f"{place}: its header declares {dataset.height} x {dataset.width} px, over reading.max_pixels "
-            f"({spec.max_pixels:,}); raise that setting if the scene is really so large"
-        )
-    rows, cols = dataset.block_shapes[0]
-    block_bytes = rows * cols * np.dtype(dataset.dtypes[0]).itemsize * dataset.count
-    if block_bytes > LARGEST_BLOCK_BYTES:
-        raise SceneError(
-            f"{place}: stored in blocks of {rows} x {cols} px ({block_bytes / 2**30:.1f} GiB each), which cannot be "
-            "read by windows; rewrite it tiled, e.g. gdal_translate -of COG"
-        )
-
-
-def _file_grid(dataset: rasterio.DatasetReader, spec: ReadingSpec, place: Location) -> RasterGrid:
-    if not _has_transform(dataset, place):
-        raise SceneError(f"{place}: {_why_no_transform(dataset)}")
-    _check_sidecar(dataset, place)
-    crs = _resolve_crs(dataset.crs, spec, place)
-    try:
-        return RasterGrid(crs=crs, transform=dataset.transform, height=dataset.height, width=dataset.width)
-    except SceneError as error:
-        raise SceneError(f"{place}: {error}; correct it with gdal_edit -a_ullr") from error
-
-
-def _has_transform(dataset: rasterio.DatasetReader, place: Location) -> bool:
-    """Whether the file has a geotransform; where there is none, GDAL gives one without an origin, and warns."""
-    if dataset.transform == Affine.identity():
-        return False
-    if dataset.transform.c or dataset.transform.f:
-        return True
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", NotGeoreferencedWarning)
-        rasterio.open(place.gdal_path, driver=dataset.driver).close()
-    return not told
-
-
-def _why_no_transform(dataset: rasterio.DatasetReader) -> str:
-    gcps, _ = dataset.gcps
-    if gcps:
-        return (
-            f"placed on the ground only by {len(gcps)} control points (GCPs), with no geotransform; "
-            "warp it first, e.g. gdalwarp -tps -t_srs EPSG:32633"
-        )
-    if dataset.rpcs is not None:
-        return (
-            "placed on the ground only by a camera model (RPC), with no geotransform; "
-            "orthorectify it first, e.g. gdalwarp -rpc -t_srs EPSG:32633"
-        )
-    return (
-        "has no geotransform, so its pixels have no place on the ground; georeference it first, e.g. gdal_edit -a_ullr"
-    )
-
-
-def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location) -> CRS:
-    """The scene's CRS; the settings' where it has none, or one that floats free of the Earth."""
-    given = None if spec.crs is None else _crs_of(spec.crs)
-    if own is None or not (own.is_projected or own.is_geographic):
-        if given is None:
-            lack = "no CRS" if own is None else f"a local CRS that is not tied to the Earth ({_short(own)})"
-            raise SceneError(
-                f"{place}: has a geotransform but {lack}; if you know its CRS, give it with --crs, "
-                "e.g. --crs EPSG:32633"
-            )
-        return given
-    if given is not None and own != given:
-        raise SceneError(
-            f"{place}: has its own CRS ({_short(own)}), which reading.crs = {spec.crs} contradicts; "
-            "leave the setting out, or correct the file with gdal_edit -a_srs"
-        )
-    return own
-
-
-def _short(crs: CRS | None) -> str:
-    """A CRS in a message: its code, or the beginning of its definition."""
-    if crs is None:
-        return "no CRS"
-    text = str(crs.to_string())
-    return text if len(text) <= 40 else f"{text[:40]}..."
-
-
-def _crs_of(text: str) -> CRS:
-    try:
-        crs = CRS.from_user_input(text)
-    except CRSError as error:
-        raise SettingsError(f"crs must be a CRS that PROJ knows, e.g. EPSG:32633, not {text!r}") from error
-    if not (crs.is_projected or crs.is_geographic):
-        raise SettingsError(f"crs must be tied to the Earth, e.g. EPSG:32633, not {text!r}")
-    return crs
-
-
 def _check_driver(name: str) -> None:
     with rasterio.Env() as env:
         known = env.drivers()
@@ -501,82 +326,6 @@ def _check_driver(name: str) -> None:
         close = difflib.get_close_matches(name.lower(), {k.lower(): k for k in known}, n=1)
         hint = f"; did you mean {next(k for k in known if k.lower() == close[0])}?" if close else ""
         raise SettingsError(f"drivers must name GDAL drivers of this build, not {name!r}{hint}")
-
-
-def _check_sidecar(dataset: rasterio.DatasetReader, place: Location) -> None:
-    """Refuse a scene whose .aux.xml contradicts the georeferencing inside the file."""
-    if not any(name.endswith(".aux.xml") for name in dataset.files) or dataset.driver != "GTiff":
-        return
-    with rasterio.Env(GDAL_GEOREF_SOURCES="INTERNAL"), _open_quietly(place, "GTiff") as inner:
-        own, outer = inner.transform, dataset.transform
-        moved = own != Affine.identity() and not own.almost_equals(outer, precision=abs(own.a) * 1e-3)
-        if moved or (inner.crs is not None and inner.crs != dataset.crs):
-            raise SceneError(
-                f"{place}: the georeferencing inside the file ({_short(inner.crs)}, {tuple(own)[:6]}) contradicts its "
-                f".aux.xml sidecar ({_short(dataset.crs)}, {tuple(outer)[:6]}); remove whichever is wrong"
-            )
-
-
-def _fingerprint(dataset: rasterio.DatasetReader) -> str:
-    """Digest of up to `MOST_SAMPLED_BLOCKS` blocks' places and lengths; a network tells us no time of change."""
-    (down, across), (rows, cols) = dataset.block_shapes[0], dataset.shape
-    per_row, count = -(-cols // across), -(-cols // across) * -(-rows // down)
-    sampled = range(0, count, -(-count // MOST_SAMPLED_BLOCKS))
-    names = [f"BLOCK_{what}_{k % per_row}_{k // per_row}" for k in sampled for what in ("OFFSET", "SIZE")]
-    facts = [dataset.get_tag_item(name, "TIFF", bidx=1) for name in names]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
-
-
-def _resolve_grid(grid: RasterGrid, spec: ReadingSpec, card: ModelCard | None, place: Location) -> RasterGrid:
-    wanted = card.resolution_m if card else None
-    if spec.resolution_m == "model":
-        return grid.resampled(wanted) if wanted and not _close(grid.resolution_m, wanted, 0.01) else grid
-    if spec.resolution_m != "native":
-        grid = grid.resampled(spec.resolution_m)
-    if wanted and not _close(grid.resolution_m, wanted, spec.resolution_tolerance):
-        raise SceneError(
-            f"{place}: its pixels are {grid.resolution_m:.3g} m on the ground, but the model was trained at "
-            f"{wanted:.3g} m; set reading.resolution_m=model to resample while reading, or raise "
-            f"reading.resolution_tolerance (now {spec.resolution_tolerance})"
-        )
-    return grid
-
-
-def _close(value: float, wanted: float, tolerance: float) -> bool:
-    return abs(value - wanted) <= tolerance * wanted
-
-
-def _resolve_nodata(dataset: rasterio.DatasetReader, number: int, spec: ReadingSpec) -> float | None:
-    if spec.nodata is not None:
-        return spec.nodata
-    value = dataset.nodatavals[number - 1]
-    if spec.ignore_nodata or value is None or np.isnan(value):
-        return None
-    return float(value)
-
-
-def _alpha_number(
-    dataset: rasterio.DatasetReader, spec: ReadingSpec, numbers: Mapping[str, int], place: Location
-) -> int | None:
-    if spec.ignore_alpha or ColorInterp.alpha not in dataset.colorinterp:
-        return None
-    alpha: int = dataset.colorinterp.index(ColorInterp.alpha) + 1
-    for name, number in numbers.items():
-        if number == alpha:
-            raise SceneError(
-                f"{place}: band {number}, wanted as {name!r}, is tagged alpha (transparency); "
-                "if the tag is wrong set reading.ignore_alpha=true"
-            )
-    return alpha
-
-
-def _mask_kind(dataset: rasterio.DatasetReader, numbers: Iterable[int]) -> Literal["none", "dataset", "band"]:
-    """The kind of a stored mask; masks that GDAL makes of alpha or nodata are decided from pixels."""
-    flags = [dataset.mask_flag_enums[n - 1] for n in numbers]
-    from_pixels = (MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha)
-    if all(any(source in flag for source in from_pixels) for flag in flags):
-        return "none"
-    return "dataset" if all(MaskFlags.per_dataset in flag for flag in flags) else "band"
 
 
 def _read_fault(scene: Scene, window: Window, error: Exception) -> DamagedSceneError | WorldError:

@@ -17,7 +17,22 @@ ROOT = Path(__file__).parents[1]
 RANKS: tuple[tuple[str, ...], ...] = (
     ("errors", "levels", "scoring"),
     ("grid", "handles"),
-    ("scene", "resample", "bands", "location", "card", "checkpoint", "unet", "tiling", "normalize", "decide", "town"),
+    (
+        "scene",
+        "resample",
+        "bands",
+        "georeference",
+        "header",
+        "validity",
+        "location",
+        "card",
+        "checkpoint",
+        "unet",
+        "tiling",
+        "normalize",
+        "decide",
+        "town",
+    ),
     (
         "batches",
         "engine",

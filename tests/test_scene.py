@@ -30,8 +30,9 @@ from rasterio.windows import Window
 from pipeline.batches import read_strips
 from pipeline.card import REAL_DTYPES, ModelCard
 from pipeline.errors import DamagedSceneError, SceneError, ScenemillError, SettingsError, WorldError
-from pipeline.scene import ReadingSpec, Scene, SceneReader, describe_scene, valid_pixels
+from pipeline.scene import ReadingSpec, Scene, SceneReader, describe_scene
 from pipeline.tiling import Tiling, plan_tiles
+from pipeline.validity import valid_pixels
 
 RGB = ModelCard(bands=("red", "green", "blue"), classes=("roof",))
 
@@ -405,6 +406,25 @@ def test_a_sidecar_that_contradicts_the_file_is_refused(make_scene: MakeScene, t
         describe_scene(path)
     sidecar.write_text("<PAMDataset><GeoTransform>500000, 0.5, 0, 5400000, 0, -0.5</GeoTransform></PAMDataset>")
     assert describe_scene(path).grid.transform.c == 500_000
+
+
+def test_a_sidecar_may_place_a_file_that_has_no_place_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "placed.tif"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        rasterio.open(path, "w", driver="GTiff", height=3, width=3, count=1, dtype="uint8", crs="EPSG:32633").close()
+    sidecar = path.with_name("placed.tif.aux.xml")
+    sidecar.write_text("<PAMDataset><GeoTransform>500000, 0.5, 0, 5400000, 0, -0.5</GeoTransform></PAMDataset>")
+    assert describe_scene(path).grid.transform == Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)
+
+
+def test_a_resolution_that_cannot_be_told_is_refused_when_it_matters(make_scene: MakeScene) -> None:
+    """The middle of this view of the Earth from space lies beside the Earth."""
+    view = "+proj=geos +h=35785831 +lon_0=-75 +ellps=GRS80 +sweep=x +units=m"
+    path = make_scene(crs=CRS.from_proj4(view).to_wkt(), transform=Affine(1000, 0, 6e6, 0, -1000, 1e5))
+    assert describe_scene(path).grid.shape == (40, 50)
+    with pytest.raises(SceneError, match="middle lies off the Earth"):
+        describe_scene(path, ReadingSpec(resolution_m=10.0))
 
 
 # Headers that cannot be trusted

@@ -1,0 +1,90 @@
+"""Which pixels hold real data: who has a say, and what pixels say of themselves. Opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio import DatasetReader
+from rasterio.enums import ColorInterp, MaskFlags
+
+from pipeline.errors import SceneError
+from pipeline.location import Location
+
+if TYPE_CHECKING:
+    from pipeline.scene import ReadingSpec
+
+
+def resolve_nodata(dataset: DatasetReader, number: int, spec: ReadingSpec) -> float | None:
+    """The nodata value of a band: the settings', or the file's tag. NaN is nodata without being named."""
+    if spec.nodata is not None:
+        return spec.nodata
+    value = dataset.nodatavals[number - 1]
+    if spec.ignore_nodata or value is None or np.isnan(value):
+        return None
+    return float(value)
+
+
+def resolve_alpha(dataset: DatasetReader, spec: ReadingSpec, numbers: Mapping[str, int], place: Location) -> int | None:
+    """The number of the alpha band.
+
+    Raises:
+        SceneError: the model wants that band (`numbers`) as data.
+    """
+    if spec.ignore_alpha or ColorInterp.alpha not in dataset.colorinterp:
+        return None
+    alpha: int = dataset.colorinterp.index(ColorInterp.alpha) + 1
+    for name, number in numbers.items():
+        if number == alpha:
+            raise SceneError(
+                f"{place}: band {number}, wanted as {name!r}, is tagged alpha (transparency); "
+                "if the tag is wrong set reading.ignore_alpha=true"
+            )
+    return alpha
+
+
+def resolve_mask(dataset: DatasetReader, numbers: Iterable[int]) -> Literal["none", "dataset", "band"]:
+    """The kind of a stored mask; masks that GDAL makes of alpha or nodata are decided from pixels."""
+    flags = [dataset.mask_flag_enums[n - 1] for n in numbers]
+    from_pixels = (MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha)
+    if all(any(source in flag for source in from_pixels) for flag in flags):
+        return "none"
+    return "dataset" if all(MaskFlags.per_dataset in flag for flag in flags) else "band"
+
+
+def valid_pixels(
+    pixels: NDArray[np.generic], nodata: Sequence[float | None], nodata_when: Literal["all_bands", "any_band"]
+) -> NDArray[np.bool_]:
+    """Which pixels hold real data, from their values alone.
+
+    Args:
+        pixels: `(bands, height, width)`.
+        nodata: the nodata value of each band, or None.
+        nodata_when: a pixel is nodata when all bands hold it, or when any does.
+
+    Returns:
+        bool `(height, width)`, True = real data; a NaN or infinite value in any band is never valid.
+    """
+    valid = np.ones(pixels.shape[1:], bool)
+    if any(value is not None for value in nodata):
+        hits = [_holds(band, value) for band, value in zip(pixels, nodata, strict=True) if value is not None]
+        everywhere = len(hits) == len(nodata)
+        if nodata_when == "any_band":
+            valid = ~np.logical_or.reduce(hits)
+        elif everywhere:
+            valid = ~np.logical_and.reduce(hits)
+    if pixels.dtype.kind == "f":
+        valid &= np.isfinite(pixels).all(axis=0)
+    return valid
+
+
+def _holds(band: NDArray[np.generic], value: float) -> NDArray[np.bool_]:
+    """Where a band equals its nodata value, compared in the band's own type."""
+    if band.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return np.asarray(band == band.dtype.type(value))
+    if not float(value).is_integer():
+        return np.zeros(band.shape, bool)
+    return np.asarray(band == int(value))
