@@ -45,9 +45,12 @@ def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> 
 
 
 def finished_report(folder: Path, key: str | None) -> dict[str, object] | None:
-    """The report of a finished scene with this content key, or None."""
-    if not _is_claimed(folder):
-        _heal(folder)
+    """The report of a finished scene with this content key, or None; also when the disk keeps it from us."""
+    try:
+        if not _is_claimed(folder):
+            _heal(folder)
+    except OSError:
+        return None
     path = folder / REPORT
     if key is None or not path.is_file():
         return None
