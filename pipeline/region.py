@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -58,17 +59,11 @@ class RegionJob:
     tags: Mapping[str, str]
     """Provenance, stored in the rasters."""
     folder: Path
-    """Where region rasters go; every worker must see it."""
+    """An existing folder for region rasters alone; every worker must see it."""
 
-    def path(self, kind: str, region: Region) -> Path:
-        """The file of one region: `kind` is `probability` or `mask`."""
-        return self.folder / f"{kind}-{region.index:05d}.tif"
-
-    def remove_parts(self, regions: Sequence[Region]) -> None:
-        """Delete the regions' rasters."""
-        for region in regions:
-            self.path("probability", region).unlink()
-            self.path("mask", region).unlink()
+    def path(self, kind: str, region: Region, attempt: str) -> Path:
+        """The file of one attempt at a region: `kind` is `probability` or `mask`."""
+        return self.folder / f"{kind}-{region.index:05d}-{attempt}.tif"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +72,8 @@ class RegionResult:
 
     region: Region
     """Which one."""
+    attempt: str
+    """Names its rasters: a worker thought lost may still be writing its own."""
     tiles_run: int
     """Tiles that went through the network."""
     tiles_skipped: int
@@ -93,10 +90,11 @@ def infer_region(
     """Run a region and leave its `probability-` and `mask-` rasters in the job's folder."""
     rows, cols = plan_shares(job.plan.rows, job.blend), plan_shares(job.plan.cols, job.blend)
     run = _RegionRun(job, region, predictor, rows, cols)
-    grid = job.scene.grid.part(region.core)
+    grid, attempt = job.scene.grid.part(region.core), uuid4().hex[:8]
+    form = probability_form(grid, job.card, job.mosaic, job.tags)
     with (
-        StripWriter(job.path("probability", region), probability_form(grid, job.card, job.mosaic, job.tags)) as writer,
-        StripWriter(job.path("mask", region), mask_form(grid, job.card, job.tags)) as mask_writer,
+        StripWriter(job.path("probability", region, attempt), form) as writer,
+        StripWriter(job.path("mask", region, attempt), mask_form(grid, job.card, job.tags)) as mask_writer,
         ThreadPoolExecutor(1, "write-behind") as behind,
     ):
 
@@ -115,6 +113,7 @@ def infer_region(
             future.result()
     return RegionResult(
         region=region,
+        attempt=attempt,
         tiles_run=run.tiles_run,
         tiles_skipped=run.tiles_total - run.tiles_run,
         valid_pixels=run.valid_pixels,
@@ -130,7 +129,7 @@ def join_regions(job: RegionJob, results: Sequence[RegionResult], folder: Path) 
         "mask": mask_form(grid, job.card, job.tags),
     }
     for kind, form in forms.items():
-        parts = [(job.path(kind, result.region), result.region.core) for result in results]
+        parts = [(job.path(kind, result.region, result.attempt), result.region.core) for result in results]
         write_cog(parts, folder / f"{kind}.tif", form, compress=job.mosaic.compress)
 
 

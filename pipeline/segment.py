@@ -5,6 +5,7 @@ scene --describe--> grid --plan--> tiles, regions --infer--> strips --> mosaic -
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +90,8 @@ def segment_scene(
     regions = plan_regions(plan, rows=region_count(spec.distribute, client))
     timer = Stopwatch()
     with publishing(folder) as work:
-        job = _region_job(scene, plan, card, spec, tags=_provenance(report), folder=work.absolute())
+        job = _region_job(scene, plan, card, spec, tags=_provenance(report), folder=work.absolute() / "regions")
+        job.folder.mkdir()
         with exclusive(predictor), timer.stage("infer"):
             results = [*run_regions(job, regions, predictor, client=client, watch=_staged(watch, "infer", scene.grid))]
         with timer.stage("mosaic"):
@@ -100,7 +102,7 @@ def segment_scene(
         with timer.stage("preview"):
             glance = join_glances([result.glance for result in results])
             write_preview(work / OUTPUTS["preview"], glance, *read_mask(work / OUTPUTS["mask"], glance.shape[1:]))
-        job.remove_parts(regions)
+        shutil.rmtree(job.folder)
         report = _closing_report(report, results, totals, timer.seconds)
         write_report(work, report)
     return report

@@ -22,9 +22,10 @@ from pipeline.config import SegmentSpec
 from pipeline.distribute import DistributeSpec, cluster, region_count
 from pipeline.engine import LoadedPredictor, load_predictor
 from pipeline.errors import DamagedSceneError, ModelError, ScenemillError, SettingsError, WorldError
+from pipeline.region import RegionJob, RegionResult, infer_region
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
-from pipeline.tiling import TilingSpec
+from pipeline.tiling import Region, TilingSpec
 
 SPEC = SegmentSpec(
     tiling=TilingSpec(tile_size=32, overlap=8),
@@ -129,6 +130,22 @@ def test_a_cluster_gives_the_same_bytes_as_this_process(threads: Client, scene: 
     assert contents(Path(here.folder)) == contents(Path(there.folder))
     assert replace(there, seconds={}, folder="") == replace(here, seconds={}, folder="")
     assert (len(told), told[-1]) == (5, 200 * 50)
+
+
+def test_an_attempt_elsewhere_that_was_thought_lost_disturbs_nothing(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = segment_scene(scene, tmp_path / "calm", predictor=brightness, card=ROOF, spec=SPEC)
+
+    def twice(job: RegionJob, region: Region, *args: Any) -> RegionResult:
+        result = infer_region(job, region, *args)
+        with pytest.raises(ZeroDivisionError):
+            infer_region(job, region, _our_fault)
+        return result
+
+    monkeypatch.setattr(distribute, "infer_region", twice)
+    report = segment_scene(scene, tmp_path / "twice", predictor=brightness, card=ROOF, spec=SPEC)
+    assert contents(Path(report.folder)) == contents(Path(calm.folder))
 
 
 def test_a_checkpoint_is_loaded_by_the_worker_from_its_path(
