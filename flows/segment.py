@@ -21,7 +21,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.tasks import load_model, segment_one
 from pipeline.catalog import list_scenes
 from pipeline.config import SegmentSpec, build_settings, load_settings
-from pipeline.errors import ScenemillError
+from pipeline.errors import ModelError, ScenemillError, SettingsError
 from pipeline.report import SceneReport, write_run
 from pipeline.run import check_out, check_settings, failed_report
 
@@ -132,7 +132,9 @@ def _run_once(
         app.error_console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     state = segment_scenes([*scenes], str(model), str(out), settings, return_state=True)
-    return 0 if state.is_completed() else 1
+    if state.is_completed():
+        return 0
+    return 2 if isinstance(state.result(raise_on_failure=False), SettingsError | ModelError) else 1
 
 
 if __name__ == "__main__":

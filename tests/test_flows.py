@@ -207,6 +207,15 @@ def test_the_ad_hoc_entry_gives_the_same_files_as_the_command(
         assert (flow / name).read_bytes() == (command / name).read_bytes(), name
 
 
+@pytest.mark.parametrize(("missing", "code"), [("scene", 2), ("model", 2)], ids=["no such scene", "no such model"])
+def test_the_ad_hoc_entry_tells_wrong_usage_from_failed_scenes(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, missing: str, code: int
+) -> None:
+    scene = "nowhere.tif" if missing == "scene" else str(make_scene())
+    arguments = [scene, "--model", "nowhere.safetensors" if missing == "model" else model, "--out", str(tmp_path)]
+    assert flow_room.app(arguments, result_action="return_value") == code
+
+
 @pytest.mark.slow
 def test_the_ad_hoc_entry_runs_without_any_server_set_up(make_scene: MakeScene, tmp_path: Path, model: str) -> None:
     scenes = [make_scene(name="town.tif"), damaged(tmp_path / "b.tif")]
