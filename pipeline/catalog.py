@@ -11,8 +11,8 @@ from pathlib import Path
 from pipeline.errors import SettingsError
 from pipeline.location import resolve_location, tidy_name
 
-SUFFIXES = (".tif", ".tiff", ".gtiff", ".vrt", ".jp2")
-"""Files of a folder that are taken for scenes."""
+SUFFIXES = (".tif", ".tiff", ".gtiff")
+"""Files of a folder that are taken for scenes; name others by a glob, since they need a driver in the settings."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ its bytes depend on the pixels alone.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from pipeline.card import ModelCard
@@ -104,7 +105,7 @@ class StripWriter:
         grid = form.grid
         self._held: list[NDArray[np.generic]] = []
         self._row = 0
-        self._dataset = rasterio.open(
+        self._dataset = _create(
             path,
             "w",
             driver="GTiff",
@@ -275,6 +276,13 @@ def _read_joined(parts: Sequence[tuple[Path, Window]], rows: int = BLOCK) -> Ite
 def _read_piece(path: Path, window: Window) -> NDArray[np.generic]:
     with rasterio.open(path, driver="GTiff") as dataset:
         return np.asarray(dataset.read(window=window))
+
+
+def _create(path: Path, mode: str, **profile: object) -> rasterio.io.DatasetWriter:
+    """Open for writing, without rasterio's warning of transforms that are a flipped identity: GeoTIFF keeps them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(path, mode, **profile)
 
 
 def _describe(dataset: rasterio.io.DatasetWriter, form: RasterForm) -> None:

@@ -173,8 +173,8 @@ def test_an_unknown_ending_is_refused(tmp_path: Path):
 
 
 @ENDINGS
-def test_a_folder_that_is_not_there_is_a_fault_of_the_world(ending: str, tmp_path: Path):
-    with pytest.raises(WorldError, match="nowhere"):
+def test_a_folder_that_is_not_there_is_wrong_usage(ending: str, tmp_path: Path):
+    with pytest.raises(SettingsError, match="nowhere"):
         write(tmp_path / "nowhere" / f"polygons.{ending}", some_polygons())
 
 

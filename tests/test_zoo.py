@@ -141,7 +141,6 @@ def cases(animals: Sequence[Animal]) -> list[object]:
 
 
 # One scene has the pixel plane for its coordinates, which rasterio doubts that GDAL keeps; the test sees that it does.
-@pytest.mark.filterwarnings("ignore:The given matrix is equal to Affine.identity")
 @pytest.mark.parametrize("animal", cases([a for a in ANIMALS if a.refused is None]))
 def test_what_is_processed_equals_plain_numpy_on_the_same_grid(animal: Animal, tmp_path: Path) -> None:
     scene = describe_scene(ZOO / animal.file, animal.spec)
