@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import SettingsError
+from pipeline.errors import SceneError, SettingsError
 from pipeline.location import resolve_location, tidy_name
 
 SUFFIXES = (".tif", ".tiff", ".gtiff")
@@ -36,7 +36,7 @@ def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
     places: dict[str, str] = {}
     for source in sources:
         for place in _expand(str(source)):
-            places.setdefault(resolve_location(place).gdal_path, place)
+            places.setdefault(_gdal_path(place), place)
     locations = [*places.values()]
     if not locations:
         raise SettingsError("no scene given; name files, folders, globs, or s3:// and https:// addresses")
@@ -51,6 +51,13 @@ def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
         same = [location for name, location in zip(ids, locations, strict=True) if name.lower() in twice]
         raise SettingsError(f"these scenes would share one output folder, run them apart: {', '.join(same)}")
     return tuple(CatalogEntry(id=name, location=location) for name, location in zip(ids, locations, strict=True))
+
+
+def _gdal_path(place: str) -> str:
+    try:
+        return resolve_location(place).gdal_path
+    except SceneError as error:
+        raise SettingsError(str(error)) from error
 
 
 def _expand(source: str) -> list[str]:

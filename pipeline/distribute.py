@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from pipeline.engine import ArrayFunction, Predictor
+from pipeline.engine import ArrayFunction, Predictor, identity_of
 from pipeline.errors import SettingsError, WorldError
 from pipeline.region import RegionJob, RegionResult, Watch, infer_region
 from pipeline.tiling import Region
@@ -120,6 +120,17 @@ def _nobody(scheduler: str, reason: object) -> WorldError:
     return WorldError(f"no dask scheduler with a worker at {scheduler}: {reason}; start them or correct --scheduler")
 
 
+def predictor_identity(predictor: Predictor | ArrayFunction, client: Client | None) -> str | None:
+    """What decides the results where regions run: a worker may have another device than this process."""
+    if client is None or identity_of(predictor) is None:
+        return identity_of(predictor)
+    from distributed.protocol.pickle import dumps
+
+    future = client.submit(_identity_there, dumps(predictor), pure=False, resources=_device_resource(client))
+    identity: str | None = future.result()
+    return identity
+
+
 def region_count(spec: DistributeSpec, client: Client | None) -> int:
     """How many regions a scene is cut into."""
     if spec.regions:
@@ -184,6 +195,13 @@ def _next(finished: SimpleQueue[Future[RegionResult]], client: Client) -> Future
         deserted_s = 0 if client.scheduler_info(n_workers=-1)["workers"] else deserted_s + PATIENCE_S
         if deserted_s >= DESERTED_S:
             raise WorldError(f"the cluster has had no worker for {deserted_s} s; start workers and run again")
+
+
+def _identity_there(predictor: bytes) -> str | None:
+    """Load a predictor in a worker and ask it."""
+    from distributed.protocol.pickle import loads
+
+    return identity_of(loads(predictor))
 
 
 def _infer_shared(shared: bytes, region: Region) -> RegionResult:

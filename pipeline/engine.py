@@ -116,6 +116,11 @@ class LoadedPredictor:
             self._network, self.precision = exact, torch.float32
 
 
+def identity_of(predictor: Predictor | ArrayFunction) -> str | None:
+    """What decides a predictor's results; None for a plain function, which has no identity to compare."""
+    return predictor.identity if isinstance(predictor, LoadedPredictor) else None
+
+
 def exclusive(predictor: Predictor | ArrayFunction) -> AbstractContextManager[object]:
     """Hold a loaded predictor's device: of several scenes in one process, one at a time uses it."""
     return predictor.turn if isinstance(predictor, LoadedPredictor) else nullcontext()

@@ -21,7 +21,16 @@ from pipeline.batches import RawStrip, read_strips
 from pipeline.blend import Blend, Share, StripBlender, covering, plan_shares, to_levels
 from pipeline.card import ModelCard
 from pipeline.decide import decide
-from pipeline.engine import ArrayFunction, Engine, InferenceSpec, LoadedPredictor, Predictor, resolve_device
+from pipeline.engine import (
+    ArrayFunction,
+    Engine,
+    InferenceSpec,
+    LoadedPredictor,
+    Predictor,
+    identity_of,
+    resolve_device,
+)
+from pipeline.errors import ModelError
 from pipeline.glance import Glance, GlanceTaker
 from pipeline.levels import TOP_LEVEL, as_levels
 from pipeline.mosaic import MosaicSpec, StripWriter, mask_form, probability_form, write_cog
@@ -46,6 +55,8 @@ class RegionJob:
     """Its global tile plan."""
     card: ModelCard
     """What the predictor takes and gives."""
+    identity: str | None
+    """What decides the predictor's results, wherever it runs; None for a plain function."""
     blend: Blend
     """How tiles become one mosaic."""
     inference: InferenceSpec
@@ -88,6 +99,7 @@ def infer_region(
     job: RegionJob, region: Region, predictor: Predictor | ArrayFunction, watch: Watch | None = None
 ) -> RegionResult:
     """Run a region and leave its `probability-` and `mask-` rasters in the job's folder."""
+    _check_identity(job, predictor)
     rows, cols = plan_shares(job.plan.rows, job.blend), plan_shares(job.plan.cols, job.blend)
     run = _RegionRun(job, region, predictor, rows, cols)
     grid, attempt = job.scene.grid.part(region.core), uuid4().hex[:8]
@@ -131,6 +143,16 @@ def join_regions(job: RegionJob, results: Sequence[RegionResult], folder: Path) 
     for kind, form in forms.items():
         parts = [(job.path(kind, result.region, result.attempt), result.region.core) for result in results]
         write_cog(parts, folder / f"{kind}.tif", form, compress=job.mosaic.compress)
+
+
+def _check_identity(job: RegionJob, predictor: Predictor | ArrayFunction) -> None:
+    """One scene is one model's work: a worker of another kind would leave seams."""
+    found = identity_of(predictor)
+    if found != job.identity:
+        raise ModelError(
+            f"the workers run the model in different ways, here as {found} and elsewhere as {job.identity}; "
+            "name inference.precision and inference.device, or use workers of one kind"
+        )
 
 
 class _RegionRun:

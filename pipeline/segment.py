@@ -16,7 +16,7 @@ from pipeline import __version__
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.decide import resolve_threshold
-from pipeline.distribute import region_count, run_regions
+from pipeline.distribute import predictor_identity, region_count, run_regions
 from pipeline.engine import ArrayFunction, LoadedPredictor, Predictor, exclusive
 from pipeline.errors import ModelError
 from pipeline.export import PolygonTotals, write_polygons
@@ -82,7 +82,8 @@ def segment_scene(
     if not isinstance(scene, Scene):
         scene = describe_scene(scene, spec.reading, card=card)
     folder = Path(out_dir) / scene.id
-    report = _opening_report(scene, folder, predictor, card, spec)
+    identity = predictor_identity(predictor, client)
+    report = _opening_report(scene, folder, card, spec, identity)
     if found := finished_report(folder, report.content_key):
         return SceneReport.from_json(found).found_again(report.location, report.folder)
 
@@ -90,7 +91,7 @@ def segment_scene(
     regions = plan_regions(plan, rows=region_count(spec.distribute, client))
     timer = Stopwatch()
     with publishing(folder) as work:
-        job = _region_job(scene, plan, card, spec, tags=_provenance(report), folder=work.absolute() / "regions")
+        job = _region_job(scene, plan, card, spec, identity, report, work)
         job.folder.mkdir()
         with exclusive(predictor), timer.stage("infer"):
             results = [*run_regions(job, regions, predictor, client=client, watch=_staged(watch, "infer", scene.grid))]
@@ -157,10 +158,9 @@ def _card_of(predictor: Predictor | ArrayFunction, card: ModelCard | None) -> Mo
 
 
 def _opening_report(
-    scene: Scene, folder: Path, predictor: Predictor | ArrayFunction, card: ModelCard, spec: SegmentSpec
+    scene: Scene, folder: Path, card: ModelCard, spec: SegmentSpec, identity: str | None
 ) -> SceneReport:
-    """What is known before the work: identity and settings."""
-    loaded = predictor if isinstance(predictor, LoadedPredictor) else None
+    """What is known before the work: what goes in."""
     settings = {**spec.result_settings(), "card": card.to_json()}
     return SceneReport(
         scene=scene.id,
@@ -168,9 +168,9 @@ def _opening_report(
         status="done",
         folder=str(folder),
         outputs=OUTPUTS,
-        content_key=content_key(scene, loaded.identity, settings) if loaded else None,
+        content_key=content_key(scene, identity, settings) if identity else None,
         pixels=scene.grid.height * scene.grid.width,
-        model=loaded.sha256 if loaded else "function",
+        model=identity.split()[0] if identity else "function",
         settings=settings,
         version=__version__,
     )
@@ -192,20 +192,27 @@ def _closing_report(
 
 
 def _region_job(
-    scene: Scene, plan: TilePlan, card: ModelCard, spec: SegmentSpec, *, tags: Mapping[str, str], folder: Path
+    scene: Scene,
+    plan: TilePlan,
+    card: ModelCard,
+    spec: SegmentSpec,
+    identity: str | None,
+    report: SceneReport,
+    work: Path,
 ) -> RegionJob:
     """What every region of the scene has in common."""
     return RegionJob(
         scene=scene,
         plan=plan,
         card=card,
+        identity=identity,
         blend=spec.blend,
         inference=spec.inference,
         mosaic=spec.mosaic,
         threshold=spec.polygons.threshold,
         threads=spec.reading.threads,
-        tags=tags,
-        folder=folder,
+        tags=_provenance(report),
+        folder=work.absolute() / "regions",
     )
 
 

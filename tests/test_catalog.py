@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.catalog import list_scenes
-from pipeline.errors import SceneError, SettingsError
+from pipeline.errors import SettingsError
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_addresses_are_passed_on(folder: Path) -> None:
 
 
 def test_an_address_of_another_scheme_is_refused() -> None:
-    with pytest.raises(SceneError, match="scheme file:// is not accepted"):
+    with pytest.raises(SettingsError, match="scheme file:// is not accepted"):
         list_scenes(["file:///etc/passwd"])
 
 

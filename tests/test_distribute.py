@@ -301,3 +301,20 @@ def test_a_region_that_kills_every_worker_is_a_fault_of_the_world(processes: Any
         segment_scene(scene, tmp_path / "out", predictor=always, card=ROOF, spec=SPEC, client=client)
     assert isinstance(caught.value, ScenemillError)
     assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_the_identity_of_a_result_is_that_of_the_workers(threads: Client, tmp_path: Path) -> None:
+    predictor = load_predictor(write_checkpoint(tmp_path / "model.safetensors"), "cpu", precision="float32")
+    assert distribute.predictor_identity(predictor, threads) == predictor.identity
+    assert distribute.predictor_identity(brightness, threads) is None
+
+
+def test_a_worker_that_runs_the_model_in_another_way_is_refused(
+    make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make_scene(name="town.tif", descriptions=["red", "green", "blue"])
+    predictor = load_predictor(write_checkpoint(tmp_path / "model.safetensors"), "cpu", precision="float32")
+    monkeypatch.setattr("pipeline.segment.predictor_identity", lambda *_: f"{predictor.sha256} torch.float16 cuda")
+    with pytest.raises(ModelError, match=r"in different ways.*name inference\.precision"):
+        segment_scene(scene, tmp_path / "out", predictor=predictor, spec=SPEC)
+    assert not (tmp_path / "out" / "town").exists()

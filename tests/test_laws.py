@@ -28,7 +28,7 @@ from pipeline.blend import Blend
 from pipeline.card import ModelCard, Normalization
 from pipeline.checkpoint import save_checkpoint
 from pipeline.config import SegmentSpec
-from pipeline.engine import InferenceSpec, LoadedPredictor, load_predictor
+from pipeline.engine import InferenceSpec, LoadedPredictor, identity_of, load_predictor
 from pipeline.levels import LevelType
 from pipeline.mosaic import MosaicSpec
 from pipeline.region import RegionJob, infer_region, join_regions
@@ -109,9 +109,18 @@ def mosaic_of(
     plan = plan_tiles(scene.grid.shape, tiling)
     work = Path(tempfile.mkdtemp(dir=place))
     job = RegionJob(
-        scene=scene, plan=plan, card=card, blend=cut.blend, inference=InferenceSpec(batch_size=cut.batch_size),
-        mosaic=MosaicSpec(dtype=dtype), threshold=None, threads=cut.threads, tags={}, folder=work,
-    )  # fmt: skip
+        scene=scene,
+        plan=plan,
+        card=card,
+        identity=identity_of(predictor),
+        blend=cut.blend,
+        inference=InferenceSpec(batch_size=cut.batch_size),
+        mosaic=MosaicSpec(dtype=dtype),
+        threshold=None,
+        threads=cut.threads,
+        tags={},
+        folder=work,
+    )
     regions = plan_regions(plan, rows=cut.rows, cols=cut.cols)
     join_regions(job, [infer_region(job, region, predictor) for region in regions], work)
     with rasterio.open(work / "probability.tif") as dataset:
