@@ -416,6 +416,7 @@ def test_an_interrupt_from_outside_ends_the_process_and_leaves_nothing_partial(
 import os, signal
 import pipeline.region as region
 from pipeline.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored
 write, calls = region.to_levels, []
 def to_levels(*arguments):
     calls.append(1)
