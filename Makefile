@@ -42,8 +42,8 @@ format: $(STAMP)  ## rewrite the code in the common style
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## print the figures that the docs quote
-	$(BIN)/python benchmarks/pipeline.py
-	$(BIN)/python benchmarks/polygons.py
+	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.polygons
 
 clean:  ## remove what the commands above made, and the environment
 	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

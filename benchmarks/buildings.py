@@ -1,8 +1,8 @@
 """Buildings in real aerial scenes: train, segment unseen scenes through the flow, score against the labels.
 
-    python benchmarks/buildings.py                          both trainings; prints the tables of docs/accuracy.md
-    python benchmarks/buildings.py --only banepa            one training scene, one scene to score
-    python benchmarks/buildings.py --minutes 1 --out out    a quick look; keeps checkpoints, mosaics and previews
+    python -m benchmarks.buildings                          both trainings; prints the tables of docs/accuracy.md
+    python -m benchmarks.buildings --only banepa            one training scene, one scene to score
+    python -m benchmarks.buildings --minutes 1 --out out    a quick look; keeps checkpoints, mosaics and previews
 
 The scored scenes take no part in training, nor in choosing the epoch: for that, blocks of the training
 scenes are held out.

@@ -1,6 +1,6 @@
 """Train the checkpoint that the demo ships, from towns whose seeds the demo never uses.
 
-    python benchmarks/demo_model.py        about 10 minutes on 2 CPU cores; writes pipeline/data/demo.safetensors
+    python -m benchmarks.demo_model        about 10 minutes on 2 CPU cores; writes pipeline/data/demo.safetensors
 
 The demo's own town is seed 7; these are seeds 100 to 111 for training and 120 to 121 for validation.
 """

@@ -1,8 +1,8 @@
 """Mask to polygons: ours against `rasterio.features.shapes` + `shapely.geometry.shape`, in the same run.
 
-    python benchmarks/polygons.py                    prints the table; about a minute
-    python benchmarks/polygons.py --json             also writes benchmarks/polygons.json
-    python benchmarks/polygons.py --workers 1
+    python -m benchmarks.polygons                    prints the table; about a minute
+    python -m benchmarks.polygons --json             also writes benchmarks/polygons.json
+    python -m benchmarks.polygons --workers 1
 
 Two masks: a dense synthetic one (4096 x 4096 px, 22 % set, smooth patches), and the cloud classes of a
 whole Sentinel-2 tile (10980 x 10980 px; left out where ../shared/data/zoo is not). Every measurement has
@@ -179,7 +179,7 @@ def digest_of(parts: list[tuple[NDArray[np.object_], NDArray[np.uint8]]]) -> str
 
 def measure_apart(name: str, method: str, workers: int) -> Measurement:
     """Run one method in a process of its own."""
-    command = [sys.executable, __file__, "--measure", name, method, "--workers", str(workers)]
+    command = [sys.executable, "-m", "benchmarks.polygons", "--measure", name, method, "--workers", str(workers)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return Measurement(**json.loads(done.stdout))
 

@@ -195,6 +195,7 @@ class Engine:
         self._gain, self._bias = (
             torch.tensor(v, dtype=torch.float32, device=device)[:, None, None] for v in (transform.gain, transform.bias)
         )
+        self._as_it_is = set(transform.gain) == {1.0} and set(transform.bias) == {0.0}
         self._clip = transform.clip
 
     @torch.inference_mode()
@@ -218,24 +219,35 @@ class Engine:
         if not wanted:
             return
         pixels = _to_tensor(strip.pixels).to(self.device, non_blocking=True)
-        valid = torch.from_numpy(strip.valid).to(self.device, non_blocking=True)
+        valid = None
+        if not strip.valid.all():
+            valid = torch.from_numpy(strip.valid).to(self.device, non_blocking=True)
         size = self._batch_size or resolve_batch_size(self.device, height * width)
         size = min(size, most)
         for first in range(0, len(wanted), size):
             batch = wanted[first : first + size]
             padded = batch + batch[-1:] * (size - len(batch))
             windows = [slice(places[k], places[k] + width) for k in padded]
-            tiles = self._normalise(
-                torch.stack([pixels[:, :, w] for w in windows]), torch.stack([valid[:, w] for w in windows])
-            )
+            tiles = self._cut(pixels, valid, windows)
             probabilities = self._checked(self._predict(tiles), tiles)
             yield from zip(batch, probabilities, strict=False)
 
-    def _normalise(self, pixels: Tensor, valid: Tensor) -> Tensor:
-        tiles = pixels.to(torch.float32).mul_(self._gain).add_(self._bias)
+    def _cut(self, pixels: Tensor, valid: Tensor | None, windows: Sequence[slice]) -> Tensor:
+        """Tiles of a strip as model input, float32; `valid` None means that every pixel is."""
+        bands, height, _ = pixels.shape
+        width = windows[0].stop - windows[0].start
+        tiles = torch.empty((len(windows), bands, height, width), device=self.device)
+        for tile, window in zip(tiles, windows, strict=True):
+            tile.copy_(pixels[:, :, window])
+        if not self._as_it_is:
+            tiles.mul_(self._gain).add_(self._bias)
         if self._clip is not None:
             tiles.clamp_(*self._clip)
-        return tiles.masked_fill_(~valid[:, None], 0.0)
+        if valid is not None:
+            invalid = ~torch.stack([valid[:, window] for window in windows])
+            if invalid.any():
+                tiles.masked_fill_(invalid[:, None], 0.0)
+        return tiles
 
     def _checked(self, probabilities: Tensor, tiles: Tensor) -> Tensor:
         """Refuse outputs of a wrong shape, NaN, or outside 0..1."""

@@ -193,7 +193,7 @@ class _RegionRun:
             first = max(self._core.row_off - top, 0)
             stop = self._core.row_off + self._core.height - top
             if first < min(stop, len(valid)):
-                self.valid_pixels += int(valid[first:stop].sum())
+                self.valid_pixels += int(torch.count_nonzero(valid[first:stop]))
                 yield to_levels(mean[:, first:stop], valid[first:stop], job.mosaic.dtype)
 
     def _predict(self, strip: RawStrip) -> None:
