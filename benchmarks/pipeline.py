@@ -1,6 +1,6 @@
 """File to mosaic with a pointwise predictor: pixels per second and peak memory as scenes grow.
 
-    python -m benchmarks.pipeline                          5k, 10k, 20k and 40k px squares; about 8 minutes, 8 GB of disk
+    python -m benchmarks.pipeline                  5k, 10k, 20k and 40k px squares; 6 minutes, 8 GB of disk
     python -m benchmarks.pipeline --sides 2000 --json out.json
 
 Each scene has 4 bands of uint16, ZSTD, 512 px blocks, and repeats one 2048 px pattern of soft blobs, so

@@ -84,6 +84,8 @@ class LoadedPredictor:
         self.device = resolve_device(device)
         self._source = (checkpoint.path, device, precision)
         network = fold_batch_norm(checkpoint.network.eval()).to(self.device)
+        if self.device.type == "cpu":
+            settle_convolutions(network)
         self._network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.precision = torch.float32
         self._lower(precision)
@@ -296,6 +298,18 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
                 module[index] = fuse_conv_bn_eval(first, second)
                 module[index + 1] = nn.Identity()
     return network
+
+
+def settle_convolutions(network: nn.Module) -> None:
+    """Make results independent of the number of CPU threads, in place.
+
+    torch gives float32 1x1 convolutions to oneDNN only when it has more than one thread (`use_mkldnn` in
+    ATen/native/Convolution.cpp), and its other kernel rounds differently. A dilation means nothing to a
+    kernel of one tap, but makes the choice the same for every number of threads.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            module.dilation = (2, 2)
 
 
 def _adapt(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predictor:

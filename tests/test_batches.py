@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeScene
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.windows import Window
@@ -15,7 +16,6 @@ from pipeline.batches import read_strips
 from pipeline.errors import DamagedSceneError
 from pipeline.scene import SceneReader, describe_scene
 from pipeline.tiling import Tiling, plan_tiles
-from tests.conftest import MakeScene
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -232,6 +232,20 @@ def test_auto_steps_back_to_float32_where_probabilities_would_change(
     assert torch.equal(predictor(tiles), exact(tiles))
 
 
+@pytest.mark.parametrize("upsampling", ["transposed", "bilinear"])
+def test_probabilities_do_not_depend_on_the_number_of_threads(tmp_path: Path, upsampling: str) -> None:
+    spec = UNetSpec(bands=3, classes=1, depth=2, base_channels=8, upsampling=upsampling)  # type: ignore[arg-type]
+    write_checkpoint(tmp_path / "model.safetensors", network=spec)
+    predictor = load_predictor(tmp_path / "model.safetensors", "cpu", precision="float32")
+    tiles, usual = torch.randn(2, 3, 64, 64), torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(predictor(tiles))
+    torch.set_num_threads(usual)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
 def test_a_precision_asked_for_is_kept_and_part_of_the_identity(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "m.safetensors")
     predictor = load_predictor(path, "cpu", precision="bfloat16")

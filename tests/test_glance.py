@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import MakeScene
 
 from pipeline import glance
 from pipeline.batches import read_strips
 from pipeline.glance import GlanceTaker, join_glances
 from pipeline.scene import describe_scene
 from pipeline.tiling import Tiling, plan_regions, plan_tiles
-from tests.conftest import MakeScene
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (3, 1), (2, 3)])

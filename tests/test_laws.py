@@ -1,12 +1,14 @@
 """The promises of the design, as laws: drawn sizes, tilings, blends, nodata and regions.
 
-1 seamless, 2 exact, 3 independent of how it was cut, 5 nodata to the end, 6 whole polygons. (4, flat
-memory, is measured by `benchmarks/pipeline.py`.)
+1 seamless, 2 exact, 3 independent of how it was cut, 5 nodata to the end, 6 whole polygons. 4, memory
+that does not follow the scene, is measured at scale by `benchmarks/pipeline.py`.
 """
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ import pytest
 import rasterio
 import shapely
 import torch
+from fake_levels import classes_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -34,9 +37,10 @@ from pipeline.mosaic import MosaicSpec
 from pipeline.region import RegionJob, infer_region, join_regions
 from pipeline.scene import describe_scene
 from pipeline.segment import segment_scene
-from pipeline.shaping import PolygonSpec
+from pipeline.shaping import PolygonBatch, PolygonSpec
 from pipeline.tiling import TilingSpec, plan_regions, plan_tiles, resolve_tiling
 from pipeline.unet import UNet, UNetSpec, receptive_field
+from pipeline.vectorize import vectorize
 
 BLENDS: list[Blend] = ["hann", "pyramid", "average", "crop", "exact"]
 POINTWISE = ModelCard(bands=("red",), classes=("roof",))
@@ -305,10 +309,20 @@ def test_a_real_network_gives_the_same_bytes_for_any_regions_threads_and_batches
     cut = Cut(tile_size=96, overlap=24, blend="hann", batch_size=4)
     ways = [cut, replace(cut, rows=3), replace(cut, rows=2, cols=2, threads=2), replace(cut, rows=4, batch_size=3)]
     results = [mosaic_of(tmp_path, path, predictor, predictor.card, way, "uint8")[1:] for way in ways]
+    for threads in (1, 3):
+        with torch_threads(threads):
+            results.append(mosaic_of(tmp_path, path, predictor, predictor.card, cut, "uint8")[1:])
     assert all(result == results[0] for result in results)
 
 
-@pytest.mark.slow
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    usual = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(usual)
+
+
 def test_worker_processes_give_the_same_bytes_and_polygons(tmp_path: Path) -> None:
     from distributed import Client, LocalCluster
 
@@ -326,6 +340,33 @@ def test_worker_processes_give_the_same_bytes_and_polygons(tmp_path: Path) -> No
     assert (here.polygons, here.area_m2, here.tiles_run) != (0, {}, 0)
     for name in ("probability.tif", "mask.tif", "polygons.gpkg"):
         assert (Path(here.folder) / name).read_bytes() == (Path(there.folder) / name).read_bytes()
+
+
+# Promise 4: memory does not follow the scene
+
+MEASURE = """
+import resource, sys
+import numpy as np
+from pipeline import ModelCard, segment_scene
+card = ModelCard(bands=("red",), classes=("bright",))
+segment_scene(sys.argv[1], sys.argv[2], predictor=lambda tiles: tiles / 255, card=card)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def peak_mib(place: Path, rows: int) -> int:
+    """Peak memory of a process that segments a scene of 1024 columns and so many rows."""
+    pattern = np.sin(np.arange(1024) / 40)[:, None] * np.sin(np.arange(1024) / 50) * 100 + 128
+    path = write_scene(place / f"rows{rows}.tif", np.tile(pattern.astype(np.uint8), (rows // 1024, 1))[None], block=512)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path), str(place / "out")], check=True, capture_output=True, text=True
+    )
+    return int(done.stdout)
+
+
+def test_memory_does_not_follow_the_height_of_a_scene(tmp_path: Path) -> None:
+    """Twelve times the rows are 44 MiB more pixels and 400 MiB more of tiles in float32."""
+    assert peak_mib(tmp_path, 48 * 1024) - peak_mib(tmp_path, 4 * 1024) < 40
 
 
 # Promise 5: nodata is nodata to the end
@@ -396,6 +437,32 @@ def test_polygons_of_a_scene_burn_back_to_its_mask(
     assert ((burnt == 1) == (mask == 1)).all()
     assert shapely.is_valid(geometry).all()
     assert np.isclose(area.sum(), (mask == 1).sum() * 0.25, rtol=2e-3)
+
+
+@settings(max_examples=40)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.integers(0, 999),
+    st.integers(1, 45),
+    st.sampled_from([4, 8]),
+)
+def test_polygons_do_not_depend_on_the_blocks_they_are_traced_in(
+    shape: tuple[int, int], seed: int, block_size: int, connectivity: Any
+) -> None:
+    source = classes_source(np.random.default_rng(seed).choice([0, 1, 2, 255], shape, p=[0.3, 0.4, 0.2, 0.1]))
+    spec = PolygonSpec(connectivity=connectivity)
+    whole, cut = (_as_set(vectorize(source, spec, block_size=size)) for size in (64, block_size))
+    assert whole == cut
+
+
+def _as_set(batches: Iterator[PolygonBatch]) -> set[tuple[bytes, int, int, float, float]]:
+    return {
+        (shapely.to_wkb(shapely.normalize(shape)), int(value), int(count), float(mean), float(peak))
+        for b in batches
+        for shape, value, count, mean, peak in zip(
+            b.geometry, b.class_value, b.pixel_count, b.mean_probability, b.max_probability, strict=True
+        )
+    }
 
 
 def _polygons(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from conftest import MakeScene
 
 from pipeline.card import ModelCard
 from pipeline.errors import WorldError
 from pipeline.scene import describe_scene
 from pipeline.segment import segment_scene
-from tests.conftest import MakeScene
 
 CARD = ModelCard(bands=("red",), classes=("bright",))
 
