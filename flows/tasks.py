@@ -14,8 +14,8 @@ from prefect.tasks import exponential_backoff
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
 from pipeline.distribute import cluster
-from pipeline.engine import InferenceSpec, LoadedPredictor, Precision, load_predictor
 from pipeline.errors import WorldError
+from pipeline.predictor import InferenceSpec, LoadedPredictor, Precision, load_predictor
 from pipeline.report import SceneReport
 from pipeline.run import segment_entry
 

@@ -55,7 +55,7 @@ def segment(
     from pipeline.catalog import list_scenes
     from pipeline.config import SegmentSpec, load_settings
     from pipeline.distribute import cluster
-    from pipeline.engine import load_predictor
+    from pipeline.predictor import load_predictor
     from pipeline.progress import progress_bars, scene_watch
     from pipeline.report import write_run
     from pipeline.run import segment_catalog

@@ -19,9 +19,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.blend import Blend
 from pipeline.distribute import DistributeSpec
-from pipeline.engine import InferenceSpec
 from pipeline.errors import SettingsError
 from pipeline.mosaic import MosaicSpec
+from pipeline.predictor import InferenceSpec
 from pipeline.scene import ReadingSpec
 from pipeline.shaping import PolygonSpec
 from pipeline.tiling import TilingSpec

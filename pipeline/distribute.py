@@ -17,8 +17,8 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from pipeline.engine import ArrayFunction, Predictor, identity_of
 from pipeline.errors import SettingsError, WorldError
+from pipeline.predictor import ArrayFunction, Predictor, identity_of
 from pipeline.region import RegionJob, RegionResult, Watch, infer_region
 from pipeline.tiling import Region
 

@@ -21,20 +21,13 @@ from pipeline.batches import RawStrip, read_strips
 from pipeline.blend import Blend, Share, StripBlender, covering, plan_shares, to_levels
 from pipeline.card import ModelCard
 from pipeline.decide import decide
-from pipeline.engine import (
-    ArrayFunction,
-    Engine,
-    InferenceSpec,
-    LoadedPredictor,
-    Predictor,
-    identity_of,
-    resolve_device,
-)
+from pipeline.engine import Engine
 from pipeline.errors import ModelError
 from pipeline.glance import Glance, GlanceTaker
 from pipeline.levels import TOP_LEVEL, as_levels
 from pipeline.mosaic import MosaicSpec, StripWriter, mask_form, probability_form, write_cog
 from pipeline.normalize import input_transform
+from pipeline.predictor import ArrayFunction, InferenceSpec, LoadedPredictor, Predictor, identity_of, resolve_device
 from pipeline.scene import Scene
 from pipeline.tiling import Region, TilePlan
 

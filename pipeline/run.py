@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.engine import LoadedPredictor
 from pipeline.errors import ScenemillError, SettingsError
+from pipeline.predictor import LoadedPredictor
 from pipeline.report import SceneReport
 from pipeline.scene import describe_scene
 from pipeline.segment import Watch, resolve_settings, segment_scene

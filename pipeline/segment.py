@@ -17,7 +17,6 @@ from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.decide import resolve_threshold
 from pipeline.distribute import predictor_identity, region_count, run_regions
-from pipeline.engine import ArrayFunction, LoadedPredictor, Predictor, exclusive
 from pipeline.errors import ModelError
 from pipeline.export import PolygonTotals, write_polygons
 from pipeline.glance import join_glances
@@ -25,6 +24,7 @@ from pipeline.grid import RasterGrid
 from pipeline.journal import content_key, finished_report, publishing
 from pipeline.levels import TOP_LEVEL
 from pipeline.mosaic import MosaicReader, read_mask
+from pipeline.predictor import ArrayFunction, LoadedPredictor, Predictor, exclusive
 from pipeline.region import RegionJob, RegionResult, join_regions
 from pipeline.report import SceneReport, Stopwatch, write_preview, write_report
 from pipeline.scene import Scene, describe_scene

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from pipeline import distribute
 from pipeline.config import SegmentSpec
 from pipeline.distribute import DistributeSpec, cluster, region_count
-from pipeline.engine import LoadedPredictor, load_predictor
 from pipeline.errors import DamagedSceneError, ModelError, ScenemillError, SettingsError, WorldError
+from pipeline.predictor import LoadedPredictor, load_predictor
 from pipeline.region import RegionJob, RegionResult, infer_region
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
@@ -151,7 +151,7 @@ def test_an_attempt_elsewhere_that_was_thought_lost_disturbs_nothing(
 def test_a_checkpoint_is_loaded_by_the_worker_from_its_path(
     threads: Client, make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import engine
+    from pipeline import predictor as predictors
 
     model = write_checkpoint(tmp_path / "m.safetensors")
     predictor = load_predictor(model, "cpu", precision="float32")
@@ -161,7 +161,7 @@ def test_a_checkpoint_is_loaded_by_the_worker_from_its_path(
         loaded.append(Path(path))
         return load_predictor(path, *args, **kwargs)
 
-    monkeypatch.setattr(engine, "load_predictor", load)
+    monkeypatch.setattr(predictors, "load_predictor", load)
     report = segment_scene(make_scene(height=200), tmp_path, predictor=predictor, spec=SPEC, client=threads)
     assert report.status == "done"
     assert loaded == [model]

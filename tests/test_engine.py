@@ -14,21 +14,14 @@ from models import ROOF, write_checkpoint
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline import engine
+from pipeline import predictor as predictors
 from pipeline.batches import RawStrip
 from pipeline.card import ModelCard
 from pipeline.checkpoint import load_checkpoint
-from pipeline.engine import (
-    Engine,
-    InferenceSpec,
-    activate,
-    fold_batch_norm,
-    load_predictor,
-    resolve_batch_size,
-    resolve_device,
-)
+from pipeline.engine import Engine, resolve_batch_size
 from pipeline.errors import ModelError, SettingsError
 from pipeline.normalize import InputTransform
+from pipeline.predictor import InferenceSpec, activate, fold_batch_norm, load_predictor, resolve_device
 from pipeline.unet import UNet, UNetSpec
 
 CPU = torch.device("cpu")
@@ -213,7 +206,7 @@ def gentle(tmp_path: Path) -> Path:
 
 
 def test_auto_takes_the_lower_precision_where_it_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_fast_type", lambda device: torch.bfloat16)
+    monkeypatch.setattr(predictors, "_fast_type", lambda device: torch.bfloat16)
     predictor = load_predictor(gentle(tmp_path), "cpu")
     assert predictor.precision == torch.bfloat16
     tiles = torch.randn((1, 3, 64, 64), generator=torch.Generator().manual_seed(1))
@@ -224,7 +217,7 @@ def test_auto_takes_the_lower_precision_where_it_is_harmless(tmp_path: Path, mon
 def test_auto_steps_back_to_float32_where_probabilities_would_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_fast_type", lambda device: torch.bfloat16)
+    monkeypatch.setattr(predictors, "_fast_type", lambda device: torch.bfloat16)
     path = write_checkpoint(tmp_path / "m.safetensors")
     predictor, exact = load_predictor(path, "cpu"), load_predictor(path, "cpu", precision="float32")
     assert (predictor.precision, predictor.identity) == (torch.float32, exact.identity)

@@ -164,7 +164,7 @@ def test_the_tasks_run_on_the_cluster_that_the_settings_name(
 
 
 def test_a_retrained_model_under_the_same_name_is_loaded_again(tmp_path: Path) -> None:
-    from pipeline.engine import InferenceSpec
+    from pipeline.predictor import InferenceSpec
 
     path, spec = tmp_path / "model.safetensors", InferenceSpec(device="cpu")
     first = task_room.load_model(str(write_checkpoint(path)), spec)

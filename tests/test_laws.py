@@ -31,9 +31,9 @@ from pipeline.blend import Blend
 from pipeline.card import ModelCard, Normalization
 from pipeline.checkpoint import save_checkpoint
 from pipeline.config import SegmentSpec
-from pipeline.engine import InferenceSpec, LoadedPredictor, identity_of, load_predictor
 from pipeline.levels import LevelType
 from pipeline.mosaic import MosaicSpec
+from pipeline.predictor import InferenceSpec, LoadedPredictor, identity_of, load_predictor
 from pipeline.region import RegionJob, infer_region, join_regions
 from pipeline.scene import describe_scene
 from pipeline.segment import segment_scene

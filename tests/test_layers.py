@@ -36,6 +36,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     (
         "batches",
         "engine",
+        "predictor",
         "blend",
         "glance",
         "mosaic",
@@ -58,7 +59,7 @@ PIPELINE_ONLY_IN: dict[str, tuple[str, ...]] = {
     "dask": ("batches", "distribute", "catalog"),
     "distributed": ("distribute",),
     "pydantic": ("config",),
-    "torch": ("unet", "checkpoint", "engine", "blend", "region", "training"),
+    "torch": ("unet", "checkpoint", "predictor", "engine", "blend", "region", "training"),
     "safetensors": ("checkpoint",),
     "geopandas": ("export", "catalog", "training"),
     "pyogrio": ("export", "catalog", "training"),
@@ -163,7 +164,20 @@ def test_the_library_does_not_know_the_flows_but_for_the_command_line():
 
 
 def test_flows_reach_the_steps_only_through_the_library():
-    allowed = {"", "card", "catalog", "config", "distribute", "engine", "errors", "report", "run", "scoring", "segment"}
+    allowed = {
+        "",
+        "card",
+        "catalog",
+        "config",
+        "distribute",
+        "engine",
+        "errors",
+        "predictor",
+        "report",
+        "run",
+        "scoring",
+        "segment",
+    }
     allowed |= {"town", "training"}
     strangers = [
         f"{each.where}: {each.target}"

@@ -28,9 +28,9 @@ from rio_cogeo import cog_validate
 import pipeline
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
-from pipeline.engine import LoadedPredictor, load_predictor
 from pipeline.errors import ModelError, SettingsError, WorldError
 from pipeline.mosaic import MosaicSpec
+from pipeline.predictor import LoadedPredictor, load_predictor
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene, vectorize_mosaic
 from pipeline.shaping import PolygonSpec

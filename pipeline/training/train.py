@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from pipeline.card import ModelCard
 from pipeline.checkpoint import save_checkpoint
-from pipeline.engine import resolve_device
 from pipeline.errors import ModelError, SettingsError
+from pipeline.predictor import resolve_device
 from pipeline.training.feed import Batch, Feed
 from pipeline.training.losses import segmentation_loss
 from pipeline.training.metrics import Confusion

@@ -1,0 +1,259 @@
+"""A network prepared for one device, and the one form in which all predictors are called.
+
+A predictor is any callable `(N, bands, H, W) float32 -> (N, classes, h, w)`: a loaded checkpoint, a torch
+module, or a plain function on numpy arrays or tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pipeline.card import ModelCard
+from pipeline.checkpoint import Checkpoint, load_checkpoint
+from pipeline.errors import ModelError, SettingsError
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+MOST_CHANGE = 0.01
+"""`precision: auto` keeps a lower precision only while no probability of its trial changes by more."""
+
+
+class Predictor(Protocol):
+    """What runs a network: normalised tiles in, probabilities (or the card's logits) out."""
+
+    def __call__(self, tiles: Tensor, /) -> Tensor:
+        """`(N, bands, H, W)` float32 -> `(N, classes, H - 2 margin, W - 2 margin)`."""
+        ...
+
+
+ArrayFunction = Callable[[NDArray[np.float32]], NDArray[np.floating] | Tensor]
+"""A plain predictor on numpy arrays; one on torch tensors is recognised when it refuses arrays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSpec:
+    """How the network is run."""
+
+    batch_size: int = 0
+    """Tiles per forward pass; 0 chooses by tile size and device."""
+    precision: Precision = "auto"
+    """Number format of the network; auto takes bfloat16 or float16 where fast and harmless, else float32."""
+    device: str = "auto"
+    """`auto` (CUDA, then MPS, then CPU), or a torch device such as `cpu` or `cuda:1`."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 0:
+            raise SettingsError(f"batch_size must be at least 0, not {self.batch_size}")
+
+
+class LoadedPredictor:
+    """A checkpoint's network, prepared for one device; returns probabilities in float32.
+
+    Batch norm is folded into the convolutions, weights are `channels_last`, and the number format is
+    the lowest one that `precision` allows. It pickles as its path: whoever unpickles it loads the file
+    once per process.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str, precision: Precision):
+        """Prepare a checkpoint's network, in place."""
+        self.card, self.sha256 = checkpoint.card, checkpoint.sha256
+        self.turn = threading.Lock()
+        self.device = resolve_device(device)
+        self._source = (checkpoint.path, device, precision)
+        network = fold_batch_norm(checkpoint.network.eval()).to(self.device)
+        if self.device.type == "cpu":
+            settle_convolutions(network)
+        self._network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.precision = torch.float32
+        self._lower(precision)
+
+    @property
+    def identity(self) -> str:
+        """What decides its results: weights, number format and kind of device."""
+        return f"{self.sha256} {self.precision} {self.device.type}"
+
+    def __reduce__(self) -> tuple[Callable[..., LoadedPredictor], tuple[object, ...]]:
+        path, device, precision = self._source
+        return _load_once, (Path(path).absolute(), device, precision, self.sha256)
+
+    @torch.inference_mode()
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """`(N, bands, H, W)` normalised float32 -> `(N, classes, h, w)` probabilities, float32 in 0..1."""
+        tiles = tiles.to(self.device, self.precision).contiguous(memory_format=torch.channels_last)
+        return activate(self._network(tiles).float(), self.card)
+
+    def _lower(self, precision: Precision) -> None:
+        wanted = _fast_type(self.device) if precision == "auto" else getattr(torch, precision)
+        if wanted == torch.float32:
+            return
+        trial = _trial_batch(self.card).to(self.device)
+        exact, expected = self._network, self(trial)
+        self._network, self.precision = copy.deepcopy(exact).to(wanted), wanted
+        change = float((self(trial) - expected).abs().max())
+        if precision == "auto" and not change <= MOST_CHANGE:
+            log.info("%s changes a probability by %.3g, over %.3g: float32 is used", wanted, change, MOST_CHANGE)
+            self._network, self.precision = exact, torch.float32
+
+
+def identity_of(predictor: Predictor | ArrayFunction) -> str | None:
+    """What decides a predictor's results; None for a plain function, which has no identity to compare."""
+    return predictor.identity if isinstance(predictor, LoadedPredictor) else None
+
+
+def exclusive(predictor: Predictor | ArrayFunction) -> AbstractContextManager[object]:
+    """Hold a loaded predictor's device: of several scenes in one process, one at a time uses it."""
+    return predictor.turn if isinstance(predictor, LoadedPredictor) else nullcontext()
+
+
+def load_predictor(path: str | Path, device: str = "auto", *, precision: Precision = "auto") -> LoadedPredictor:
+    """Load a checkpoint, ready to run.
+
+    Args:
+        path: a `.safetensors` file with its ModelCard inside.
+        device: `auto`, or a torch device such as `cpu` or `cuda:1`.
+        precision: number format; `auto` proves itself on a seeded trial batch against float32.
+
+    Raises:
+        ModelError: the file is missing, damaged, or no checkpoint of ours.
+        SettingsError: the device does not exist here.
+    """
+    return LoadedPredictor(load_checkpoint(Path(path)), device=device, precision=precision)
+
+
+@lru_cache(maxsize=4)
+def _load_once(path: Path, device: str, precision: Precision, sha256: str) -> LoadedPredictor:
+    """Load a checkpoint in a worker process, and make sure it is the one the client meant."""
+    predictor = load_predictor(path, device, precision=precision)
+    if predictor.sha256 != sha256:
+        raise ModelError(f"{path}: differs between client ({sha256[:12]}) and worker ({predictor.sha256[:12]})")
+    return predictor
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` -> CUDA, MPS or CPU; any other name is checked to exist.
+
+    Raises:
+        SettingsError: an unknown or absent device.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"inference.device = {device!r} is not usable here: {reason}; use auto or cpu") from error
+    return place
+
+
+def activate(outputs: Tensor, card: ModelCard) -> Tensor:
+    """A network's outputs -> probabilities: sigmoid or softmax over classes when they are logits."""
+    if card.outputs == "probabilities":
+        return outputs
+    return torch.sigmoid(outputs) if card.activation == "sigmoid" else torch.softmax(outputs, dim=1)
+
+
+def as_predictor(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predictor:
+    """A loaded predictor as it is; a torch module or plain function wrapped to return float32 probabilities."""
+    if isinstance(predictor, LoadedPredictor):
+        return predictor
+    if isinstance(predictor, nn.Module):
+        predictor.eval()
+        return lambda tiles: activate(predictor(tiles).float(), card)
+    call = _ArrayCall(predictor)
+    return lambda tiles: activate(_as_tensor(call(tiles)).float(), card)
+
+
+class _ArrayCall:
+    """Calls a plain function with numpy arrays, or with tensors when it takes no arrays."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+        self._takes_tensors = False
+
+    def __call__(self, tiles: Tensor) -> object:
+        if self._takes_tensors:
+            return self._function(tiles)
+        try:
+            return self._function(tiles.cpu().numpy())
+        except (TypeError, AttributeError) as refused:
+            # What torch says of an array; a fault of the function itself fails with tensors too.
+            try:
+                result = self._function(tiles)
+            except (TypeError, AttributeError):
+                raise refused from None
+            self._takes_tensors = True
+            return result
+
+
+def _as_tensor(result: object) -> Tensor:
+    if isinstance(result, Tensor):
+        return result
+    array = np.asarray(result)
+    if array.dtype.kind not in "fiub":
+        raise ModelError(
+            f"the predictor returned {type(result).__name__} where an array of probabilities (N, classes, H, W) is due"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """Fold each batch norm that directly follows a convolution in a Sequential into it, in place.
+
+    Exact in real arithmetic: `gamma (W x + b - mean) / sigma + beta` is one convolution (Jacob et al.
+    2018, Quantization and Training of Neural Networks, section 3.2).
+    """
+    for module in network.modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        for index in range(len(module) - 1):
+            first, second = module[index], module[index + 1]
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                module[index] = fuse_conv_bn_eval(first, second)
+                module[index + 1] = nn.Identity()
+    return network
+
+
+def settle_convolutions(network: nn.Module) -> None:
+    """Make results independent of the number of CPU threads, in place.
+
+    torch gives float32 1x1 convolutions to oneDNN only when it has more than one thread (`use_mkldnn` in
+    ATen/native/Convolution.cpp), and its other kernel rounds differently. A dilation means nothing to a
+    kernel of one tap, but makes the choice the same for every number of threads.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            module.dilation = (2, 2)
+
+
+def _fast_type(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.float16
+    supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return torch.bfloat16 if device.type == "cpu" and supports is not None and supports() else torch.float32
+
+
+def _trial_batch(card: ModelCard) -> Tensor:
+    """One seeded tile of smooth, standardised noise, about 128 px wide, of a size the network takes."""
+    least = 2 * card.margin + 1
+    side = max(128, least)
+    side += (card.size_offset - side) % card.stride
+    noise = torch.randn((1, len(card.bands), side // 4 + 1, side // 4 + 1), generator=torch.Generator().manual_seed(0))
+    return nn.functional.interpolate(noise, size=(side, side), mode="bilinear")
