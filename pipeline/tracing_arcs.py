@@ -21,7 +21,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tracing import Labels, Rings, Seams, compiled
+from pipeline.labelling import Labels, compiled
+from pipeline.tracing import Rings, Seams
 
 FREE = -1
 """In the map of vertices: no vertex here."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tracing import Rings, compiled
+from pipeline.labelling import compiled
+from pipeline.tracing import Rings
 
 
 def cancel_seams(rings: Rings, block_size: int, open_row: int) -> Rings:

@@ -24,8 +24,9 @@ from pipeline.card import ModelCard
 from pipeline.decide import decide_apart, resolve_threshold
 from pipeline.errors import SettingsError
 from pipeline.grid import RasterGrid, measure_on_ground
+from pipeline.labelling import Components
 from pipeline.shaping import PolygonBatch, PolygonSpec
-from pipeline.tracing import Components, Rings, Seams
+from pipeline.tracing import Rings, Seams
 from pipeline.vectorize_holes import HoleRule, without_holes
 from pipeline.vectorize_joins import SeamJoiner
 from pipeline.vectorize_pieces import BlockPieces, Finished, TracingRule, trace_block

@@ -16,8 +16,9 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.grid import RasterGrid, measure_on_ground
+from pipeline.labelling import BAD, Components, Labels, compiled, unique_rows
 from pipeline.shaping import to_ground
-from pipeline.tracing import BAD, Components, Labels, Rings, Seams, compiled, unique_rows
+from pipeline.tracing import Rings, Seams
 
 SLACK = 4
 """Components of no class that are this many times larger than the limit at the centre are not followed."""

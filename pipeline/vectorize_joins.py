@@ -9,7 +9,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tracing import BAD, Components, Rings, unique_rows, unite
+from pipeline.labelling import BAD, Components, unique_rows, unite
+from pipeline.tracing import Rings
 from pipeline.tracing_seams import cancel_seams, join_rings
 from pipeline.vectorize_holes import judge
 from pipeline.vectorize_pieces import BlockPieces, Finished, TracingRule, numbered, renamed

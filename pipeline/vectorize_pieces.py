@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decide import Decision
-from pipeline.tracing import BAD, Components, Labels, Rings, Seams, corner_pairs, label, trace, unite
+from pipeline.labelling import BAD, Components, Labels, corner_pairs, label, unite
+from pipeline.tracing import Rings, Seams, trace
 from pipeline.tracing_arcs import simplify
 from pipeline.vectorize_holes import HoleRule, find_fences, judge
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from rasterio.features import shapes
 
-from pipeline.tracing import Seams, corner_pairs, label, trace, unite
+from pipeline.labelling import corner_pairs, label, unite
+from pipeline.tracing import Seams, trace
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,7 +103,7 @@ def test_kernels_work_where_nothing_can_be_cached(tmp_path: Path):
         "import warnings; warnings.simplefilter('error')\n"
         "from numba.core import caching\n"
         "caching.CacheImpl._locator_classes = []\n"
-        "import numpy as np; from pipeline.tracing import unite\n"
+        "import numpy as np; from pipeline.labelling import unite\n"
         "print(unite(3, np.array([[0, 2]])).tolist())"
     )
     env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
