@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all pytest lint format bench clean
+.PHONY: help install demo test quick lint format bench clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,12 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## make a town, segment it through the flow, score it against the truth (3 minutes)
 	$(BIN)/scenemill demo --out demo-out
 
-test: lint pytest  ## lint and every test that is not marked slow (under 12 minutes)
-
-test-all: lint  ## lint and every test
+test: lint  ## style, types and every test (about 7 minutes on 2 cores)
 	$(BIN)/python -m pytest -m ''
 
-pytest: $(STAMP)
+quick: lint  ## the same without the tests marked slow (about 3 minutes)
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)  ## formatting, style and types
