@@ -210,3 +210,9 @@ def anchors(text: str) -> set[str]:
     """The anchors that Markdown viewers give to headings."""
     headings = re.findall(r"^#+ (.+)$", without_code(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_map_of_the_code_names_every_room() -> None:
+    text = (ROOT / "docs" / "rooms.md").read_text(encoding="utf-8")
+    rooms = [path.stem for path in (ROOT / "pipeline").glob("*.py") if path.stem != "__init__"]
+    assert [room for room in rooms if f"`{room}`" not in text] == []
