@@ -6,19 +6,21 @@ Handles are neither thread-safe nor picklable. Every block is decoded once by de
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
-import rasterio
 from rasterio import DatasetReader
+from rasterio.env import set_gdal_config
 
 CACHE_BYTES = 128 * 2**20
-"""GDAL's block cache for the whole process."""
+"""GDAL's block cache for the whole process, unless the operator sets the variable GDAL_CACHEMAX."""
 
 
-def gdal_environment(**options: str) -> rasterio.Env:
-    """GDAL's settings; use as a context manager around GDAL calls."""
-    return rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, **options)
+def limit_block_cache() -> None:
+    """Keep GDAL's cache small, for good: a rasterio.Env would undo it on leaving, in whichever thread."""
+    if "GDAL_CACHEMAX" not in os.environ:
+        set_gdal_config("GDAL_CACHEMAX", CACHE_BYTES)
 
 
 class ThreadHandles:
@@ -26,6 +28,7 @@ class ThreadHandles:
 
     def __init__(self, open_dataset: Callable[[], DatasetReader]) -> None:
         """`open_dataset` makes a new handle."""
+        limit_block_cache()
         self._open = open_dataset
         self._local = threading.local()
         self._opened: list[DatasetReader] = []

@@ -16,7 +16,6 @@ from urllib.parse import unquote, urlsplit
 import rasterio
 
 from pipeline.errors import DamagedSceneError, SceneError, WorldError
-from pipeline.handles import gdal_environment
 
 _PREFIX_OF_SCHEME = {"s3": "/vsis3/", "https": "/vsicurl/https://", "http": "/vsicurl/http://"}
 
@@ -85,7 +84,7 @@ class Location:
 
     def environment(self) -> rasterio.Env:
         """GDAL's settings for reading from here; use as a context manager around every GDAL call."""
-        return gdal_environment(**(_REMOTE_OPTIONS | _sidecar_options(self.text) if self.is_remote else {}))
+        return rasterio.Env(**(_REMOTE_OPTIONS | _sidecar_options(self.text) if self.is_remote else {}))
 
     def check_exists(self) -> None:
         """Raise SceneError when a local file is missing, a folder, unreadable or empty; WorldError for a bad disk."""

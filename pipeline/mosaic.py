@@ -26,7 +26,7 @@ from pipeline.card import ModelCard
 from pipeline.errors import ModelError, SceneError, WorldError
 from pipeline.export_style import class_colour
 from pipeline.grid import RasterGrid
-from pipeline.handles import ThreadHandles
+from pipeline.handles import ThreadHandles, limit_block_cache
 from pipeline.levels import TOP_LEVEL, LevelType, as_levels, stored_nodata
 
 BLOCK = 512
@@ -102,6 +102,7 @@ class StripWriter:
 
     def __init__(self, path: Path, form: RasterForm):
         """Create the file; `form` says what it holds."""
+        limit_block_cache()
         grid = form.grid
         self._held: list[NDArray[np.generic]] = []
         self._row = 0
