@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -93,7 +94,7 @@ def segment_scene(
     with publishing(folder) as work:
         job = _region_job(scene, plan, card, spec, identity, report, work)
         job.folder.mkdir()
-        with exclusive(predictor), timer.stage("infer"):
+        with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
             results = [*run_regions(job, regions, predictor, client=client, watch=_staged(watch, "infer", scene.grid))]
         with timer.stage("mosaic"):
             join_regions(job, results, work)

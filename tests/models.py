@@ -1,4 +1,4 @@
-"""Models for tests: small checkpoints, and predictors whose answer is known beforehand."""
+"""Models for tests: small checkpoints, predictors whose answer is known beforehand, and a scene that breaks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import rasterio
 import torch
 from numpy.typing import NDArray
 
@@ -54,4 +56,17 @@ def write_checkpoint(
         receptive_field=receptive_field(spec),
     )
     save_checkpoint(path, unet, replace(card, **facts))
+    return path
+
+
+def write_damaged(path: Path) -> Path:
+    """A scene that opens, and turns out to be cut short half-way through."""
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 128, 64), np.uint8)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=3, height=128, width=64, dtype="uint8", crs="EPSG:32633",
+        transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000), tiled=True, blockxsize=16, blockysize=16,
+        photometric="rgb",
+    ) as dataset:  # fmt: skip
+        dataset.write(pixels)
+    path.write_bytes(path.read_bytes()[:-9000])
     return path

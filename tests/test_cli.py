@@ -17,7 +17,7 @@ import pytest
 import rasterio
 import shapely
 from conftest import MakeScene
-from models import write_checkpoint
+from models import write_checkpoint, write_damaged
 
 import pipeline
 import pipeline.cli as cli
@@ -52,19 +52,6 @@ def statuses(out: Path) -> dict[str, str]:
     return {scene["scene"]: scene["status"] for scene in json.loads((out / "run.json").read_text())["scenes"]}
 
 
-def damaged(path: Path) -> Path:
-    """A scene that opens, and turns out to be cut short half-way through."""
-    pixels = np.random.default_rng(0).integers(0, 255, (3, 128, 64), np.uint8)
-    with rasterio.open(
-        path, "w", driver="GTiff", count=3, height=128, width=64, dtype="uint8", crs="EPSG:32633",
-        transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000), tiled=True, blockxsize=16, blockysize=16,
-        photometric="rgb",
-    ) as dataset:  # fmt: skip
-        dataset.write(pixels)
-    path.write_bytes(path.read_bytes()[:-9000])
-    return path
-
-
 # segment
 
 
@@ -84,7 +71,7 @@ def test_a_damaged_scene_among_good_ones_fails_alone(
     call: Call, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     out = tmp_path / "out"
-    scenes = [make_scene(name="a.tif"), damaged(tmp_path / "b.tif"), make_scene(name="c.tif", seed=1)]
+    scenes = [make_scene(name="a.tif"), write_damaged(tmp_path / "b.tif"), make_scene(name="c.tif", seed=1)]
     code, _, stderr = call("segment", *scenes, "--model", model, "--out", out, *FAST)
     assert code == 1
     assert statuses(out) == {"a": "done", "b": "failed", "c": "done"}

@@ -15,12 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import rasterio
 import yaml
 from conftest import MakeScene
-from models import write_checkpoint
+from models import write_checkpoint, write_damaged
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -58,23 +56,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors"))
 
 
-def damaged(path: Path) -> Path:
-    """A GeoTIFF whose last blocks are gone: it opens, and fails half-way through."""
-    pixels = np.random.default_rng(0).integers(0, 255, (3, 128, 64), np.uint8)
-    with rasterio.open(
-        path, "w", driver="GTiff", count=3, height=128, width=64, dtype="uint8", crs="EPSG:32633",
-        transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000), tiled=True, blockxsize=16, blockysize=16,
-        photometric="rgb",
-    ) as dataset:  # fmt: skip
-        dataset.write(pixels)
-    path.write_bytes(path.read_bytes()[:-9000])
-    return path
-
-
 def test_a_damaged_scene_fails_the_run_and_stops_no_other_scene(
     ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
-    scenes = [make_scene(name="a.tif"), damaged(tmp_path / "b.tif"), make_scene(name="c.tif", seed=1)]
+    scenes = [make_scene(name="a.tif"), write_damaged(tmp_path / "b.tif"), make_scene(name="c.tif", seed=1)]
     out = tmp_path / "out"
     state = segment_scenes([str(s) for s in scenes], model, str(out), SETTINGS, return_state=True)
     assert state.is_failed()
@@ -218,7 +203,7 @@ def test_the_ad_hoc_entry_tells_wrong_usage_from_failed_scenes(
 
 @pytest.mark.slow
 def test_the_ad_hoc_entry_runs_without_any_server_set_up(make_scene: MakeScene, tmp_path: Path, model: str) -> None:
-    scenes = [make_scene(name="town.tif"), damaged(tmp_path / "b.tif")]
+    scenes = [make_scene(name="town.tif"), write_damaged(tmp_path / "b.tif")]
     done = subprocess.run(
         [sys.executable, "-m", "flows.segment", *map(str, scenes), "--model", model, "--out", str(tmp_path / "out")],
         cwd=ROOT,
