@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -87,7 +88,7 @@ def publishing(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise WorldError(f"{folder}: writing failed: {error}; check the disk and run again") from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
         os.close(claim)
 
 
@@ -99,6 +100,15 @@ def write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def _remove(work: Path) -> None:
+    """Delete a work folder, again while a worker that has not yet heard of the failure adds a file to it."""
+    for _ in range(20):
+        shutil.rmtree(work, ignore_errors=True)
+        if not work.exists():
+            return
+        time.sleep(0.05)
 
 
 def _swap(work: Path, folder: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeScene
 
+from pipeline import journal
 from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import WorldError
 from pipeline.journal import content_key, finished_report, publishing, write_durably
@@ -284,3 +285,24 @@ def test_a_header_read_otherwise_is_another_scene(make_scene: MakeScene) -> None
     one, two = (describe_scene(path, ReadingSpec(crs=crs)) for crs in ("EPSG:32633", "EPSG:32634"))
     assert content_key(one, "m", {}) != content_key(two, "m", {})
     assert content_key(replace(one, id="other"), "m", {}) != content_key(one, "m", {})
+
+
+def test_a_work_folder_goes_even_while_a_worker_still_adds_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, late = journal.shutil.rmtree, ["region-2.tif", "region-3.tif"]
+
+    def remove_while_written_to(path: Path, ignore_errors: bool = False) -> None:
+        remove(path, ignore_errors=ignore_errors)
+        if path.name == ".town.partial" and late:
+            path.mkdir()
+            (path / late.pop()).touch()
+
+    def fail() -> None:
+        with publishing(tmp_path / "town"):
+            monkeypatch.setattr(journal.shutil, "rmtree", remove_while_written_to)
+            raise RuntimeError("a region failed")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [*tmp_path.iterdir()] == []
