@@ -11,9 +11,14 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from pipeline.networks import NetworkSpec
 from pipeline.town import BANDS, write_town
-from pipeline.training.settings import LearningSpec, NetworkSpec, SamplesSpec, TrainSpec
-from pipeline.training.train import TrainProgress, train
+from pipeline.training.learning import LearningSpec
+from pipeline.training.records import TrainProgress
+from pipeline.training.settings import TrainSpec
+from pipeline.training.splits import SplitSpec
+from pipeline.training.train import train
+from pipeline.training.windows import SamplesSpec
 
 CHECKPOINT = Path(__file__).parents[1] / "pipeline" / "data" / "demo.safetensors"
 TRAINING, VALIDATION = range(100, 112), range(120, 122)
@@ -30,7 +35,7 @@ def main() -> None:
         spec = TrainSpec(
             classes=("building",),
             bands=BANDS,
-            validation=tuple(f"town{seed}" for seed in VALIDATION),
+            split=SplitSpec(validation=tuple(f"town{seed}" for seed in VALIDATION)),
             network=NetworkSpec(depth=3, base_channels=16),
             samples=SamplesSpec(windows_per_epoch=384),
             learning=LearningSpec(epochs=24, learning_rate=2e-3, patience=0, max_minutes=arguments.minutes),

@@ -334,7 +334,7 @@ def test_train_makes_a_checkpoint_that_segments(call: Call, make_scene: MakeScen
     geopandas.GeoDataFrame(geometry=roofs, crs="EPSG:32633").to_crs(4326).to_file(labels)
     settings = {
         "network.depth": 2, "network.base_channels": 8, "samples.tile_size": 32, "samples.batch_size": 4,
-        "samples.windows_per_epoch": 32, "samples.block_size": 32, "samples.threads": 1, "learning.epochs": 2,
+        "samples.windows_per_epoch": 32, "split.block_size": 32, "samples.threads": 1, "learning.epochs": 2,
         "learning.learning_rate": 0.005,
     }  # fmt: skip
     given = [token for key, value in settings.items() for token in ("--set", f"{key}={value}")]

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
 
+from pipeline.errors import SettingsError
 from pipeline.normalize import InputTransform
 from pipeline.training.samples import Sample
-from pipeline.training.settings import AugmentSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSpec:
+    """Random changes of each training window."""
+
+    flips: bool = True
+    """Mirror left-right in half of the windows."""
+    turns: bool = True
+    """Turn by 0, 90, 180 or 270 degrees, each equally often."""
+    contrast: float = 0.2
+    """Model input is multiplied by a factor drawn from `[1 - contrast, 1 + contrast]`, 0 to 0.9."""
+    brightness: float = 0.2
+    """A number drawn from `[-brightness, brightness]` is added to the model input, 0 to 1 (in standard deviations)."""
+
+    def __post_init__(self) -> None:
+        for key, most in (("contrast", 0.9), ("brightness", 1.0)):
+            if not 0 <= getattr(self, key) <= most:
+                raise SettingsError(f"{key} must be from 0 to {most}, not {getattr(self, key)}")
 
 
 def flip_and_turn(sample: Sample, rng: Generator, spec: AugmentSpec) -> Sample:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -18,8 +18,11 @@ from pipeline.card import Normalization
 from pipeline.normalize import input_transform
 from pipeline.training.augment import flip_and_turn, vary_light
 from pipeline.training.samples import Sample, read_padded
-from pipeline.training.settings import TrainSpec
-from pipeline.training.windows import MOST_DRAWS, Area, Core, draw_core
+from pipeline.training.splits import Area
+from pipeline.training.windows import MOST_DRAWS, Core, draw_core
+
+if TYPE_CHECKING:
+    from pipeline.training.settings import TrainSpec
 
 AHEAD = 4
 """Batches prepared before they are asked for; bounds memory."""

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.training.settings import LossSpec
+from pipeline.errors import SettingsError
 
 DICE_SMOOTHING = 1.0
 """Added to both sides of the Dice ratio (in pixels): an empty class that is predicted empty costs nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """`bce_weight * BCE + dice_weight * Dice`."""
+
+    bce_weight: float = 1.0
+    """Weight of binary cross-entropy, at least 0."""
+    dice_weight: float = 1.0
+    """Weight of the soft Dice loss, at least 0; one of the two weights must be above 0."""
+
+    def __post_init__(self) -> None:
+        if min(self.bce_weight, self.dice_weight) < 0 or self.bce_weight + self.dice_weight <= 0:
+            raise SettingsError(
+                f"bce_weight and dice_weight must be >= 0 and not both 0, not {self.bce_weight} and {self.dice_weight}"
+            )
 
 
 def bce_loss(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,9 @@ from pipeline.training.labels import (
     read_polygons,
 )
 from pipeline.training.masks import open_mask_labels
-from pipeline.training.settings import TrainSpec
+
+if TYPE_CHECKING:
+    from pipeline.training.settings import TrainSpec
 
 SCENE_SUFFIXES = (".tif", ".tiff")
 MOST_RESOLUTION_SPREAD = 1.1
@@ -166,7 +168,7 @@ def open_data(images: Sequence[str | Path], labels: str | Path, spec: TrainSpec)
         LabelError: labels are missing or do not fit.
         SettingsError: a scene named for validation is not there, or none is left for training.
     """
-    training, validation = _split_scenes(list_scenes(images), spec.validation)
+    training, validation = _split_scenes(list_scenes(images), spec.split.validation)
     scenes, natives = _describe([*training, *validation], spec)
     files = find_labels(labels, [Path(location).stem for location in (*training, *validation)])
     tables = {

@@ -23,13 +23,15 @@ from pipeline.checkpoint import save_checkpoint
 from pipeline.errors import ModelError, SettingsError
 from pipeline.predictor import resolve_device
 from pipeline.training.feed import Batch, Feed
+from pipeline.training.learning import choose_precision, rate_factor
 from pipeline.training.losses import segmentation_loss
 from pipeline.training.metrics import Confusion
 from pipeline.training.records import EpochRecord, Stop, TrainProgress, TrainReport
 from pipeline.training.samples import LabelledData, cache, open_data
-from pipeline.training.settings import LearningSpec, TrainSpec
+from pipeline.training.settings import TrainSpec
+from pipeline.training.splits import Split, check_validation, split_data
 from pipeline.training.survey import Survey, survey
-from pipeline.training.windows import Split, check_validation, cover, split_data
+from pipeline.training.windows import cover
 from pipeline.unet import UNet, UNetSpec
 
 __all__ = ["TrainProgress", "TrainReport", "TrainSpec", "make_card", "train"]
@@ -73,7 +75,7 @@ def train(
 def _learn(
     data: LabelledData, spec: TrainSpec, out: Path, progress: Callable[[TrainProgress], None] | None
 ) -> tuple[_Run, Stop]:
-    split = split_data(data, spec.samples, seed=spec.seed)
+    split = split_data(data, spec.split, seed=spec.seed)
     check_validation(split)
     facts = survey(split.training, spec.classes, seed=spec.seed)
     network_spec = spec.network.unet(bands=len(facts.bands), classes=len(spec.classes))
@@ -88,6 +90,7 @@ def make_card(spec: TrainSpec, network: UNetSpec, data: LabelledData, split: Spl
     """The card of a network that is about to be trained."""
     scene = data.training[0].scene
     sizes = [source.scene.grid.resolution_m for source in data.training]
+    names = tuple(Path(name).stem for name in spec.split.validation)
     held_out = [source.scene.id for source, _ in split.validation]
     return ModelCard(
         bands=facts.bands,
@@ -105,7 +108,7 @@ def make_card(spec: TrainSpec, network: UNetSpec, data: LabelledData, split: Spl
             "validation": {"kind": split.kind, "scenes": list(dict.fromkeys(held_out)), "parts": len(held_out)},
             "labels": {"repaired": data.repaired, "dropped": data.dropped},
             "class_share": dict(zip(spec.classes, facts.class_share.round(6).tolist(), strict=True)),
-            "settings": asdict(replace(spec, validation=tuple(Path(name).stem for name in spec.validation))),
+            "settings": asdict(replace(spec, split=replace(spec.split, validation=names))),
         },
     )
 
@@ -242,29 +245,6 @@ class _Run:
             seconds=seconds,
             pixels_per_second=pixels / self.learning_s if self.learning_s else 0.0,
         )
-
-
-def rate_factor(step: int, steps_per_epoch: int, spec: LearningSpec) -> float:
-    """The learning rate of a step (from 0) as a share of its peak.
-
-    Linear warm-up `(step + 1) / warmup`, then constant, or half a cosine to 0 (Loshchilov & Hutter 2017).
-    """
-    warmup = round(min(spec.warmup_epochs, spec.epochs / 2) * steps_per_epoch)
-    if step < warmup:
-        return (step + 1) / warmup
-    if spec.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, spec.epochs * steps_per_epoch - warmup)))
-
-
-def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The number format of convolutions; weights, loss and batch statistics stay float32."""
-    if wanted != "auto":
-        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return torch.bfloat16 if device.type == "cpu" and supports is not None and supports() else torch.float32
 
 
 def _check_out(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which windows are learned from and which are held out; drawn and planned on the scenes' grids.
+"""Windows of the training part, drawn at random, and windows that cover the held-out part.
 
 A window's core is the square that the network's output covers; its input reaches `margin` pixels
 further. Training cores never overlap a held-out block. Each drawn window depends only on the seed, the
@@ -12,45 +12,40 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.errors import LabelError, SettingsError
-from pipeline.training.samples import LabelledData, SampleSource
-from pipeline.training.settings import SamplesSpec
+from pipeline.errors import SettingsError
+from pipeline.training.samples import SampleSource
+from pipeline.training.splits import Area, clip, plan_blocks
 
 MOST_DRAWS = 50
 """Windows tried until one fits; then the last that avoids held-out blocks is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Area:
-    """Part of a scene: everything but some blocks."""
+class SamplesSpec:
+    """Which windows of the scenes are seen, and how many."""
 
-    source: SampleSource
-    """The scene."""
-    held_out: tuple[Window, ...] = ()
-    """Blocks that no core may overlap."""
+    tile_size: int = 256
+    """Side in pixels of the network input while training; must fit the network's stride."""
+    batch_size: int = 8
+    """Windows per optimiser step, at least 1."""
+    windows_per_epoch: int = 512
+    """Random windows between two validations, at least 1; rounded up to whole batches."""
+    labelled_share: float = 0.5
+    """Share of windows that must hold some labelled object, 0 to 1; the others lie anywhere."""
+    cache_mb: int = 4096
+    """Scenes are kept in memory when all of them fit into this many MiB; otherwise windows are read as needed."""
+    threads: int = 2
+    """Threads that prepare batches ahead of the network, at least 1."""
 
-    @property
-    def pixels(self) -> int:
-        """Pixels that may be learned from, valid or not."""
-        grid = self.source.scene.grid
-        return int(grid.height * grid.width - sum(block.width * block.height for block in self.held_out))
-
-    def is_free(self, core: Window) -> bool:
-        """Whether a core overlaps no held-out block."""
-        return not any(overlap(core, block) for block in self.held_out)
-
-    def free_pixels(self, window: Window) -> NDArray[np.bool_]:
-        """Which pixels of a window, `(height, width)`, lie outside all held-out blocks."""
-        free = np.ones((window.height, window.width), bool)
-        for block in self.held_out:
-            if overlap(window, block):
-                common = _clip(block, window)
-                top, left = common.row_off - window.row_off, common.col_off - window.col_off
-                free[top : top + common.height, left : left + common.width] = False
-        return free
+    def __post_init__(self) -> None:
+        least = {"tile_size": 1, "batch_size": 1, "windows_per_epoch": 1, "threads": 1, "cache_mb": 0}
+        for key, bound in least.items():
+            if getattr(self, key) < bound:
+                raise SettingsError(f"{key} must be at least {bound}, not {getattr(self, key)}")
+        if not 0 <= self.labelled_share <= 1:
+            raise SettingsError(f"labelled_share must be from 0 to 1, not {self.labelled_share}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,46 +62,6 @@ class Core:
     """The part of the scene that counts."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """What is learned from, and what is held out; no pixel is in both."""
-
-    training: tuple[Area, ...]
-    """Where training windows are drawn."""
-    validation: tuple[tuple[SampleSource, Window], ...]
-    """Held-out blocks or whole scenes."""
-    kind: str
-    """`scenes` or `blocks`."""
-
-
-def split_data(data: LabelledData, spec: SamplesSpec, *, seed: int) -> Split:
-    """Hold out the validation scenes, or blocks of the training scenes where none is named.
-
-    Blocks with and without objects are held out in the same share, over all scenes together.
-
-    Raises:
-        SettingsError: too few blocks to hold one out.
-        LabelError: nothing labelled is held out.
-    """
-    if data.validation:
-        whole = tuple((source, source.scene.grid.window) for source in data.validation)
-        return Split(training=tuple(Area(source=s) for s in data.training), validation=whole, kind="scenes")
-    blocks = [(s, block) for s in data.training for block in plan_blocks(s.scene.grid.shape, spec.block_size)]
-    chosen = _choose(blocks, spec.validation_share, np.random.default_rng([seed, 0]))
-    training = tuple(Area(source=s, held_out=tuple(b for owner, b in chosen if owner is s)) for s in data.training)
-    return Split(training=tuple(a for a in training if a.pixels > 0), validation=tuple(chosen), kind="blocks")
-
-
-def plan_blocks(shape: tuple[int, int], size: int) -> list[Window]:
-    """Squares of `size` that partition a grid, the last ones cut off."""
-    height, width = shape
-    return [
-        Window(col, row, min(size, width - col), min(size, height - row))
-        for row in range(0, height, size)
-        for col in range(0, width, size)
-    ]
-
-
 def draw_core(areas: Sequence[Area], size: int, rng: Generator, *, labelled_share: float) -> Core:
     """A random core: a scene by its area, then a place in it; a share of them must touch an object.
 
@@ -119,7 +74,7 @@ def draw_core(areas: Sequence[Area], size: int, rng: Generator, *, labelled_shar
     core = None
     for _ in range(MOST_DRAWS):
         row, col = (_draw_start(length, size, rng) for length in area.source.scene.grid.shape)
-        inside = _clip(Window(col, row, size, size), area.source.scene.grid.window)
+        inside = clip(Window(col, row, size, size), area.source.scene.grid.window)
         if area.is_free(inside):
             core = Core(source=area.source, row=row, col=col, inside=inside)
             if not wants_label or area.source.touches(inside):
@@ -141,51 +96,6 @@ def cover(validation: Sequence[tuple[SampleSource, Window]], size: int) -> list[
     ]
 
 
-def overlap(one: Window, other: Window) -> bool:
-    """Whether two windows share a pixel."""
-    return bool(
-        one.row_off < other.row_off + other.height
-        and other.row_off < one.row_off + one.height
-        and one.col_off < other.col_off + other.width
-        and other.col_off < one.col_off + one.width
-    )
-
-
-def _choose(
-    blocks: Sequence[tuple[SampleSource, Window]], share: float, rng: Generator
-) -> list[tuple[SampleSource, Window]]:
-    touched = np.array([source.touches(block) for source, block in blocks])
-    if touched.sum() < 2:
-        raise SettingsError(
-            f"block_size: only {touched.sum()} block(s) of that size hold an object, so none can be held out for "
-            "validation; use a smaller samples.block_size or name validation scenes"
-        )
-    chosen: list[int] = []
-    for members in (np.flatnonzero(touched), np.flatnonzero(~touched)):
-        count = round(share * len(members))
-        count = max(1, count) if touched[members].any() else count
-        chosen += rng.permutation(members)[:count].tolist()
-    return [blocks[k] for k in sorted(chosen)]
-
-
-def check_validation(split: Split) -> None:
-    """Refuse a split whose held-out part has no labelled object: its IoU would mean nothing.
-
-    Raises:
-        LabelError: when that is so.
-    """
-    if not any(source.touches(block) for source, block in split.validation):
-        names = ", ".join(dict.fromkeys(source.scene.id for source, _ in split.validation))
-        raise LabelError(f"no labelled object lies in the validation part ({names}); choose other validation scenes")
-
-
 def _draw_start(length: int, size: int, rng: Generator) -> int:
     """First row (or column) of a window; a scene smaller than the window is centred in it."""
     return int(rng.integers(0, length - size + 1)) if length >= size else -((size - length) // 2)
-
-
-def _clip(window: Window, bounds: Window) -> Window:
-    top, left = max(window.row_off, bounds.row_off), max(window.col_off, bounds.col_off)
-    bottom = min(window.row_off + window.height, bounds.row_off + bounds.height)
-    right = min(window.col_off + window.width, bounds.col_off + bounds.width)
-    return Window(left, top, right - left, bottom - top)

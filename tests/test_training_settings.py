@@ -1,0 +1,49 @@
+"""The settings of training: commented defaults, and bounds that are said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_settings
+from pipeline.errors import SettingsError
+from pipeline.networks import NetworkSpec
+from pipeline.scene import ReadingSpec
+from pipeline.training.augment import AugmentSpec
+from pipeline.training.learning import LearningSpec
+from pipeline.training.losses import LossSpec
+from pipeline.training.settings import TrainSpec
+from pipeline.training.splits import SplitSpec
+from pipeline.training.windows import SamplesSpec
+
+
+def test_the_commented_settings_file_holds_the_defaults() -> None:
+    file = Path(__file__).parents[1] / "configs" / "train.yaml"
+    assert load_settings(TrainSpec, file) == TrainSpec()
+    assert "scenemill train --images" in file.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: TrainSpec(classes=()), "classes must be 1 to 254"),
+        (lambda: TrainSpec(classes=("a", "a")), "different names"),
+        (lambda: TrainSpec(resolution_m=0), "resolution_m must be above 0, not 0"),
+        (lambda: TrainSpec(reading=ReadingSpec(resolution_m=0.3)), "reading.resolution_m must stay native"),
+        (lambda: TrainSpec(samples=SamplesSpec(tile_size=250)), "0 modulo 16.*not 250; the next that fits is 256"),
+        (lambda: TrainSpec(network=NetworkSpec(padding="valid")), "12 modulo 16 and above 184.*next that fits is 268"),
+        (lambda: NetworkSpec(depth=7), "depth must be a whole number from 2 to 5"),
+        (lambda: SamplesSpec(batch_size=0), "batch_size must be at least 1, not 0"),
+        (lambda: SamplesSpec(labelled_share=1.5), "labelled_share must be from 0 to 1"),
+        (lambda: SplitSpec(validation_share=0), "validation_share must be above 0"),
+        (lambda: AugmentSpec(contrast=1), "contrast must be from 0 to 0.9, not 1"),
+        (lambda: LossSpec(bce_weight=0, dice_weight=0), "not both 0"),
+        (lambda: LearningSpec(learning_rate=1), "learning_rate must be above 0 and at most 0.1, not 1"),
+        (lambda: LearningSpec(max_minutes=0), "max_minutes must be above 0"),
+    ],
+)
+def test_settings_out_of_bounds_say_which_bound(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        make()
