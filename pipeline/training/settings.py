@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.card import MOST_CLASSES
+from pipeline.card import MOST_CLASSES, Activation
 from pipeline.errors import SettingsError
 from pipeline.networks import NetworkSpec
 from pipeline.scene import ReadingSpec
@@ -14,15 +14,26 @@ from pipeline.training.losses import LossSpec
 from pipeline.training.splits import SplitSpec
 from pipeline.training.windows import SamplesSpec
 
+BACKGROUND = "background"
+"""Name of the output plane of pixels that are of no class, where classes are exclusive."""
+NONE, UNLABELLED = "none", "unlabelled"
+"""What a label value may mean besides a class: looked at and of no class; not looked at."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """Everything that can be set about training."""
 
     classes: tuple[str, ...] = ("object",)
-    """Names of the classes, independent of one another; mask value `k` is class `k`, counted from 1."""
+    """Names of the classes; without a `class_map`, mask value `k` is class `k`, counted from 1."""
+    activation: Activation = "sigmoid"
+    """`sigmoid`: classes are independent and may overlap; `softmax`: each pixel is of one class or of the background."""
     class_field: str | None = None
-    """Attribute of vector labels whose value is the class name; None = every polygon is of the only class."""
+    """Attribute of vector labels that tells the class; None = every polygon is of the only class."""
+    class_map: dict[str, str] = field(default_factory=dict)
+    """Label value (of the attribute or the mask, as text) -> class name, `none` or `unlabelled`; empty = see `classes`."""
+    labelled_area: str | None = None
+    """Polygon file of the land that was looked at; outside of it nothing is counted. None = everywhere."""
     bands: tuple[str, ...] = ()
     """Bands to use, by name, in this order; empty = all bands of the first scene but alpha."""
     resolution_m: float | None = None
@@ -44,9 +55,25 @@ class TrainSpec:
     learning: LearningSpec = field(default_factory=LearningSpec)
     """How it is minimised."""
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What each plane of the network's output means: the classes, after the background where they are exclusive."""
+        return (BACKGROUND, *self.classes) if self.activation == "softmax" else self.classes
+
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= MOST_CLASSES or len(set(self.classes)) != len(self.classes):
             raise SettingsError(f"classes must be 1 to {MOST_CLASSES} different names, not {self.classes}")
+        taken = sorted({NONE, UNLABELLED, BACKGROUND} & set(self.classes))
+        if taken:
+            raise SettingsError(
+                f"classes must not be named {', '.join(taken)}: these words have a meaning of their own"
+            )
+        strange = sorted(set(self.class_map.values()) - {*self.classes, NONE, UNLABELLED})
+        if strange:
+            raise SettingsError(
+                f"class_map leads to {', '.join(strange)}, which is not among classes {list(self.classes)}, "
+                f"{NONE} and {UNLABELLED}"
+            )
         if self.resolution_m is not None and not self.resolution_m > 0:
             raise SettingsError(f"resolution_m must be above 0, not {self.resolution_m}")
         if self.reading.resolution_m != "native":
