@@ -27,11 +27,11 @@ class TrainSpec:
     classes: tuple[str, ...] = ("object",)
     """Names of the classes; without a `class_map`, mask value `k` is class `k`, counted from 1."""
     activation: Activation = "sigmoid"
-    """`sigmoid`: classes are independent and may overlap; `softmax`: each pixel is of one class or of the background."""
+    """`sigmoid`: classes are independent and may overlap; `softmax`: one class or the background wins."""
     class_field: str | None = None
     """Attribute of vector labels that tells the class; None = every polygon is of the only class."""
     class_map: dict[str, str] = field(default_factory=dict)
-    """Label value (of the attribute or the mask, as text) -> class name, `none` or `unlabelled`; empty = see `classes`."""
+    """Label value of attribute or mask, as text, -> class name, `none` or `unlabelled`; empty: see `classes`."""
     labelled_area: str | None = None
     """Polygon file of the land that was looked at; outside of it nothing is counted. None = everywhere."""
     bands: tuple[str, ...] = ()
