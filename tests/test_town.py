@@ -13,7 +13,7 @@ import shapely
 from rio_cogeo import cog_validate
 
 from pipeline.errors import SettingsError
-from pipeline.town import BANDS, Town, build_town, write_town
+from pipeline.town import BANDS, COVERS, Town, build_town, write_town
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +134,26 @@ def test_too_small_a_town_is_refused_with_the_bound():
 def test_a_negative_seed_is_refused():
     with pytest.raises(SettingsError, match="seed must be >= 0, not -1"):
         build_town(-1)
+
+
+def test_the_cover_agrees_with_the_buildings_except_below_trees(town: Town):
+    building, tree = COVERS.index("building"), COVERS.index("tree")
+    inside = town.mask() == 1
+    assert set(np.unique(town.cover[inside])) <= {building, tree}
+    hardly = (town.cover == building) & ~inside
+    assert hardly.sum() < 0.01 * inside.sum(), "roof faces are burnt one by one, so a border pixel may differ"
+
+
+def test_the_cover_has_every_kind_and_is_nodata_where_the_pixels_are(town: Town):
+    assert np.array_equal(town.cover == 255, (town.pixels == 0).all(axis=0))
+    shares = np.bincount(town.cover[town.cover < 255], minlength=len(COVERS)) / (town.cover < 255).sum()
+    assert (shares > 0).all()
+    assert 0.001 < shares[COVERS.index("car")] < 0.01
+
+
+def test_the_written_cover_reads_back_on_the_scene_grid(town: Town, tmp_path: Path):
+    town.write_cover(tmp_path / "cover.tif")
+    with rasterio.open(tmp_path / "cover.tif") as dataset:
+        assert (dataset.crs, dataset.transform) == (town.grid.crs, town.grid.transform)
+        assert dataset.nodata == 255
+        assert np.array_equal(dataset.read(1), town.cover)

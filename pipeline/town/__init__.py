@@ -6,10 +6,11 @@ houses    one building on one lot: footprint, roof faces, height
 looks     reflectances and textures of surfaces
 paint     shapes and looks -> a raster of shape numbers and a table
 light     sun, shadows, clouds, smooth noise
-render    strips of pixels as a sensor would deliver them
+render    strips of pixels as a sensor would deliver them, and where leaves hide the ground
 town      the whole: `build_town`, `write_town`
 """
 
+from pipeline.town.paint import COVERS
 from pipeline.town.town import BANDS, Town, build_town, write_town
 
-__all__ = ["BANDS", "Town", "build_town", "write_town"]
+__all__ = ["BANDS", "COVERS", "Town", "build_town", "write_town"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 import shapely
@@ -15,6 +16,9 @@ from pipeline.town.looks import Look
 
 PIXEL_M = 0.5
 """Ground size of a pixel."""
+Cover = Literal["ground", "building", "road", "water", "tree", "car"]
+COVERS: tuple[Cover, ...] = get_args(Cover)
+"""What a pixel of a town can be; the position is its value in `Town.cover`."""
 
 
 @dataclass(kw_only=True)
@@ -27,17 +31,24 @@ class Painting:
     """Polygons in metres east and south of the scene's upper left corner."""
     looks: list[Look] = field(default_factory=list)
     """The look of each shape."""
+    covers: list[Cover] = field(default_factory=list)
+    """What each shape is."""
 
-    def add(self, shape: shapely.Geometry, look: Look) -> None:
+    def add(self, shape: shapely.Geometry, look: Look, cover: Cover = "ground") -> None:
         """Paint one shape over everything so far; an empty one leaves no trace."""
         if not shape.is_empty:
             self.shapes.append(shape)
             self.looks.append(look)
+            self.covers.append(cover)
 
-    def extend(self, shapes: Iterable[shapely.Geometry], looks: Sequence[Look]) -> None:
+    def extend(self, shapes: Iterable[shapely.Geometry], looks: Sequence[Look], cover: Cover = "ground") -> None:
         """Paint several shapes, one look each."""
         for shape, look in zip(shapes, looks, strict=True):
-            self.add(shape, look)
+            self.add(shape, look, cover)
+
+    def cover_values(self) -> NDArray[np.uint8]:
+        """The place in `COVERS` of what each shape is, by shape number; 0 is ground."""
+        return np.array([0, *(COVERS.index(cover) for cover in self.covers)], np.uint8)
 
     def table(self) -> Table:
         """The looks as arrays, indexed by shape number."""

@@ -85,21 +85,31 @@ def layer(scenery: Scenery, sun: Sun) -> Layers:
     )
 
 
-def render(layers: Layers, sky: Sky, seed: int) -> NDArray[np.uint16]:
-    """All pixels: `10000 * reflectance` plus noise, at least 1, uint16 of shape `(4, height, width)`."""
+def render(layers: Layers, sky: Sky, seed: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+    """All pixels, and which of them show leaves.
+
+    Returns:
+        `10000 * reflectance` plus noise, at least 1, uint16 of shape `(4, height, width)`; and
+        `(height, width)`, True where a crown covers what is below it.
+    """
     height, width = layers.ids.shape
     pixels = np.empty((4, height, width), np.uint16)
+    leaves = np.zeros((height, width), bool)
     for top in range(0, height, STRIP_ROWS):
         bottom = min(top + STRIP_ROWS, height)
         generator = np.random.default_rng((seed, top))
         rows = np.clip(np.arange(top - HALO, bottom + HALO), 0, height - 1)
-        for band, reflectance in enumerate(_strip(layers, sky, rows, generator)):
+        strip, crown = _strip(layers, sky, rows, generator)
+        leaves[top:bottom] = crown[HALO:-HALO]
+        for band, reflectance in enumerate(strip):
             pixels[band, top:bottom] = _expose(_blur(reflectance), generator)
-    return pixels
+    return pixels, leaves
 
 
-def _strip(layers: Layers, sky: Sky, rows: NDArray[np.intp], generator: np.random.Generator) -> list[Floats]:
-    """Reflectance of some rows at the top of the air, one array per band."""
+def _strip(
+    layers: Layers, sky: Sky, rows: NDArray[np.intp], generator: np.random.Generator
+) -> tuple[list[Floats], NDArray[np.bool_]]:
+    """Reflectance of some rows at the top of the air, one array per band; and where crowns are."""
     ys, xs = (rows + 0.5) * PIXEL_M, (np.arange(layers.ids.shape[1]) + 0.5) * PIXEL_M
     ids, table = layers.ids[rows], layers.table
     mottle = sky.mottle.at(ys, xs)
@@ -119,7 +129,9 @@ def _strip(layers: Layers, sky: Sky, rows: NDArray[np.intp], generator: np.rando
         surface += PATH[band]
         surface += opacity * (CLOUD_WHITE[band] - surface)
         strip.append(surface)
-    return strip
+    leaves = np.zeros(ids.shape, bool)
+    leaves[crown] = True
+    return strip, leaves
 
 
 def _texture(table: Table, ids: NDArray[np.int32], white: Floats, ys: Metres, xs: Metres) -> Floats:

@@ -74,7 +74,7 @@ def furnish(generator: np.random.Generator, sun: Sun, height: int, width: int) -
     for district, plan in streets:
         trees += _paint_lots(painting, district, plan, generator)
     first_hard = len(painting.shapes) + 1
-    painting.add(river, GROUND["water"])
+    painting.add(river, GROUND["water"], "water")
     _paint_streets(painting, districts, streets, generator)
     buildings = _paint_buildings(painting, streets, sun, generator)
     first_roof = len(painting.shapes) + 1 - sum(len(building.planes) for building in buildings)
@@ -110,7 +110,7 @@ def _paint_lots(painting: Painting, district: District, plan: Streets, generator
             name = ("concrete", "soil", "meadow", "gravel", "dry grass")[int(generator.integers(5))]
             painting.add(_patch(lot, (2, 7), generator), GROUND[name].varied(generator))
         if district.kind == "houses" and generator.random() < 0.05:
-            painting.add(_patch(lot, (3, 6), generator), GROUND["pool"])
+            painting.add(_patch(lot, (3, 6), generator), GROUND["pool"], "water")
         trees.append(_in_lot(lot, quarter.trees_per_lot, generator))
     return trees
 
@@ -168,7 +168,7 @@ def _paint_streets(
         half = quarter.street_width / 2
         if quarter.street != "dirt road":
             painting.add(plan.lines.buffer(half + 1.5, cap_style="flat"), GROUND["concrete"].varied(generator, 0.06))
-        painting.add(plan.lines.buffer(half, cap_style="flat"), GROUND[quarter.street].varied(generator))
+        painting.add(plan.lines.buffer(half, cap_style="flat"), GROUND[quarter.street].varied(generator), "road")
         for lot in plan.lots:
             if generator.random() < 0.7:
                 x = generator.uniform(0.3, max(lot.width - 3.5, 0.4))
@@ -176,12 +176,12 @@ def _paint_streets(
                 painting.add(drive, GROUND["concrete" if generator.random() < 0.5 else "gravel"].varied(generator))
     borders = shapely.line_merge(shapely.union_all([district.area.exterior for district in districts]))
     painting.add(borders.buffer(MAIN_ROAD_M / 2 + 2), GROUND["concrete"].varied(generator, 0.06))
-    painting.add(borders.buffer(MAIN_ROAD_M / 2), GROUND["asphalt"].varied(generator, 0.06))
+    painting.add(borders.buffer(MAIN_ROAD_M / 2), GROUND["asphalt"].varied(generator, 0.06), "road")
     for line in shapely.get_parts(borders):
-        painting.extend(*_dashes(line))
-    painting.extend(*_cars(borders, 34.0, generator))
+        painting.extend(*_dashes(line), "road")
+    painting.extend(*_cars(borders, 34.0, generator), "car")
     for _, plan in streets:
-        painting.extend(*_cars(plan.lines, 42.0, generator))
+        painting.extend(*_cars(plan.lines, 42.0, generator), "car")
 
 
 def _dashes(line: shapely.LineString) -> tuple[list[shapely.Polygon], list[Look]]:
@@ -229,7 +229,7 @@ def _paint_buildings(
                 buildings += [each for each in stand if plan.free.contains_properly(each.footprint)]
     for building in buildings:
         for shape, look in building.planes:
-            painting.add(shape, look)
+            painting.add(shape, look, "building")
     return tuple(buildings)
 
 

@@ -21,7 +21,7 @@ from pipeline.errors import SettingsError
 from pipeline.grid import RasterGrid
 from pipeline.town.houses import Building
 from pipeline.town.light import draw_cloud, draw_sun
-from pipeline.town.paint import PIXEL_M, burn
+from pipeline.town.paint import COVERS, PIXEL_M, burn
 from pipeline.town.render import draw_sky, layer, render
 from pipeline.town.scenery import furnish
 
@@ -29,6 +29,8 @@ BANDS = ("red", "green", "blue", "nir")
 """Band descriptions of a town, in order."""
 NODATA = 0
 """Pixel value outside the slanted border."""
+COVER_NODATA = 255
+"""Cover value there."""
 LEAST_SIDE = 256
 """Smallest height and width in pixels."""
 LEAST_AREA_M2 = 4.0
@@ -47,6 +49,8 @@ class Town:
     """`(4, height, width)` in the order of `BANDS`: reflectance times 10000, at least 1; 0 = nodata."""
     buildings: tuple[shapely.Polygon, ...]
     """Outlines of all roofs in CRS coordinates, cut off at the border of the valid area; they do not overlap."""
+    cover: NDArray[np.uint8]
+    """What a pixel's centre shows from above, `(height, width)`: a position in `COVERS`; 255 = nodata."""
 
     def mask(self) -> NDArray[np.uint8]:
         """1 where a pixel's centre lies in a building, 0 elsewhere, `(height, width)`."""
@@ -102,6 +106,16 @@ class Town:
         partial.write_text(json.dumps(collection), encoding="utf-8")
         os.replace(partial, path)
 
+    def write_cover(self, path: Path) -> None:
+        """Write `cover` as a GeoTIFF on the scene's grid, nodata 255; the file appears whole or not at all."""
+        partial = path.with_name(f"{path.name}.partial")
+        options = {"driver": "GTiff", "compress": "ZSTD", "tiled": True, "nodata": COVER_NODATA}
+        grid = {"crs": self.grid.crs, "transform": self.grid.transform}
+        height, width = self.grid.shape
+        with rasterio.open(partial, "w", height=height, width=width, count=1, dtype="uint8", **grid, **options) as file:
+            file.write(self.cover, 1)
+        os.replace(partial, path)
+
 
 def build_town(seed: int, height: int = 4096, width: int = 4096) -> Town:
     """Invent a town.
@@ -128,9 +142,13 @@ def build_town(seed: int, height: int = 4096, width: int = 4096) -> Town:
     scenery = furnish(generator, sun, height, width)
     seen = _seen(generator, height, width)
     grid = _grid(generator, height, width)
-    pixels = render(layer(scenery, sun), sky, seed)
-    pixels[:, burn([seen], height, width) == 0] = NODATA
-    return Town(seed=seed, grid=grid, pixels=pixels, buildings=_truth(scenery.buildings, seen, grid))
+    pixels, leaves = render(layer(scenery, sun), sky, seed)
+    cover = scenery.painting.cover_values()[scenery.ids]
+    cover[leaves] = COVERS.index("tree")
+    outside = burn([seen], height, width) == 0
+    pixels[:, outside], cover[outside] = NODATA, COVER_NODATA
+    buildings = _truth(scenery.buildings, seen, grid)
+    return Town(seed=seed, grid=grid, pixels=pixels, buildings=buildings, cover=cover)
 
 
 def write_town(path: Path, seed: int, height: int = 4096, width: int = 4096) -> Town:
