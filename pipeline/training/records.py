@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,8 @@ from pipeline.card import ModelCard
 
 Stop = Literal["finished", "patience", "time", "diverged"]
 """Why training ended; all but `finished` end it before the last epoch."""
+ClassScores = Mapping[str, Mapping[str, float | None]]
+"""Class name -> name of a pixel metric -> its value, 0 to 1; None where it is undefined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +24,9 @@ class TrainProgress:
     epochs: int
     """Most epochs there can be."""
     step: int
-    """From 1, within the epoch."""
+    """Batches of the epoch learned from, from 1; the first that is told is a later one when a run continues."""
     steps: int
-    """Steps of an epoch."""
+    """Batches of an epoch."""
     pixels: int
     """Pixels learned from in this step."""
     loss: float
@@ -41,11 +44,37 @@ class EpochRecord:
     loss: float
     """Mean training loss."""
     learning_rate: float
-    """At the epoch's end."""
+    """Of the epoch's last optimiser step."""
     iou: float
     """Mean validation IoU over classes, 0 to 1."""
     seconds: float
-    """Learning and validating together."""
+    """Learning and validating together; the one number here that two equal runs do not share."""
+    bce: float = 0.0
+    """Validation cross-entropy in nats per pixel, before calibration."""
+    f1: float = 0.0
+    """Mean validation F1 (Dice) over classes, 0 to 1."""
+    threshold: float = 0.5
+    """Probability from which a pixel is of a class, chosen on validation for the best mean IoU."""
+    classes: ClassScores = field(default_factory=dict)
+    """Validation metrics of each class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartScores:
+    """How good the kept weights are on one held-out part, at the card's threshold and temperature."""
+
+    iou: float
+    """Mean IoU over classes, 0 to 1."""
+    f1: float
+    """Mean F1 (Dice) over classes, 0 to 1."""
+    bce: float
+    """Cross-entropy in nats per pixel, before calibration."""
+    ece_before: float
+    """Expected calibration error of the bare probabilities, 0 to 1."""
+    ece: float
+    """The same after calibration."""
+    classes: ClassScores
+    """Metrics of each class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +86,7 @@ class TrainReport:
     sha256: str
     """Content hash of the checkpoint."""
     card: ModelCard
-    """As it is in the checkpoint."""
+    """As it is in the checkpoint; its temperature and threshold were chosen on the validation part."""
     best_epoch: int
     """From 1."""
     best_iou: float
@@ -67,6 +96,14 @@ class TrainReport:
     history: tuple[EpochRecord, ...]
     """One record per finished epoch."""
     seconds: float
-    """From the first scene opened to the last checkpoint written."""
+    """Of learning and validating, over all sessions of the run."""
     pixels_per_second: float
     """Pixels learned from per second of learning, validation left out."""
+    folder: Path = Path()
+    """What the run leaves beside its checkpoint: history, pictures, the card's page, and its state while it runs."""
+    validation: PartScores | None = None
+    """The kept weights on the validation part, which chose them: a flattering figure."""
+    test: PartScores | None = None
+    """The kept weights on the test part, which nothing was chosen on; None without one."""
+    reused: bool = False
+    """Whether the run had been finished before, and nothing was done."""
