@@ -212,8 +212,7 @@ def ramp_colours() -> NDArray[np.uint8]:
     """`(256, 3)` RGB of the probabilities 0 to 1."""
     from matplotlib import colormaps
 
-    colours = np.asarray(colormaps[RAMP](np.linspace(0, 1, 256)))[:, :3]
-    return np.rint(colours * 255).astype(np.uint8)
+    return np.array(colormaps[RAMP](np.linspace(0, 1, 256), bytes=True), np.uint8)[:, :3]
 
 
 def _magnified(array: NDArray[Value], factor: int) -> NDArray[Value]:
