@@ -1,71 +1,164 @@
-"""Losses: logits and targets in, one number to minimise out; pixels that do not count have no influence."""
+"""The loss as a weighted sum of terms: logits and truth in, one number to minimise out.
+
+Each term is a function with its formula in `losses_pixelwise` and `losses_overlap`. Pixels that do not count
+(nodata, unlabelled) have no influence at all, neither on the value nor on any gradient.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from pipeline.card import Activation
 from pipeline.errors import SettingsError
+from pipeline.training.losses_input import Balance, LossInput, resolve_weights
+from pipeline.training.losses_overlap import dice, focal_tversky, lovasz, tversky
+from pipeline.training.losses_pixelwise import bce, cross_entropy, focal
 
-DICE_SMOOTHING = 1.0
-"""Added to both sides of the Dice ratio (in pixels): an empty class that is predicted empty costs nothing."""
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`(logits, target, counted) -> scalar`, all `(N, outputs, H, W)`: any float type, 0/1 where counted, bool."""
+
+TERMS = ("bce", "cross_entropy", "dice", "focal", "tversky", "focal_tversky", "lovasz")
+"""What a loss can be made of."""
+USED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "focal_gamma": ("focal",),
+        "focal_alpha": ("focal",),
+        "tversky_alpha": ("tversky", "focal_tversky"),
+        "tversky_beta": ("tversky", "focal_tversky"),
+        "focal_tversky_gamma": ("focal_tversky",),
+        "label_smoothing": ("bce", "cross_entropy"),
+    }
+)
+"""The terms that read a key; a key that none of the chosen terms reads must keep its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSpec:
-    """`bce_weight * BCE + dice_weight * Dice`."""
+    """What is minimised: `sum of weight * term`."""
 
-    bce_weight: float = 1.0
-    """Weight of binary cross-entropy, at least 0."""
-    dice_weight: float = 1.0
-    """Weight of the soft Dice loss, at least 0; one of the two weights must be above 0."""
+    terms: dict[str, float] = field(default_factory=lambda: {"bce": 1.0, "dice": 1.0})
+    """Weight per term, each at least 0 and one above; `bce` of exclusive classes is their cross-entropy."""
+    class_weights: tuple[float, ...] | Balance = "equal"
+    """What a pixel of each class weighs (one of none: 1), above 0; or `equal`, or `balanced` by measured shares."""
+    label_smoothing: float = 0.0
+    """Share of certainty taken from the labels in `bce` and `cross_entropy`, 0 to 0.5."""
+    focal_gamma: float = 2.0
+    """How strongly focal loss plays down easy pixels, 0 to 5; 0 is cross-entropy."""
+    focal_alpha: float | None = 0.25
+    """Weight of true pixels in focal loss, 1 minus it that of the others, in 0..1; None: none. Independent classes."""
+    tversky_alpha: float = 0.3
+    """Weight of false positives, 0 to 1."""
+    tversky_beta: float = 0.7
+    """Weight of false negatives, 0 to 1; above `tversky_alpha` it favours recall."""
+    focal_tversky_gamma: float = 4 / 3
+    """Focal-Tversky is `(1 - TI)**(1 / gamma)`, 1 to 3."""
 
     def __post_init__(self) -> None:
-        if min(self.bce_weight, self.dice_weight) < 0 or self.bce_weight + self.dice_weight <= 0:
+        self._check_terms()
+        self._check_class_weights()
+        bounds = {
+            "label_smoothing": (0, 0.5),
+            "focal_gamma": (0, 5),
+            "focal_alpha": (0, 1),
+            "tversky_alpha": (0, 1),
+            "tversky_beta": (0, 1),
+            "focal_tversky_gamma": (1, 3),
+        }
+        for key, (least, most) in bounds.items():
+            value = getattr(self, key)
+            if value is not None and not least <= value <= most:
+                raise SettingsError(f"{key} must be from {least} to {most}, not {value}")
+        self._check_used()
+
+    def _check_terms(self) -> None:
+        for name, weight in self.terms.items():
+            if name not in TERMS:
+                raise SettingsError(f"terms: {name!r} is no loss; known terms are {', '.join(TERMS)}")
+            if not 0 <= weight < math.inf:
+                raise SettingsError(f"terms.{name} must be a weight of at least 0, not {weight}")
+        if not self.chosen:
+            raise SettingsError(f"terms must name a loss with a weight above 0, not {self.terms}; e.g. {{bce: 1}}")
+        if {"bce", "cross_entropy"} <= set(self.chosen):
+            raise SettingsError("terms: bce is for independent classes, cross_entropy for exclusive ones; take one")
+
+    def _check_class_weights(self) -> None:
+        weights = () if isinstance(self.class_weights, str) else self.class_weights
+        if self.class_weights == () or not all(0 < weight < math.inf for weight in weights):
             raise SettingsError(
-                f"bce_weight and dice_weight must be >= 0 and not both 0, not {self.bce_weight} and {self.dice_weight}"
+                f"class_weights must be equal, balanced or one number above 0 per class, not {self.class_weights}"
             )
 
+    def _check_used(self) -> None:
+        for key in fields(self):
+            used_by = USED_BY.get(key.name, TERMS)
+            if getattr(self, key.name) != key.default and not set(self.chosen) & set(used_by):
+                raise SettingsError(
+                    f"{key.name} = {getattr(self, key.name)} has no effect without the term "
+                    f"{' or '.join(used_by)}; terms are {', '.join(self.chosen)}"
+                )
 
-def bce_loss(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Mean binary cross-entropy: `-mean(t log p + (1 - t) log(1 - p))` over counted pixels; 0 when there are none.
+    @property
+    def chosen(self) -> dict[str, float]:
+        """The terms whose weight is above 0."""
+        return {name: weight for name, weight in self.terms.items() if weight > 0}
+
+
+def make_loss(spec: LossSpec, *, activation: Activation, class_share: Sequence[float]) -> Loss:
+    """The loss of a training, computed in float32 whatever the network computes in; 0 when nothing counts.
+
+    `loss(logits, target, counted) = sum over terms of weight * term`. For exclusive classes (`softmax`) the
+    outputs are the background and the classes, and `bce` stands for `cross_entropy`, its counterpart there.
 
     Args:
-        logits: `(N, classes, H, W)` float, `p = sigmoid(logits)`.
-        target: same shape, 0 or 1 where counted.
-        counted: same shape, bool.
+        spec: the terms and their constants.
+        activation: whether classes are independent or exclude one another.
+        class_share: `(classes,)`, share of training pixels of each class, 0..1, without the background.
+
+    Raises:
+        SettingsError: a term that has no meaning for this activation, or class weights of another number.
+
+    >>> import torch
+    >>> loss = make_loss(LossSpec(terms={"bce": 1}), activation="sigmoid", class_share=[0.5])
+    >>> one = torch.zeros(1, 1, 2, 2)
+    >>> round(float(loss(one, one, one == 0)), 4)  # log 2
+    0.6931
     """
-    losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return torch.where(counted, losses, 0).sum() / counted.sum().clamp(min=1)
+    if activation == "sigmoid" and "cross_entropy" in spec.chosen:
+        raise SettingsError(
+            "loss.terms: cross_entropy needs classes that exclude one another; set activation to softmax, or take bce"
+        )
+    weights = resolve_weights(spec.class_weights, class_share, activation)
+    terms = [(weight, _term(name, spec, activation)) for name, weight in spec.chosen.items()]
+
+    def loss(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+        given = LossInput.of(logits, target, counted, activation=activation, weights=weights)
+        return torch.stack([weight * term(given) for weight, term in terms]).sum()
+
+    return loss
 
 
-def dice_loss(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Soft Dice loss (Milletari et al. 2016, with plain sums): `mean over classes of 1 - (2 I + s) / (P + T + s)`.
-
-    `I = sum(p t)`, `P = sum(p)`, `T = sum(t)` over the counted pixels of the whole batch, `s` the smoothing.
-
-    Args:
-        logits: `(N, classes, H, W)` float.
-        target: same shape, 0 or 1 where counted.
-        counted: same shape, bool.
-    """
-    probabilities = torch.where(counted, logits.sigmoid(), 0)
-    target = torch.where(counted, target, 0)
-    axes = (0, 2, 3)
-    both = (probabilities * target).sum(axes)
-    either = probabilities.sum(axes) + target.sum(axes)
-    return (1 - (2 * both + DICE_SMOOTHING) / (either + DICE_SMOOTHING)).mean()
+def _term(name: str, spec: LossSpec, activation: Activation) -> Callable[[LossInput], Tensor]:
+    entropy = bce if activation == "sigmoid" else cross_entropy
+    missed = partial(focal_tversky, alpha=spec.tversky_alpha, beta=spec.tversky_beta, gamma=spec.focal_tversky_gamma)
+    known: dict[str, Callable[[LossInput], Tensor]] = {
+        "bce": partial(entropy, smoothing=spec.label_smoothing),
+        "cross_entropy": partial(cross_entropy, smoothing=spec.label_smoothing),
+        "dice": dice,
+        "focal": partial(focal, gamma=spec.focal_gamma, alpha=spec.focal_alpha),
+        "tversky": partial(tversky, alpha=spec.tversky_alpha, beta=spec.tversky_beta),
+        "focal_tversky": missed,
+        "lovasz": lovasz,
+    }
+    return known[name]
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, counted: Tensor, *, spec: LossSpec) -> Tensor:
-    """`bce_weight * bce_loss + dice_weight * dice_loss`, in float32 whatever the network computes in."""
-    logits = logits.float()
-    loss = logits.new_zeros(())
-    if spec.bce_weight:
-        loss = loss + spec.bce_weight * bce_loss(logits, target, counted)
-    if spec.dice_weight:
-        loss = loss + spec.dice_weight * dice_loss(logits, target, counted)
-    return loss
+    """The loss for independent classes, until the training loop calls `make_loss` once."""
+    return make_loss(spec, activation="sigmoid", class_share=[0.5] * logits.shape[1])(logits, target, counted)
