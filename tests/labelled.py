@@ -12,6 +12,7 @@ import rasterio
 import shapely
 from affine import Affine
 from conftest import MakeScene
+from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
@@ -94,14 +95,14 @@ def area_of(town: Town, *held_out: Window) -> Area:
 class FakeSource:
     """A source in memory, without files."""
 
-    def __init__(self, side: int, seed: int = 0) -> None:
+    def __init__(self, side: int, seed: int = 0, *, classes: int = 1, share: float = 0.01, name: str = "fake") -> None:
         rng = np.random.default_rng(seed)
         self.whole = Sample(
             pixels=rng.integers(1, 255, (2, side, side), np.uint8),
-            target=(rng.random((1, side, side)) < 0.01).astype(np.uint8),
+            target=(rng.random((classes, side, side)) < share).astype(np.uint8),
             valid=np.ones((side, side), bool),
         )
-        self.scene: Any = FakeScene(side)
+        self.scene: Any = FakeScene(side, name)
 
     def read(self, window: Window) -> Sample:
         rows, cols = window.toslices()
@@ -110,8 +111,9 @@ class FakeSource:
             pixels=whole.pixels[:, rows, cols], target=whole.target[:, rows, cols], valid=whole.valid[rows, cols]
         )
 
-    def touches(self, window: Window) -> bool:
-        return bool(self.read(window).target.any())
+    def target(self, window: Window) -> NDArray[np.uint8]:
+        """A view, so that a test may write into `whole`."""
+        return self.read(window).target
 
     def close(self) -> None:
         pass
@@ -120,8 +122,8 @@ class FakeSource:
 class FakeScene:
     """The part of a Scene that windows look at."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, name: str) -> None:
         self.grid = grid_of(side)
-        self.id = "fake"
+        self.id = name
         self.bands, self.band_numbers = ("a", "b"), (1, 2)
         self.scales, self.offsets = (1.0, 1.0), (0.0, 0.0)

@@ -18,7 +18,7 @@ from labelled import (
 )
 
 from pipeline.checkpoint import load_checkpoint
-from pipeline.errors import LabelError, ModelError, SceneError, SettingsError
+from pipeline.errors import LabelError, ModelError, SettingsError
 from pipeline.networks import NetworkSpec
 from pipeline.normalize import InputTransform
 from pipeline.scene import describe_scene
@@ -58,8 +58,8 @@ def test_a_network_learns_bright_squares_and_the_checkpoint_says_how(town: Town,
     assert card.resolution_m == pytest.approx(0.5, abs=2e-3)
     assert (card.stride, card.margin) == (4, 0)
     facts: Any = card.training
-    assert facts["scenes"] == ["town"]
-    assert facts["validation"]["kind"] == "blocks"
+    assert facts["split"]["kind"] == "blocks"
+    assert facts["split"]["training"]["scenes"] == ["town"]
     assert facts["metrics"]["epoch"] == report.best_epoch
     assert facts["settings"]["network"]["depth"] == 2
 
@@ -129,7 +129,9 @@ def test_masks_teach_the_same_as_polygons(town: Town, tmp_path: Path, make_scene
     other.frame.to_file(folder / "other.geojson")
     by_polygon = train([town.image, other.image], folder, tmp_path / "p.safetensors", spec=spec)
     assert by_mask.sha256 == by_polygon.sha256
-    assert by_mask.card.training["validation"] == {"kind": "scenes", "scenes": ["other"], "parts": 1}
+    facts: Any = by_mask.card.training["split"]
+    assert facts["kind"] == "scenes"
+    assert facts["validation"] == {"scenes": ["other"], "share": 0.5}
 
 
 def test_a_diverging_run_keeps_the_last_good_checkpoint(
@@ -168,7 +170,7 @@ def test_wrong_usage_stops_before_any_work(town: Town, tmp_path: Path) -> None:
     cases: list[tuple[type[Exception], str, Any]] = [
         (SettingsError, "out must end in .safetensors, not 'm.pt'", lambda: train([town.image], town.labels, "m.pt")),
         (SettingsError, "images must name at least one", lambda: train([], town.labels, out)),
-        (SceneError, "no such file", lambda: train([tmp_path / "none.tif"], town.labels, out)),
+        (SettingsError, "no such file", lambda: train([tmp_path / "none.tif"], town.labels, out)),
         (LabelError, "no such label file", lambda: train([town.image], tmp_path / "none.gpkg", out)),
         (SettingsError, "device = 'cuda:9' is not usable here",
          lambda: train([town.image], town.labels, out, spec=replace(QUICK, learning=LearningSpec(device="cuda:9")))),

@@ -11,7 +11,6 @@ import pytest
 import torch
 from labelled import (
     SMALL,
-    FakeSource,
     Town,
     area_of,
 )
@@ -19,9 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import LabelError
 from pipeline.training.feed import Feed, prefetch
-from pipeline.training.splits import Area
 from pipeline.training.survey import survey
-from pipeline.training.windows import draw_core
 
 
 def batches(town: Town, threads: int, epoch: int) -> list[NDArray[np.float32]]:
@@ -36,13 +33,6 @@ def test_the_windows_of_an_epoch_depend_on_its_seed_and_number_alone(town: Town)
     assert len(one) == 8
     assert all(np.array_equal(a, b) for a, b in zip(one, many, strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(one, next_epoch, strict=True))
-
-
-def test_labelled_share_decides_how_many_windows_touch_an_object(town: Town) -> None:
-    area = Area(source=FakeSource(400))
-    rng = np.random.default_rng(0)
-    touched = [area.source.touches(draw_core([area], 8, rng, labelled_share=1.0).inside) for _ in range(100)]
-    assert np.mean(touched) > 0.95
 
 
 def test_a_fault_while_preparing_a_batch_comes_out_where_the_batch_is_due() -> None:

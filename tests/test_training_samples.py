@@ -22,7 +22,8 @@ from rasterio.windows import Window
 
 from pipeline.errors import SceneError, SettingsError
 from pipeline.scene import describe_scene
-from pipeline.training.samples import CachedScene, LabelledScene, cache, list_scenes, open_data, read_padded
+from pipeline.training.chips import list_images
+from pipeline.training.samples import CachedScene, LabelledScene, cache, open_data, read_padded
 from pipeline.training.splits import SplitSpec
 
 
@@ -57,7 +58,7 @@ def test_scenes_must_agree_in_resolution_type_and_bands(town: Town, make_scene: 
     with pytest.raises(SettingsError, match=r"resolution_m must be set.*town 0\.5 m, coarse 1 m.*resolution_m=1"):
         open_data([town.image, coarse], town.labels, SMALL)
     data = open_data([town.image, coarse], town.labels, replace(SMALL, resolution_m=1.0))
-    assert [s.scene.grid.shape for s in data.training] == [(48, 48), (96, 96)]
+    assert [s.scene.grid.shape for s in data.sources] == [(48, 48), (96, 96)]
     deep = make_scene(
         town.pixels.astype(np.uint16), name="deep.tif", transform=ORIGIN, descriptions=("red", "green", "blue")
     )
@@ -67,26 +68,57 @@ def test_scenes_must_agree_in_resolution_type_and_bands(town: Town, make_scene: 
         open_data([town.image, make_scene(town.mask, name="gray.tif", transform=ORIGIN)], town.labels, SMALL)
 
 
-def test_scenes_and_validation_scenes_are_named_by_path_or_stem(
+def test_scenes_and_held_out_scenes_are_named_by_path_stem_folder_or_list(
     town: Town, make_scene: MakeScene, tmp_path: Path
 ) -> None:
     other = Town(tmp_path, make_scene, "other", seed=1)
-    folder = town.image.parent
-    assert list_scenes([folder, town.image]) == (str(other.image), str(town.image))
-    for name in ("other", str(other.image)):
-        data = open_data([folder], folder.parent / "masks", replace(SMALL, split=SplitSpec(validation=(name,))))
-        assert [s.scene.id for s in data.training] == ["town"]
-        assert [s.scene.id for s in data.validation] == ["other"]
-    with pytest.raises(SettingsError, match="validation: 'third' is neither a file nor the stem"):
-        open_data([folder], town.labels, replace(SMALL, split=SplitSpec(validation=("third",))))
-    with pytest.raises(SettingsError, match="none is left for training"):
-        open_data([town.image], town.labels, replace(SMALL, split=SplitSpec(validation=("town",))))
+    folder, masks = town.image.parent, town.image.parents[1] / "masks"
+    (tmp_path / "held.txt").write_text("# kept\nother\n\n")
+    (tmp_path / "apart").mkdir()
+    apart = other.image.rename(tmp_path / "apart" / "other.tif")
+    for images, name in (
+        ([folder, apart], "other"),
+        ([folder, apart], str(apart)),
+        ([folder, apart], str(tmp_path / "held.txt")),
+        ([folder], str(apart)),
+        ([folder], str(apart.parent)),
+        ([folder], str(apart.parent / "*.tif")),
+    ):
+        for key in ("validation", "test"):
+            data = open_data(images, masks, replace(SMALL, split=SplitSpec(**{key: (name,)})))
+            assert [s.scene.id for s in data.sources] == ["town", "other"]
+            assert getattr(data, key) == ("other",)
+
+
+def test_names_that_match_no_scene_or_two_are_refused(town: Town, make_scene: MakeScene, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SettingsError, match="holds no GeoTIFF"):
-        list_scenes([tmp_path / "empty"])
+    (tmp_path / "none.txt").write_text("# nothing\n")
+    twin = make_scene(town.pixels, name="twin/town.tif", transform=ORIGIN)
+    cases: list[tuple[dict[str, tuple[str, ...]], str]] = [
+        ({"validation": ("third",)}, "split.validation: 'third' is neither a file nor the stem of an image"),
+        ({"test": ("town",)}, "split.test: 'town' is the stem of .*; give the path"),
+        ({"validation": (str(twin),), "test": ("twin_town",)}, "split.test: twin_town is kept for validation as well"),
+        ({"validation": (str(tmp_path / "none.txt"),)}, r"the list .*none\.txt names no scene"),
+        ({"validation": ("gone.txt",)}, r"the list gone\.txt cannot be read"),
+    ]
+    for split, said in cases:
+        with pytest.raises(SettingsError, match=said):
+            list_images([town.image, twin], **split)
+    with pytest.raises(SettingsError, match="no scene in this folder"):
+        list_images([tmp_path / "empty"])
+    with pytest.raises(SettingsError, match="images must name at least one scene"):
+        list_images([])
+
+
+def test_a_folder_of_pictures_stands_for_them_unless_it_has_geotiffs(make_scene: MakeScene, tmp_path: Path) -> None:
+    for name, driver in (("a.png", "PNG"), ("b.jpg", "JPEG")):
+        make_scene(name=f"chips/{name}", driver=driver, crs=None)
+    assert [e.id for e in list_images([tmp_path / "chips"]).entries] == ["a", "b"]
+    make_scene(name="chips/c.tif")
+    assert [e.id for e in list_images([tmp_path / "chips"]).entries] == ["c"]
 
 
 def test_scenes_are_cached_only_within_the_budget(town: Town) -> None:
     data = open_data([town.image], town.labels, SMALL)
     assert cache(data, 0, 1) is data
-    assert isinstance(cache(data, 1, 1).training[0], CachedScene)
+    assert isinstance(cache(data, 1, 1).sources[0], CachedScene)

@@ -19,7 +19,7 @@ from pipeline.normalize import input_transform
 from pipeline.training.augment import flip_and_turn, vary_light
 from pipeline.training.samples import Sample, read_padded
 from pipeline.training.splits import Area
-from pipeline.training.windows import MOST_DRAWS, Core, draw_core
+from pipeline.training.windows import MOST_DRAWS, Core, Drawer
 
 if TYPE_CHECKING:
     from pipeline.training.settings import TrainSpec
@@ -51,6 +51,7 @@ class Feed:
         self.margin = margin
         self.core_size = spec.samples.tile_size - 2 * margin
         self.batches_per_epoch = -(-spec.samples.windows_per_epoch // spec.samples.batch_size)
+        self._drawer: tuple[Sequence[Area], Drawer] | None = None
         self._pool = ThreadPoolExecutor(spec.samples.threads, thread_name_prefix="samples")
 
     def __enter__(self) -> Self:
@@ -64,9 +65,11 @@ class Feed:
 
         def make(index: int) -> Batch:
             rngs = (np.random.default_rng([self.spec.seed, 2, epoch, index, k]) for k in range(size))
-            return self._stack([self._training_item(areas, rng) for rng in rngs])
+            return self._stack([self._training_item(drawer, rng) for rng in rngs])
 
-        size = self.spec.samples.batch_size
+        if self._drawer is None or self._drawer[0] is not areas:
+            self._drawer = areas, Drawer(areas, self.spec.samples, self.core_size)
+        size, drawer = self.spec.samples.batch_size, self._drawer[1]
         return prefetch(make, self.batches_per_epoch, self._pool)
 
     def validation(self, cores: Sequence[Core]) -> Iterator[Batch]:
@@ -79,10 +82,9 @@ class Feed:
         size = self.spec.samples.batch_size
         return prefetch(make, -(-len(cores) // size), self._pool)
 
-    def _training_item(self, areas: Sequence[Area], rng: Generator) -> _Item:
-        share = self.spec.samples.labelled_share
+    def _training_item(self, drawer: Drawer, rng: Generator) -> _Item:
         for _ in range(MOST_DRAWS):
-            core = draw_core(areas, self.core_size, rng, labelled_share=share)
+            core = drawer.draw(rng)
             sample = self._read(core)
             if sample.valid.mean() >= LEAST_VALID:
                 break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.card import ModelCard
+from pipeline.catalog import CatalogEntry
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid import RasterGrid
-from pipeline.scene import ReadingSpec, Scene, SceneReader, describe_scene
+from pipeline.scene import Scene, SceneReader, describe_scene
+from pipeline.training.blocks import plan_blocks
+from pipeline.training.chips import list_images
 from pipeline.training.labels import (
     MASK_SUFFIXES,
     UNLABELLED,
@@ -29,7 +32,6 @@ from pipeline.training.masks import open_mask_labels
 if TYPE_CHECKING:
     from pipeline.training.settings import TrainSpec
 
-SCENE_SUFFIXES = (".tif", ".tiff")
 MOST_RESOLUTION_SPREAD = 1.1
 """Largest over smallest ground resolution of scenes that may be trained together without `resolution_m`."""
 CACHE_ROWS = 1024
@@ -60,8 +62,8 @@ class SampleSource(Protocol):
         """The sample of a window inside `scene.grid`."""
         ...
 
-    def touches(self, window: Window) -> bool:
-        """Whether some labelled object may lie in the window."""
+    def target(self, window: Window) -> NDArray[np.uint8]:
+        """The target of a window inside `scene.grid`, `(classes, height, width)`; see `Sample.target`."""
         ...
 
     def close(self) -> None:
@@ -82,9 +84,9 @@ class LabelledScene:
         pixels, valid = self._reader.read(window)
         return Sample(pixels=pixels, target=self._labels.burn(window), valid=valid)
 
-    def touches(self, window: Window) -> bool:
-        """Whether some labelled object may lie in the window."""
-        return self._labels.touches(window)
+    def target(self, window: Window) -> NDArray[np.uint8]:
+        """The target of a window inside the grid, without reading pixels."""
+        return self._labels.burn(window)
 
     def close(self) -> None:
         """Close the handles of scene and labels."""
@@ -114,10 +116,10 @@ class CachedScene:
             pixels=whole.pixels[:, rows, cols], target=whole.target[:, rows, cols], valid=whole.valid[rows, cols]
         )
 
-    def touches(self, window: Window) -> bool:
-        """Whether some labelled object lies in the window."""
+    def target(self, window: Window) -> NDArray[np.uint8]:
+        """The target of a window inside the grid; a view."""
         rows, cols = window.toslices()
-        return bool((self._whole.target[:, rows, cols] == 1).any())
+        return self._whole.target[:, rows, cols]
 
     def close(self) -> None:
         """Nothing is open."""
@@ -127,37 +129,21 @@ class CachedScene:
 class LabelledData:
     """All scenes of a training run."""
 
-    training: tuple[SampleSource, ...]
-    """Scenes to learn from; parts of them may be held out."""
-    validation: tuple[SampleSource, ...]
-    """Scenes kept for validation; empty when blocks are to be held out."""
-    repaired: int
+    sources: tuple[SampleSource, ...]
+    """Every scene; ids are unique."""
+    validation: tuple[str, ...] = ()
+    """Ids of scenes that the settings name for validation."""
+    test: tuple[str, ...] = ()
+    """Ids of scenes that the settings name for the test; none is in both."""
+    repaired: int = 0
     """Label geometries that were invalid and have been repaired."""
-    dropped: int
+    dropped: int = 0
     """Label features without area, left out."""
 
     def close(self) -> None:
         """Close every scene; no thread may be reading."""
-        for source in (*self.training, *self.validation):
+        for source in self.sources:
             source.close()
-
-
-def list_scenes(images: Iterable[str | Path]) -> tuple[str, ...]:
-    """Locations of scenes: GeoTIFFs of folders in name order, everything else as it is; each once.
-
-    Raises:
-        SettingsError: a folder without GeoTIFF, or no scene at all.
-    """
-    found: list[str] = []
-    for image in images:
-        folder = Path(image)
-        inside = sorted(p for p in folder.iterdir() if p.suffix.lower() in SCENE_SUFFIXES) if folder.is_dir() else None
-        if inside == []:
-            raise SettingsError(f"images: the folder {folder} holds no GeoTIFF ({', '.join(SCENE_SUFFIXES)})")
-        found += [str(p) for p in inside] if inside else [str(image)]
-    if not found:
-        raise SettingsError("images must name at least one scene")
-    return tuple(dict.fromkeys(found))
 
 
 def open_data(images: Sequence[str | Path], labels: str | Path, spec: TrainSpec) -> LabelledData:
@@ -166,21 +152,22 @@ def open_data(images: Sequence[str | Path], labels: str | Path, spec: TrainSpec)
     Raises:
         SceneError: a scene cannot be read, or scenes differ in bands, type or resolution.
         LabelError: labels are missing or do not fit.
-        SettingsError: a scene named for validation is not there, or none is left for training.
+        SettingsError: images or scenes named in the settings are not there.
     """
-    training, validation = _split_scenes(list_scenes(images), spec.split.validation)
-    scenes, natives = _describe([*training, *validation], spec)
-    files = find_labels(labels, [Path(location).stem for location in (*training, *validation)])
+    listed = list_images(images, spec.split.validation, spec.split.test)
+    scenes, natives = _describe(listed.entries, spec)
+    files = find_labels(labels, [Path(entry.location).stem for entry in listed.entries])
     tables = {
         p: _read_table(p, spec) for found in files.values() for p in found if p.suffix.lower() not in MASK_SUFFIXES
     }
     sources = [
-        LabelledScene(scene, _open_labels(files[Path(location).stem], scene, native, tables, spec))
-        for location, scene, native in zip((*training, *validation), scenes, natives, strict=True)
+        LabelledScene(scene, _open_labels(files[Path(entry.location).stem], scene, native, tables, spec))
+        for entry, scene, native in zip(listed.entries, scenes, natives, strict=True)
     ]
     return LabelledData(
-        training=tuple(sources[: len(training)]),
-        validation=tuple(sources[len(training) :]),
+        sources=tuple(sources),
+        validation=listed.validation,
+        test=listed.test,
         repaired=sum(t.repaired for t in tables.values()),
         dropped=sum(t.dropped for t in tables.values()),
     )
@@ -188,14 +175,22 @@ def open_data(images: Sequence[str | Path], labels: str | Path, spec: TrainSpec)
 
 def cache(data: LabelledData, budget_mb: int, classes: int) -> LabelledData:
     """The same data in memory, when all of it fits into so many MiB; otherwise unchanged."""
-    sources = (*data.training, *data.validation)
-    if sum(_bytes_of(s.scene, classes) for s in sources) > budget_mb * 2**20:
+    if sum(_bytes_of(s.scene, classes) for s in data.sources) > budget_mb * 2**20:
         return data
-    return replace(
-        data,
-        training=tuple(CachedScene(s) for s in data.training),
-        validation=tuple(CachedScene(s) for s in data.validation),
-    )
+    return replace(data, sources=tuple(CachedScene(s) for s in data.sources))
+
+
+def presence(source: SampleSource, window: Window) -> NDArray[np.bool_]:
+    """Which classes have a pixel in a window, `(classes,)`; reads labels only."""
+    found: NDArray[np.bool_] | None = None
+    for block in plan_blocks((window.height, window.width), CACHE_ROWS):
+        here = Window(window.col_off + block.col_off, window.row_off + block.row_off, block.width, block.height)
+        met = (source.target(here) == 1).any(axis=(1, 2))
+        found = met if found is None else found | met
+        if found.all():
+            break
+    assert found is not None
+    return np.asarray(found)
 
 
 def read_padded(source: SampleSource, row: int, col: int, size: int) -> Sample:
@@ -230,43 +225,33 @@ def _bytes_of(scene: Scene, classes: int) -> int:
     return scene.grid.height * scene.grid.width * per_pixel
 
 
-def _split_scenes(images: Sequence[str], kept: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Training and validation locations; a validation scene is one of the images (path or stem) or a path."""
-    validation = []
-    for name in kept:
-        same = [image for image in images if name in (image, Path(image).stem) or Path(image) == Path(name)]
-        if not same and not Path(name).exists():
-            raise SettingsError(f"validation: {name!r} is neither a file nor the stem of a training image")
-        validation += same or [name]
-    training = [image for image in images if image not in validation]
-    if not training:
-        raise SettingsError("validation: every image is kept for validation, none is left for training")
-    return training, list(dict.fromkeys(validation))
-
-
-def _describe(locations: Sequence[str], spec: TrainSpec) -> tuple[list[Scene], list[RasterGrid]]:
+def _describe(entries: Sequence[CatalogEntry], spec: TrainSpec) -> tuple[list[Scene], list[RasterGrid]]:
     """Every scene as it is read, and its file's own grid; checked to agree with one another."""
     native = replace(spec.reading, resolution_m="native")
-    first = describe_scene(locations[0], native, card=_wanted(spec.bands) if spec.bands else None)
+    first = describe_scene(entries[0].location, native, card=_wanted(spec.bands) if spec.bands else None)
     wanted = _wanted(first.bands)
-    natives = [describe_scene(location, native, card=wanted) for location in locations]
+    natives = [describe_scene(entry.location, native, card=wanted, scene_id=entry.id) for entry in entries]
     for scene in natives:
         if scene.dtype != natives[0].dtype:
             raise SceneError(
                 f"{scene.location}: is {scene.dtype}, but {natives[0].location} is {natives[0].dtype}; "
                 "train on scenes of one type, or convert them"
             )
-    reading = _reading(natives, spec)
-    return [describe_scene(location, reading, card=wanted) for location in locations], [s.grid for s in natives]
+    resolution_m = _resolution_m(natives, spec)
+    grids = [scene.grid for scene in natives]
+    if resolution_m is None:
+        return natives, grids
+    return [replace(scene, grid=scene.grid.resampled(resolution_m)) for scene in natives], grids
 
 
 def _wanted(bands: Sequence[str]) -> ModelCard:
     return ModelCard(bands=tuple(bands), classes=("any",))
 
 
-def _reading(natives: Sequence[Scene], spec: TrainSpec) -> ReadingSpec:
+def _resolution_m(natives: Sequence[Scene], spec: TrainSpec) -> float | None:
+    """The ground resolution that scenes are brought to, or None when they stay as they are."""
     if spec.resolution_m is not None:
-        return replace(spec.reading, resolution_m=spec.resolution_m)
+        return spec.resolution_m
     sizes = [scene.grid.resolution_m for scene in natives]
     if max(sizes) > MOST_RESOLUTION_SPREAD * min(sizes):
         listed = ", ".join(f"{scene.id} {size:.3g} m" for scene, size in zip(natives, sizes, strict=True))
@@ -274,7 +259,7 @@ def _reading(natives: Sequence[Scene], spec: TrainSpec) -> ReadingSpec:
             f"resolution_m must be set, because the scenes differ in ground resolution: {listed}; "
             f"e.g. resolution_m={max(sizes):.2g}"
         )
-    return replace(spec.reading, resolution_m="native")
+    return None
 
 
 def _read_table(path: Path, spec: TrainSpec) -> PolygonTable:

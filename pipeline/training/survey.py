@@ -11,7 +11,8 @@ from rasterio.windows import Window
 
 from pipeline.card import Normalization
 from pipeline.errors import LabelError, SceneError
-from pipeline.training.splits import Area, plan_blocks
+from pipeline.training.blocks import plan_blocks
+from pipeline.training.splits import Area
 
 BLOCK_SIZE = 512
 """Side in pixels of the blocks that are looked at."""

@@ -75,10 +75,10 @@ def train(
 def _learn(
     data: LabelledData, spec: TrainSpec, out: Path, progress: Callable[[TrainProgress], None] | None
 ) -> tuple[_Run, Stop]:
-    split = split_data(data, spec.split, seed=spec.seed)
+    network_spec = spec.network.unet(bands=len(data.sources[0].scene.bands), classes=len(spec.classes))
+    split = split_data(data, spec.split, seed=spec.seed, core_size=spec.samples.tile_size - 2 * network_spec.margin)
     check_validation(split)
     facts = survey(split.training, spec.classes, seed=spec.seed)
-    network_spec = spec.network.unet(bands=len(facts.bands), classes=len(spec.classes))
     card = make_card(spec, network_spec, data, split, facts)
     with Feed(spec, card.normalization, margin=network_spec.margin) as feed, torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
@@ -88,10 +88,9 @@ def _learn(
 
 def make_card(spec: TrainSpec, network: UNetSpec, data: LabelledData, split: Split, facts: Survey) -> ModelCard:
     """The card of a network that is about to be trained."""
-    scene = data.training[0].scene
-    sizes = [source.scene.grid.resolution_m for source in data.training]
-    names = tuple(Path(name).stem for name in spec.split.validation)
-    held_out = [source.scene.id for source, _ in split.validation]
+    scene = data.sources[0].scene
+    sizes = [source.scene.grid.resolution_m for source in data.sources]
+    validation, test = (tuple(Path(n).stem for n in names) for names in (spec.split.validation, spec.split.test))
     return ModelCard(
         bands=facts.bands,
         classes=spec.classes,
@@ -104,11 +103,10 @@ def make_card(spec: TrainSpec, network: UNetSpec, data: LabelledData, split: Spl
         margin=network.margin,
         receptive_field=network.receptive_field,
         training={
-            "scenes": [source.scene.id for source in data.training],
-            "validation": {"kind": split.kind, "scenes": list(dict.fromkeys(held_out)), "parts": len(held_out)},
+            "split": split.as_record(),
             "labels": {"repaired": data.repaired, "dropped": data.dropped},
             "class_share": dict(zip(spec.classes, facts.class_share.round(6).tolist(), strict=True)),
-            "settings": asdict(replace(spec, split=replace(spec.split, validation=names))),
+            "settings": asdict(replace(spec, split=replace(spec.split, validation=validation, test=test))),
         },
     )
 

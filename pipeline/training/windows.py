@@ -1,25 +1,31 @@
 """Windows of the training part, drawn at random, and windows that cover the held-out part.
 
 A window's core is the square that the network's output covers; its input reaches `margin` pixels
-further. Training cores never overlap a held-out block. Each drawn window depends only on the seed, the
-epoch and its number, so neither threads nor interruptions change what is seen.
+further. Training cores never overlap a held-out block. Each drawn window depends only on the generator
+it is given, so neither threads nor interruptions change what is seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.errors import SettingsError
+from pipeline.training.blocks import clip, plan_blocks
+from pipeline.training.class_index import ClassIndex
 from pipeline.training.samples import SampleSource
-from pipeline.training.splits import Area, clip, plan_blocks
+from pipeline.training.splits import Area
 
 MOST_DRAWS = 50
-"""Windows tried until one fits; then the last that avoids held-out blocks is taken."""
+"""Windows drawn until one has enough valid pixels; then the last is taken."""
+Balance = Literal["area", "scenes"]
+"""How a scene is chosen for a window: by what it has to offer, or each as often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,9 @@ class SamplesSpec:
     windows_per_epoch: int = 512
     """Random windows between two validations, at least 1; rounded up to whole batches."""
     labelled_share: float = 0.5
-    """Share of windows that must hold some labelled object, 0 to 1; the others lie anywhere."""
+    """Share of windows that must hold an object, 0 to 1, each class as often; the others hold any labelled pixel."""
+    balance: Balance = "area"
+    """`area`: each pixel (of the class, where one is wanted) is as likely in all scenes; `scenes`: each scene is."""
     cache_mb: int = 4096
     """Scenes are kept in memory when all of them fit into this many MiB; otherwise windows are read as needed."""
     threads: int = 2
@@ -46,6 +54,8 @@ class SamplesSpec:
                 raise SettingsError(f"{key} must be at least {bound}, not {getattr(self, key)}")
         if not 0 <= self.labelled_share <= 1:
             raise SettingsError(f"labelled_share must be from 0 to 1, not {self.labelled_share}")
+        if self.balance not in get_args(Balance):
+            raise SettingsError(f"balance must be one of {', '.join(get_args(Balance))}, not {self.balance!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,29 +72,41 @@ class Core:
     """The part of the scene that counts."""
 
 
-def draw_core(areas: Sequence[Area], size: int, rng: Generator, *, labelled_share: float) -> Core:
-    """A random core: a scene by its area, then a place in it; a share of them must touch an object.
+class Drawer:
+    """Draws training cores; safe to use from many threads.
 
-    Raises:
-        SettingsError: no core fits beside the held-out blocks.
+    A share of them holds an object: of a class drawn evenly among those present, at a pixel drawn evenly among
+    that class's pixels that some core covers. The others hold a pixel drawn evenly among labelled ones.
     """
-    weights = np.array([area.pixels for area in areas], float)
-    area = areas[rng.choice(len(areas), p=weights / weights.sum())]
-    wants_label = rng.random() < labelled_share
-    core = None
-    for _ in range(MOST_DRAWS):
-        row, col = (_draw_start(length, size, rng) for length in area.source.scene.grid.shape)
-        inside = clip(Window(col, row, size, size), area.source.scene.grid.window)
-        if area.is_free(inside):
-            core = Core(source=area.source, row=row, col=col, inside=inside)
-            if not wants_label or area.source.touches(inside):
-                break
-    if core is None:
-        raise SettingsError(
-            f"samples.tile_size: windows of {size} px hardly fit between the held-out blocks of "
-            f"{area.source.scene.id}; use a smaller tile_size, a larger block_size, or name validation scenes"
-        )
-    return core
+
+    def __init__(self, areas: Sequence[Area], spec: SamplesSpec, core_size: int) -> None:
+        """Looks at every training label once.
+
+        Raises:
+            SettingsError: no core holds a labelled pixel.
+        """
+        self._labelled_share = spec.labelled_share
+        self._size = core_size
+        self._indices = [ClassIndex(area, core_size) for area in areas]
+        self._anywhere = _Weights([index.labelled.pixels for index in self._indices], spec.balance)
+        by_class = zip(*([layer.pixels for layer in index.classes] for index in self._indices), strict=True)
+        self._of_class = {k: _Weights(pixels, spec.balance) for k, pixels in enumerate(by_class) if any(pixels)}
+        if not self._anywhere:
+            raise SettingsError(
+                f"samples.tile_size: no training window, which covers {core_size} px, holds a labelled pixel beside "
+                "the held-out blocks; use a smaller samples.tile_size, a larger split.block_size, or more labels"
+            )
+
+    def draw(self, rng: Generator) -> Core:
+        """A random core that overlaps no held-out block."""
+        wants_object = bool(self._of_class) and rng.random() < self._labelled_share
+        class_index = int(rng.choice([*self._of_class])) if wants_object else None
+        weights = self._anywhere if class_index is None else self._of_class[class_index]
+        index = self._indices[weights.draw(rng)]
+        row, col = index.draw_start(rng, class_index)
+        source = index.area.source
+        inside = clip(Window(col, row, self._size, self._size), source.scene.grid.window)
+        return Core(source=source, row=row, col=col, inside=inside)
 
 
 def cover(validation: Sequence[tuple[SampleSource, Window]], size: int) -> list[Core]:
@@ -96,6 +118,16 @@ def cover(validation: Sequence[tuple[SampleSource, Window]], size: int) -> list[
     ]
 
 
-def _draw_start(length: int, size: int, rng: Generator) -> int:
-    """First row (or column) of a window; a scene smaller than the window is centred in it."""
-    return int(rng.integers(0, length - size + 1)) if length >= size else -((size - length) // 2)
+class _Weights:
+    """How likely each scene is."""
+
+    def __init__(self, pixels: Sequence[int], balance: Balance) -> None:
+        weights = np.array(pixels, float) if balance == "area" else np.array(pixels) > 0
+        self._until: NDArray[np.float64] = np.cumsum(weights, dtype=float)
+
+    def __bool__(self) -> bool:
+        return len(self._until) > 0 and bool(self._until[-1] > 0)
+
+    def draw(self, rng: Generator) -> int:
+        """The number of a scene."""
+        return int(np.searchsorted(self._until, rng.random() * self._until[-1], side="right"))

@@ -1,0 +1,66 @@
+"""Units (scenes or blocks) dealt to parts, so that each class is in each part in about its share.
+
+Iterative stratification (Sechidis, Tsoumakas & Vlahavas 2011, ECML PKDD, algorithm 1): the rarest class first,
+each of its units to the part that lacks it most. Whole quotas replace their fractions, so that a class of a few
+units still reaches every part that it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+
+def deal(presence: NDArray[np.bool_], held_shares: Sequence[float], rng: Generator) -> NDArray[np.intp]:
+    """The part of each unit: 0 is training, part `k + 1` gets about `held_shares[k]` of the units.
+
+    Every part with a share gets a unit with an object, when there are as many such units as parts.
+
+    Args:
+        presence: `(units, classes)`, True = the unit holds an object of the class.
+        held_shares: shares of the held-out parts, 0 to 1.
+        rng: decides among equals.
+    """
+    kinds = np.column_stack([presence, ~presence.any(axis=1)])
+    counts = kinds.sum(axis=0)
+    lacks = np.array([_quota(count, held_shares) for count in counts[:-1]] + [_even(counts[-1], held_shares)])
+    room = np.array(_even(len(kinds), held_shares))
+    part = np.full(len(kinds), -1)
+    while (part < 0).any():
+        left = kinds[part < 0].sum(axis=0)
+        rarest = int(np.argmin(np.where(left > 0, left, len(kinds) + 1)))
+        for unit in rng.permutation(np.flatnonzero((part < 0) & kinds[:, rarest])):
+            chosen = max(range(len(room)), key=lambda k: (lacks[rarest, k], room[k], -k))
+            part[unit] = chosen
+            lacks[kinds[unit], chosen] -= 1
+            room[chosen] -= 1
+    return _give_each_an_object(part, np.asarray(presence.any(axis=1)), [1.0, *held_shares], rng)
+
+
+def _even(count: int, held_shares: Sequence[float]) -> list[int]:
+    held = [round(share * count) for share in held_shares]
+    return [count - sum(held), *held]
+
+
+def _quota(count: int, held_shares: Sequence[float]) -> list[int]:
+    """Units of a class for each part: at least one each when they suffice, else training before the others."""
+    held = [max(1, round(share * count)) if share else 0 for share in held_shares]
+    left = max(0, count - 1)
+    for k, wanted in enumerate(held):
+        held[k] = min(wanted, left)
+        left -= held[k]
+    return [count - sum(held), *held]
+
+
+def _give_each_an_object(
+    part: NDArray[np.intp], holds: NDArray[np.bool_], shares: Sequence[float], rng: Generator
+) -> NDArray[np.intp]:
+    """Move a unit from the part with most objects to each wanted part without any."""
+    for wanting, share in enumerate(shares):
+        having = np.bincount(part[holds], minlength=len(shares))
+        if share and not having[wanting] and having.max(initial=0) > 1:
+            part[rng.choice(np.flatnonzero(holds & (part == having.argmax())))] = wanting
+    return part
