@@ -1,58 +1,143 @@
-"""Random changes of a sample, as pure functions of the sample and a generator."""
+"""Random changes of training windows: drawn as numbers on the CPU, then applied by pure functions.
+
+The order: mirror and quarter turns (whole pixels); rotation, scaling and deformation (one resampling);
+contrast, brightness and band gain (in the multiply-add that normalises); gamma; blur; noise; cutout.
+What is drawn depends on the generator alone; what is applied, on the window and what was drawn.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 from numpy.random import Generator
 
-from pipeline.errors import SettingsError
-from pipeline.normalize import InputTransform
-from pipeline.training.samples import Sample
+from pipeline.training.augment_changes import Changes, WindowStack
+from pipeline.training.augment_geometry import warp
+from pipeline.training.augment_light import apply_blur, apply_cutout, apply_gamma, apply_noise
+from pipeline.training.augment_sections import (
+    BandGainSpec,
+    BlurSpec,
+    BrightnessSpec,
+    ContrastSpec,
+    CutoutSpec,
+    ElasticSpec,
+    GammaSpec,
+    NoiseSpec,
+    RotationSpec,
+    ScalingSpec,
+    check_range,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSpec:
     """Random changes of each training window."""
 
-    flips: bool = True
-    """Mirror left-right in half of the windows."""
-    turns: bool = True
-    """Turn by 0, 90, 180 or 270 degrees, each equally often."""
-    contrast: float = 0.2
-    """Model input is multiplied by a factor drawn from `[1 - contrast, 1 + contrast]`, 0 to 0.9."""
-    brightness: float = 0.2
-    """A number drawn from `[-brightness, brightness]` is added to the model input, 0 to 1 (in standard deviations)."""
+    flips: float = 0.5
+    """Share of windows that are mirrored left-right, 0 to 1."""
+    turns: float = 0.75
+    """Share of windows turned by 90, 180 or 270 degrees, 0 to 1; at 0.75 all four orientations are equally common."""
+    rotation: RotationSpec = field(default_factory=RotationSpec)
+    """Free rotation; off."""
+    scaling: ScalingSpec = field(default_factory=ScalingSpec)
+    """Larger and smaller; off."""
+    elastic: ElasticSpec = field(default_factory=ElasticSpec)
+    """Smooth deformation; off."""
+    contrast: ContrastSpec = field(default_factory=ContrastSpec)
+    """Contrast of all bands; always."""
+    brightness: BrightnessSpec = field(default_factory=BrightnessSpec)
+    """Brightness of all bands; always."""
+    band_gain: BandGainSpec = field(default_factory=BandGainSpec)
+    """Contrast and brightness of each band; off."""
+    gamma: GammaSpec = field(default_factory=GammaSpec)
+    """Middle tones; off."""
+    blur: BlurSpec = field(default_factory=BlurSpec)
+    """Gaussian blur; off."""
+    noise: NoiseSpec = field(default_factory=NoiseSpec)
+    """Gaussian noise; off."""
+    cutout: CutoutSpec = field(default_factory=CutoutSpec)
+    """Squares of 0; off."""
 
     def __post_init__(self) -> None:
-        for key, most in (("contrast", 0.9), ("brightness", 1.0)):
-            if not 0 <= getattr(self, key) <= most:
-                raise SettingsError(f"{key} must be from 0 to {most}, not {getattr(self, key)}")
+        check_range(self, flips=(0, 1), turns=(0, 1))
 
 
-def flip_and_turn(sample: Sample, rng: Generator, spec: AugmentSpec) -> Sample:
-    """One of the eight symmetries of the square, equally likely when flips and turns are on; views, not copies."""
-    turns = int(rng.integers(4)) if spec.turns else 0
-    step = -1 if spec.flips and rng.random() < 0.5 else 1
-    if turns == 0 and step == 1:
-        return sample
-    return Sample(
-        pixels=np.rot90(sample.pixels, turns, axes=(-2, -1))[..., ::step],
-        target=np.rot90(sample.target, turns, axes=(-2, -1))[..., ::step],
-        valid=np.rot90(sample.valid, turns)[..., ::step],
-    )
+def draw_changes(rng: Generator, spec: AugmentSpec, *, bands: int) -> Changes:
+    """What to do to one window of so many bands.
 
-
-def vary_light(transform: InputTransform, rng: Generator, spec: AugmentSpec) -> InputTransform:
-    """Normalisation to another contrast and brightness: `input -> factor * input + shift`, the same for all bands.
-
-    Folded into the multiply-add that normalises anyway, so it costs nothing and leaves invalid pixels at 0.
+    Every number is drawn whether it is used or not, so that switching one change on leaves the others as they were.
     """
-    factor = 1 + rng.uniform(-spec.contrast, spec.contrast)
-    shift = rng.uniform(-spec.brightness, spec.brightness)
-    return replace(
-        transform,
-        gain=tuple(factor * g for g in transform.gain),
-        bias=tuple(factor * b + shift for b in transform.bias),
+    plain = Changes(
+        mirrored=_happens(rng, spec.flips),
+        quarter_turns=int(rng.integers(1, 4)) * _happens(rng, spec.turns),
+        degrees=_even(rng, spec.rotation.degrees) * _happens(rng, spec.rotation.probability),
+        scale=_between(rng, spec.scaling.low, spec.scaling.high) ** _happens(rng, spec.scaling.probability),
+        gamma=_between(rng, spec.gamma.low, spec.gamma.high) ** _happens(rng, spec.gamma.probability),
+        blur_px=rng.uniform(0, spec.blur.sigma_px) * _happens(rng, spec.blur.probability),
+        noise=rng.uniform(0, spec.noise.deviation) * _happens(rng, spec.noise.probability),
+        noise_seed=int(rng.integers(2**63)),
     )
+    factor, shift = _draw_light(rng, spec, bands)
+    return replace(
+        plain,
+        factor=factor,
+        shift=shift,
+        elastic=_draw_elastic(rng, spec.elastic),
+        cutouts=_draw_cutouts(rng, spec.cutout),
+        cutout_side=spec.cutout.share,
+    )
+
+
+def apply_changes(
+    stack: WindowStack, changes: Sequence[Changes], *, size: int, clip: tuple[float, float] | None = None
+) -> WindowStack:
+    """Warp windows and change their light, on whichever device they are; the input is left as it was.
+
+    Args:
+        stack: windows already mirrored, turned and normalised to varied light, read with `reach_of` around.
+        changes: one per window.
+        size: side in pixels of the windows wanted.
+        clip: bounds of the model input, or None.
+    """
+    stack = warp(stack, changes, size=size)
+    pixels = apply_gamma(stack.pixels, stack.valid, changes)
+    pixels = apply_blur(pixels, stack.valid, changes)
+    noisy = apply_noise(pixels, stack.valid, changes)
+    if clip is not None and noisy is not pixels:
+        noisy = noisy.clamp(*clip) * stack.valid[:, None]
+    return replace(stack, pixels=apply_cutout(noisy, changes))
+
+
+def _happens(rng: Generator, probability: float) -> bool:
+    return bool(rng.random() < probability)
+
+
+def _even(rng: Generator, most: float) -> float:
+    return float(rng.uniform(-most, most))
+
+
+def _between(rng: Generator, low: float, high: float) -> float:
+    """Evenly over the logarithm."""
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def _draw_light(rng: Generator, spec: AugmentSpec, bands: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Factor and summand per band: contrast, then brightness, then the band's own."""
+    own = spec.band_gain
+    factor = 1 + _even(rng, spec.contrast.factor) * _happens(rng, spec.contrast.probability)
+    shift = _even(rng, spec.brightness.shift) * _happens(rng, spec.brightness.probability)
+    gained = _happens(rng, own.probability)
+    pairs = [(1 + _even(rng, own.factor) * gained, _even(rng, own.shift) * gained) for _ in range(bands)]
+    return tuple(gain * factor for gain, _ in pairs), tuple(gain * shift + more for gain, more in pairs)
+
+
+def _draw_elastic(rng: Generator, spec: ElasticSpec) -> tuple[float, ...]:
+    drawn = tuple(rng.normal(0, spec.deviation_px, 2 * spec.nodes**2).tolist())
+    return drawn if _happens(rng, spec.probability) else ()
+
+
+def _draw_cutouts(rng: Generator, spec: CutoutSpec) -> tuple[tuple[float, float], ...]:
+    drawn = tuple((rng.random(), rng.random()) for _ in range(spec.count))
+    return drawn if _happens(rng, spec.probability) else ()
