@@ -107,7 +107,9 @@ class ModelCard:
     activation: Activation = "sigmoid"
     """`sigmoid`: independent classes (binary or multi-label); `softmax`: exclusive classes, at least two."""
     outputs: Outputs = "probabilities"
-    """What the network returns; `logits` get the activation in the engine."""
+    """What the network returns; `logits` are divided by `temperature` and activated by the predictor."""
+    temperature: float = 1.0
+    """Calibration: logits are divided by it before the activation (Guo et al. 2017, section 4); above 0."""
     background: str | None = None
     """Softmax only: the class, `classes[0]`, that means none of the others; it gets no polygons."""
     threshold: float = 0.5
@@ -122,6 +124,8 @@ class ModelCard:
     """Input heights and widths must be `size_offset` modulo this."""
     size_offset: int = 0
     """See `stride`; 0 <= size_offset < stride. 12 for the 2015 paper's network (572 = 12 modulo 16)."""
+    tile_size: int | None = None
+    """The only input height and width that the network takes, in pixels; None = every size that suits `stride`."""
     margin: int = 0
     """Pixels the output loses on each side (unpadded convolutions); 92 for the 2015 paper's network."""
     receptive_field: int | None = 1
@@ -172,19 +176,39 @@ class ModelCard:
         object.__setattr__(self, "threshold", _number("threshold", self.threshold))
         if not 0 < self.threshold <= 1:
             raise ModelError(f"threshold must be above 0 and at most 1, not {self.threshold}")
+        object.__setattr__(self, "temperature", _number("temperature", self.temperature))
+        if self.temperature <= 0:
+            raise ModelError(f"temperature must be above 0, not {self.temperature}")
+        if self.temperature != 1 and self.outputs != "logits":
+            raise ModelError(
+                f"temperature {self.temperature} divides logits, but the network returns {self.outputs}; "
+                "use temperature 1, or a network that returns logits with outputs 'logits'"
+            )
         if self.resolution_m is not None:
             object.__setattr__(self, "resolution_m", _number("resolution_m", self.resolution_m))
             if self.resolution_m <= 0:
                 raise ModelError(f"resolution_m must be above 0, not {self.resolution_m}")
-        least = {"stride": 1, "size_offset": 0, "margin": 0, "receptive_field": 1}
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        least = {"stride": 1, "size_offset": 0, "margin": 0, "receptive_field": 1, "tile_size": 1}
         for key, bound in least.items():
             value = getattr(self, key)
-            if value is None and key == "receptive_field":
+            if value is None and key in ("receptive_field", "tile_size"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < bound:
                 raise ModelError(f"{key} must be a whole number >= {bound}, not {value!r}")
         if self.size_offset >= self.stride:
             raise ModelError(f"size_offset must be below stride {self.stride}, not {self.size_offset}")
+        if self.tile_size is not None and not self.takes(self.tile_size):
+            raise ModelError(
+                f"tile_size must be {self.size_offset} modulo stride {self.stride} and above {2 * self.margin} px "
+                f"(twice the margin), not {self.tile_size}"
+            )
+
+    def takes(self, size: int) -> bool:
+        """Whether `stride`, `size_offset` and `margin` allow an input height or width of `size` px."""
+        return size % self.stride == self.size_offset and size > 2 * self.margin
 
     @property
     def mask_values(self) -> tuple[int, ...]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.card import ModelCard
-from pipeline.checkpoint import describe_checkpoint
+from pipeline.checkpoint import CheckpointFacts, describe_checkpoint
 from pipeline.errors import SceneError, ScenemillError, SettingsError
+from pipeline.external import SUFFIX, ExternalFacts, describe_external
 from pipeline.grid import RasterGrid
 from pipeline.location import resolve_location
 from pipeline.mosaic import MosaicReader
@@ -25,9 +26,9 @@ def inspect_path(path: str, reading: ReadingSpec, *, model: Path | None = None) 
     """Tell what a path is.
 
     Args:
-        path: a raster, an address, or a checkpoint.
+        path: a raster, an address, a checkpoint, or an imported network.
         reading: how a scene would be read.
-        model: a checkpoint; the scene is checked against it.
+        model: a checkpoint or an imported network; the scene is checked against it.
 
     Returns:
         `("checkpoint" | "mosaic" | "scene", facts)`; the last fact of a scene given a model is the verdict.
@@ -43,13 +44,13 @@ def inspect_path(path: str, reading: ReadingSpec, *, model: Path | None = None) 
         return kind, facts
     facts = [*_scene_facts(describe_scene(path, reading))]
     if model is not None:
-        facts.append(("fits model", _verdict(path, reading, describe_checkpoint(model).card)))
+        facts.append(("fits model", _verdict(path, reading, _describe_model(model).card)))
     return "scene", facts
 
 
 def _inspect_made_by_us(path: str) -> tuple[str, list[Fact]]:
     """Kind and facts of a checkpoint or mosaic; an empty kind for anything else."""
-    if path.endswith(".safetensors"):
+    if path.endswith((".safetensors", SUFFIX)):
         return "checkpoint", [*_checkpoint_facts(Path(path))]
     if not resolve_location(path).is_remote:
         with suppress(SceneError), warnings.catch_warnings():
@@ -66,10 +67,18 @@ def _verdict(path: str, reading: ReadingSpec, card: ModelCard) -> str:
     return "yes"
 
 
+def _describe_model(path: Path) -> CheckpointFacts | ExternalFacts:
+    return describe_external(path) if path.suffix == SUFFIX else describe_checkpoint(path)
+
+
 def _checkpoint_facts(path: Path) -> Iterator[Fact]:
-    facts = describe_checkpoint(path)
+    facts = _describe_model(path)
     yield "sha256", facts.sha256
-    yield "architecture", ", ".join(f"{key} {value}" for key, value in facts.architecture.items())
+    if isinstance(facts, ExternalFacts):
+        yield "architecture", f"{facts.operators} operators, exported by torch {facts.torch_version}"
+        yield "exported sizes", facts.sizes
+    else:
+        yield "architecture", ", ".join(f"{key} {value}" for key, value in facts.architecture.items())
     yield "parameters", f"{facts.parameters:,}"
     yield from _card_facts(facts.card)
 
@@ -80,9 +89,12 @@ def _card_facts(card: ModelCard) -> Iterator[Fact]:
     yield "activation", f"{card.activation} (the network returns {card.outputs})"
     if card.activation == "sigmoid":
         yield "threshold", f"{card.threshold:g}"
+    if card.temperature != 1:
+        yield "temperature", f"{card.temperature:g}"
     yield "source type", card.dtype or "any real type"
     yield "resolution", f"{card.resolution_m:g} m" if card.resolution_m else "any"
-    yield "tile sizes", f"{card.size_offset} modulo {card.stride} px, margin {card.margin} px"
+    sizes = f"{card.size_offset} modulo {card.stride}" if card.tile_size is None else f"{card.tile_size}"
+    yield "tile sizes", f"{sizes} px, margin {card.margin} px"
     yield "receptive field", f"{card.receptive_field} px" if card.receptive_field else "unbounded"
     for key, value in card.training.items():
         yield f"training: {key}", str(value)

@@ -25,6 +25,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pipeline.card import ModelCard
 from pipeline.checkpoint import Checkpoint, load_checkpoint
 from pipeline.errors import ModelError, SettingsError
+from pipeline.external import SUFFIX, ExternalModel, load_external
+from pipeline.external_network import ExportedNetwork
+from pipeline.external_trial import ROUNDING, trial_tiles
 
 log = logging.getLogger(__name__)
 
@@ -62,25 +65,29 @@ class InferenceSpec:
 
 
 class LoadedPredictor:
-    """A checkpoint's network, prepared for one device; returns probabilities in float32.
+    """The network of a checkpoint or of an imported file, prepared for one device; returns probabilities in float32.
 
     Batch norm is folded into the convolutions, weights are `channels_last`, and the number format is
-    the lowest one that `precision` allows. It pickles as its path: whoever unpickles it loads the file
-    once per process.
+    the lowest one that `precision` allows. A network from elsewhere runs in float32 unless another format is
+    named, and keeps the memory layout it was exported with where it depends on it. It pickles as its path:
+    whoever unpickles it loads the file once per process.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str, precision: Precision):
-        """Prepare a checkpoint's network, in place."""
-        self.card, self.sha256 = checkpoint.card, checkpoint.sha256
+    def __init__(self, model: Checkpoint | ExternalModel, *, device: str, precision: Precision):
+        """Prepare a network, in place."""
+        self.card, self.sha256 = model.card, model.sha256
         self.turn = threading.Lock()
         self.device = resolve_device(device)
-        self._source = (checkpoint.path, device, precision)
-        network = fold_batch_norm(checkpoint.network.eval()).to(self.device)
+        self._source = (model.path, device, precision)
+        network = fold_batch_norm(model.network.eval()).to(self.device)
         if self.device.type == "cpu":
             settle_convolutions(network)
-        self._network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network: nn.Module = network
+        self._layout = torch.contiguous_format
         self.precision = torch.float32
-        self._lower(precision)
+        foreign = isinstance(model, ExternalModel)
+        self._lay_out(trust=not foreign)
+        self._lower("float32" if foreign and precision == "auto" else precision)
 
     @property
     def identity(self) -> str:
@@ -94,17 +101,44 @@ class LoadedPredictor:
     @torch.inference_mode()
     def __call__(self, tiles: Tensor) -> Tensor:
         """`(N, bands, H, W)` normalised float32 -> `(N, classes, h, w)` probabilities, float32 in 0..1."""
-        tiles = tiles.to(self.device, self.precision).contiguous(memory_format=torch.channels_last)
+        tiles = tiles.to(self.device, self.precision).contiguous(memory_format=self._layout)
         return activate(self._network(tiles).float(), self.card)
+
+    def _lay_out(self, *, trust: bool) -> None:
+        """Store weights and tiles `channels_last`, which is several times faster on CPUs.
+
+        A network from elsewhere may read memory in the order of its export, so it must prove itself.
+        """
+        trial = None if trust else trial_tiles(self.card).to(self.device)
+        expected = None if trial is None else self(trial)
+        self._arrange(torch.channels_last)
+        if trial is None or expected is None:
+            return
+        try:
+            if float((self(trial) - expected).abs().max()) <= ROUNDING:
+                return
+        except RuntimeError as error:
+            log.info("the network needs the memory layout of its export: %s", error)
+        self._arrange(torch.contiguous_format)
+
+    def _arrange(self, layout: torch.memory_format) -> None:
+        self._layout = layout
+        self._network = self._network.to(memory_format=layout)  # type: ignore[call-overload]
 
     def _lower(self, precision: Precision) -> None:
         wanted = _fast_type(self.device) if precision == "auto" else getattr(torch, precision)
         if wanted == torch.float32:
             return
-        trial = _trial_batch(self.card).to(self.device)
+        trial = trial_tiles(self.card).to(self.device)
         exact, expected = self._network, self(trial)
         self._network, self.precision = copy.deepcopy(exact).to(wanted), wanted
-        change = float((self(trial) - expected).abs().max())
+        try:
+            change = float((self(trial) - expected).abs().max())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise SettingsError(
+                f"inference.precision: {precision} does not suit this network ({reason}); use float32"
+            ) from error
         if precision == "auto" and not change <= MOST_CHANGE:
             log.info("%s changes a probability by %.3g, over %.3g: float32 is used", wanted, change, MOST_CHANGE)
             self._network, self.precision = exact, torch.float32
@@ -121,18 +155,21 @@ def exclusive(predictor: Predictor | ArrayFunction) -> AbstractContextManager[ob
 
 
 def load_predictor(path: str | Path, device: str = "auto", *, precision: Precision = "auto") -> LoadedPredictor:
-    """Load a checkpoint, ready to run.
+    """Load a checkpoint or an imported network, ready to run.
 
     Args:
-        path: a `.safetensors` file with its ModelCard inside.
+        path: a `.safetensors` checkpoint, or a `.pt2` file that `import_model` wrote.
         device: `auto`, or a torch device such as `cpu` or `cuda:1`.
-        precision: number format; `auto` proves itself on a seeded trial batch against float32.
+        precision: number format; `auto` proves itself on a seeded trial batch against float32, and is float32 for
+            an imported network.
 
     Raises:
-        ModelError: the file is missing, damaged, or no checkpoint of ours.
-        SettingsError: the device does not exist here.
+        ModelError: the file is missing, damaged, or none of ours.
+        SettingsError: the device does not exist here, or the network does not run in that precision.
     """
-    return LoadedPredictor(load_checkpoint(Path(path)), device=device, precision=precision)
+    path = Path(path)
+    model = load_external(path) if path.suffix == SUFFIX else load_checkpoint(path)
+    return LoadedPredictor(model, device=device, precision=precision)
 
 
 @lru_cache(maxsize=4)
@@ -164,9 +201,11 @@ def resolve_device(device: str) -> torch.device:
 
 
 def activate(outputs: Tensor, card: ModelCard) -> Tensor:
-    """A network's outputs -> probabilities: sigmoid or softmax over classes when they are logits."""
+    """A network's outputs -> probabilities: sigmoid or softmax over classes of `logits / temperature`."""
     if card.outputs == "probabilities":
         return outputs
+    if card.temperature != 1:
+        outputs = outputs / card.temperature
     return torch.sigmoid(outputs) if card.activation == "sigmoid" else torch.softmax(outputs, dim=1)
 
 
@@ -241,6 +280,8 @@ def settle_convolutions(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
             module.dilation = (2, 2)
+        if isinstance(module, ExportedNetwork):
+            module.settle_convolutions()
 
 
 def _fast_type(device: torch.device) -> torch.dtype:
@@ -248,12 +289,3 @@ def _fast_type(device: torch.device) -> torch.dtype:
         return torch.float16
     supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return torch.bfloat16 if device.type == "cpu" and supports is not None and supports() else torch.float32
-
-
-def _trial_batch(card: ModelCard) -> Tensor:
-    """One seeded tile of smooth, standardised noise, about 128 px wide, of a size the network takes."""
-    least = 2 * card.margin + 1
-    side = max(128, least)
-    side += (card.size_offset - side) % card.stride
-    noise = torch.randn((1, len(card.bands), side // 4 + 1, side // 4 + 1), generator=torch.Generator().manual_seed(0))
-    return nn.functional.interpolate(noise, size=(side, side), mode="bilinear")

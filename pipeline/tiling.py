@@ -60,6 +60,8 @@ class Tiling:
     """Pixels the network's output loses on each side."""
     align: int = 1
     """Window offsets are multiples of this, counted from the first window."""
+    fixed: bool = False
+    """True: every window is `tile_size` wide and high, however small the scene."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,11 @@ def resolve_tiling(spec: TilingSpec, card: ModelCard, *, exact: bool) -> Tiling:
         SettingsError: a tile size the network cannot take, or an overlap too small for it.
     """
     size, margin = spec.tile_size, card.margin
+    if card.tile_size not in (None, size):
+        raise SettingsError(
+            f"tiling.tile_size must be {card.tile_size} px, the only size this network takes, not {size}; "
+            f"set tiling.tile_size={card.tile_size}"
+        )
     if (size - card.size_offset) % card.stride or size <= 2 * margin:
         raise SettingsError(_unfit_tile_size(size, card))
     least = 2 * margin
@@ -183,14 +190,15 @@ def resolve_tiling(spec: TilingSpec, card: ModelCard, *, exact: bool) -> Tiling:
             f"tiling.tile_size - tiling.overlap must be a multiple of the network's stride {align} "
             f"with blend: exact, not {size} - {overlap}"
         )
-    return Tiling(tile_size=size, overlap=overlap, stride=card.stride, margin=margin, align=align)
+    fixed = card.tile_size is not None
+    return Tiling(tile_size=size, overlap=overlap, stride=card.stride, margin=margin, align=align, fixed=fixed)
 
 
 def plan_tiles(shape: tuple[int, int], tiling: Tiling) -> TilePlan:
     """Plan the tiles of a scene of `shape` `(height, width)`.
 
     Cores partition the scene; every output covers its core; all windows have one size, which is
-    `tile_size`, or smaller by multiples of the stride when the scene itself is smaller.
+    `tile_size`, or smaller by multiples of the stride when the scene itself is smaller and no size is fixed.
 
     >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
     >>> plan.shape, plan.cols.starts, plan.cols.cuts
@@ -225,7 +233,7 @@ def plan_regions(plan: TilePlan, *, rows: int = 1, cols: int | None = None) -> t
 
 def _plan_axis(length: int, tiling: Tiling) -> Axis:
     full = tiling.tile_size - 2 * tiling.margin
-    spare = max(0, full - length) // tiling.stride * tiling.stride
+    spare = 0 if tiling.fixed else max(0, full - length) // tiling.stride * tiling.stride
     output = full - spare
     step = tiling.tile_size - tiling.overlap
     last = _round_up(max(0, length - output), tiling.align)

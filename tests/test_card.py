@@ -29,6 +29,8 @@ FULL = make_card(
     size_offset=12,
     margin=92,
     receptive_field=None,
+    temperature=1.5,
+    tile_size=572,
     training={"data": ["a.tif"], "metrics": {"iou": 0.7}},
 )
 
@@ -38,6 +40,13 @@ def test_a_card_survives_json_and_pickle(card: ModelCard) -> None:
     assert ModelCard.from_json(card.to_json()) == card
     assert pickle.loads(pickle.dumps(card)) == card
     assert hash(ModelCard.from_json(card.to_json())) == hash(card)
+
+
+def test_a_card_from_before_temperature_and_tile_size_loads_as_ever() -> None:
+    content = {key: value for key, value in asdict(make_card()).items() if key not in ("temperature", "tile_size")}
+    card = ModelCard.from_json(json.dumps(content))
+    assert (card.temperature, card.tile_size) == (1.0, None)
+    assert card == make_card()
 
 
 def test_lists_become_tuples_and_the_training_facts_become_plain_json() -> None:
@@ -84,6 +93,12 @@ def test_the_named_normalizations_are_the_affine_maps_they_claim() -> None:
         ({"activation": "softmax"}, "at least two classes"),
         ({"background": "building"}, "background must be the first class"),
         ({"classes": ("a", "b"), "activation": "softmax", "background": "b"}, "not 'b'"),
+        ({"temperature": 0, "outputs": "logits"}, "temperature must be above 0, not 0"),
+        ({"temperature": "1", "outputs": "logits"}, "temperature must be a finite number, not '1'"),
+        ({"temperature": 2}, "temperature 2.0 divides logits, but the network returns probabilities"),
+        ({"tile_size": 0}, "tile_size must be a whole number >= 1, not 0"),
+        ({"tile_size": 250, "stride": 16}, "tile_size must be 0 modulo stride 16"),
+        ({"tile_size": 20, "margin": 10}, "above 20 px .twice the margin., not 20"),
         ({"threshold": 0}, "threshold must be above 0"),
         ({"threshold": float("nan")}, "threshold must be a finite number, not nan"),
         ({"dtype": "complex64"}, "dtype must be one of"),
