@@ -70,7 +70,7 @@ def _use(card: ModelCard, checkpoint: str) -> Iterator[str]:
     yield "```"
     if card.resolution_m:
         yield ""
-        yield f"Scenes of other pixels are read at {card.resolution_m:g} m by `--set reading.resolution_m=model`."
+        yield "For scenes of another pixel side add `--set reading.resolution_m=model`."
 
 
 def _details(facts: Facts, report: TrainReport | None) -> Iterator[str]:
@@ -155,7 +155,7 @@ def _metrics(facts: Facts) -> Iterator[str]:
     rows = [(part, *(_score(facts.scores(part).get(key)) for key in ("iou", "f1", "bce"))) for part in parts]
     yield from _table(("part", "mean IoU", "mean F1", "cross-entropy (nats)"), rows)
     yield "\nMeans over classes; pixels that are nodata or unlabelled do not count. Validation chose the epoch, the"
-    yield "threshold and the temperature; nothing was chosen on test."
+    yield "threshold and the temperature; nothing was chosen on test. `scenemill evaluate` adds confidence intervals."
     for part in parts:
         classes = facts.class_scores(part)
         if classes:

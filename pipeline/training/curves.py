@@ -124,7 +124,7 @@ def _draw_scores(axes: Axes, history: Sequence[EpochRecord], best_epoch: int) ->
         if record.epoch == best_epoch:
             label = f"best: epoch {best_epoch}, IoU {record.iou:.3f}"
             axes.plot(best_epoch, record.iou, color=ORANGE, marker="*", markersize=17, linestyle="", label=label)
-    _add_legend(axes, loc="lower right")
+    _add_legend(axes)
 
 
 def _draw_rate(axes: Axes, history: Sequence[EpochRecord]) -> None:
@@ -142,16 +142,22 @@ def _draw_classes(axes: Axes, history: Sequence[EpochRecord]) -> None:
         _draw_class(axes, history, names[0], "precision", color=BLUE, marker="o", label=f"{names[0]}: precision")
         _draw_class(axes, history, names[0], "recall", color=ORANGE, marker="s", label=f"{names[0]}: recall")
         _dress(axes, "score, 0 to 1", title="Precision and recall")
-        _add_legend(axes, loc="lower right")
+        _add_legend(axes)
     else:
         last = {name: history[-1].classes[name].get("iou") or 0.0 for name in names}
         drawn = set(sorted(names, key=last.__getitem__)[:MOST_CLASSES_DRAWN])
+        foreground = [name for name in names if name != "background"]
         for index, name in enumerate(names):
             if name in drawn:
-                colour = "#{:02x}{:02x}{:02x}".format(*class_colour(index))
+                colour = GREY if name not in foreground else _hex(foreground.index(name))
                 _draw_class(axes, history, name, "iou", color=colour, marker="osv^D*Xph8"[index % 10], label=name[:20])
         _dress(axes, "IoU, 0 to 1", title="IoU of each class")
         _add_legend(axes, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _hex(index: int) -> str:
+    """The colour of a class in `mask.tif`."""
+    return "#{:02x}{:02x}{:02x}".format(*class_colour(index))
 
 
 def _draw_class(axes: Axes, history: Sequence[EpochRecord], name: str, score: str, **look: str) -> None:
@@ -181,7 +187,7 @@ def _dress(axes: Axes, beside: str, *, below: str = "epoch", title: str = "") ->
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if below == "epoch":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _add_legend(axes: Axes, **place: Any) -> None:

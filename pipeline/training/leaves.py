@@ -14,18 +14,22 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from pipeline.card import ModelCard
 from pipeline.errors import SettingsError, WorldError
 from pipeline.journal import write_durably
-from pipeline.training.curves import ReliabilityBins
-from pipeline.training.overlays import ShownWindow
+from pipeline.training.card_facts import Facts
+from pipeline.training.card_page import card_page
+from pipeline.training.curves import ReliabilityBins, curves_png, reliability_png
+from pipeline.training.overlays import ShownWindow, choose_windows, picture_png
 from pipeline.training.records import EpochRecord, TrainReport
 
-HISTORY = "history.csv"
-"""Name of the table of epochs in a run folder."""
+HISTORY, CURVES, RELIABILITY, OVERLAYS, CARD = "history.csv", "curves.png", "reliability.png", "overlays", "card.md"
+"""Names in a run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +37,13 @@ class LeavesSpec:
     """What is left beside the checkpoint."""
 
     overlays: int = 6
-    """Pictures of held-out windows, 0 to 100: a third each of the best, the worst and any; 0 = none."""
+    """Pictures of held-out windows, 0 to 60: a third each of the best, the worst and any; 0 = none."""
     tensorboard: bool = False
     """Write scalars of each epoch for TensorBoard too; needs `pip install scenemill[tensorboard]`."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.overlays <= 100:
-            raise SettingsError(f"overlays must be from 0 to 100, not {self.overlays}")
+        if not 0 <= self.overlays <= 60:
+            raise SettingsError(f"overlays must be from 0 to 60, not {self.overlays}")
 
 
 def check_leaves(spec: LeavesSpec) -> None:
@@ -98,7 +102,41 @@ def write_leaves(
     Raises:
         WorldError: the disk refuses.
     """
-    return (write_history(folder, report.history),)
+    history = write_history(folder, report.history)
+    try:
+        pictures = [_write_whole(folder / CURVES, curves_png(report.history, report.best_epoch))]
+        if reliability is not None:
+            pictures.append(_write_whole(folder / RELIABILITY, reliability_png(*reliability)))
+        pictures += _write_overlays(folder / OVERLAYS, windows, report.card, spec.overlays)
+        addresses = [path.relative_to(folder).as_posix() for path in pictures]
+        page = card_page(report.card, checkpoint=report.checkpoint.name, report=report, pictures=addresses)
+        write_durably(folder / CARD, page)
+    except OSError as error:
+        raise WorldError(f"{folder}: cannot be written: {error}; check the disk and its permissions") from error
+    return (history, *pictures, folder / CARD)
+
+
+def _write_overlays(folder: Path, windows: Iterable[ShownWindow], card: ModelCard, count: int) -> list[Path]:
+    """A picture per chosen window, the worst first; pictures of an earlier run vanish."""
+    seed = Facts(card=card).number("settings", "seed") or 0
+    chosen = choose_windows(windows, card, count=count, seed=int(seed)) if count else []
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, (kind, window) in enumerate(chosen, start=1):
+        scene = re.sub(r"[^\w.-]+", "_", window.scene)[:80]
+        path = folder / f"{number:02d}-{kind}-{scene}-r{window.row}-c{window.col}.png"
+        written.append(_write_whole(path, picture_png(window, card, title=kind)))
+    for path in set(folder.glob("[0-9][0-9]-*.png")) - set(written):
+        path.unlink()
+    return written
+
+
+def _write_whole(path: Path, content: bytes) -> Path:
+    """Write a file beside its target and rename it into place."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_bytes(content)
+    beside.replace(path)
+    return path
 
 
 def _cells(record: EpochRecord) -> Iterator[tuple[str, str]]:

@@ -51,7 +51,7 @@ def lay_out(panels: Sequence[Panel], *, caption: str, note: str) -> Image:
         sheet.paste(Image.fromarray(panel.colours), (left, top))
         top += height + 8
         if panel.ramp is not None:
-            _draw_ramp(sheet, panel, (left, top), width=min(width, column))
+            _draw_ramp(sheet, panel, (left, top), room=column)
             top += LINE
         _draw_keys(draw, rows, (left, top))
     return sheet
@@ -93,14 +93,14 @@ def _draw_keys(draw: ImageDraw, rows: Sequence[Sequence[tuple[Key, int]]], corne
             draw.text((left + 20, top + 12), _name(key), INK, font=_font(13), anchor="ls")
 
 
-def _draw_ramp(sheet: Image, panel: Panel, corner: tuple[int, int], *, width: int) -> None:
+def _draw_ramp(sheet: Image, panel: Panel, corner: tuple[int, int], *, room: int) -> None:
     """A bar from 0 to 1, with a notch and its number where the decision changes."""
     from PIL import Image, ImageDraw
 
     assert panel.ramp is not None
     draw, font = ImageDraw.Draw(sheet), _font(13)
     left, top = corner[0] + 14, corner[1] + 3
-    length = min(width, 360) - 28
+    length = min(room - 150, 330)
     bar = panel.ramp[np.linspace(0, 255, length).astype(np.uint8)]
     sheet.paste(Image.fromarray(np.repeat(bar[None], 14, axis=0)), (left, top))
     draw.text((corner[0], top + 12), "0", INK, font=font, anchor="ls")
