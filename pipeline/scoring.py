@@ -1,10 +1,12 @@
 """How good is a result against the truth: per object (polygons) and per pixel (masks).
 
-Pure arithmetic: no files, no models. Pixel scores add up, so a mask is scored block by block.
+Pure arithmetic: no files, no models. Pixel scores add up, so a mask is scored block by block, and so do object
+curves, scene by scene.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +15,8 @@ import shapely
 from numpy.typing import NDArray
 
 Polygons = Sequence[shapely.Geometry] | NDArray[np.object_]
+THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))
+"""IoU bounds 0.50, 0.55, ..., 0.95 over which object scores are averaged, as in COCO (Lin et al. 2014)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +46,60 @@ class ObjectScore:
     def f1(self) -> float:
         """`2 * matched / (truth + found)`; 1 when both are empty."""
         return _ratio(2 * self.matched, self.truth + self.found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectCurve:
+    """Object scores at several IoU bounds; those of scenes add up with `+`."""
+
+    truth: int = 0
+    """True objects."""
+    found: int = 0
+    """Found objects."""
+    matched: tuple[int, ...] = (0,) * len(THRESHOLDS)
+    """Per bound, pairs of a true and a found object whose IoU is more than it; never rising."""
+    thresholds: tuple[float, ...] = THRESHOLDS
+    """The bounds, rising, 0..1."""
+
+    def __add__(self, other: ObjectCurve) -> ObjectCurve:
+        if self.thresholds != other.thresholds:
+            raise ValueError(f"curves over {self.thresholds} and {other.thresholds} do not add up")
+        return ObjectCurve(
+            truth=self.truth + other.truth,
+            found=self.found + other.found,
+            matched=tuple(one + more for one, more in zip(self.matched, other.matched, strict=True)),
+            thresholds=self.thresholds,
+        )
+
+    @property
+    def precision(self) -> tuple[float, ...]:
+        """Per bound, share of found objects that are true; 1 when nothing was found."""
+        return tuple(_ratio(matched, self.found) for matched in self.matched)
+
+    @property
+    def recall(self) -> tuple[float, ...]:
+        """Per bound, share of true objects that were found; 1 when there is none."""
+        return tuple(_ratio(matched, self.truth) for matched in self.matched)
+
+    @property
+    def f1(self) -> tuple[float, ...]:
+        """Per bound, `2 * matched / (truth + found)`; 1 when both are empty."""
+        return tuple(_ratio(2 * matched, self.truth + self.found) for matched in self.matched)
+
+    @property
+    def mean_precision(self) -> float:
+        """Mean of `precision` over the bounds."""
+        return math.fsum(self.precision) / len(self.thresholds)
+
+    @property
+    def mean_recall(self) -> float:
+        """Mean of `recall` over the bounds."""
+        return math.fsum(self.recall) / len(self.thresholds)
+
+    @property
+    def mean_f1(self) -> float:
+        """Mean of `f1` over the bounds."""
+        return math.fsum(self.f1) / len(self.thresholds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,12 +156,42 @@ def score_polygons(truth: Polygons, found: Polygons, *, least_iou: float = 0.5) 
     >>> score_polygons([square], [shapely.box(0, 0, 10, 8), shapely.box(20, 0, 30, 10)]).f1
     0.6666666666666666
     """
-    true, seen = _valid(truth), _valid(found)
-    matched: list[float] = []
-    if len(true) and len(seen):
-        matched = _match(*_overlaps(true, seen), least_iou)
+    matched = _matched(truth, found, least_iou)
     mean = float(np.mean(matched)) if matched else 0.0
-    return ObjectScore(truth=len(true), found=len(seen), matched=len(matched), mean_iou=mean)
+    return ObjectScore(truth=len(truth), found=len(found), matched=len(matched), mean_iou=mean)
+
+
+def score_polygons_over(truth: Polygons, found: Polygons, *, thresholds: tuple[float, ...] = THRESHOLDS) -> ObjectCurve:
+    """Object scores at several bounds from one comparison; each equals `score_polygons` at its bound.
+
+    Pairs are taken by falling IoU, so those above a higher bound are the first ones above a lower bound.
+
+    Args:
+        truth: polygons or multipolygons; invalid ones are repaired for the comparison.
+        found: the same, in the same CRS. Both should be cut to the same area beforehand, see `cut_to_area`.
+        thresholds: IoU bounds that pairs must exceed, rising, 0..1.
+
+    >>> score_polygons_over([shapely.box(0, 0, 10, 10)], [shapely.box(0, 0, 10, 8)]).mean_f1
+    0.6
+    """
+    matched = _matched(truth, found, min(thresholds))
+    counts = tuple(sum(iou > bound for iou in matched) for bound in thresholds)
+    return ObjectCurve(truth=len(truth), found=len(found), matched=counts, thresholds=thresholds)
+
+
+def cut_to_area(polygons: Polygons, area: shapely.Geometry) -> NDArray[np.object_]:
+    """The parts of polygons inside an area, of those that lie in it with at least half of their own area.
+
+    Objects outside valid or labelled land are left out, and slivers that reach into it do not count as objects.
+
+    Args:
+        polygons: polygons or multipolygons; invalid ones are repaired.
+        area: polygon or multipolygon in the same CRS.
+    """
+    whole = _valid(polygons)
+    parts = shapely.intersection(whole, area)
+    kept: NDArray[np.object_] = parts[(shapely.area(parts) >= 0.5 * shapely.area(whole)) & (shapely.area(whole) > 0)]
+    return kept
 
 
 def score_pixels(
@@ -127,6 +215,13 @@ def score_pixels(
         false_alarms=int(np.count_nonzero(found)) - hits,
         misses=int(np.count_nonzero(truth)) - hits,
     )
+
+
+def _matched(truth: Polygons, found: Polygons, least_iou: float) -> list[float]:
+    """IoU of the pairs above a bound, falling."""
+    if not len(truth) or not len(found):
+        return []
+    return _match(*_overlaps(_valid(truth), _valid(found)), least_iou)
 
 
 def _valid(polygons: Polygons) -> NDArray[np.object_]:
