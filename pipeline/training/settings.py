@@ -10,8 +10,10 @@ from pipeline.networks import NetworkSpec
 from pipeline.scene import ReadingSpec
 from pipeline.training.augment import AugmentSpec
 from pipeline.training.learning import LearningSpec
+from pipeline.training.leaves import LeavesSpec
 from pipeline.training.losses import LossSpec
 from pipeline.training.splits import SplitSpec
+from pipeline.training.survey import NormalizationSpec
 from pipeline.training.windows import SamplesSpec
 
 BACKGROUND = "background"
@@ -48,12 +50,16 @@ class TrainSpec:
     """The network."""
     samples: SamplesSpec = field(default_factory=SamplesSpec)
     """The windows."""
+    normalization: NormalizationSpec = field(default_factory=NormalizationSpec)
+    """How their pixels become model input."""
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     """Their random changes."""
     loss: LossSpec = field(default_factory=LossSpec)
     """What is minimised."""
     learning: LearningSpec = field(default_factory=LearningSpec)
     """How it is minimised."""
+    leaves: LeavesSpec = field(default_factory=LeavesSpec)
+    """What the run leaves beside its checkpoint."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
