@@ -13,7 +13,6 @@ from pipeline.training.learning import LearningSpec
 from pipeline.training.leaves import LeavesSpec
 from pipeline.training.losses import LossSpec
 from pipeline.training.splits import SplitSpec
-from pipeline.training.survey import NormalizationSpec
 from pipeline.training.windows import SamplesSpec
 
 BACKGROUND = "background"
@@ -50,8 +49,6 @@ class TrainSpec:
     """The network."""
     samples: SamplesSpec = field(default_factory=SamplesSpec)
     """The windows."""
-    normalization: NormalizationSpec = field(default_factory=NormalizationSpec)
-    """How their pixels become model input."""
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     """Their random changes."""
     loss: LossSpec = field(default_factory=LossSpec)
