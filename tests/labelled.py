@@ -20,6 +20,7 @@ from pipeline.grid import RasterGrid
 from pipeline.networks import NetworkSpec
 from pipeline.scene import describe_scene
 from pipeline.training.augment import AugmentSpec
+from pipeline.training.augment_sections import BrightnessSpec, ContrastSpec
 from pipeline.training.labels import (
     PolygonLabels,
     open_polygon_labels,
@@ -39,7 +40,7 @@ SMALL = TrainSpec(
     network=NetworkSpec(depth=2, base_channels=8),
     samples=SamplesSpec(tile_size=32, batch_size=4, windows_per_epoch=32, threads=1),
     split=SplitSpec(block_size=32),
-    augment=AugmentSpec(contrast=0.1, brightness=0.1),
+    augment=AugmentSpec(contrast=ContrastSpec(factor=0.1), brightness=BrightnessSpec(shift=0.1)),
     learning=LearningSpec(epochs=4, learning_rate=5e-3, precision="float32"),
 )
 

@@ -226,7 +226,7 @@ def test_rotation_by_right_angles_equals_quarter_turns(turns: int, size: int) ->
     assert torch.allclose(rotated.pixels, torch.rot90(middle.pixels, turns, (-2, -1)), atol=1e-4)
 
 
-def test_a_full_turn_of_steps_is_the_identity_and_the_identity_is_exact() -> None:
+def test_a_window_that_nothing_warps_is_cropped_exactly_even_beside_warped_ones() -> None:
     stack = random_stack(SIZE + 6, count=3)
     changes = [Changes(), Changes(degrees=30.0), Changes(elastic=(0.0,) * 18)]
     result = warp(stack, changes, size=SIZE)

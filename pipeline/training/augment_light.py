@@ -35,7 +35,7 @@ def apply_gamma(pixels: Tensor, valid: Tensor, changes: Sequence[Changes]) -> Te
     """`low + (high - low) * ((x - low) / (high - low)) ** gamma`, `low` and `high` of the band's valid pixels.
 
     Standardised input has no black and no white of its own, so those of the window are taken (as nnU-Net
-    does: Isensee et al. 2021, supplementary note 2).
+    does: Isensee et al. 2021, Nature Methods 18:203).
 
     Args:
         pixels: `(N, bands, H, W)` float32.
