@@ -7,8 +7,19 @@ import pytest
 import shapely
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
 
-from pipeline.scoring import PixelScore, score_pixels, score_polygons
+from pipeline.scoring import (
+    THRESHOLDS,
+    ObjectCurve,
+    PixelScore,
+    cut_to_area,
+    score_pixels,
+    score_polygons,
+    score_polygons_over,
+)
+from pipeline.scoring_boundary import boundary_band, boundary_width_px, score_boundary
 from pipeline.town import build_town
 
 SQUARE = shapely.box(0, 0, 10, 10)
@@ -103,3 +114,86 @@ def test_iou_and_f1_are_the_same_ranking(pixels: list):
     truth, found, _ = np.array(pixels).T
     score = score_pixels(truth, found)
     assert score.f1 == pytest.approx(2 * score.iou / (1 + score.iou))
+
+
+@given(truth=boxes, found=boxes)
+def test_a_curve_equals_the_scores_at_each_bound(truth: list, found: list):
+    curve = score_polygons_over(truth, found)
+    each = [score_polygons(truth, found, least_iou=bound) for bound in THRESHOLDS]
+    assert curve.matched == tuple(score.matched for score in each)
+    assert curve.f1 == tuple(score.f1 for score in each)
+    assert curve.mean_precision == pytest.approx(np.mean([score.precision for score in each]))
+    assert curve.mean_recall == pytest.approx(np.mean([score.recall for score in each]))
+    assert curve.mean_f1 == pytest.approx(np.mean([score.f1 for score in each]))
+
+
+def test_the_bounds_are_ten_from_half_to_nearly_all():
+    assert THRESHOLDS == (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+    assert score_polygons_over([SQUARE], [shapely.box(0, 0, 10, 8.2)]).matched == (1, 1, 1, 1, 1, 1, 1, 0, 0, 0)
+
+
+def test_curves_of_far_scenes_add_up_to_that_of_both():
+    far = [shapely.affinity.translate(SQUARE, 100)]
+    found = [shapely.box(0, 0, 10, 7), shapely.box(100, 0, 110, 9.6)]
+    parts = score_polygons_over([SQUARE], found[:1]) + score_polygons_over(far, found[1:])
+    assert sum([parts], start=ObjectCurve()) == score_polygons_over([SQUARE, *far], found)
+    with pytest.raises(ValueError, match="do not add up"):
+        parts + score_polygons_over([], [], thresholds=(0.5,))
+
+
+def test_objects_mostly_outside_an_area_are_left_out_and_the_others_cut():
+    area = shapely.box(0, 0, 10, 10)
+    inside, half_out, sliver = shapely.box(1, 1, 2, 2), shapely.box(8, 0, 12, 4), shapely.box(9, 5, 19, 9)
+    kept = cut_to_area([inside, half_out, sliver], area)
+    assert [each.bounds for each in kept] == [(1, 1, 2, 2), (8, 0, 10, 4)]
+    assert len(cut_to_area([], area)) == 0
+
+
+masks_2d = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+
+
+@given(mask=masks_2d, reach=st.integers(1, 4), data=st.data())
+def test_a_band_is_what_erosion_takes_away(mask: np.ndarray, reach: int, data: st.DataObject):
+    valid = data.draw(arrays(bool, mask.shape, elements=st.booleans()))
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), bool)
+    eroded = ndimage.binary_erosion(mask | ~valid, kernel, border_value=1)  # neither edge nor nodata is an outline
+    assert np.array_equal(boundary_band(mask, valid, reach), mask & valid & ~eroded)
+
+
+@given(pixels=arrays(bool, (3, 13, 11)), row=st.integers(1, 12), col=st.integers(1, 10), reach=st.integers(1, 3))
+def test_boundary_counts_of_blocks_add_up(pixels: np.ndarray, row: int, col: int, reach: int):
+    truth, found, valid = pixels
+    total = PixelScore()
+    for rows in (range(row), range(row, 13)):
+        for cols in (range(col), range(col, 11)):
+            top, left = max(rows.start - reach, 0), max(cols.start - reach, 0)
+            block = (slice(top, rows.stop + reach), slice(left, cols.stop + reach))
+            core = (slice(rows.start - top, rows.stop - top), slice(cols.start - left, cols.stop - left))
+            total += score_boundary(truth[block], found[block], valid[block], width_px=reach, core=core)
+    assert total == score_boundary(truth, found, valid, width_px=reach)
+
+
+def test_a_wide_band_is_the_whole_mask_and_a_narrow_one_sees_ragged_outlines():
+    truth = np.zeros((200, 200), bool)
+    truth[20:180, 20:180] = True
+    found = truth.copy()
+    found[20:180:2, 20] = found[20, 20:180:2] = found[179, 20:180:2] = found[20:180:2, 179] = False
+    assert score_boundary(truth, found, width_px=200) == score_pixels(truth, found)
+    plain, near = score_pixels(truth, found).iou, score_boundary(truth, found, width_px=2).iou
+    assert plain > 0.98
+    assert near < 0.75
+    assert score_boundary(truth, truth, width_px=2).iou == 1.0
+
+
+def test_two_squares_shifted_by_a_pixel_have_the_boundary_iou_of_the_paper():
+    truth, found = np.zeros((2, 30, 30), bool)
+    truth[5:15, 5:15] = True
+    found[5:15, 6:16] = True
+    score = score_boundary(truth, found, width_px=1)  # rings of 36 pixels; they share 9 pixels above and 9 below
+    assert (score.hits, score.false_alarms, score.misses) == (18, 18, 18)
+
+
+def test_the_band_is_two_percent_of_the_diagonal_and_at_least_a_pixel():
+    assert boundary_width_px(512, 512) == round(0.02 * 512 * 2**0.5) == 14
+    assert boundary_width_px(8, 8) == 1
+    assert boundary_width_px(300, 400, share=0.01) == 5

@@ -103,14 +103,16 @@ def reliability(sample: LogitSample, activation: Activation, temperature: float 
 
 
 def scaled_threshold(threshold: float, temperature: float) -> float:
-    """The threshold on calibrated probabilities that decides as `threshold` did on uncalibrated ones, in 0..1.
+    """The threshold on calibrated probabilities that decides as `threshold` did on uncalibrated ones.
 
-    `sigmoid(z / T) >= scaled_threshold(t, T)` exactly where `sigmoid(z) >= t`.
+    `sigmoid(z / T) >= scaled_threshold(t, T)` exactly where `sigmoid(z) >= t`, as long as it lies between 0.001 and
+    0.999, where it is kept: stored probabilities are no finer.
 
     >>> scaled_threshold(0.5, 3.0), round(scaled_threshold(0.9, 2.0), 3)
     (0.5, 0.75)
     """
-    return 1 / (1 + math.exp(-math.log(threshold / (1 - threshold)) / temperature))
+    scaled = 1 / (1 + math.exp(-math.log(threshold / (1 - threshold)) / temperature))
+    return min(max(scaled, 0.001), 0.999)
 
 
 def _slope(sample: LogitSample, activation: Activation, inverse: float) -> tuple[float, float]:
