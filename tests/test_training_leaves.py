@@ -9,18 +9,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.card import ModelCard
 from pipeline.errors import SettingsError, WorldError
+from pipeline.training.calibrate import Reliability
 from pipeline.training.card_facts import plain
 from pipeline.training.card_limits import limits
 from pipeline.training.card_page import card_page
@@ -87,14 +87,10 @@ def report_of(folder: Path, card: ModelCard | None = None, epochs: int = 3) -> T
     )
 
 
-@dataclass
-class Bins:
-    """A reliability as `calibrate` measures it."""
-
-    ece: float = 0.02
-    confidence: NDArray[np.float64] = field(default_factory=lambda: np.array([0.05, np.nan, 0.5, 0.93]))
-    accuracy: NDArray[np.float64] = field(default_factory=lambda: np.array([0.1, np.nan, 0.4, 0.9]))
-    count: NDArray[np.int64] = field(default_factory=lambda: np.array([900, 0, 3, 400]))
+def reliability_of(gap: float) -> Reliability:
+    """Of two filled bins and an empty one, each so far from the diagonal."""
+    confidence = np.array([0.05, np.nan, 0.9])
+    return Reliability(confidence=confidence, accuracy=confidence - gap, count=np.array([900, 0, 40]))
 
 
 def windows(count: int) -> list[ShownWindow]:
@@ -172,11 +168,16 @@ def test_curves_show_which_epoch_was_best():
     assert curves_png(records(3), 2) != curves_png(records(3), 3)
 
 
-def test_reliability_is_drawn_with_empty_bins():
-    before, after = Bins(ece=0.1), Bins()
+def test_reliability_is_drawn_with_empty_bins_and_shows_what_calibration_did():
+    before, after = reliability_of(0.1), reliability_of(0.01)
     picture = Image.open(io.BytesIO(reliability_png(before, after)))
     assert picture.width == 1200
     assert reliability_png(before, after) != reliability_png(after, after)
+
+
+def test_reliability_is_drawn_without_any_prediction():
+    nothing = replace(reliability_of(0), count=np.zeros(3, np.int64))
+    assert Image.open(io.BytesIO(reliability_png(nothing, nothing))).width == 1200
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,11 @@ def test_no_name_breaks_a_table_or_becomes_markup(name: str):
 def test_a_run_leaves_every_file_and_the_page_links_them(tmp_path: Path):
     folder = tmp_path / "model.run"
     written = write_leaves(
-        folder, report_of(folder), spec=LeavesSpec(overlays=4), reliability=(Bins(ece=0.1), Bins()), windows=windows(9)
+        folder,
+        report_of(folder),
+        spec=LeavesSpec(overlays=4),
+        reliability=(reliability_of(0.1), reliability_of(0.01)),
+        windows=windows(9),
     )
     assert sorted(written) == sorted(path for path in folder.rglob("*") if path.is_file())
     assert len(list((folder / "overlays").iterdir())) == 4
@@ -254,9 +259,9 @@ def test_a_run_leaves_every_file_and_the_page_links_them(tmp_path: Path):
 
 
 def test_pictures_of_an_earlier_run_do_not_stay(tmp_path: Path):
-    for number in (6, 2):
-        write_leaves(tmp_path, report_of(tmp_path), spec=LeavesSpec(overlays=number), windows=windows(9))
-    assert len(list((tmp_path / "overlays").iterdir())) == 2
+    for number in (2, 1):
+        write_leaves(tmp_path, report_of(tmp_path), spec=LeavesSpec(overlays=number), windows=windows(3))
+    assert len(list((tmp_path / "overlays").iterdir())) == 1
 
 
 def test_windows_are_not_computed_when_no_picture_is_wanted(tmp_path: Path):

@@ -166,7 +166,7 @@ def _metrics(facts: Facts) -> Iterator[str]:
 
 def _calibration(facts: Facts) -> Iterator[str]:
     temperature = facts.number("calibration", "temperature")
-    rows = [(part, *(_score(value) for value in facts.ece(part))) for part in PARTS if any(facts.ece(part))]
+    rows = [(part, *map(_score, facts.ece(part))) for part in PARTS if facts.ece(part) != (None, None)]
     if temperature is not None:
         yield f"Logits are divided by the temperature {temperature:.4g}, fitted on validation (Guo et al. 2017)."
     if rows:

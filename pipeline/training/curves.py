@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.export_style import class_colour
 from pipeline.training.records import EpochRecord
@@ -19,6 +18,8 @@ from pipeline.training.records import EpochRecord
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from pipeline.training.calibrate import Reliability
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 WIDE = 12.0
@@ -28,30 +29,6 @@ MOST_CLASSES_DRAWN = 10
 """Classes with a curve of their own; those that end worst are drawn when there are more."""
 LOG_SPAN = 30.0
 """Losses are drawn on a logarithmic axis when the largest is so many times the smallest."""
-
-
-class ReliabilityBins(Protocol):
-    """What is drawn of a reliability; `calibrate.Reliability` is one."""
-
-    @property
-    def confidence(self) -> NDArray[np.float64]:
-        """`(bins,)`: mean predicted probability of the pixels of each bin; NaN where it is empty."""
-        ...
-
-    @property
-    def accuracy(self) -> NDArray[np.float64]:
-        """`(bins,)`: share of those pixels that are of the class; NaN where it is empty."""
-        ...
-
-    @property
-    def count(self) -> NDArray[np.int64]:
-        """`(bins,)`: pixels in each bin."""
-        ...
-
-    @property
-    def ece(self) -> float:
-        """Expected calibration error, 0 to 1."""
-        ...
 
 
 def curves_png(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
@@ -74,7 +51,7 @@ def curves_png(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
     return _png(figure)
 
 
-def reliability_png(before: ReliabilityBins, after: ReliabilityBins) -> bytes:
+def reliability_png(before: Reliability, after: Reliability) -> bytes:
     """Observed share against predicted probability before and after calibration, and how many pixels each bin holds.
 
     On the diagonal, of all pixels given 0.8, 80 % are right (DeGroot and Fienberg 1983, The Statistician 32:12;
@@ -90,11 +67,11 @@ def reliability_png(before: ReliabilityBins, after: ReliabilityBins) -> bytes:
         upper.plot(bins.confidence[held], bins.accuracy[held], color=colour, marker=marker, label=label, linewidth=2)
         edges = np.linspace(0, 1, len(held) + 1)
         lower.stairs(bins.count, edges, color=colour, fill=name == "after", alpha=0.6 if name == "after" else 1)
-    _dress(upper, "observed share of the class", below="", title="Reliability on held-out pixels")
+    _dress(upper, "observed share", below="", title="Reliability on held-out pixels")
     upper.set(xlim=(0, 1), ylim=(0, 1))
-    _dress(lower, "pixels per bin", below="predicted probability")
-    lower.set_yscale("log")
-    lower.set_ylim(bottom=1)
+    _dress(lower, "predictions per bin", below="predicted probability")
+    lower.set_yscale("log" if before.count.any() and after.count.any() else "linear")
+    lower.set_ylim(1, 2 * max(10, *before.count, *after.count))
     _add_legend(upper, loc="upper left")
     return _png(figure)
 

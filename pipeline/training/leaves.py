@@ -18,15 +18,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.card import ModelCard
 from pipeline.errors import SettingsError, WorldError
 from pipeline.journal import write_durably
 from pipeline.training.card_facts import Facts
 from pipeline.training.card_page import card_page
-from pipeline.training.curves import ReliabilityBins, curves_png, reliability_png
+from pipeline.training.curves import curves_png, reliability_png
 from pipeline.training.overlays import ShownWindow, choose_windows, picture_png
 from pipeline.training.records import EpochRecord, TrainReport
+
+if TYPE_CHECKING:
+    from pipeline.training.calibrate import Reliability
 
 HISTORY, CURVES, RELIABILITY, OVERLAYS, CARD = "history.csv", "curves.png", "reliability.png", "overlays", "card.md"
 """Names in a run folder."""
@@ -84,7 +88,7 @@ def write_leaves(
     report: TrainReport,
     *,
     spec: LeavesSpec,
-    reliability: tuple[ReliabilityBins, ReliabilityBins] | None = None,
+    reliability: tuple[Reliability, Reliability] | None = None,
     windows: Iterable[ShownWindow] = (),
 ) -> tuple[Path, ...]:
     """Write everything that is made once, at the end of a run.
