@@ -126,6 +126,6 @@ def _first_largest(values: Tensor) -> Tensor:
     """Index `(N, H, W)` of the largest of `(N, outputs, H, W)`; plane by plane, as argmax is slow across planes."""
     best, index = values[:, 0], torch.zeros_like(values[:, 0], dtype=torch.int32)
     for k in range(1, values.shape[1]):
-        index.masked_fill_(values[:, k] > best, k)
+        index = torch.maximum(index, (values[:, k] > best).int().mul_(k))
         best = torch.maximum(best, values[:, k])
     return index
