@@ -57,8 +57,8 @@ class LossSpec:
     """Weight of false positives, 0 to 1."""
     tversky_beta: float = 0.7
     """Weight of false negatives, 0 to 1; above `tversky_alpha` it favours recall."""
-    focal_tversky_gamma: float = 4 / 3
-    """Focal-Tversky is `(1 - TI)**(1 / gamma)`, 1 to 3."""
+    focal_tversky_gamma: float = 1.3333
+    """Focal-Tversky is `(1 - TI)**(1 / gamma)`, 1 to 3; 4/3 is the best of its paper."""
 
     def __post_init__(self) -> None:
         self._check_terms()
