@@ -199,9 +199,14 @@ def test_reliability_is_drawn_without_any_prediction():
         ({"labels": {"repaired": 12, "dropped": 1}}, "12 geometries were repaired"),
     ],
 )
-def test_limits_are_told_when_the_record_shows_them_and_not_otherwise(facts: dict[str, object], sentence: str):
+def test_limits_are_told_when_the_record_shows_them(facts: dict[str, object], sentence: str):
     assert any(sentence in limit for limit in limits(card_with(**facts)))
-    assert not any(sentence in limit for limit in limits(card_with()))
+
+
+def test_a_card_without_a_fault_tells_only_what_it_takes():
+    (only,) = limits(card_with())
+    assert "the bands red, green, blue" in only
+    assert "0.3 m" in only
 
 
 def test_a_card_that_knows_nothing_of_its_training_has_a_page_all_the_same():

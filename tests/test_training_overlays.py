@@ -125,6 +125,14 @@ def test_a_window_without_any_object_has_no_iou():
     assert WindowScore.of(nothing, ROOF).goodness == -1
 
 
+def test_decisions_are_the_cards_own():
+    probability = np.array([[[0.39, 0.4, 0.9]]], np.float32)
+    assert decide(probability, replace(ROOF, threshold=0.4 - 1e-6)).tolist() == [[[False, True, True]]]
+    assert decide(probability, replace(ROOF, threshold=0.95)).sum() == 0
+    exclusive = np.array([[[0.4, 0.3]], [[0.35, 0.3]], [[0.25, 0.4]]], np.float32)
+    assert decide(exclusive, LAND).tolist() == [[[True, False]], [[False, False]], [[False, True]]]
+
+
 @given(seed=st.integers(0, 10_000), factor=st.integers(1, 5))
 @settings(max_examples=20, deadline=None)
 def test_magnifying_makes_a_square_of_every_pixel_and_nothing_else(seed: int, factor: int):
