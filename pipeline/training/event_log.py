@@ -46,14 +46,20 @@ class EventLog:
 
 def scalars(record: EpochRecord) -> Iterator[tuple[str, float]]:
     """`(name, value)` of every number of a record that is defined, but the epoch; maps lead to `a/b/c`."""
+    for path, value in record_values(record):
+        if path != ("epoch",) and isinstance(value, int | float) and value == value:
+            yield "/".join(path), float(value)
+
+
+def record_values(record: EpochRecord) -> Iterator[tuple[tuple[str, ...], object]]:
+    """`(path, value)` of everything in a record, maps walked to their ends; the one order of columns and scalars."""
     for each in fields(record):
-        if each.name != "epoch":
-            yield from _flat(each.name, getattr(record, each.name))
+        yield from _walk((each.name,), getattr(record, each.name))
 
 
-def _flat(name: str, value: object) -> Iterator[tuple[str, float]]:
+def _walk(path: tuple[str, ...], value: object) -> Iterator[tuple[tuple[str, ...], object]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _flat(f"{name}/{key}", inner)
-    elif isinstance(value, int | float) and value == value:
-        yield name, float(value)
+            yield from _walk((*path, str(key)), inner)
+    else:
+        yield path, value

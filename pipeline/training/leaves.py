@@ -15,8 +15,8 @@ import csv
 import importlib.util
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from pipeline.journal import write_durably
 from pipeline.training.card_facts import Facts
 from pipeline.training.card_page import card_page
 from pipeline.training.curves import curves_png, reliability_png
+from pipeline.training.event_log import record_values
 from pipeline.training.overlays import ShownWindow, choose_windows, picture_png
 from pipeline.training.records import EpochRecord, TrainReport
 
@@ -69,7 +70,7 @@ def write_history(folder: Path, records: Sequence[EpochRecord]) -> Path:
     Raises:
         WorldError: the disk refuses.
     """
-    rows = [dict(_cells(record)) for record in records]
+    rows = [{".".join(path): _cell(value) for path, value in record_values(record)} for record in records]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
@@ -143,17 +144,8 @@ def _write_whole(path: Path, content: bytes) -> Path:
     return path
 
 
-def _cells(record: EpochRecord) -> Iterator[tuple[str, str]]:
-    for each in fields(record):
-        yield from _flat(each.name, getattr(record, each.name))
-
-
-def _flat(name: str, value: object) -> Iterator[tuple[str, str]]:
-    """The cells of one field: maps spread over columns, undefined numbers empty."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(f"{name}.{key}", inner)
-    elif value is None or value != value:
-        yield name, ""
-    else:
-        yield name, f"{value:.6g}" if isinstance(value, float) else str(value)
+def _cell(value: object) -> str:
+    """Six digits of a number; nothing where it is not defined."""
+    if value is None or value != value:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
