@@ -11,7 +11,7 @@ from pipeline.config import load_settings
 from pipeline.errors import SettingsError
 from pipeline.networks import NetworkSpec
 from pipeline.scene import ReadingSpec
-from pipeline.training.augment import AugmentSpec
+from pipeline.training.augment_sections import ContrastSpec
 from pipeline.training.learning import LearningSpec
 from pipeline.training.losses import LossSpec
 from pipeline.training.settings import TrainSpec
@@ -38,9 +38,9 @@ def test_the_commented_settings_file_holds_the_defaults() -> None:
         (lambda: SamplesSpec(batch_size=0), "batch_size must be at least 1, not 0"),
         (lambda: SamplesSpec(labelled_share=1.5), "labelled_share must be from 0 to 1"),
         (lambda: SplitSpec(validation_share=0), "validation_share must be above 0"),
-        (lambda: AugmentSpec(contrast=1), "contrast must be from 0 to 0.9, not 1"),
-        (lambda: LossSpec(bce_weight=0, dice_weight=0), "not both 0"),
-        (lambda: LearningSpec(learning_rate=1), "learning_rate must be above 0 and at most 0.1, not 1"),
+        (lambda: ContrastSpec(factor=1), "factor must be from 0 to 0.9, not 1"),
+        (lambda: LossSpec(terms={"bce": 0.0}), "terms must name a loss"),
+        (lambda: LearningSpec(learning_rate=1), "learning_rate must be above 0 and at most 0.1 for adamw, not 1"),
         (lambda: LearningSpec(max_minutes=0), "max_minutes must be above 0"),
     ],
 )
