@@ -208,12 +208,9 @@ def _function(step: Step) -> Callable[..., object]:
         return SIZE_ARITHMETIC[step.target]
     assert base_name(step.target), step.target
     *_, name, overload = step.target.split(".")
-    try:
-        function: Callable[..., object] = getattr(getattr(torch.ops.aten, name), overload)
-    except AttributeError as error:
-        raise ModelError(
-            f"torch {torch.__version__} has no operator {step.target}; export it with this torch"
-        ) from error
+    function: object = getattr(getattr(torch.ops.aten, name, None), overload, None)
+    if not isinstance(function, torch._ops.OpOverload):
+        raise ModelError(f"torch {torch.__version__} has no operator {step.target}; export the network with this torch")
     return function
 
 

@@ -93,7 +93,7 @@ def base_name(target: str) -> str | None:
     ('relu', None)
     """
     parts = target.split(".")
-    if len(parts) != 5 or parts[:3] != ["torch", "ops", "aten"] or not parts[4].isidentifier() or "out" in parts[4]:
+    if len(parts) != 5 or parts[:3] != ["torch", "ops", "aten"] or parts[4].startswith("_") or "out" in parts[4]:
         return None
     if parts[3] in OPERATORS:
         return parts[3]

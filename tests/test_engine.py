@@ -153,6 +153,45 @@ def test_only_logits_are_activated(outputs: Any) -> None:
     assert torch.equal(activate(scores, softmax), expected[1])
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_a_temperature_divides_logits_before_the_activation(activation: Any) -> None:
+    """Guo et al. 2017, section 4: `softmax(z / T)`; above 1 it draws probabilities together, below 1 apart."""
+    scores = torch.randn((2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    cards = [
+        ModelCard(bands=("red",), classes=("a", "b", "c"), outputs="logits", activation=activation, temperature=t)
+        for t in (0.5, 1.0, 2.0)
+    ]
+    sharp, plain, soft = (activate(scores, card) for card in cards)
+    assert torch.equal(soft, activate(scores / 2, cards[1]))
+    assert sharp.std() > plain.std() > soft.std()
+
+
+def test_a_temperature_in_the_checkpoint_reaches_the_probabilities(tmp_path: Path) -> None:
+    tiles = torch.randn((1, 3, 32, 32))
+    plain, warm = (
+        load_predictor(write_checkpoint(tmp_path / f"{t}.safetensors", temperature=t), "cpu", precision="float32")(
+            tiles
+        )
+        for t in (1.0, 4.0)
+    )
+    assert (warm.logit() - plain.logit() / 4).abs().max() < 1e-4
+
+
+def test_a_checkpoint_of_one_tile_size_proves_its_precision_on_that_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictors, "_fast_type", lambda device: torch.bfloat16)
+    path, seen, forward = write_checkpoint(tmp_path / "m.safetensors", tile_size=32), [], UNet.forward
+
+    def watched(self: UNet, pixels: Tensor) -> Tensor:
+        seen.append(tuple(pixels.shape[-2:]))
+        return forward(self, pixels)
+
+    monkeypatch.setattr(UNet, "forward", watched)
+    load_predictor(path, "cpu")
+    assert set(seen) == {(32, 32)}
+
+
 def test_folded_batch_norm_changes_rounding_only() -> None:
     torch.manual_seed(0)
     network = UNet(UNetSpec(bands=3, classes=2, depth=3, base_channels=8)).eval()

@@ -26,7 +26,8 @@ def tilings(draw: st.DrawFn) -> Tiling:
     overlap = 2 * margin + align * draw(st.integers(0, (output - 1) // align))
     if (output + 2 * margin - overlap) % align:
         overlap = 2 * margin
-    return Tiling(tile_size=output + 2 * margin, overlap=overlap, stride=stride, margin=margin, align=align)
+    size, fixed = output + 2 * margin, draw(st.booleans())
+    return Tiling(tile_size=size, overlap=overlap, stride=stride, margin=margin, align=align, fixed=fixed)
 
 
 shapes = st.tuples(st.integers(1, 90), st.integers(1, 90))
@@ -60,7 +61,10 @@ def test_windows_are_sized_and_aligned_for_the_network(shape: tuple[int, int], t
         assert all(start % tiling.align == 0 for start in axis.starts)
         assert list(axis.starts) == sorted(set(axis.starts))
         overshoot = axis.starts[-1] + axis.output - axis.length
-        assert 0 <= overshoot < max(tiling.stride, tiling.align)
+        if tiling.fixed:
+            assert axis.tile == tiling.tile_size
+        else:
+            assert 0 <= overshoot < max(tiling.stride, tiling.align)
 
 
 @given(shapes, tilings(), st.integers(1, 7), st.integers(1, 7))
@@ -85,6 +89,15 @@ def test_region_cores_partition_the_grid(shape: tuple[int, int], tiling: Tiling,
 )
 def test_the_last_tile_ends_with_the_scene(length: int, starts: tuple[int, ...]) -> None:
     assert plan_tiles((length, 1), Tiling(tile_size=128, overlap=28)).rows.starts == starts
+
+
+def test_a_network_of_one_size_gets_tiles_of_that_size_alone() -> None:
+    card = ModelCard(bands=("red",), classes=("roof",), stride=4, tile_size=64)
+    tiling = resolve_tiling(TilingSpec(tile_size=64), card, exact=False)
+    plan = plan_tiles((5, 70), tiling)
+    assert [(tile.window.height, tile.window.width) for tile in plan] == [(64, 64)] * 2
+    with pytest.raises(SettingsError, match=r"must be 64 px, the only size .*, not 512; set tiling\.tile_size=64"):
+        resolve_tiling(TilingSpec(), card, exact=False)
 
 
 def test_overlap_defaults_to_an_eighth_of_the_tile() -> None:
