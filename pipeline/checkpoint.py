@@ -11,17 +11,17 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.card import ModelCard, Normalization
-from pipeline.errors import ModelError, SettingsError, WorldError
+from pipeline.errors import ModelError, WorldError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pipeline.unet import UNet
+    from pipeline.networks import Network
 
 __all__ = [
     "Checkpoint",
@@ -38,8 +38,8 @@ LARGEST_HEADER_BYTES = 100_000_000
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what `torch.save` writes: a zip archive, or formerly a bare pickle."""
 HOW_TO_CONVERT = (
-    "load its state in your own code with torch.load(path, weights_only=True), put it into a "
-    "pipeline.unet.UNet and write that with pipeline.checkpoint.save_checkpoint(path, network, card)"
+    "load its state in your own code with torch.load(path, weights_only=True), put it into a network of "
+    "pipeline.networks and write that with pipeline.checkpoint.save_checkpoint(path, network, card)"
 )
 
 
@@ -78,7 +78,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, card: ModelCard) -> st
 
     Args:
         path: the safetensors file to write or replace; its folder must exist.
-        network: a native network (`pipeline.unet.UNet`), on any device.
+        network: a network of `pipeline.networks`, on any device.
         card: must agree with the network in bands, classes, stride, margin and receptive field.
 
     Returns:
@@ -90,12 +90,13 @@ def save_checkpoint(path: str | Path, network: nn.Module, card: ModelCard) -> st
     """
     from safetensors.torch import save
 
-    native = _native(network)
+    from pipeline.networks import architecture_of, as_network
+
     path = Path(path)
-    _check_card(card, native, path)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in native.state_dict().items()}
+    _check_card(card, as_network(network), path)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     _check_finite(tensors, path)
-    facts = {"card": card.to_json(), "architecture": json.dumps({"name": "unet"} | asdict(native.spec), sort_keys=True)}
+    facts = {"card": card.to_json(), "architecture": json.dumps(architecture_of(network), sort_keys=True)}
     header, data = _split(save(tensors), path)
     header["__metadata__"] = facts
     sha256 = facts["sha256"] = _digest(header, data)
@@ -217,7 +218,7 @@ def _metadata(header: Mapping[str, object], path: Path) -> dict[str, str]:
     if missing:
         raise ModelError(
             f"{path}: a safetensors file without {', '.join(missing)} in its metadata, so it is no Scenemill "
-            "checkpoint; put the weights into a pipeline.unet.UNet and write that with save_checkpoint"
+            "checkpoint; put the weights into a network of pipeline.networks and write that with save_checkpoint"
         )
     assert isinstance(metadata, dict)
     return metadata
@@ -241,28 +242,17 @@ def _card(metadata: Mapping[str, str], path: Path) -> ModelCard:
         raise ModelError(f"{path}: {error}") from error
 
 
-def _build(metadata: Mapping[str, str], path: Path) -> UNet:
-    from pipeline.unet import UNet, UNetSpec
+def _build(metadata: Mapping[str, str], path: Path) -> Network:
+    from pipeline.networks import network_from
 
     try:
         facts = json.loads(metadata["architecture"])
-        name = facts.pop("name")
-        if name != "unet":
-            raise ModelError(f"{path}: the network {name!r} is not one of: unet")
-        return UNet(UNetSpec(**facts))
-    except (ValueError, KeyError, TypeError, AttributeError, SettingsError) as error:
+        return network_from(facts if isinstance(facts, dict) else {})
+    except (ValueError, ModelError) as error:
         raise ModelError(f"{path}: the architecture in it describes no network of ours: {error}") from error
 
 
-def _native(network: nn.Module) -> UNet:
-    from pipeline.unet import UNet
-
-    if not isinstance(network, UNet):
-        raise ModelError(f"only a pipeline.unet.UNet can be saved as a checkpoint, not {type(network).__name__}")
-    return network
-
-
-def _check_card(card: ModelCard, network: UNet, path: Path) -> None:
+def _check_card(card: ModelCard, network: Network, path: Path) -> None:
     spec = network.spec
     pairs = {"bands": (len(card.bands), spec.bands), "classes": (len(card.classes), spec.classes)}
     pairs |= {key: (getattr(card, key), getattr(spec, key)) for key in ("stride", "size_offset", "margin")}
@@ -273,7 +263,7 @@ def _check_card(card: ModelCard, network: UNet, path: Path) -> None:
         raise ModelError(f"{path}: the card does not fit the network: {'; '.join(wrong)}")
 
 
-def _check_shapes(tensors: Mapping[str, Tensor], network: UNet, path: Path) -> None:
+def _check_shapes(tensors: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     needed = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     wrong = [key for key in sorted(found.keys() | needed.keys()) if found.get(key) != needed.get(key)]

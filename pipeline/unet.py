@@ -1,36 +1,51 @@
-"""The U-Net (Ronneberger, Fischer & Brox 2015, arXiv:1505.04597): nn.Modules and their geometry, nothing else.
+"""The U-Net family: nn.Modules and their geometry, nothing else.
 
-An encoder halves the pixels and doubles the channels `depth` times, a decoder undoes it, and each decoder
-level sees the encoder's features of its size by concatenation. The network returns logits.
+The U-Net of Ronneberger, Fischer & Brox 2015 (arXiv:1505.04597): an encoder halves the pixels and doubles the
+channels `depth` times, a decoder undoes it, and each decoder level sees the encoder's features of its size by
+concatenation. The network returns logits.
 
     level 0   block -> ............ skip ............ -> concat -> block -> 1x1 head
                  pool                                upsample
     level 1        block -> ....... skip ....... -> concat -> block
                       pool                      upsample
     level 2             block -> .. and so on .. -> block
+
+Its relatives change one part each, and any of them may be combined: gates on the skips (Attention U-Net),
+residual blocks (ResUNet), squeeze-excitation at the end of each block, three ways of upsampling.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.errors import ModelError, SettingsError
+from pipeline.networks_geometry import (
+    Span,
+    aligned_halo,
+    before_convolution,
+    before_interpolation,
+    before_pooling,
+    widest_reach,
+)
+from pipeline.networks_layers import (
+    Norm,
+    Residual,
+    SqueezeExcitation,
+    centre,
+    initialize,
+    interpolate,
+    normalized,
+)
+from pipeline.networks_rules import check_settings, check_size
 
-Norm = Literal["batch", "group", "none"]
 Padding = Literal["same", "valid"]
-Upsampling = Literal["transposed", "bilinear"]
+Upsampling = Literal["transposed", "bilinear", "convolution"]
 
 DEPTHS = (2, 5)
-BASE_CHANNELS = (8, 128)
-MOST_DROPOUT = 0.5
-MOST_GROUPS = 8
-"""Group norm uses this many groups, or the largest common divisor with the channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +61,26 @@ class UNetSpec:
     base_channels: int = 64
     """Channels of level 0, 8 to 128; they double with every level."""
     norm: Norm = "batch"
-    """Normalisation after each 3x3 convolution, which then has no bias; `group` makes the receptive field unbounded."""
+    """Normalisation after each convolution but the head; `group` makes the receptive field unbounded."""
     dropout: float = 0.0
     """Share of activations dropped after the two deepest encoder blocks (as in the paper) while training, 0 to 0.5."""
     padding: Padding = "same"
     """`same` keeps the size (zeros around); `valid` is the paper's: the output loses `margin` pixels on each side."""
     upsampling: Upsampling = "transposed"
-    """`transposed`: the paper's 2x2 transposed convolution; `bilinear`: 1x1 convolution, then interpolation."""
+    """`transposed`: the paper's 2x2 transposed convolution; `bilinear`: 1x1 convolution, then interpolation;
+    `convolution`: nearest neighbour, then 3x3 convolution, normalisation, ReLU."""
+    attention: bool = False
+    """True: an attention gate on every skip."""
+    residual: bool = False
+    """True: a shortcut around the two convolutions of each block."""
+    squeeze_excitation: bool = False
+    """True: channels reweighted at the end of each block, which makes the receptive field unbounded."""
+    convolution_bias: bool = False
+    """True: convolutions before a normalisation keep their bias, which it takes away again; only for counting alike."""
 
     def __post_init__(self) -> None:
-        bounds = {"bands": (1, 2**16), "classes": (1, 254), "depth": DEPTHS, "base_channels": BASE_CHANNELS}
-        for key, (low, high) in bounds.items():
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise SettingsError(f"{key} must be a whole number from {low} to {high}, not {value!r}")
-        if not 0 <= self.dropout <= MOST_DROPOUT:
-            raise SettingsError(f"dropout must be from 0 to {MOST_DROPOUT}, not {self.dropout!r}")
-        for key, allowed in (("norm", Norm), ("padding", Padding), ("upsampling", Upsampling)):
-            if getattr(self, key) not in get_args(allowed):
-                raise SettingsError(f"{key} must be one of {', '.join(get_args(allowed))}, not {getattr(self, key)!r}")
+        choices = {"norm": Norm, "padding": Padding, "upsampling": Upsampling}
+        check_settings(self, whole={"depth": DEPTHS}, choices=choices)
 
     @property
     def stride(self) -> int:
@@ -81,11 +97,12 @@ class UNetSpec:
         """Pixels the output loses on each side: `output size == input size - 2 * margin`; 92 for the paper's network.
 
         With unpadded convolutions, level `l` loses `2 * 2**l` pixels per block, of which there are two per
-        level and one at the bottom; bilinear upsampling loses one pixel more at each level it leads to.
+        level and one at the bottom; upsampling other than the paper's loses one pixel more at each level it
+        leads to.
         """
         if self.padding == "same":
             return 0
-        trimmed = self.stride - 1 if self.upsampling == "bilinear" else 0
+        trimmed = 0 if self.upsampling == "transposed" else self.stride - 1
         return 6 * self.stride - 4 + trimmed
 
     @property
@@ -100,12 +117,11 @@ class UNetSpec:
         Less than `receptive_field // 2`, because the widest reach belongs to pixels inside a stride cell:
         94 instead of 107 for depth 4. An unpadded network needs its `margin`: every pixel it returns is exact.
         """
-        if self.norm == "group":
+        if _unbounded(self):
             return None
         if self.padding == "valid":
             return self.margin
-        last = self.stride - 1
-        return max(0 - _reach(self, 0)[0], _reach(self, last)[1] - last)
+        return aligned_halo(lambda position: _reach(self, position), self.stride)
 
 
 def receptive_field(spec: UNetSpec) -> int | None:
@@ -116,24 +132,31 @@ def receptive_field(spec: UNetSpec) -> int | None:
     into the input. The reach depends on the position modulo `stride`; this is the largest.
 
     Returns:
-        An odd number (215 for depth 4), or None for group norm, whose statistics span the whole input.
+        An odd number (215 for depth 4), or None for group norm and squeeze-excitation, whose statistics
+        span the whole input.
     """
-    if spec.norm == "group":
-        return None
-    reaches = [(position, *_reach(spec, position)) for position in range(spec.stride)]
-    return 2 * max(max(position - low, high - position) for position, low, high in reaches) + 1
+    return None if _unbounded(spec) else widest_reach(lambda position: _reach(spec, position), spec.stride)
 
 
-def _reach(spec: UNetSpec, position: int) -> tuple[int, int]:
-    """First and last input pixel of one axis that affect the output pixel at `position`, both inclusive."""
-    low = high = position
+def _unbounded(spec: UNetSpec) -> bool:
+    return spec.norm == "group" or spec.squeeze_excitation
+
+
+def _reach(spec: UNetSpec, position: int) -> Span:
+    """The input pixels of one axis that affect the output pixel at `position`.
+
+    The way through the bottom reads the most, so it alone is followed. Shortcuts and attention gates add
+    nothing: they are pointwise, on features that the block or the concatenation reads at that pixel anyway.
+    """
+    span = (position, position)
     for _ in range(spec.depth):
-        low, high = low - 2, high + 2
-        low, high = (low // 2, high // 2) if spec.upsampling == "transposed" else ((low - 1) // 2, (high + 1) // 2)
-    low, high = low - 2, high + 2
+        span = before_convolution(span, reach=2)
+        # Nearest neighbour and 3x3 convolution read the same pixels as bilinear interpolation.
+        span = (span[0] // 2, span[1] // 2) if spec.upsampling == "transposed" else before_interpolation(span, 2)
+    span = before_convolution(span, reach=2)
     for _ in range(spec.depth):
-        low, high = 2 * low - 2, 2 * high + 1 + 2
-    return low, high
+        span = before_convolution(before_pooling(span), reach=2)
+    return span
 
 
 class UNet(nn.Module):
@@ -143,15 +166,17 @@ class UNet(nn.Module):
         super().__init__()
         self.spec = spec
         channels = [spec.base_channels * 2**level for level in range(spec.depth + 1)]
+        upwards = channels[:0:-1]
         self.encoder = nn.ModuleList(
             _block(spec, inner, outer) for inner, outer in zip([spec.bands, *channels], channels, strict=False)
         )
         self.pool = nn.MaxPool2d(2)
         self.dropout = nn.Dropout(spec.dropout)
-        self.upsample = nn.ModuleList(_upsample(spec, c) for c in reversed(channels[1:]))
-        self.decoder = nn.ModuleList(_block(spec, c, c // 2) for c in reversed(channels[1:]))
+        self.upsample = nn.ModuleList(_upsample(spec, c) for c in upwards)
+        self.decoder = nn.ModuleList(_block(spec, c, c // 2) for c in upwards)
+        self.gates = nn.ModuleList(AttentionGate(spec, c // 2) for c in upwards if spec.attention)
         self.head = nn.Conv2d(channels[0], spec.classes, 1)
-        self.apply(_initialize)
+        initialize(self)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits of normalised pixels.
@@ -162,7 +187,7 @@ class UNet(nn.Module):
         Raises:
             ModelError: when H or W does not fit.
         """
-        self._check_size(pixels)
+        check_size(self.spec, pixels)
         skips: list[Tensor] = []
         features = pixels
         for level, block in enumerate(self.encoder):
@@ -171,21 +196,39 @@ class UNet(nn.Module):
                 features = self.dropout(features)
             skips.append(features)
         skips.pop()
-        for upsample, block in zip(self.upsample, self.decoder, strict=True):
+        for step, (upsample, block) in enumerate(zip(self.upsample, self.decoder, strict=True)):
             features = upsample(features)
-            skip = _centre(skips.pop(), features.shape[-2:])
+            skip = centre(skips.pop(), features.shape[-2:])
+            if self.spec.attention:
+                skip = self.gates[step](skip, features)
             features = block(torch.cat([skip, features], dim=1))
         logits: Tensor = self.head(features)
         return logits
 
-    def _check_size(self, pixels: Tensor) -> None:
-        spec = self.spec
-        for size in pixels.shape[-2:]:
-            if size % spec.stride != spec.size_offset or size <= 2 * spec.margin:
-                raise ModelError(
-                    f"this network takes heights and widths that are {spec.size_offset} modulo {spec.stride} "
-                    f"and above {2 * spec.margin}, not {tuple(pixels.shape[-2:])}"
-                )
+
+class AttentionGate(nn.Module):
+    """Additive attention (Oktay et al. 2018, arXiv:1804.03999, eq. 1 and 2) on the pixels of a skip.
+
+    `skip * sigmoid(psi(relu(Wx skip + Wg signal)))`, where the coarser level is the gating signal. The paper
+    compares both at the coarse size and interpolates the sigmoid. Here, as in the widely used implementation
+    whose parameter count we keep (LeeJunHyun/Image_Segmentation), the signal is the upsampled one that is
+    concatenated next, and normalisation follows each of the three 1x1 convolutions. The gate is then
+    pointwise: it sees no further than the network without it, and fits unpadded networks.
+    """
+
+    def __init__(self, spec: UNetSpec, channels: int) -> None:
+        super().__init__()
+        inner = channels // 2
+        self.of_skip = nn.Sequential(*normalized(_convolution(spec, channels, inner, 1), spec.norm, relu=False))
+        self.of_signal = nn.Sequential(*normalized(_convolution(spec, channels, inner, 1), spec.norm, relu=False))
+        self.psi = nn.Sequential(*normalized(_convolution(spec, inner, 1, 1), spec.norm, relu=False))
+
+    def forward(self, skip: Tensor, signal: Tensor) -> Tensor:
+        """Two `(N, C, H, W) -> (N, C, H, W)`: the skip, each pixel scaled by 0 to 1."""
+        joined = functional.relu(self.of_skip(skip) + self.of_signal(signal), inplace=True)
+        # Not torch.sigmoid: on the CPU its last bit depends on where threads divide the pixels.
+        weight: Tensor = 1 / (1 + torch.exp(-self.psi(joined)))
+        return skip * weight
 
 
 class BilinearUpsample(nn.Module):
@@ -203,42 +246,39 @@ class BilinearUpsample(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """`(N, C, H, W) -> (N, C / 2, 2H, 2W)`, or `(N, C / 2, 2H - 2, 2W - 2)` when trimmed."""
-        upsampled = functional.interpolate(self.reduce(features), scale_factor=2, mode="bilinear", align_corners=False)
+        upsampled = interpolate(self.reduce(features), 2)
         return upsampled[..., 1:-1, 1:-1] if self.trim else upsampled
 
 
 def _upsample(spec: UNetSpec, channels: int) -> nn.Module:
     if spec.upsampling == "bilinear":
         return BilinearUpsample(channels, trim=spec.padding == "valid")
+    if spec.upsampling == "convolution":
+        convolution = _convolution(spec, channels, channels // 2, 3)
+        return nn.Sequential(nn.Upsample(scale_factor=2), *normalized(convolution, spec.norm))
     return nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
 
 
-def _block(spec: UNetSpec, inner: int, outer: int) -> nn.Sequential:
-    """Two times: 3x3 convolution, normalisation, ReLU."""
-    return nn.Sequential(*_convolution(spec, inner, outer), *_convolution(spec, outer, outer))
+def _block(spec: UNetSpec, inner: int, outer: int) -> nn.Module:
+    """Two times 3x3 convolution, normalisation, ReLU; with a shortcut around all but the last ReLU if residual.
+
+    The shortcut is that of He et al. 2016, which batch norm can be folded around, in the places where Zhang
+    et al. 2018 (ResUNet, arXiv:1711.10684) have theirs. Squeeze-excitation comes before the sum, as in
+    SE-ResNet (Hu et al. 2018, figure 3), or last.
+    """
+    last = SqueezeExcitation(outer) if spec.squeeze_excitation else None
+    body = nn.Sequential(
+        *normalized(_convolution(spec, inner, outer, 3), spec.norm),
+        *normalized(_convolution(spec, outer, outer, 3), spec.norm, relu=not spec.residual),
+        *([last] if last else []),
+    )
+    if not spec.residual:
+        return body
+    if inner == outer:
+        return Residual(body, nn.Identity())
+    return Residual(body, nn.Sequential(*normalized(_convolution(spec, inner, outer, 1), spec.norm, relu=False)))
 
 
-def _convolution(spec: UNetSpec, inner: int, outer: int) -> list[nn.Module]:
-    padding = 1 if spec.padding == "same" else 0
-    layers: list[nn.Module] = [nn.Conv2d(inner, outer, 3, padding=padding, bias=spec.norm == "none")]
-    if spec.norm == "batch":
-        layers.append(nn.BatchNorm2d(outer))
-    elif spec.norm == "group":
-        layers.append(nn.GroupNorm(math.gcd(MOST_GROUPS, outer), outer))
-    return [*layers, nn.ReLU(inplace=True)]
-
-
-def _centre(skip: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The centre of `skip` with the given height and width; the whole of it in padded networks."""
-    row, col = (skip.shape[-2] - size[0]) // 2, (skip.shape[-1] - size[1]) // 2
-    return skip[..., row : row + size[0], col : col + size[1]]
-
-
-def _initialize(module: nn.Module) -> None:
-    """He et al. 2015 for what a ReLU follows, unit gain for what none follows; the paper asks for the former."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if module.kernel_size == (3, 3) else "linear")
-    elif isinstance(module, nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, std=module.in_channels**-0.5)
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+def _convolution(spec: UNetSpec, inner: int, outer: int, kernel: int) -> nn.Conv2d:
+    padding = kernel // 2 if spec.padding == "same" else 0
+    return nn.Conv2d(inner, outer, kernel, padding=padding, bias=spec.norm == "none" or spec.convolution_bias)

@@ -16,13 +16,18 @@ from torch import nn
 
 from pipeline.card import ModelCard, Normalization
 from pipeline.checkpoint import describe_checkpoint, load_checkpoint, save_checkpoint
+from pipeline.deeplab import DeepLabSpec
 from pipeline.errors import ModelError, WorldError
+from pipeline.fcn import FCNSpec
+from pipeline.networks import Shape, architecture_of, build_network
 from pipeline.unet import UNet, UNetSpec
+
+DEMO = Path(__file__).parents[1] / "pipeline" / "data" / "demo.safetensors"
 
 SPEC = UNetSpec(bands=3, classes=1, depth=2, base_channels=8)
 
 
-def make_card(spec: UNetSpec = SPEC, **changes: Any) -> ModelCard:
+def make_card(spec: Shape = SPEC, **changes: Any) -> ModelCard:
     facts: dict[str, Any] = {
         "bands": ("red", "green", "blue"),
         "classes": ("building",),
@@ -60,6 +65,50 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path, memory_format: torch.m
     for key, value in network.state_dict().items():
         assert torch.equal(checkpoint.network.state_dict()[key], value)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+NETWORKS: list[Shape] = [
+    UNetSpec(
+        bands=3, classes=2, depth=2, base_channels=8, attention=True, residual=True, squeeze_excitation=True,
+        upsampling="convolution", convolution_bias=True,
+    ),
+    UNetSpec(bands=3, classes=2, depth=2, base_channels=8, norm="group", attention=True, padding="valid"),
+    FCNSpec(bands=3, classes=2, base_channels=8, norm="batch"),
+    DeepLabSpec(bands=3, classes=2, base_channels=8, backbone="resnet18", separable=True, output_stride=8),
+    DeepLabSpec(bands=3, classes=2, base_channels=8, backbone="resnet50", image_pooling=False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", NETWORKS, ids=str)
+def test_every_network_comes_back_as_it_was_saved(tmp_path: Path, shape: Shape) -> None:
+    torch.manual_seed(1)
+    network = build_network(shape).train()
+    side = 64 + (shape.size_offset - 64) % shape.stride
+    network(torch.randn(2, 3, side, side))  # batch statistics that are not the initial ones
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, network, make_card(shape, classes=("a", "b")))
+    again = load_checkpoint(path).network
+    assert architecture_of(again) == architecture_of(network)
+    assert not again.training
+    for key, value in network.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+    assert not any(value.is_meta for value in [*again.parameters(), *again.buffers()])
+    pixels = torch.randn(1, 3, side, side)
+    with torch.inference_mode():
+        assert torch.equal(again(pixels), network.eval()(pixels))
+
+
+def test_an_architecture_from_before_a_setting_existed_still_loads(tmp_path: Path, saved: Path) -> None:
+    former = {"name": "unet", "bands": 3, "classes": 1, "depth": 2, "base_channels": 8, "norm": "batch",
+              "dropout": 0.0, "padding": "same", "upsampling": "transposed"}  # fmt: skip
+    old = rewrite(saved, tmp_path / "old.safetensors", architecture=json.dumps(former))
+    assert load_checkpoint(old).network.spec == SPEC
+
+
+def test_the_demo_checkpoint_loads() -> None:
+    checkpoint = load_checkpoint(DEMO)
+    assert isinstance(checkpoint.network, UNet)
+    assert checkpoint.sha256 == describe_checkpoint(DEMO).sha256
 
 
 def test_a_loaded_network_can_be_trained_on(saved: Path) -> None:
@@ -152,7 +201,14 @@ def test_foreign_and_unfit_files_are_refused_with_the_reason(tmp_path: Path, sav
         rewrite(saved, tmp_path / "b", card='{"bands": ["x"], "clases": []}'): "unknown key 'clases'",
         rewrite(saved, tmp_path / "c", card=make_card(stride=8).to_json()): "stride 8 instead of 4",
         rewrite(saved, tmp_path / "d", architecture="{}"): "describes no network of ours",
-        rewrite(saved, tmp_path / "e", architecture=json.dumps(architecture | {"name": "vgg"})): "'vgg' is not one of",
+        rewrite(
+            saved, tmp_path / "e", architecture=json.dumps(architecture | {"name": "vgg"})
+        ): "'vgg' is not one of: unet, fcn8s",
+        rewrite(saved, tmp_path / "k", architecture=json.dumps(architecture | {"name": "fcn8s"})): "fcn8s: .*'depth'",
+        rewrite(
+            saved, tmp_path / "l", architecture=json.dumps(architecture | {"residual": 1})
+        ): "residual must be true",
+        rewrite(saved, tmp_path / "m", architecture='["unet"]'): "describes no network of ours",
         rewrite(saved, tmp_path / "f", architecture=json.dumps(architecture | {"depth": 9})): "depth must be",
         rewrite(saved, tmp_path / "g", architecture=json.dumps(architecture | {"base_channels": 16})): "do not fit",
         rewrite(saved, tmp_path / "h", reshaped): r"1 tensors do not fit.*head.bias is \(2,\), not \(1,\)",
@@ -168,7 +224,9 @@ def test_a_card_that_does_not_fit_or_a_network_that_diverged_is_not_saved(tmp_pa
     path = tmp_path / "model.safetensors"
     with pytest.raises(ModelError, match="bands 2 instead of 3"):
         save_checkpoint(path, UNet(SPEC), make_card(bands=("red", "nir"), normalization=Normalization()))
-    with pytest.raises(ModelError, match=r"only a pipeline\.unet\.UNet"):
+    with pytest.raises(
+        ModelError, match=r"only a network of pipeline\.networks \(unet, fcn8s, deeplabv3plus\).*not Conv2d"
+    ):
         save_checkpoint(path, nn.Conv2d(3, 1, 1), make_card())
     broken = UNet(SPEC)
     nn.init.constant_(broken.head.weight, torch.inf)

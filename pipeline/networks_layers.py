@@ -1,0 +1,123 @@
+"""The pieces that several networks are built of, in the form in which inference can fuse them.
+
+Batch norm directly follows its convolution inside a Sequential everywhere, so that `fold_batch_norm` of
+the predictor makes one operation of the two.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Norm = Literal["batch", "group", "none"]
+
+MOST_GROUPS = 8
+"""Group norm uses this many groups, or the largest common divisor with the channels."""
+SQUEEZE = 16
+"""Squeeze-excitation narrows channels by this factor, the paper's choice ..."""
+LEAST_SQUEEZED = 8
+"""... but not below so many: of few channels behind a ReLU, all may be dead from the start."""
+
+
+def normalized(convolution: nn.Conv2d, norm: Norm, *, relu: bool = True) -> list[nn.Module]:
+    """A convolution, its normalisation and ReLU, as layers for a Sequential."""
+    layers: list[nn.Module] = [convolution]
+    channels = convolution.out_channels
+    if norm == "batch":
+        layers.append(nn.BatchNorm2d(channels))
+    elif norm == "group":
+        layers.append(nn.GroupNorm(math.gcd(MOST_GROUPS, channels), channels))
+    return [*layers, nn.ReLU(inplace=True)] if relu else layers
+
+
+class Residual(nn.Module):
+    """`relu(body(x) + shortcut(x))` (He et al. 2016, arXiv:1512.03385, eq. 1 and 2).
+
+    The shortcut is the identity, or a 1x1 convolution where the body changes channels or size. Where the
+    body is unpadded, the shortcut is cropped to its centre.
+    """
+
+    def __init__(self, body: nn.Sequential, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = shortcut
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(N, C, H, W) -> (N, C', H', W')`, as the body does."""
+        change = self.body(features)
+        return functional.relu(change + centre(self.shortcut(features), change.shape[-2:]), inplace=True)
+
+
+class SqueezeExcitation(nn.Module):
+    """Scale each channel by `sigmoid(W2 relu(W1 mean(x)))` (Hu et al. 2018, arXiv:1709.01507, eq. 2 to 4).
+
+    The mean runs over the whole tile, so the receptive field is unbounded.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        squeezed = max(LEAST_SQUEEZED, channels // SQUEEZE)
+        self.excite = nn.Sequential(
+            nn.Conv2d(channels, squeezed, 1), nn.ReLU(inplace=True), nn.Conv2d(squeezed, channels, 1), nn.Sigmoid()
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(N, C, H, W) -> (N, C, H, W)`."""
+        scale: Tensor = self.excite(features.mean((2, 3), keepdim=True))
+        return features * scale
+
+
+def centre(features: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The centre with the given height and width; the whole of it in padded networks."""
+    row, col = (features.shape[-2] - size[0]) // 2, (features.shape[-1] - size[1]) // 2
+    return features[..., row : row + size[0], col : col + size[1]]
+
+
+def initialize(network: nn.Module) -> None:
+    """Start weights that keep the variance of activations from layer to layer.
+
+    A convolution that a ReLU follows gets twice the variance (He et al. 2015, arXiv:1502.01852, eq. 10),
+    any other one unit gain; the latter also suits the two branches of a residual sum, whose variances add
+    up before the ReLU halves them. Biases start at 0.
+    """
+    rectified = {
+        id(layer) for each in network.modules() if isinstance(each, nn.Sequential) for layer in _rectified(each)
+    }
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if id(module) in rectified else "linear")
+        elif isinstance(module, nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, std=module.in_channels**-0.5)
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _rectified(layers: nn.Sequential) -> list[nn.Module]:
+    """The convolutions whose output goes into a ReLU, through nothing but a normalisation."""
+    found: list[nn.Module] = []
+    last: nn.Module | None = None
+    for layer in layers:
+        if isinstance(layer, nn.ReLU) and isinstance(last, nn.Conv2d):
+            found.append(last)
+        if not isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
+            last = layer
+    return found
+
+
+def interpolate(features: Tensor, factor: int) -> Tensor:
+    """Bilinear interpolation by a whole factor; pixel areas coincide, as `align_corners=False` means."""
+    return functional.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def bilinear_kernel(factor: int) -> Tensor:
+    """`(2 factor, 2 factor)` weights with which a transposed convolution of that stride interpolates.
+
+    Long et al. 2015, section 3.3; with padding `factor / 2` it equals `interpolate` but at the border,
+    where it fades into the zeros outside.
+    """
+    ramp = 1 - (torch.arange(2 * factor, dtype=torch.float32) - factor + 0.5).abs() / factor
+    return torch.outer(ramp, ramp)
