@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED_DATA, MakeScene
-from labelled import (
-    SMALL,
-    Town,
-)
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from labelled import ORIGIN, SMALL, UTM, Town
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import LabelError, ModelError, SettingsError
 from pipeline.networks import NetworkSpec
 from pipeline.normalize import InputTransform
+from pipeline.predictor import activate
 from pipeline.scene import describe_scene
-from pipeline.training.learning import LearningSpec, choose_precision, rate_factor
-from pipeline.training.losses import segmentation_loss
+from pipeline.training.finish import calibrated
+from pipeline.training.learning import LearningSpec
+from pipeline.training.leaves import LeavesSpec, write_leaves
+from pipeline.training.losses import make_loss
 from pipeline.training.records import TrainProgress
 from pipeline.training.settings import TrainSpec
 from pipeline.training.splits import SplitSpec
@@ -32,8 +35,10 @@ from pipeline.training.windows import SamplesSpec
 from pipeline.unet import UNet, UNetSpec
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
+@pytest.fixture(autouse=True)
+def lean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, and no pictures, which take longer than these runs."""
+    monkeypatch.setattr("pipeline.training.finish.write_leaves", lambda *_, **__: ())
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -61,13 +66,18 @@ def test_a_network_learns_bright_squares_and_the_checkpoint_says_how(town: Town,
     assert facts["split"]["kind"] == "blocks"
     assert facts["split"]["training"]["scenes"] == ["town"]
     assert facts["metrics"]["epoch"] == report.best_epoch
+    assert report.validation is not None
+    assert facts["metrics"]["validation"]["iou"] == pytest.approx(report.best_iou, abs=1e-6)
+    assert report.validation.iou == report.best_iou
+    assert facts["calibration"]["temperature"] == card.temperature != 1
+    assert facts["versions"]["torch"] == torch.__version__
     assert facts["settings"]["network"]["depth"] == 2
 
     pixels = InputTransform(gain=card.normalization.gain, bias=card.normalization.bias).apply(
         town.pixels, np.ones((96, 96), bool)
     )
     with torch.inference_mode():
-        roofs = checkpoint.network(torch.from_numpy(pixels)[None])[0, 0].numpy() >= 0
+        roofs = activate(checkpoint.network(torch.from_numpy(pixels)[None]), card)[0, 0].numpy() >= card.threshold
     assert (roofs & (town.mask == 1)).sum() / (roofs | (town.mask == 1)).sum() > 0.8
 
 
@@ -87,6 +97,44 @@ def test_the_same_seed_gives_the_same_checkpoint_cached_or_not(town: Town, tmp_p
     assert torch.equal(before, torch.random.get_rng_state())
     other = replace(QUICK, seed=1)
     assert train([town.image], town.labels, tmp_path / "d.safetensors", spec=other).sha256 != weights[0].sha256
+
+
+@given(st.floats(-12, 12), st.floats(0.01, 0.99), st.floats(0.05, 20))
+def test_a_calibrated_threshold_decides_as_the_bare_one(logit: float, threshold: float, temperature: float) -> None:
+    assume(abs(logit - math.log(threshold / (1 - threshold))) > 1e-6)
+    decided = 1 / (1 + math.exp(-logit)) >= threshold
+    moved = calibrated(threshold, temperature, "sigmoid")
+    assume(0 < moved < 1)
+    assert (1 / (1 + math.exp(-logit / temperature)) >= moved) == decided
+    assert calibrated(threshold, temperature, "softmax") == threshold
+
+
+def test_a_run_leaves_history_pictures_and_a_page(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.training.finish.write_leaves", write_leaves)
+    spec = replace(QUICK, leaves=LeavesSpec(overlays=1), learning=replace(QUICK.learning, ema_decay=0.5))
+    report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=spec)
+    assert report.folder == tmp_path / "m.run"
+    names = {path.relative_to(report.folder).as_posix() for path in report.folder.rglob("*") if path.is_file()}
+    assert {"history.csv", "curves.png", "reliability.png", "card.md", "report.json"} <= names
+    assert len([name for name in names if name.startswith("overlays/")]) == 1
+    assert not any("state" in name or "partial" in name for name in names)
+    assert len((report.folder / "history.csv").read_text().splitlines()) == 1 + len(report.history)
+
+
+def test_exclusive_classes_come_with_a_background(town: Town, tmp_path: Path, make_scene: MakeScene) -> None:
+    classes = town.mask * np.where(np.arange(96) < 48, 1, 2).astype(np.uint8)
+    pixels = np.where(classes == 2, town.pixels // 4, town.pixels)  # roofs in the east are dark
+    image = make_scene(pixels, name="scene.tif", crs=UTM, transform=ORIGIN)
+    mask = make_scene(classes, name="classes.tif", crs=UTM, transform=ORIGIN)
+    split = replace(SMALL.split, block_size=24, test_share=0.2)
+    spec = replace(SMALL, classes=("west", "east"), activation="softmax", split=split)
+    report = train([image], mask, tmp_path / "m.safetensors", spec=spec)
+    card = report.card
+    assert (card.classes, card.background, card.activation) == (("background", "west", "east"), "background", "softmax")
+    assert card.threshold == 0.5
+    assert list(report.history[0].classes) == ["background", "west", "east"]
+    assert report.test is not None
+    assert report.test.iou > 0.5
 
 
 CASES: dict[str, dict[str, Any]] = {"a": {}, "b": {}, "c": {"cache_mb": 0, "threads": 3}}
@@ -134,24 +182,44 @@ def test_masks_teach_the_same_as_polygons(town: Town, tmp_path: Path, make_scene
     assert facts["validation"] == {"scenes": ["other"], "share": 0.5}
 
 
+def nan_after(calls: int) -> Any:
+    """`make_loss` of losses that are NaN after so many calls."""
+    count = itertools.count(1)
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        loss = make_loss(*args, **kwargs)
+        return lambda *tensors: loss(*tensors) * (math.nan if next(count) > calls else 1.0)
+
+    return make
+
+
 def test_a_diverging_run_keeps_the_last_good_checkpoint(
     town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calls = itertools.count(1)
-
-    def loss(*args: Any, **kwargs: Any) -> torch.Tensor:
-        factor = math.nan if next(calls) > 19 else 1.0  # 8 steps an epoch: in the third
-        return segmentation_loss(*args, **kwargs) * factor
-
-    monkeypatch.setattr("pipeline.training.train.segmentation_loss", loss)
-    report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=SMALL)
+    out = tmp_path / "m.safetensors"
+    monkeypatch.setattr("pipeline.training.setup.make_loss", nan_after(19))  # 8 steps an epoch: in the third
+    report = train([town.image], town.labels, out, spec=SMALL)
     assert report.stopped == "diverged"
     assert len(report.history) == 2
     assert load_checkpoint(report.checkpoint).sha256 == report.sha256
-    assert "the loss became NaN or infinite in epoch 3" in caplog.text
-    with pytest.raises(ModelError, match=r"in epoch 1, before any checkpoint.*lower learning.learning_rate"):
+    assert "the loss became NaN or infinite in epoch 3, step 4; epoch 2 is kept; lower learning" in caplog.text
+    monkeypatch.setattr("pipeline.training.setup.make_loss", nan_after(3))
+    with pytest.raises(ModelError, match=r"in epoch 1, step 4, before any checkpoint.*lower learning.learning_rate"):
         train([town.image], town.labels, tmp_path / "n.safetensors", spec=SMALL)
     assert not (tmp_path / "n.safetensors").exists()
+
+
+def test_weights_that_diverge_in_the_last_step_of_an_epoch_are_not_validated(
+    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        loss, count = make_loss(*args, **kwargs), itertools.count(1)
+        # at 0 the root is finite and its gradient is not
+        return lambda *tensors: loss(*tensors) + ((tensors[0] * 0).sum().abs().sqrt() if next(count) == 16 else 0)
+
+    monkeypatch.setattr("pipeline.training.setup.make_loss", make)
+    report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=SMALL)
+    assert (report.stopped, report.best_epoch) == ("diverged", 1)
 
 
 def test_training_stops_when_patience_or_time_runs_out(town: Town, tmp_path: Path) -> None:
@@ -179,24 +247,6 @@ def test_wrong_usage_stops_before_any_work(town: Town, tmp_path: Path) -> None:
         with pytest.raises(error, match=said):
             call()
     assert not out.exists()
-
-
-def test_the_learning_rate_rises_and_falls_as_said() -> None:
-    spec = LearningSpec(epochs=10, warmup_epochs=2)
-    factors = [rate_factor(step, 5, spec) for step in range(51)]
-    assert factors[:10] == pytest.approx([k / 10 for k in range(1, 11)])
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert factors[30] == pytest.approx(0.5)
-    assert factors[50] == pytest.approx(0)
-    assert rate_factor(400, 5, replace(spec, schedule="constant")) == 1
-    assert max(rate_factor(step, 4, LearningSpec(epochs=1)) for step in range(4)) == 1
-
-
-def test_precision_is_the_one_named_or_the_native_one() -> None:
-    cpu = torch.device("cpu")
-    assert choose_precision("float32", cpu) == torch.float32
-    assert choose_precision("bfloat16", cpu) == torch.bfloat16
-    assert choose_precision("auto", cpu) in (torch.float32, torch.bfloat16)
 
 
 @pytest.mark.slow

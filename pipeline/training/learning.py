@@ -1,14 +1,28 @@
-"""How weights are learned: optimiser, schedule and number format, each a small pure choice."""
+"""How weights are learned: optimiser, learning rate and number format, each a small pure choice."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from pipeline.errors import SettingsError
+
+OptimizerName = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "step", "cosine", "plateau"]
+TrainPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+
+MEANT_FOR: dict[str, tuple[str, tuple[str, ...]]] = {
+    "momentum": ("optimizer", ("sgd",)),
+    "drop_factor": ("schedule", ("step", "plateau")),
+    "drop_epochs": ("schedule", ("step", "plateau")),
+}
+"""Keys that only some choices of another key have; anywhere else they must stay at their default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,54 +31,129 @@ class LearningSpec:
 
     epochs: int = 50
     """Most rounds of `windows_per_epoch`, at least 1."""
-    learning_rate: float = 1e-3
-    """Peak step size of AdamW, above 0 and at most 0.1."""
+    optimizer: OptimizerName = "adamw"
+    """`adamw` (Loshchilov & Hutter 2019), `adam` (Kingma & Ba 2015), or `sgd` with momentum."""
+    learning_rate: float = 1e-4
+    """Peak step size, above 0 and at most 0.1 (for `sgd` 1)."""
     weight_decay: float = 1e-4
-    """Decoupled weight decay of AdamW, at least 0."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """`cosine` falls from the peak to 0 over all epochs; `constant` stays."""
+    """Pull of every weight towards 0, 0 to 1: decoupled for `adamw`, added to the gradient for the others."""
+    momentum: float = 0.9
+    """Only `sgd`: share of the former step kept in the next, 0 to below 1."""
+    schedule: Schedule = "cosine"
+    """`cosine` falls to 0 over all epochs, `step` drops every `drop_epochs`, `plateau` when validation stalls."""
     warmup_epochs: float = 1.0
-    """Epochs over which the step size rises linearly to its peak, at least 0 and below `epochs` (0 for one epoch)."""
+    """Epochs over which the rate rises linearly to its peak, at least 0; at most half of `epochs` is used."""
+    drop_factor: float = 0.1
+    """`step` and `plateau`: what the rate is multiplied by at a drop, above 0 and below 1."""
+    drop_epochs: int = 10
+    """`step`: epochs between drops; `plateau`: epochs without a better validation IoU until a drop; at least 1."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to this norm, above 0."""
+    """Gradients are scaled down to this norm, at least 0; 0 = never."""
+    accumulate: int = 1
+    """Batches per optimiser step, at least 1: the step follows the gradient of the mean of their losses."""
+    ema_decay: float = 0.0
+    """Share of the averaged weights kept at each step, 0 to below 1 (0.99 to 0.9999 is usual); 0 = no averaging."""
     patience: int = 15
     """Epochs without a better validation IoU after which training stops; 0 = never."""
     max_minutes: float | None = None
     """Training ends with the epoch in which this much time has passed; None = no limit (a limit makes runs differ)."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the network; `auto` takes bfloat16 where the device computes it natively."""
+    save_minutes: float = 5.0
+    """Most minutes of work that a kill can cost inside an epoch, at least 0; 0 = the state is saved at every step."""
+    precision: TrainPrecision = "auto"
+    """Arithmetic of the network; `auto` takes bfloat16 where the device computes it natively; float16 needs CUDA."""
     device: str = "auto"
     """`auto` (CUDA when there is one), `cpu`, `cuda` or `cuda:N`."""
 
     def __post_init__(self) -> None:
-        for key, bound in {"epochs": 1, "weight_decay": 0, "warmup_epochs": 0, "patience": 0}.items():
-            if getattr(self, key) < bound:
-                raise SettingsError(f"{key} must be at least {bound}, not {getattr(self, key)}")
-        if not 0 < self.learning_rate <= 0.1:
-            raise SettingsError(f"learning_rate must be above 0 and at most 0.1, not {self.learning_rate}")
-        if not self.clip_norm > 0:
-            raise SettingsError(f"clip_norm must be above 0, not {self.clip_norm}")
+        self._check_choices()
+        least = {"epochs": 1, "drop_epochs": 1, "accumulate": 1}
+        least |= dict.fromkeys(("warmup_epochs", "clip_norm", "patience", "save_minutes"), 0)
+        for key, bound in least.items():
+            if not bound <= getattr(self, key) < math.inf:
+                raise SettingsError(f"{key} must be at least {bound} and finite, not {getattr(self, key)}")
+        for key in ("momentum", "ema_decay"):
+            if not 0 <= getattr(self, key) < 1:
+                raise SettingsError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")
+        most = 1.0 if self.optimizer == "sgd" else 0.1
+        if not 0 < self.learning_rate <= most:
+            raise SettingsError(
+                f"learning_rate must be above 0 and at most {most:g} for {self.optimizer}, not {self.learning_rate}"
+            )
+        if not 0 <= self.weight_decay <= 1:
+            raise SettingsError(f"weight_decay must be from 0 to 1, not {self.weight_decay}")
+        if not 0 < self.drop_factor < 1:
+            raise SettingsError(f"drop_factor must be above 0 and below 1, not {self.drop_factor}")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise SettingsError(f"max_minutes must be above 0, not {self.max_minutes}")
 
+    def _check_choices(self) -> None:
+        for key, allowed in (("optimizer", OptimizerName), ("schedule", Schedule), ("precision", TrainPrecision)):
+            if getattr(self, key) not in get_args(allowed):
+                raise SettingsError(f"{key} must be one of {', '.join(get_args(allowed))}, not {getattr(self, key)!r}")
+        for key, default in ((each.name, each.default) for each in fields(self) if each.name in MEANT_FOR):
+            chooser, having = MEANT_FOR[key]
+            if getattr(self, key) != default and getattr(self, chooser) not in having:
+                raise SettingsError(
+                    f"{key} means nothing to {chooser} {getattr(self, chooser)}, only to {' and '.join(having)}; "
+                    f"leave it at {default} or choose another {chooser}"
+                )
 
-def rate_factor(step: int, steps_per_epoch: int, spec: LearningSpec) -> float:
-    """The learning rate of a step (from 0) as a share of its peak.
 
-    Linear warm-up `(step + 1) / warmup`, then constant, or half a cosine to 0 (Loshchilov & Hutter 2017).
+def rate_factor(step: int, steps_per_epoch: int, spec: LearningSpec, scores: Sequence[float] = ()) -> float:
+    """The learning rate of an optimiser step (from 0) as a share of its peak; a pure function, so nothing to save.
+
+    Linear warm-up `(step + 1) / warmup` (Goyal et al. 2017, arXiv:1706.02677, section 2.2), then constant; or
+    `drop_factor ** drops`; or half a cosine to 0 (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5).
+
+    Args:
+        step: optimiser steps before this one, over all epochs.
+        steps_per_epoch: optimiser steps of an epoch.
+        spec: schedule, warm-up, drops and epochs.
+        scores: validation IoU of each finished epoch; only `plateau` looks at them.
     """
     warmup = round(min(spec.warmup_epochs, spec.epochs / 2) * steps_per_epoch)
     if step < warmup:
         return (step + 1) / warmup
-    if spec.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, spec.epochs * steps_per_epoch - warmup)))
+    if spec.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, spec.epochs * steps_per_epoch - warmup)))
+    if spec.schedule == "step":
+        return float(spec.drop_factor ** (step // steps_per_epoch // spec.drop_epochs))
+    return float(spec.drop_factor ** count_drops(scores, spec.drop_epochs)) if spec.schedule == "plateau" else 1.0
 
 
-def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The number format of convolutions; weights, loss and batch statistics stay float32."""
+def count_drops(scores: Sequence[float], patience: int) -> int:
+    """How often `patience` epochs have passed without a better score than all before; counted anew after each drop.
+
+    >>> count_drops([0.5, 0.6, 0.6, 0.6, 0.6, 0.7, 0.6], 2)
+    1
+    """
+    best, stale, drops = -math.inf, 0, 0
+    for score in scores:
+        stale = 0 if score > best else stale + 1
+        best = max(best, score)
+        if stale == patience:
+            stale, drops = 0, drops + 1
+    return drops
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], spec: LearningSpec) -> Optimizer:
+    """The optimiser named, at its peak rate."""
+    if spec.optimizer == "sgd":
+        return SGD(parameters, spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    kind = AdamW if spec.optimizer == "adamw" else Adam
+    return kind(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay)
+
+
+def choose_precision(wanted: TrainPrecision, device: torch.device) -> torch.dtype:
+    """The number format of convolutions; weights, loss and batch statistics stay float32.
+
+    Raises:
+        SettingsError: float16 anywhere but on CUDA, whose scaling of gradients it needs.
+    """
+    if wanted == "float16" and device.type != "cuda":
+        raise SettingsError(f"learning.precision float16 needs a CUDA device, not {device}; use bfloat16 or auto")
     if wanted != "auto":
-        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)

@@ -1,6 +1,7 @@
-"""Train a U-Net on labelled scenes: open, split, survey, then epochs of learning and validating. Start here.
+"""Train a network on labelled scenes: open, split, survey, then epochs of learning and validating. Start here.
 
-The checkpoint on disk is always the best epoch so far, whole; whatever stops a run leaves it in place.
+The checkpoint on disk is always the best epoch so far, whole; whatever stops a run leaves it in place, and
+the same command continues the run to the very result it would have had.
 """
 
 from __future__ import annotations
@@ -9,32 +10,24 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, replace
+from contextlib import closing
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
-
-from pipeline.card import ModelCard
 from pipeline.checkpoint import save_checkpoint
 from pipeline.errors import ModelError, SettingsError
 from pipeline.predictor import resolve_device
-from pipeline.training.feed import Batch, Feed
-from pipeline.training.learning import choose_precision, rate_factor
-from pipeline.training.losses import segmentation_loss
-from pipeline.training.metrics import Confusion
+from pipeline.training.feed import Batch
+from pipeline.training.finish import finish, provisional_card
+from pipeline.training.identity import run_identity
+from pipeline.training.leaves import check_leaves, write_history
 from pipeline.training.records import EpochRecord, Stop, TrainProgress, TrainReport
-from pipeline.training.samples import LabelledData, cache, open_data
+from pipeline.training.report import read_report
+from pipeline.training.samples import cache, open_data
 from pipeline.training.settings import TrainSpec
-from pipeline.training.splits import Split, check_validation, split_data
-from pipeline.training.survey import Survey, survey
-from pipeline.training.windows import cover
-from pipeline.unet import UNet, UNetSpec
+from pipeline.training.setup import Setup, set_up
+from pipeline.training.state import RunState, Standing, claimed
 
-__all__ = ["TrainProgress", "TrainReport", "TrainSpec", "make_card", "train"]
+__all__ = ["TrainProgress", "TrainReport", "TrainSpec", "run_folder", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -45,211 +38,177 @@ def train(
     out: str | Path,
     *,
     spec: TrainSpec | None = None,
+    resume: bool = True,
     progress: Callable[[TrainProgress], None] | None = None,
 ) -> TrainReport:
     """Train a network and write the best epoch's checkpoint.
 
     Args:
-        images: scenes, or folders of GeoTIFF scenes.
+        images: scenes, or folders of them.
         labels: a vector file or mask raster for all scenes, or a folder with one file per scene of the
             scene's stem, or a folder of vector files that together label every scene.
-        out: the checkpoint to write, `*.safetensors`.
+        out: the checkpoint to write, `*.safetensors`; `run_folder(out)` beside it holds everything else.
         spec: all settings.
-        progress: called after every step.
+        resume: continue a run of the same settings and data where it was left, and return a finished one's
+            report without work; False starts anew.
+        progress: called after every batch.
 
     Raises:
         SettingsError: a setting is wrong or does not fit the data; nothing is written.
         SceneError: a scene cannot be read or does not fit the others.
         LabelError: labels cannot be used.
         ModelError: the loss was not finite before the first epoch's end.
+        WorldError: the disk refuses, or another training writes to the same place.
     """
-    spec, out, start = spec or TrainSpec(), Path(out), time.perf_counter()
-    _check_out(out)
-    resolve_device(spec.learning.device)
-    opened = open_data(images, labels, spec)
-    with closing(opened):
-        run, stopped = _learn(cache(opened, spec.samples.cache_mb, len(spec.classes)), spec, out, progress)
-    return run.report(stopped, time.perf_counter() - start)
+    spec, out = spec or TrainSpec(), Path(out)
+    _check(out, spec)
+    folder = run_folder(out)
+    with closing(open_data(images, labels, spec)) as data, claimed(folder):
+        identity = run_identity(spec, data, labels)
+        if resume and (done := read_report(out, folder, identity, max_minutes=spec.learning.max_minutes)):
+            return done
+        state = RunState(folder, identity)
+        with set_up(cache(data, spec.samples.cache_mb, len(spec.classes)), spec, out) as setup:
+            loop = _Loop(setup, state, progress)
+            if resume:
+                loop.resume()
+            stopped = loop.learn()
+            return finish(setup, state, loop.standing, stopped)
 
 
-def _learn(
-    data: LabelledData, spec: TrainSpec, out: Path, progress: Callable[[TrainProgress], None] | None
-) -> tuple[_Run, Stop]:
-    network_spec = spec.network.unet(bands=len(data.sources[0].scene.bands), classes=len(spec.classes))
-    split = split_data(data, spec.split, seed=spec.seed, core_size=spec.samples.tile_size - 2 * network_spec.margin)
-    check_validation(split)
-    facts = survey(split.training, spec.classes, seed=spec.seed)
-    card = make_card(spec, network_spec, data, split, facts)
-    with Feed(spec, card.normalization, margin=network_spec.margin) as feed, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
-        run = _Run(UNet(network_spec), feed, split, card, out)
-        return run, run.learn(progress)
+def run_folder(out: Path) -> Path:
+    """Where a run leaves everything but its checkpoint: `model.safetensors` -> `model.run`."""
+    return out.with_suffix(".run")
 
 
-def make_card(spec: TrainSpec, network: UNetSpec, data: LabelledData, split: Split, facts: Survey) -> ModelCard:
-    """The card of a network that is about to be trained."""
-    scene = data.sources[0].scene
-    sizes = [source.scene.grid.resolution_m for source in data.sources]
-    validation, test = (tuple(Path(n).stem for n in names) for names in (spec.split.validation, spec.split.test))
-    return ModelCard(
-        bands=facts.bands,
-        classes=spec.classes,
-        outputs="logits",
-        normalization=facts.normalization(),
-        dtype=scene.dtype,
-        resolution_m=round(spec.resolution_m or math.fsum(sizes) / len(sizes), 6),
-        stride=network.stride,
-        size_offset=network.size_offset,
-        margin=network.margin,
-        receptive_field=network.receptive_field,
-        training={
-            "split": split.as_record(),
-            "labels": {"repaired": data.repaired, "dropped": data.dropped},
-            "class_share": dict(zip(spec.classes, facts.class_share.round(6).tolist(), strict=True)),
-            "settings": asdict(replace(spec, split=replace(spec.split, validation=validation, test=test))),
-        },
-    )
+class _Loop:
+    """Learn an epoch, validate, keep the best, save; from wherever the run stands."""
 
+    def __init__(self, setup: Setup, state: RunState, progress: Callable[[TrainProgress], None] | None) -> None:
+        self.setup, self.state, self.progress = setup, state, progress
+        self.learning = setup.spec.learning
+        self.validation = setup.cores("validation")
+        self.standing = Standing()
+        self.clock = time.perf_counter()
 
-class _Run:
-    """The loop and what it carries from step to step."""
+    def resume(self) -> None:
+        """Stand where the run was left, if it was."""
+        found = self.state.read()
+        if found is not None:
+            self.standing, tensors = found
+            self.setup.learner.load(tensors)
+            at = self.standing
+            log.info("%s: goes on in epoch %d after batch %d", self.setup.out, at.epoch, at.batch)
 
-    def __init__(self, network: UNet, feed: Feed, split: Split, card: ModelCard, out: Path) -> None:
-        learning = feed.spec.learning
-        self.device = resolve_device(learning.device)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.feed, self.split, self.card, self.out = feed, split, card, out
-        self.cores = cover(split.validation, feed.core_size)
-        self.optimizer = AdamW(network.parameters(), lr=learning.learning_rate, weight_decay=learning.weight_decay)
-        self.schedule = LambdaLR(self.optimizer, lambda step: rate_factor(step, feed.batches_per_epoch, learning))
-        self.precision = choose_precision(learning.precision, self.device)
-        self.history: list[EpochRecord] = []
-        self.best: EpochRecord | None = None
-        self.sha256 = ""
-        self.learning_s = 0.0
+    def learn(self) -> Stop:
+        """Learn and validate epoch by epoch until there is a reason to stop."""
+        while (stop := self.reason_to_stop()) is None:
+            if not self.learn_epoch():
+                return self.diverge()
+            self.validate()
+            if self.state.is_worth_writing:
+                self.save()
+        self.save()
+        return stop
 
-    def learn(self, progress: Callable[[TrainProgress], None] | None) -> Stop:
-        """Learn and validate epoch by epoch until a reason to stop."""
-        learning, start = self.feed.spec.learning, time.perf_counter()
-        for epoch in range(1, learning.epochs + 1):
-            began = time.perf_counter()
-            loss = self.learn_epoch(epoch, progress)
+    def reason_to_stop(self) -> Stop | None:
+        """Between two epochs; depends on nothing but where the run stands, so a run that goes on agrees."""
+        at, best, minutes = self.standing, self.standing.best, self.learning.max_minutes
+        if at.epoch > self.learning.epochs:
+            return "finished"
+        if best is not None and 0 < self.learning.patience <= at.epoch - 1 - best.epoch:
+            return "patience"
+        if minutes is not None and at.history and at.seconds > 60 * minutes:
+            return "time"
+        return None
+
+    def learn_epoch(self) -> bool:
+        """Learn from the epoch's batches that are still to come; False when loss or weights are no longer finite."""
+        feed, learner, begin = self.setup.feed, self.setup.learner, self.standing
+        batches = feed.training(self.setup.split.training, begin.epoch, start=begin.batch)
+        for index, batch in enumerate(batches, start=begin.batch):
+            loss = learner.learn(batch, epoch=begin.epoch, index=index, scores=begin.scores)
+            self.standing = self.standing.learned(loss, self.lap())
             if not math.isfinite(loss):
-                return self._diverged(epoch)
-            self.learning_s += time.perf_counter() - began
-            confusion = self.validate()
-            rate = float(self.schedule.get_last_lr()[0])
-            seconds = time.perf_counter() - began
-            record = EpochRecord(epoch=epoch, loss=loss, learning_rate=rate, iou=confusion.mean_iou, seconds=seconds)
-            self.history.append(record)
-            self._keep_if_best(record, confusion)
-            if learning.max_minutes is not None and time.perf_counter() - start > 60 * learning.max_minutes:
-                return "time"
-            if self.best is not None and 0 < learning.patience <= epoch - self.best.epoch:
-                return "patience"
-        return "finished"
+                return False
+            self.tell(batch)
+            if learner.is_between_steps(index + 1) and self.state.unsaved_s >= 60 * self.learning.save_minutes:
+                self.save()
+        return learner.is_finite()
 
-    def learn_epoch(self, epoch: int, progress: Callable[[TrainProgress], None] | None) -> float:
-        """One optimiser step per batch; returns the mean loss, or at once a loss that is not finite."""
-        self.network.train()
-        total, steps = 0.0, self.feed.batches_per_epoch
-        for step, batch in enumerate(self.feed.training(self.split.training, epoch), start=1):
-            loss = self._step(batch)
-            if not math.isfinite(loss):
-                return loss
-            total += loss
-            if progress is not None:
-                progress(
-                    TrainProgress(
-                        epoch=epoch,
-                        epochs=self.feed.spec.learning.epochs,
-                        step=step,
-                        steps=steps,
-                        pixels=batch.counted[:, 0].numel(),
-                        loss=total / step,
-                        best_iou=self.best.iou if self.best else None,
-                    )
-                )
-        return total / steps
+    def validate(self) -> None:
+        """End the epoch with a record of it, and publish its weights when they are the best so far."""
+        at, tally = self.standing, self.setup.count(self.validation)
+        confusion = tally.confusion()
+        record = EpochRecord(
+            epoch=at.epoch,
+            loss=at.loss_sum / at.batch,
+            learning_rate=self.setup.learner.rate(at.epoch, at.batch - 1, at.scores),
+            bce=tally.bce,
+            threshold=tally.best_threshold,
+            iou=confusion.mean_iou,
+            f1=confusion.mean_f1,
+            classes=confusion.as_record(tally.outputs),
+            seconds=at.epoch_s + self.lap(),
+        )
+        self.standing = at.recorded(record)
+        if self.standing.best is record:
+            card = provisional_card(self.setup.card, record)
+            sha256 = save_checkpoint(self.setup.out, self.setup.learner.kept, card)
+            self.state.keep_best(self.setup.out, sha256)
+        write_history(self.state.folder, self.standing.history)
 
-    def _step(self, batch: Batch) -> float:
-        logits = self._logits(batch.pixels)
-        target, counted = batch.target.to(self.device), batch.counted.to(self.device)
-        loss = segmentation_loss(logits, target, counted, spec=self.feed.spec.loss)
-        if not bool(loss.isfinite()):
-            return math.nan  # and the weights stay as they were
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.feed.spec.learning.clip_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        return float(loss.detach())
+    def save(self) -> None:
+        """Let a run that is stopped from now on go on from here."""
+        self.state.write(self.standing, self.setup.learner.state())
+        self.lap()
 
-    @torch.no_grad()
-    def validate(self) -> Confusion:
-        """Counts over the held-out part, decided at the card's threshold."""
-        self.network.eval()
-        threshold = math.log(self.card.threshold / (1 - self.card.threshold))
-        confusion = Confusion.zero(len(self.card.classes))
-        for batch in self.feed.validation(self.cores):
-            predicted = (self._logits(batch.pixels).float() >= threshold).cpu().numpy()
-            confusion += Confusion.of(predicted, batch.target.numpy() > 0, batch.counted.numpy())
-        return confusion
+    def diverge(self) -> Stop:
+        """Say where and why nothing more can be learned; the best epoch is left.
 
-    def _logits(self, pixels: Tensor) -> Tensor:
-        with self._autocast():
-            logits: Tensor = self.network(pixels.to(self.device, non_blocking=True))
-        return logits
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.precision)
-
-    def _keep_if_best(self, record: EpochRecord, confusion: Confusion) -> None:
-        if self.best is not None and record.iou <= self.best.iou:
-            return
-        self.best = record
-        metrics = {
-            "epoch": record.epoch,
-            "iou": round(record.iou, 4),
-            "classes": confusion.as_record(self.card.classes),
-        }
-        facts = {**self.card.training, "metrics": metrics}
-        self.card = replace(self.card, training=facts)
-        self.sha256 = save_checkpoint(self.out, self.network, self.card)
-
-    def _diverged(self, epoch: int) -> Stop:
-        reason = f"the loss became NaN or infinite in epoch {epoch}"
-        advice = f"lower learning.learning_rate (now {self.feed.spec.learning.learning_rate:g}) and check the pixels"
-        if self.best is None:
+        Raises:
+            ModelError: there is none.
+        """
+        at, best = self.standing, self.standing.best
+        what = "weights" if math.isfinite(at.loss_sum) else "loss"
+        reason = f"the {what} became NaN or infinite in epoch {at.epoch}, step {at.batch}"
+        advice = f"lower learning.learning_rate (now {self.learning.learning_rate:g}) and check the pixels"
+        if best is None:
             raise ModelError(f"{reason}, before any checkpoint was worth keeping; {advice}")
-        log.warning("%s; epoch %d is kept; %s", reason, self.best.epoch, advice)
+        log.warning("%s; epoch %d is kept; %s", reason, best.epoch, advice)
         return "diverged"
 
-    def report(self, stopped: Stop, seconds: float) -> TrainReport:
-        """What was done."""
-        assert self.best is not None
-        spec = self.feed.spec.samples
-        pixels = len(self.history) * self.feed.batches_per_epoch * spec.batch_size * spec.tile_size**2
-        return TrainReport(
-            checkpoint=self.out,
-            sha256=self.sha256,
-            card=self.card,
-            best_epoch=self.best.epoch,
-            best_iou=self.best.iou,
-            stopped=stopped,
-            history=tuple(self.history),
-            seconds=seconds,
-            pixels_per_second=pixels / self.learning_s if self.learning_s else 0.0,
+    def tell(self, batch: Batch) -> None:
+        """Report the batch just learned from."""
+        if self.progress is None:
+            return
+        at, best = self.standing, self.standing.best
+        self.progress(
+            TrainProgress(
+                epoch=at.epoch,
+                epochs=self.learning.epochs,
+                step=at.batch,
+                steps=self.setup.feed.batches_per_epoch,
+                pixels=batch.counted[:, 0].numel(),
+                loss=at.loss_sum / at.batch,
+                best_iou=best.iou if best else None,
+            )
         )
 
+    def lap(self) -> float:
+        """Seconds since the last call; saving is in no lap."""
+        former, self.clock = self.clock, time.perf_counter()
+        return self.clock - former
 
-def _check_out(out: Path) -> None:
+
+def _check(out: Path, spec: TrainSpec) -> None:
+    """Find out what is wrong before anything is read."""
     if out.suffix != ".safetensors":
         raise SettingsError(f"out must end in .safetensors, not {out.name!r}")
     if out.is_dir():
         raise SettingsError(f"out: {out} is a folder; name a file in it")
+    resolve_device(spec.learning.device)
+    check_leaves(spec.leaves)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,171 @@
+"""The end of a run: calibrate the best weights, score them, write them with their card, and say what was done.
+
+Temperature and threshold are chosen on the validation part; the test part, where there is one, chooses nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from torch import Tensor
+
+from pipeline.card import Activation, ModelCard
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.predictor import activate
+from pipeline.training.calibrate import Reliability, fit_temperature, reliability
+from pipeline.training.feed import Batch
+from pipeline.training.leaves import write_leaves
+from pipeline.training.overlays import ShownWindow
+from pipeline.training.records import EpochRecord, PartScores, Stop, TrainReport
+from pipeline.training.report import write_report
+from pipeline.training.samples import read_padded
+from pipeline.training.setup import Setup
+from pipeline.training.state import RunState, Standing
+from pipeline.training.tally import Tally
+from pipeline.training.windows import Core
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """The kept weights on one held-out part."""
+
+    scores: PartScores
+    """At the threshold and temperature chosen on validation."""
+    before: Reliability
+    """Of the bare probabilities."""
+    after: Reliability
+    """Of the calibrated ones."""
+
+
+def finish(setup: Setup, state: RunState, standing: Standing, stopped: Stop) -> TrainReport:
+    """Write the final checkpoint of the best epoch, the run's leaves, and its report.
+
+    Raises:
+        WorldError: the disk refuses.
+        ModelError: the best epoch's checkpoint was damaged on the disk meanwhile.
+    """
+    best = standing.best
+    assert best is not None
+    assert state.best is not None
+    setup.learner.kept.load_state_dict(load_checkpoint(state.best).network.state_dict())
+    tally = setup.count(setup.cores("validation"))
+    temperature = fit_temperature(tally.sample, setup.spec.activation)
+    threshold = tally.best_threshold  # of bare probabilities
+    parts = {"validation": judge(tally, threshold, temperature)}
+    if tests := setup.cores("test"):
+        parts["test"] = judge(setup.count(tests), threshold, temperature)
+    card = _final_card(setup.card, best, parts, threshold=threshold, temperature=temperature)
+    sha256 = save_checkpoint(setup.out, setup.learner.kept, card)
+    report = TrainReport(
+        checkpoint=setup.out,
+        sha256=sha256,
+        card=card,
+        best_epoch=best.epoch,
+        best_iou=best.iou,
+        stopped=stopped,
+        history=standing.history,
+        seconds=standing.seconds,
+        pixels_per_second=_pixels(setup, standing) / standing.learning_s if standing.learning_s else 0.0,
+        folder=state.folder,
+        validation=parts["validation"].scores,
+        test=parts["test"].scores if "test" in parts else None,
+    )
+    shown = show(setup, setup.cores("validation"), card) if setup.spec.leaves.overlays else ()
+    curves = parts["validation"].before, parts["validation"].after
+    write_leaves(state.folder, report, spec=setup.spec.leaves, reliability=curves, windows=shown)
+    write_report(report, state.identity)
+    if stopped != "time":  # a later command may allow more of it
+        state.clear()
+    return report
+
+
+def provisional_card(card: ModelCard, record: EpochRecord) -> ModelCard:
+    """The card of the best epoch so far, as long as the run goes on: usable, not yet calibrated."""
+    scores = {"iou": record.iou, "f1": record.f1, "bce": record.bce, "classes": record.classes}
+    metrics = {"epoch": record.epoch, "validation": _plain(scores)}
+    return replace(card, threshold=record.threshold, training={**card.training, "metrics": metrics})
+
+
+def judge(tally: Tally, threshold: float, temperature: float) -> Judgement:
+    """Scores of one held-out part, decided at a threshold of the bare probabilities."""
+    confusion = tally.confusion(threshold)
+    before = reliability(tally.sample, tally.activation, 1.0)
+    after = reliability(tally.sample, tally.activation, temperature)
+    scores = PartScores(
+        iou=confusion.mean_iou,
+        f1=confusion.mean_f1,
+        bce=tally.bce,
+        ece_before=before.ece,
+        ece=after.ece,
+        classes=confusion.as_record(tally.outputs),
+    )
+    return Judgement(scores=scores, before=before, after=after)
+
+
+def calibrated(threshold: float, temperature: float, activation: Activation) -> float:
+    """The threshold of calibrated probabilities that decides as `threshold` does of bare ones.
+
+    `sigmoid(z / T) >= sigmoid(logit(t) / T)  <=>  sigmoid(z) >= t`: calibration never changes the order, so the
+    best threshold is the best one still. Exclusive classes are decided by the likeliest, before as after.
+
+    >>> calibrated(0.5, 3.0, "sigmoid"), round(calibrated(0.8, 2.0, "sigmoid"), 4)
+    (0.5, 0.6667)
+    """
+    if activation == "softmax":
+        return threshold
+    return 1 / (1 + math.exp(-math.log(threshold / (1 - threshold)) / temperature))
+
+
+def show(setup: Setup, cores: Sequence[Core], card: ModelCard) -> Iterator[ShownWindow]:
+    """Held-out windows with what the kept weights make of them, one by one."""
+    rest = iter(cores)
+    for batch in setup.feed.validation(cores):
+        probabilities = activate(setup.learner.predict(batch)[0], card)
+        for row, core in zip(range(len(probabilities)), rest, strict=False):
+            yield _shown(core, batch, row, probabilities[row])
+
+
+def _shown(core: Core, batch: Batch, row: int, probability: Tensor) -> ShownWindow:
+    sample = read_padded(core.source, core.row, core.col, probability.shape[-1])
+    return ShownWindow(
+        scene=core.source.scene.id,
+        row=core.row,
+        col=core.col,
+        pixels=sample.pixels,
+        valid=sample.valid,
+        truth=batch.target[row].cpu().numpy() > 0,
+        counted=batch.counted[row].cpu().numpy(),
+        probability=probability.float().cpu().numpy(),
+    )
+
+
+def _final_card(
+    card: ModelCard, best: EpochRecord, parts: dict[str, Judgement], *, threshold: float, temperature: float
+) -> ModelCard:
+    metrics = {part: _plain(asdict(judgement.scores)) for part, judgement in parts.items()}
+    return replace(
+        card,
+        temperature=temperature,
+        threshold=calibrated(threshold, temperature, card.activation),
+        training={
+            **card.training,
+            "metrics": {"epoch": best.epoch, **metrics},
+            "calibration": {"temperature": temperature, "threshold_before": threshold},
+        },
+    )
+
+
+def _plain(scores: Mapping[str, object]) -> dict[str, object]:
+    """As JSON takes it: rounded, and None for what is undefined."""
+    return {
+        key: value if not isinstance(value, float) else round(value, 6) if math.isfinite(value) else None
+        for key, value in scores.items()
+    }
+
+
+def _pixels(setup: Setup, standing: Standing) -> int:
+    """Pixels learned from in all epochs."""
+    batches = len(standing.history) * setup.feed.batches_per_epoch + standing.batch
+    return batches * setup.spec.samples.batch_size * setup.spec.samples.tile_size**2

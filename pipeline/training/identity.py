@@ -1,0 +1,106 @@
+"""What decides a run's result: two runs of one identity, on one kind of CPU, end in the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import pipeline
+from pipeline.journal import content_key
+from pipeline.predictor import resolve_device
+from pipeline.training.learning import choose_precision
+from pipeline.training.samples import LabelledData
+
+if TYPE_CHECKING:
+    from pipeline.training.settings import TrainSpec
+
+LEARNING_FORMAT = 1
+"""Raised whenever the same settings and data give other weights than before, or the saved state another form."""
+NO_MATTER: dict[str, tuple[str, ...]] = {
+    "learning": ("max_minutes", "save_minutes", "device", "precision"),
+    "samples": ("threads", "cache_mb"),
+    "reading": ("threads",),
+    "split": ("validation", "test"),
+}
+"""Keys, by section, that do not change the weights, or do so through something else that is told here."""
+
+NO_LABELS = (".safetensors", ".gpkg-wal", ".gpkg-shm", ".gpkg-journal")
+"""Files that may come and go in a folder of labels: our own checkpoints, and what SQLite writes while it reads."""
+
+Identity = Mapping[str, Any]
+"""JSON by nested keys."""
+
+
+def run_identity(spec: TrainSpec, data: LabelledData, labels: str | Path) -> Identity:
+    """Settings that matter, scenes and label files (by name, size and time), device, number format and versions."""
+    device = resolve_device(spec.learning.device)
+    identity = {
+        "format": LEARNING_FORMAT,
+        "settings": settings_that_matter(spec),
+        "scenes": _scenes(data),
+        "labels": dict(_files(Path(labels))),
+        "labelled_area": dict(_files(Path(area))) if (area := spec.labelled_area) else {},
+        "device": device.type,
+        "precision": str(choose_precision(spec.learning.precision, device)),
+        "versions": versions(),
+    }
+    plain: Identity = json.loads(json.dumps(identity))
+    return plain
+
+
+def versions() -> dict[str, str]:
+    """Of the software that learns."""
+    return {"scenemill": pipeline.__version__, "torch": str(torch.__version__)}
+
+
+def settings_that_matter(spec: TrainSpec) -> dict[str, Any]:
+    """All settings but those that leave the weights as they are, and paths, whose files count instead."""
+    plain = asdict(spec)
+    for section, keys in NO_MATTER.items():
+        for key in keys:
+            plain[section].pop(key, None)
+    for key in ("labelled_area", "leaves"):
+        plain.pop(key, None)
+    return plain
+
+
+def tell_difference(former: Identity, present: Identity, *, most: int = 3) -> str:
+    """What differs between two identities, by key.
+
+    >>> tell_difference({"settings": {"seed": 0}}, {"settings": {"seed": 1}})
+    'settings.seed was 0, is 1'
+    """
+    before, after = dict(_leaves(former)), dict(_leaves(present))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    told = [f"{key} was {before.get(key, 'absent')}, is {after.get(key, 'absent')}" for key in keys[:most]]
+    more = [f"and {len(keys) - most} more"] if len(keys) > most else []
+    return "; ".join(told + more)
+
+
+def _scenes(data: LabelledData) -> dict[str, str]:
+    """Content key of each scene, and the part it is kept for by the settings."""
+    kept = dict.fromkeys(data.validation, " validation") | dict.fromkeys(data.test, " test")
+    scenes = [source.scene for source in data.sources]
+    return {scene.id: content_key(scene, "", {}) + kept.get(scene.id, "") for scene in scenes}
+
+
+def _files(path: Path) -> Iterator[tuple[str, str]]:
+    """Name, and size and time, of a file, or of each file that lies in a folder."""
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    for file in inside:
+        if file.is_file() and not file.name.startswith(".") and file.suffix not in NO_LABELS:
+            facts = file.stat()
+            yield file.name, f"{facts.st_size} bytes of {facts.st_mtime_ns}"
+
+
+def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value

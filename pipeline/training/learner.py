@@ -1,0 +1,155 @@
+"""A network that learns batch by batch; all that it carries from one step to the next can be saved and loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.predictor import resolve_device
+from pipeline.training.average import Average
+from pipeline.training.feed import Batch
+from pipeline.training.learning import LearningSpec, choose_precision, make_optimizer, rate_factor
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`(logits, target, counted)`, each `(N, outputs, H, W)`, -> a number to minimise."""
+
+
+class Learner:
+    """Forward, backward and optimiser step on one device.
+
+    What a step does depends only on the saved state, the batch, the seed and the step's number: the learning
+    rate is a function of the number, and dropout is seeded by it. So a run that continues does the same.
+    """
+
+    def __init__(self, network: nn.Module, loss: Loss, spec: LearningSpec, *, batches: int, seed: int) -> None:
+        """Take a network over, in place.
+
+        Args:
+            network: on the CPU, float32.
+            loss: what is minimised.
+            spec: how.
+            batches: batches of an epoch.
+            seed: of dropout.
+        """
+        self.spec, self.batches, self.seed = spec, batches, seed
+        self.device = resolve_device(spec.device)
+        self.precision = choose_precision(spec.precision, self.device)
+        self.network: nn.Module = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = Average(self.network, spec.ema_decay) if spec.ema_decay else None
+        self._steps = -(-batches // spec.accumulate)
+        self._loss = loss
+        self._optimizer = make_optimizer(self.network.parameters(), spec)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is validated and saved: the average when there is one."""
+        return self.network if self.average is None else self.average.network
+
+    def is_between_steps(self, batch: int) -> bool:
+        """Whether an optimiser step was due after so many batches of an epoch; only then is the state complete."""
+        return batch == self.batches or batch % self.spec.accumulate == 0
+
+    def learn(self, batch: Batch, *, epoch: int, index: int, scores: Sequence[float] = ()) -> float:
+        """Learn from one batch; the optimiser steps after every `accumulate`, and after the epoch's last.
+
+        Args:
+            batch: what to learn from.
+            epoch: from 1.
+            index: which batch of the epoch, from 0.
+            scores: validation IoU of the epochs before, for the `plateau` schedule.
+
+        Returns:
+            The batch's loss. When it is not finite, nothing was learned and the weights are as before.
+        """
+        torch.manual_seed(_dropout_seed(self.seed, epoch, index))
+        self.network.train()
+        loss = self._loss(self._forward(self.network, batch), self._place(batch.target), self._place(batch.counted))
+        value = float(loss.detach())  # the only place where the device is waited for
+        if not math.isfinite(value):
+            return value
+        first = index - index % self.spec.accumulate
+        together = min(self.spec.accumulate, self.batches - first)
+        self._scaler.scale(loss / together).backward()  # type: ignore[no-untyped-call]
+        if index + 1 == first + together:
+            self._step(self._number(epoch, index), self.rate(epoch, index, scores))
+        return value
+
+    def rate(self, epoch: int, index: int, scores: Sequence[float] = ()) -> float:
+        """The learning rate of the optimiser step that batch `index` is part of."""
+        return self.spec.learning_rate * rate_factor(self._number(epoch, index), self._steps, self.spec, scores)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """`(logits, target, counted)` of the kept weights, each `(N, outputs, H, W)` on the device."""
+        logits = self._forward(self.kept.eval(), batch)
+        return logits, self._place(batch.target), self._place(batch.counted)
+
+    def is_finite(self) -> bool:
+        """Whether all weights and statistics are numbers; a loss can be finite and its gradient infinite."""
+        return bool(torch.stack([tensor.isfinite().all() for tensor in self.network.state_dict().values()]).all())
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, as live tensors by name."""
+        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{key}": value for key, value in self.average.network.state_dict().items()}
+        for index, held in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in held.items() if value is not None}
+        scaling = self._scaler.state_dict()
+        return tensors | {f"scaler.{key}": torch.tensor(value, dtype=torch.float64) for key, value in scaling.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Become the learner whose `state` this is; every tensor keeps its place and order in memory."""
+        self.network.load_state_dict(_part(tensors, "network."))
+        if self.average is not None:
+            self.average.network.load_state_dict(_part(tensors, "average."))
+        weights = list(self.network.parameters())
+        for name, value in _part(tensors, "optimizer.").items():
+            index, key = name.split(".")
+            like = weights[int(index)]
+            same = value.shape == like.shape
+            self._optimizer.state[like][key] = torch.empty_like(like).copy_(value) if same else value
+        if scaling := _part(tensors, "scaler."):
+            kinds = {key: type(value) for key, value in self._scaler.state_dict().items()}
+            self._scaler.load_state_dict({key: kinds[key](float(value)) for key, value in scaling.items()})
+
+    def _forward(self, network: nn.Module, batch: Batch) -> Tensor:
+        with self._autocast():
+            logits: Tensor = network(self._place(batch.pixels))
+        return logits.float()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.precision == torch.float32 else torch.autocast(self.device.type, self.precision)
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _number(self, epoch: int, index: int) -> int:
+        """Optimiser steps before the one that batch `index` is part of, over all epochs."""
+        return (epoch - 1) * self._steps + index // self.spec.accumulate
+
+    def _step(self, number: int, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        if self.spec.clip_norm:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(number + 1)
+
+
+def _dropout_seed(seed: int, epoch: int, index: int) -> int:
+    return int(np.random.SeedSequence([seed, 3, epoch, index]).generate_state(1)[0])
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,119 @@
+"""Everything a run needs before its first step: what is held out, the network, its card, and the feed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.card import ModelCard
+from pipeline.networks import Shape, build_network
+from pipeline.predictor import resolve_device
+from pipeline.training.feed import Feed
+from pipeline.training.identity import versions
+from pipeline.training.learner import Learner
+from pipeline.training.losses import make_loss
+from pipeline.training.samples import LabelledData
+from pipeline.training.splits import Split, check_validation, split_data
+from pipeline.training.survey import Survey, survey
+from pipeline.training.tally import Tally
+from pipeline.training.windows import Core, cover
+
+if TYPE_CHECKING:
+    from pipeline.training.settings import TrainSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What stays the same from the first step to the last, but for the learner's weights."""
+
+    spec: TrainSpec
+    """All settings."""
+    out: Path
+    """The checkpoint to write."""
+    split: Split
+    """What is learned from, and what is held out."""
+    card: ModelCard
+    """Of the network before it has learned: no metrics yet, threshold and temperature at their defaults."""
+    feed: Feed
+    """Makes the batches."""
+    learner: Learner
+    """Learns from them."""
+
+    def cores(self, part: str) -> list[Core]:
+        """Windows that cover the `validation` or `test` part, each pixel once; none when there is no such part."""
+        return cover(getattr(self.split, part), self.feed.core_size)
+
+    def count(self, cores: Sequence[Core]) -> Tally:
+        """What the kept weights make of held-out windows, over all thresholds at once."""
+        tally = Tally(self.spec.outputs, self.spec.activation)
+        for batch in self.feed.validation(cores):
+            tally.add(*self.learner.predict(batch))
+        return tally
+
+
+@contextmanager
+def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
+    """Split and survey the data, build the network, and start the threads that feed it.
+
+    torch's global generators are as they were when this ends.
+
+    Raises:
+        SettingsError: the data do not fit the settings.
+        SceneError: the training part has no valid pixel, or a constant band.
+        LabelError: a class has no pixel, or nothing is labelled in the validation part.
+    """
+    core_size = spec.samples.tile_size - 2 * spec.network.shape(bands=1, classes=1).margin
+    split = split_data(data, spec.split, seed=spec.seed, core_size=core_size)
+    check_validation(split)
+    facts = survey(split.training, spec.classes, seed=spec.seed)
+    shape = spec.network.shape(bands=len(facts.bands), classes=len(spec.outputs))
+    card = make_card(spec, shape, data, split, facts)
+    loss = make_loss(spec.loss, activation=spec.activation, class_share=facts.class_share.tolist())
+    feed = Feed(spec, card.normalization, margin=shape.margin, device=resolve_device(spec.learning.device))
+    with feed, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(spec.seed)
+        learner = Learner(build_network(shape), loss, spec.learning, batches=feed.batches_per_epoch, seed=spec.seed)
+        yield Setup(spec=spec, out=out, split=split, card=card, feed=feed, learner=learner)
+
+
+def make_card(spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, facts: Survey) -> ModelCard:
+    """The card of a network that is about to be trained."""
+    sources = [area.source for area in split.training]
+    sizes = [source.scene.grid.resolution_m for source in sources]
+    return ModelCard(
+        bands=facts.bands,
+        classes=spec.outputs,
+        activation=spec.activation,
+        background=spec.outputs[0] if spec.activation == "softmax" else None,
+        outputs="logits",
+        normalization=facts.normalization(),
+        dtype=sources[0].scene.dtype,
+        resolution_m=round(spec.resolution_m or math.fsum(sizes) / len(sizes), 6),
+        stride=shape.stride,
+        size_offset=shape.size_offset,
+        margin=shape.margin,
+        receptive_field=shape.receptive_field,
+        training={
+            "split": split.as_record(),
+            "labels": {"repaired": data.repaired, "dropped": data.dropped},
+            "class_share": dict(zip(spec.classes, facts.class_share.round(6).tolist(), strict=True)),
+            "seed": spec.seed,
+            "settings": _settings(spec),
+            "versions": versions(),
+        },
+    )
+
+
+def _settings(spec: TrainSpec) -> dict[str, object]:
+    """All settings, without the folders of this machine."""
+    validation, test = ([Path(name).stem for name in names] for names in (spec.split.validation, spec.split.test))
+    plain = asdict(spec)
+    plain["split"] |= {"validation": validation, "test": test}
+    plain["labelled_area"] = Path(spec.labelled_area).name if spec.labelled_area else None
+    return plain
