@@ -25,14 +25,33 @@ if TYPE_CHECKING:
 
 Reopen = Callable[[], DatasetReader]
 
+PLANE = (
+    'ENGCRS["picture",EDATUM["corner of the picture"],CS[Cartesian,2],'
+    'AXIS["column",east],AXIS["row",south],LENGTHUNIT["metre",1]]'
+)
+"""CRS of a picture that has no place on the ground, where that is allowed: its own pixels, one unit each."""
 
-def file_grid(dataset: DatasetReader, spec: ReadingSpec, place: Location, *, reopen: Reopen) -> RasterGrid:
+
+def file_grid(
+    dataset: DatasetReader, spec: ReadingSpec, place: Location, *, reopen: Reopen, placed: bool = True
+) -> RasterGrid:
     """The grid of a file.
+
+    Args:
+        dataset: the open file.
+        spec: corrections.
+        place: for messages.
+        reopen: opens it once more.
+        placed: False lets a file without georeferencing have a plane of its own pixels.
 
     Raises:
         SceneError: it has no geotransform, no CRS, or two that contradict each other.
     """
-    if not _has_transform(dataset, reopen):
+    has_transform = _has_transform(dataset, reopen)
+    if not placed and not (has_transform and (is_on_earth(dataset.crs) or spec.crs)):
+        plane = CRS.from_wkt(PLANE)
+        return RasterGrid(crs=plane, transform=Affine.identity(), height=dataset.height, width=dataset.width)
+    if not has_transform:
         raise SceneError(f"{place}: {_why_no_transform(dataset)}")
     _check_sidecar(dataset, place, reopen)
     crs = _resolve_crs(dataset.crs, spec, place)
@@ -74,9 +93,14 @@ def crs_of(text: str) -> CRS:
         crs = CRS.from_user_input(text)
     except CRSError as error:
         raise SettingsError(f"crs must be a CRS that PROJ knows, e.g. EPSG:32633, not {text!r}") from error
-    if not (crs.is_projected or crs.is_geographic):
+    if not is_on_earth(crs):
         raise SettingsError(f"crs must be tied to the Earth, e.g. EPSG:32633, not {text!r}")
     return crs
+
+
+def is_on_earth(crs: CRS | None) -> bool:
+    """Whether coordinates in a CRS are places on the Earth."""
+    return crs is not None and bool(crs.is_projected or crs.is_geographic)
 
 
 def _has_transform(dataset: DatasetReader, reopen: Reopen) -> bool:
@@ -128,7 +152,7 @@ def _check_sidecar(dataset: DatasetReader, place: Location, reopen: Reopen) -> N
 def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location) -> CRS:
     """The scene's CRS; the settings' where it has none, or one that floats free of the Earth."""
     given = None if spec.crs is None else crs_of(spec.crs)
-    if own is None or not (own.is_projected or own.is_geographic):
+    if own is None or not is_on_earth(own):
         if given is None:
             lack = "no CRS" if own is None else f"a local CRS that is not tied to the Earth ({_short(own)})"
             raise SceneError(

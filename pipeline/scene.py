@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -26,7 +28,7 @@ from rasterio.windows import Window
 
 from pipeline.card import ModelCard
 from pipeline.errors import DamagedSceneError, SceneError, SettingsError, WorldError
-from pipeline.georeference import crs_of, file_grid, resolve_grid
+from pipeline.georeference import crs_of, file_grid, is_on_earth, resolve_grid
 from pipeline.grid import RasterGrid
 from pipeline.handles import ThreadHandles
 from pipeline.header import check_size, check_type, find_bands, fingerprint
@@ -36,6 +38,8 @@ from pipeline.validity import resolve_alpha, resolve_mask, resolve_nodata, valid
 
 MOST_RESAMPLED_PIXELS = 2**22
 """Stored pixels that are held at once while a window is resampled."""
+SILENCING = threading.Lock()
+"""Held by threads around what silences warnings with `warnings.catch_warnings`, which must not interleave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +141,7 @@ def describe_scene(
     *,
     card: ModelCard | None = None,
     scene_id: str | None = None,
+    placed: bool = True,
 ) -> Scene:
     """Read a raster's header and settle how it is read, or refuse it.
 
@@ -145,6 +150,7 @@ def describe_scene(
         spec: corrections and permissions.
         card: the model that will see it; None takes every band that is not alpha.
         scene_id: name of the scene; the file's stem when None.
+        placed: False lets a picture without georeferencing be a plane of its own pixels, for training alone.
 
     Raises:
         SceneError: the scene cannot be processed correctly, or does not fit the model.
@@ -158,7 +164,8 @@ def describe_scene(
         numbers = find_bands(dataset, spec, card, place)
         check_type(dataset, numbers, card, place)
         check_size(dataset, spec, place)
-        stored = file_grid(dataset, spec, place, reopen=lambda: rasterio.open(place.gdal_path, driver=dataset.driver))
+        reopen = partial(rasterio.open, place.gdal_path, driver=dataset.driver)
+        stored = file_grid(dataset, spec, place, reopen=reopen, placed=placed)
         grid = resolve_grid(stored, spec, card, place)
         alpha = resolve_alpha(dataset, spec, numbers, place)
         return Scene(
@@ -188,7 +195,7 @@ class SceneReader:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        self._handles = ThreadHandles(lambda: rasterio.open(scene.location.gdal_path, driver=scene.driver))
+        self._handles = ThreadHandles(lambda: _open_again(scene))
 
     def __enter__(self) -> Self:
         return self
@@ -317,6 +324,14 @@ def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset: rasterio.DatasetReader = rasterio.open(place.gdal_path, driver=driver)
     return dataset
+
+
+def _open_again(scene: Scene) -> rasterio.DatasetReader:
+    """A new handle, without the warning where we know that georeferencing is missing."""
+    if is_on_earth(scene.grid.crs):
+        return rasterio.open(scene.location.gdal_path, driver=scene.driver)
+    with SILENCING:
+        return _open_quietly(scene.location, scene.driver)
 
 
 def _check_driver(name: str) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas
 import numpy as np
+import pandas
+import pyogrio
 import pytest
 import rasterio
 import shapely
 from affine import Affine
-from conftest import SHARED_DATA, MakeScene
+from conftest import MakeScene
 from hypothesis import given
 from hypothesis import strategies as st
 from labelled import (
     ORIGIN,
+    SMALL,
     Town,
     grid_of,
     place,
@@ -24,14 +28,18 @@ from labelled import (
 from rasterio.windows import Window
 
 from pipeline.errors import LabelError
-from pipeline.scene import ReadingSpec, describe_scene
+from pipeline.scene import describe_scene
+from pipeline.training.class_map import NOT_LOOKED_AT
+from pipeline.training.labelled_area import LabelledArea, LimitedLabels
 from pipeline.training.labels import (
     PolygonLabels,
     find_labels,
     open_polygon_labels,
     read_polygons,
 )
-from pipeline.training.masks import MaskLabels, open_mask_labels
+from pipeline.training.pairing import pair_labels
+from pipeline.training.samples import open_data
+from pipeline.training.splits import SplitSpec
 
 
 def test_polygons_of_another_crs_are_burnt_by_the_pixel_centre_rule(town: Town) -> None:
@@ -47,9 +55,7 @@ def test_a_window_of_the_target_is_the_target_of_the_window(row: int, col: int, 
     whole = labels.burn(grid.window)
     window = Window(col, row, min(width, 96 - col), min(height, 96 - row))
     rows, cols = window.toslices()
-    part = labels.burn(window)
-    assert np.array_equal(part, whole[:, rows, cols])
-    assert labels.touches(window) or not part.any()
+    assert np.array_equal(labels.burn(window), whole[:, rows, cols])
 
 
 def test_invalid_polygons_are_repaired_and_counted_and_lines_dropped(town: Town) -> None:
@@ -85,7 +91,9 @@ def test_labels_that_cannot_be_used_say_why(town: Town, tmp_path: Path) -> None:
         read_polygons(tmp_path / "text.gpkg", ("roof",))
     with pytest.raises(LabelError, match="has no attribute 'class'; it has kind, geometry"):
         read_polygons(town.labels, ("roof",), "class")
-    with pytest.raises(LabelError, match=r"kind has the values \['roof'\], which are not among classes"):
+    with pytest.raises(
+        LabelError, match=r'kind has the value\(s\) roof, .*known are pool = pool;.*class_map=\{"roof": none\}'
+    ):
         read_polygons(town.labels, ("pool",), "kind")
     with pytest.raises(LabelError, match="with 2 classes, class_field must name"):
         read_polygons(town.labels, ("pool", "roof"))
@@ -117,7 +125,7 @@ def test_labels_are_found_by_stem_or_serve_all_scenes(tmp_path: Path) -> None:
     assert find_labels(towns, ["a"]) == {"a": (towns / "north.geojson", towns / "south.geojson")}
     with pytest.raises(LabelError, match="the scene 'c' needs one label file of its name, but there is none"):
         find_labels(named, ["a", "c"])
-    with pytest.raises(LabelError, match=r"there is a\.gpkg, a\.tif"):
+    with pytest.raises(LabelError, match=r"there is \S*a\.gpkg, \S*a\.tif"):
         find_labels(folder("twice", "a.gpkg", "a.tif"), ["a"])
     with pytest.raises(LabelError, match=r"no label file is named like a scene \(a\)"):
         find_labels(folder("other", "b.tif"), ["a"])
@@ -125,47 +133,8 @@ def test_labels_are_found_by_stem_or_serve_all_scenes(tmp_path: Path) -> None:
         find_labels(tmp_path / "none", ["a"])
 
 
-def mask_labels(path: Path, town: Town, classes: int = 1, spec: ReadingSpec | None = None) -> MaskLabels:
-    native = describe_scene(town.image).grid
-    return open_mask_labels(path, describe_scene(town.image, spec), native, classes=classes)
-
-
-def test_a_mask_raster_is_a_class_per_value(town: Town, make_scene: MakeScene) -> None:
-    values = np.random.default_rng(0).choice([0, 1, 2, 255], (96, 96)).astype(np.uint8)
-    target = mask_labels(make_scene(values, transform=ORIGIN), town, classes=2).burn(Window(5, 7, 30, 20))
-    part = values[7:27, 5:35]
-    assert np.array_equal(target[1] == 1, part == 2)
-    assert np.array_equal(target == 255, np.stack([part == 255] * 2))
-
-
-def test_zero_means_none_even_where_it_is_tagged_nodata(town: Town, make_scene: MakeScene) -> None:
-    target = mask_labels(make_scene(town.mask, transform=ORIGIN, nodata=0), town).burn(Window(0, 0, 96, 96))
-    assert np.array_equal(target[0], town.mask)
-
-
-def test_a_resampled_scene_takes_the_mask_value_under_each_pixel_centre(town: Town) -> None:
-    labels = mask_labels(town.mask_file, town, spec=ReadingSpec(resolution_m=1.0))
-    assert labels.grid.shape == (48, 48)
-    assert np.array_equal(labels.burn(Window(3, 4, 40, 30))[0], town.mask[1::2, 1::2][4:34, 3:43])
-
-
-def test_a_mask_that_does_not_lie_on_its_scene_is_refused(town: Town, make_scene: MakeScene) -> None:
-    moved = Affine.translation(0.5, 0) * ORIGIN
-    cases = [
-        (make_scene(town.mask[:90], transform=ORIGIN), "must have the size of its scene .*, 96 x 96 px, not 90 x 96"),
-        (make_scene(town.mask, transform=ORIGIN, crs="EPSG:32634"), "its CRS EPSG:32634 is not that of its scene"),
-        (make_scene(town.mask, transform=moved), "its transform .* is not that of its scene"),
-        (make_scene(np.stack([town.mask] * 3), transform=ORIGIN), "a mask has one band, not 3"),
-        (make_scene(town.mask * 7, transform=ORIGIN), r"1 to 1 \(the classes in order\).*this one has \[7\]"),
-    ]
-    for path, said in cases:
-        with pytest.raises(LabelError, match=said):
-            mask_labels(path, town).burn(Window(0, 0, 96, 90))
-
-
-@pytest.mark.skipif(not SHARED_DATA.exists(), reason="the shared data set is not here")
-def test_real_labels_burn_to_the_published_masks() -> None:
-    folder = SHARED_DATA / "buildings"
+def test_real_labels_burn_to_the_published_masks(shared_data: Path) -> None:
+    folder = shared_data / "buildings"
     scene = describe_scene(folder / "images" / "kampala_2.tif")
     table = read_polygons(folder / "labels" / "kampala.geojson", ("building",))
     assert table.repaired == 1
@@ -173,3 +142,114 @@ def test_real_labels_burn_to_the_published_masks() -> None:
     with rasterio.open(folder / "masks" / "kampala_2.tif") as mask:
         expected = mask.read(1, window=Window(200, 300, 400, 500))
     assert (target[0] != expected).mean() < 1e-3
+
+
+def test_attribute_values_mean_a_class_none_or_unlabelled(town: Town) -> None:
+    shapes = [shapely.box(c, 0, c + 10, 10) for c in (0, 20, 40, 60)] + [shapely.box(20, 5, 35, 10)]
+    kinds = ["house", "roof", "shed", "ruin", "ruin"]
+    geopandas.GeoDataFrame({"kind": kinds}, geometry=place(shapes)).to_file(town.labels)
+    meaning = {"house": "roof", "shed": "none", "ruin": "unlabelled"}
+    table = read_polygons(town.labels, ("roof",), "kind", meaning)
+    assert table.frame["class_index"].tolist() == [0, 0, NOT_LOOKED_AT, NOT_LOOKED_AT]
+    target = open_polygon_labels([table], describe_scene(town.image), classes=1).burn(Window(0, 0, 96, 10))[0]
+    assert (target[:, :10] == 1).all()
+    assert (target[:5, 20:30] == 1).all()
+    assert (target[5:, 20:35] == 255).all()
+    assert not target[:, 40:50].any()
+    assert (target[:, 60:70] == 255).all()
+
+
+def test_numbers_and_gaps_in_an_attribute_are_mapped_by_their_text(town: Town) -> None:
+    town.frame["kind"] = np.where(np.arange(len(town.frame)) % 2, 3.0, np.nan)
+    town.frame.to_file(town.labels)
+    table = read_polygons(town.labels, ("roof",), "kind", {"3": "roof", "null": "none"})
+    assert len(table.frame) == len(town.frame) // 2
+    assert table.dropped == 0
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".parquet", ".fgb", ".shp"])
+def test_polygons_are_read_from_every_format(town: Town, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"labels{suffix}"
+    frame = town.frame.to_crs(4326)
+    frame.to_parquet(path) if suffix == ".parquet" else frame.to_file(path)
+    labels = open_polygon_labels([read_polygons(path, ("roof",))], describe_scene(town.image), classes=1)
+    assert np.array_equal(labels.burn(Window(0, 0, 96, 96))[0], town.mask)
+
+
+def test_the_one_layer_with_geometries_is_read_and_two_are_refused(town: Town) -> None:
+    styles = pandas.DataFrame({"styleName": ["plain"]})
+    pyogrio.write_dataframe(styles, town.labels, layer="layer_styles", append=True)
+    assert len(read_polygons(town.labels, ("roof",)).frame) == len(town.frame)
+    town.frame.to_file(town.labels, layer="second")
+    with pytest.raises(LabelError, match="has the layers town, second; keep the one"):
+        read_polygons(town.labels, ("roof",))
+
+
+def test_nothing_counts_outside_the_labelled_area(town: Town, tmp_path: Path) -> None:
+    looked = [shapely.box(10, 20, 50, 60), shapely.box(40, 50, 90, 90).difference(shapely.box(60, 60, 70, 70))]
+    geopandas.GeoDataFrame(geometry=place(looked)).to_crs(4326).to_file(tmp_path / "area.geojson")
+    scene = describe_scene(town.image)
+    area = LabelledArea(tmp_path / "area.geojson").on(scene)
+    inside = np.zeros((96, 96), bool)
+    inside[20:60, 10:50] = inside[50:90, 40:90] = True
+    inside[60:70, 60:70] = False
+    for window in (Window(0, 0, 96, 96), Window(45, 33, 30, 40), Window(0, 0, 9, 9)):
+        target = LimitedLabels(polygon_labels(town), area, scene.grid).burn(window)[0]
+        expected = np.where(inside, town.mask, 255)[window.toslices()]
+        assert np.array_equal(target, expected)
+
+
+def test_a_labelled_area_lets_scenes_be_empty_and_leaves_out_those_that_it_misses(
+    town: Town, tmp_path: Path, make_scene: MakeScene, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare, far = (
+        make_scene(town.pixels, name=f"{name}.tif", transform=Affine.translation(east, 0) @ ORIGIN)
+        for name, east in (("bare", 100), ("far", 9000))
+    )
+    area = tmp_path / "area.gpkg"
+    geopandas.GeoDataFrame(geometry=place([shapely.box(10, 20, 300, 60)])).to_file(area)
+    with pytest.raises(LabelError, match=r"touches the scene .*bare\.tif.* or say with labelled_area"):
+        open_data([town.image, bare], town.labels, SMALL)
+    spec = replace(SMALL, labelled_area=str(area))
+    data = open_data([town.image, bare, far], town.labels, spec)
+    assert [source.scene.id for source in data.sources] == ["town", "bare"]
+    assert "left out, because labelled_area does not touch them: far" in caplog.text
+    target = data.sources[1].target(Window(0, 0, 96, 96))
+    assert np.unique(target).tolist() == [0, 255]
+    with pytest.raises(LabelError, match=r"labelled_area: .*area\.gpkg does not touch far"):
+        open_data([far], town.labels, spec)
+    with pytest.raises(LabelError, match="does not touch far"):
+        open_data([town.image, far], town.labels, replace(spec, split=SplitSpec(validation=("far",))))
+    with pytest.raises(LabelError, match=r"labelled_area: gone\.gpkg: no such file"):
+        LabelledArea("gone.gpkg")
+
+
+def test_an_empty_label_file_says_that_there_is_nothing(town: Town) -> None:
+    empty = town.labels.with_suffix(".geojson")
+    empty.write_text('{"type": "FeatureCollection", "features": []}')
+    labels = open_polygon_labels([read_polygons(empty, ("roof",))], describe_scene(town.image), classes=1)
+    assert not labels.burn(Window(0, 0, 96, 96)).any()
+
+
+def test_images_and_masks_pair_by_stem_with_or_without_a_suffix_inside() -> None:
+    masks = [Path(name) for name in ("m/Amazon_5.tiff_50.png", "m/Amazon_51.png", "m/b.tif.png", "m/c.2024.tif")]
+    assert pair_labels(masks, "i/Amazon_5.tiff_50.tiff") == (masks[0],)
+    assert pair_labels(masks, "i/Amazon_5_50.tiff") == (masks[0],)
+    assert pair_labels(masks, "i/Amazon_5.tif") == ()
+    assert pair_labels(masks, "i/b.tif") == (masks[2],)
+    assert pair_labels(masks, "i/c.2024.jpg") == (masks[3],)
+    twins = [Path("data/train/masks/1.png"), Path("data/val/masks/1.png"), Path("data/val/images/1.tif")]
+    assert pair_labels(twins, "data/val/images/1.tif") == (twins[1],)
+
+
+def test_every_image_of_several_folders_finds_its_label_in_several_folders(tmp_path: Path) -> None:
+    for name in ("train/i/1.tif", "train/m/1.png", "val/i/1.tif", "val/m/1.png", "val/i/2.tif", "val/m/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    images = [str(tmp_path / name) for name in ("train/i/1.tif", "val/i/1.tif", "val/i/2.tif")]
+    found = find_labels([tmp_path / "train" / "m", tmp_path / "val" / "m"], images)
+    assert [found[image][0].relative_to(tmp_path).as_posix() for image in images] == [
+        "train/m/1.png", "val/m/1.png", "val/m/2.png"
+    ]  # fmt: skip
+    with pytest.raises(LabelError, match=r"'1' needs one .* there is none"):
+        find_labels([tmp_path / "val" / "m" / "2.png", tmp_path / "val" / "i" / "2.tif"], images)

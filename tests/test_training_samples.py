@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +22,8 @@ from labelled import (
 )
 from rasterio.windows import Window
 
-from pipeline.errors import SceneError, SettingsError
-from pipeline.scene import describe_scene
+from pipeline.errors import LabelError, SceneError, SettingsError
+from pipeline.scene import ReadingSpec, describe_scene
 from pipeline.training.chips import list_images
 from pipeline.training.samples import CachedScene, LabelledScene, cache, open_data, read_padded
 from pipeline.training.splits import SplitSpec
@@ -122,3 +124,97 @@ def test_scenes_are_cached_only_within_the_budget(town: Town) -> None:
     data = open_data([town.image], town.labels, SMALL)
     assert cache(data, 0, 1) is data
     assert isinstance(cache(data, 1, 1).sources[0], CachedScene)
+
+
+def chips(make_scene: MakeScene, count: int, **options: Any) -> Path:
+    """PNG chips in `images`, and masks 0 and 255 in `masks`; returns their folder."""
+    for k in range(count):
+        pixels = np.random.default_rng(k).integers(0, 255, (1, 40, 40), np.uint8)
+        image = make_scene(pixels, name=f"images/{k}.png", driver="PNG", crs=None, **options)
+        mask = make_scene((pixels > 128).astype(np.uint8) * 255, name=f"masks/{k}.png", driver="PNG", crs=None)
+        for path in (image, mask):
+            Path(f"{path}.aux.xml").unlink(missing_ok=True)
+    return image.parents[1]
+
+
+CHIPS = replace(SMALL, classes=("cell",), class_map={"255": "cell", "0": "none"})
+
+
+def test_chips_need_no_georeferencing_and_then_have_no_resolution(make_scene: MakeScene, tmp_path: Path) -> None:
+    folder = chips(make_scene, 3)
+    data = open_data([folder / "images"], folder / "masks", CHIPS)
+    assert data.resolution_m is None
+    sample = data.sources[0].read(Window(3, 4, 10, 20))
+    assert sample.valid.all()
+    assert np.array_equal(sample.target[0] == 1, sample.pixels[0] > 128)
+    cached = cache(data, 10, 1).sources[0].read(Window(3, 4, 10, 20))
+    assert np.array_equal(cached.target, sample.target)
+    data.close()
+    with pytest.raises(SettingsError, match=r"resolution_m must be left out, not 1\.0: .*0\.png is not georeferenced"):
+        open_data([folder / "images"], folder / "masks", replace(CHIPS, resolution_m=1.0))
+    with pytest.raises(SceneError, match="georeference"):
+        describe_scene(folder / "images" / "0.png", ReadingSpec(drivers=("PNG",)))
+    polygons = Town(tmp_path, make_scene).labels
+    with pytest.raises(LabelError, match=r"0\.png: is not georeferenced, so polygons cannot be laid on it"):
+        open_data([folder / "images" / "0.png"], polygons, SMALL)
+
+
+def test_images_with_and_without_a_place_do_not_mix_and_palettes_are_no_brightness(
+    make_scene: MakeScene, town: Town
+) -> None:
+    folder = chips(make_scene, 1)
+    gray = make_scene(town.mask, name="placed.tif", transform=ORIGIN, photometric="MINISBLACK")
+    with pytest.raises(SceneError, match=r"0\.png: is not georeferenced, but .*placed\.tif is; georeference all"):
+        open_data([gray, *(folder / "images").glob("*.png")], folder / "masks", CHIPS)
+    palette = make_scene(town.mask, name="palette.tif", transform=ORIGIN, colorinterp=["palette"])
+    with pytest.raises(SceneError, match="holds numbers of palette colours"):
+        open_data([palette], town.mask_file, SMALL)
+
+
+def test_hundreds_of_chips_open_at_once(make_scene: MakeScene) -> None:
+    folder = chips(make_scene, 200)
+    start = time.perf_counter()
+    data = cache(open_data([folder / "images"], folder / "masks", CHIPS), 100, 1)
+    assert len(data.sources) == 200
+    assert time.perf_counter() - start < 200 * 0.02
+
+
+def test_real_chips_with_a_suffix_inside_their_names_pair_with_palette_masks(shared_data: Path) -> None:
+    folder = shared_data / "amazon_forest" / "train"
+    spec = replace(SMALL, classes=("forest",), class_map={"1": "forest", "2": "none"})
+    images = sorted((folder / "images").iterdir())
+    good = [p for p in images if not p.name.startswith("Amazon_181")]
+    data = open_data(good, folder / "masks", spec)
+    assert len(data.sources) == 29
+    assert data.resolution_m == pytest.approx(10, rel=0.01)
+    share = np.mean([(s.target(Window(0, 0, 512, 512)) == 1).mean() for s in data.sources])
+    data.close()
+    assert share == pytest.approx(0.54, abs=0.02)
+    with pytest.raises(
+        LabelError, match=r"Amazon_181\.tiff_34\.png: .* 512 columns, not 512 x 515, .*-srcwin 0 0 512 512"
+    ):
+        open_data(images, folder / "masks", spec)
+
+
+def test_real_sections_with_white_labels_and_a_band_that_is_no_alpha_open(shared_data: Path) -> None:
+    folder = shared_data / "isbi2012_em"
+    data = open_data([folder / "image"], folder / "label", CHIPS)
+    assert [s.scene.id for s in data.sources[:2]] == ["00", "01"]
+    assert (data.sources[0].target(Window(0, 0, 512, 512)) == 1).mean() == pytest.approx(0.78, abs=0.05)
+    data.close()
+    folder = shared_data / "mangrove_4band" / "train"
+    reading = ReadingSpec(bands={"red": 1, "green": 2, "blue": 3, "nir": 4}, ignore_alpha=True)
+    spec = replace(SMALL, bands=("red", "green", "blue", "nir"), reading=reading)
+    data = open_data([folder / "images"], folder / "masks", spec)
+    assert data.sources[0].scene.bands == ("red", "green", "blue", "nir")
+    assert data.sources[0].read(Window(0, 0, 512, 512)).valid.all()
+    data.close()
+
+
+def test_validation_folders_come_with_label_folders_of_their_own(shared_data: Path) -> None:
+    train, val = (shared_data / "mangrove_4band" / part for part in ("train", "val"))
+    spec = replace(SMALL, split=SplitSpec(validation=(str(val / "images"),)))
+    data = open_data([train / "images"], [train / "masks", val / "masks"], spec)
+    assert len(data.sources) == 12
+    assert len(data.validation) == 3
+    data.close()

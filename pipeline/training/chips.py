@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.catalog import SUFFIXES, CatalogEntry, list_scenes
 from pipeline.errors import SettingsError
+from pipeline.scene import ReadingSpec
 
 PICTURE_DRIVERS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 """Suffixes of chips that are no GeoTIFF, and the GDAL drivers that open them; in training alone."""
@@ -106,3 +107,12 @@ def _stem(location: str) -> str:
 
 def _same_file(name: str, entry: CatalogEntry) -> bool:
     return Path(name).expanduser().absolute() == Path(entry.location).expanduser().absolute()
+
+
+def reading_of(location: str | Path, reading: ReadingSpec | None = None) -> ReadingSpec:
+    """How an image is read: as the settings say, with the driver of PNG or JPEG for files of their suffix."""
+    reading = reading or ReadingSpec()
+    driver = PICTURE_DRIVERS.get(Path(location).suffix.lower())
+    if driver is None or driver in reading.drivers:
+        return reading
+    return replace(reading, drivers=(*reading.drivers, driver))

@@ -6,8 +6,7 @@ A target is uint8 `(classes, height, width)`: 1 where the pixel's centre lies in
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,18 +18,27 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from pipeline.errors import LabelError
+from pipeline.georeference import is_on_earth
 from pipeline.grid import RasterGrid
-from pipeline.scene import Scene
+from pipeline.scene import SILENCING, Scene
+from pipeline.training.class_map import (
+    NO_CLASS,
+    NOT_LOOKED_AT,
+    Meanings,
+    attribute_meanings,
+    unknown_values,
+    value_text,
+)
+from pipeline.training.pairing import one_each, stem_of
+from pipeline.training.vectors import areas_only, read_areas
 
 if TYPE_CHECKING:
     import geopandas
 
 UNLABELLED = 255
 """Target of pixels that count neither in the loss nor in metrics; in mask rasters 255 and a nodata other than 0 do."""
-_BURNING = threading.Lock()
-"""`rasterize` silences a warning of its own with `warnings.catch_warnings`, which threads must not interleave."""
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".parquet", ".geoparquet", ".fgb", ".shp")
-MASK_SUFFIXES = (".tif", ".tiff")
+MASK_SUFFIXES = (".tif", ".tiff", ".gtiff", ".png", ".jpg", ".jpeg")
 
 
 class Labels(Protocol):
@@ -38,10 +46,6 @@ class Labels(Protocol):
 
     def burn(self, window: Window) -> NDArray[np.uint8]:
         """The target `(classes, height, width)` of a window inside the grid."""
-        ...
-
-    def touches(self, window: Window) -> bool:
-        """Whether some object may lie in the window."""
         ...
 
     def close(self) -> None:
@@ -54,7 +58,8 @@ class PolygonTable:
     """Polygons of a label file, in its own CRS."""
 
     frame: geopandas.GeoDataFrame
-    """Column `geometry`: valid, non-empty polygons and multipolygons; column `class_index`: int, from 0."""
+    """Column `geometry`: valid, non-empty polygons and multipolygons; column `class_index`: the class from 0, or
+    `NOT_LOOKED_AT`."""
     repaired: int
     """Geometries that were invalid and have been repaired."""
     dropped: int
@@ -64,7 +69,7 @@ class PolygonTable:
 
 
 class PolygonLabels:
-    """Polygons burnt by the pixel-centre rule."""
+    """Polygons burnt by the pixel-centre rule; where one says that nobody looked, no other counts."""
 
     def __init__(self, polygons: NDArray[np.object_], class_index: NDArray[np.intp], grid: RasterGrid, *, classes: int):
         self.polygons = polygons
@@ -78,107 +83,129 @@ class PolygonLabels:
         part = self.grid.part(window)
         target = np.zeros((self.classes, *part.shape), np.uint8)
         found = np.sort(self._tree.query(outline(part)))
-        for index in np.unique(self.class_index[found]):
-            shapes = self.polygons[found[self.class_index[found] == index]]
-            with _BURNING:
-                target[index] = rasterize(shapes, out_shape=part.shape, transform=part.transform, dtype="uint8")
+        for index in np.unique(self.class_index[found])[::-1]:
+            inside = burn_shapes(self.polygons[found[self.class_index[found] == index]], part)
+            if index == NOT_LOOKED_AT:
+                target[:, inside] = UNLABELLED
+            else:
+                target[index] = inside
         return target
-
-    def touches(self, window: Window) -> bool:
-        """Whether some polygon intersects the window."""
-        return bool(len(self._tree.query(outline(self.grid.part(window)), predicate="intersects")))
 
     def close(self) -> None:
         """Nothing is open."""
 
 
-def find_labels(labels: str | Path, scenes: Sequence[str]) -> dict[str, tuple[Path, ...]]:
-    """The label files of each scene, by stem.
+def burn_shapes(shapes: NDArray[np.object_], grid: RasterGrid) -> NDArray[np.bool_]:
+    """Which pixels of a grid, `(height, width)`, have their centre in some of the polygons."""
+    if not len(shapes):
+        return np.zeros(grid.shape, bool)
+    with SILENCING:  # `rasterize` silences a warning of its own
+        burnt = rasterize(shapes, out_shape=grid.shape, transform=grid.transform, dtype="uint8")
+    return np.asarray(burnt, bool)
 
-    A file labels every scene. In a folder, files named like a scene label that scene; when no file is
-    named like any scene, all vector files together label every scene.
+
+def find_labels(labels: str | Path | Sequence[str | Path], images: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """The label files of each image.
+
+    One file labels every image. In folders, files named like an image label that image; when no file is
+    named like any image, all vector files together label every image.
 
     Args:
-        labels: a vector file, a mask raster, or a folder of them.
-        scenes: stems of the scenes.
+        labels: a vector file, a mask raster, or a folder of them; or several of these.
+        images: locations of the images, or their stems.
 
     Raises:
-        LabelError: nothing is there, or some scenes have a label file of their name and others have none.
+        LabelError: nothing is there, or some images have a label file of their name and others have none.
     """
-    labels = Path(labels)
-    if labels.is_file():
-        return dict.fromkeys(scenes, (labels,))
-    if not labels.is_dir():
-        raise LabelError(f"{labels}: no such label file or folder; check --labels")
-    files = sorted(p for p in labels.iterdir() if p.suffix.lower() in VECTOR_SUFFIXES + MASK_SUFFIXES)
-    named: dict[str, tuple[Path, ...]] = {stem: tuple(p for p in files if p.stem == stem) for stem in scenes}
-    if not any(named.values()):
-        vectors = tuple(p for p in files if p.suffix.lower() in VECTOR_SUFFIXES)
-        if not vectors:
-            raise LabelError(
-                f"{labels}: no label file is named like a scene ({', '.join(scenes[:5])}), and there is no vector "
-                "file that could label all scenes"
-            )
-        return dict.fromkeys(scenes, vectors)
-    for stem, found in named.items():
-        if len(found) != 1:
-            names = ", ".join(p.name for p in found) or "none"
-            raise LabelError(
-                f"{labels}: the scene {stem!r} needs one label file of its name, but there is {names}; "
-                "add or remove files, or leave the scene out"
-            )
-    return named
+    given = [Path(p).expanduser() for p in ([labels] if isinstance(labels, str | Path) else labels)]
+    place = ", ".join(map(str, given))
+    files = [file for path in given for file in _label_files(path)]
+    if len(given) == 1 and given[0].is_file():
+        return dict.fromkeys(images, (given[0],))
+    named = one_each(files, images, place)
+    if named:
+        return named
+    vectors = tuple(p for p in files if p.suffix.lower() in VECTOR_SUFFIXES)
+    if not vectors:
+        raise LabelError(
+            f"{place}: no label file is named like a scene ({', '.join(map(stem_of, images[:5]))}), and there is no "
+            "vector file that could label all scenes"
+        )
+    return dict.fromkeys(images, vectors)
 
 
-def read_polygons(path: Path, classes: Sequence[str], class_field: str | None = None) -> PolygonTable:
+def _label_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.suffix.lower() in VECTOR_SUFFIXES + MASK_SUFFIXES)
+    if not path.exists():
+        raise LabelError(f"{path}: no such label file or folder; check --labels")
+    return [path]
+
+
+def read_polygons(
+    path: Path,
+    classes: Sequence[str],
+    class_field: str | None = None,
+    class_map: Mapping[str, str] | None = None,
+) -> PolygonTable:
     """Read and repair the polygons of a vector file.
 
     Args:
         path: GeoPackage, GeoJSON, GeoParquet, FlatGeobuf or Shapefile.
         classes: class names in order.
-        class_field: attribute that holds the class name; None when there is one class.
+        class_field: attribute that tells the class; None when there is one class.
+        class_map: attribute value -> class, `none` (the polygon is left out) or `unlabelled`.
 
     Raises:
-        LabelError: unreadable, without CRS, without the attribute, or with a class that is not wanted.
+        LabelError: unreadable, without CRS, without the attribute, or with a value that has no meaning.
     """
-    frame = _read_frame(path)
-    if frame.crs is None:
-        raise LabelError(
-            f"{path}: has no CRS, so its polygons have no place on the ground; assign the true one, "
-            "e.g. ogr2ogr -a_srs EPSG:4326"
-        )
+    frame, repaired = read_areas(path)
     geometry = np.asarray(frame.geometry.array, dtype=object)
-    broken = ~shapely.is_valid(geometry) & ~shapely.is_missing(geometry)
-    geometry[broken] = shapely.make_valid(geometry[broken])
-    geometry = _areas_only(geometry)
-    frame = frame.set_geometry(frame.geometry.__class__(geometry, crs=frame.crs, index=frame.index))
-    frame["class_index"] = _class_index(frame, classes, class_field, path)
-    kept = ~(shapely.is_missing(geometry) | shapely.is_empty(geometry))
-    return PolygonTable(frame=frame[kept], repaired=int(broken.sum()), dropped=int((~kept).sum()), path=path)
+    frame["class_index"] = _class_index(frame, classes, class_field, attribute_meanings(classes, class_map), path)
+    empty = shapely.is_missing(geometry) | shapely.is_empty(geometry)
+    kept = ~empty & (frame["class_index"] != NO_CLASS).to_numpy()
+    return PolygonTable(frame=frame[kept], repaired=repaired, dropped=int(empty.sum()), path=path)
 
 
-def open_polygon_labels(tables: Sequence[PolygonTable], scene: Scene, *, classes: int) -> PolygonLabels:
+def open_polygon_labels(
+    tables: Sequence[PolygonTable], scene: Scene, *, classes: int, may_miss: bool = False
+) -> PolygonLabels:
     """The polygons of some files that touch a scene, in its CRS.
 
+    Args:
+        tables: the files.
+        scene: what they label.
+        classes: number of classes.
+        may_miss: whether none has to touch the scene, since all of its labelled land may be empty.
+
     Raises:
-        LabelError: when none touches it.
+        LabelError: none touches it though there are some, or the scene has no place on the ground.
     """
-    parts, indices = [], []
-    area = outline(scene.grid)
-    for table in tables:
-        frame = table.frame.iloc[_candidates(table.frame, scene.grid)].to_crs(scene.grid.crs.to_wkt())
-        geometry = np.asarray(frame.geometry.array, dtype=object)
-        finite = np.isfinite(shapely.bounds(geometry)).all(axis=1)
-        geometry, class_index = geometry[finite], np.asarray(frame["class_index"], np.intp)[finite]
-        broken = ~shapely.is_valid(geometry)
-        geometry[broken] = _areas_only(shapely.make_valid(geometry[broken]))
-        near = shapely.intersects(area, geometry)
-        parts.append(geometry[near])
-        indices.append(class_index[near])
-    polygons, class_index = np.concatenate(parts), np.concatenate(indices)
-    if not len(polygons):
+    if not is_on_earth(scene.grid.crs):
+        raise LabelError(
+            f"{scene.location}: is not georeferenced, so polygons cannot be laid on it; give its CRS with reading.crs, "
+            "georeference it with gdal_edit, or label it by a mask of its own size"
+        )
+    found = [polygons_on(table.frame, scene.grid) for table in tables]
+    polygons = np.concatenate([geometry for geometry, _ in found])
+    class_index = np.concatenate(
+        [np.asarray(t.frame["class_index"], np.intp)[rows] for t, (_, rows) in zip(tables, found, strict=True)]
+    )
+    if not len(polygons) and not may_miss and any(len(table.frame) for table in tables):
         raise LabelError(_no_touch(tables, scene))
     return PolygonLabels(polygons, class_index, scene.grid, classes=classes)
+
+
+def polygons_on(frame: geopandas.GeoDataFrame, grid: RasterGrid) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
+    """The polygons that touch a grid, in its CRS and valid there, and their rows in the frame."""
+    rows = _candidates(frame, grid)
+    geometry = np.asarray(frame.iloc[rows].to_crs(grid.crs.to_wkt()).geometry.array, dtype=object)
+    finite = np.isfinite(shapely.bounds(geometry)).all(axis=1)
+    geometry, rows = geometry[finite], rows[finite]
+    broken = ~shapely.is_valid(geometry)
+    geometry[broken] = areas_only(shapely.make_valid(geometry[broken]))
+    near = shapely.intersects(outline(grid), geometry)
+    return geometry[near], rows[near]
 
 
 def _candidates(frame: geopandas.GeoDataFrame, grid: RasterGrid) -> NDArray[np.intp]:
@@ -195,35 +222,11 @@ def _candidates(frame: geopandas.GeoDataFrame, grid: RasterGrid) -> NDArray[np.i
 def outline(grid: RasterGrid) -> shapely.Polygon:
     """The grid's rectangle in CRS coordinates, also when rotated."""
     corners = ((0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height))
-    return shapely.Polygon([grid.transform * corner for corner in corners])
-
-
-def _read_frame(path: Path) -> geopandas.GeoDataFrame:
-    import geopandas
-
-    try:
-        read = geopandas.read_parquet if path.suffix.lower() in (".parquet", ".geoparquet") else geopandas.read_file
-        return read(path)
-    except ImportError as error:
-        raise LabelError(f"{path}: reading GeoParquet needs pyarrow: pip install pyarrow, or use GeoPackage") from error
-    except (OSError, RuntimeError, ValueError) as error:
-        raise LabelError(f"{path}: cannot be read as vector data: {error}") from error
-
-
-def _areas_only(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
-    """Polygons and multipolygons as they are, the polygons of collections, None for everything else."""
-    kind = shapely.get_type_id(geometry)
-    result: NDArray[np.object_] = geometry.copy()
-    result[~np.isin(kind, (3, 6))] = None
-    for at in np.flatnonzero(kind == 7):
-        parts = shapely.get_parts(shapely.get_parts(geometry[at]))
-        areas = parts[shapely.get_type_id(parts) == 3]
-        result[at] = shapely.multipolygons(areas) if len(areas) else None
-    return result
+    return shapely.Polygon([grid.transform @ corner for corner in corners])
 
 
 def _class_index(
-    frame: geopandas.GeoDataFrame, classes: Sequence[str], class_field: str | None, path: Path
+    frame: geopandas.GeoDataFrame, classes: Sequence[str], class_field: str | None, meanings: Meanings, path: Path
 ) -> NDArray[np.intp]:
     if class_field is None:
         if len(classes) > 1:
@@ -233,28 +236,28 @@ def _class_index(
         return np.zeros(len(frame), np.intp)
     if class_field not in frame.columns:
         raise LabelError(f"{path}: has no attribute {class_field!r}; it has {', '.join(map(str, frame.columns))}")
-    names = frame[class_field].astype(str)
-    strange = sorted(set(names) - set(classes))
+    texts = [value_text(value) for value in frame[class_field]]
+    strange = set(texts) - set(meanings)
     if strange:
-        raise LabelError(
-            f"{path}: {class_field} has the values {strange[:5]}, which are not among classes {list(classes)}; "
-            "add them to classes or take them out of the file"
-        )
-    return np.array([classes.index(name) for name in names], np.intp)
+        raise unknown_values(f"{path}: {class_field} has", strange, meanings, classes)
+    return np.array([meanings[text] for text in texts], np.intp)
+
+
+def ground_text(bounds: tuple[float, float, float, float], crs: object) -> str:
+    """Bounds in some CRS as degrees, for messages."""
+    from pyproj import Transformer
+
+    to_degrees = Transformer.from_crs(crs, 4326, always_xy=True)
+    west, south, east, north = to_degrees.transform_bounds(*bounds)
+    return f"{west:.4f}..{east:.4f} E, {south:.4f}..{north:.4f} N"
 
 
 def _no_touch(tables: Sequence[PolygonTable], scene: Scene) -> str:
-    from pyproj import Transformer
-
-    def text(bounds: tuple[float, float, float, float], crs: object) -> str:
-        to_degrees = Transformer.from_crs(crs, 4326, always_xy=True)
-        west, south, east, north = to_degrees.transform_bounds(*bounds)
-        return f"{west:.4f}..{east:.4f} E, {south:.4f}..{north:.4f} N"
-
     files = "; ".join(
-        f"{t.path.name} covers {text(tuple(t.frame.total_bounds), t.frame.crs)}" for t in tables if len(t.frame)
+        f"{t.path.name} covers {ground_text(tuple(t.frame.total_bounds), t.frame.crs)}" for t in tables if len(t.frame)
     )
     return (
         f"no polygon of the labels touches the scene {scene.location}, which covers "
-        f"{text(scene.grid.bounds, scene.grid.crs.to_wkt())}: {files or 'the label files hold no polygon'}"
+        f"{ground_text(scene.grid.bounds, scene.grid.crs.to_wkt())}, but {files}; check the CRS of both, leave the "
+        "scene out, or say with labelled_area where somebody looked, if there is nothing to be found in it"
     )

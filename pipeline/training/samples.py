@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,29 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.card import ModelCard
-from pipeline.catalog import CatalogEntry
-from pipeline.errors import SceneError, SettingsError
-from pipeline.grid import RasterGrid
-from pipeline.scene import Scene, SceneReader, describe_scene
+from pipeline.georeference import is_on_earth
+from pipeline.scene import Scene, SceneReader
+from pipeline.training.alike import describe_alike
 from pipeline.training.blocks import plan_blocks
 from pipeline.training.chips import list_images
-from pipeline.training.labels import (
-    MASK_SUFFIXES,
-    UNLABELLED,
-    Labels,
-    PolygonTable,
-    find_labels,
-    open_polygon_labels,
-    read_polygons,
-)
-from pipeline.training.masks import open_mask_labels
+from pipeline.training.labels import UNLABELLED, Labels, find_labels
+from pipeline.training.opening import LabelOpener
 
 if TYPE_CHECKING:
     from pipeline.training.settings import TrainSpec
 
-MOST_RESOLUTION_SPREAD = 1.1
-"""Largest over smallest ground resolution of scenes that may be trained together without `resolution_m`."""
 CACHE_ROWS = 1024
 """Rows read at once when a scene is taken into memory."""
 
@@ -140,13 +129,21 @@ class LabelledData:
     dropped: int = 0
     """Label features without area, left out."""
 
+    @property
+    def resolution_m(self) -> float | None:
+        """Mean true ground resolution of the scenes as they are read; None without georeferencing."""
+        grids = [source.scene.grid for source in self.sources]
+        if not all(is_on_earth(grid.crs) for grid in grids):
+            return None
+        return math.fsum(grid.resolution_m for grid in grids) / len(grids)
+
     def close(self) -> None:
         """Close every scene; no thread may be reading."""
         for source in self.sources:
             source.close()
 
 
-def open_data(images: Sequence[str | Path], labels: str | Path, spec: TrainSpec) -> LabelledData:
+def open_data(images: Sequence[str | Path], labels: str | Path | Sequence[str | Path], spec: TrainSpec) -> LabelledData:
     """Open every scene with its labels, and check that they fit one another.
 
     Raises:
@@ -155,21 +152,23 @@ def open_data(images: Sequence[str | Path], labels: str | Path, spec: TrainSpec)
         SettingsError: images or scenes named in the settings are not there.
     """
     listed = list_images(images, spec.split.validation, spec.split.test)
-    scenes, natives = _describe(listed.entries, spec)
-    files = find_labels(labels, [Path(entry.location).stem for entry in listed.entries])
-    tables = {
-        p: _read_table(p, spec) for found in files.values() for p in found if p.suffix.lower() not in MASK_SUFFIXES
-    }
-    sources = [
-        LabelledScene(scene, _open_labels(files[Path(entry.location).stem], scene, native, tables, spec))
+    scenes, natives = describe_alike(listed.entries, spec)
+    files = find_labels(labels, [entry.location for entry in listed.entries])
+    opener = LabelOpener(spec, {p for found in files.values() for p in found})
+    labelled = [
+        opener.open(files[entry.location], scene, native)
         for entry, scene, native in zip(listed.entries, scenes, natives, strict=True)
     ]
+    sources = tuple(
+        LabelledScene(scene, each) for scene, each in zip(scenes, labelled, strict=True) if each is not None
+    )
+    opener.check_area_met([s.id for s, each in zip(scenes, labelled, strict=True) if each is None], listed)
     return LabelledData(
-        sources=tuple(sources),
+        sources=sources,
         validation=listed.validation,
         test=listed.test,
-        repaired=sum(t.repaired for t in tables.values()),
-        dropped=sum(t.dropped for t in tables.values()),
+        repaired=sum(t.repaired for t in opener.tables.values()),
+        dropped=sum(t.dropped for t in opener.tables.values()),
     )
 
 
@@ -223,52 +222,3 @@ def _spans(length: int, step: int) -> list[tuple[int, int]]:
 def _bytes_of(scene: Scene, classes: int) -> int:
     per_pixel = len(scene.bands) * np.dtype(scene.dtype).itemsize + classes + 1
     return scene.grid.height * scene.grid.width * per_pixel
-
-
-def _describe(entries: Sequence[CatalogEntry], spec: TrainSpec) -> tuple[list[Scene], list[RasterGrid]]:
-    """Every scene as it is read, and its file's own grid; checked to agree with one another."""
-    native = replace(spec.reading, resolution_m="native")
-    first = describe_scene(entries[0].location, native, card=_wanted(spec.bands) if spec.bands else None)
-    wanted = _wanted(first.bands)
-    natives = [describe_scene(entry.location, native, card=wanted, scene_id=entry.id) for entry in entries]
-    for scene in natives:
-        if scene.dtype != natives[0].dtype:
-            raise SceneError(
-                f"{scene.location}: is {scene.dtype}, but {natives[0].location} is {natives[0].dtype}; "
-                "train on scenes of one type, or convert them"
-            )
-    resolution_m = _resolution_m(natives, spec)
-    grids = [scene.grid for scene in natives]
-    if resolution_m is None:
-        return natives, grids
-    return [replace(scene, grid=scene.grid.resampled(resolution_m)) for scene in natives], grids
-
-
-def _wanted(bands: Sequence[str]) -> ModelCard:
-    return ModelCard(bands=tuple(bands), classes=("any",))
-
-
-def _resolution_m(natives: Sequence[Scene], spec: TrainSpec) -> float | None:
-    """The ground resolution that scenes are brought to, or None when they stay as they are."""
-    if spec.resolution_m is not None:
-        return spec.resolution_m
-    sizes = [scene.grid.resolution_m for scene in natives]
-    if max(sizes) > MOST_RESOLUTION_SPREAD * min(sizes):
-        listed = ", ".join(f"{scene.id} {size:.3g} m" for scene, size in zip(natives, sizes, strict=True))
-        raise SettingsError(
-            f"resolution_m must be set, because the scenes differ in ground resolution: {listed}; "
-            f"e.g. resolution_m={max(sizes):.2g}"
-        )
-    return None
-
-
-def _read_table(path: Path, spec: TrainSpec) -> PolygonTable:
-    return read_polygons(path, spec.classes, spec.class_field)
-
-
-def _open_labels(
-    files: Sequence[Path], scene: Scene, native: RasterGrid, tables: dict[Path, PolygonTable], spec: TrainSpec
-) -> Labels:
-    if files[0].suffix.lower() in MASK_SUFFIXES:
-        return open_mask_labels(files[0], scene, native, classes=len(spec.classes))
-    return open_polygon_labels([tables[p] for p in files], scene, classes=len(spec.classes))

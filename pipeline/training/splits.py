@@ -148,6 +148,7 @@ def split_data(data: LabelledData, spec: SplitSpec, *, seed: int, core_size: int
 
     Raises:
         SettingsError: too few scenes or blocks, or no window fits between them.
+        LabelError: nothing at all is labelled as a class.
     """
     if spec.kind == "scenes" or data.validation or data.test or (spec.kind == "auto" and _many(data)):
         split = _by_scenes(data, spec, seed)
@@ -203,6 +204,7 @@ def _draw_scenes(
 ) -> NDArray[np.intp]:
     found = np.array([presence(s, s.scene.grid.window) for s in sources])
     parts, having = 3 if test_share else 2, int(found.any(axis=-1).sum())
+    _check_some(having)
     if having < parts:
         raise SettingsError(
             f"split.kind: a split by scenes needs {parts} scenes with objects, one each for training, validation"
@@ -216,6 +218,7 @@ def _draw_scenes(
 def _by_blocks(sources: Sequence[SampleSource], spec: SplitSpec, seed: int, core_size: int) -> Split:
     blocks = _blocks(sources, spec.block_size)
     found = np.array([presence(source, block) for source, block in blocks])
+    _check_some(int(found.any(axis=1).sum()))
     if found.any(axis=1).sum() < spec.parts:
         raise SettingsError(_too_few(sources, spec, found))
     rng = np.random.default_rng([seed, 0])
@@ -238,6 +241,14 @@ def _area(source: SampleSource, held: Sequence[Part]) -> Area:
 
 def _blocks(sources: Sequence[SampleSource], size: int) -> list[Part]:
     return [(source, block) for source in sources for block in plan_blocks(source.scene.grid.shape, size)]
+
+
+def _check_some(having: int) -> None:
+    if not having:
+        raise LabelError(
+            "no pixel of any scene is labelled as one of the classes: check classes, class_map (what the values of "
+            "masks and attributes mean; 255 is unlabelled unless it says otherwise) and labelled_area"
+        )
 
 
 def _too_few(sources: Sequence[SampleSource], spec: SplitSpec, found: NDArray[np.bool_]) -> str:

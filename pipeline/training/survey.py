@@ -1,23 +1,45 @@
-"""One look over the training part before learning: mean and deviation per band, and how common each class is."""
+"""One look over the training part before learning: the values of each band, and how common each class is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.card import Normalization
-from pipeline.errors import LabelError, SceneError
+from pipeline.errors import LabelError, SceneError, SettingsError
 from pipeline.training.blocks import plan_blocks
+from pipeline.training.percentiles import Percentiles, make_percentiles
 from pipeline.training.splits import Area
 
 BLOCK_SIZE = 512
 """Side in pixels of the blocks that are looked at."""
 MOST_BLOCKS = 400
 """Blocks looked at (about 100 million pixels), unless a class has not been seen by then."""
+Kind = Literal["standard", "percentile"]
+"""How raw values become model input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizationSpec:
+    """How raw values become model input; measured on valid training pixels and written into the model card."""
+
+    kind: Kind = "standard"
+    """`standard`: mean 0 and deviation 1 per band; `percentile`: two percentiles per band to 0 and 1, clipped there."""
+    low: float = 2.0
+    """Percentile that becomes 0, from 0 and below `high`."""
+    high: float = 98.0
+    """Percentile that becomes 1, up to 100."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise SettingsError(f"kind must be one of {', '.join(get_args(Kind))}, not {self.kind!r}")
+        if not 0 <= self.low < self.high <= 100:
+            raise SettingsError(f"low must be below high, both from 0 to 100, not {self.low} and {self.high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,49 +54,64 @@ class Survey:
     """`(bands,)` in raw units (`pixel * scale + offset`)."""
     deviation: NDArray[np.float64]
     """`(bands,)` standard deviation in raw units."""
+    value_range: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    """Low and high percentile, each `(bands,)` in raw units; None when normalisation does not ask for them."""
     class_share: NDArray[np.float64]
     """`(classes,)` share of valid, labelled pixels that are of the class."""
 
     def normalization(self) -> Normalization:
-        """Raw pixels to mean 0 and deviation 1.
+        """Raw pixels to mean 0 and deviation 1, or to the percentile range.
 
         Raises:
             SceneError: when a band is constant.
         """
-        flat = [name for name, deviation in zip(self.bands, self.deviation, strict=True) if not deviation > 0]
+        spread = self.deviation if self.value_range is None else self.value_range[1] - self.value_range[0]
+        flat = [name for name, width in zip(self.bands, spread, strict=True) if not width > 0]
         if flat:
-            raise SceneError(f"the band(s) {', '.join(flat)} are constant over all training pixels; leave them out")
-        return Normalization.standard(self.mean.tolist(), self.deviation.tolist())
+            raise SceneError(
+                f"the band(s) {', '.join(flat)} are constant over all training pixels"
+                f"{'' if self.value_range is None else ' between the percentiles normalization.low and high'}; "
+                "leave them out with bands"
+            )
+        if self.value_range is None:
+            return Normalization.standard(self.mean.tolist(), self.deviation.tolist())
+        return Normalization.value_range(*(each.tolist() for each in self.value_range))
 
 
-def survey(areas: Sequence[Area], classes: Sequence[str], *, seed: int) -> Survey:
+def survey(
+    areas: Sequence[Area], classes: Sequence[str], *, seed: int, spec: NormalizationSpec | None = None
+) -> Survey:
     """Look at the training blocks in random order until enough are seen and every class has been met.
+
+    Percentiles are exact over the pixels looked at for whole numbers of at most 16 bits whose scale and offset
+    tags agree over all scenes, and those of a seeded uniform sample of 262,144 pixels otherwise.
 
     Raises:
         LabelError: a class has no pixel in the training part.
         SceneError: there is no valid pixel.
     """
+    values = _Values(areas, spec or NormalizationSpec(), seed)
     blocks = [(area, block) for area in areas for block in plan_blocks(area.source.scene.grid.shape, BLOCK_SIZE)]
-    moments = _Moments(len(areas[0].source.scene.bands))
     found = np.zeros((len(classes), 2), np.int64)
     for seen, at in enumerate(np.random.default_rng([seed, 1]).permutation(len(blocks))):
         if seen >= MOST_BLOCKS and found[:, 0].all():
             break
         area, block = blocks[at]
-        _look(area, block, moments, found)
-    if moments.count == 0:
+        _look(area, block, values, found)
+    if values.moments.count == 0:
         raise SceneError("the training scenes have no valid pixel; check their nodata, alpha and masks")
     empty = [name for name, pixels in zip(classes, found[:, 0], strict=True) if pixels == 0]
     if empty:
         raise LabelError(
             f"no training pixel is of class {', '.join(empty)}: its objects miss every pixel centre or lie in nodata "
-            "or held-out blocks; check labels and classes, or choose another seed or validation"
+            "or held-out blocks; check labels, classes and class_map, or choose another seed or split"
         )
     return Survey(
         bands=areas[0].source.scene.bands,
-        pixels=moments.count,
-        mean=moments.mean,
-        deviation=np.sqrt(moments.squares / moments.count),
+        pixels=values.moments.count,
+        mean=values.moments.mean,
+        deviation=np.sqrt(values.moments.squares / values.moments.count),
+        value_range=values.value_range(),
         class_share=found[:, 0] / np.maximum(found[:, 1], 1),
     )
 
@@ -99,11 +136,41 @@ class _Moments:
         self.count = total
 
 
-def _look(area: Area, block: Window, moments: _Moments, found: NDArray[np.int64]) -> None:
+class _Values:
+    """What is measured of the values of each band."""
+
+    def __init__(self, areas: Sequence[Area], spec: NormalizationSpec, seed: int) -> None:
+        first = areas[0].source.scene
+        self.spec = spec
+        self.moments = _Moments(len(first.bands))
+        self.tags = (first.scales, first.offsets)
+        self.alike = all((a.source.scene.scales, a.source.scene.offsets) == self.tags for a in areas)
+        dtype = first.dtype if self.alike else "float64"
+        self.percentiles: Percentiles | None = None
+        if spec.kind == "percentile":
+            self.percentiles = make_percentiles(len(first.bands), dtype, seed=seed)
+
+    def add(self, pixels: NDArray[np.generic], raw: NDArray[np.float64]) -> None:
+        """Take in `(bands, n)` pixels as stored, and in raw units."""
+        self.moments.add(raw)
+        if self.percentiles is not None:
+            self.percentiles.add(pixels if self.alike else raw)
+
+    def value_range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Low and high percentile in raw units."""
+        if self.percentiles is None:
+            return None
+        scales, offsets = (np.array(each) for each in self.tags) if self.alike else (1.0, 0.0)
+        low, high = (self.percentiles.at(p) * scales + offsets for p in (self.spec.low, self.spec.high))
+        return np.minimum(low, high), np.maximum(low, high)
+
+
+def _look(area: Area, block: Window, values: _Values, found: NDArray[np.int64]) -> None:
     sample, scene = area.source.read(block), area.source.scene
     counted = sample.valid & area.free_pixels(block)
+    pixels = sample.pixels[:, counted]
     scales, offsets = np.array(scene.scales), np.array(scene.offsets)
-    moments.add(sample.pixels[:, counted].astype(np.float64) * scales[:, None] + offsets[:, None])
+    values.add(pixels, pixels.astype(np.float64) * scales[:, None] + offsets[:, None])
     target = sample.target[:, counted]
     found[:, 0] += (target == 1).sum(axis=1)
     found[:, 1] += (target <= 1).sum(axis=1)

@@ -1,0 +1,73 @@
+"""What label values mean: a class, looked at and of no class, or not looked at.
+
+A meaning is a number: a class's index from 0, `NO_CLASS` or `NOT_LOOKED_AT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pipeline.errors import LabelError
+
+NONE, UNLABELLED_WORD = "none", "unlabelled"
+"""Words of a class map beside the names of classes."""
+NO_CLASS = -1
+"""Looked at, and of no class."""
+NOT_LOOKED_AT = -2
+"""Counted neither in the loss nor in metrics."""
+Meanings = Mapping[str, int]
+"""Label value as text -> meaning."""
+
+
+def mask_meanings(classes: Sequence[str] | int, class_map: Mapping[str, str] | None = None) -> Meanings:
+    """Meanings of mask values; without a map, 0 is none and `k` class `k`, counted from 1.
+
+    255 means that nobody looked, unless the map says otherwise.
+
+    >>> mask_meanings(["roof"], {}), mask_meanings(["cell"], {"255": "cell", "0": "none"})
+    ({'0': -1, '1': 0, '255': -2}, {'255': 0, '0': -1})
+    """
+    names = [str(k) for k in range(classes)] if isinstance(classes, int) else list(classes)
+    if class_map:
+        return {"255": NOT_LOOKED_AT} | _resolved(names, class_map)
+    return {"0": NO_CLASS} | {str(k): k - 1 for k in range(1, len(names) + 1)} | {"255": NOT_LOOKED_AT}
+
+
+def attribute_meanings(classes: Sequence[str], class_map: Mapping[str, str] | None = None) -> Meanings:
+    """Meanings of attribute values: each class by its name, and what the map says.
+
+    >>> attribute_meanings(["roof"], {"house": "roof", "maybe": "unlabelled"})
+    {'roof': 0, 'house': 0, 'maybe': -2}
+    """
+    return {name: k for k, name in enumerate(classes)} | _resolved(classes, class_map or {})
+
+
+def value_text(value: object) -> str:
+    """A label value as a class map names it: whole numbers without a point, missing ones as `null`.
+
+    >>> value_text(3.0), value_text("roof"), value_text(None), value_text(float("nan"))
+    ('3', 'roof', 'null', 'null')
+    """
+    if value is None or value != value:
+        return "null"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def unknown_values(place: str, values: Iterable[str], meanings: Meanings, classes: Sequence[str]) -> LabelError:
+    """The error for label values without a meaning."""
+    strange = sorted(values)
+    words = {NO_CLASS: NONE, NOT_LOOKED_AT: UNLABELLED_WORD} | dict(enumerate(classes))
+    known = ", ".join(f"{value} = {words[meaning]}" for value, meaning in meanings.items())
+    more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+    return LabelError(
+        f"{place} the value(s) {', '.join(strange[:5])}{more}, which have no meaning; known are {known}; say in "
+        f'class_map what they mean, e.g. class_map={{"{strange[0]}": {NONE}}} (or {UNLABELLED_WORD}, or a class), '
+        "or recode the file"
+    )
+
+
+def _resolved(classes: Sequence[str], class_map: Mapping[str, str]) -> dict[str, int]:
+    words = {name: k for k, name in enumerate(classes)} | {NONE: NO_CLASS, UNLABELLED_WORD: NOT_LOOKED_AT}
+    return {str(value): words[word] for value, word in class_map.items()}

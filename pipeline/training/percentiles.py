@@ -1,0 +1,79 @@
+"""Percentiles of a stream of pixels: exact for small whole numbers, of a uniform sample for others."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_VALUES = 2**18
+"""Pixels sampled where values cannot be counted; the error of a percentile p is then about `sqrt(p (100 - p)) / 512`
+percent points (one standard deviation), 0.03 at the 2nd."""
+
+
+class Percentiles(Protocol):
+    """Takes in pixels and tells percentiles per band, by the inverse of the distribution function.
+
+    That is the smallest value at or below which at least so many percent of the pixels lie (Hyndman & Fan 1996,
+    American Statistician 50:361, definition 1).
+    """
+
+    def add(self, values: NDArray[np.generic]) -> None:
+        """Take in `(bands, n)` values."""
+        ...
+
+    def at(self, percent: float) -> NDArray[np.float64]:
+        """The percentile of each band, `(bands,)`, from 0 to 100."""
+        ...
+
+
+class CountedPercentiles:
+    """Exact, by counting each value of a whole type of at most 16 bits."""
+
+    def __init__(self, bands: int, dtype: np.dtype[np.generic]) -> None:
+        info = np.iinfo(dtype)  # type: ignore[type-var]
+        self._least = int(info.min)
+        self._counts = np.zeros((bands, int(info.max) - self._least + 1), np.int64)
+
+    def add(self, values: NDArray[np.generic]) -> None:
+        """Take in `(bands, n)` values of the type."""
+        for counts, band in zip(self._counts, values.astype(np.int64) - self._least, strict=True):
+            counts += np.bincount(band, minlength=len(counts))
+
+    def at(self, percent: float) -> NDArray[np.float64]:
+        """The exact percentile of each band."""
+        until = self._counts.cumsum(axis=1)
+        rank = max(1, math.ceil(percent / 100 * until[0, -1] - 1e-9))
+        return np.array([np.searchsorted(each, rank) + self._least for each in until], float)
+
+
+class SampledPercentiles:
+    """Of the pixels with the smallest of seeded random keys: a uniform sample without replacement."""
+
+    def __init__(self, bands: int, *, seed: int, most: int = MOST_VALUES) -> None:
+        self._rng = np.random.default_rng([seed, 3])
+        self._most = most
+        self._keys = np.zeros(0)
+        self._values = np.zeros((bands, 0))
+
+    def add(self, values: NDArray[np.generic]) -> None:
+        """Take in `(bands, n)` values."""
+        keys = np.concatenate([self._keys, self._rng.random(values.shape[1])])
+        kept = np.argpartition(keys, self._most)[: self._most] if len(keys) > self._most else np.arange(len(keys))
+        old, new = kept[kept < len(self._keys)], kept[kept >= len(self._keys)] - len(self._keys)
+        self._values = np.concatenate([self._values[:, old], values[:, new].astype(np.float64)], axis=1)
+        self._keys = np.concatenate([keys[old], keys[new + len(self._keys)]])
+
+    def at(self, percent: float) -> NDArray[np.float64]:
+        """The percentile of the sample, per band."""
+        return np.asarray(np.quantile(self._values, percent / 100, axis=1, method="inverted_cdf"), float)
+
+
+def make_percentiles(bands: int, dtype: str, *, seed: int) -> Percentiles:
+    """Exact for whole numbers of at most 16 bits, otherwise sampled."""
+    kind = np.dtype(dtype)
+    if kind.kind in "iu" and kind.itemsize <= 2:
+        return CountedPercentiles(bands, kind)
+    return SampledPercentiles(bands, seed=seed)
