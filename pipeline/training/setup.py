@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -85,7 +84,7 @@ def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
 def make_card(spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, facts: Survey) -> ModelCard:
     """The card of a network that is about to be trained."""
     sources = [area.source for area in split.training]
-    sizes = [source.scene.grid.resolution_m for source in sources]
+    resolution_m = spec.resolution_m or data.resolution_m
     return ModelCard(
         bands=facts.bands,
         classes=spec.outputs,
@@ -94,7 +93,7 @@ def make_card(spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, f
         outputs="logits",
         normalization=facts.normalization(),
         dtype=sources[0].scene.dtype,
-        resolution_m=round(spec.resolution_m or math.fsum(sizes) / len(sizes), 6),
+        resolution_m=round(resolution_m, 6) if resolution_m else None,
         stride=shape.stride,
         size_offset=shape.size_offset,
         margin=shape.margin,
