@@ -1,0 +1,165 @@
+"""The flow `evaluate-scenes`: one task per scene, then all of them together; one bad scene loses no other.
+
+python -m flows.evaluate SCENE... --labels LABELS --out OUT --model MODEL     ad hoc, no server needed
+prefect deployment run evaluate-scenes/evaluate                                on a server, see prefect.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from cyclopts import App, Parameter
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.tasks import exponential_backoff
+
+from flows.tasks import is_world_fault
+from pipeline.catalog import CatalogEntry
+from pipeline.config import build_settings, load_settings
+from pipeline.errors import LabelError, ModelError, ScenemillError, SettingsError
+from pipeline.predictor import LoadedPredictor
+from pipeline.training.evaluate import conclude, evaluate_scene, failed_evaluation
+from pipeline.training.evaluation import EvaluateSpec, EvaluationReport, SceneEvaluation
+from pipeline.training.evaluation_plan import EvaluationPlan, find_label_files, load_plan_model, plan_evaluation
+from pipeline.training.evaluation_truth import LabelFiles
+
+
+class EvaluationFailedError(ScenemillError):
+    """Some scenes could not be evaluated; the others are, and the page tells of all."""
+
+    def __init__(self, message: str, report: EvaluationReport | None = None) -> None:
+        super().__init__(message)
+        self.report = report
+        """The evaluation, failed scenes included."""
+
+
+@task(
+    name="evaluate-scene",
+    task_run_name="{entry.id}",
+    tags=["scene"],
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_world_fault,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def evaluate_one(
+    plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, predictor: LoadedPredictor | None
+) -> SceneEvaluation:
+    """Evaluate one scene into its folder."""
+    return evaluate_scene(plan, entry, files, predictor=predictor)
+
+
+@flow(
+    name="evaluate-scenes",
+    flow_run_name="evaluate-into-{out}",
+    task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=2)),
+    validate_parameters=True,
+)
+def evaluate_scenes(
+    scenes: list[str],
+    labels: str,
+    out: str,
+    model: str | None = None,
+    mosaics: str | None = None,
+    polygons: str | None = None,
+    settings: dict[str, Any] | None = None,
+) -> EvaluationReport:
+    """Compare a model, mosaics or polygons (exactly one) with labels; see `pipeline.training.evaluate.evaluate`.
+
+    Args:
+        scenes: files, folders, globs, or addresses.
+        labels: a vector file or mask raster for all scenes, or a folder of them.
+        out: folder of the evaluation.
+        model: a checkpoint.
+        mosaics: the folder of a run, or one `probability.tif`.
+        polygons: a vector file, or a folder of them, or the folder of a run.
+        settings: the sections of an evaluation settings file, e.g. `{"bootstrap": {"block_size": 512}}`.
+
+    Raises:
+        EvaluationFailedError: with the report, when every scene has had its turn and some failed.
+        SettingsError: before any scene; or the results differ in their classes.
+        LabelError: before any scene, when there are no labels.
+        ModelError: before any scene, when the checkpoint cannot be used.
+    """
+    spec = build_settings(EvaluateSpec, settings or {}, place="flow parameter settings")
+    plan = plan_evaluation(scenes, labels, out, model=model, mosaics=mosaics, polygons=polygons, spec=spec)
+    files, predictor = find_label_files(plan), load_plan_model(plan)
+    futures = [evaluate_one.submit(plan, entry, files, predictor) for entry in plan.entries]
+    done = []
+    for entry, future in zip(plan.entries, futures, strict=True):
+        future.wait()
+        result = future.state.result(raise_on_failure=False)
+        done.append(result if isinstance(result, SceneEvaluation) else failed_evaluation(entry, result))
+    # Prefect takes a returned State for the run's own, and what it holds for the result.
+    return cast("EvaluationReport", summarise(conclude(plan, done, files)))
+
+
+def summarise(report: EvaluationReport) -> State[Any]:
+    """Write the summary artifact, and settle the run's final state."""
+    page = Path(report.folder) / report.page
+    create_table_artifact(key="evaluate-scenes", table=[*_rows(report)], description=str(page))
+    if report.failed:
+        reasons = "; ".join(f"{scene.scene}: {scene.reason}" for scene in report.failed)
+        message = f"{len(report.failed)} of {len(report.scenes)} scenes could not be evaluated: {reasons}"
+        return Failed(message=message, data=EvaluationFailedError(message, report))
+    return Completed(message=f"{len(report.scenes)} scenes, {page}", data=report)
+
+
+def _rows(report: EvaluationReport) -> Sequence[dict[str, Any]]:
+    rows = [
+        _row(scene.scene, scene.status, scene.scores and scene.scores.mean, scene.reason) for scene in report.scenes
+    ]
+    return [*rows, _row("all", "", report.overall and report.overall.mean, None)]
+
+
+def _row(name: str, status: str, scores: Any, reason: str | None) -> dict[str, Any]:
+    shown = {"IoU": "iou", "F1": "f1", "boundary IoU": "boundary_iou", "object F1": "object_f1"}
+    values = {title: _text(scores[key]) if scores else "" for title, key in shown.items()}
+    return {"scene": name, "status": status, **values, "reason": reason or ""}
+
+
+def _text(estimate: Any) -> str:
+    if estimate.value is None:
+        return ""
+    return f"{estimate.value:.3f}" + ("" if estimate.low is None else f" ({estimate.low:.3f} to {estimate.high:.3f})")
+
+
+app = App(name="python -m flows.evaluate", help="Run the flow evaluate-scenes once, with or without a Prefect server.")
+
+
+@app.default
+def _run_once(
+    *scenes: Annotated[str, Parameter(help="Files, folders, globs, or s3:// and https:// addresses.")],
+    labels: Annotated[Path, Parameter(help="Vector file or mask raster for all scenes, or a folder of them.")],
+    out: Annotated[Path, Parameter(help="Folder of the evaluation.")],
+    model: Annotated[Path | None, Parameter(help="Checkpoint to evaluate.")] = None,
+    mosaics: Annotated[Path | None, Parameter(help="Folder of a run, or one probability.tif.")] = None,
+    polygons: Annotated[Path | None, Parameter(help="Vector file, folder of them, or folder of a run.")] = None,
+    config: Annotated[Path | None, Parameter(help="YAML file of settings; see configs/evaluate.yaml.")] = None,
+    overrides: Annotated[tuple[str, ...], Parameter(name="--set", help="One setting as section.key=value.")] = (),
+) -> int:
+    """Exit code 0: all evaluated; 1: something failed, the log says what; 2: wrong usage or settings."""
+    try:
+        settings = asdict(load_settings(EvaluateSpec, config, overrides))
+    except ScenemillError as error:
+        app.error_console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    compared = {"model": model, "mosaics": mosaics, "polygons": polygons}
+    given = {name: str(path) for name, path in compared.items() if path is not None}
+    state = evaluate_scenes([*scenes], str(labels), str(out), settings=settings, return_state=True, **given)
+    if state.is_completed():
+        return 0
+    return 2 if isinstance(state.result(raise_on_failure=False), SettingsError | ModelError | LabelError) else 1
+
+
+if __name__ == "__main__":
+    app()

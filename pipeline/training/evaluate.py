@@ -1,0 +1,218 @@
+"""Compare a model, mosaics or polygons with labels over a list of scenes. Start here.
+
+OUT/
+  evaluation.html     one page: tables with intervals, calibration, worst windows, error maps
+  evaluation.json     every number of it
+  worst/*.png         windows with the most wrong pixels: picture, truth, probability, errors
+  scenes/<id>/
+    errors.tif        COG: hit, false alarm, miss, wrong class, not counted
+    counts.npz        counts per block of ground, which the intervals are resampled from
+    probability.tif   and its companions, when a model was evaluated
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from pipeline import __version__
+from pipeline.catalog import CatalogEntry
+from pipeline.distribute import cluster
+from pipeline.errors import LabelError, ScenemillError, SettingsError, WorldError
+from pipeline.predictor import LoadedPredictor
+from pipeline.scene import describe_scene
+from pipeline.segment import Watch, segment_scene
+from pipeline.training.evaluation import EvaluateSpec, EvaluationReport, Planes, SceneEvaluation
+from pipeline.training.evaluation_calibration import join_bins
+from pipeline.training.evaluation_comparison import SceneCount
+from pipeline.training.evaluation_counts import BlockCounts
+from pipeline.training.evaluation_page import write_page
+from pipeline.training.evaluation_plan import (
+    SCENES,
+    EvaluationPlan,
+    find_label_files,
+    load_plan_model,
+    open_comparison,
+    plan_evaluation,
+)
+from pipeline.training.evaluation_scores import join_counts, score_counts
+from pipeline.training.evaluation_truth import LabelFiles
+from pipeline.training.evaluation_worst import draw_worst, find_worst
+
+__all__ = ["EvaluateSpec", "EvaluationReport", "evaluate"]
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("numpy", "rasterio", "shapely", "geopandas", "torch")
+"""Their versions are recorded."""
+ERRORS, COUNTS = "errors.tif", "counts.npz"
+"""What is written for each scene."""
+
+
+def evaluate(
+    images: Sequence[str | Path],
+    labels: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    model: str | Path | None = None,
+    mosaics: str | Path | None = None,
+    polygons: str | Path | None = None,
+    spec: EvaluateSpec | None = None,
+    watcher: Callable[[CatalogEntry], Watch | None] = lambda _: None,
+) -> EvaluationReport:
+    """Compare a model, mosaics or polygons (exactly one of them) with labels, scene by scene and in all.
+
+    A scene that cannot be evaluated is reported with its reason and stops no other.
+
+    Args:
+        images: scenes: files, folders, globs or addresses.
+        labels: whatever training takes: a vector file or mask raster for all scenes, or a folder of them.
+        out: folder of the evaluation.
+        model: a checkpoint; every scene is segmented into `out/scenes/<id>/` first.
+        mosaics: the folder of a run, or one `probability.tif`.
+        polygons: one vector file for all scenes, a folder with one of each scene's stem, or the folder of a run.
+        spec: settings.
+        watcher: gives the progress callback of a scene.
+
+    Raises:
+        SettingsError: before any scene, wrong usage; or classes that a result does not have.
+        LabelError: before any scene, when there are no labels.
+        ModelError: before any scene, when the checkpoint cannot be used.
+        WorldError: the disk refuses.
+    """
+    plan = plan_evaluation(
+        images, labels, out, model=model, mosaics=mosaics, polygons=polygons, spec=spec or EvaluateSpec()
+    )
+    files = find_label_files(plan)
+    predictor = load_plan_model(plan)
+    started, scenes = time.perf_counter(), []
+    for entry in plan.entries:
+        try:
+            scenes.append(evaluate_scene(plan, entry, files, predictor=predictor, watch=watcher(entry)))
+        except SettingsError:
+            raise
+        except Exception as error:
+            log.debug("%s failed", entry.location, exc_info=True)
+            scenes.append(failed_evaluation(entry, error))
+    return conclude(plan, scenes, files, seconds=time.perf_counter() - started)
+
+
+def evaluate_scene(
+    plan: EvaluationPlan,
+    entry: CatalogEntry,
+    files: LabelFiles,
+    *,
+    predictor: LoadedPredictor | None = None,
+    watch: Watch | None = None,
+) -> SceneEvaluation:
+    """Evaluate one scene: counts per block, scores, error map.
+
+    Raises:
+        SceneError: the scene or its result cannot be used.
+        LabelError: its labels cannot be used, or do not touch it.
+        SettingsError: classes that the result does not have.
+        WorldError: disk or network failed; running again may help.
+    """
+    started, folder = time.perf_counter(), plan.out / SCENES / entry.id
+    if predictor is not None:
+        _segment(plan, entry, predictor, watch)
+    with closing(open_comparison(plan, entry, files)) as comparison:
+        _make_folder(folder)
+        count = SceneCount(comparison, plan.spec)
+        count.run(folder / ERRORS, tags={"SCENEMILL_SCENE": entry.id, "SCENEMILL_VERSION": __version__}, watch=watch)
+        counts, grid = count.counter.finish(), comparison.found.grid
+    found, planes = comparison.found, comparison.planes
+    if not counts.counted.any():
+        raise LabelError(
+            f"{entry.location}: no pixel is both labelled and valid in {found.path}, so nothing can be compared; "
+            "check the labels, labelled_area and nodata"
+        )
+    counts.save(folder / COUNTS)
+    return SceneEvaluation(
+        scene=entry.id,
+        location=entry.location,
+        status="done",
+        found=str(found.path),
+        labels=files.names(entry.location),
+        model=found.model,
+        planes=planes,
+        shape=grid.shape,
+        resolution_m=round(grid.resolution_m, 4),
+        scores=score_counts(counts, planes, plan.spec.bootstrap, calibration=count.calibration.finish()),
+        errors=f"{SCENES}/{entry.id}/{ERRORS}",
+        counts=f"{SCENES}/{entry.id}/{COUNTS}",
+        seconds=round(time.perf_counter() - started, 2),
+    )
+
+
+def failed_evaluation(entry: CatalogEntry, error: BaseException) -> SceneEvaluation:
+    """The record of a scene that could not be evaluated."""
+    reason = str(error) if isinstance(error, ScenemillError) else f"unexpected {type(error).__name__}: {error}"
+    return SceneEvaluation(scene=entry.id, location=entry.location, status="failed", reason=reason)
+
+
+def conclude(
+    plan: EvaluationPlan, scenes: Sequence[SceneEvaluation], files: LabelFiles, *, seconds: float = 0.0
+) -> EvaluationReport:
+    """All scenes together: overall scores, pictures of the worst windows, the page and its numbers.
+
+    Raises:
+        SettingsError: the scenes' results have different classes.
+        WorldError: the disk refuses.
+    """
+    done = [scene for scene in scenes if scene.status == "done"]
+    tables = [BlockCounts.load(plan.out / str(scene.counts)) for scene in done]
+    planes = _common_planes(done)
+    overall = None
+    if planes is not None:
+        bins = join_bins([s.scores.calibration for s in done if s.scores is not None and s.scores.calibration])
+        overall = score_counts(join_counts(tables), planes, plan.spec.bootstrap, calibration=bins)
+    report = EvaluationReport(
+        kind=plan.kind,
+        compared=str(plan.compared),
+        labels=", ".join(map(str, plan.labels)),
+        planes=planes,
+        overall=overall,
+        scenes=tuple(scenes),
+        worst=draw_worst(plan, files, find_worst(done, tables, plan.spec)),
+        settings=asdict(plan.spec),
+        versions={"scenemill": __version__, **{name: version(name) for name in PACKAGES}},
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 2),
+        folder=str(plan.out),
+    )
+    _make_folder(plan.out)
+    write_page(plan.out, report)
+    return report
+
+
+def _segment(plan: EvaluationPlan, entry: CatalogEntry, predictor: LoadedPredictor, watch: Watch | None) -> None:
+    spec = plan.spec.segment
+    scene = describe_scene(entry.location, spec.reading, card=predictor.card, scene_id=entry.id)
+    with cluster(spec.distribute) as client:
+        segment_scene(scene, plan.out / SCENES, predictor=predictor, spec=spec, client=client, watch=watch)
+
+
+def _common_planes(scenes: Sequence[SceneEvaluation]) -> Planes | None:
+    """What all scenes are compared by; None without a scene."""
+    for scene in scenes:
+        if scene.planes != scenes[0].planes:
+            names, first = (", ".join(each.planes.names) for each in (scene, scenes[0]) if each.planes)
+            raise SettingsError(
+                f"classes: {scene.found} has {names}, but {scenes[0].found} has {first}; evaluate results of one "
+                "model, or name the classes they share"
+            )
+    return scenes[0].planes if scenes else None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorldError(f"{folder}: cannot be made: {error}; check the disk and its permissions") from error

@@ -1,0 +1,227 @@
+"""What evaluation is told and what it tells: settings, a record per scene, a report over all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.config import SegmentSpec
+from pipeline.errors import SettingsError
+from pipeline.training.bootstrap import BootstrapSpec
+
+Kind = Literal["model", "mosaics", "polygons"]
+"""What is compared with the labels."""
+PIXEL_METRICS = ("iou", "f1", "precision", "recall", "accuracy", "boundary_iou")
+"""Per class and pixel."""
+OBJECT_METRICS = ("object_f1", "object_precision", "object_recall", "object_f1_mean")
+"""Per class and object: at an IoU above 0.5, and F1 averaged over the bounds 0.5 to 0.95."""
+METRICS = PIXEL_METRICS + OBJECT_METRICS
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSpec:
+    """Everything that can be set about evaluating."""
+
+    classes: tuple[str, ...] = ()
+    """Classes to compare; empty = those of the model or mosaics, and for polygons one class `object`."""
+    class_field: str | None = None
+    """Attribute of vector labels that tells the class; None = every polygon is of the only class."""
+    class_map: dict[str, str] = field(default_factory=dict)
+    """Label value -> class name, `none` or `unlabelled`, as in training; empty = see `classes` of training."""
+    found_field: str | None = None
+    """Attribute of compared polygons that tells the class; None = that of our own files, or there is only one class."""
+    labelled_area: str | None = None
+    """Polygon file of the land that was looked at; nothing outside of it counts. None = everywhere."""
+    boundary_px: int = 3
+    """Width in pixels of the band along borders that boundary IoU looks at, at least 1."""
+    worst_windows: int = 8
+    """Pictures of the windows with the most wrong pixels, 0 to 100."""
+    bootstrap: BootstrapSpec = field(default_factory=BootstrapSpec)
+    """How intervals are made."""
+    segment: SegmentSpec = field(default_factory=SegmentSpec)
+    """How scenes are read, and segmented when a model is evaluated."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) != len(self.classes):
+            raise SettingsError(f"classes must be different names, not {self.classes}")
+        if self.boundary_px < 1:
+            raise SettingsError(f"boundary_px must be at least 1, not {self.boundary_px}")
+        if not 0 <= self.worst_windows <= 100:
+            raise SettingsError(f"worst_windows must be from 0 to 100, not {self.worst_windows}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planes:
+    """What is compared: a plane of pixels per class."""
+
+    names: tuple[str, ...]
+    """The classes; a background, where there is one, is the first."""
+    background: bool = False
+    """Whether the first is the absence of all others; it has no objects and no part in means."""
+    exclusive: bool = False
+    """Whether each pixel is of one of them only."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names without the background."""
+        return self.names[int(self.background) :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A score with its interval."""
+
+    value: float | None
+    """The score, 0 to 1; None where it is undefined, e.g. the recall of a class that is not there."""
+    low: float | None = None
+    """Lower end of the bootstrap interval; None where there is none."""
+    high: float | None = None
+    """Upper end."""
+
+    @classmethod
+    def of(cls, value: float, low: float = math.nan, high: float = math.nan) -> Estimate:
+        """Rounded to 6 digits, None for NaN."""
+        rounded = (None if math.isnan(number) else round(float(number), 6) for number in (value, low, high))
+        return cls(**dict(zip(("value", "low", "high"), rounded, strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """How well one class was found."""
+
+    name: str
+    """The class, or the background of exclusive classes."""
+    metrics: Mapping[str, Estimate]
+    """Every name of `METRICS`."""
+    pixels: Mapping[str, int]
+    """Pixels: `true_positive`, `false_positive`, `false_negative`, `true_negative`."""
+    objects: Mapping[str, int]
+    """Objects: `truth`, `found`, and `matched` at an IoU above 0.5; all 0 for a background."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationBins:
+    """Probabilities in bins of equal width, and how often they came true."""
+
+    count: tuple[int, ...]
+    """Pixels in each bin."""
+    confidence: tuple[float | None, ...]
+    """Mean probability of each bin; None where it is empty."""
+    accuracy: tuple[float | None, ...]
+    """Share of its pixels that are of the class; None where it is empty."""
+    ece: float
+    """Expected calibration error, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Every number of one scene, or of all scenes together."""
+
+    classes: tuple[ClassScores, ...]
+    """One per class; the background of exclusive classes first."""
+    mean: Mapping[str, Estimate]
+    """Every name of `METRICS`: the mean over the classes that define it, without a background; `accuracy` of exclusive
+    classes: share of pixels that got the right one."""
+    counted: int
+    """Pixels that are valid and labelled."""
+    wrong: int
+    """Of those, the ones wrong in any class."""
+    blocks: int
+    """Blocks of ground that were resampled for the intervals."""
+    calibration: CalibrationBins | None = None
+    """Of a mosaic's probabilities; None for polygons."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstWindow:
+    """A window with many wrong pixels."""
+
+    scene: str
+    """Id of the scene."""
+    row: int
+    """First row in the result's grid."""
+    col: int
+    """First column."""
+    height: int
+    """Rows."""
+    width: int
+    """Columns."""
+    wrong: int
+    """Wrong pixels in it."""
+    counted: int
+    """Pixels in it that count."""
+    image: str | None = None
+    """The picture, relative to the evaluation's folder; None until it is drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneEvaluation:
+    """What became of one scene; small and JSON-able."""
+
+    scene: str
+    """Id of the scene."""
+    location: str
+    """Where it was read from."""
+    status: Literal["done", "failed"]
+    """Whether it could be evaluated."""
+    reason: str | None = None
+    """Why not, in one paragraph."""
+    found: str = ""
+    """The mosaic or polygon file that was compared."""
+    labels: tuple[str, ...] = ()
+    """The label files it was compared with."""
+    model: str = ""
+    """SHA-256 of the checkpoint that made the mosaic; empty for polygons."""
+    planes: Planes | None = None
+    """Classes compared; None when it failed."""
+    shape: tuple[int, int] = (0, 0)
+    """Rows and columns of the result's grid."""
+    resolution_m: float = 0.0
+    """Its true pixel side."""
+    scores: Scores | None = None
+    """The numbers; None when it failed."""
+    errors: str | None = None
+    """The error map, relative to the evaluation's folder."""
+    counts: str | None = None
+    """The counts per block, relative to the evaluation's folder."""
+    seconds: float = 0.0
+    """Wall time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """What an evaluation came to; `evaluation.json` is this."""
+
+    kind: Kind
+    """What was compared with the labels."""
+    compared: str
+    """Its path."""
+    labels: str
+    """Path of the labels."""
+    planes: Planes | None
+    """Classes compared; None when every scene failed."""
+    overall: Scores | None
+    """All scenes together; None when every scene failed."""
+    scenes: tuple[SceneEvaluation, ...]
+    """Every scene, in order, failed ones too."""
+    worst: tuple[WorstWindow, ...]
+    """The worst windows of all scenes, worst first."""
+    settings: Mapping[str, object]
+    """All settings."""
+    versions: Mapping[str, str]
+    """Of Scenemill and of what its numbers rest on."""
+    date: str = ""
+    """When, UTC, ISO 8601."""
+    seconds: float = 0.0
+    """Wall time."""
+    page: str = "evaluation.html"
+    """The page, relative to the evaluation's folder."""
+    folder: str = ""
+    """The evaluation's folder."""
+
+    @property
+    def failed(self) -> tuple[SceneEvaluation, ...]:
+        """The scenes that could not be evaluated."""
+        return tuple(scene for scene in self.scenes if scene.status == "failed")

@@ -1,0 +1,174 @@
+"""The evaluation as a page: one HTML file with its pictures inside, and every number as JSON beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.errors import WorldError
+from pipeline.journal import write_durably
+from pipeline.mosaic import read_mask
+from pipeline.training.bootstrap import FEW_BLOCKS
+from pipeline.training.error_map import COLOURS, CONFUSED, MEANINGS, NOT_COUNTED
+from pipeline.training.evaluation import METRICS, EvaluationReport, Kind, SceneEvaluation
+
+PAGE, NUMBERS = "evaluation.html", "evaluation.json"
+TITLES = {
+    "iou": "IoU",
+    "f1": "F1 (Dice)",
+    "precision": "Precision",
+    "recall": "Recall",
+    "accuracy": "Accuracy",
+    "boundary_iou": "Boundary IoU",
+    "object_f1": "Object F1",
+    "object_precision": "Object precision",
+    "object_recall": "Object recall",
+    "object_f1_mean": "Object F1, average",
+}
+HEADLINE = ("iou", "f1", "boundary_iou", "object_f1")
+"""Scores that are shown large."""
+PER_SCENE = ("iou", "f1", "precision", "recall", "boundary_iou", "object_f1")
+"""Scores of each scene's row."""
+COMPARED: Mapping[Kind, str] = {"model": "Model", "mosaics": "Mosaics", "polygons": "Polygons"}
+MOST_MAPS = 24
+"""Error maps shown; those of the lowest IoU. Bounds the page."""
+MAP_SIDE = 480
+"""Longer side of a shown error map, screen pixels."""
+
+
+def write_page(out: Path, report: EvaluationReport) -> None:
+    """Write `evaluation.json` and `evaluation.html` into the evaluation's folder, each whole or not at all.
+
+    Raises:
+        WorldError: the disk refuses, or the pictures cannot be read back.
+    """
+    try:
+        write_durably(out / NUMBERS, json.dumps(asdict(report), indent=2) + "\n")
+        write_durably(out / PAGE, render_page(out, report))
+    except OSError as error:
+        raise WorldError(f"{out}: the page cannot be written: {error}; check the disk and its permissions") from error
+
+
+def render_page(out: Path, report: EvaluationReport) -> str:
+    """The page as HTML; it asks nothing of the network and runs no script.
+
+    Args:
+        out: the folder of the evaluation; pictures and error maps are read from it.
+        report: what is told.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"score": _score, "count": _count, "millions": _millions}
+    template = environment.from_string((files("pipeline") / "data" / PAGE).read_text(encoding="utf-8"))
+    done = [scene for scene in report.scenes if scene.scores is not None]
+    bins = report.overall.calibration if report.overall else None
+    return template.render(
+        report=report,
+        name=Path(report.compared).name or report.compared,
+        what=COMPARED[report.kind],
+        done=done,
+        models=sorted({scene.model for scene in done if scene.model}),
+        notes=[*_notes(report)],
+        metrics=METRICS,
+        titles=TITLES,
+        headline=HEADLINE,
+        per_scene=PER_SCENE,
+        reliability=[pair for pair in zip(bins.confidence, bins.accuracy, strict=True) if None not in pair]
+        if bins
+        else [],
+        most=max(bins.count) if bins else 1,
+        pictures={window.image: _inline((out / window.image).read_bytes()) for window in report.worst if window.image},
+        maps=[(scene, _thumbnail(out / str(scene.errors), scene.shape)) for scene in _most_wrong(done)],
+        legend=[(_css(COLOURS[code]), meaning) for code, meaning in MEANINGS.items() if _is_used(code, report)],
+        settings=json.dumps({**report.settings, "versions": report.versions}, indent=2),
+        **_bootstrap_words(report),
+    )
+
+
+def _notes(report: EvaluationReport) -> list[str]:
+    """What a reader must know before the numbers."""
+    notes = []
+    if report.overall is None:
+        notes.append("No scene could be evaluated; the reasons are below.")
+    elif report.overall.blocks < FEW_BLOCKS:
+        notes.append(
+            f"Only {report.overall.blocks} blocks of ground were resampled, fewer than {FEW_BLOCKS}: take the "
+            "intervals as a guess, commonly too narrow."
+        )
+    elif few := [s.scene for s in report.scenes if s.scores is not None and s.scores.blocks < FEW_BLOCKS]:
+        named = ", ".join(few[:6]) + (f" and {len(few) - 6} more" if len(few) > 6 else "")
+        notes.append(
+            f"These scenes have fewer than {FEW_BLOCKS} blocks, so take their own intervals as a guess: {named}."
+        )
+    if report.failed and report.overall is not None:
+        notes.append(f"{len(report.failed)} of {len(report.scenes)} scenes could not be evaluated and count nowhere.")
+    return notes
+
+
+def _bootstrap_words(report: EvaluationReport) -> dict[str, object]:
+    given = report.settings["bootstrap"]
+    assert isinstance(given, Mapping)
+    return {
+        "block_size": given["block_size"],
+        "resamples": given["resamples"],
+        "confidence": f"{100 * given['confidence']:g} %",
+    }
+
+
+def _most_wrong(scenes: Sequence[SceneEvaluation]) -> list[SceneEvaluation]:
+    """The scenes whose maps are shown, lowest IoU first; those without one last."""
+
+    def key(scene: SceneEvaluation) -> float:
+        value = scene.scores.mean["iou"].value if scene.scores else None
+        return 2.0 if value is None else value
+
+    return sorted(scenes, key=key)[:MOST_MAPS]
+
+
+def _thumbnail(path: Path, shape: tuple[int, int]) -> str:
+    """An error map at screen size."""
+    ratio = min(1.0, MAP_SIDE / max(shape))
+    size = max(1, round(shape[0] * ratio)), max(1, round(shape[1] * ratio))
+    codes, colours = read_mask(path, size)
+    table = np.zeros((256, 4), np.uint8)
+    for code, colour in colours.items():
+        table[code] = colour
+    table[NOT_COUNTED] = COLOURS[NOT_COUNTED]
+    file = io.BytesIO()
+    Image.fromarray(table[codes]).save(file, "png", optimize=True)
+    return _inline(file.getvalue())
+
+
+def _is_used(code: int, report: EvaluationReport) -> bool:
+    return code != CONFUSED or (report.planes is not None and len(report.planes.classes) > 1)
+
+
+def _inline(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _css(colour: tuple[int, int, int, int]) -> str:
+    red, green, blue, alpha = colour
+    return f"rgba({red}, {green}, {blue}, {alpha / 255:g})"
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _count(value: int) -> str:
+    """With thin spaces between thousands."""
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def _millions(value: int) -> str:
+    return f"{value / 1e6:,.3g} M" if value >= 100_000 else _count(value)

@@ -1,0 +1,148 @@
+"""What is compared with what: settled before any work, and opened scene by scene."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.catalog import CatalogEntry
+from pipeline.errors import SettingsError
+from pipeline.predictor import LoadedPredictor, load_predictor
+from pipeline.scene import describe_scene
+from pipeline.segment import resolve_settings
+from pipeline.training.chips import list_images
+from pipeline.training.evaluation import EvaluateSpec, Kind
+from pipeline.training.evaluation_comparison import Comparison
+from pipeline.training.evaluation_found import (
+    ONE_CLASS,
+    Found,
+    MosaicFound,
+    PolygonsFound,
+    find_mosaic,
+    find_polygons,
+    foreground_names,
+    resolve_planes,
+)
+from pipeline.training.evaluation_truth import LabelFiles, check_same_ground
+from pipeline.training.pairing import stem_of
+
+SCENES = "scenes"
+"""Folder of the scenes, in the evaluation's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """What is compared with what; plain data."""
+
+    entries: tuple[CatalogEntry, ...]
+    """The scenes."""
+    labels: tuple[Path, ...]
+    """Label files or folders."""
+    kind: Kind
+    """What is compared with the labels."""
+    compared: Path
+    """Checkpoint, mosaics or polygons."""
+    out: Path
+    """Folder of the evaluation."""
+    spec: EvaluateSpec
+    """All settings."""
+
+
+def plan_evaluation(
+    images: Sequence[str | Path],
+    labels: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    model: str | Path | None = None,
+    mosaics: str | Path | None = None,
+    polygons: str | Path | None = None,
+    spec: EvaluateSpec,
+) -> EvaluationPlan:
+    """Settle what is compared, before any work.
+
+    Raises:
+        SettingsError: none or several of model, mosaics and polygons are given, a path is missing, or one
+            mosaic is to serve several scenes.
+    """
+    kind, path = _compared({"model": model, "mosaics": mosaics, "polygons": polygons})
+    entries = list_images(images).entries
+    if kind == "mosaics" and path.is_file() and len(entries) > 1:
+        raise SettingsError(
+            f"mosaics: {path} is one mosaic, but {len(entries)} scenes are named; name its scene alone, or the folder "
+            "that holds a result for each"
+        )
+    out = Path(out)
+    if any(place.exists() and not place.is_dir() for place in (out, *out.parents)):
+        raise SettingsError(f"out: {out} must be a folder, but there is a file; name another")
+    return EvaluationPlan(
+        entries=entries,
+        labels=tuple(map(Path, [labels] if isinstance(labels, str | Path) else labels)),
+        kind=kind,
+        compared=path,
+        out=out,
+        spec=spec,
+    )
+
+
+def find_label_files(plan: EvaluationPlan) -> LabelFiles:
+    """The label files of a plan; raises LabelError when a scene has none."""
+    return LabelFiles(plan.labels, [entry.location for entry in plan.entries], plan.spec)
+
+
+def load_plan_model(plan: EvaluationPlan) -> LoadedPredictor | None:
+    """The model of a plan, checked against the settings; None when none is evaluated.
+
+    Raises:
+        ModelError: the checkpoint cannot be used.
+        SettingsError: the settings do not suit it, or `classes` names one that it does not have.
+    """
+    if plan.kind != "model":
+        return None
+    inference = plan.spec.segment.inference
+    predictor = load_predictor(plan.compared, inference.device, precision=inference.precision)
+    resolve_settings(plan.spec.segment, predictor.card)
+    resolve_planes(predictor.card, plan.spec.classes, plan.compared)
+    return predictor
+
+
+def open_comparison(plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles) -> Comparison:
+    """A scene's result and labels, ready to be read on the result's grid.
+
+    Raises:
+        SceneError: the scene or its result cannot be used.
+        LabelError: its labels cannot be used, or do not touch it.
+        SettingsError: classes that the result does not have.
+    """
+    reading = replace(plan.spec.segment.reading, resolution_m="native")
+    scene = describe_scene(entry.location, reading, scene_id=entry.id)
+    found = _open_found(plan, entry)
+    try:
+        check_same_ground(scene, found.grid, found.path)
+        here = replace(scene, grid=found.grid)
+        truth = files.open(entry.location, here, scene.grid, foreground_names(found.card))
+    except BaseException:
+        found.close()
+        raise
+    return Comparison(here, found, truth)
+
+
+def _compared(paths: Mapping[Kind, str | Path | None]) -> tuple[Kind, Path]:
+    given = [(kind, Path(path)) for kind, path in paths.items() if path is not None]
+    if len(given) != 1:
+        named = " and ".join(kind for kind, _ in given) or "none of them"
+        raise SettingsError(f"exactly one of model, mosaics and polygons must be given to compare, not {named}")
+    kind, path = given[0]
+    if not path.exists():
+        raise SettingsError(f"{kind}: there is no {path}; check the path")
+    return kind, path
+
+
+def _open_found(plan: EvaluationPlan, entry: CatalogEntry) -> Found:
+    spec = plan.spec
+    if plan.kind == "polygons":
+        scene = describe_scene(entry.location, spec.segment.reading, scene_id=entry.id)
+        path, classes = find_polygons(plan.compared, entry.id, stem_of(entry.location)), spec.classes or ONE_CLASS
+        return PolygonsFound(path, scene, classes, spec.found_field)
+    folder = plan.out / SCENES if plan.kind == "model" else plan.compared
+    return MosaicFound(find_mosaic(folder, entry.id), spec.classes, spec.segment.polygons)

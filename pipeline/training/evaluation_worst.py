@@ -1,0 +1,77 @@
+"""The windows with the most wrong pixels: found in the counts, and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from rasterio.windows import Window
+
+from pipeline.errors import WorldError
+from pipeline.training.evaluation import EvaluateSpec, SceneEvaluation, WorstWindow
+from pipeline.training.evaluation_comparison import Comparison
+from pipeline.training.evaluation_counts import BlockCounts
+from pipeline.training.evaluation_plan import EvaluationPlan, open_comparison
+from pipeline.training.evaluation_truth import LabelFiles
+from pipeline.training.overlays import picture_png
+
+FOLDER = "worst"
+"""Folder of the pictures, in the evaluation's folder."""
+
+
+def find_worst(
+    scenes: Sequence[SceneEvaluation], tables: Sequence[BlockCounts], spec: EvaluateSpec
+) -> list[WorstWindow]:
+    """The blocks with the most wrong pixels, those without one left out; ties in the order of scenes and blocks."""
+    size, found = spec.bootstrap.block_size, []
+    for scene, table in zip(scenes, tables, strict=True):
+        for place in (-table.wrong).argsort(kind="stable")[: spec.worst_windows].tolist():
+            row, col = int(table.row[place]), int(table.col[place])
+            window = WorstWindow(
+                scene=scene.scene,
+                row=row,
+                col=col,
+                height=min(size, scene.shape[0] - row),
+                width=min(size, scene.shape[1] - col),
+                wrong=int(table.wrong[place]),
+                counted=int(table.counted[place]),
+            )
+            found.append(window)
+    return [w for w in sorted(found, key=lambda w: -w.wrong)[: spec.worst_windows] if w.wrong]
+
+
+def draw_worst(plan: EvaluationPlan, files: LabelFiles, worst: Sequence[WorstWindow]) -> tuple[WorstWindow, ...]:
+    """Draw them, scene by scene, so that each is opened once.
+
+    Raises:
+        WorldError: the disk refuses.
+    """
+    for former in (plan.out / FOLDER).glob("[0-9][0-9]*-r*-c*.png"):
+        former.unlink()
+    drawn: dict[int, WorstWindow] = {}
+    for entry in plan.entries:
+        mine = [(rank, window) for rank, window in enumerate(worst, start=1) if window.scene == entry.id]
+        if not mine:
+            continue
+        with closing(open_comparison(plan, entry, files)) as comparison:
+            for rank, window in mine:
+                name = f"{FOLDER}/{rank:02}-{entry.id}-r{window.row}-c{window.col}.png"
+                _write(plan.out / name, draw_window(comparison, window, title=f"{rank}"))
+                drawn[rank] = replace(window, image=name)
+    return tuple(drawn[rank] for rank in sorted(drawn))
+
+
+def draw_window(comparison: Comparison, window: WorstWindow, *, title: str) -> bytes:
+    """A PNG of one window: picture, truth, probability, errors."""
+    shown = comparison.show(Window(window.col, window.row, window.width, window.height))
+    return picture_png(shown, comparison.shown_card, title=title)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise WorldError(f"{path}: cannot be written: {error}; check the disk and its permissions") from error
