@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,16 @@ def test_hundreds_of_chips_open_at_once(make_scene: MakeScene) -> None:
     data = cache(open_data([folder / "images"], folder / "masks", CHIPS), 100, 1)
     assert len(data.sources) == 200
     assert time.perf_counter() - start < 200 * 0.02
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a list of this process's open files")
+def test_chips_that_do_not_fit_into_memory_are_not_kept_open(make_scene: MakeScene) -> None:
+    folder = chips(make_scene, 5)
+    data = cache(open_data([folder / "images"], folder / "masks", CHIPS), 0, 1)
+    for source in data.sources:
+        source.read(Window(0, 0, 40, 40))
+    opened = [Path(os.path.realpath(link)) for link in Path("/proc/self/fd").iterdir()]
+    assert not any(path.is_relative_to(folder) for path in opened)
 
 
 def test_real_chips_with_a_suffix_inside_their_names_pair_with_palette_masks(shared_data: Path) -> None:

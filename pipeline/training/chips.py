@@ -1,4 +1,4 @@
-"""Which images are used and what they are kept for: scenes and chips from few words."""
+"""Which images are used, what they are kept for, and how they are opened: scenes and chips from few words."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
 from pipeline.catalog import SUFFIXES, CatalogEntry, list_scenes
 from pipeline.errors import SettingsError
-from pipeline.scene import ReadingSpec
+from pipeline.scene import ReadingSpec, Scene, SceneReader
 
 PICTURE_DRIVERS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 """Suffixes of chips that are no GeoTIFF, and the GDAL drivers that open them; in training alone."""
+SMALL_PIXELS = 2**21
+"""Images of at most so many pixels are opened anew for each window: thousands of chips would need too many handles."""
 LIST_SUFFIX = ".txt"
 """Of a file that lists scenes, one a line; empty lines and those that begin with # are skipped."""
 
@@ -116,3 +122,24 @@ def reading_of(location: str | Path, reading: ReadingSpec | None = None) -> Read
     if driver is None or driver in reading.drivers:
         return reading
     return replace(reading, drivers=(*reading.drivers, driver))
+
+
+class ChipReader:
+    """Reads windows of an image, which is open only meanwhile; safe to use from many threads."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+
+    def read(self, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and validity of a window, as `SceneReader.read` gives them."""
+        with SceneReader(self.scene) as reader:
+            return reader.read(window)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def open_reader(scene: Scene) -> SceneReader | ChipReader:
+    """Keeps large images open and small ones closed."""
+    height, width = scene.file_shape
+    return ChipReader(scene) if height * width <= SMALL_PIXELS else SceneReader(scene)

@@ -21,8 +21,8 @@ from rasterio.windows import Window
 from pipeline.errors import LabelError, SceneError
 from pipeline.georeference import is_on_earth
 from pipeline.grid import RasterGrid
-from pipeline.scene import Scene, SceneReader, describe_scene
-from pipeline.training.chips import reading_of
+from pipeline.scene import Scene, describe_scene
+from pipeline.training.chips import open_reader, reading_of
 from pipeline.training.class_map import NOT_LOOKED_AT, Meanings, mask_meanings, unknown_values, value_text
 from pipeline.training.labels import UNLABELLED, ground_text, outline
 
@@ -47,7 +47,7 @@ class MaskLabels:
         self._mask, self._under = mask, under
         self._names, self._meanings = names, meanings
         self._nodata = mask.nodata[0]
-        self._reader = SceneReader(replace(mask, nodata=(None,)))
+        self._reader = open_reader(replace(mask, nodata=(None,)))
         self._table = self._code_table(np.dtype(mask.dtype))
 
     def burn(self, window: Window) -> NDArray[np.uint8]:

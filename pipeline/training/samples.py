@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.georeference import is_on_earth
-from pipeline.scene import Scene, SceneReader
+from pipeline.scene import Scene
 from pipeline.training.alike import describe_alike
 from pipeline.training.blocks import plan_blocks
-from pipeline.training.chips import list_images
+from pipeline.training.chips import list_images, open_reader
 from pipeline.training.labels import UNLABELLED, Labels, find_labels
 from pipeline.training.opening import LabelOpener
 
@@ -66,7 +66,7 @@ class LabelledScene:
     def __init__(self, scene: Scene, labels: Labels) -> None:
         self.scene = scene
         self._labels = labels
-        self._reader = SceneReader(scene)
+        self._reader = open_reader(scene)
 
     def read(self, window: Window) -> Sample:
         """The sample of a window inside the grid."""
