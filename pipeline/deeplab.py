@@ -6,20 +6,27 @@
                                                   |
                                         3x3, 3x3, 1x1 head, 4x bilinear -> logits
 
-The backbone is a ResNet (He et al. 2016, arXiv:1512.03385) trained from scratch, whose last stages trade
-their stride for dilation until the output stride is reached. Atrous spatial pyramid pooling (ASPP) looks at
-its output through a 1x1 convolution, three dilated 3x3 ones and, if wished, the mean of the whole tile.
+The backbone is a ResNet trained from scratch (the paper's are pretrained), whose last stages trade their
+stride for dilation until the output stride is reached. Atrous spatial pyramid pooling (ASPP) looks at its
+output through a 1x1 convolution, three dilated 3x3 ones and, if wished, the mean of the whole tile. The
+depthwise separable convolutions of the paper's fastest model are an option for ASPP and decoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.deeplab_resnet import (
+    LOW_LEVEL_STRIDE,
+    Backbone,
+    OutputStride,
+    ResNet,
+    ResNetShape,
+    before_backbone,
+)
 from pipeline.networks_geometry import (
     Span,
     aligned_halo,
@@ -27,24 +34,13 @@ from pipeline.networks_geometry import (
     before_interpolation,
     widest_reach,
 )
-from pipeline.networks_layers import Norm, Residual, initialize, interpolate, normalized
+from pipeline.networks_layers import Norm, initialize, interpolate, normalized, same_convolution
 from pipeline.networks_rules import check_settings, check_size
 
-Backbone = Literal["resnet18", "resnet34", "resnet50"]
-OutputStride = Literal[8, 16]
-
-BLOCKS: Mapping[Backbone, tuple[int, int, int, int]] = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-}
-"""Residual blocks of each stage (He et al. 2016, table 1)."""
-WIDEST = 4
-"""Channels of a bottleneck block's output per channel inside it; also of ASPP and decoder per base channel."""
+WIDTH = 4
+"""Channels of pyramid and decoder, in multiples of `base_channels`: the paper's 256."""
 RATES = (6, 12, 18)
 """Dilations of ASPP at output stride 16; doubled at 8 (Chen et al. 2017, arXiv:1706.05587, section 4.1)."""
-LOW_LEVEL_STRIDE = 4
-"""Input pixels per pixel of the features that the decoder adds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +64,7 @@ class DeepLabSpec:
     image_pooling: bool = True
     """True: ASPP also sees the mean of the whole tile, which makes the receptive field unbounded."""
     separable: bool = False
-    """True: 3x3 convolutions of ASPP and decoder are split into a depthwise and a 1x1 one."""
+    """True: 3x3 convolutions of ASPP and decoder are split into a depthwise and a 1x1 one (section 3.1)."""
 
     def __post_init__(self) -> None:
         choices = {"backbone": Backbone, "output_stride": OutputStride, "norm": Norm}
@@ -100,54 +96,19 @@ class DeepLabSpec:
         return None if self._unbounded else aligned_halo(lambda position: _reach(self, position), self.stride)
 
     @property
+    def resnet(self) -> ResNetShape:
+        """The shape of its backbone."""
+        return ResNetShape(
+            bands=self.bands,
+            backbone=self.backbone,
+            output_stride=self.output_stride,
+            base_channels=self.base_channels,
+            norm=self.norm,
+        )
+
+    @property
     def _unbounded(self) -> bool:
         return self.norm == "group" or self.image_pooling
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Block:
-    """One residual block of the backbone."""
-
-    stage: int
-    """0 to 3."""
-    inner: int
-    """Channels it takes."""
-    width: int
-    """Channels of its 3x3 convolutions."""
-    outer: int
-    """Channels it returns."""
-    stride: int
-    """1 or 2."""
-    spacing: int
-    """Dilation of its first 3x3 convolution: of the features it takes."""
-    dilation: int
-    """Dilation of any further one: of the features it returns, at stride 1."""
-
-
-def _blocks(spec: DeepLabSpec) -> Iterator[_Block]:
-    """The backbone's blocks in order.
-
-    A stage that may not stride any more doubles the dilation instead of halving the size, so that the
-    features at every second pixel are those of the network that strides.
-    """
-    inner, reached, dilation = spec.base_channels, LOW_LEVEL_STRIDE, 1
-    for stage, count in enumerate(BLOCKS[spec.backbone]):
-        width = spec.base_channels * 2**stage
-        outer = width * (WIDEST if _is_bottleneck(spec) else 1)
-        halving = stage > 0
-        stride = 2 if halving and reached < spec.output_stride else 1
-        reached *= stride
-        spacing, dilation = dilation, dilation * (2 if halving and stride == 1 else 1)
-        for index in range(count):
-            yield _Block(
-                stage=stage, inner=inner, width=width, outer=outer,
-                stride=1 if index else stride, spacing=dilation if index else spacing, dilation=dilation,
-            )  # fmt: skip
-            inner = outer
-
-
-def _is_bottleneck(spec: DeepLabSpec) -> bool:
-    return spec.backbone == "resnet50"
 
 
 def _rates(spec: DeepLabSpec) -> tuple[int, ...]:
@@ -163,12 +124,7 @@ def _reach(spec: DeepLabSpec, position: int) -> Span:
     span = before_convolution(span, reach=2)
     span = before_interpolation(span, spec.output_stride // LOW_LEVEL_STRIDE)
     span = before_convolution(span, reach=max(_rates(spec)))
-    for block in reversed(list(_blocks(spec))):
-        if not _is_bottleneck(spec):
-            span = before_convolution(span, reach=block.dilation)
-        span = before_convolution(span, reach=block.spacing, stride=block.stride)
-    span = before_convolution(span, reach=1, stride=2)
-    return before_convolution(span, reach=3, stride=2)
+    return before_backbone(spec.resnet, span)
 
 
 class DeepLabV3Plus(nn.Module):
@@ -177,12 +133,10 @@ class DeepLabV3Plus(nn.Module):
     def __init__(self, spec: DeepLabSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = ResNet(spec)
+        self.backbone = ResNet(spec.resnet)
         self.aspp = PyramidPooling(spec, self.backbone.deep_channels)
-        wide, low_level = spec.base_channels * WIDEST, spec.base_channels * 3 // 4
-        self.low_level = nn.Sequential(
-            *normalized(_convolution(spec, self.backbone.low_level_channels, low_level, 1), spec.norm)
-        )
+        wide, low_level = spec.base_channels * WIDTH, spec.base_channels * 3 // 4
+        self.low_level = nn.Sequential(*_pointwise(spec, self.backbone.low_level_channels, low_level))
         self.decoder = nn.Sequential(*_mixing(spec, wide + low_level, wide), *_mixing(spec, wide, wide))
         self.head = nn.Conv2d(wide, spec.classes, 1)
         initialize(self)
@@ -203,30 +157,6 @@ class DeepLabV3Plus(nn.Module):
         return interpolate(self.head(features), LOW_LEVEL_STRIDE)
 
 
-class ResNet(nn.Module):
-    """Features of two depths; batch norm follows every convolution, and 3x3 ones carry the strides."""
-
-    def __init__(self, spec: DeepLabSpec) -> None:
-        super().__init__()
-        blocks = list(_blocks(spec))
-        self.low_level_channels = next(block.outer for block in reversed(blocks) if block.stage == 0)
-        self.deep_channels = blocks[-1].outer
-        stem = nn.Conv2d(spec.bands, spec.base_channels, 7, stride=2, padding=3, bias=spec.norm == "none")
-        self.stem = nn.Sequential(*normalized(stem, spec.norm))
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.stages = nn.ModuleList(
-            nn.Sequential(*(_residual(spec, block) for block in blocks if block.stage == stage)) for stage in range(4)
-        )
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N, bands, H, W)` -> features at a fourth of the size, and at one part in `output_stride`."""
-        low_level = self.stages[0](self.pool(self.stem(pixels)))
-        deep = low_level
-        for stage in self.stages[1:]:
-            deep = stage(deep)
-        return low_level, deep
-
-
 class PyramidPooling(nn.Module):
     """ASPP: dilated convolutions side by side, joined by a 1x1 convolution; `(N, C, h, w) -> (N, 4 base, h, w)`.
 
@@ -236,14 +166,13 @@ class PyramidPooling(nn.Module):
 
     def __init__(self, spec: DeepLabSpec, channels: int) -> None:
         super().__init__()
-        wide = spec.base_channels * WIDEST
-        pointwise = nn.Sequential(*normalized(_convolution(spec, channels, wide, 1), spec.norm))
+        wide = spec.base_channels * WIDTH
+        pointwise = nn.Sequential(*_pointwise(spec, channels, wide))
         dilated = (nn.Sequential(*_mixing(spec, channels, wide, dilation=rate)) for rate in _rates(spec))
         self.branches = nn.ModuleList([pointwise, *dilated])
         self.image = nn.Sequential(nn.Conv2d(channels, wide, 1), nn.ReLU(inplace=True)) if spec.image_pooling else None
         joined = wide * (len(self.branches) + spec.image_pooling)
-        project = normalized(_convolution(spec, joined, wide, 1), spec.norm)
-        self.project = nn.Sequential(*project, nn.Dropout(spec.dropout))
+        self.project = nn.Sequential(*_pointwise(spec, joined, wide), nn.Dropout(spec.dropout))
 
     def forward(self, features: Tensor) -> Tensor:
         """Features seen at all rates at once."""
@@ -255,39 +184,13 @@ class PyramidPooling(nn.Module):
         return joined
 
 
-def _residual(spec: DeepLabSpec, block: _Block) -> Residual:
-    """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3, 1x1 (He et al. 2016, figure 5), and its shortcut."""
-    if _is_bottleneck(spec):
-        convolutions = [
-            _convolution(spec, block.inner, block.width, 1),
-            _convolution(spec, block.width, block.width, 3, stride=block.stride, dilation=block.spacing),
-            _convolution(spec, block.width, block.outer, 1),
-        ]
-    else:
-        convolutions = [
-            _convolution(spec, block.inner, block.width, 3, stride=block.stride, dilation=block.spacing),
-            _convolution(spec, block.width, block.outer, 3, dilation=block.dilation),
-        ]
-    *first, last = convolutions
-    layers = [layer for each in first for layer in normalized(each, spec.norm)]
-    body = nn.Sequential(*layers, *normalized(last, spec.norm, relu=False))
-    if block.inner == block.outer and block.stride == 1:
-        return Residual(body, nn.Identity())
-    shortcut = _convolution(spec, block.inner, block.outer, 1, stride=block.stride)
-    return Residual(body, nn.Sequential(*normalized(shortcut, spec.norm, relu=False)))
-
-
 def _mixing(spec: DeepLabSpec, inner: int, outer: int, *, dilation: int = 1) -> list[nn.Module]:
     """A 3x3 convolution with normalisation and ReLU, or the depthwise separable pair that stands for it."""
     if not spec.separable:
-        return normalized(_convolution(spec, inner, outer, 3, dilation=dilation), spec.norm)
-    depthwise = _convolution(spec, inner, inner, 3, dilation=dilation, groups=inner)
-    return [*normalized(depthwise, spec.norm), *normalized(_convolution(spec, inner, outer, 1), spec.norm)]
+        return normalized(same_convolution(inner, outer, 3, norm=spec.norm, dilation=dilation), spec.norm)
+    depthwise = nn.Conv2d(inner, inner, 3, padding=dilation, dilation=dilation, groups=inner, bias=spec.norm == "none")
+    return [*normalized(depthwise, spec.norm), *_pointwise(spec, inner, outer)]
 
 
-def _convolution(
-    spec: DeepLabSpec, inner: int, outer: int, kernel: int, *, stride: int = 1, dilation: int = 1, groups: int = 1
-) -> nn.Conv2d:
-    padding = kernel // 2 * dilation
-    bias = spec.norm == "none"
-    return nn.Conv2d(inner, outer, kernel, stride, padding=padding, dilation=dilation, groups=groups, bias=bias)
+def _pointwise(spec: DeepLabSpec, inner: int, outer: int) -> list[nn.Module]:
+    return normalized(same_convolution(inner, outer, 1, norm=spec.norm), spec.norm)

@@ -29,7 +29,7 @@ from pipeline.networks_geometry import (
     before_pooling,
     widest_reach,
 )
-from pipeline.networks_layers import Norm, bilinear_kernel, initialize, normalized
+from pipeline.networks_layers import Norm, bilinear_kernel, initialize, normalized, same_convolution
 from pipeline.networks_rules import check_settings, check_size
 
 STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
@@ -110,9 +110,9 @@ class FCN8s(nn.Module):
         self.pool = nn.MaxPool2d(2)
         wide = spec.base_channels * FULLY_CONNECTED
         self.connected = nn.Sequential(
-            *normalized(_convolution(spec, widths[4], wide, 7), spec.norm),
+            *normalized(same_convolution(widths[4], wide, 7, norm=spec.norm), spec.norm),
             nn.Dropout(spec.dropout),
-            *normalized(_convolution(spec, wide, wide, 1), spec.norm),
+            *normalized(same_convolution(wide, wide, 1, norm=spec.norm), spec.norm),
             nn.Dropout(spec.dropout),
         )
         self.score = nn.Conv2d(wide, spec.classes, 1)
@@ -161,12 +161,8 @@ class FCN8s(nn.Module):
 def _stage(spec: FCNSpec, inner: int, outer: int, convolutions: int) -> nn.Sequential:
     """So many times 3x3 convolution, normalisation, ReLU."""
     channels = [inner] + [outer] * convolutions
-    layers = [normalized(_convolution(spec, a, b, 3), spec.norm) for a, b in pairwise(channels)]
+    layers = [normalized(same_convolution(a, b, 3, norm=spec.norm), spec.norm) for a, b in pairwise(channels)]
     return nn.Sequential(*(layer for each in layers for layer in each))
-
-
-def _convolution(spec: FCNSpec, inner: int, outer: int, kernel: int) -> nn.Conv2d:
-    return nn.Conv2d(inner, outer, kernel, padding=kernel // 2, bias=spec.norm == "none")
 
 
 def _upsample(classes: int, factor: int) -> nn.ConvTranspose2d:

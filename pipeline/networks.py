@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
-from pipeline.deeplab import Backbone, DeepLabSpec, DeepLabV3Plus, OutputStride
+from pipeline.deeplab import DeepLabSpec, DeepLabV3Plus
+from pipeline.deeplab_resnet import Backbone, OutputStride
 from pipeline.errors import ModelError, SettingsError
 from pipeline.fcn import FCN8s, FCNSpec
 from pipeline.networks_layers import Norm

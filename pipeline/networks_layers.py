@@ -23,6 +23,14 @@ LEAST_SQUEEZED = 8
 """... but not below so many: of few channels behind a ReLU, all may be dead from the start."""
 
 
+def same_convolution(
+    inner: int, outer: int, kernel: int, *, norm: Norm, stride: int = 1, dilation: int = 1
+) -> nn.Conv2d:
+    """A convolution padded so that the size stays, or is divided by the stride; biased only if no norm follows."""
+    padding = kernel // 2 * dilation
+    return nn.Conv2d(inner, outer, kernel, stride, padding=padding, dilation=dilation, bias=norm == "none")
+
+
 def normalized(convolution: nn.Conv2d, norm: Norm, *, relu: bool = True) -> list[nn.Module]:
     """A convolution, its normalisation and ReLU, as layers for a Sequential."""
     layers: list[nn.Module] = [convolution]
@@ -69,6 +77,50 @@ class SqueezeExcitation(nn.Module):
         """`(N, C, H, W) -> (N, C, H, W)`."""
         scale: Tensor = self.excite(features.mean((2, 3), keepdim=True))
         return features * scale
+
+
+class AttentionGate(nn.Module):
+    """Additive attention (Oktay et al. 2018, arXiv:1804.03999, eq. 1 and 2) on the pixels of a skip.
+
+    `skip * sigmoid(psi(relu(Wx skip + Wg signal)))`, where the coarser level is the gating signal. The paper
+    compares both at the coarse size and interpolates the sigmoid. Here, as in the widely used implementation
+    whose parameter count we keep (LeeJunHyun/Image_Segmentation), the signal is the upsampled one that is
+    concatenated next, and normalisation follows each of the three 1x1 convolutions. The gate is then
+    pointwise: it sees no further than the network without it, and fits unpadded networks.
+    """
+
+    def __init__(self, channels: int, *, norm: Norm, bias: bool) -> None:
+        super().__init__()
+        inner = channels // 2
+        self.of_skip = nn.Sequential(*normalized(nn.Conv2d(channels, inner, 1, bias=bias), norm, relu=False))
+        self.of_signal = nn.Sequential(*normalized(nn.Conv2d(channels, inner, 1, bias=bias), norm, relu=False))
+        self.psi = nn.Sequential(*normalized(nn.Conv2d(inner, 1, 1, bias=bias), norm, relu=False))
+
+    def forward(self, skip: Tensor, signal: Tensor) -> Tensor:
+        """Two `(N, C, H, W) -> (N, C, H, W)`: the skip, each pixel scaled by 0 to 1."""
+        joined = functional.relu(self.of_skip(skip) + self.of_signal(signal), inplace=True)
+        # Not torch.sigmoid: on the CPU its last bit depends on where threads divide the pixels.
+        weight: Tensor = 1 / (1 + torch.exp(-self.psi(joined)))
+        return skip * weight
+
+
+class BilinearUpsample(nn.Module):
+    """Twice the size, half the channels: a 1x1 convolution, then bilinear interpolation.
+
+    The two commute (each interpolation weight set sums to 1), so the convolution runs on a quarter of the
+    pixels; a 3x3 one would cost 36 times as much, and the block that follows mixes neighbours anyway.
+    Unpadded networks drop the outermost pixel, whose value interpolation must invent.
+    """
+
+    def __init__(self, channels: int, *, trim: bool) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, channels // 2, 1)
+        self.trim = trim
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(N, C, H, W) -> (N, C / 2, 2H, 2W)`, or `(N, C / 2, 2H - 2, 2W - 2)` when trimmed."""
+        upsampled = interpolate(self.reduce(features), 2)
+        return upsampled[..., 1:-1, 1:-1] if self.trim else upsampled
 
 
 def centre(features: Tensor, size: tuple[int, ...]) -> Tensor:

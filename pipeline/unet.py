@@ -21,7 +21,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.networks_geometry import (
     Span,
@@ -32,12 +31,13 @@ from pipeline.networks_geometry import (
     widest_reach,
 )
 from pipeline.networks_layers import (
+    AttentionGate,
+    BilinearUpsample,
     Norm,
     Residual,
     SqueezeExcitation,
     centre,
     initialize,
-    interpolate,
     normalized,
 )
 from pipeline.networks_rules import check_settings, check_size
@@ -174,7 +174,9 @@ class UNet(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
         self.upsample = nn.ModuleList(_upsample(spec, c) for c in upwards)
         self.decoder = nn.ModuleList(_block(spec, c, c // 2) for c in upwards)
-        self.gates = nn.ModuleList(AttentionGate(spec, c // 2) for c in upwards if spec.attention)
+        self.gates = nn.ModuleList(
+            AttentionGate(c // 2, norm=spec.norm, bias=_biased(spec)) for c in upwards if spec.attention
+        )
         self.head = nn.Conv2d(channels[0], spec.classes, 1)
         initialize(self)
 
@@ -204,50 +206,6 @@ class UNet(nn.Module):
             features = block(torch.cat([skip, features], dim=1))
         logits: Tensor = self.head(features)
         return logits
-
-
-class AttentionGate(nn.Module):
-    """Additive attention (Oktay et al. 2018, arXiv:1804.03999, eq. 1 and 2) on the pixels of a skip.
-
-    `skip * sigmoid(psi(relu(Wx skip + Wg signal)))`, where the coarser level is the gating signal. The paper
-    compares both at the coarse size and interpolates the sigmoid. Here, as in the widely used implementation
-    whose parameter count we keep (LeeJunHyun/Image_Segmentation), the signal is the upsampled one that is
-    concatenated next, and normalisation follows each of the three 1x1 convolutions. The gate is then
-    pointwise: it sees no further than the network without it, and fits unpadded networks.
-    """
-
-    def __init__(self, spec: UNetSpec, channels: int) -> None:
-        super().__init__()
-        inner = channels // 2
-        self.of_skip = nn.Sequential(*normalized(_convolution(spec, channels, inner, 1), spec.norm, relu=False))
-        self.of_signal = nn.Sequential(*normalized(_convolution(spec, channels, inner, 1), spec.norm, relu=False))
-        self.psi = nn.Sequential(*normalized(_convolution(spec, inner, 1, 1), spec.norm, relu=False))
-
-    def forward(self, skip: Tensor, signal: Tensor) -> Tensor:
-        """Two `(N, C, H, W) -> (N, C, H, W)`: the skip, each pixel scaled by 0 to 1."""
-        joined = functional.relu(self.of_skip(skip) + self.of_signal(signal), inplace=True)
-        # Not torch.sigmoid: on the CPU its last bit depends on where threads divide the pixels.
-        weight: Tensor = 1 / (1 + torch.exp(-self.psi(joined)))
-        return skip * weight
-
-
-class BilinearUpsample(nn.Module):
-    """Twice the size, half the channels: a 1x1 convolution, then bilinear interpolation.
-
-    The two commute (each interpolation weight set sums to 1), so the convolution runs on a quarter of the
-    pixels; a 3x3 one would cost 36 times as much, and the block that follows mixes neighbours anyway.
-    Unpadded networks drop the outermost pixel, whose value interpolation must invent.
-    """
-
-    def __init__(self, channels: int, *, trim: bool) -> None:
-        super().__init__()
-        self.reduce = nn.Conv2d(channels, channels // 2, 1)
-        self.trim = trim
-
-    def forward(self, features: Tensor) -> Tensor:
-        """`(N, C, H, W) -> (N, C / 2, 2H, 2W)`, or `(N, C / 2, 2H - 2, 2W - 2)` when trimmed."""
-        upsampled = interpolate(self.reduce(features), 2)
-        return upsampled[..., 1:-1, 1:-1] if self.trim else upsampled
 
 
 def _upsample(spec: UNetSpec, channels: int) -> nn.Module:
@@ -281,4 +239,8 @@ def _block(spec: UNetSpec, inner: int, outer: int) -> nn.Module:
 
 def _convolution(spec: UNetSpec, inner: int, outer: int, kernel: int) -> nn.Conv2d:
     padding = kernel // 2 if spec.padding == "same" else 0
-    return nn.Conv2d(inner, outer, kernel, padding=padding, bias=spec.norm == "none" or spec.convolution_bias)
+    return nn.Conv2d(inner, outer, kernel, padding=padding, bias=_biased(spec))
+
+
+def _biased(spec: UNetSpec) -> bool:
+    return spec.norm == "none" or spec.convolution_bias

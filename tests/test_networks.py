@@ -14,9 +14,9 @@ from pipeline.deeplab import DeepLabSpec, DeepLabV3Plus
 from pipeline.errors import ModelError, SettingsError
 from pipeline.fcn import FCN8s, FCNSpec
 from pipeline.networks import NetworkSpec, Shape, architecture_of, build_network, network_from
-from pipeline.networks_layers import bilinear_kernel, interpolate
+from pipeline.networks_layers import AttentionGate, bilinear_kernel, interpolate
 from pipeline.predictor import fold_batch_norm, settle_convolutions
-from pipeline.unet import AttentionGate, UNet, UNetSpec
+from pipeline.unet import UNet, UNetSpec
 
 SMALL: dict[str, Any] = {"bands": 3, "classes": 2, "base_channels": 8}
 EVERYTHING: dict[str, Any] = {"attention": True, "residual": True, "squeeze_excitation": True}
@@ -175,7 +175,7 @@ def test_results_do_not_depend_on_the_number_of_threads(name: str) -> None:
 def test_gates_do_not_depend_on_the_number_of_threads() -> None:
     """On so many pixels that torch divides them among three threads, where no vector register ends."""
     torch.manual_seed(0)
-    gate = AttentionGate(UNetSpec(**SMALL, attention=True), 2).eval()
+    gate = AttentionGate(2, norm="batch", bias=False).eval()
     settle_convolutions(gate)
     skip = torch.randn(1, 2, 250, 267, generator=torch.Generator().manual_seed(0))
     same_for_all_threads(lambda tiles: gate(tiles, -tiles), skip.contiguous(memory_format=torch.channels_last))
