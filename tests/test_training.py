@@ -182,6 +182,38 @@ def test_masks_teach_the_same_as_polygons(town: Town, tmp_path: Path, make_scene
     assert facts["validation"] == {"scenes": ["other"], "share": 0.5}
 
 
+def test_an_epochs_loss_is_the_mean_of_its_batches(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[float] = []
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        def loss(*tensors: Any) -> torch.Tensor:
+            found: torch.Tensor = plain(*tensors)
+            losses.append(float(found.detach()))
+            return found
+
+        plain = make_loss(*args, **kwargs)
+        return loss
+
+    monkeypatch.setattr("pipeline.training.setup.make_loss", make)
+    report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=QUICK)
+    means = np.array(losses).reshape(2, 8).mean(axis=1)
+    assert [record.loss for record in report.history] == pytest.approx(means)
+
+
+def test_the_weights_kept_are_the_best_epochs_not_the_last(
+    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        loss, count = make_loss(*args, **kwargs), itertools.count(1)
+        return lambda *tensors: loss(*tensors) * (-1 if next(count) > 16 else 1)  # unlearns from the third epoch on
+
+    monkeypatch.setattr("pipeline.training.setup.make_loss", make)
+    report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=SMALL)
+    assert report.best_epoch <= 2
+    assert report.validation is not None
+    assert report.validation.iou == report.best_iou > report.history[-1].iou
+
+
 def nan_after(calls: int) -> Any:
     """`make_loss` of losses that are NaN after so many calls."""
     count = itertools.count(1)
