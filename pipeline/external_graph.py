@@ -115,6 +115,8 @@ def read_graph(content: Mapping[str, object]) -> ExportedGraph:
         check_expressions(module)
         tensors, tiles = _read_inputs(module["signature"])
         steps = _read_steps(module["graph"])
+        if set(steps.inputs) - {*tensors, tiles}:
+            raise ModelError(f"the graph takes inputs that its signature does not name; {HOW_TO_EXPORT}")
         _check_output(module["signature"], steps)
         meta = module["graph"]["tensor_values"][tiles]  # type: ignore[index]
         return ExportedGraph(
@@ -164,7 +166,7 @@ def _refuse_input(kind: str) -> NoReturn:
 
 
 def _check_output(signature: Mapping[str, object], steps: Steps) -> None:
-    kinds = [next(iter(spec)) for spec in signature["output_specs"]]  # type: ignore[attr-defined]
+    kinds = [kind for spec in signature["output_specs"] for kind in spec]  # type: ignore[attr-defined]
     if "user_input_mutation" in kinds:
         raise ModelError("the network overwrites its input; begin its forward with tiles = tiles.clone()")
     if any(kind != "user_output" for kind in kinds):

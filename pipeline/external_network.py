@@ -52,6 +52,8 @@ class ExportedNetwork(nn.Module):
         self.graph = graph
         self._buffer_of = {name: f"tensor{index}" for index, name in enumerate(graph.tensors)}
         for name, key in graph.tensors.items():
+            if key not in tensors:
+                raise ModelError(f"the graph uses the tensor {key[:100]!r}, which is not stored; export it again")
             self.register_buffer(self._buffer_of[name], tensors[key])
         self._program = _Program(graph.steps)
 

@@ -123,7 +123,10 @@ def _export(model: Checkpoint, size: int | None) -> ONNXProgram:
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = (str(cause).strip() or repr(cause)).splitlines()[0]
         hint = "name a --tile-size" if size is None else "run it with torch instead"
         raise ModelError(f"{model.path}: cannot be written as ONNX ({reason}); {hint}") from error
     assert program is not None
