@@ -63,8 +63,9 @@ def test_a_network_learns_bright_squares_and_the_checkpoint_says_how(town: Town,
     assert card.resolution_m == pytest.approx(0.5, abs=2e-3)
     assert (card.stride, card.margin) == (4, 0)
     facts: Any = card.training
-    assert facts["split"]["kind"] == "blocks"
-    assert facts["split"]["training"]["scenes"] == ["town"]
+    assert facts["scenes"] == ["town"]
+    assert (facts["validation"]["kind"], facts["validation"]["scenes"]) == ("blocks", ["town"])
+    assert facts["validation"]["parts"] >= 1
     assert facts["metrics"]["epoch"] == report.best_epoch
     assert report.validation is not None
     assert facts["metrics"]["validation"]["iou"] == pytest.approx(report.best_iou, abs=1e-6)
@@ -119,6 +120,14 @@ def test_a_run_leaves_history_pictures_and_a_page(town: Town, tmp_path: Path, mo
     assert len([name for name in names if name.startswith("overlays/")]) == 1
     assert not any("state" in name or "partial" in name for name in names)
     assert len((report.folder / "history.csv").read_text().splitlines()) == 1 + len(report.history)
+
+
+def test_tensorboard_is_told_of_every_epoch(town: Town, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    spec = replace(QUICK, leaves=LeavesSpec(tensorboard=True))
+    report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=spec)
+    (events,) = (report.folder / "tensorboard").iterdir()
+    assert events.stat().st_size > 200
 
 
 def test_exclusive_classes_come_with_a_background(town: Town, tmp_path: Path, make_scene: MakeScene) -> None:
@@ -177,9 +186,7 @@ def test_masks_teach_the_same_as_polygons(town: Town, tmp_path: Path, make_scene
     other.frame.to_file(folder / "other.geojson")
     by_polygon = train([town.image, other.image], folder, tmp_path / "p.safetensors", spec=spec)
     assert by_mask.sha256 == by_polygon.sha256
-    facts: Any = by_mask.card.training["split"]
-    assert facts["kind"] == "scenes"
-    assert facts["validation"] == {"scenes": ["other"], "share": 0.5}
+    assert by_mask.card.training["validation"] == {"kind": "scenes", "scenes": ["other"], "share": 0.5, "parts": 1}
 
 
 def test_an_epochs_loss_is_the_mean_of_its_batches(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

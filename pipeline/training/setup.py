@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -70,7 +70,7 @@ def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
     core_size = spec.samples.tile_size - 2 * spec.network.shape(bands=1, classes=1).margin
     split = split_data(data, spec.split, seed=spec.seed, core_size=core_size)
     check_validation(split)
-    facts = survey(split.training, spec.classes, seed=spec.seed)
+    facts = survey(split.training, spec.classes, seed=spec.seed, spec=getattr(spec, "normalization", None))
     shape = spec.network.shape(bands=len(facts.bands), classes=len(spec.outputs))
     card = make_card(spec, shape, data, split, facts)
     loss = make_loss(spec.loss, activation=spec.activation, class_share=facts.class_share.tolist())
@@ -99,7 +99,7 @@ def make_card(spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, f
         margin=shape.margin,
         receptive_field=shape.receptive_field,
         training={
-            "split": split.as_record(),
+            **_parts(split),
             "labels": {"repaired": data.repaired, "dropped": data.dropped},
             "class_share": dict(zip(spec.classes, facts.class_share.round(6).tolist(), strict=True)),
             "seed": spec.seed,
@@ -107,6 +107,14 @@ def make_card(spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, f
             "versions": versions(),
         },
     )
+
+
+def _parts(split: Split) -> dict[str, object]:
+    """What was learned from, and what was held out: scenes, how many parts (blocks or scenes), share of all pixels."""
+    told: dict[str, Any] = split.as_record()
+    counts = {"validation": len(split.validation), "test": len(split.test)}
+    held = {part: {"kind": told["kind"], **told[part], "parts": count} for part, count in counts.items() if count}
+    return {"scenes": told["training"]["scenes"], **held}
 
 
 def _settings(spec: TrainSpec) -> dict[str, object]:

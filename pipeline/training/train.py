@@ -10,12 +10,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 from pipeline.checkpoint import save_checkpoint
 from pipeline.errors import ModelError, SettingsError
 from pipeline.predictor import resolve_device
+from pipeline.training.event_log import EventLog
 from pipeline.training.feed import Batch
 from pipeline.training.finish import finish, provisional_card
 from pipeline.training.identity import run_identity
@@ -102,12 +103,15 @@ class _Loop:
 
     def learn(self) -> Stop:
         """Learn and validate epoch by epoch until there is a reason to stop."""
-        while (stop := self.reason_to_stop()) is None:
-            if not self.learn_epoch():
-                return self.diverge()
-            self.validate()
-            if self.state.is_worth_writing:
-                self.save()
+        with self.open_events() as events:
+            while (stop := self.reason_to_stop()) is None:
+                if not self.learn_epoch():
+                    return self.diverge()
+                record = self.validate()
+                if events is not None:
+                    events.tell(record)
+                if self.state.is_worth_writing:
+                    self.save()
         self.save()
         return stop
 
@@ -136,7 +140,7 @@ class _Loop:
                 self.save()
         return learner.is_finite()
 
-    def validate(self) -> None:
+    def validate(self) -> EpochRecord:
         """End the epoch with a record of it, and publish its weights when they are the best so far."""
         at, tally = self.standing, self.setup.count(self.validation)
         confusion = tally.confusion()
@@ -157,6 +161,7 @@ class _Loop:
             sha256 = save_checkpoint(self.setup.out, self.setup.learner.kept, card)
             self.state.keep_best(self.setup.out, sha256)
         write_history(self.state.folder, self.standing.history)
+        return record
 
     def save(self) -> None:
         """Let a run that is stopped from now on go on from here."""
@@ -177,6 +182,12 @@ class _Loop:
             raise ModelError(f"{reason}, before any checkpoint was worth keeping; {advice}")
         log.warning("%s; epoch %d is kept; %s", reason, best.epoch, advice)
         return "diverged"
+
+    def open_events(self) -> AbstractContextManager[EventLog | None]:
+        """What tells TensorBoard of each epoch, if it is wanted."""
+        if not self.setup.spec.leaves.tensorboard:
+            return nullcontext()
+        return EventLog(self.state.folder, first_epoch=self.standing.epoch)
 
     def tell(self, batch: Batch) -> None:
         """Report the batch just learned from."""
