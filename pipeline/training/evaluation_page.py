@@ -76,7 +76,7 @@ def render_page(out: Path, report: EvaluationReport) -> str:
         name=Path(report.compared).name or report.compared,
         what=COMPARED[report.kind],
         done=done,
-        models=sorted({scene.model for scene in done if scene.model}),
+        models=sorted({scene.model for scene in done if scene.model not in ("", "function")}),
         notes=[*_notes(report)],
         metrics=METRICS,
         titles=TITLES,

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MOST_OPENERS = 4
 """Label files are kept in memory for so many sets of files; more than scenes are in hand at once."""
+TRACED = 1024
+"""Side in pixels of the blocks in which masks are traced; bounds memory."""
 _NOTHING: NDArray[np.object_] = np.zeros(0, object)
 MOST_SHIFT = 0.5
 """Pixels of the result by which its edges may lie off the scene's."""
@@ -182,9 +184,9 @@ class _LabelLevels:
 
 
 def _trace(truth: SceneTruth, connectivity: Literal[4, 8]) -> dict[str, list[NDArray[np.object_]]]:
-    spec = PolygonSpec(connectivity=connectivity)
+    levels, spec = _LabelLevels(truth), PolygonSpec(connectivity=connectivity)
     found = {name: [_NOTHING] for name in truth.classes}
-    for batch in shape_polygons(vectorize(_LabelLevels(truth), spec), truth.grid, spec):
+    for batch in shape_polygons(vectorize(levels, spec, block_size=TRACED), truth.grid, spec):
         for value in np.unique(batch.class_value).tolist():
             found[truth.classes[value - 1]].append(batch.geometry[batch.class_value == value])
     return found
