@@ -101,7 +101,7 @@ def unbroken(town: Town, tmp_path_factory: pytest.TempPathFactory) -> TrainRepor
         return run(town, tmp_path_factory.mktemp("unbroken") / "m.safetensors")
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=4))
 def test_stops_at_any_steps_change_nothing(unbroken: TrainReport, town: Town, stops: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -160,6 +160,7 @@ for attempt in range(50):
 
 def test_a_run_killed_again_and_again_ends_in_the_same_bytes(unbroken: TrainReport, town: Town, tmp_path: Path) -> None:
     out, here = tmp_path / "m.safetensors", Path(__file__)
+    (tmp_path / f".{out.name}.0123abcd.partial").touch()  # what a kill while writing leaves
     arguments = [here.parent, here.parents[1], town.image, town.labels, out]
     done = subprocess.run(
         [sys.executable, "-c", KILLER, *map(str, arguments)],
@@ -168,6 +169,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(unbroken: TrainRepo
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert out.read_bytes() == unbroken.checkpoint.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", "m.run"}
     steps = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
     begins = [min(step[1:] for step in steps if step[0] == attempt) for attempt in {step[0] for step in steps}]
     assert len(begins) >= 3

@@ -68,6 +68,7 @@ def train(
         identity = run_identity(spec, data, labels)
         if resume and (done := read_report(out, folder, identity, max_minutes=spec.learning.max_minutes)):
             return done
+        _sweep(out)
         state = RunState(folder, identity)
         with set_up(cache(data, spec.samples.cache_mb, len(spec.classes)), spec, out) as setup:
             loop = _Loop(setup, state, progress)
@@ -224,3 +225,10 @@ def _check(out: Path, spec: TrainSpec) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(f"out: the folder {out.parent} cannot be made: {error}") from error
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed runs left half-written beside the checkpoint; nobody else writes there now."""
+    for path in out.parent.glob(".*.partial"):
+        if path.name.startswith(f".{out.name}."):
+            path.unlink(missing_ok=True)
