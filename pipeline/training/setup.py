@@ -70,7 +70,7 @@ def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
     core_size = spec.samples.tile_size - 2 * spec.network.shape(bands=1, classes=1).margin
     split = split_data(data, spec.split, seed=spec.seed, core_size=core_size)
     check_validation(split)
-    facts = survey(split.training, spec.classes, seed=spec.seed, spec=getattr(spec, "normalization", None))
+    facts = survey(split.training, spec.classes, seed=spec.seed, spec=spec.normalization)
     shape = spec.network.shape(bands=len(facts.bands), classes=len(spec.outputs))
     card = make_card(spec, shape, data, split, facts)
     loss = make_loss(spec.loss, activation=spec.activation, class_share=facts.class_share.tolist())
