@@ -24,11 +24,11 @@ from flows.tasks import is_world_fault
 from pipeline.catalog import CatalogEntry
 from pipeline.config import build_settings, load_settings
 from pipeline.errors import LabelError, ModelError, ScenemillError, SettingsError
+from pipeline.evaluation.evaluate import conclude, evaluate_scene, failed_evaluation
+from pipeline.evaluation.plan import EvaluationPlan, find_label_files, load_plan_model, plan_evaluation
+from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, SceneEvaluation
+from pipeline.evaluation.truth import LabelFiles
 from pipeline.predictor import LoadedPredictor
-from pipeline.training.evaluate import conclude, evaluate_scene, failed_evaluation
-from pipeline.training.evaluation import EvaluateSpec, EvaluationReport, SceneEvaluation
-from pipeline.training.evaluation_plan import EvaluationPlan, find_label_files, load_plan_model, plan_evaluation
-from pipeline.training.evaluation_truth import LabelFiles
 
 
 class EvaluationFailedError(ScenemillError):
@@ -73,7 +73,7 @@ def evaluate_scenes(
     polygons: str | None = None,
     settings: dict[str, Any] | None = None,
 ) -> EvaluationReport:
-    """Compare a model, mosaics or polygons (exactly one) with labels; see `pipeline.training.evaluate.evaluate`.
+    """Compare a model, mosaics or polygons (exactly one) with labels; see `pipeline.evaluation.evaluate.evaluate`.
 
     Args:
         scenes: files, folders, globs, or addresses.

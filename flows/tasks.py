@@ -18,6 +18,9 @@ from pipeline.errors import WorldError
 from pipeline.predictor import InferenceSpec, LoadedPredictor, Precision, load_predictor
 from pipeline.report import SceneReport
 from pipeline.run import segment_entry
+from pipeline.training.records import TrainReport
+from pipeline.training.settings import TrainSpec
+from pipeline.training.train import train
 
 
 def is_world_fault(task: Any, run: TaskRun, state: State[Any]) -> bool:
@@ -53,3 +56,19 @@ def segment_one(entry: CatalogEntry, model: str, out: str, spec: SegmentSpec) ->
     predictor = load_model(model, spec.inference)
     with cluster(spec.distribute) as client:
         return segment_entry(entry, Path(out), predictor=predictor, spec=spec, client=client)
+
+
+@task(
+    name="train",
+    task_run_name="{out}",
+    tags=["training"],
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_world_fault,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def train_one(images: list[str], labels: str, out: str, spec: TrainSpec) -> TrainReport:
+    """Train a network; a retry goes on from the last saved state."""
+    return train(images, labels, out, spec=spec)

@@ -17,12 +17,21 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import __version__
+from pipeline.cli_output import (
+    EXIT_DONE,
+    EXIT_SOME_FAILED,
+    EXIT_USAGE,
+    ConfigFile,
+    Overrides,
+    console,
+    escape,
+    say,
+)
+from pipeline.cli_training import evaluate, export_onnx, import_model, train
 from pipeline.errors import ModelError, ScenemillError, SettingsError
 
 if TYPE_CHECKING:
     from pipeline.report import SceneReport
-
-EXIT_DONE, EXIT_SOME_FAILED, EXIT_USAGE = 0, 1, 2
 
 app = App(
     name="scenemill",
@@ -31,13 +40,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.meta.suppress_keyboard_interrupt = False
-console = Console(stderr=True)
 
-ConfigFile = Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")]
-Overrides = Annotated[
-    tuple[str, ...],
-    Parameter(name="--set", help="One setting as section.key=value, e.g. --set tiling.tile_size=256; repeatable."),
-]
 Crs = Annotated[str | None, Parameter(help="CRS of scenes that carry none, e.g. EPSG:32633.")]
 
 
@@ -78,7 +81,7 @@ def segment(
                 _show_report(report)
     finally:
         if reports:
-            _say(f"summary: {write_run(out, reports)}")
+            say(f"summary: {write_run(out, reports)}")
     return EXIT_SOME_FAILED if any(report.status == "failed" for report in reports) else EXIT_DONE
 
 
@@ -100,7 +103,7 @@ def vectorize(
     target = out or mosaic.with_name("vectorized.gpkg")
     with progress_bars(console) as bars:
         totals = vectorize_mosaic(mosaic, target, spec=spec.polygons, watch=scene_watch(bars, mosaic.parent.name))
-    _say(f"{target}: {totals.count:,} polygons, {_areas(totals.area_m2)}")
+    say(f"{target}: {totals.count:,} polygons, {_areas(totals.area_m2)}")
     return EXIT_DONE
 
 
@@ -122,42 +125,15 @@ def inspect(
     kind, facts = inspect_path(path, spec.reading, model=model)
     table = Table(show_header=False, box=None)
     for name, value in facts:
-        table.add_row(f"[bold]{_escape(name)}", _escape(value))
+        table.add_row(f"[bold]{escape(name)}", escape(value))
     output = Console()
     output.print(f"{path}: {kind}", markup=False, highlight=False, soft_wrap=True)
     output.print(table)
     return EXIT_SOME_FAILED if facts[-1][1].startswith("no:") else EXIT_DONE
 
 
-@app.command
-def train(
-    *,
-    images: Annotated[list[str], Parameter(help="Scenes, or folders of scenes.", consume_multiple=True)],
-    labels: Annotated[Path, Parameter(help="Vector file or mask raster for all scenes, or a folder of them.")],
-    out: Annotated[Path, Parameter(help="Checkpoint to write, *.safetensors.")],
-    config: ConfigFile = None,
-    overrides: Overrides = (),
-) -> int:
-    """Train a U-Net on scenes with polygon or mask labels; the best epoch becomes the checkpoint."""
-    from pipeline.config import load_settings
-    from pipeline.progress import progress_bars, train_watch
-    from pipeline.training.train import TrainSpec
-    from pipeline.training.train import train as train_network
-
-    spec = load_settings(TrainSpec, config, overrides)
-    with progress_bars(console) as bars:
-        report = train_network(images, labels, out, spec=spec, progress=train_watch(bars))
-    table = Table("epoch", "loss", "validation IoU", "learning rate", "seconds", box=None)
-    for record in report.history:
-        best = "bold green" if record.epoch == report.best_epoch else ""
-        numbers = (f"{record.loss:.4f}", f"{record.iou:.4f}", f"{record.learning_rate:.2e}", f"{record.seconds:.0f}")
-        table.add_row(str(record.epoch), *numbers, style=best)
-    console.print(table)
-    _say(
-        f"{report.checkpoint}: validation IoU {report.best_iou:.3f} in epoch {report.best_epoch}, "
-        f"{report.pixels_per_second / 1e6:.2f} Mpx/s, stopped: {report.stopped}"
-    )
-    return EXIT_DONE
+for _command in (train, evaluate, import_model, export_onnx):
+    app.command(_command)
 
 
 @app.command
@@ -171,7 +147,7 @@ def demo(
     from flows.demo import run_demo
 
     for line in run_demo(out, size=size, seed=seed):
-        _say(line)
+        say(line)
     return EXIT_DONE
 
 
@@ -188,14 +164,14 @@ def _launch(
     except ScenemillError as error:
         if debug:
             console.print_exception()
-        console.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return EXIT_USAGE if isinstance(error, SettingsError | ModelError) else EXIT_SOME_FAILED
     except CycloptsError:
         raise
     except Exception as error:
         if debug:
             raise
-        _say(f"error: unexpected {type(error).__name__}: {error}; --debug shows where, please report it")
+        say(f"error: unexpected {type(error).__name__}: {error}; --debug shows where, please report it")
         return EXIT_SOME_FAILED
     return code if isinstance(code, int) else EXIT_DONE
 
@@ -212,11 +188,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else EXIT_DONE)
 
 
-def _say(text: str) -> None:
-    """Print a line as it is: square brackets in paths are no markup, and long paths are not wrapped."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def _check_exists(path: str) -> None:
     if "://" not in path and not Path(path).exists():
         raise SettingsError(f"{path}: no such file; check the path")
@@ -228,15 +199,15 @@ def _shortcuts(crs: str | None, scheduler: str | None) -> list[str]:
 
 
 def _show_report(report: SceneReport) -> None:
-    name = _escape(report.scene)
+    name = escape(report.scene)
     if report.status == "failed":
-        text = f"[bold red]failed[/]  {name}: {_escape(report.reason or '')}"
+        text = f"[bold red]failed[/]  {name}: {escape(report.reason or '')}"
     else:
         seconds = sum(report.seconds.values())
         rate = f", {report.pixels / seconds / 1e6:.1f} Mpx/s" if report.status == "done" and seconds else ""
         text = (
             f"[bold green]{report.status:7}[/] {name}: {report.polygons:,} polygons, {_areas(report.area_m2)}"
-            f"{rate} -> {_escape(report.folder)}"
+            f"{rate} -> {escape(report.folder)}"
         )
     console.print(text, highlight=False, soft_wrap=True)
 
@@ -244,9 +215,3 @@ def _show_report(report: SceneReport) -> None:
 def _areas(area_m2: object) -> str:
     areas = dict(area_m2) if isinstance(area_m2, dict) else {}
     return ", ".join(f"{name} {area:,.0f} m2" for name, area in areas.items()) or "no area"
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -88,12 +88,6 @@ class NetworkSpec:
         own: dict[str, Any] = {key: getattr(self, key) for key in mine - {"bands", "classes"}}
         return kind(bands=bands, classes=classes, **own)
 
-    def unet(self, *, bands: int, classes: int) -> UNetSpec:
-        """The shape, when the network is a U-Net."""
-        shape = self.shape(bands=bands, classes=classes)
-        assert isinstance(shape, UNetSpec)
-        return shape
-
 
 def _owners(key: str) -> list[str]:
     return [name for name, kind in SHAPES.items() if key in {each.name for each in fields(kind)}]

@@ -201,12 +201,19 @@ def resolve_device(device: str) -> torch.device:
 
 
 def activate(outputs: Tensor, card: ModelCard) -> Tensor:
-    """A network's outputs -> probabilities: sigmoid or softmax over classes of `logits / temperature`."""
+    """A network's outputs -> probabilities: sigmoid or softmax over classes of `logits / temperature`.
+
+    Written out, because torch's own sigmoid and softmax round the last bit differently where the CPU's threads
+    divide the pixels; these forms do not.
+    """
     if card.outputs == "probabilities":
         return outputs
     if card.temperature != 1:
         outputs = outputs / card.temperature
-    return torch.sigmoid(outputs) if card.activation == "sigmoid" else torch.softmax(outputs, dim=1)
+    if card.activation == "sigmoid":
+        return torch.reciprocal(1 + torch.exp(-outputs))
+    powers = torch.exp(outputs - outputs.amax(dim=1, keepdim=True))
+    return powers / powers.sum(dim=1, keepdim=True)
 
 
 def as_predictor(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predictor:

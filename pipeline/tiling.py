@@ -251,7 +251,7 @@ def _halo(card: ModelCard) -> int:
     if card.receptive_field is None:
         raise SettingsError(
             "blend: exact needs a network with a bounded receptive field, and this one has none "
-            "(group normalisation looks at the whole tile); use blend: hann"
+            "(group normalisation, squeeze-excitation and image pooling look at the whole tile); use blend: hann"
         )
     return 0 if card.margin else card.receptive_field // 2
 

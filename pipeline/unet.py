@@ -200,7 +200,9 @@ class UNet(nn.Module):
         skips.pop()
         for step, (upsample, block) in enumerate(zip(self.upsample, self.decoder, strict=True)):
             features = upsample(features)
-            skip = centre(skips.pop(), features.shape[-2:])
+            skip = skips.pop()
+            if self.spec.padding == "valid":
+                skip = centre(skip, features.shape[-2:])
             if self.spec.attention:
                 skip = self.gates[step](skip, features)
             features = block(torch.cat([skip, features], dim=1))

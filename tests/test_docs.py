@@ -18,6 +18,7 @@ import yaml
 from conftest import MakeScene
 
 from pipeline.config import SegmentSpec, load_settings
+from pipeline.evaluation.records import EvaluateSpec
 from pipeline.training.settings import TrainSpec
 
 ROOT = Path(__file__).parents[1]
@@ -35,10 +36,12 @@ MACHINE_PATH = re.compile(r"(?<![\w.$])/(?:work|home|root|tmp|Users|mnt)/\w")
 
 def test_every_setting_is_documented_with_its_default() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    segmenting, training = re.split(r"^## Training", text, flags=re.MULTILINE)
+    segmenting, training, evaluating = re.split(r"^## (?:Training|Evaluation)", text, flags=re.MULTILINE)
     assert documented(segmenting) == dict(defaults(SegmentSpec()))
     own = {key: value for key, value in defaults(TrainSpec()) if not key.startswith("reading.")}
     assert documented(training) == own
+    own = {key: value for key, value in defaults(EvaluateSpec()) if not key.startswith("segment.")}
+    assert documented(evaluating) == own
 
 
 def test_the_annotated_settings_file_holds_every_default() -> None:

@@ -26,22 +26,22 @@ from rasterio.windows import Window
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.errors import SettingsError
+from pipeline.evaluation import counts as counting
+from pipeline.evaluation.bootstrap import BootstrapSpec
+from pipeline.evaluation.calibration import CalibrationSums, join_bins
+from pipeline.evaluation.counts import BlockCounter, BlockCounts, PixelPlanes
+from pipeline.evaluation.error_map import COLOURS, error_codes
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.objects import match_objects, place_objects
+from pipeline.evaluation.page import render_page
+from pipeline.evaluation.records import METRICS, EvaluateSpec, EvaluationReport, Planes
+from pipeline.evaluation.scores import OBJECT_RATIOS, PIXEL_RATIOS, score_counts
 from pipeline.scene import ReadingSpec
 from pipeline.scoring import score_polygons_over
 from pipeline.scoring_boundary import score_boundary
 from pipeline.segment import segment_scene
 from pipeline.shaping import PolygonSpec
-from pipeline.training import evaluation_counts
-from pipeline.training.bootstrap import BootstrapSpec
 from pipeline.training.calibrate import reliability
-from pipeline.training.error_map import COLOURS, error_codes
-from pipeline.training.evaluate import evaluate
-from pipeline.training.evaluation import METRICS, EvaluateSpec, EvaluationReport, Planes
-from pipeline.training.evaluation_calibration import CalibrationSums, join_bins
-from pipeline.training.evaluation_counts import BlockCounter, BlockCounts, PixelPlanes
-from pipeline.training.evaluation_objects import match_objects, place_objects
-from pipeline.training.evaluation_page import render_page
-from pipeline.training.evaluation_scores import OBJECT_RATIOS, PIXEL_RATIOS, score_counts
 from pipeline.training.metrics import Confusion
 from pipeline.training.reservoir import LogitSample
 
@@ -141,7 +141,7 @@ def test_blocks_add_up_to_the_scene_whatever_their_size(
 ) -> None:
     planes = random_planes(seed, (2, height, width))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation_counts, "READ_PIXELS", 32)
+        patch.setattr(counting, "READ_PIXELS", 32)
         counts, codes = count(planes, block_size=block_size, border=border)
     whole = Confusion.of(planes.predicted[None], planes.labelled[None], planes.counted[None])
     sums = counts.pixels.sum(axis=0)
@@ -491,7 +491,7 @@ def test_the_page_holds_everything_itself_and_escapes_what_it_is_told(case: Case
 
 
 def test_a_window_is_read_alike_however_it_is_cut(case: Case) -> None:
-    from pipeline.training.evaluation_plan import find_label_files, open_comparison, plan_evaluation
+    from pipeline.evaluation.plan import find_label_files, open_comparison, plan_evaluation
 
     case.add("a", found=SQUARES[2:])
     plan = plan_evaluation(case.images, case.polygons, case.folder / "eval", mosaics=case.run, spec=SPEC)

@@ -54,7 +54,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ),
     ("distribute", "report", "onnx"),
     ("training", "catalog", "config", "segment", "inspection"),
-    ("run",),
+    ("run", "evaluation"),
     ("cli", "demo", "progress"),
 )
 """Rooms from the ground up: a module imports its own rank and those before it, never a later one."""
@@ -79,14 +79,14 @@ PIPELINE_ONLY_IN: dict[str, tuple[str, ...]] = {
         "training",
     ),
     "safetensors": ("checkpoint", "training"),
-    "geopandas": ("export", "catalog", "training"),
-    "pyogrio": ("export", "catalog", "training"),
+    "geopandas": ("export", "catalog", "training", "evaluation"),
+    "pyogrio": ("export", "catalog", "training", "evaluation"),
     "numba": ("labelling", "tracing", "decide", "vectorize"),
     "matplotlib": ("training",),
-    "jinja2": ("training",),
+    "jinja2": ("evaluation",),
     "onnx": ("onnx",),
     "cyclopts": ("cli",),
-    "PIL": ("report", "glance", "training"),
+    "PIL": ("report", "glance", "training", "evaluation"),
 }
 """Third-party packages that only these rooms of `pipeline/` may import, lazily or not."""
 
@@ -191,6 +191,7 @@ def test_flows_reach_the_steps_only_through_the_library():
         "config",
         "distribute",
         "errors",
+        "evaluation",
         "predictor",
         "report",
         "run",

@@ -16,7 +16,7 @@ from pipeline.fcn import FCN8s, FCNSpec
 from pipeline.networks import NetworkSpec, Shape, architecture_of, build_network, network_from
 from pipeline.networks_layers import AttentionGate, bilinear_kernel, interpolate
 from pipeline.predictor import fold_batch_norm, settle_convolutions
-from pipeline.unet import UNet, UNetSpec
+from pipeline.unet import UNetSpec
 
 SMALL: dict[str, Any] = {"bands": 3, "classes": 2, "base_channels": 8}
 EVERYTHING: dict[str, Any] = {"attention": True, "residual": True, "squeeze_excitation": True}
@@ -408,7 +408,3 @@ WRONG: Any = "wrong"
 def test_a_shape_out_of_bounds_says_which_bound(make: Any, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         make()
-
-
-def test_unets_still_come_as_unets() -> None:
-    assert isinstance(build_network(NetworkSpec(depth=2).unet(bands=1, classes=1)), UNet)

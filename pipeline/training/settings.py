@@ -9,16 +9,16 @@ from pipeline.errors import SettingsError
 from pipeline.networks import NetworkSpec
 from pipeline.scene import ReadingSpec
 from pipeline.training.augment import AugmentSpec
+from pipeline.training.class_map import NONE, UNLABELLED_WORD
 from pipeline.training.learning import LearningSpec
 from pipeline.training.leaves import LeavesSpec
 from pipeline.training.losses import LossSpec
 from pipeline.training.splits import SplitSpec
+from pipeline.training.survey import NormalizationSpec
 from pipeline.training.windows import SamplesSpec
 
 BACKGROUND = "background"
 """Name of the output plane of pixels that are of no class, where classes are exclusive."""
-NONE, UNLABELLED = "none", "unlabelled"
-"""What a label value may mean besides a class: looked at and of no class; not looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,8 @@ class TrainSpec:
     """The network."""
     samples: SamplesSpec = field(default_factory=SamplesSpec)
     """The windows."""
+    normalization: NormalizationSpec = field(default_factory=NormalizationSpec)
+    """How their pixels become model input."""
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     """Their random changes."""
     loss: LossSpec = field(default_factory=LossSpec)
@@ -66,16 +68,16 @@ class TrainSpec:
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= MOST_CLASSES or len(set(self.classes)) != len(self.classes):
             raise SettingsError(f"classes must be 1 to {MOST_CLASSES} different names, not {self.classes}")
-        taken = sorted({NONE, UNLABELLED, BACKGROUND} & set(self.classes))
+        taken = sorted({NONE, UNLABELLED_WORD, BACKGROUND} & set(self.classes))
         if taken:
             raise SettingsError(
                 f"classes must not be named {', '.join(taken)}: these words have a meaning of their own"
             )
-        strange = sorted(set(self.class_map.values()) - {*self.classes, NONE, UNLABELLED})
+        strange = sorted(set(self.class_map.values()) - {*self.classes, NONE, UNLABELLED_WORD})
         if strange:
             raise SettingsError(
                 f"class_map leads to {', '.join(strange)}, which is not among classes {list(self.classes)}, "
-                f"{NONE} and {UNLABELLED}"
+                f"{NONE} and {UNLABELLED_WORD}"
             )
         if self.resolution_m is not None and not self.resolution_m > 0:
             raise SettingsError(f"resolution_m must be above 0, not {self.resolution_m}")
@@ -87,7 +89,7 @@ class TrainSpec:
         self._check_tile_size()
 
     def _check_tile_size(self) -> None:
-        network = self.network.unet(bands=1, classes=len(self.classes))
+        network = self.network.shape(bands=1, classes=len(self.outputs))
         size = self.samples.tile_size
         if size % network.stride != network.size_offset or size <= 2 * network.margin:
             least = 2 * network.margin + 1

@@ -11,13 +11,8 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.card import ModelCard
-from pipeline.mosaic import StripWriter, write_cog
-from pipeline.scene import Scene, SceneReader
-from pipeline.segment import Watch
-from pipeline.training.error_map import error_form
-from pipeline.training.evaluation import EvaluateSpec, Planes
-from pipeline.training.evaluation_calibration import CalibrationSums
-from pipeline.training.evaluation_counts import (
+from pipeline.evaluation.calibration import CalibrationSums
+from pipeline.evaluation.counts import (
     FOUND,
     MATCHED_FOUND,
     MATCHED_TRUTH,
@@ -26,9 +21,14 @@ from pipeline.training.evaluation_counts import (
     PixelPlanes,
     within,
 )
-from pipeline.training.evaluation_found import Found, PolygonsFound, foreground_names
-from pipeline.training.evaluation_objects import PlacedObjects, place_objects
-from pipeline.training.evaluation_truth import SceneTruth
+from pipeline.evaluation.error_map import error_form
+from pipeline.evaluation.found import Found, PolygonsFound, foreground_names
+from pipeline.evaluation.objects import PlacedObjects, place_objects
+from pipeline.evaluation.records import EvaluateSpec, Planes
+from pipeline.evaluation.truth import SceneTruth
+from pipeline.mosaic import StripWriter, write_cog
+from pipeline.scene import Scene, SceneReader
+from pipeline.segment import Watch
 from pipeline.training.labels import UNLABELLED
 from pipeline.training.overlays import ShownWindow
 

@@ -8,17 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scoring import THRESHOLDS
-from pipeline.training.bootstrap import BootstrapSpec, percentile_interval, resample_sums
-from pipeline.training.evaluation import (
-    METRICS,
-    CalibrationBins,
-    ClassScores,
-    Estimate,
-    Planes,
-    Scores,
-)
-from pipeline.training.evaluation_counts import (
+from pipeline.evaluation.bootstrap import BootstrapSpec, percentile_interval, resample_sums
+from pipeline.evaluation.counts import (
     BORDER_EITHER,
     BORDER_SHARED,
     FN,
@@ -32,6 +23,15 @@ from pipeline.training.evaluation_counts import (
     TRUTH,
     BlockCounts,
 )
+from pipeline.evaluation.records import (
+    METRICS,
+    CalibrationBins,
+    ClassScores,
+    Estimate,
+    Planes,
+    Scores,
+)
+from pipeline.scoring import THRESHOLDS
 
 _TRUTH_AT = range(MATCHED_TRUTH, MATCHED_FOUND)
 _FOUND_AT = range(MATCHED_FOUND, OBJECT_COLUMNS)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.errors import WorldError
+from pipeline.evaluation.error_map import error_codes, is_wrong
 from pipeline.scoring import THRESHOLDS
 from pipeline.scoring_boundary import boundary_band
-from pipeline.training.error_map import error_codes, is_wrong
 
 TP, FP, FN, TN, BORDER_SHARED, BORDER_EITHER = range(6)
 """Columns of `BlockCounts.pixels`."""

@@ -8,13 +8,8 @@ from pathlib import Path
 
 from pipeline.catalog import CatalogEntry
 from pipeline.errors import SettingsError
-from pipeline.predictor import LoadedPredictor, load_predictor
-from pipeline.scene import describe_scene
-from pipeline.segment import resolve_settings
-from pipeline.training.chips import list_images
-from pipeline.training.evaluation import EvaluateSpec, Kind
-from pipeline.training.evaluation_comparison import Comparison
-from pipeline.training.evaluation_found import (
+from pipeline.evaluation.comparison import Comparison
+from pipeline.evaluation.found import (
     ONE_CLASS,
     Found,
     MosaicFound,
@@ -24,7 +19,12 @@ from pipeline.training.evaluation_found import (
     foreground_names,
     resolve_planes,
 )
-from pipeline.training.evaluation_truth import LabelFiles, check_same_ground
+from pipeline.evaluation.records import EvaluateSpec, Kind
+from pipeline.evaluation.truth import LabelFiles, check_same_ground
+from pipeline.predictor import LoadedPredictor, load_predictor
+from pipeline.scene import describe_scene
+from pipeline.segment import resolve_settings
+from pipeline.training.chips import list_images
 from pipeline.training.pairing import stem_of
 
 SCENES = "scenes"

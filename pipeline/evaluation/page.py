@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import WorldError
+from pipeline.evaluation.bootstrap import FEW_BLOCKS
+from pipeline.evaluation.error_map import COLOURS, CONFUSED, MEANINGS, NOT_COUNTED
+from pipeline.evaluation.records import METRICS, EvaluationReport, Kind, SceneEvaluation
 from pipeline.journal import write_durably
 from pipeline.mosaic import read_mask
-from pipeline.training.bootstrap import FEW_BLOCKS
-from pipeline.training.error_map import COLOURS, CONFUSED, MEANINGS, NOT_COUNTED
-from pipeline.training.evaluation import METRICS, EvaluationReport, Kind, SceneEvaluation
 
 PAGE, NUMBERS = "evaluation.html", "evaluation.json"
 TITLES = {

@@ -15,13 +15,13 @@ from rasterio.windows import Window
 
 from pipeline.card import ModelCard
 from pipeline.errors import LabelError, SceneError
+from pipeline.evaluation.found import Objects
+from pipeline.evaluation.records import EvaluateSpec
 from pipeline.grid import RasterGrid
 from pipeline.levels import INVALID
 from pipeline.scene import Scene
 from pipeline.scoring import cut_to_area
 from pipeline.shaping import PolygonSpec, shape_polygons
-from pipeline.training.evaluation import EvaluateSpec
-from pipeline.training.evaluation_found import Objects
 from pipeline.training.labels import UNLABELLED, Labels, find_labels, outline, polygons_on
 from pipeline.training.opening import LabelOpener
 from pipeline.training.settings import TrainSpec

@@ -25,15 +25,11 @@ from pipeline import __version__
 from pipeline.catalog import CatalogEntry
 from pipeline.distribute import cluster
 from pipeline.errors import LabelError, ScenemillError, SettingsError, WorldError
-from pipeline.predictor import LoadedPredictor
-from pipeline.scene import describe_scene
-from pipeline.segment import Watch, segment_scene
-from pipeline.training.evaluation import EvaluateSpec, EvaluationReport, Planes, SceneEvaluation
-from pipeline.training.evaluation_calibration import join_bins
-from pipeline.training.evaluation_comparison import SceneCount
-from pipeline.training.evaluation_counts import BlockCounts
-from pipeline.training.evaluation_page import write_page
-from pipeline.training.evaluation_plan import (
+from pipeline.evaluation.calibration import join_bins
+from pipeline.evaluation.comparison import SceneCount
+from pipeline.evaluation.counts import BlockCounts
+from pipeline.evaluation.page import write_page
+from pipeline.evaluation.plan import (
     SCENES,
     EvaluationPlan,
     find_label_files,
@@ -41,9 +37,13 @@ from pipeline.training.evaluation_plan import (
     open_comparison,
     plan_evaluation,
 )
-from pipeline.training.evaluation_scores import join_counts, score_counts
-from pipeline.training.evaluation_truth import LabelFiles
-from pipeline.training.evaluation_worst import draw_worst, find_worst
+from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, Planes, SceneEvaluation
+from pipeline.evaluation.scores import join_counts, score_counts
+from pipeline.evaluation.truth import LabelFiles
+from pipeline.evaluation.worst import draw_worst, find_worst
+from pipeline.predictor import LoadedPredictor
+from pipeline.scene import describe_scene
+from pipeline.segment import Watch, segment_scene
 
 __all__ = ["EvaluateSpec", "EvaluationReport", "evaluate"]
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluation.records import CalibrationBins
 from pipeline.training.calibrate import BINS, Reliability
-from pipeline.training.evaluation import CalibrationBins
 
 
 class CalibrationSums:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pipeline.config import SegmentSpec
 from pipeline.errors import SettingsError
-from pipeline.training.bootstrap import BootstrapSpec
+from pipeline.evaluation.bootstrap import BootstrapSpec
 
 Kind = Literal["model", "mosaics", "polygons"]
 """What is compared with the labels."""

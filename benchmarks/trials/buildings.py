@@ -1,24 +1,18 @@
 """Buildings in real aerial scenes: train, segment unseen scenes through the flow, score against the labels.
 
-    python -m benchmarks.buildings                          both trainings; prints the tables of docs/accuracy.md
-    python -m benchmarks.buildings --only banepa            one training scene, one scene to score
-    python -m benchmarks.buildings --minutes 1 --out out    a quick look; keeps checkpoints, mosaics and previews
-
-The scored scenes take no part in training, nor in choosing the epoch: for that, blocks of the training
-scenes are held out.
+The scored scenes take no part in training, nor in choosing epoch, threshold or temperature: for that, blocks
+of the training scenes are held out.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import geopandas
@@ -29,43 +23,25 @@ import yaml
 from numpy.typing import NDArray
 from rasterio import DatasetReader
 
+from benchmarks.trials.records import CONFIGS, DATA, Options, Table, show, skipped
 from pipeline.config import load_settings
 from pipeline.report import SceneReport
 from pipeline.scoring import PixelScore, score_pixels, score_polygons
-from pipeline.training.records import TrainProgress, TrainReport
+from pipeline.training.records import TrainReport
 from pipeline.training.settings import TrainSpec
 from pipeline.training.train import train
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "buildings"
-CONFIGS = Path(__file__).parents[1] / "configs"
+FOLDER = DATA / "buildings"
 NODATA = 255
 """In `mask.tif`."""
 FLOORS = {"banepa_south": 0.514, "zanzibar_2": 0.524, "kampala_2": 0.196}
 """Building IoU of a pixel-wise gradient-boosting model on colour, local means and deviations."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """Scenes to learn from, and unseen scenes to score."""
-
-    name: str
-    """Its name on the command line."""
-    training: tuple[str, ...]
-    """Stems of the scenes to learn from."""
-    scored: tuple[str, ...]
-    """Stems of the scenes to score."""
-    epoch_share: float = 1.0
-    """Epochs as a share of the settings file's, for fewer scenes need fewer."""
-
-
-EXPERIMENTS = (
-    Experiment(name="banepa", training=("banepa_north",), scored=("banepa_south",), epoch_share=0.3),
-    Experiment(
-        name="all",
-        training=("banepa_north", "kampala_1", "catanduanes_1", "zanzibar_1"),
-        scored=("banepa_south", "kampala_2", "catanduanes_2", "zanzibar_2"),
-    ),
-)
+TRAINING = ("banepa_north", "kampala_1", "catanduanes_1", "zanzibar_1")
+SCORED = ("banepa_south", "kampala_2", "catanduanes_2", "zanzibar_2")
+LEFT_OUT_EPOCHS = 30
+"""Epochs of each training without one city; the settings file's are for all four."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,59 +84,51 @@ class Row:
     """Wall time of the scene's stages, while another scene may be in hand."""
 
 
-def main() -> None:
-    """Run the experiments asked for, print the tables, and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=[experiment.name for experiment in EXPERIMENTS])
-    parser.add_argument("--minutes", type=float, help="most training time per experiment; by default all epochs")
-    parser.add_argument("--out", type=Path, help="keep checkpoints and results in this folder")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="training settings")
-    arguments = parser.parse_args()
-    if not DATA.is_dir():
-        print(f"skipped: the building scenes are not at {os.path.relpath(DATA)}")
-        return
-    overrides = [*arguments.set]
-    if arguments.minutes:
-        overrides.append(f"learning.max_minutes={arguments.minutes}")
-    spec = load_settings(TrainSpec, CONFIGS / "buildings.yaml", overrides)
-    wanted = [experiment for experiment in EXPERIMENTS if arguments.only in (None, experiment.name)]
-    with tempfile.TemporaryDirectory() as temporary:
-        figures = []
-        for experiment in wanted:
-            figures.append(run(experiment, spec, (arguments.out or Path(temporary)) / experiment.name))
-            if arguments.json:
-                arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+def run(out: Path, options: Options) -> list[Table]:
+    """Buildings of four places at 0.3 m: one model for all, scored on scenes it has never seen."""
+    if not FOLDER.is_dir():
+        return skipped(FOLDER)
+    trained = learn(TRAINING, out, options)
+    flow = segment_apart(trained.checkpoint, SCORED, out / "results")
+    title = f"Trained on all four training scenes: {_told(trained)}; flow {flow.wall_s:.1f} s, "
+    title += f"peak memory {flow.peak_bytes / 2**20:.0f} MiB"
+    return [Table(title=title, rows=[asdict(score(report)) for report in flow.reports])]
 
 
-def run(experiment: Experiment, spec: TrainSpec, out: Path) -> dict[str, object]:
-    """Train, segment, score and print one experiment; returns its figures."""
-    images = [DATA / "images" / f"{stem}.tif" for stem in experiment.training]
-    epochs = max(1, round(spec.learning.epochs * experiment.epoch_share))
-    spec = replace(spec, learning=replace(spec.learning, epochs=epochs))
-    trained = train(images, DATA / "labels", out / "buildings.safetensors", spec=spec, progress=show)
-    print_training(experiment, trained)
-    flow = segment_apart(trained.checkpoint, experiment.scored, out / "results")
-    rows = [score(report) for report in flow.reports]
-    print_rows(rows, flow)
-    return {
-        "experiment": experiment.name,
-        "training": {
-            **asdict(replace(trained, history=())),
-            "checkpoint": trained.checkpoint.name,
-            "card": trained.card.to_json(),
-            "history": [asdict(record) for record in trained.history],
-        },
-        "scenes": [asdict(row) for row in rows],
-        "wall_s": round(flow.wall_s, 1),
-        "peak_bytes": flow.peak_bytes,
-    }
+def run_left_out(out: Path, options: Options) -> list[Table]:
+    """Buildings of a place that no training scene shows: trained on three cities, scored on the fourth."""
+    if not FOLDER.is_dir():
+        return skipped(FOLDER)
+    few = Options(overrides=(f"learning.epochs={LEFT_OUT_EPOCHS}", *options.overrides))
+    rows = []
+    for left_out, scored in zip(TRAINING, SCORED, strict=True):
+        print(f"without {left_out}:", flush=True)
+        kept = [stem for stem in TRAINING if stem != left_out]
+        trained = learn(kept, out / left_out, few)
+        flow = segment_apart(trained.checkpoint, [scored], out / left_out / "results")
+        row = asdict(score(flow.reports[0]))
+        rows.append(row | {"minutes": round(trained.seconds / 60, 1)})
+    return [Table(title=f"Trained without the scored scene's city, {LEFT_OUT_EPOCHS} epochs each", rows=rows)]
+
+
+def learn(stems: Sequence[str], out: Path, options: Options) -> TrainReport:
+    """Train on some of the scenes with our settings file."""
+    spec = load_settings(TrainSpec, CONFIGS / "buildings.yaml", options.overrides)
+    out.mkdir(parents=True, exist_ok=True)
+    images = [FOLDER / "images" / f"{stem}.tif" for stem in stems]
+    return train(images, FOLDER / "labels", out / "buildings.safetensors", spec=spec, progress=show)
+
+
+def _told(trained: TrainReport) -> str:
+    epochs, minutes, speed = len(trained.history), trained.seconds / 60, trained.pixels_per_second / 1e6
+    held_out = f"held-out blocks IoU {trained.best_iou:.3f} in epoch {trained.best_epoch}"
+    return f"{epochs} epochs in {minutes:.1f} minutes ({speed:.2f} Mpx/s), {held_out}"
 
 
 def segment_apart(checkpoint: Path, stems: Sequence[str], out: Path) -> FlowRun:
     """Segment scenes through the flow in a fresh process, so that its memory is that of segmenting alone."""
     settings = yaml.safe_load((CONFIGS / "segment-buildings.yaml").read_text())
-    scenes = [str(DATA / "images" / f"{stem}.tif") for stem in stems]
+    scenes = [str(FOLDER / "images" / f"{stem}.tif") for stem in stems]
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(segment, scenes, str(checkpoint), str(out), settings).result()
 
@@ -193,7 +161,7 @@ def peak_bytes() -> int:
 def score(report: SceneReport) -> Row:
     """Compare one scene's mask and polygons with its labels."""
     folder = Path(report.folder)
-    mask, labels = folder / report.outputs["mask"], DATA / "masks" / f"{report.scene}.tif"
+    mask, labels = folder / report.outputs["mask"], FOLDER / "masks" / f"{report.scene}.tif"
     pixels = score_mask(mask, labels)
     found = geopandas.read_file(folder / report.outputs["polygons"], layer="polygons").geometry.values
     truth = clipped_labels(report.scene)
@@ -238,40 +206,7 @@ def nearest(source: DatasetReader, target: DatasetReader) -> NDArray[np.uint8]:
 
 def clipped_labels(stem: str) -> NDArray[np.object_]:
     """Labelled buildings of a scene, in its CRS, clipped to it; broken ones repaired."""
-    with rasterio.open(DATA / "images" / f"{stem}.tif") as scene:
-        frame = geopandas.read_file(DATA / "labels" / f"{stem.rsplit('_', 1)[0]}.geojson").to_crs(scene.crs)
+    with rasterio.open(FOLDER / "images" / f"{stem}.tif") as scene:
+        frame = geopandas.read_file(FOLDER / "labels" / f"{stem.rsplit('_', 1)[0]}.geojson").to_crs(scene.crs)
         inside = shapely.intersection(shapely.make_valid(frame.geometry.values), shapely.box(*scene.bounds))
     return np.asarray(inside[shapely.area(inside) > 0], dtype=object)
-
-
-def show(progress: TrainProgress) -> None:
-    """A line at the end of each epoch."""
-    if progress.step == progress.steps:
-        best = "" if progress.best_iou is None else f", best IoU so far {progress.best_iou:.3f}"
-        print(f"epoch {progress.epoch}/{progress.epochs}: loss {progress.loss:.3f}{best}", flush=True)
-
-
-def print_training(experiment: Experiment, trained: TrainReport) -> None:
-    print(f"\n{experiment.name}: {', '.join(experiment.training)} at {trained.card.resolution_m:g} m")
-    epochs, minutes, speed = len(trained.history), trained.seconds / 60, trained.pixels_per_second / 1e6
-    print(
-        f"{epochs} epochs in {minutes:.1f} min, {speed:.2f} Mpx/s; "
-        f"held-out blocks: IoU {trained.best_iou:.3f} in epoch {trained.best_epoch}"
-    )
-
-
-def print_rows(rows: Sequence[Row], flow: FlowRun) -> None:
-    print(
-        "\n| scene | IoU | floor | precision | recall | object F1 | of a perfect mask | labelled | polygons | seconds |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        floor = "" if row.floor is None else f"{row.floor:.3f}"
-        pixels = f"**{row.iou:.3f}** | {floor} | {row.precision:.3f} | {row.recall:.3f}"
-        objects = f"{row.object_f1:.3f} | {row.perfect_f1:.3f} | {row.labelled} | {row.polygons}"
-        print(f"| {row.scene} | {pixels} | {objects} | {row.seconds:.1f} |")
-    print(f"\nflow: {flow.wall_s:.1f} s in all, peak memory {flow.peak_bytes / 2**20:.0f} MiB", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,11 +10,11 @@ from pathlib import Path
 from rasterio.windows import Window
 
 from pipeline.errors import WorldError
-from pipeline.training.evaluation import EvaluateSpec, SceneEvaluation, WorstWindow
-from pipeline.training.evaluation_comparison import Comparison
-from pipeline.training.evaluation_counts import BlockCounts
-from pipeline.training.evaluation_plan import EvaluationPlan, open_comparison
-from pipeline.training.evaluation_truth import LabelFiles
+from pipeline.evaluation.comparison import Comparison
+from pipeline.evaluation.counts import BlockCounts
+from pipeline.evaluation.plan import EvaluationPlan, open_comparison
+from pipeline.evaluation.records import EvaluateSpec, SceneEvaluation, WorstWindow
+from pipeline.evaluation.truth import LabelFiles
 from pipeline.training.overlays import picture_png
 
 FOLDER = "worst"

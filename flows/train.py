@@ -1,0 +1,84 @@
+"""The flow `train-network`: one task that trains; a retry or a second run goes on where the first one stopped.
+
+python -m flows.train --images IMAGES... --labels LABELS --out MODEL     ad hoc, no server needed
+prefect deployment run train-network/train                               on a server, see prefect.yaml
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows.tasks import train_one
+from pipeline.config import build_settings, load_settings
+from pipeline.errors import ScenemillError, SettingsError
+from pipeline.training.card_page import card_page
+from pipeline.training.records import EpochRecord, TrainReport
+from pipeline.training.settings import TrainSpec
+
+
+@flow(name="train-network", flow_run_name="train-{out}", validate_parameters=True)
+def train_network(images: list[str], labels: str, out: str, settings: dict[str, Any] | None = None) -> TrainReport:
+    """Train a network on labelled scenes; see `pipeline.training.train.train`.
+
+    Args:
+        images: scenes, or folders of scenes.
+        labels: a vector file or mask raster for all scenes, or a folder of them.
+        out: the checkpoint to write, `*.safetensors`.
+        settings: the sections of a training settings file, e.g. `{"learning": {"epochs": 20}}`.
+
+    Raises:
+        SettingsError: before any work.
+        ScenemillError: data that cannot be learned from, with the reason.
+    """
+    spec = build_settings(TrainSpec, settings or {}, place="flow parameter settings")
+    report = train_one(images, labels, out, spec)
+    create_table_artifact(
+        key="train-network", table=[_row(record) for record in report.history], description=f"{out}, epoch by epoch"
+    )
+    create_markdown_artifact(key="model-card", markdown=card_page(report.card), description=out)
+    return report
+
+
+def _row(record: EpochRecord) -> dict[str, Any]:
+    return {
+        "epoch": record.epoch,
+        "loss": round(record.loss, 4),
+        "validation IoU": round(record.iou, 4),
+        "learning rate": f"{record.learning_rate:.2e}",
+        "seconds": round(record.seconds, 1),
+    }
+
+
+app = App(name="python -m flows.train", help="Run the flow train-network once, with or without a Prefect server.")
+
+
+@app.default
+def _run_once(
+    *,
+    images: Annotated[list[str], Parameter(help="Scenes, or folders of scenes.", consume_multiple=True)],
+    labels: Annotated[Path, Parameter(help="Vector file or mask raster for all scenes, or a folder of them.")],
+    out: Annotated[Path, Parameter(help="Checkpoint to write, *.safetensors.")],
+    config: Annotated[Path | None, Parameter(help="YAML file of settings; see configs/train.yaml.")] = None,
+    overrides: Annotated[tuple[str, ...], Parameter(name="--set", help="One setting as section.key=value.")] = (),
+) -> int:
+    """Exit code 0: trained; 1: it failed, the log says why; 2: wrong usage or settings."""
+    try:
+        settings = asdict(load_settings(TrainSpec, config, overrides))
+    except ScenemillError as error:
+        app.error_console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    state = train_network(images, str(labels), str(out), settings, return_state=True)
+    if state.is_completed():
+        return 0
+    result = state.result(raise_on_failure=False)
+    return 2 if isinstance(result, SettingsError) else 1
+
+
+if __name__ == "__main__":
+    app()

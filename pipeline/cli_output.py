@@ -1,0 +1,33 @@
+"""What the commands share: the console, exit codes, and the options that several of them take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+EXIT_DONE, EXIT_SOME_FAILED, EXIT_USAGE = 0, 1, 2
+
+console = Console(stderr=True)
+
+ConfigFile = Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")]
+Overrides = Annotated[
+    tuple[str, ...],
+    Parameter(name="--set", help="One setting as section.key=value, e.g. --set tiling.tile_size=256; repeatable."),
+]
+Images = Annotated[list[str], Parameter(help="Scenes, or folders of scenes.", consume_multiple=True)]
+Labels = Annotated[Path, Parameter(help="Vector file or mask raster for all scenes, or a folder of them.")]
+
+
+def say(text: str) -> None:
+    """Print a line as it is: square brackets in paths are no markup, and long paths are not wrapped."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def escape(text: str) -> str:
+    """Text in which square brackets are no markup."""
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,1 @@
+"""Evaluation: results and labels in, scores with intervals and a page out. Start reading at `evaluate`."""
