@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.table import Table
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -24,6 +25,11 @@ Labels = Annotated[Path, Parameter(help="Vector file or mask raster for all scen
 def say(text: str) -> None:
     """Print a line as it is: square brackets in paths are no markup, and long paths are not wrapped."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_table(table: Table) -> None:
+    """Print a table whole: in a narrow window, and where there is no window, its lines run on."""
+    console.print(table, width=max(console.width, 150), crop=False, no_wrap=True)
 
 
 def escape(text: str) -> str:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from pipeline.cli_output import EXIT_DONE, EXIT_SOME_FAILED, ConfigFile, Images, Labels, Overrides, console, escape, say
+from pipeline.cli_output import (
+    EXIT_DONE,
+    EXIT_SOME_FAILED,
+    ConfigFile,
+    Images,
+    Labels,
+    Overrides,
+    console,
+    escape,
+    say,
+    show_table,
+)
 
 if TYPE_CHECKING:
     from pipeline.evaluation.records import Estimate, EvaluationReport
@@ -113,7 +124,7 @@ def _show_history(report: TrainReport) -> None:
         best = "bold green" if record.epoch == report.best_epoch else ""
         scores = (f"{record.loss:.4f}", f"{record.bce:.4f}", f"{record.iou:.4f}", f"{record.f1:.4f}")
         table.add_row(str(record.epoch), *scores, f"{record.learning_rate:.2e}", f"{record.seconds:.0f}", style=best)
-    console.print(table)
+    show_table(table)
 
 
 def _show_parts(report: TrainReport) -> None:
@@ -124,7 +135,7 @@ def _show_parts(report: TrainReport) -> None:
         for label, metrics in scores.classes.items() if scores else ():
             calibration = (f"{scores.ece_before:.4f}", f"{scores.ece:.4f}") if scores else ()
             table.add_row(part, escape(label), *_numbers(metrics, names), *calibration)
-    console.print(table)
+    show_table(table)
 
 
 def _show_evaluation(report: EvaluationReport) -> None:
@@ -139,7 +150,7 @@ def _show_evaluation(report: EvaluationReport) -> None:
     if report.overall is not None:
         for each in report.overall.classes:
             table.add_row("all", escape(each.name), *_estimates(each.metrics, names), style="bold")
-    console.print(table)
+    show_table(table)
 
 
 def _numbers(metrics: Mapping[str, float | None], names: Iterable[str]) -> list[str]:

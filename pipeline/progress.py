@@ -67,6 +67,6 @@ def train_watch(progress: Progress) -> Callable[[TrainProgress], None]:
             shown = step.epoch
             progress.reset(bar, total=step.steps * step.pixels)
         text = f"epoch {step.epoch}/{step.epochs} loss {step.loss:.3f}{best}"
-        progress.update(bar, advance=step.pixels, description=text)
+        progress.update(bar, completed=step.step * step.pixels, description=text)
 
     return watch

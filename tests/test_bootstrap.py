@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SettingsError
 from pipeline.evaluation.bootstrap import BootstrapSpec, percentile_interval, resample_sums
-from pipeline.training import bootstrap
+from pipeline.evaluation import bootstrap
 
 SPEC = BootstrapSpec()
 
