@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.card import ModelCard, Normalization
+from pipeline.durable import write_whole
 from pipeline.errors import ModelError, WorldError
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, card: ModelCard) -> st
     header, data = _split(save(tensors), path)
     header["__metadata__"] = facts
     sha256 = facts["sha256"] = _digest(header, data)
-    _publish(path, _join(header, data))
+    write_whole(path, _join(header, data))
     return sha256
 
 
@@ -276,23 +275,3 @@ def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     for key, value in tensors.items():
         if not bool(value.isfinite().all()):
             raise ModelError(f"{path}: the weights {key} hold NaN or infinity; train with a lower learning rate")
-
-
-def _publish(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, rename: `path` is the old file or the whole new one at every moment."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise WorldError(f"{path}: the checkpoint cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

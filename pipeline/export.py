@@ -8,13 +8,11 @@ polygons give the same bytes. Heavy packages are imported when something is writ
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
-from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +21,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
+from pipeline.durable import appearing, sweep
 from pipeline.errors import SettingsError, WorldError
 from pipeline.export_style import layer_style
 from pipeline.shaping import Polygons
@@ -93,7 +92,8 @@ def write_polygons(
     if not path.parent.is_dir():
         raise SettingsError(f"{path}: there is no folder {path.parent}; create it or name another")
     totals = PolygonTotals()
-    with _published(path) as beside:
+    sweep(path)
+    with appearing(path, ending=path.suffix) as beside:
         stream = _Stream(polygons, totals, scene_id, model_id, classes)
         if driver == "Parquet":
             _write_parquet(beside, stream, crs)
@@ -305,25 +305,3 @@ def _finish_geopackage(path: Path, count: int, qml: str) -> None:
             )
     except sqlite3.Error as error:
         raise WorldError(f"{path}: the GeoPackage could not be finished: {error}; is the disk full?") from error
-
-
-@contextmanager
-def _published(path: Path) -> Iterator[Path]:
-    """A path beside the target, which is flushed and renamed to it on success and removed on failure."""
-    beside = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        beside.unlink(missing_ok=True)
-        yield beside
-        for each in (beside, path.parent):
-            handle = os.open(each, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            if each is beside:
-                beside.replace(path)
-    except OSError as error:
-        raise WorldError(f"{path}: cannot be written: {error}") from error
-    finally:
-        for leftover in path.parent.glob(f".{escape(path.stem)}.partial*"):
-            leftover.unlink(missing_ok=True)

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast
 
 from pipeline.card import ModelCard
-from pipeline.errors import ModelError, SettingsError, WorldError
+from pipeline.durable import appearing
+from pipeline.errors import ModelError, SettingsError
 from pipeline.external_archive import CARD, FORMAT, GRAPH, SAMPLE, WEIGHTS, Archive, digest_of, write_archive
 from pipeline.external_graph import read_graph
 from pipeline.external_sizes import Axis
@@ -109,7 +108,7 @@ def import_model(network: str | Path, card: str | Path, out: str | Path) -> Exte
     text = found.to_json()
     sha256 = digest_of(text, sorted(members.items()))
     label = json.dumps({"card": text, "sha256": sha256}).encode()
-    with _appearing(target) as file:
+    with appearing(target) as partial, partial.open("wb") as file:
         write_archive(file, members | FORMAT | {SAMPLE: b"", ".data/version": b"6\n", CARD: label})
     return describe_external(target)
 
@@ -270,19 +269,3 @@ def _about(path: Path) -> Iterator[None]:
         yield
     except ModelError as error:
         raise error if str(error).startswith(str(path)) else ModelError(f"{path}: {error}") from error
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[IO[bytes]]:
-    """A file written beside, flushed to disk and renamed: `path` is the old file or the whole new one."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise WorldError(f"{path}: the model cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

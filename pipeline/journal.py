@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.durable import flush
 from pipeline.errors import WorldError
 from pipeline.scene import Scene
 
@@ -92,16 +93,6 @@ def publishing(folder: Path) -> Iterator[Path]:
         os.close(claim)
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file beside its target, flush it to the disk, and rename it into place."""
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
 def _remove(work: Path) -> None:
     """Delete a work folder, again while a worker that has not yet heard of the failure adds a file to it."""
     for _ in range(20):
@@ -113,15 +104,15 @@ def _remove(work: Path) -> None:
 
 def _swap(work: Path, folder: Path) -> None:
     for path in work.iterdir():
-        _flush(path)
-    _flush(work)
+        flush(path)
+    flush(work)
     try:
         if folder.exists():
             folder.rename(_former(folder))
         work.rename(folder)
     finally:
         _heal(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
 
 
 def _claim(folder: Path) -> int:
@@ -182,14 +173,6 @@ def _heal(folder: Path) -> None:
 
 def _former(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.former")
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _grid_facts(scene: Scene) -> dict[str, object]:

@@ -7,7 +7,6 @@ which says how pixels become such tiles, lies in its metadata under `scenemill.c
 from __future__ import annotations
 
 import logging
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 
 from pipeline.card import ModelCard
 from pipeline.checkpoint import Checkpoint, load_checkpoint
-from pipeline.errors import ModelError, SettingsError, WorldError
+from pipeline.durable import appearing
+from pipeline.errors import ModelError, SettingsError
 from pipeline.external_trial import trial_tiles
 from pipeline.predictor import activate
 
@@ -149,15 +149,9 @@ def _free_axes(card: ModelCard, size: int | None) -> dict[int, object]:
 def _save(program: ONNXProgram, target: Path) -> None:
     import onnx
 
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with appearing(target) as partial:
         program.save(str(partial), external_data=False)
         onnx.checker.check_model(str(partial))
-        partial.replace(target)
-    except OSError as error:
-        raise WorldError(f"{target}: the file cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import WorldError
-from pipeline.journal import REPORT, write_durably
+from pipeline.durable import make_folder, write_whole
+from pipeline.journal import REPORT
 
 Status = Literal["done", "skipped", "failed"]
 
@@ -88,7 +88,7 @@ class Stopwatch:
 
 def write_report(folder: Path, report: SceneReport) -> None:
     """Write `report.json`, the record that vouches for the outputs beside it."""
-    write_durably(folder / REPORT, json.dumps(asdict(report), indent=2, sort_keys=True) + "\n")
+    write_whole(folder / REPORT, json.dumps(asdict(report), indent=2, sort_keys=True) + "\n")
 
 
 def write_run(out_dir: Path, reports: Sequence[SceneReport]) -> Path:
@@ -115,11 +115,8 @@ def write_run(out_dir: Path, reports: Sequence[SceneReport]) -> Path:
             for report in reports
         ],
     }
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        write_durably(path, json.dumps(summary, indent=2) + "\n")
-    except OSError as error:
-        raise WorldError(f"{path}: cannot be written: {error}; check the disk and its permissions") from error
+    make_folder(out_dir)
+    write_whole(path, json.dumps(summary, indent=2) + "\n")
     return path
 
 

@@ -15,7 +15,7 @@ from conftest import MakeScene
 from pipeline import journal
 from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import WorldError
-from pipeline.journal import content_key, finished_report, publishing, write_durably
+from pipeline.journal import content_key, finished_report, publishing
 from pipeline.scene import ReadingSpec, Scene, describe_scene
 
 
@@ -168,12 +168,6 @@ def test_a_kill_between_any_two_steps_leaves_one_whole_result_and_all_foreign_fi
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) > 6
-
-
-def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
-    write_durably(tmp_path / "run.json", "old")
-    write_durably(tmp_path / "run.json", "new")
-    assert contents(tmp_path) == {"run.json": "new"}
 
 
 # Recognised by content

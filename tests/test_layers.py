@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RANKS: tuple[tuple[str, ...], ...] = (
-    ("errors", "levels", "scoring"),
+    ("errors", "durable", "levels", "scoring"),
     ("grid", "handles"),
     (
         "scene",

@@ -483,7 +483,7 @@ STAGES = {
     "polygons": (segment, "write_polygons", 0),
     "preview": (segment, "write_preview", 0),
     "report": (segment, "write_report", 0),
-    "flush": (journal, "_flush", 2),
+    "flush": (journal, "flush", 2),
 }
 scene, out = sys.argv[1], Path(sys.argv[2])
 spec = SegmentSpec(tiling=TilingSpec(tile_size=32, overlap=8))

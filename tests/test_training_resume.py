@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled import SMALL, Town
 
+from pipeline.durable import write_whole
 from pipeline.errors import WorldError
 from pipeline.networks import NetworkSpec
 from pipeline.training.learning import LearningSpec
@@ -294,10 +295,12 @@ def test_a_state_is_written_before_it_is_named(tmp_path: Path, monkeypatch: pyte
     state = RunState(tmp_path, {})
     state.write(Standing(epoch=1), {"w": torch.zeros(3)})
 
-    def killed(*_: object) -> None:
-        raise StopError
+    def killed(path: Path, content: bytes | str) -> None:
+        if path.suffix == ".json":
+            raise StopError
+        write_whole(path, content)
 
-    monkeypatch.setattr("pipeline.training.state.write_durably", killed)
+    monkeypatch.setattr("pipeline.training.state.write_whole", killed)
     with pytest.raises(StopError):
         state.write(Standing(epoch=2), {"w": torch.ones(3)})
     found = RunState(tmp_path, {}).read()

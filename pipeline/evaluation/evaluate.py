@@ -24,7 +24,8 @@ from pathlib import Path
 from pipeline import __version__
 from pipeline.catalog import CatalogEntry
 from pipeline.distribute import cluster
-from pipeline.errors import LabelError, ScenemillError, SettingsError, WorldError
+from pipeline.durable import make_folder
+from pipeline.errors import LabelError, ScenemillError, SettingsError
 from pipeline.evaluation.calibration import join_bins
 from pipeline.evaluation.comparison import SceneCount
 from pipeline.evaluation.counts import BlockCounts
@@ -123,7 +124,7 @@ def evaluate_scene(
     if predictor is not None:
         _segment(plan, entry, predictor, watch)
     with closing(open_comparison(plan, entry, files)) as comparison:
-        _make_folder(folder)
+        make_folder(folder)
         count = SceneCount(comparison, plan.spec)
         count.run(folder / ERRORS, tags={"SCENEMILL_SCENE": entry.id, "SCENEMILL_VERSION": __version__}, watch=watch)
         counts, grid = count.counter.finish(), comparison.found.grid
@@ -187,7 +188,7 @@ def conclude(
         seconds=round(seconds, 2),
         folder=str(plan.out),
     )
-    _make_folder(plan.out)
+    make_folder(plan.out)
     write_page(plan.out, report)
     return report
 
@@ -209,10 +210,3 @@ def _common_planes(scenes: Sequence[SceneEvaluation]) -> Planes | None:
                 "model, or name the classes they share"
             )
     return scenes[0].planes if scenes else None
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorldError(f"{folder}: cannot be made: {error}; check the disk and its permissions") from error

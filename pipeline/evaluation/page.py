@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline.durable import write_whole
 from pipeline.errors import WorldError
 from pipeline.evaluation.bootstrap import FEW_BLOCKS
 from pipeline.evaluation.error_map import COLOURS, CONFUSED, MEANINGS, NOT_COUNTED
 from pipeline.evaluation.records import METRICS, EvaluationReport, Kind, SceneEvaluation
-from pipeline.journal import write_durably
 from pipeline.mosaic import read_mask
 
 PAGE, NUMBERS = "evaluation.html", "evaluation.json"
@@ -50,11 +50,12 @@ def write_page(out: Path, report: EvaluationReport) -> None:
     Raises:
         WorldError: the disk refuses, or the pictures cannot be read back.
     """
+    write_whole(out / NUMBERS, json.dumps(asdict(report), indent=2) + "\n")
     try:
-        write_durably(out / NUMBERS, json.dumps(asdict(report), indent=2) + "\n")
-        write_durably(out / PAGE, render_page(out, report))
+        page = render_page(out, report)
     except OSError as error:
-        raise WorldError(f"{out}: the page cannot be written: {error}; check the disk and its permissions") from error
+        raise WorldError(f"{out}: its pictures cannot be read back: {error}; evaluate again") from error
+    write_whole(out / PAGE, page)
 
 
 def render_page(out: Path, report: EvaluationReport) -> str:

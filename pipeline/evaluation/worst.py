@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 from rasterio.windows import Window
 
-from pipeline.errors import WorldError
+from pipeline.durable import make_folder, write_whole
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.counts import BlockCounts
 from pipeline.evaluation.plan import EvaluationPlan, open_comparison
@@ -50,6 +49,8 @@ def draw_worst(plan: EvaluationPlan, files: LabelFiles, worst: Sequence[WorstWin
     """
     for former in (plan.out / FOLDER).glob("[0-9][0-9]*-r*-c*.png"):
         former.unlink()
+    if worst:
+        make_folder(plan.out / FOLDER)
     drawn: dict[int, WorstWindow] = {}
     for entry in plan.entries:
         mine = [(rank, window) for rank, window in enumerate(worst, start=1) if window.scene == entry.id]
@@ -58,7 +59,7 @@ def draw_worst(plan: EvaluationPlan, files: LabelFiles, worst: Sequence[WorstWin
         with closing(open_comparison(plan, entry, files)) as comparison:
             for rank, window in mine:
                 name = f"{FOLDER}/{rank:02}-{entry.id}-r{window.row}-c{window.col}.png"
-                _write(plan.out / name, draw_window(comparison, window, title=f"{rank}"))
+                write_whole(plan.out / name, draw_window(comparison, window, title=f"{rank}"))
                 drawn[rank] = replace(window, image=name)
     return tuple(drawn[rank] for rank in sorted(drawn))
 
@@ -67,11 +68,3 @@ def draw_window(comparison: Comparison, window: WorstWindow, *, title: str) -> b
     """A PNG of one window: picture, truth, probability, errors."""
     shown = comparison.show(Window(window.col, window.row, window.width, window.height))
     return picture_png(shown, comparison.shown_card, title=title)
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise WorldError(f"{path}: cannot be written: {error}; check the disk and its permissions") from error

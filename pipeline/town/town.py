@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -17,6 +17,7 @@ from rasterio.enums import ColorInterp
 from rasterio.features import rasterize
 from shapely.affinity import affine_transform, rotate
 
+from pipeline.durable import appearing, write_whole
 from pipeline.errors import SettingsError
 from pipeline.grid import RasterGrid
 from pipeline.town.houses import Building
@@ -62,33 +63,21 @@ class Town:
 
     def write(self, path: Path) -> None:
         """Write the pixels as a Cloud-Optimized GeoTIFF with overviews; the file appears whole or not at all."""
-        partial = path.with_name(f"{path.name}.partial")
         options = {
+            "driver": "COG",
             "compress": "ZSTD",
             "level": 1,
             "predictor": "YES",
             "blocksize": 512,
             "overview_resampling": "average",
+            "num_threads": "ALL_CPUS",
         }
-        with rasterio.open(
-            partial,
-            "w",
-            driver="COG",
-            crs=self.grid.crs,
-            transform=self.grid.transform,
-            height=self.grid.height,
-            width=self.grid.width,
-            count=len(BANDS),
-            dtype="uint16",
-            nodata=NODATA,
-            num_threads="ALL_CPUS",
-            **options,
-        ) as dataset:
+        form = self._form(count=len(BANDS), dtype="uint16", nodata=NODATA)
+        with appearing(path) as partial, rasterio.open(partial, "w", **form, **options) as dataset:
             dataset.write(self.pixels)
             dataset.descriptions = BANDS
             dataset.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.undefined]
             dataset.update_tags(SOURCE=f"invented town, seed {self.seed}")
-        os.replace(partial, path)
 
     def write_truth(self, path: Path) -> None:
         """Write the buildings as GeoJSON in the scene's CRS (named in the legacy `crs` member, which GDAL reads)."""
@@ -102,19 +91,20 @@ class Town:
             "crs": {"type": "name", "properties": {"name": name}},
             "features": features,
         }
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(collection), encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(path, json.dumps(collection))
 
     def write_cover(self, path: Path) -> None:
         """Write `cover` as a GeoTIFF on the scene's grid, nodata 255; the file appears whole or not at all."""
-        partial = path.with_name(f"{path.name}.partial")
-        options = {"driver": "GTiff", "compress": "ZSTD", "tiled": True, "nodata": COVER_NODATA}
-        grid = {"crs": self.grid.crs, "transform": self.grid.transform}
-        height, width = self.grid.shape
-        with rasterio.open(partial, "w", height=height, width=width, count=1, dtype="uint8", **grid, **options) as file:
+        form = self._form(count=1, dtype="uint8", nodata=COVER_NODATA)
+        options = {"driver": "GTiff", "compress": "ZSTD", "tiled": True}
+        with appearing(path) as partial, rasterio.open(partial, "w", **form, **options) as file:
             file.write(self.cover, 1)
-        os.replace(partial, path)
+
+    def _form(self, *, count: int, dtype: str, nodata: int) -> dict[str, Any]:
+        """Of a raster on the town's grid."""
+        grid = self.grid
+        place = {"crs": grid.crs, "transform": grid.transform, "height": grid.height, "width": grid.width}
+        return place | {"count": count, "dtype": dtype, "nodata": nodata}
 
 
 def build_town(seed: int, height: int = 4096, width: int = 4096) -> Town:

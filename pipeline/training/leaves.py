@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.card import ModelCard
-from pipeline.errors import SettingsError, WorldError
-from pipeline.journal import write_durably
+from pipeline.durable import make_folder, write_whole
+from pipeline.errors import SettingsError
 from pipeline.training.card_facts import Facts
 from pipeline.training.card_page import card_page
 from pipeline.training.curves import curves_png, reliability_png
@@ -75,13 +75,8 @@ def write_history(folder: Path, records: Sequence[EpochRecord]) -> Path:
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path = folder / HISTORY
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_durably(path, text.getvalue())
-    except OSError as error:
-        raise WorldError(f"{path}: cannot be written: {error}; check the disk and its permissions") from error
-    return path
+    make_folder(folder)
+    return _written(folder / HISTORY, text.getvalue())
 
 
 def write_leaves(
@@ -108,39 +103,32 @@ def write_leaves(
         WorldError: the disk refuses.
     """
     history = write_history(folder, report.history)
-    try:
-        pictures = [_write_whole(folder / CURVES, curves_png(report.history, report.best_epoch))]
-        if reliability is not None:
-            pictures.append(_write_whole(folder / RELIABILITY, reliability_png(*reliability)))
-        pictures += _write_overlays(folder / OVERLAYS, windows, report.card, spec.overlays)
-        addresses = [path.relative_to(folder).as_posix() for path in pictures]
-        page = card_page(report.card, checkpoint=report.checkpoint.name, report=report, pictures=addresses)
-        write_durably(folder / CARD, page)
-    except OSError as error:
-        raise WorldError(f"{folder}: cannot be written: {error}; check the disk and its permissions") from error
-    return (history, *pictures, folder / CARD)
+    pictures = [_written(folder / CURVES, curves_png(report.history, report.best_epoch))]
+    if reliability is not None:
+        pictures.append(_written(folder / RELIABILITY, reliability_png(*reliability)))
+    pictures += _write_overlays(folder / OVERLAYS, windows, report.card, spec.overlays)
+    addresses = [path.relative_to(folder).as_posix() for path in pictures]
+    page = card_page(report.card, checkpoint=report.checkpoint.name, report=report, pictures=addresses)
+    return (history, *pictures, _written(folder / CARD, page))
 
 
 def _write_overlays(folder: Path, windows: Iterable[ShownWindow], card: ModelCard, count: int) -> list[Path]:
     """A picture per chosen window, the worst first; pictures of an earlier run vanish."""
     seed = Facts(card=card).number("settings", "seed") or 0
     chosen = choose_windows(windows, card, count=count, seed=int(seed)) if count else []
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = []
     for number, (kind, window) in enumerate(chosen, start=1):
         scene = re.sub(r"[^\w.-]+", "_", window.scene)[:80]
         path = folder / f"{number:02d}-{kind}-{scene}-r{window.row}-c{window.col}.png"
-        written.append(_write_whole(path, picture_png(window, card, title=kind)))
+        written.append(_written(path, picture_png(window, card, title=kind)))
     for path in set(folder.glob("[0-9][0-9]-*.png")) - set(written):
-        path.unlink()
+        path.unlink(missing_ok=True)
     return written
 
 
-def _write_whole(path: Path, content: bytes) -> Path:
-    """Write a file beside its target and rename it into place."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_bytes(content)
-    beside.replace(path)
+def _written(path: Path, content: bytes | str) -> Path:
+    write_whole(path, content)
     return path
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import describe_checkpoint
-from pipeline.errors import ModelError, WorldError
-from pipeline.journal import write_durably
+from pipeline.durable import write_whole
+from pipeline.errors import ModelError
 from pipeline.training.identity import Identity, tell_difference
 from pipeline.training.records import EpochRecord, PartScores, TrainReport
 
@@ -28,11 +28,7 @@ def write_report(report: TrainReport, identity: Identity) -> None:
         WorldError: the disk refuses.
     """
     told = {key: value for key, value in asdict(report).items() if key not in ELSEWHERE}
-    path = report.folder / REPORT
-    try:
-        write_durably(path, json.dumps({"identity": identity, "report": told}, indent=1))
-    except OSError as error:
-        raise WorldError(f"{path}: cannot be written: {error}; check the disk and its permissions") from error
+    write_whole(report.folder / REPORT, json.dumps({"identity": identity, "report": told}, indent=1))
 
 
 def read_report(out: Path, folder: Path, identity: Identity, *, max_minutes: float | None) -> TrainReport | None:

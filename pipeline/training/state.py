@@ -27,8 +27,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.durable import make_folder, write_whole
 from pipeline.errors import WorldError
-from pipeline.journal import write_durably
 from pipeline.training.identity import Identity, tell_difference
 from pipeline.training.records import EpochRecord
 
@@ -97,11 +97,11 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         WorldError: another process holds it, or the disk refuses.
     """
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise WorldError(f"{folder}: cannot be made: {error}; check the disk and its permissions") from error
+        raise WorldError(f"{folder}: cannot be read: {error}; check the disk and its permissions") from error
     try:
         _lock(handle, folder)
         yield
@@ -160,13 +160,11 @@ class RunState:
         name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
         best = self.best.name if self.best else ""
         record = {"identity": self.identity, "standing": asdict(standing), "tensors": name, "best": best}
-        try:
-            self._inner.mkdir(parents=True, exist_ok=True)
-            _write_bytes(self._inner / name, content)
-            write_durably(self._inner / "state.json", json.dumps(record, indent=1))
+        make_folder(self._inner)
+        write_whole(self._inner / name, content)
+        write_whole(self._inner / "state.json", json.dumps(record, indent=1))
+        with suppress(OSError):  # the next state tries again
             self._keep_only("state.json", name, best)
-        except OSError as error:
-            raise WorldError(f"{self._inner}: the state of the run cannot be written: {error}") from error
         self._written_at = time.perf_counter()
         self._writing_s = self._written_at - began
 
@@ -177,12 +175,9 @@ class RunState:
             WorldError: the disk refuses.
         """
         best = self._inner / f"{sha256}.best.safetensors"
-        try:
-            self._inner.mkdir(parents=True, exist_ok=True)
-            if not best.exists():
-                _link(checkpoint, best)
-        except OSError as error:
-            raise WorldError(f"{best}: cannot be written: {error}") from error
+        make_folder(self._inner)
+        if not best.exists():
+            _link(checkpoint, best)
         self.best = best
 
     def clear(self) -> None:
@@ -222,14 +217,4 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # a disk without hard links
-        _write_bytes(target, source.read_bytes())
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """As `write_durably`, for bytes."""
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+        write_whole(target, source.read_bytes())
