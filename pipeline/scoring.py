@@ -102,6 +102,18 @@ class ObjectCurve:
         return math.fsum(self.f1) / len(self.thresholds)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Matches:
+    """Matched objects; each is in at most one pair."""
+
+    in_truth: NDArray[np.intp]
+    """`(pairs,)`: index of the true object."""
+    in_found: NDArray[np.intp]
+    """`(pairs,)`: index of the found one."""
+    iou: NDArray[np.float64]
+    """`(pairs,)`: their intersection over union, 0..1, falling."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelScore:
     """Counts of one class's pixels; scores of blocks add up with `+`."""
@@ -156,15 +168,13 @@ def score_polygons(truth: Polygons, found: Polygons, *, least_iou: float = 0.5) 
     >>> score_polygons([square], [shapely.box(0, 0, 10, 8), shapely.box(20, 0, 30, 10)]).f1
     0.6666666666666666
     """
-    matched = _matched(truth, found, least_iou)
-    mean = float(np.mean(matched)) if matched else 0.0
-    return ObjectScore(truth=len(truth), found=len(found), matched=len(matched), mean_iou=mean)
+    iou = match_polygons(truth, found, least_iou=least_iou).iou
+    mean = float(np.mean(iou)) if len(iou) else 0.0
+    return ObjectScore(truth=len(truth), found=len(found), matched=len(iou), mean_iou=mean)
 
 
 def score_polygons_over(truth: Polygons, found: Polygons, *, thresholds: tuple[float, ...] = THRESHOLDS) -> ObjectCurve:
     """Object scores at several bounds from one comparison; each equals `score_polygons` at its bound.
-
-    Pairs are taken by falling IoU, so those above a higher bound are the first ones above a lower bound.
 
     Args:
         truth: polygons or multipolygons; invalid ones are repaired for the comparison.
@@ -174,9 +184,31 @@ def score_polygons_over(truth: Polygons, found: Polygons, *, thresholds: tuple[f
     >>> score_polygons_over([shapely.box(0, 0, 10, 10)], [shapely.box(0, 0, 10, 8)]).mean_f1
     0.6
     """
-    matched = _matched(truth, found, min(thresholds))
-    counts = tuple(sum(iou > bound for iou in matched) for bound in thresholds)
+    iou = match_polygons(truth, found, least_iou=min(thresholds)).iou
+    counts = tuple(int(np.count_nonzero(iou > bound)) for bound in thresholds)
     return ObjectCurve(truth=len(truth), found=len(found), matched=counts, thresholds=thresholds)
+
+
+def match_polygons(truth: Polygons, found: Polygons, *, least_iou: float = 0.5) -> Matches:
+    """Pairs of a true and a found polygon, in order of falling IoU, each polygon at most once; ties by index.
+
+    Best pairs are taken first, so the pairs above a higher bound are the first ones above a lower bound.
+
+    Args:
+        truth: polygons or multipolygons; invalid ones are repaired for the comparison.
+        found: the same, in the same CRS.
+        least_iou: bound that a pair must exceed, 0..1.
+    """
+    in_truth, in_found, iou = _overlaps(_valid(truth), _valid(found))
+    order = np.lexsort((in_found, in_truth, -iou))
+    kept, used_truth, used_found = [], set(), set()
+    for pair in order[iou[order] > least_iou].tolist():
+        true, seen = int(in_truth[pair]), int(in_found[pair])
+        if true not in used_truth and seen not in used_found:
+            used_truth.add(true)
+            used_found.add(seen)
+            kept.append(pair)
+    return Matches(in_truth=in_truth[kept], in_found=in_found[kept], iou=iou[kept])
 
 
 def cut_to_area(polygons: Polygons, area: shapely.Geometry) -> NDArray[np.object_]:
@@ -217,13 +249,6 @@ def score_pixels(
     )
 
 
-def _matched(truth: Polygons, found: Polygons, least_iou: float) -> list[float]:
-    """IoU of the pairs above a bound, falling."""
-    if not len(truth) or not len(found):
-        return []
-    return _match(*_overlaps(_valid(truth), _valid(found)), least_iou)
-
-
 def _valid(polygons: Polygons) -> NDArray[np.object_]:
     array = np.array(list(polygons), dtype=object)
     broken = ~shapely.is_valid(array)
@@ -239,24 +264,6 @@ def _overlaps(
     shared = shapely.area(shapely.intersection(truth[in_truth], found[in_found]))
     together = shapely.area(truth)[in_truth] + shapely.area(found)[in_found] - shared
     return in_truth, in_found, np.divide(shared, together, out=np.zeros(len(shared)), where=together > 0)
-
-
-def _match(
-    in_truth: NDArray[np.intp], in_found: NDArray[np.intp], iou: NDArray[np.float64], least_iou: float
-) -> list[float]:
-    """IoU of the pairs taken, best first, each index at most once; ties by index."""
-    used_truth: set[int] = set()
-    used_found: set[int] = set()
-    matched = []
-    for pair in np.lexsort((in_found, in_truth, -iou)):
-        if iou[pair] <= least_iou:
-            break
-        true, seen = int(in_truth[pair]), int(in_found[pair])
-        if true not in used_truth and seen not in used_found:
-            used_truth.add(true)
-            used_found.add(seen)
-            matched.append(float(iou[pair]))
-    return matched
 
 
 def _ratio(part: int, whole: int) -> float:

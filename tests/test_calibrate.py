@@ -7,12 +7,22 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.card import Activation
-from pipeline.training.calibrate import LEAST, MOST, fit_temperature, log_loss, reliability, scaled_threshold
+from pipeline.training.calibrate import (
+    LEAST,
+    LEAST_STEP,
+    MOST,
+    fit_temperature,
+    log_loss,
+    reliability,
+    scaled_threshold,
+)
 from pipeline.training.reservoir import LogitSample
+from pipeline.training.tally import BINS
 
 
 def honest_sample(activation: Activation, temperature: float, *, n: int = 100_000, seed: int = 0) -> LogitSample:
@@ -100,16 +110,38 @@ def test_a_temperature_never_changes_what_is_decided(temperature: float) -> None
     assert scaled.count.sum() == 200
 
 
-@given(st.floats(-8, 8), st.floats(0.02, 0.98), st.floats(0.7, 5))
-def test_the_scaled_threshold_decides_as_before(logit: float, threshold: float, temperature: float) -> None:
-    if abs(logit - math.log(threshold / (1 - threshold))) > 1e-6:
-        before = 1 / (1 + math.exp(-logit)) >= threshold
-        assert (1 / (1 + math.exp(-logit / temperature)) >= scaled_threshold(threshold, temperature)) == before
+temperatures = st.floats(math.log(LEAST), math.log(MOST)).map(math.exp)
 
 
-def test_the_scaled_threshold_stays_inside_what_a_mosaic_can_store() -> None:
-    assert scaled_threshold(0.98, LEAST) == 0.999
-    assert scaled_threshold(0.02, LEAST) == 0.001
+@given(st.floats(-12, 12), st.integers(1, BINS - 1), temperatures)
+def test_the_scaled_threshold_decides_as_before(logit: float, step: int, temperature: float) -> None:
+    threshold = step / BINS
+    middle = math.log(threshold / (1 - threshold))
+    assume(abs(logit - middle) > 1e-3 and abs(middle / temperature) < 16)
+    before = 1 / (1 + math.exp(-logit)) >= threshold
+    assert (1 / (1 + math.exp(-logit / temperature)) >= scaled_threshold(threshold, temperature)) == before
+
+
+@given(temperatures)
+def test_a_pixel_exactly_on_the_threshold_stays_of_its_class(temperature: float) -> None:
+    threshold = torch.arange(1, BINS) / BINS
+    logits = [torch.logit(threshold)]
+    for _ in range(4):
+        logits += [torch.nextafter(logits[-1], torch.tensor(math.inf))]
+    moved = torch.tensor([scaled_threshold(each, temperature) for each in threshold.tolist()], dtype=torch.float64)
+    for each in logits:
+        on_it = each.sigmoid() >= threshold
+        assert on_it.any()
+        assert ((each / temperature).sigmoid() >= moved)[on_it & (moved > LEAST_STEP)].all()
+
+
+@given(st.floats(0.001, 0.999), temperatures)
+def test_the_scaled_threshold_is_never_all_or_nothing(threshold: float, temperature: float) -> None:
+    assert 0 < np.float32(scaled_threshold(threshold, temperature)) < 1
+
+
+def test_a_temperature_of_one_keeps_every_threshold() -> None:
+    assert all(scaled_threshold(step / BINS, 1.0) == step / BINS for step in range(1, BINS))
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])

@@ -15,6 +15,7 @@ from pipeline.scoring import (
     ObjectCurve,
     PixelScore,
     cut_to_area,
+    match_polygons,
     score_pixels,
     score_polygons,
     score_polygons_over,
@@ -72,6 +73,20 @@ def test_a_town_against_itself_is_perfect():
 def test_swapping_truth_and_found_swaps_precision_and_recall(truth: list, found: list):
     forward, backward = score_polygons(truth, found), score_polygons(found, truth)
     assert (forward.precision, forward.recall) == (backward.recall, backward.precision)
+
+
+@given(truth=boxes, found=boxes, least_iou=st.sampled_from([0.0, 0.2, 0.5]))
+def test_a_pair_is_left_out_only_when_a_better_one_has_its_object(truth: list, found: list, least_iou: float):
+    pairs = match_polygons(truth, found, least_iou=least_iou)
+    chosen = list(zip(pairs.in_truth.tolist(), pairs.in_found.tolist(), pairs.iou.tolist(), strict=True))
+    assert len(set(pairs.in_truth.tolist())) == len(set(pairs.in_found.tolist())) == len(chosen)
+    assert (np.diff(pairs.iou) <= 0).all()
+    for i, true in enumerate(truth):
+        for j, seen in enumerate(found):
+            iou = true.intersection(seen).area / true.union(seen).area
+            near = [taken for k, m, taken in chosen if k == i or m == j]
+            assert max(near, default=least_iou) >= iou - 1e-12
+    assert all(truth[i].intersection(found[j]).area > 0 and iou > least_iou for i, j, iou in chosen)
 
 
 @given(truth=boxes, found=boxes)

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED_DATA, MakeScene
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from labelled import ORIGIN, SMALL, UTM, Town
 
 from pipeline.checkpoint import load_checkpoint
@@ -23,7 +21,6 @@ from pipeline.networks import NetworkSpec
 from pipeline.normalize import InputTransform
 from pipeline.predictor import activate
 from pipeline.scene import describe_scene
-from pipeline.training.finish import calibrated
 from pipeline.training.learning import LearningSpec
 from pipeline.training.leaves import LeavesSpec, write_leaves
 from pipeline.training.losses import make_loss
@@ -98,16 +95,6 @@ def test_the_same_seed_gives_the_same_checkpoint_cached_or_not(town: Town, tmp_p
     assert torch.equal(before, torch.random.get_rng_state())
     other = replace(QUICK, seed=1)
     assert train([town.image], town.labels, tmp_path / "d.safetensors", spec=other).sha256 != weights[0].sha256
-
-
-@given(st.floats(-12, 12), st.floats(0.01, 0.99), st.floats(0.05, 20))
-def test_a_calibrated_threshold_decides_as_the_bare_one(logit: float, threshold: float, temperature: float) -> None:
-    assume(abs(logit - math.log(threshold / (1 - threshold))) > 1e-6)
-    decided = 1 / (1 + math.exp(-logit)) >= threshold
-    moved = calibrated(threshold, temperature, "sigmoid")
-    assume(0 < moved < 1)
-    assert (1 / (1 + math.exp(-logit / temperature)) >= moved) == decided
-    assert calibrated(threshold, temperature, "softmax") == threshold
 
 
 def test_a_run_leaves_history_pictures_and_a_page(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.grid import RasterGrid
-from pipeline.scoring import THRESHOLDS
+from pipeline.scoring import THRESHOLDS, match_polygons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,53 +44,14 @@ def place_objects(
         found: the same.
         grid: of the result.
     """
-    pairs = match_objects(truth, found)
+    pairs = match_polygons(truth, found, least_iou=THRESHOLDS[0])
     return (
         PlacedObjects(place=_places(truth, grid), matched=_matched(len(truth), pairs.in_truth, pairs.iou)),
         PlacedObjects(place=_places(found, grid), matched=_matched(len(found), pairs.in_found, pairs.iou)),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """Matched objects; each object is in at most one pair."""
-
-    in_truth: NDArray[np.int64]
-    """`(pairs,)`: index of the true object."""
-    in_found: NDArray[np.int64]
-    """`(pairs,)`: index of the found one."""
-    iou: NDArray[np.float64]
-    """`(pairs,)`: their intersection over union, above the least of `THRESHOLDS`."""
-
-
-def match_objects(truth: NDArray[np.object_], found: NDArray[np.object_]) -> Pairs:
-    """Pairs in order of falling IoU, each object at most once, as in `pipeline.scoring.score_polygons`.
-
-    The pairs for a higher bound are the first of these.
-    """
-    truth, found = _valid(truth), _valid(found)
-    in_found, in_truth = shapely.STRtree(truth).query(found, predicate="intersects")
-    shared = shapely.area(shapely.intersection(truth[in_truth], found[in_found]))
-    iou = shared / (shapely.area(truth)[in_truth] + shapely.area(found)[in_found] - shared)
-    order = np.lexsort((in_found, in_truth, -iou))
-    order = order[iou[order] > THRESHOLDS[0]]
-    kept, taken_truth, taken_found = [], set(), set()
-    for pair in order.tolist():
-        if in_truth[pair] not in taken_truth and in_found[pair] not in taken_found:
-            taken_truth.add(in_truth[pair])
-            taken_found.add(in_found[pair])
-            kept.append(pair)
-    return Pairs(in_truth=in_truth[kept], in_found=in_found[kept], iou=iou[kept])
-
-
-def _valid(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
-    broken = ~shapely.is_valid(polygons)
-    repaired = polygons.copy()
-    repaired[broken] = shapely.make_valid(polygons[broken])
-    return repaired
-
-
-def _matched(count: int, index: NDArray[np.int64], iou: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _matched(count: int, index: NDArray[np.intp], iou: NDArray[np.float64]) -> NDArray[np.bool_]:
     matched = np.zeros((count, len(THRESHOLDS)), bool)
     matched[index] = iou[:, None] > np.array(THRESHOLDS)
     return matched

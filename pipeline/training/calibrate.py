@@ -15,6 +15,10 @@ LEAST, MOST = 0.05, 20.0
 """Temperatures outside are not believed: a sample that asks for them is all right or all wrong."""
 BINS = 15
 """Bins of equal width of the reliability diagram, as in Guo et al. (2017)."""
+ROUNDING = 2.0**-21
+"""Relative error of a float32 probability, four of its steps."""
+LEAST_STEP = 2.0**-24
+"""Distance below 1 of the largest float32 that is less."""
 CLOSE = 1e-6
 """Relative step at which the search for the temperature ends."""
 MOST_STEPS = 60
@@ -103,16 +107,27 @@ def reliability(sample: LogitSample, activation: Activation, temperature: float 
 
 
 def scaled_threshold(threshold: float, temperature: float) -> float:
-    """The threshold on calibrated probabilities that decides as `threshold` did on uncalibrated ones.
+    """The threshold of calibrated probabilities that decides as `threshold` does of bare ones.
 
-    `sigmoid(z / T) >= scaled_threshold(t, T)` exactly where `sigmoid(z) >= t`, as long as it lies between 0.001 and
-    0.999, where it is kept: stored probabilities are no finer.
+    `sigmoid(z / T) >= sigmoid(logit(t) / T)  <=>  sigmoid(z) >= t`: calibration never changes the order, so the best
+    threshold is the best one still. Float32 probabilities are rounded, before and after, so the threshold is taken a
+    few of their steps lower: a pixel exactly on it stays of the class. 0.5, at which a temperature turns, is exact.
 
-    >>> scaled_threshold(0.5, 3.0), round(scaled_threshold(0.9, 2.0), 3)
-    (0.5, 0.75)
+    Args:
+        threshold: above 0 and below 1.
+        temperature: above 0.
+
+    Returns:
+        Above 0 and below 1, also where the probability would be rounded to either.
+
+    >>> scaled_threshold(0.5, 3.0), scaled_threshold(0.3, 1.0), round(scaled_threshold(0.8, 2.0), 4)
+    (0.5, 0.3, 0.6667)
     """
-    scaled = 1 / (1 + math.exp(-math.log(threshold / (1 - threshold)) / temperature))
-    return min(max(scaled, 0.001), 0.999)
+    if threshold == 0.5 or temperature == 1:
+        return threshold
+    lowered = threshold * (1 - ROUNDING)
+    scaled = (1 - ROUNDING) / (1 + math.exp(math.log((1 - lowered) / lowered) / temperature))
+    return min(max(scaled, LEAST_STEP), 1 - LEAST_STEP)
 
 
 def _slope(sample: LogitSample, activation: Activation, inverse: float) -> tuple[float, float]:

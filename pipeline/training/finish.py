@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
-from pipeline.card import Activation, ModelCard
+from pipeline.card import ModelCard
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.predictor import activate
-from pipeline.training.calibrate import Reliability, fit_temperature, reliability
+from pipeline.training.calibrate import Reliability, fit_temperature, reliability, scaled_threshold
 from pipeline.training.feed import Batch
 from pipeline.training.leaves import write_leaves
 from pipeline.training.overlays import ShownWindow
@@ -104,20 +104,6 @@ def judge(tally: Tally, threshold: float, temperature: float) -> Judgement:
     return Judgement(scores=scores, before=before, after=after)
 
 
-def calibrated(threshold: float, temperature: float, activation: Activation) -> float:
-    """The threshold of calibrated probabilities that decides as `threshold` does of bare ones.
-
-    `sigmoid(z / T) >= sigmoid(logit(t) / T)  <=>  sigmoid(z) >= t`: calibration never changes the order, so the
-    best threshold is the best one still. Exclusive classes are decided by the likeliest, before as after.
-
-    >>> calibrated(0.5, 3.0, "sigmoid"), round(calibrated(0.8, 2.0, "sigmoid"), 4)
-    (0.5, 0.6667)
-    """
-    if activation == "softmax":
-        return threshold
-    return 1 / (1 + math.exp(-math.log(threshold / (1 - threshold)) / temperature))
-
-
 def show(setup: Setup, cores: Sequence[Core], card: ModelCard) -> Iterator[ShownWindow]:
     """Held-out windows with what the kept weights make of them, one by one."""
     rest = iter(cores)
@@ -148,7 +134,7 @@ def _final_card(
     return replace(
         card,
         temperature=temperature,
-        threshold=calibrated(threshold, temperature, card.activation),
+        threshold=scaled_threshold(threshold, temperature),
         training={
             **card.training,
             "metrics": {"epoch": best.epoch, **metrics},
