@@ -66,7 +66,7 @@ def evaluate_one(
 )
 def evaluate_scenes(
     scenes: list[str],
-    labels: str,
+    labels: list[str],
     out: str,
     model: str | None = None,
     mosaics: str | None = None,
@@ -77,7 +77,7 @@ def evaluate_scenes(
 
     Args:
         scenes: files, folders, globs, or addresses.
-        labels: a vector file or mask raster for all scenes, or a folder of them.
+        labels: vector files or mask rasters, one for all scenes, or folders of them.
         out: folder of the evaluation.
         model: a checkpoint.
         mosaics: the folder of a run, or one `probability.tif`.
@@ -139,7 +139,10 @@ app = App(name="python -m flows.evaluate", help="Run the flow evaluate-scenes on
 @app.default
 def _run_once(
     *scenes: Annotated[str, Parameter(help="Files, folders, globs, or s3:// and https:// addresses.")],
-    labels: Annotated[Path, Parameter(help="Vector file or mask raster for all scenes, or a folder of them.")],
+    labels: Annotated[
+        list[str],
+        Parameter(help="Vector files or mask rasters, one for all scenes, or folders of them.", consume_multiple=True),
+    ],
     out: Annotated[Path, Parameter(help="Folder of the evaluation.")],
     model: Annotated[Path | None, Parameter(help="Checkpoint to evaluate.")] = None,
     mosaics: Annotated[Path | None, Parameter(help="Folder of a run, or one probability.tif.")] = None,
@@ -155,7 +158,7 @@ def _run_once(
         return 2
     compared = {"model": model, "mosaics": mosaics, "polygons": polygons}
     given = {name: str(path) for name, path in compared.items() if path is not None}
-    state = evaluate_scenes([*scenes], str(labels), str(out), settings=settings, return_state=True, **given)
+    state = evaluate_scenes([*scenes], labels, str(out), settings=settings, return_state=True, **given)
     if state.is_completed():
         return 0
     return 2 if isinstance(state.result(raise_on_failure=False), SettingsError | ModelError | LabelError) else 1

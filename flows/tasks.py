@@ -69,6 +69,6 @@ def segment_one(entry: CatalogEntry, model: str, out: str, spec: SegmentSpec) ->
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def train_one(images: list[str], labels: str, out: str, spec: TrainSpec) -> TrainReport:
+def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -> TrainReport:
     """Train a network; a retry goes on from the last saved state."""
     return train(images, labels, out, spec=spec)

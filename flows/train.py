@@ -23,12 +23,14 @@ from pipeline.training.settings import TrainSpec
 
 
 @flow(name="train-network", flow_run_name="train-{out}", validate_parameters=True)
-def train_network(images: list[str], labels: str, out: str, settings: dict[str, Any] | None = None) -> TrainReport:
+def train_network(
+    images: list[str], labels: list[str], out: str, settings: dict[str, Any] | None = None
+) -> TrainReport:
     """Train a network on labelled scenes; see `pipeline.training.train.train`.
 
     Args:
         images: scenes, or folders of scenes.
-        labels: a vector file or mask raster for all scenes, or a folder of them.
+        labels: vector files or mask rasters, one for all scenes, or folders of them.
         out: the checkpoint to write, `*.safetensors`.
         settings: the sections of a training settings file, e.g. `{"learning": {"epochs": 20}}`.
 
@@ -62,7 +64,10 @@ app = App(name="python -m flows.train", help="Run the flow train-network once, w
 def _run_once(
     *,
     images: Annotated[list[str], Parameter(help="Scenes, or folders of scenes.", consume_multiple=True)],
-    labels: Annotated[Path, Parameter(help="Vector file or mask raster for all scenes, or a folder of them.")],
+    labels: Annotated[
+        list[str],
+        Parameter(help="Vector files or mask rasters, one for all scenes, or folders of them.", consume_multiple=True),
+    ],
     out: Annotated[Path, Parameter(help="Checkpoint to write, *.safetensors.")],
     config: Annotated[Path | None, Parameter(help="YAML file of settings; see configs/train.yaml.")] = None,
     overrides: Annotated[tuple[str, ...], Parameter(name="--set", help="One setting as section.key=value.")] = (),
@@ -73,7 +78,7 @@ def _run_once(
     except ScenemillError as error:
         app.error_console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
-    state = train_network(images, str(labels), str(out), settings, return_state=True)
+    state = train_network(images, labels, str(out), settings, return_state=True)
     if state.is_completed():
         return 0
     result = state.result(raise_on_failure=False)

@@ -19,7 +19,10 @@ Overrides = Annotated[
     Parameter(name="--set", help="One setting as section.key=value, e.g. --set tiling.tile_size=256; repeatable."),
 ]
 Images = Annotated[list[str], Parameter(help="Scenes, or folders of scenes.", consume_multiple=True)]
-Labels = Annotated[Path, Parameter(help="Vector file or mask raster for all scenes, or a folder of them.")]
+Labels = Annotated[
+    list[Path],
+    Parameter(help="Vector files or mask rasters, one for all scenes, or folders of them.", consume_multiple=True),
+]
 
 
 def say(text: str) -> None:

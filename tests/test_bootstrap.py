@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import SettingsError
-from pipeline.evaluation.bootstrap import BootstrapSpec, percentile_interval, resample_sums
 from pipeline.evaluation import bootstrap
+from pipeline.evaluation.bootstrap import BootstrapSpec, percentile_interval, resample_sums
 
 SPEC = BootstrapSpec()
 

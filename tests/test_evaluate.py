@@ -508,7 +508,7 @@ def test_the_flow_tells_which_scenes_failed_and_keeps_the_rest(case: Case, tmp_p
 
     case.add("a")
     settings = {"bootstrap": {"block_size": 32, "resamples": 100}, "worst_windows": 1}
-    given = {"labels": str(case.polygons), "mosaics": str(case.run), "settings": settings}
+    given = {"labels": [str(case.polygons)], "mosaics": str(case.run), "settings": settings}
     with prefect_test_harness(server_startup_timeout=90):
         report = evaluate_scenes([str(case.images[0])], out=str(tmp_path / "one"), **given)
         assert values(report)["iou"] == 1.0

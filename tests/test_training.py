@@ -290,3 +290,14 @@ def test_a_small_network_learns_real_buildings(tmp_path: Path) -> None:
     labels = folder / "labels" / "banepa.geojson"
     report = train([folder / "images" / "banepa_north.tif"], labels, tmp_path / "m.safetensors", spec=spec)
     assert report.best_iou > 0.514  # the pixel-wise gradient-boosting floor of the data set
+
+
+def test_the_last_epoch_is_kept_when_asked_for(town: Town, tmp_path: Path) -> None:
+    spec = replace(SMALL, learning=replace(SMALL.learning, keep="last", learning_rate=0.03))
+    last = train([town.image], town.labels, tmp_path / "last.safetensors", spec=spec)
+    spec = replace(spec, learning=replace(spec.learning, keep="best"))
+    best = train([town.image], town.labels, tmp_path / "best.safetensors", spec=spec)
+    assert [record.iou for record in last.history] == [record.iou for record in best.history]
+    assert last.best_epoch == len(last.history) == 4
+    assert best.best_epoch == max(best.history, key=lambda record: record.iou).epoch
+    assert last.card.training["metrics"]["epoch"] == 4

@@ -40,14 +40,14 @@ class Judgement:
 
 
 def finish(setup: Setup, state: RunState, standing: Standing, stopped: Stop) -> TrainReport:
-    """Write the final checkpoint of the best epoch, the run's leaves, and its report.
+    """Write the final checkpoint of the epoch that is kept, the run's leaves, and its report.
 
     Raises:
         WorldError: the disk refuses.
-        ModelError: the best epoch's checkpoint was damaged on the disk meanwhile.
+        ModelError: that epoch's checkpoint was damaged on the disk meanwhile.
     """
-    best = standing.best
-    assert best is not None
+    kept = standing.kept(setup.spec.learning.keep)
+    assert kept is not None
     assert state.best is not None
     setup.learner.kept.load_state_dict(load_checkpoint(state.best).network.state_dict())
     tally = setup.count(setup.cores("validation"))
@@ -56,14 +56,14 @@ def finish(setup: Setup, state: RunState, standing: Standing, stopped: Stop) -> 
     parts = {"validation": judge(tally, threshold, temperature)}
     if tests := setup.cores("test"):
         parts["test"] = judge(setup.count(tests), threshold, temperature)
-    card = _final_card(setup.card, best, parts, threshold=threshold, temperature=temperature)
+    card = _final_card(setup.card, kept, parts, threshold=threshold, temperature=temperature)
     sha256 = save_checkpoint(setup.out, setup.learner.kept, card)
     report = TrainReport(
         checkpoint=setup.out,
         sha256=sha256,
         card=card,
-        best_epoch=best.epoch,
-        best_iou=best.iou,
+        best_epoch=kept.epoch,
+        best_iou=kept.iou,
         stopped=stopped,
         history=standing.history,
         seconds=standing.seconds,
@@ -128,7 +128,7 @@ def _shown(core: Core, batch: Batch, row: int, probability: Tensor) -> ShownWind
 
 
 def _final_card(
-    card: ModelCard, best: EpochRecord, parts: dict[str, Judgement], *, threshold: float, temperature: float
+    card: ModelCard, kept: EpochRecord, parts: dict[str, Judgement], *, threshold: float, temperature: float
 ) -> ModelCard:
     metrics = {part: _plain(asdict(judgement.scores)) for part, judgement in parts.items()}
     return replace(
@@ -137,7 +137,7 @@ def _final_card(
         threshold=scaled_threshold(threshold, temperature),
         training={
             **card.training,
-            "metrics": {"epoch": best.epoch, **metrics},
+            "metrics": {"epoch": kept.epoch, **metrics},
             "calibration": {"temperature": temperature, "threshold_before": threshold},
         },
     )

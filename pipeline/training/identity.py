@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,14 +36,14 @@ Identity = Mapping[str, Any]
 """JSON by nested keys."""
 
 
-def run_identity(spec: TrainSpec, data: LabelledData, labels: str | Path) -> Identity:
+def run_identity(spec: TrainSpec, data: LabelledData, labels: Sequence[str | Path]) -> Identity:
     """Settings that matter, scenes and label files (by name, size and time), device, number format and versions."""
     device = resolve_device(spec.learning.device)
     identity = {
         "format": LEARNING_FORMAT,
         "settings": settings_that_matter(spec),
         "scenes": _scenes(data),
-        "labels": dict(_files(Path(labels))),
+        "labels": {f"{n} {name}": told for n, place in enumerate(labels) for name, told in _files(Path(place))},
         "labelled_area": dict(_files(Path(area))) if (area := spec.labelled_area) else {},
         "device": device.type,
         "precision": str(choose_precision(spec.learning.precision, device)),

@@ -15,8 +15,11 @@ from pipeline.errors import SettingsError
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "step", "cosine", "plateau"]
+Keep = Literal["best", "last"]
 TrainPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 
+CHOICES = {"optimizer": OptimizerName, "schedule": Schedule, "keep": Keep, "precision": TrainPrecision}
+"""Keys that name one of several ways."""
 MEANT_FOR: dict[str, tuple[str, tuple[str, ...]]] = {
     "momentum": ("optimizer", ("sgd",)),
     "drop_factor": ("schedule", ("step", "plateau")),
@@ -53,6 +56,9 @@ class LearningSpec:
     """Batches per optimiser step, at least 1: the step follows the gradient of the mean of their losses."""
     ema_decay: float = 0.0
     """Share of the averaged weights kept at each step, 0 to below 1 (0.99 to 0.9999 is usual); 0 = no averaging."""
+    keep: Keep = "best"
+    """Whose weights are kept: the epoch of the best validation IoU, or the last, whatever its score: where few scenes
+    validate, their best epoch is a matter of luck, and a cosine ends where the weights have settled."""
     patience: int = 15
     """Epochs without a better validation IoU after which training stops; 0 = never."""
     max_minutes: float | None = None
@@ -87,7 +93,7 @@ class LearningSpec:
             raise SettingsError(f"max_minutes must be above 0, not {self.max_minutes}")
 
     def _check_choices(self) -> None:
-        for key, allowed in (("optimizer", OptimizerName), ("schedule", Schedule), ("precision", TrainPrecision)):
+        for key, allowed in CHOICES.items():
             if getattr(self, key) not in get_args(allowed):
                 raise SettingsError(f"{key} must be one of {', '.join(get_args(allowed))}, not {getattr(self, key)!r}")
         for key, default in ((each.name, each.default) for each in fields(self) if each.name in MEANT_FOR):

@@ -88,7 +88,7 @@ class TrainReport:
     card: ModelCard
     """As it is in the checkpoint; its temperature and threshold were chosen on the validation part."""
     best_epoch: int
-    """From 1."""
+    """The epoch whose weights are kept: the best on validation or the last, as `learning.keep` says; from 1."""
     best_iou: float
     """Its mean validation IoU, 0 to 1."""
     stopped: Stop

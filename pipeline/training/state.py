@@ -30,6 +30,7 @@ from torch import Tensor
 from pipeline.durable import make_folder, write_whole
 from pipeline.errors import WorldError
 from pipeline.training.identity import Identity, tell_difference
+from pipeline.training.learning import Keep
 from pipeline.training.records import EpochRecord
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,10 @@ class Standing:
     def best(self) -> EpochRecord | None:
         """The first epoch of the highest validation IoU."""
         return max(self.history, key=lambda record: record.iou, default=None)
+
+    def kept(self, keep: Keep) -> EpochRecord | None:
+        """The epoch whose weights are kept, or None before the first has ended."""
+        return self.best if keep == "best" or not self.history else self.history[-1]
 
     def learned(self, loss: float, seconds: float) -> Standing:
         """One batch further."""

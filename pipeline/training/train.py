@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 def train(
     images: Sequence[str | Path],
-    labels: str | Path,
+    labels: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     spec: TrainSpec | None = None,
@@ -47,7 +47,7 @@ def train(
     Args:
         images: scenes, or folders of them.
         labels: a vector file or mask raster for all scenes, or a folder with one file per scene of the
-            scene's stem, or a folder of vector files that together label every scene.
+            scene's stem, or a folder of vector files that together label every scene; or several of them.
         out: the checkpoint to write, `*.safetensors`; `run_folder(out)` beside it holds everything else.
         spec: all settings.
         resume: continue a run of the same settings and data where it was left, and return a finished one's
@@ -62,6 +62,7 @@ def train(
         WorldError: the disk refuses, or another training writes to the same place.
     """
     spec, out = spec or TrainSpec(), Path(out)
+    labels = [labels] if isinstance(labels, str | Path) else [*labels]
     _check(out, spec)
     folder = run_folder(out)
     with closing(open_data(images, labels, spec)) as data, claimed(folder):
@@ -142,7 +143,7 @@ class _Loop:
         return learner.is_finite()
 
     def validate(self) -> EpochRecord:
-        """End the epoch with a record of it, and publish its weights when they are the best so far."""
+        """End the epoch with a record of it, and publish its weights when they are to be kept so far."""
         at, tally = self.standing, self.setup.count(self.validation)
         confusion = tally.confusion()
         record = EpochRecord(
@@ -157,7 +158,7 @@ class _Loop:
             seconds=at.epoch_s + self.lap(),
         )
         self.standing = at.recorded(record)
-        if self.standing.best is record:
+        if self.standing.kept(self.learning.keep) is record:
             card = provisional_card(self.setup.card, record)
             sha256 = save_checkpoint(self.setup.out, self.setup.learner.kept, card)
             self.state.keep_best(self.setup.out, sha256)
@@ -170,18 +171,18 @@ class _Loop:
         self.lap()
 
     def diverge(self) -> Stop:
-        """Say where and why nothing more can be learned; the best epoch is left.
+        """Say where and why nothing more can be learned; the epoch kept so far is left.
 
         Raises:
             ModelError: there is none.
         """
-        at, best = self.standing, self.standing.best
+        at, kept = self.standing, self.standing.kept(self.learning.keep)
         what = "weights" if math.isfinite(at.loss_sum) else "loss"
         reason = f"the {what} became NaN or infinite in epoch {at.epoch}, step {at.batch}"
         advice = f"lower learning.learning_rate (now {self.learning.learning_rate:g}) and check the pixels"
-        if best is None:
+        if kept is None:
             raise ModelError(f"{reason}, before any checkpoint was worth keeping; {advice}")
-        log.warning("%s; epoch %d is kept; %s", reason, best.epoch, advice)
+        log.warning("%s; epoch %d is kept; %s", reason, kept.epoch, advice)
         return "diverged"
 
     def open_events(self) -> AbstractContextManager[EventLog | None]:

@@ -1,0 +1,55 @@
+"""The training flow: the checkpoint of the command, told as artifacts; a second run has nothing to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from labelled import SMALL, Town
+from test_flows import QUIET
+
+os.environ.update(QUIET)
+
+from prefect.client.orchestration import get_client  # noqa: E402
+from prefect.testing.utilities import prefect_test_harness  # noqa: E402
+
+from flows.train import app, train_network  # noqa: E402
+from pipeline.errors import LabelError, SettingsError  # noqa: E402
+from pipeline.training.train import train  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ephemeral() -> Iterator[None]:
+    """A Prefect of our own, in a temporary folder, without a server set up."""
+    with prefect_test_harness(server_startup_timeout=90):
+        yield
+
+
+def test_the_flow_trains_what_the_library_trains_and_shows_the_card(town: Town, tmp_path: Path) -> None:
+    given = ([str(town.image)], [str(town.labels)], str(tmp_path / "flow.safetensors"), asdict(SMALL))
+    report = train_network(*given)
+    assert report.sha256 == train([town.image], town.labels, tmp_path / "own.safetensors", spec=SMALL).sha256
+    with get_client(sync_client=True) as client:
+        cards = [artifact.data for artifact in client.read_artifacts() if artifact.key == "model-card"]
+    assert "# Model card" in str(cards[0])
+    assert train_network(*given).reused
+
+
+def test_the_flow_refuses_wrong_settings_and_labels_with_the_reason(town: Town, tmp_path: Path) -> None:
+    images, out = [str(town.image)], str(tmp_path / "model.safetensors")
+    with pytest.raises(SettingsError, match="flow parameter settings: unknown key learning.speed"):
+        train_network(images, [str(town.labels)], out, {"learning": {"speed": 1}})
+    with pytest.raises(LabelError, match="no such label file"):
+        train_network(images, [str(tmp_path / "absent.gpkg")], out, asdict(SMALL))
+
+
+@pytest.mark.parametrize(("key", "code"), [("learning.epochs=0", 2), ("samples.tile_size=33", 2)])
+def test_the_ad_hoc_entry_refuses_settings_before_prefect_starts(
+    town: Town, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, code: int
+) -> None:
+    given = ["--images", str(town.image), "--labels", str(town.labels), "--out", str(tmp_path / "m.safetensors")]
+    assert app([*given, "--set", key], result_action="return_value") == code
+    assert key.partition("=")[0] in capsys.readouterr().err.replace("\n", "")
