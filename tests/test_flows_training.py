@@ -13,12 +13,12 @@ from test_flows import QUIET
 
 os.environ.update(QUIET)
 
-from prefect.client.orchestration import get_client  # noqa: E402
-from prefect.testing.utilities import prefect_test_harness  # noqa: E402
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
 
-from flows.train import app, train_network  # noqa: E402
-from pipeline.errors import LabelError, SettingsError  # noqa: E402
-from pipeline.training.train import train  # noqa: E402
+from flows.train import app, train_network
+from pipeline.errors import LabelError, SettingsError
+from pipeline.training.train import train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,7 +40,7 @@ def test_the_flow_trains_what_the_library_trains_and_shows_the_card(town: Town, 
 
 def test_the_flow_refuses_wrong_settings_and_labels_with_the_reason(town: Town, tmp_path: Path) -> None:
     images, out = [str(town.image)], str(tmp_path / "model.safetensors")
-    with pytest.raises(SettingsError, match="flow parameter settings: unknown key learning.speed"):
+    with pytest.raises(SettingsError, match=r"flow parameter settings: unknown key learning\.speed"):
         train_network(images, [str(town.labels)], out, {"learning": {"speed": 1}})
     with pytest.raises(LabelError, match="no such label file"):
         train_network(images, [str(tmp_path / "absent.gpkg")], out, asdict(SMALL))
