@@ -20,10 +20,11 @@ from pipeline.card import Normalization
 from pipeline.config import build_settings
 from pipeline.errors import LabelError
 from pipeline.training.augment import AugmentSpec
+from pipeline.training.blocks import overlap
 from pipeline.training.feed import AHEAD, Batch, Feed, output_planes, prefetch
 from pipeline.training.settings import TrainSpec
 from pipeline.training.splits import Area
-from pipeline.training.windows import cover
+from pipeline.training.windows import Core, cover
 
 STANDARD = Normalization.standard([80.0] * 3, [40.0] * 3)
 WARPS = ("rotation", "scaling", "elastic")
@@ -89,24 +90,43 @@ def test_windows_are_standardised_pixels_of_the_scene_when_nothing_is_changed() 
             assert batch.counted.all()
 
 
-def test_no_warped_window_counts_a_held_out_pixel_or_one_outside_of_its_core() -> None:
+@pytest.mark.parametrize("margin", [0, 4])
+def test_no_warped_window_counts_a_held_out_pixel_and_every_other_labelled_one_counts(margin: int) -> None:
     held_out = (Window(0, 60, 70, 50), Window(120, 100, 60, 60))
     area = ramps(180, *held_out)
-    free = area.free_pixels(Window(0, 0, 180, 180))
-    with Feed(spec_of(augment=WARPED), Normalization(), margin=4) as feed:
-        counted_share, seen_held_out = [], False
+    area.source.whole.target[:, ::7] = 255
+    free, truth = area.free_pixels(Window(0, 0, 180, 180)), area.source.whole.target[0]
+    inner = slice(margin, 32 - margin)
+    with Feed(spec_of(augment=WARPED), Normalization(), margin=margin) as feed:
+        places, counted, target = [], [], []
         for batch in feed.training([area], 1):
-            places = batch.pixels[..., 4:-4, 4:-4].round().long().numpy() - 1
-            planes = zip(places, batch.counted[:, 0].numpy(), batch.target[:, 0].numpy(), strict=True)
-            for (row, col), counted, target in planes:
-                assert free[row[counted], col[counted]].all()
-                assert max(np.ptp(row[counted]), np.ptp(col[counted])) < feed.core_size
-                truth = area.source.whole.target[0][row[counted], col[counted]]
-                assert np.mean(truth == target[counted]) > 0.99  # but for ties of rounding
-                counted_share.append(counted.mean())
-                seen_held_out |= not free[row[row >= 0], col[row >= 0]].all()
-    assert 0.5 < np.mean(counted_share) < 0.95
-    assert seen_held_out  # as context, so the test could have failed
+            places.append((batch.pixels[..., inner, inner].movedim(1, -1).numpy() - 1).reshape(-1, 2))
+            counted.append(batch.counted.numpy().ravel())
+            target.append(batch.target.numpy().ravel())
+    place, seen, found = np.concatenate(places), np.concatenate(counted), np.concatenate(target)
+    real = (place >= 0).all(axis=1)
+    assert not seen[~real].any()
+    place, seen, found = place[real], seen[real], found[real]
+    row, col = place.round().astype(int).T
+    plain = (abs(place % 1 - 0.5) > 1e-3).all(axis=1)  # between two pixels rounding may take either
+    assert np.array_equal(seen[plain], (free & (truth != 255))[row, col][plain])
+    assert np.array_equal(found[seen & plain], truth[row, col][seen & plain])
+    assert free[row[seen], col[seen]].all()
+    assert np.mean(~free[row, col]) > 0.005  # as context, so the test could have failed
+
+
+@given(row=st.integers(-40, 100), col=st.integers(-40, 100), seed=st.integers(0, 20))
+def test_a_core_counts_what_is_inside_and_in_no_block(row: int, col: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    blocks = tuple(Window(*rng.integers(0, 60, 2).tolist(), *rng.integers(1, 40, 2).tolist()) for _ in range(3))
+    core = Core(area=Area(source=FakeSource(80), held_out=blocks), row=row, col=col, inside=Window(10, 5, 60, 70))
+    window = Window(col, row, 45, 50)
+    if overlap(window, core.inside):
+        expected = np.zeros((300, 300), bool)
+        expected[105:175, 110:170] = True
+        for block in blocks:
+            expected[block.row_off + 100 :, block.col_off + 100 :][: block.height, : block.width] = False
+        assert np.array_equal(core.counts(window), expected[row + 100 : row + 150, col + 100 : col + 145])
 
 
 def test_the_corners_of_a_rotated_window_are_real_pixels_where_the_scene_has_them() -> None:

@@ -12,12 +12,12 @@ from labelled import SMALL, FakeSource, Town
 from rasterio.windows import Window
 
 from pipeline.errors import LabelError, SettingsError
-from pipeline.training.blocks import free_starts, overlap, plan_blocks
+from pipeline.training.blocks import clip, free_starts, overlap, plan_blocks
 from pipeline.training.class_index import ClassIndex
 from pipeline.training.deal import deal
 from pipeline.training.samples import LabelledData, open_data, presence
 from pipeline.training.splits import Area, Split, SplitSpec, check_validation, split_data
-from pipeline.training.windows import Drawer, SamplesSpec, cover
+from pipeline.training.windows import Core, Drawer, SamplesSpec, cover
 
 SIDES = st.integers(1, 40)
 
@@ -190,6 +190,11 @@ def test_validation_without_an_object_is_refused() -> None:
         check_validation(split)
 
 
+def square(core: Core, size: int) -> Window:
+    """The part of the scene that a core covers."""
+    return clip(Window(core.col, core.row, size, size), core.source.scene.grid.window)
+
+
 @given(side=st.integers(70, 200), size=st.integers(1, 60), seed=st.integers(0, 99))
 def test_no_training_core_overlaps_a_held_out_block(side: int, size: int, seed: int) -> None:
     source = FakeSource(side)
@@ -202,8 +207,8 @@ def test_no_training_core_overlaps_a_held_out_block(side: int, size: int, seed: 
         return
     for _ in range(20):
         core = drawer.draw(rng)
-        assert not any(overlap(core.inside, block) for block in area.held_out)
-        assert overlap(core.inside, source.scene.grid.window)
+        assert not any(overlap(square(core, size), block) for block in area.held_out)
+        assert overlap(square(core, size), source.scene.grid.window)
 
 
 def test_a_class_of_few_pixels_is_met_as_often_as_the_others() -> None:
@@ -212,7 +217,7 @@ def test_a_class_of_few_pixels_is_met_as_often_as_the_others() -> None:
     source.whole.target[1, 333, 77] = 1
     drawer = Drawer([Area(source=source)], SamplesSpec(labelled_share=1.0), 8)
     rng = np.random.default_rng(0)
-    holds = np.mean([source.target(drawer.draw(rng).inside)[1].any() for _ in range(300)])
+    holds = np.mean([source.target(square(drawer.draw(rng), 8))[1].any() for _ in range(300)])
     assert 0.4 < holds < 0.6
 
 
@@ -222,7 +227,7 @@ def test_labelled_share_decides_how_many_windows_hold_an_object(share: float, se
     source.whole.target[0, 100:110, 200:210] = 1
     drawer = Drawer([Area(source=source)], SamplesSpec(labelled_share=share), 8)
     rng = np.random.default_rng(seed)
-    holds = np.mean([source.target(drawer.draw(rng).inside).any() for _ in range(200)])
+    holds = np.mean([source.target(square(drawer.draw(rng), 8)).any() for _ in range(200)])
     assert holds == pytest.approx(share, abs=0.12)
 
 
@@ -243,7 +248,7 @@ def test_windows_hold_labelled_land_also_where_it_is_rare() -> None:
     source.whole.target[0, 100:110, 200:210] = 0
     drawer = Drawer([Area(source=source)], SamplesSpec(), 8)
     rng = np.random.default_rng(0)
-    assert all((source.target(drawer.draw(rng).inside) == 0).any() for _ in range(50))
+    assert all((source.target(square(drawer.draw(rng), 8)) == 0).any() for _ in range(50))
 
 
 def test_scenes_are_balanced_by_area_or_each_as_often() -> None:

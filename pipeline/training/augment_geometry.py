@@ -2,7 +2,8 @@
 
 Mirror and turns move whole pixels. Everything else is composed into one field of coordinates, so that
 pixels are interpolated once: bilinearly between valid pixels, while target and validity take the nearest.
-What the field finds outside of the window that was read is invalid and unlabelled, never invented.
+What the field finds outside of the window that was read is invalid and unlabelled, never invented; what may
+not count is unlabelled before it is moved, so it counts nowhere after.
 """
 
 from __future__ import annotations

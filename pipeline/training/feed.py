@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import numpy as np
 import torch
 from numpy.random import Generator
+from rasterio.windows import Window
 from torch import Tensor
 
 from pipeline.card import Activation, Normalization
@@ -124,16 +125,12 @@ class Feed:
         return self._item(core, flip_and_turn(sample, changes), changes)
 
     def _read(self, core: Core, *, reach: int = 0) -> Sample:
-        """The input of a core with `reach` around; outside `core.inside` pixels are kept but count as unlabelled."""
+        """The input of a core with `reach` around; pixels that may not count are kept, but unlabelled."""
         before = self.margin + reach
-        row, col = core.row - before, core.col - before
-        sample = read_padded(core.source, row, col, self.core_size + 2 * before)
-        target = np.full_like(sample.target, UNLABELLED)
-        top, left = max(core.inside.row_off - row, 0), max(core.inside.col_off - col, 0)
-        bottom = core.inside.row_off + core.inside.height - row
-        right = core.inside.col_off + core.inside.width - col
-        target[:, top:bottom, left:right] = sample.target[:, top:bottom, left:right]
-        return replace(sample, target=target)
+        row, col, size = core.row - before, core.col - before, self.core_size + 2 * before
+        sample = read_padded(core.source, row, col, size)
+        counted = core.counts(Window(col, row, size, size))
+        return replace(sample, target=np.where(counted, sample.target, np.uint8(UNLABELLED)))
 
     def _item(self, core: Core, sample: Sample, changes: Changes) -> _Item:
         transform = vary_light(input_transform(core.source.scene, self.normalization), changes)

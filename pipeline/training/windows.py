@@ -1,7 +1,8 @@
 """Windows of the training part, drawn at random, and windows that cover the held-out part.
 
 A window's core is the square that the network's output covers; its input reaches `margin` pixels
-further. Training cores never overlap a held-out block. Each drawn window depends only on the generator
+further. Training cores never overlap a held-out block, and where a window is rotated or deformed, pixels around
+its core take part unless a block holds them. Each drawn window depends only on the generator
 it is given, so neither threads nor interruptions change what is seen.
 """
 
@@ -60,16 +61,29 @@ class SamplesSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Core:
-    """A square of a scene that is predicted, of which `inside` counts."""
+    """A square of a scene that is predicted."""
 
-    source: SampleSource
-    """The scene."""
+    area: Area
+    """The scene, and its blocks that never count."""
     row: int
     """First row; cores may reach past the scene."""
     col: int
     """First column."""
     inside: Window
-    """The part of the scene that counts."""
+    """The part of the scene that may count: the held-out block that is judged, or for training all of it."""
+
+    @property
+    def source(self) -> SampleSource:
+        """The scene."""
+        return self.area.source
+
+    def counts(self, window: Window) -> NDArray[np.bool_]:
+        """Which pixels of a window that overlaps `inside`, `(height, width)`, may count, however they are moved."""
+        counted = np.zeros((window.height, window.width), bool)
+        common = clip(window, self.inside)
+        top, left = common.row_off - window.row_off, common.col_off - window.col_off
+        counted[top : top + common.height, left : left + common.width] = self.area.free_pixels(common)
+        return counted
 
 
 class Drawer:
@@ -104,15 +118,15 @@ class Drawer:
         weights = self._anywhere if class_index is None else self._of_class[class_index]
         index = self._indices[weights.draw(rng)]
         row, col = index.draw_start(rng, class_index)
-        source = index.area.source
-        inside = clip(Window(col, row, self._size, self._size), source.scene.grid.window)
-        return Core(source=source, row=row, col=col, inside=inside)
+        return Core(area=index.area, row=row, col=col, inside=index.area.source.scene.grid.window)
 
 
 def cover(validation: Sequence[tuple[SampleSource, Window]], size: int) -> list[Core]:
     """Cores that cover held-out blocks, each pixel counted exactly once."""
     return [
-        Core(source=source, row=block.row_off + inner.row_off, col=block.col_off + inner.col_off, inside=block)
+        Core(
+            area=Area(source=source), row=block.row_off + inner.row_off, col=block.col_off + inner.col_off, inside=block
+        )
         for source, block in validation
         for inner in plan_blocks((block.height, block.width), size)
     ]
