@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all, whatever is killed and whenever."""
+"""Files that appear whole or not at all, whatever is killed and whenever; and who may write where."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +76,20 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def lock(handle: int) -> bool:
+    """Take the lock of an open file or folder, until the handle closes or the process dies; False = another has it.
+
+    Some network disks know no locks; there it is taken for granted.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _remove(folder: Path, pattern: str) -> None:

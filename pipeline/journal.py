@@ -7,7 +7,6 @@ went in; a rerun with the same key finds its work done.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.durable import flush
+from pipeline.durable import flush, lock
 from pipeline.errors import WorldError
 from pipeline.scene import Scene
 
@@ -123,7 +122,7 @@ def _claim(folder: Path) -> int:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     handle = os.open(work, os.O_RDONLY)
-    _lock(handle)
+    lock(handle)
     return handle
 
 
@@ -135,22 +134,11 @@ def _is_claimed(folder: Path) -> bool:
         except FileNotFoundError:
             continue
         try:
-            if not _lock(handle):
+            if not lock(handle):
                 return True
         finally:
             os.close(handle)
     return False
-
-
-def _lock(handle: int) -> bool:
-    """Take the lock of an open folder; False when another handle has it. Some network disks know no locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _work_of(folder: Path) -> Path:

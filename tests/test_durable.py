@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.durable import appearing, make_folder, sweep, write_whole
+from pipeline.durable import appearing, lock, make_folder, sweep, write_whole
 from pipeline.errors import WorldError
 
 ROOT = Path(__file__).parents[1]
@@ -134,3 +135,13 @@ def test_writers_of_one_file_do_not_meet(tmp_path: Path):
         other.write_text("other")
     assert path.read_text() == "one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_is_held_until_its_handle_closes(tmp_path: Path):
+    one, other = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    try:
+        assert [lock(one), lock(other)] == [True, False]
+        os.close(one)
+        assert lock(other)
+    finally:
+        os.close(other)

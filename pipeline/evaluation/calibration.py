@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.records import CalibrationBins
-from pipeline.training.calibrate import BINS, Reliability
+from pipeline.training.calibrate import BINS, Reliability, bin_of
 
 
 class CalibrationSums:
@@ -38,7 +38,7 @@ class CalibrationSums:
             probability = np.take_along_axis(probability, best, axis=0)
             labelled, counted = (np.take_along_axis(each, best, axis=0) for each in (labelled, counted))
         chosen = probability[counted].astype(np.float64)
-        place = np.clip(np.ceil(chosen * BINS).astype(np.intp) - 1, 0, BINS - 1)
+        place = bin_of(chosen)
         self.count += np.bincount(place, minlength=BINS)
         self.probability += np.bincount(place, chosen, minlength=BINS)
         self.true += np.bincount(place[labelled[counted]], minlength=BINS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -13,26 +12,15 @@ from rasterio.windows import Window
 
 from pipeline.card import ModelCard
 from pipeline.decide import decide_apart, resolve_threshold
-from pipeline.errors import LabelError, SceneError, SettingsError
-from pipeline.export import LAYER
+from pipeline.errors import SettingsError
+from pipeline.evaluation.result_files import Objects, is_ours, our_table, read_objects, threshold_of_run
 from pipeline.grid import RasterGrid
 from pipeline.mosaic import MosaicReader
 from pipeline.scene import Scene
 from pipeline.segment import OUTPUTS
 from pipeline.shaping import PolygonSpec, shape_polygons
-from pipeline.training.labels import (
-    VECTOR_SUFFIXES,
-    PolygonTable,
-    open_polygon_labels,
-    polygons_on,
-    read_polygons,
-)
+from pipeline.training.labels import open_polygon_labels, read_polygons
 from pipeline.vectorize import vectorize
-
-Objects = dict[str, NDArray[np.object_]]
-"""Class name -> polygons in the grid's CRS."""
-ONE_CLASS = ("object",)
-"""What polygons are called when nothing says their classes; every polygon is then of this class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +80,7 @@ class MosaicFound:
         try:
             whole = self._reader.card
             self._planes = resolve_planes(whole, classes, path)
-            threshold = polygons.threshold or _threshold_of_run(path) if whole.activation == "sigmoid" else None
+            threshold = polygons.threshold or threshold_of_run(path) if whole.activation == "sigmoid" else None
             resolve_threshold(whole, polygons.threshold, self._reader.levels)
         except BaseException:
             self._reader.close()
@@ -150,7 +138,7 @@ class PolygonsFound:
         """
         self.path, self.grid, self.model = path, scene.grid, ""
         self.card = ModelCard(bands=scene.bands, classes=classes)
-        table = _our_table(path, classes) if field is None and _is_ours(path) else read_polygons(path, classes, field)
+        table = our_table(path, classes) if field is None and is_ours(path) else read_polygons(path, classes, field)
         self._burnt = open_polygon_labels([table], scene, classes=len(classes), may_miss=True)
 
     def read(self, window: Window) -> FoundWindow:
@@ -166,56 +154,6 @@ class PolygonsFound:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def find_mosaic(mosaics: Path, scene_id: str) -> Path:
-    """The mosaic of a scene: `mosaics` itself, or `<scene id>/probability.tif` in it.
-
-    Raises:
-        SceneError: there is none.
-    """
-    if mosaics.is_file():
-        return mosaics
-    name = OUTPUTS["probability"]
-    for path in (mosaics / scene_id / name, mosaics / name):
-        if path.is_file():
-            return path
-    raise SceneError(
-        f"{mosaics}: holds no result of the scene {scene_id!r}: {scene_id}/{name} is missing; segment it first "
-        "with --out of that folder, or leave the scene out"
-    )
-
-
-def find_polygons(polygons: Path, scene_id: str, stem: str) -> Path:
-    """The polygon file of a scene: `polygons` itself, a file of the scene's stem, or `<scene id>/polygons.gpkg` in it.
-
-    Raises:
-        SceneError: there is none, or more than one.
-    """
-    if polygons.is_file():
-        return polygons
-    of_run = polygons / scene_id / OUTPUTS["polygons"]
-    named = sorted(p for p in polygons.glob("*") if p.stem in (stem, scene_id) and p.suffix.lower() in VECTOR_SUFFIXES)
-    found = [of_run] if of_run.is_file() else named
-    if len(found) != 1:
-        names = ", ".join(p.name for p in found) or "none"
-        raise SceneError(
-            f"{polygons}: the scene {scene_id!r} needs one polygon file, {stem}.gpkg or "
-            f"{scene_id}/{OUTPUTS['polygons']}, but there is {names}"
-        )
-    return found[0]
-
-
-def read_objects(path: Path, classes: tuple[str, ...], grid: RasterGrid) -> Objects:
-    """Polygons of a file of ours, by class; classes that are not wanted are left out.
-
-    Raises:
-        LabelError: it cannot be read.
-    """
-    frame = _our_table(path, classes).frame
-    geometry, rows = polygons_on(frame, grid)
-    index = np.asarray(frame["class_index"], np.intp)[rows]
-    return {name: geometry[index == k] for k, name in enumerate(classes)}
 
 
 def foreground_names(card: ModelCard) -> tuple[str, ...]:
@@ -261,42 +199,5 @@ def _card_of_planes(card: ModelCard, planes: tuple[int, ...], threshold: float |
     )
 
 
-def _threshold_of_run(mosaic: Path) -> float | None:
-    """The threshold set in the run that made a mosaic, from the report beside it; None = the model's."""
-    try:
-        report = json.loads(mosaic.with_name("report.json").read_text(encoding="utf-8"))
-        value = report["settings"]["polygons"]["threshold"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return float(value) if isinstance(value, int | float) else None
-
-
 def _joined(parts: list[NDArray[np.object_]]) -> NDArray[np.object_]:
     return np.concatenate(parts) if parts else np.zeros(0, object)
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file is a GeoPackage as we write them."""
-    import pyogrio
-
-    if path.suffix.lower() != ".gpkg":
-        return False
-    try:
-        return LAYER in pyogrio.list_layers(path)[:, 0] and "class_value" in pyogrio.read_info(path, LAYER)["fields"]
-    except (OSError, RuntimeError, ValueError):
-        return False
-
-
-def _our_table(path: Path, classes: tuple[str, ...]) -> PolygonTable:
-    """The polygons of the classes wanted; all of them for `ONE_CLASS`."""
-    import geopandas
-
-    try:
-        frame = geopandas.read_file(path, layer=LAYER, columns=["class"])
-    except (OSError, RuntimeError, ValueError) as error:
-        raise LabelError(f"{path}: cannot be read as polygons of ours: {error}; segment the scene again") from error
-    names = np.asarray(frame["class"], dtype=object)
-    frame["class_index"] = [classes.index(name) if name in classes else -1 for name in names]
-    if classes == ONE_CLASS:
-        frame["class_index"] = 0
-    return PolygonTable(frame=frame[frame["class_index"] >= 0], repaired=0, dropped=0, path=path)

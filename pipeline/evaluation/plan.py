@@ -9,17 +9,9 @@ from pathlib import Path
 from pipeline.catalog import CatalogEntry
 from pipeline.errors import SettingsError
 from pipeline.evaluation.comparison import Comparison
-from pipeline.evaluation.found import (
-    ONE_CLASS,
-    Found,
-    MosaicFound,
-    PolygonsFound,
-    find_mosaic,
-    find_polygons,
-    foreground_names,
-    resolve_planes,
-)
+from pipeline.evaluation.found import Found, MosaicFound, PolygonsFound, foreground_names, resolve_planes
 from pipeline.evaluation.records import EvaluateSpec, Kind
+from pipeline.evaluation.result_files import ONE_CLASS, find_mosaic, find_polygons
 from pipeline.evaluation.truth import LabelFiles, check_same_ground
 from pipeline.predictor import LoadedPredictor, load_predictor
 from pipeline.scene import describe_scene

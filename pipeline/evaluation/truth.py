@@ -15,8 +15,8 @@ from rasterio.windows import Window
 
 from pipeline.card import ModelCard
 from pipeline.errors import LabelError, SceneError
-from pipeline.evaluation.found import Objects
 from pipeline.evaluation.records import EvaluateSpec
+from pipeline.evaluation.result_files import Objects
 from pipeline.grid import RasterGrid
 from pipeline.levels import INVALID
 from pipeline.scene import Scene

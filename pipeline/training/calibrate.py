@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,19 +74,6 @@ def fit_temperature(sample: LogitSample, activation: Activation) -> float:
     return 1 / inverse
 
 
-def log_loss(sample: LogitSample, activation: Activation, temperature: float = 1.0) -> float:
-    """Mean cross-entropy in nats at a temperature; binary for independent classes. NaN without pixels."""
-    logits, target = _counted(sample, activation)
-    if not len(logits):
-        return math.nan
-    scaled = logits / np.float32(temperature)
-    if activation == "sigmoid":
-        losses = np.logaddexp(0, scaled) - target * scaled
-    else:
-        losses = _log_sum_exp(scaled)[:, 0] - scaled[target]
-    return float(losses.mean(dtype=np.float64))
-
-
 def reliability(sample: LogitSample, activation: Activation, temperature: float = 1.0) -> Reliability:
     """Reliability at a temperature.
 
@@ -99,11 +87,17 @@ def reliability(sample: LogitSample, activation: Activation, temperature: float 
     else:
         confidence, likeliest = _softmax(scaled).max(axis=1, initial=0), logits.argmax(axis=1)
         right = target[np.arange(len(target)), likeliest]
-    bins = np.clip(np.ceil(confidence * BINS).astype(np.intp) - 1, 0, BINS - 1)
+    bins = bin_of(confidence)
     count = np.bincount(bins, minlength=BINS)
     return Reliability(
         confidence=_mean_per_bin(bins, confidence, count), accuracy=_mean_per_bin(bins, right, count), count=count
     )
+
+
+def bin_of(confidence: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
+    """The bin of each confidence, see `Reliability.count`."""
+    bins: NDArray[np.intp] = np.clip(np.ceil(confidence * BINS).astype(np.intp) - 1, 0, BINS - 1)
+    return bins
 
 
 def scaled_threshold(threshold: float, temperature: float) -> float:

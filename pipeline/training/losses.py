@@ -157,8 +157,3 @@ def _term(name: str, spec: LossSpec, activation: Activation) -> Callable[[LossIn
         "lovasz": lovasz,
     }
     return known[name]
-
-
-def segmentation_loss(logits: Tensor, target: Tensor, counted: Tensor, *, spec: LossSpec) -> Tensor:
-    """The loss for independent classes, until the training loop calls `make_loss` once."""
-    return make_loss(spec, activation="sigmoid", class_share=[0.5] * logits.shape[1])(logits, target, counted)

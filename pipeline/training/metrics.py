@@ -115,11 +115,6 @@ class Confusion:
         return _ratio(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
 
     @property
-    def dice(self) -> NDArray[np.float64]:
-        """`f1` under its other name."""
-        return self.f1
-
-    @property
     def accuracy(self) -> NDArray[np.float64]:
         """Share of counted pixels that are right, per class."""
         right = self.true_positive + self.true_negative
@@ -144,25 +139,10 @@ class Confusion:
         """Mean of `f1` (Dice) over classes that occur; 0 when none does."""
         return self._mean(self.f1)
 
-    @property
-    def mean_precision(self) -> float:
-        """Mean of `precision` over classes that were predicted; 0 when none was."""
-        return self._mean(self.precision)
-
-    @property
-    def mean_recall(self) -> float:
-        """Mean of `recall` over classes that are labelled; 0 when none is."""
-        return self._mean(self.recall)
-
     def as_record(self, classes: Sequence[str]) -> dict[str, dict[str, float | None]]:
         """Per class name its IoU, precision, recall, F1 and accuracy, rounded, None where undefined."""
         values = {name: getattr(self, name) for name in RATIOS}
         return {label: {name: _rounded(values[name][k]) for name in RATIOS} for k, label in enumerate(classes)}
-
-    def as_means(self) -> dict[str, float | None]:
-        """Mean IoU, precision, recall and F1 and the overall accuracy, rounded, None where undefined."""
-        means = {name: _rounded(getattr(self, f"mean_{name}")) for name in RATIOS if name != "accuracy"}
-        return {**means, "accuracy": _rounded(self.overall_accuracy)}
 
     def _mean(self, values: NDArray[np.float64]) -> float:
         classes = values[int(self.background) :]

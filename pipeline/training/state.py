@@ -12,7 +12,6 @@ The two files are written before the JSON that names them, and those it no longe
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,7 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.durable import make_folder, write_whole
+from pipeline.durable import lock, make_folder, write_whole
 from pipeline.errors import WorldError
 from pipeline.training.identity import Identity, tell_difference
 from pipeline.training.learning import Keep
@@ -108,7 +107,8 @@ def claimed(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise WorldError(f"{folder}: cannot be read: {error}; check the disk and its permissions") from error
     try:
-        _lock(handle, folder)
+        if not lock(handle):
+            raise WorldError(f"{folder}: another training is writing here; wait for it, or write to another out")
         yield
     finally:
         os.close(handle)
@@ -207,15 +207,6 @@ class RunState:
         for path in self._inner.iterdir():
             if path.name not in names:
                 path.unlink()
-
-
-def _lock(handle: int, folder: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise WorldError(f"{folder}: another training is writing here; wait for it, or write to another out") from error
-    except OSError:  # some network disks know no locks
-        return
 
 
 def _link(source: Path, target: Path) -> None:
