@@ -203,7 +203,7 @@ def test_a_run_of_other_settings_or_data_starts_anew_and_says_why(
     told: list[TrainProgress] = []
     train([town.image], labels, out, spec=other, progress=told.append)
     assert (told[0].epoch, told[0].step) == (1, 1)
-    assert f"labels.{town.labels.name} was" in caplog.text
+    assert f"labels.0 {town.labels.name} was" in caplog.text
     caplog.clear()
     assert not run(town, out).reused
     assert f"{out} is trained anew: settings.seed was 1, is 0" in caplog.text
