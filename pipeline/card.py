@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from inspect import signature
 from typing import Literal, TypeVar, get_args
 
 from pipeline.errors import ModelError
@@ -256,10 +257,13 @@ def _known(content: object, record: type, where: str) -> dict[str, object]:
 
 
 def _built(make: Callable[..., Built], content: Mapping[str, object]) -> Built:
+    lacking = [p.name for p in signature(make).parameters.values() if p.default is p.empty and p.name not in content]
+    if lacking:
+        raise ModelError(f"the model card lacks {', '.join(lacking)}; add what is missing")
     try:
         return make(**content)
     except TypeError as error:
-        raise ModelError(f"the model card is incomplete or has a value of the wrong type: {error}") from error
+        raise ModelError(f"the model card has a value of the wrong type: {error}") from error
 
 
 def _number(key: str, value: object) -> float:

@@ -176,7 +176,9 @@ def _split(content: bytes, path: Path, *, whole: bool = True) -> tuple[dict[str,
         )
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > LARGEST_HEADER_BYTES:
-        raise ModelError(f"{path}: not a safetensors file")
+        raise ModelError(
+            f"{path}: not a safetensors file; name a checkpoint of scenemill train, or an imported model (.pt2)"
+        )
     if len(content) < 8 + length:
         raise ModelError(f"{path}: truncated inside its header; copy or train it again")
     try:

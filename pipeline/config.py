@@ -106,7 +106,8 @@ def _build(kind: Any, values: Mapping[str, object], place: str, path: tuple[str,
             continue
         try:
             adapter: TypeAdapter[object] = TypeAdapter(hint, config=ConfigDict(strict=False))
-            ready[key] = adapter.validate_python(_no_bool_as_number(value, hint))
+            plain = _text_keys(value, f"{place}: {'.'.join(here)}")
+            ready[key] = adapter.validate_python(_no_bool_as_number(plain, hint))
         except ValidationError as error:
             raise SettingsError(f"{place}: {'.'.join(here)} = {value!r}: {_rule(error)}") from error
     try:
@@ -121,6 +122,16 @@ def _section(value: object, place: str, path: tuple[str, ...]) -> Mapping[str, o
     if not isinstance(value, Mapping):
         raise SettingsError(f"{place}: {'.'.join(path)} must be a section of keys, not {value!r}")
     return value
+
+
+def _text_keys(value: object, place: str) -> object:
+    """A mapping whose keys are text: 255 and null as they are written; yes, no, on and off cannot be told from true."""
+    if not isinstance(value, Mapping):
+        return value
+    for key in value:
+        if isinstance(key, bool):
+            raise SettingsError(f'{place}: YAML takes the key for {str(key).lower()}; put it in quotes, e.g. "yes"')
+    return {"null" if key is None else str(key): each for key, each in value.items()}
 
 
 def _no_bool_as_number(value: object, hint: Any) -> object:

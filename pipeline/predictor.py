@@ -181,8 +181,12 @@ def _load_once(path: Path, device: str, precision: Precision, sha256: str) -> Lo
     return predictor
 
 
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str, *, key: str = "inference.device") -> torch.device:
     """`auto` -> CUDA, MPS or CPU; any other name is checked to exist.
+
+    Args:
+        device: its name.
+        key: the setting that holds the name, for the message.
 
     Raises:
         SettingsError: an unknown or absent device.
@@ -196,7 +200,7 @@ def resolve_device(device: str) -> torch.device:
         torch.zeros(1, device=place).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise SettingsError(f"inference.device = {device!r} is not usable here: {reason}; use auto or cpu") from error
+        raise SettingsError(f"{key} = {device!r} is not usable here: {reason}; use auto or cpu") from error
     return place
 
 

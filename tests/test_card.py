@@ -144,7 +144,7 @@ def test_a_flat_band_cannot_be_standardised() -> None:
     [
         ("weights", "not JSON"),
         ("[]", "must be a JSON object"),
-        ('{"bands": ["red"]}', "incomplete.*classes"),
+        ('{"bands": ["red"]}', "the model card lacks classes; add"),
         (json.dumps(asdict(make_card()) | {"treshold": 0.4}), "did you mean 'threshold'"),
         (json.dumps(asdict(make_card()) | {"normalization": {"mean": [1]}}), "unknown key 'mean'"),
         (json.dumps(asdict(make_card()) | {"normalization": 3}), "normalization of the model card must be"),

@@ -194,7 +194,7 @@ def test_foreign_and_unfit_files_are_refused_with_the_reason(tmp_path: Path, sav
     architecture = {"name": "unet", "bands": 3, "classes": 1, "depth": 2, "base_channels": 8}
     cases = {
         bare: "without card, architecture, sha256",
-        text: "not a safetensors file",
+        text: "not a safetensors file; name a checkpoint",
         tmp_path / "none.safetensors": "no such checkpoint",
         tmp_path: "no such checkpoint",
         rewrite(saved, tmp_path / "a", card=None): "without card in its metadata",

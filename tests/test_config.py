@@ -16,6 +16,7 @@ from pipeline.config import SegmentSpec, build_settings, load_settings
 from pipeline.errors import SettingsError
 from pipeline.scene import ReadingSpec
 from pipeline.tiling import TilingSpec
+from pipeline.training.settings import TrainSpec
 
 ROOT = Path(__file__).parents[1]
 
@@ -174,6 +175,13 @@ def test_a_missing_or_unreadable_file_is_said(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     assert "binary.yaml: cannot be read" in refusal(tmp_path / "binary.yaml")
+
+
+def test_keys_of_a_mapping_are_the_text_that_was_written(settings_file: Path) -> None:
+    settings_file.write_text("classes: [cell]\nclass_map: {255: cell, 0: none, null: unlabelled}")
+    assert load_settings(TrainSpec, settings_file).class_map == {"255": "cell", "0": "none", "null": "unlabelled"}
+    with pytest.raises(SettingsError, match=r"class_map: YAML takes the key for true; put it in quotes"):
+        load_settings(TrainSpec, None, ["classes=[roof]", "class_map={yes: roof}"])
 
 
 def test_a_key_that_is_said_twice_is_refused(settings_file: Path) -> None:

@@ -292,6 +292,8 @@ def test_a_precision_asked_for_is_kept_and_part_of_the_identity(tmp_path: Path) 
 def test_a_device_that_is_not_here_is_refused(device: str) -> None:
     with pytest.raises(SettingsError, match=r"inference\.device = .* is not usable here"):
         resolve_device(device)
+    with pytest.raises(SettingsError, match=r"^learning\.device = .* is not usable here"):
+        resolve_device(device, key="learning.device")
 
 
 def test_auto_finds_a_device() -> None:

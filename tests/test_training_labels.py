@@ -97,6 +97,11 @@ def test_labels_that_cannot_be_used_say_why(town: Town, tmp_path: Path) -> None:
         read_polygons(town.labels, ("pool",), "kind")
     with pytest.raises(LabelError, match="with 2 classes, class_field must name"):
         read_polygons(town.labels, ("pool", "roof"))
+    with pytest.raises(LabelError, match=r"class_map says .* but class_field names no attribute.*has kind, geometry"):
+        read_polygons(town.labels, ("roof",), None, {"roof": "roof"})
+    geopandas.GeoDataFrame(geometry=town.frame.centroid).to_file(tmp_path / "points.gpkg")
+    with pytest.raises(LabelError, match=r"points\.gpkg: holds no polygon: none of its 18 features has an area"):
+        read_polygons(tmp_path / "points.gpkg", ("roof",))
 
 
 def test_polygons_beyond_the_scene_crs_do_no_harm(tmp_path: Path, make_scene: MakeScene) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.card import ModelCard
 from pipeline.errors import SettingsError, WorldError
-from pipeline.training.calibrate import Reliability
+from pipeline.training.calibrate import LEAST, MOST, Reliability
 from pipeline.training.card_facts import plain
 from pipeline.training.card_limits import limits
 from pipeline.training.card_page import card_page
@@ -201,6 +201,12 @@ def test_reliability_is_drawn_without_any_prediction():
 )
 def test_limits_are_told_when_the_record_shows_them(facts: dict[str, object], sentence: str):
     assert any(sentence in limit for limit in limits(card_with(**facts)))
+
+
+@pytest.mark.parametrize(("temperature", "told"), [(LEAST, True), (MOST, True), (19.9, False), (0.3, False)])
+def test_a_temperature_at_its_bound_is_told(temperature: float, told: bool):
+    said = limits(replace(card_with(), outputs="logits", temperature=temperature))
+    assert any(f"ran into its bound of {temperature:g}" in limit for limit in said) is told
 
 
 def test_a_card_without_a_fault_tells_only_what_it_takes():

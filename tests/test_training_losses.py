@@ -314,7 +314,7 @@ def test_balanced_weights_make_each_kind_count_the_same() -> None:
         ),
         (
             lambda: make_loss(LossSpec(class_weights=(1.0, 2.0)), activation="sigmoid", class_share=[0.1]),
-            "class_weights must be one number per class, 1 in all, not 2",
+            r"loss\.class_weights must be one number per class, 1 in all, not 2",
         ),
     ],
 )

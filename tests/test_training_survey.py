@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -48,6 +49,20 @@ def test_a_class_without_a_training_pixel_and_a_constant_band_are_refused(town: 
     source = LabelledScene(describe_scene(make_scene(flat, transform=ORIGIN)), polygon_labels(town))
     with pytest.raises(SceneError, match=r"band\(s\) green are constant|band\(s\) .* are constant"):
         survey([Area(source=source)], ("roof",), seed=0).normalization()
+
+
+@pytest.mark.parametrize(("fill", "dtype"), [(-3.4028235e38, "float32"), (1e300, "float64")])
+def test_a_fill_value_without_a_nodata_tag_is_refused_with_its_place(
+    town: Town, make_scene: MakeScene, fill: float, dtype: str
+) -> None:
+    pixels = town.pixels.astype(dtype)
+    pixels[1, 40, 50] = fill
+    scene = describe_scene(make_scene(pixels, name="filled.tif", transform=ORIGIN))
+    source = LabelledScene(scene, polygon_labels(town))
+    with pytest.raises(SceneError, match=rf"filled\.tif: band {scene.bands[1]} holds .*e\+.*reading\.nodata=") as error:
+        survey([Area(source=source)], ("roof",), seed=0)
+    (said,) = re.findall(r"reading\.nodata=(\S+)", str(error.value))
+    assert np.dtype(dtype).type(said) == np.dtype(dtype).type(fill)
 
 
 @given(

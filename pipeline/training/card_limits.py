@@ -19,6 +19,8 @@ UNEVEN = 0.05
 """Probabilities with a larger expected calibration error are not frequencies."""
 FLATTERED = 0.05
 """Validation IoU this much above test IoU is pointed out."""
+BOUNDS = (0.05, 20.0)
+"""The least and the highest temperature that calibration gives, here because a card is read without torch."""
 MENDED = 0.01
 """A larger share of repaired or dropped label features is pointed out."""
 
@@ -92,6 +94,11 @@ def _about_class(name: str, scores: dict[str, float | None], part: str) -> Itera
 def _about_probabilities(facts: Facts) -> Iterator[str]:
     if facts.card.outputs == "probabilities" and not facts.card.training:
         return
+    if facts.card.temperature in BOUNDS:
+        yield (
+            f"The temperature ran into its bound of {facts.card.temperature:g}: validation asked for a further one, so "
+            "calibration failed and probabilities are an order, not frequencies. More epochs may help."
+        )
     after = next((ece for part in reversed(PARTS) if (ece := facts.ece(part)[1]) is not None), None)
     if after is None:
         yield "Its probabilities have not been held against observed shares: read them as an order, not as frequencies."

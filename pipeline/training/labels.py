@@ -157,12 +157,24 @@ def read_polygons(
         class_map: attribute value -> class, `none` (the polygon is left out) or `unlabelled`.
 
     Raises:
-        LabelError: unreadable, without CRS, without the attribute, or with a value that has no meaning.
+        LabelError: unreadable, without CRS, without a polygon among its features, without the attribute, with a
+            value that has no meaning, or with a map of values but no attribute.
     """
     frame, repaired = read_areas(path)
     geometry = np.asarray(frame.geometry.array, dtype=object)
+    if class_map and class_field is None:
+        raise LabelError(
+            f"{path}: class_map says what values mean, but class_field names no attribute that holds them; set "
+            f"class_field (the file has {', '.join(map(str, frame.columns))}), or leave class_map out, and every "
+            "polygon is of the only class"
+        )
     frame["class_index"] = _class_index(frame, classes, class_field, attribute_meanings(classes, class_map), path)
     empty = shapely.is_missing(geometry) | shapely.is_empty(geometry)
+    if len(frame) and empty.all():
+        raise LabelError(
+            f"{path}: holds no polygon: none of its {len(frame)} features has an area; draw outlines, or turn points "
+            "and lines into areas, e.g. by a buffer"
+        )
     kept = ~empty & (frame["class_index"] != NO_CLASS).to_numpy()
     return PolygonTable(frame=frame[kept], repaired=repaired, dropped=int(empty.sum()), path=path)
 

@@ -159,7 +159,7 @@ def resolve_weights(
         return _balanced_exclusive(class_share) if exclusive else _balanced_independent(class_share)
     present = (1.0,) * count if wanted == "equal" else tuple(float(each) for each in wanted)
     if len(present) != count:
-        raise SettingsError(f"class_weights must be one number per class, {count} in all, not {len(present)}")
+        raise SettingsError(f"loss.class_weights must be one number per class, {count} in all, not {len(present)}")
     if exclusive:
         return ClassWeights(present=(1.0, *present), absent=(0.0,) * (count + 1))
     return ClassWeights(present=present, absent=(1.0,) * count)

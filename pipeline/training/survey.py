@@ -12,6 +12,7 @@ from rasterio.windows import Window
 
 from pipeline.card import Normalization
 from pipeline.errors import LabelError, SceneError, SettingsError
+from pipeline.scene import Scene
 from pipeline.training.blocks import plan_blocks
 from pipeline.training.percentiles import Percentiles, make_percentiles
 from pipeline.training.splits import Area
@@ -20,6 +21,8 @@ BLOCK_SIZE = 512
 """Side in pixels of the blocks that are looked at."""
 MOST_BLOCKS = 400
 """Blocks looked at (about 100 million pixels), unless a class has not been seen by then."""
+MOST_VALUE = 1e30
+"""No measurement is larger in magnitude; one such fill value makes mean and deviation of all others worthless."""
 Kind = Literal["standard", "percentile"]
 """How raw values become model input."""
 
@@ -88,7 +91,7 @@ def survey(
 
     Raises:
         LabelError: a class has no pixel in the training part.
-        SceneError: there is no valid pixel.
+        SceneError: there is no valid pixel, or one holds a fill value that no nodata tag tells of.
     """
     values = _Values(areas, spec or NormalizationSpec(), seed)
     blocks = [(area, block) for area in areas for block in plan_blocks(area.source.scene.grid.shape, BLOCK_SIZE)]
@@ -169,8 +172,23 @@ def _look(area: Area, block: Window, values: _Values, found: NDArray[np.int64]) 
     sample, scene = area.source.read(block), area.source.scene
     counted = sample.valid & area.free_pixels(block)
     pixels = sample.pixels[:, counted]
+    _check_measured(pixels, scene)
     scales, offsets = np.array(scene.scales), np.array(scene.offsets)
     values.add(pixels, pixels.astype(np.float64) * scales[:, None] + offsets[:, None])
     target = sample.target[:, counted]
     found[:, 0] += (target == 1).sum(axis=1)
     found[:, 1] += (target <= 1).sum(axis=1)
+
+
+def _check_measured(pixels: NDArray[np.generic], scene: Scene) -> None:
+    """Refuse `(bands, n)` valid pixels with a value that is none, such as -3.4e38 without a nodata tag."""
+    if pixels.dtype.kind != "f" or not pixels.size:
+        return
+    for name, values in zip(scene.bands, pixels, strict=True):
+        largest = values[np.abs(values).argmax()]
+        if abs(largest) > MOST_VALUE:
+            raise SceneError(
+                f"{scene.location}: band {name} holds {largest:.8g}, which is no measurement but often means nodata; "
+                f"if so set reading.nodata={largest!s} (and reading.nodata_when=any_band where single bands hold it), "
+                "or write the file anew without it"
+            )
