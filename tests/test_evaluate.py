@@ -366,6 +366,26 @@ def test_a_model_is_run_first_and_not_again(case: Case, tmp_path: Path) -> None:
     assert str(mosaic) == first.scenes[0].found
 
 
+def test_labels_that_cannot_be_used_are_told_before_a_model_is_run(case: Case, tmp_path: Path) -> None:
+    case.add("a")
+    case.label("a", [shapely.box(5000, 5000, 5010, 5010)])
+    model = write_checkpoint(tmp_path / "model.safetensors", classes=("roof",))
+    (failed,) = case.evaluate(model=model).failed
+    assert "no polygon of the labels touches" in (failed.reason or "")
+    assert not (case.folder / "eval" / "scenes").exists()
+
+
+def test_polygons_of_ours_without_the_classes_wanted_are_warned_of(
+    case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    case.add("a")
+    case.evaluate(polygons=case.run, spec=replace(SPEC, classes=("roof",)))
+    assert not caplog.text
+    report = case.evaluate(polygons=case.run, spec=replace(SPEC, classes=("house",)))
+    assert values(report)["iou"] == 0
+    assert re.search(r"a/polygons\.gpkg: holds no polygon of the classes house; check classes", caplog.text)
+
+
 def test_one_bad_scene_loses_no_other(case: Case, tmp_path: Path) -> None:
     case.add("a")
     case.add("far")

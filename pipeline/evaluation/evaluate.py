@@ -33,6 +33,7 @@ from pipeline.evaluation.page import write_page
 from pipeline.evaluation.plan import (
     SCENES,
     EvaluationPlan,
+    check_labels,
     find_label_files,
     load_plan_model,
     open_comparison,
@@ -122,6 +123,7 @@ def evaluate_scene(
     """
     started, folder = time.perf_counter(), plan.out / SCENES / entry.id
     if predictor is not None:
+        check_labels(plan, entry, files, predictor.card)
         _segment(plan, entry, predictor, watch)
     with closing(open_comparison(plan, entry, files)) as comparison:
         make_folder(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,8 @@ from pipeline.segment import OUTPUTS
 from pipeline.shaping import PolygonSpec, shape_polygons
 from pipeline.training.labels import open_polygon_labels, read_polygons
 from pipeline.vectorize import vectorize
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,8 @@ class PolygonsFound:
         self.path, self.grid, self.model = path, scene.grid, ""
         self.card = ModelCard(bands=scene.bands, classes=classes)
         table = our_table(path, classes) if field is None and is_ours(path) else read_polygons(path, classes, field)
+        if table.frame.empty:
+            log.warning("%s: holds no polygon of the classes %s; check classes", path, ", ".join(classes))
         self._burnt = open_polygon_labels([table], scene, classes=len(classes), may_miss=True)
 
     def read(self, window: Window) -> FoundWindow:

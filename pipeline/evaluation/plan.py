@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.card import ModelCard
 from pipeline.catalog import CatalogEntry
 from pipeline.errors import SettingsError
 from pipeline.evaluation.comparison import Comparison
@@ -96,6 +97,20 @@ def load_plan_model(plan: EvaluationPlan) -> LoadedPredictor | None:
     resolve_settings(plan.spec.segment, predictor.card)
     resolve_planes(predictor.card, plan.spec.classes, plan.compared)
     return predictor
+
+
+def check_labels(plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, card: ModelCard) -> None:
+    """Open a scene's labels and close them, so that what is wrong with them is told before a long segmentation.
+
+    Raises:
+        LabelError: they cannot be used, or do not touch the scene.
+        SceneError: the scene cannot be read.
+    """
+    reading = replace(plan.spec.segment.reading, resolution_m="native")
+    scene = describe_scene(entry.location, reading, scene_id=entry.id)
+    names = [card.classes[plane] for plane in resolve_planes(card, plan.spec.classes, plan.compared)]
+    classes = tuple(name for name in names if name in foreground_names(card))
+    files.open(entry.location, scene, scene.grid, classes).labels.close()
 
 
 def open_comparison(plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles) -> Comparison:
