@@ -19,6 +19,7 @@ from pipeline.training.calibrate import (
     MOST,
     fit_temperature,
     reliability,
+    resolvable_temperature,
     scaled_threshold,
 )
 from pipeline.training.reservoir import LogitSample
@@ -175,3 +176,15 @@ def test_temperatures_stay_within_bounds_when_all_is_right_or_wrong(activation: 
     assert (right, wrong) == (pytest.approx(LEAST), pytest.approx(MOST))
     huge = LogitSample(logits=logits * 1e4, target=target, counted=counted)
     assert LEAST <= fit_temperature(huge, activation) <= MOST
+
+
+@given(temperature=st.floats(LEAST, MOST), step=st.integers(1, BINS - 1))
+def test_bytes_tell_the_two_sides_of_the_threshold_apart(temperature: float, step: int) -> None:
+    threshold = step / BINS
+    kept = resolvable_temperature(temperature, threshold)
+    scaled = scaled_threshold(threshold, kept)
+    assert kept >= temperature
+    assert 0.0099 <= scaled <= 0.9901
+    assert kept == temperature or scaled == pytest.approx(0.99 if threshold > 0.5 else 0.01, abs=1e-4)
+    beyond = round(scaled * 254)
+    assert 2 <= beyond <= 252

@@ -14,6 +14,8 @@ from pipeline.training.reservoir import LogitSample
 
 LEAST, MOST = 0.05, 20.0
 """Temperatures outside are not believed: a sample that asks for them is all right or all wrong."""
+MOST_LOGIT = math.log(0.99 / 0.01)
+"""A threshold further out leaves fewer than three of a mosaic's 255 levels beyond it."""
 BINS = 15
 """Bins of equal width of the reliability diagram, as in Guo et al. (2017)."""
 ROUNDING = 2.0**-21
@@ -98,6 +100,23 @@ def bin_of(confidence: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
     """The bin of each confidence, see `Reliability.count`."""
     bins: NDArray[np.intp] = np.clip(np.ceil(confidence * BINS).astype(np.intp) - 1, 0, BINS - 1)
     return bins
+
+
+def resolvable_temperature(temperature: float, threshold: float) -> float:
+    """The temperature nearest to a fitted one at which mosaics of bytes still tell the threshold's two sides apart.
+
+    A network that is too unsure gets a temperature below 1, which can push a high threshold beyond the last byte: the
+    mosaic would then decide otherwise than validation did. Decisions are worth more than calibration, so the scaled
+    threshold stays within 0.01 to 0.99: `abs(logit(threshold)) / T <= logit(0.99)`.
+
+    Args:
+        temperature: as fitted.
+        threshold: of bare probabilities, above 0 and below 1.
+
+    >>> resolvable_temperature(0.3, 0.6), round(resolvable_temperature(0.3, 0.97), 3)
+    (0.3, 0.756)
+    """
+    return max(temperature, abs(math.log(threshold / (1 - threshold))) / MOST_LOGIT)
 
 
 def scaled_threshold(threshold: float, temperature: float) -> float:

@@ -14,7 +14,13 @@ from torch import Tensor
 from pipeline.card import ModelCard
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.predictor import activate
-from pipeline.training.calibrate import Reliability, fit_temperature, reliability, scaled_threshold
+from pipeline.training.calibrate import (
+    Reliability,
+    fit_temperature,
+    reliability,
+    resolvable_temperature,
+    scaled_threshold,
+)
 from pipeline.training.feed import Batch
 from pipeline.training.leaves import write_leaves
 from pipeline.training.overlays import ShownWindow
@@ -51,8 +57,8 @@ def finish(setup: Setup, state: RunState, standing: Standing, stopped: Stop) -> 
     assert state.best is not None
     setup.learner.kept.load_state_dict(load_checkpoint(state.best).network.state_dict())
     tally = setup.count(setup.cores("validation"))
-    temperature = fit_temperature(tally.sample, setup.spec.activation)
     threshold = tally.best_threshold  # of bare probabilities
+    temperature = resolvable_temperature(fit_temperature(tally.sample, setup.spec.activation), threshold)
     parts = {"validation": judge(tally, threshold, temperature)}
     if tests := setup.cores("test"):
         parts["test"] = judge(setup.count(tests), threshold, temperature)
