@@ -23,7 +23,7 @@ from prefect.tasks import exponential_backoff
 from flows.tasks import is_world_fault
 from pipeline.catalog import CatalogEntry
 from pipeline.config import build_settings, load_settings
-from pipeline.errors import LabelError, ModelError, ScenemillError, SettingsError
+from pipeline.errors import ModelError, ScenemillError, SettingsError
 from pipeline.evaluation.evaluate import conclude, evaluate_scene, failed_evaluation
 from pipeline.evaluation.plan import EvaluationPlan, find_label_files, load_plan_model, plan_evaluation
 from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, SceneEvaluation
@@ -161,7 +161,7 @@ def _run_once(
     state = evaluate_scenes([*scenes], labels, str(out), settings=settings, return_state=True, **given)
     if state.is_completed():
         return 0
-    return 2 if isinstance(state.result(raise_on_failure=False), SettingsError | ModelError | LabelError) else 1
+    return 2 if isinstance(state.result(raise_on_failure=False), SettingsError | ModelError) else 1
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from rich.table import Table
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_USAGE = 0, 1, 2
 
 console = Console(stderr=True)
+WHOLE_TABLE = 150
+"""Characters that the widest of our tables takes."""
 
 ConfigFile = Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")]
 Overrides = Annotated[
@@ -31,8 +33,9 @@ def say(text: str) -> None:
 
 
 def show_table(table: Table) -> None:
-    """Print a table whole: in a narrow window, and where there is no window, its lines run on."""
-    console.print(table, width=max(console.width, 150), crop=False, no_wrap=True)
+    """Print a table whole: where the window is narrow, or there is none, its lines run on."""
+    wide = Console(stderr=True, width=max(console.width, WHOLE_TABLE))
+    wide.print(table, crop=False, no_wrap=True)
 
 
 def escape(text: str) -> str:

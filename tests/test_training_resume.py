@@ -165,7 +165,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(unbroken: TrainRepo
     arguments = [here.parent, here.parents[1], town.image, town.labels, out]
     done = subprocess.run(
         [sys.executable, "-c", KILLER, *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=400,
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

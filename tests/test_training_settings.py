@@ -30,6 +30,8 @@ def test_the_commented_settings_file_holds_the_defaults() -> None:
     [
         (lambda: TrainSpec(classes=()), "classes must be 1 to 254"),
         (lambda: TrainSpec(classes=("a", "a")), "different names"),
+        (lambda: TrainSpec(seed=-1), "seed must be at least 0, not -1"),
+        (lambda: TrainSpec(loss=LossSpec(class_weights=(1.0, 2.0))), "one number for each of object, not 2"),
         (lambda: TrainSpec(resolution_m=0), "resolution_m must be above 0, not 0"),
         (lambda: TrainSpec(reading=ReadingSpec(resolution_m=0.3)), "reading.resolution_m must stay native"),
         (lambda: TrainSpec(samples=SamplesSpec(tile_size=250)), "0 modulo 16.*not 250; the next that fits is 256"),

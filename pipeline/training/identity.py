@@ -38,7 +38,7 @@ Identity = Mapping[str, Any]
 
 def run_identity(spec: TrainSpec, data: LabelledData, labels: Sequence[str | Path]) -> Identity:
     """Settings that matter, scenes and label files (by name, size and time), device, number format and versions."""
-    device = resolve_device(spec.learning.device)
+    device = resolve_device(spec.learning.device, key="learning.device")
     identity = {
         "format": LEARNING_FORMAT,
         "settings": settings_that_matter(spec),

@@ -37,7 +37,7 @@ class Learner:
             seed: of dropout.
         """
         self.spec, self.batches, self.seed = spec, batches, seed
-        self.device = resolve_device(spec.device)
+        self.device = resolve_device(spec.device, key="learning.device")
         self.precision = choose_precision(spec.precision, self.device)
         self.network: nn.Module = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Average(self.network, spec.ema_decay) if spec.ema_decay else None

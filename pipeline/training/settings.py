@@ -66,6 +66,19 @@ class TrainSpec:
         return (BACKGROUND, *self.classes) if self.activation == "softmax" else self.classes
 
     def __post_init__(self) -> None:
+        self._check_classes()
+        if self.seed < 0:
+            raise SettingsError(f"seed must be at least 0, not {self.seed}")
+        if self.resolution_m is not None and not self.resolution_m > 0:
+            raise SettingsError(f"resolution_m must be above 0, not {self.resolution_m}")
+        if self.reading.resolution_m != "native":
+            raise SettingsError(
+                f"reading.resolution_m must stay native in training, not {self.reading.resolution_m}; "
+                "set resolution_m, which also becomes part of the model card"
+            )
+        self._check_tile_size()
+
+    def _check_classes(self) -> None:
         if not 1 <= len(self.classes) <= MOST_CLASSES or len(set(self.classes)) != len(self.classes):
             raise SettingsError(f"classes must be 1 to {MOST_CLASSES} different names, not {self.classes}")
         taken = sorted({NONE, UNLABELLED_WORD, BACKGROUND} & set(self.classes))
@@ -79,14 +92,11 @@ class TrainSpec:
                 f"class_map leads to {', '.join(strange)}, which is not among classes {list(self.classes)}, "
                 f"{NONE} and {UNLABELLED_WORD}"
             )
-        if self.resolution_m is not None and not self.resolution_m > 0:
-            raise SettingsError(f"resolution_m must be above 0, not {self.resolution_m}")
-        if self.reading.resolution_m != "native":
+        weights = self.loss.class_weights
+        if not isinstance(weights, str) and len(weights) != len(self.classes):
             raise SettingsError(
-                f"reading.resolution_m must stay native in training, not {self.reading.resolution_m}; "
-                "set resolution_m, which also becomes part of the model card"
+                f"loss.class_weights must be one number for each of {', '.join(self.classes)}, not {len(weights)}"
             )
-        self._check_tile_size()
 
     def _check_tile_size(self) -> None:
         network = self.network.shape(bands=1, classes=len(self.outputs))

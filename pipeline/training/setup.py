@@ -74,7 +74,12 @@ def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
     shape = spec.network.shape(bands=len(facts.bands), classes=len(spec.outputs))
     card = make_card(spec, shape, data, split, facts)
     loss = make_loss(spec.loss, activation=spec.activation, class_share=facts.class_share.tolist())
-    feed = Feed(spec, card.normalization, margin=shape.margin, device=resolve_device(spec.learning.device))
+    feed = Feed(
+        spec,
+        card.normalization,
+        margin=shape.margin,
+        device=resolve_device(spec.learning.device, key="learning.device"),
+    )
     with feed, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(spec.seed)
         learner = Learner(build_network(shape), loss, spec.learning, batches=feed.batches_per_epoch, seed=spec.seed)

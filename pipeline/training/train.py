@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 from pipeline.checkpoint import save_checkpoint
+from pipeline.durable import sweep
 from pipeline.errors import ModelError, SettingsError
 from pipeline.predictor import resolve_device
 from pipeline.training.event_log import EventLog
@@ -69,7 +70,7 @@ def train(
         identity = run_identity(spec, data, labels)
         if resume and (done := read_report(out, folder, identity, max_minutes=spec.learning.max_minutes)):
             return done
-        _sweep(out)
+        sweep(out)
         state = RunState(folder, identity)
         with set_up(cache(data, spec.samples.cache_mb, len(spec.classes)), spec, out) as setup:
             loop = _Loop(setup, state, progress)
@@ -220,16 +221,9 @@ def _check(out: Path, spec: TrainSpec) -> None:
         raise SettingsError(f"out must end in .safetensors, not {out.name!r}")
     if out.is_dir():
         raise SettingsError(f"out: {out} is a folder; name a file in it")
-    resolve_device(spec.learning.device)
+    resolve_device(spec.learning.device, key="learning.device")
     check_leaves(spec.leaves)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(f"out: the folder {out.parent} cannot be made: {error}") from error
-
-
-def _sweep(out: Path) -> None:
-    """Remove what killed runs left half-written beside the checkpoint; nobody else writes there now."""
-    for path in out.parent.glob(".*.partial"):
-        if path.name.startswith(f".{out.name}."):
-            path.unlink(missing_ok=True)
