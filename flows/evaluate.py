@@ -12,23 +12,18 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 from cyclopts import App, Parameter
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.tasks import exponential_backoff
 
-from flows.tasks import is_world_fault
-from pipeline.catalog import CatalogEntry
+from flows.tasks import evaluate_one, plainly
 from pipeline.config import build_settings, load_settings
 from pipeline.errors import ModelError, ScenemillError, SettingsError
-from pipeline.evaluation.evaluate import conclude, evaluate_scene, failed_evaluation
-from pipeline.evaluation.plan import EvaluationPlan, find_label_files, load_plan_model, plan_evaluation
+from pipeline.evaluation.evaluate import conclude, failed_evaluation
+from pipeline.evaluation.plan import find_label_files, load_plan_model, plan_evaluation
 from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, SceneEvaluation
-from pipeline.evaluation.truth import LabelFiles
-from pipeline.predictor import LoadedPredictor
 
 
 class EvaluationFailedError(ScenemillError):
@@ -40,30 +35,13 @@ class EvaluationFailedError(ScenemillError):
         """The evaluation, failed scenes included."""
 
 
-@task(
-    name="evaluate-scene",
-    task_run_name="{entry.id}",
-    tags=["scene"],
-    retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=is_world_fault,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
-def evaluate_one(
-    plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, predictor: LoadedPredictor | None
-) -> SceneEvaluation:
-    """Evaluate one scene into its folder."""
-    return evaluate_scene(plan, entry, files, predictor=predictor)
-
-
 @flow(
     name="evaluate-scenes",
     flow_run_name="evaluate-into-{out}",
     task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=2)),
     validate_parameters=True,
 )
+@plainly
 def evaluate_scenes(
     scenes: list[str],
     labels: list[str],

@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.tasks import load_model, segment_one
+from flows.tasks import load_model, plainly, segment_one
 from pipeline.catalog import list_scenes
 from pipeline.config import SegmentSpec, build_settings, load_settings
 from pipeline.errors import ModelError, ScenemillError, SettingsError
@@ -41,6 +41,7 @@ class ScenesFailedError(ScenemillError):
     task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=2)),
     validate_parameters=True,
 )
+@plainly
 def segment_scenes(
     scenes: list[str],
     model: str,

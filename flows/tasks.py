@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Failed
 from prefect.tasks import exponential_backoff
 
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
 from pipeline.distribute import cluster
-from pipeline.errors import WorldError
+from pipeline.errors import ScenemillError, WorldError
+from pipeline.evaluation.evaluate import evaluate_scene
+from pipeline.evaluation.plan import EvaluationPlan
+from pipeline.evaluation.records import SceneEvaluation
+from pipeline.evaluation.truth import LabelFiles
 from pipeline.predictor import InferenceSpec, LoadedPredictor, Precision, load_predictor
 from pipeline.report import SceneReport
 from pipeline.run import segment_entry
@@ -22,10 +28,27 @@ from pipeline.training.records import TrainReport
 from pipeline.training.settings import TrainSpec
 from pipeline.training.train import train
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
 
 def is_world_fault(task: Any, run: TaskRun, state: State[Any]) -> bool:
     """Retry faults of disk, network and workers; bad data stays bad."""
     return isinstance(state.result(raise_on_failure=False), WorldError)
+
+
+def plainly(body: Callable[Given, Result]) -> Callable[Given, Result]:
+    """A flow that fails with our own errors as they are: one paragraph that an operator can act on, no traceback."""
+
+    @wraps(body)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        try:
+            return body(*args, **kwargs)
+        except ScenemillError as error:
+            # Prefect takes a returned State for the run's own, and raises what it holds.
+            return cast("Result", Failed(message=str(error), data=error))
+
+    return run
 
 
 def load_model(path: str, spec: InferenceSpec) -> LoadedPredictor:
@@ -69,6 +92,29 @@ def segment_one(entry: CatalogEntry, model: str, out: str, spec: SegmentSpec) ->
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -> TrainReport:
-    """Train a network; a retry goes on from the last saved state."""
-    return train(images, labels, out, spec=spec)
+def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -> TrainReport | ScenemillError:
+    """Train a network; a retry goes on from the last saved state. What no retry can mend is returned, not raised."""
+    try:
+        return train(images, labels, out, spec=spec)
+    except WorldError:
+        raise
+    except ScenemillError as error:
+        return error
+
+
+@task(
+    name="evaluate-scene",
+    task_run_name="{entry.id}",
+    tags=["scene"],
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_world_fault,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def evaluate_one(
+    plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, predictor: LoadedPredictor | None
+) -> SceneEvaluation:
+    """Evaluate one scene into its folder."""
+    return evaluate_scene(plan, entry, files, predictor=predictor)

@@ -14,7 +14,7 @@ from cyclopts import App, Parameter
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.tasks import train_one
+from flows.tasks import plainly, train_one
 from pipeline.config import build_settings, load_settings
 from pipeline.errors import ScenemillError, SettingsError
 from pipeline.training.card_page import card_page
@@ -23,6 +23,7 @@ from pipeline.training.settings import TrainSpec
 
 
 @flow(name="train-network", flow_run_name="train-{out}", validate_parameters=True)
+@plainly
 def train_network(
     images: list[str], labels: list[str], out: str, settings: dict[str, Any] | None = None
 ) -> TrainReport:
@@ -40,6 +41,8 @@ def train_network(
     """
     spec = build_settings(TrainSpec, settings or {}, place="flow parameter settings")
     report = train_one(images, labels, out, spec)
+    if isinstance(report, ScenemillError):
+        raise report
     create_table_artifact(
         key="train-network", table=[_row(record) for record in report.history], description=f"{out}, epoch by epoch"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -77,9 +78,14 @@ def tell_difference(former: Identity, present: Identity, *, most: int = 3) -> st
     """
     before, after = dict(_leaves(former)), dict(_leaves(present))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    told = [f"{key} was {before.get(key, 'absent')}, is {after.get(key, 'absent')}" for key in keys[:most]]
+    told = [f"{key} was {_short(before.get(key))}, is {_short(after.get(key))}" for key in keys[:most]]
     more = [f"and {len(keys) - most} more"] if len(keys) > most else []
     return "; ".join(told + more)
+
+
+def _short(value: object) -> str:
+    """A value for a message; of hashes, the first digits."""
+    return "absent" if value is None else re.sub(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b", r"\1", str(value))
 
 
 def _scenes(data: LabelledData) -> dict[str, str]:
