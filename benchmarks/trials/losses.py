@@ -15,7 +15,7 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "Tversky": ("loss.terms={tversky: 1}",),
     "focal Tversky": ("loss.terms={focal_tversky: 1}",),
     "Lovász": ("loss.terms={lovasz: 1}",),
-    "BCE + Lovász": ("loss.terms={bce: 1, lovasz: 1}",),
+    "BCE + 0.1 Lovász": ("loss.terms={bce: 1, lovasz: 0.1}",),
     "BCE, balanced weights": ("loss.terms={bce: 1}", "loss.class_weights=balanced"),
     "BCE, smoothed labels": ("loss.terms={bce: 1}", "loss.label_smoothing=0.1"),
     "cross-entropy": ("loss.terms={cross_entropy: 1}", "activation=softmax"),
