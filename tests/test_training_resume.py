@@ -47,14 +47,19 @@ class StopError(Exception):
     """What ends a run in these tests."""
 
 
-@pytest.fixture(autouse=True)
-def lean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread, and no pictures, which take longer than these runs."""
-    monkeypatch.setattr("pipeline.training.finish.write_leaves", lambda *_, **__: ())
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks are faster so, and the uninterrupted run is to have as many threads as the others."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def lean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pictures, which take longer than these runs."""
+    monkeypatch.setattr("pipeline.training.finish.write_leaves", lambda *_, **__: ())
 
 
 def run(town: Town, out: Path, *, spec: TrainSpec = SPEC, **options: Any) -> TrainReport:
