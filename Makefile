@@ -24,10 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## make a town, segment it through the flow, score it against the truth (3 minutes)
 	$(BIN)/scenemill demo --out demo-out
 
-test: lint  ## style, types and every test (about 7 minutes on 2 cores)
+test: lint  ## style, types and every test (about 9 minutes on 2 cores)
 	$(BIN)/python -m pytest -m ''
 
-quick: lint  ## the same without the tests marked slow (about 3 minutes)
+quick: lint  ## the same without the tests marked slow
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)  ## formatting, style and types
