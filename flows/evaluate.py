@@ -1,13 +1,12 @@
 """The flow `evaluate-scenes`: one task per scene, then all of them together; one bad scene loses no other.
 
 python -m flows.evaluate SCENE... --labels LABELS --out OUT --model MODEL     ad hoc, no server needed
-prefect deployment run evaluate-scenes/evaluate                                on a server, see prefect.yaml
+prefect deployment run evaluate-scenes/ad-hoc                                  on a server, see prefect.yaml
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -18,9 +17,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.ad_hoc import Labels, Overrides, run_once
 from flows.tasks import evaluate_one, plainly
-from pipeline.config import build_settings, load_settings
-from pipeline.errors import ModelError, ScenemillError, SettingsError
+from pipeline.config import build_settings
+from pipeline.errors import ScenemillError
 from pipeline.evaluation.evaluate import conclude, failed_evaluation
 from pipeline.evaluation.plan import find_label_files, load_plan_model, plan_evaluation
 from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, SceneEvaluation
@@ -117,29 +117,22 @@ app = App(name="python -m flows.evaluate", help="Run the flow evaluate-scenes on
 @app.default
 def _run_once(
     *scenes: Annotated[str, Parameter(help="Files, folders, globs, or s3:// and https:// addresses.")],
-    labels: Annotated[
-        list[str],
-        Parameter(help="Vector files or mask rasters, one for all scenes, or folders of them.", consume_multiple=True),
-    ],
+    labels: Labels,
     out: Annotated[Path, Parameter(help="Folder of the evaluation.")],
     model: Annotated[Path | None, Parameter(help="Checkpoint to evaluate.")] = None,
     mosaics: Annotated[Path | None, Parameter(help="Folder of a run, or one probability.tif.")] = None,
     polygons: Annotated[Path | None, Parameter(help="Vector file, folder of them, or folder of a run.")] = None,
     config: Annotated[Path | None, Parameter(help="YAML file of settings; see configs/evaluate.yaml.")] = None,
-    overrides: Annotated[tuple[str, ...], Parameter(name="--set", help="One setting as section.key=value.")] = (),
+    overrides: Overrides = (),
 ) -> int:
     """Exit code 0: all evaluated; 1: something failed, the log says what; 2: wrong usage or settings."""
-    try:
-        settings = asdict(load_settings(EvaluateSpec, config, overrides))
-    except ScenemillError as error:
-        app.error_console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
     compared = {"model": model, "mosaics": mosaics, "polygons": polygons}
     given = {name: str(path) for name, path in compared.items() if path is not None}
-    state = evaluate_scenes([*scenes], labels, str(out), settings=settings, return_state=True, **given)
-    if state.is_completed():
-        return 0
-    return 2 if isinstance(state.result(raise_on_failure=False), SettingsError | ModelError) else 1
+
+    def start(settings: dict[str, Any]) -> State[Any]:
+        return evaluate_scenes([*scenes], labels, str(out), settings=settings, return_state=True, **given)
+
+    return run_once(app, start, EvaluateSpec, config, overrides)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ prefect deployment run segment-scenes/nightly                    on a server, se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -18,10 +17,11 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.ad_hoc import Overrides, run_once
 from flows.tasks import load_model, plainly, segment_one
 from pipeline.catalog import list_scenes
-from pipeline.config import SegmentSpec, build_settings, load_settings
-from pipeline.errors import ModelError, ScenemillError, SettingsError
+from pipeline.config import SegmentSpec, build_settings
+from pipeline.errors import ScenemillError
 from pipeline.report import SceneReport, write_run
 from pipeline.run import check_out, check_settings, failed_report
 
@@ -124,18 +124,13 @@ def _run_once(
     model: Annotated[Path, Parameter(help="Checkpoint (.safetensors) to run.")],
     out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
     config: Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")] = None,
-    overrides: Annotated[tuple[str, ...], Parameter(name="--set", help="One setting as section.key=value.")] = (),
+    overrides: Overrides = (),
 ) -> int:
     """Exit code 0: all done; 1: something failed, the log says what; 2: wrong usage or settings."""
-    try:
-        settings = asdict(load_settings(SegmentSpec, config, overrides))
-    except ScenemillError as error:
-        app.error_console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    state = segment_scenes([*scenes], str(model), str(out), settings, return_state=True)
-    if state.is_completed():
-        return 0
-    return 2 if isinstance(state.result(raise_on_failure=False), SettingsError | ModelError) else 1
+    given = [*scenes], str(model), str(out)
+    return run_once(
+        app, lambda settings: segment_scenes(*given, settings, return_state=True), SegmentSpec, config, overrides
+    )
 
 
 if __name__ == "__main__":

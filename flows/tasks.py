@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import task
@@ -37,6 +38,19 @@ def is_world_fault(task: Any, run: TaskRun, state: State[Any]) -> bool:
     return isinstance(state.result(raise_on_failure=False), WorldError)
 
 
+WORLD_FAULTS_RETRIED: Mapping[str, Any] = MappingProxyType(
+    {
+        "retries": 3,
+        "retry_delay_seconds": exponential_backoff(backoff_factor=2),
+        "retry_jitter_factor": 0.5,
+        "retry_condition_fn": is_world_fault,
+        "cache_policy": NO_CACHE,
+        "persist_result": False,
+    }
+)
+"""Of every task: what disk, network and workers spoil is tried again; results lie on the disk, not in Prefect."""
+
+
 def plainly(body: Callable[Given, Result]) -> Callable[Given, Result]:
     """A flow that fails with our own errors as they are: one paragraph that an operator can act on, no traceback."""
 
@@ -63,17 +77,7 @@ def _load(path: str, changed_ns: int | None, device: str, precision: Precision) 
     return load_predictor(path, device, precision=precision)
 
 
-@task(
-    name="segment-scene",
-    task_run_name="{entry.id}",
-    tags=["scene"],
-    retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=is_world_fault,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+@task(name="segment-scene", task_run_name="{entry.id}", tags=["scene"], **WORLD_FAULTS_RETRIED)
 def segment_one(entry: CatalogEntry, model: str, out: str, spec: SegmentSpec) -> SceneReport:
     """Segment one scene of a catalog into its folder under `out`."""
     predictor = load_model(model, spec.inference)
@@ -81,17 +85,7 @@ def segment_one(entry: CatalogEntry, model: str, out: str, spec: SegmentSpec) ->
         return segment_entry(entry, Path(out), predictor=predictor, spec=spec, client=client)
 
 
-@task(
-    name="train",
-    task_run_name="{out}",
-    tags=["training"],
-    retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=is_world_fault,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+@task(name="train", task_run_name="{out}", tags=["training"], **WORLD_FAULTS_RETRIED)
 def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -> TrainReport | ScenemillError:
     """Train a network; a retry goes on from the last saved state. What no retry can mend is returned, not raised."""
     try:
@@ -102,17 +96,7 @@ def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -
         return error
 
 
-@task(
-    name="evaluate-scene",
-    task_run_name="{entry.id}",
-    tags=["scene"],
-    retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=is_world_fault,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+@task(name="evaluate-scene", task_run_name="{entry.id}", tags=["scene"], **WORLD_FAULTS_RETRIED)
 def evaluate_one(
     plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, predictor: LoadedPredictor | None
 ) -> SceneEvaluation:

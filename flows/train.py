@@ -1,21 +1,22 @@
 """The flow `train-network`: one task that trains; a retry or a second run goes on where the first one stopped.
 
 python -m flows.train --images IMAGES... --labels LABELS --out MODEL     ad hoc, no server needed
-prefect deployment run train-network/train                               on a server, see prefect.yaml
+prefect deployment run train-network/ad-hoc                              on a server, see prefect.yaml
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import State
 
+from flows.ad_hoc import Labels, Overrides, run_once
 from flows.tasks import plainly, train_one
-from pipeline.config import build_settings, load_settings
+from pipeline.config import build_settings
 from pipeline.errors import ScenemillError, SettingsError
 from pipeline.training.card_page import card_page
 from pipeline.training.records import EpochRecord, TrainReport
@@ -67,25 +68,17 @@ app = App(name="python -m flows.train", help="Run the flow train-network once, w
 def _run_once(
     *,
     images: Annotated[list[str], Parameter(help="Scenes, or folders of scenes.", consume_multiple=True)],
-    labels: Annotated[
-        list[str],
-        Parameter(help="Vector files or mask rasters, one for all scenes, or folders of them.", consume_multiple=True),
-    ],
+    labels: Labels,
     out: Annotated[Path, Parameter(help="Checkpoint to write, *.safetensors.")],
     config: Annotated[Path | None, Parameter(help="YAML file of settings; see configs/train.yaml.")] = None,
-    overrides: Annotated[tuple[str, ...], Parameter(name="--set", help="One setting as section.key=value.")] = (),
+    overrides: Overrides = (),
 ) -> int:
     """Exit code 0: trained; 1: it failed, the log says why; 2: wrong usage or settings."""
-    try:
-        settings = asdict(load_settings(TrainSpec, config, overrides))
-    except ScenemillError as error:
-        app.error_console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    state = train_network(images, labels, str(out), settings, return_state=True)
-    if state.is_completed():
-        return 0
-    result = state.result(raise_on_failure=False)
-    return 2 if isinstance(result, SettingsError) else 1
+
+    def start(settings: dict[str, Any]) -> State[Any]:
+        return train_network(images, labels, str(out), settings, return_state=True)
+
+    return run_once(app, start, TrainSpec, config, overrides, usage=(SettingsError,))
 
 
 if __name__ == "__main__":

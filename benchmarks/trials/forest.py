@@ -64,7 +64,11 @@ def crop_masks(out: Path) -> Path:
     masks = out / "masks"
     masks.mkdir(parents=True, exist_ok=True)
     for mask in sorted((FOLDER / "train" / "masks").iterdir()):
-        Image.fromarray(read_picture(mask)[0, :SIDE, :SIDE]).save(masks / f"{mask.stem}.png")
+        target = masks / f"{mask.stem}.png"
+        if (
+            not target.exists()
+        ):  # a file written anew is another label file, and what was trained would be trained again
+            Image.fromarray(read_picture(mask)[0, :SIDE, :SIDE]).save(target)
     return masks
 
 

@@ -1,0 +1,52 @@
+"""A flow run once by hand: settings from a file and options, what is wrong with them in one line, an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from prefect.client.schemas.objects import State
+
+from pipeline.config import load_settings
+from pipeline.errors import ModelError, ScenemillError, SettingsError
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+Overrides = Annotated[tuple[str, ...], Parameter(name="--set", help="One setting as section.key=value.")]
+Labels = Annotated[
+    list[str],
+    Parameter(help="Vector files or mask rasters, one for all scenes, or folders of them.", consume_multiple=True),
+]
+
+
+def run_once(
+    app: App,
+    start: Callable[[dict[str, Any]], State[Any]],
+    kind: type[Any],
+    config: Path | None,
+    overrides: tuple[str, ...],
+    *,
+    usage: tuple[type[ScenemillError], ...] = (SettingsError, ModelError),
+) -> int:
+    """Start a flow with settings of a kind, unless they are wrong; Prefect's log tells the rest.
+
+    Args:
+        app: prints what is wrong.
+        start: runs the flow with the settings as its parameter, and returns its final state.
+        kind: the frozen dataclass of the settings.
+        config: YAML file of settings.
+        overrides: `section.key=value`, stronger than the file.
+        usage: errors that are the caller's.
+    """
+    try:
+        settings = asdict(load_settings(kind, config, overrides))
+    except ScenemillError as error:
+        app.error_console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return EXIT_USAGE
+    state = start(settings)
+    if state.is_completed():
+        return EXIT_DONE
+    return EXIT_USAGE if isinstance(state.result(raise_on_failure=False), usage) else EXIT_FAILED
