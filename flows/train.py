@@ -47,7 +47,8 @@ def train_network(
     create_table_artifact(
         key="train-network", table=[_row(record) for record in report.history], description=f"{out}, epoch by epoch"
     )
-    create_markdown_artifact(key="model-card", markdown=card_page(report.card), description=out)
+    page = card_page(report.card, checkpoint=report.checkpoint.name, report=report)
+    create_markdown_artifact(key="model-card", markdown=page, description=out)
     return report
 
 

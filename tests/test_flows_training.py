@@ -34,7 +34,7 @@ def test_the_flow_trains_what_the_library_trains_and_shows_the_card(town: Town, 
     assert report.sha256 == train([town.image], town.labels, tmp_path / "own.safetensors", spec=SMALL).sha256
     with get_client(sync_client=True) as client:
         cards = [artifact.data for artifact in client.read_artifacts() if artifact.key == "model-card"]
-    assert "# Model card" in str(cards[0])
+    assert "# Model card: flow.safetensors" in str(cards[0])
     assert train_network(*given).reused
 
 
