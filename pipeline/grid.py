@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from pyproj import CRS as ProjCRS
-from pyproj import Geod, Transformer
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from pipeline.errors import SceneError
+
+if TYPE_CHECKING:
+    from pyproj import Geod, Transformer
 
 LONGEST_EDGE_M = 2_000.0
 """Edges longer than this are densified before they are measured; a straight line of 2 km bends by
@@ -112,6 +114,8 @@ def measure_on_ground(
     Returns:
         `(area_m2, perimeter_m)`, each float64 of shape `(n,)`, holes subtracted and their edges counted.
     """
+    from pyproj import Geod
+
     geometries = np.asarray(geometries, dtype=object)
     to_lonlat = _to_lonlat(crs)
     rings, owner, sign = _rings_of(geometries)
@@ -143,6 +147,9 @@ def measure_on_ground(
 
 
 def _to_lonlat(crs: CRS) -> Transformer:
+    from pyproj import CRS as ProjCRS
+    from pyproj import Transformer
+
     source = ProjCRS.from_user_input(crs.to_wkt())
     geodetic = source.geodetic_crs
     if geodetic is None:

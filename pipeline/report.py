@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.durable import make_folder, write_whole
 from pipeline.journal import REPORT
@@ -134,6 +133,8 @@ def write_preview(
         mask: `(h, w)` class values, 255 = nodata, drawn white.
         colours: class value -> RGBA of its outline.
     """
+    from PIL import Image
+
     valid = mask != 255
     picture = _stretched(pixels[:3] if len(pixels) >= 3 else pixels[:1], valid)
     picture[~valid] = 255

@@ -31,7 +31,6 @@ from pipeline.report import SceneReport, Stopwatch, write_preview, write_report
 from pipeline.scene import Scene, describe_scene
 from pipeline.shaping import PolygonSpec, shape_polygons
 from pipeline.tiling import TilePlan, Tiling, plan_regions, plan_tiles, resolve_tiling
-from pipeline.vectorize import vectorize
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -124,6 +123,8 @@ def vectorize_mosaic(
     Raises:
         SceneError: the mosaic is not one of ours.
     """
+    from pipeline.vectorize import vectorize  # brings numba, which no strip has to wait for
+
     spec = spec or PolygonSpec()
     with MosaicReader(Path(mosaic)) as source:
         source.watch = _staged(watch, "polygons", source.grid)
