@@ -17,10 +17,13 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from pipeline.card import ModelCard
 from pipeline.errors import SettingsError, WorldError
-from pipeline.predictor import ArrayFunction, Predictor, identity_of
+from pipeline.precision import choose_precision
+from pipeline.predictor import ArrayFunction, Predictor, Prepared, Proof, identity_of
 from pipeline.region import RegionJob, RegionResult, Watch, infer_region
-from pipeline.tiling import Region
+from pipeline.scene import Scene
+from pipeline.tiling import Region, TilePlan
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -131,6 +134,20 @@ def predictor_identity(predictor: Predictor | ArrayFunction, client: Client | No
     return identity
 
 
+def prove_precision(
+    scene: Scene, plan: TilePlan, card: ModelCard, predictor: Predictor | ArrayFunction, client: Client | None
+) -> Proof:
+    """See `choose_precision`; where regions run on a cluster, a worker tries it, on a device like that of all."""
+    if client is None or not isinstance(predictor, Prepared):
+        return choose_precision(scene, plan, card, predictor)
+    from distributed.protocol.pickle import dumps
+
+    task = dumps((scene, plan, card, predictor))
+    future = client.submit(_proof_there, task, pure=False, resources=_device_resource(client))
+    proof: Proof = future.result()
+    return proof
+
+
 def region_count(spec: DistributeSpec, client: Client | None) -> int:
     """How many regions a scene is cut into."""
     if spec.regions:
@@ -202,6 +219,13 @@ def _identity_there(predictor: bytes) -> str | None:
     from distributed.protocol.pickle import loads
 
     return identity_of(loads(predictor))
+
+
+def _proof_there(task: bytes) -> Proof:
+    """Prove the precision in a worker."""
+    from distributed.protocol.pickle import loads
+
+    return choose_precision(*loads(task))
 
 
 def _infer_shared(shared: bytes, region: Region) -> RegionResult:

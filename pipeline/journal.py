@@ -21,7 +21,7 @@ from pipeline.durable import flush, lock
 from pipeline.errors import WorldError
 from pipeline.scene import Scene
 
-RESULT_FORMAT = 2
+RESULT_FORMAT = 3
 """Raised whenever the same inputs give different outputs than before."""
 REPORT = "report.json"
 

@@ -1,7 +1,8 @@
-"""A network prepared for one device, and the one form in which all predictors are called.
+"""A network on one device, and the forms in which all predictors are called.
 
 A predictor is any callable `(N, bands, H, W) float32 -> (N, classes, h, w)`: a loaded checkpoint, a torch
-module, or a plain function on numpy arrays or tensors.
+module, or a plain function on numpy arrays or tensors. A loaded one is `Prepared`: it knows its card, proves
+a number format on real tiles, and hands out a form of itself that is `Ready` for batches in that format.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ from pipeline.external_trial import ROUNDING, trial_tiles
 
 log = logging.getLogger(__name__)
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "exact", "float32", "bfloat16", "float16"]
+"""How numbers are held; `exact` is float32 without TF32, which on a CPU is the same as `float32`."""
 MOST_CHANGE = 0.01
 """`precision: auto` keeps a lower precision only while no probability of its trial changes by more."""
 
@@ -42,6 +44,77 @@ class Predictor(Protocol):
     def __call__(self, tiles: Tensor, /) -> Tensor:
         """`(N, bands, H, W)` float32 -> `(N, classes, H - 2 margin, W - 2 margin)`."""
         ...
+
+
+@runtime_checkable
+class Ready(Protocol):
+    """A network in one number format, ready for batches; many threads may call it at once on a CPU."""
+
+    dtype: torch.dtype
+    """Format of the tiles it takes without converting them."""
+    layout: torch.memory_format
+    """Memory order of the tiles it takes without rearranging them."""
+    device: torch.device
+    """Where it runs."""
+
+    def __call__(self, tiles: Tensor, /) -> Tensor:
+        """`(N, bands, H, W)` normalised tiles -> `(N, classes, h, w)` probabilities, float32 in 0..1.
+
+        Tiles in contiguous float32 are accepted too.
+        """
+        ...
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A model with its card on one device; what `load_predictor` returns."""
+
+    card: ModelCard
+    """What goes in and comes out."""
+    device: torch.device
+    """Where it runs."""
+    turn: threading.Lock
+    """Held while a scene uses the device: of several scenes in one process, one at a time does."""
+
+    @property
+    def identity(self) -> str:
+        """What decides its results and is known before any work: weights, precision asked for, kind of device."""
+        ...
+
+    @property
+    def members(self) -> tuple[Prepared, ...]:
+        """The models whose probabilities are averaged; of a single model, itself."""
+        ...
+
+    def __call__(self, tiles: Tensor, /) -> Tensor:
+        """`(N, bands, H, W)` normalised float32 -> probabilities; the first call proves the precision."""
+        ...
+
+    def prove(self, tiles: Tensor) -> Proof:
+        """Choose the precision on real tiles, `(N, bands, H, W)` normalised float32."""
+        ...
+
+    def ready(self, precision: str, *, batches: int = 1, shape: tuple[int, int, int, int] | None = None) -> Ready:
+        """The model in the precision of a proof.
+
+        Args:
+            precision: what `prove` chose.
+            batches: about how many batches will follow; many repay a slower start.
+            shape: `(N, bands, H, W)` of every batch, when all are alike.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """The precision that a trial on real tiles chose."""
+
+    precision: str
+    """`exact`, `float32`, `bfloat16` or `float16`."""
+    change: float = 0.0
+    """Largest change of a probability against float32 on the trial, in the precision that was tried; 0 if none was."""
+    note: str = ""
+    """Why `auto` stepped back to float32, in one sentence; empty when it did not."""
 
 
 ArrayFunction = Callable[[NDArray[np.float32]], NDArray[np.floating] | Tensor]
@@ -58,19 +131,23 @@ class InferenceSpec:
     """Number format of the network; auto takes bfloat16 or float16 where fast and harmless, else float32."""
     device: str = "auto"
     """`auto` (CUDA, then MPS, then CPU), or a torch device such as `cpu` or `cuda:1`."""
+    threads: int = 0
+    """Threads that run the network on a CPU, at least 0; 0 = every CPU that this process may use."""
+    deterministic: bool = False
+    """True: the same bytes run after run on one kind of CUDA device, at some cost; on a CPU they always are."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 0:
-            raise SettingsError(f"batch_size must be at least 0, not {self.batch_size}")
+        for key in ("batch_size", "threads"):
+            if getattr(self, key) < 0:
+                raise SettingsError(f"{key} must be at least 0, not {getattr(self, key)}")
 
 
 class LoadedPredictor:
-    """The network of a checkpoint or of an imported file, prepared for one device; returns probabilities in float32.
+    """The network of a checkpoint or of an imported file, on one device; returns probabilities in float32.
 
-    Batch norm is folded into the convolutions, weights are `channels_last`, and the number format is
-    the lowest one that `precision` allows. A network from elsewhere runs in float32 unless another format is
-    named, and keeps the memory layout it was exported with where it depends on it. It pickles as its path:
-    whoever unpickles it loads the file once per process.
+    Batch norm is folded into the convolutions and weights are `channels_last`. A network from elsewhere runs in
+    float32 unless another format is named, and keeps the memory layout it was exported with where it depends on
+    it. It pickles as its path: whoever unpickles it loads the file once per process.
     """
 
     def __init__(self, model: Checkpoint | ExternalModel, *, device: str, precision: Precision):
@@ -83,75 +160,126 @@ class LoadedPredictor:
         if self.device.type == "cpu":
             settle_convolutions(network)
         self._network: nn.Module = network
-        self._layout = torch.contiguous_format
-        self.precision = torch.float32
         foreign = isinstance(model, ExternalModel)
-        self._lay_out(trust=not foreign)
-        self._lower("float32" if foreign and precision == "auto" else precision)
+        self._asked = precision
+        self._candidate = _candidate(precision, self.device, foreign=foreign)
+        self._layout = self._find_layout() if foreign else torch.channels_last
+        self._forms: dict[str, Ready] = {}
+        self._proof: Proof | None = None
+        self._making = threading.RLock()
+        if foreign:
+            self.prove(trial_tiles(self.card))
 
     @property
     def identity(self) -> str:
-        """What decides its results: weights, number format and kind of device."""
-        return f"{self.sha256} {self.precision} {self.device.type}"
+        """Weights, precision asked for with the format that `auto` would like, and kind of device."""
+        precision = f"auto-{self._candidate}" if self._asked == "auto" else self._asked
+        return f"{self.sha256} {precision} {self.device.type}"
+
+    @property
+    def members(self) -> tuple[Prepared, ...]:
+        """Itself: one model."""
+        return (self,)
 
     def __reduce__(self) -> tuple[Callable[..., LoadedPredictor], tuple[object, ...]]:
         path, device, precision = self._source
         return _load_once, (Path(path).absolute(), device, precision, self.sha256)
 
-    @torch.inference_mode()
     def __call__(self, tiles: Tensor) -> Tensor:
-        """`(N, bands, H, W)` normalised float32 -> `(N, classes, h, w)` probabilities, float32 in 0..1."""
-        tiles = tiles.to(self.device, self.precision).contiguous(memory_format=self._layout)
-        return activate(self._network(tiles).float(), self.card)
+        """`(N, bands, H, W)` normalised float32 -> `(N, classes, h, w)` probabilities, float32 in 0..1.
 
-    def _lay_out(self, *, trust: bool) -> None:
-        """Store weights and tiles `channels_last`, which is several times faster on CPUs.
-
-        A network from elsewhere may read memory in the order of its export, so it must prove itself.
+        The first batch proves the precision for all that follow.
         """
-        trial = None if trust else trial_tiles(self.card).to(self.device)
-        expected = None if trial is None else self(trial)
-        self._arrange(torch.channels_last)
-        if trial is None or expected is None:
-            return
-        try:
-            if float((self(trial) - expected).abs().max()) <= ROUNDING:
-                return
-        except RuntimeError as error:
-            log.info("the network needs the memory layout of its export: %s", error)
-        self._arrange(torch.contiguous_format)
+        with self._making:
+            if self._proof is None:
+                self._proof = self.prove(tiles)
+                if self._proof.note:
+                    log.warning("%s", self._proof.note)
+        return self.ready(self._proof.precision)(tiles)
 
-    def _arrange(self, layout: torch.memory_format) -> None:
-        self._layout = layout
-        self._network = self._network.to(memory_format=layout)  # type: ignore[call-overload]
+    def prove(self, tiles: Tensor) -> Proof:
+        """Run tiles in float32 and in the precision asked for; only `auto` steps back when they differ.
 
-    def _lower(self, precision: Precision) -> None:
-        wanted = _fast_type(self.device) if precision == "auto" else getattr(torch, precision)
-        if wanted == torch.float32:
-            return
-        trial = trial_tiles(self.card).to(self.device)
-        exact, expected = self._network, self(trial)
-        self._network, self.precision = copy.deepcopy(exact).to(wanted), wanted
+        Args:
+            tiles: `(N, bands, H, W)` normalised float32, as the engine would hand them over.
+
+        Raises:
+            SettingsError: the network does not run in the precision that was named.
+        """
+        wanted = self._candidate
+        if wanted in ("exact", "float32"):
+            return Proof(precision=wanted)
+        expected = self._form("float32")(tiles)
         try:
-            change = float((self(trial) - expected).abs().max())
+            change = float((self.ready(wanted)(tiles) - expected).abs().max())
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise SettingsError(
-                f"inference.precision: {precision} does not suit this network ({reason}); use float32"
+                f"inference.precision: {self._asked} does not suit this network ({reason}); use float32"
             ) from error
-        if precision == "auto" and not change <= MOST_CHANGE:
-            log.info("%s changes a probability by %.3g, over %.3g: float32 is used", wanted, change, MOST_CHANGE)
-            self._network, self.precision = exact, torch.float32
+        if self._asked != "auto" or change <= MOST_CHANGE:
+            return Proof(precision=wanted, change=change)
+        note = f"{wanted} changes a probability by {change:.3g}, over {MOST_CHANGE}: float32 is used"
+        return Proof(precision="float32", change=change, note=note)
+
+    def ready(self, precision: str, *, batches: int = 1, shape: tuple[int, int, int, int] | None = None) -> Ready:
+        """See `Prepared.ready`; made once and kept."""
+        with self._making:
+            if precision not in self._forms:
+                self._forms[precision] = self._form(precision)
+            return self._forms[precision]
+
+    def _form(self, precision: str) -> Ready:
+        dtype = torch.float32 if precision == "exact" else getattr(torch, precision)
+        return _ReadyNetwork(self._network, self.card, dtype=dtype, layout=self._layout, device=self.device)
+
+    def _find_layout(self) -> torch.memory_format:
+        """`channels_last`, several times faster on CPUs, unless results then differ.
+
+        A network from elsewhere may read memory in the order of its export, so it must prove itself.
+        """
+        trial = trial_tiles(self.card)
+        results = []
+        for layout in (torch.contiguous_format, torch.channels_last):
+            form = _ReadyNetwork(self._network, self.card, dtype=torch.float32, layout=layout, device=self.device)
+            try:
+                results.append(form(trial))
+            except RuntimeError as error:
+                log.info("the network needs the memory layout of its export: %s", error)
+                return torch.contiguous_format
+        same = float((results[1] - results[0]).abs().max()) <= ROUNDING
+        return torch.channels_last if same else torch.contiguous_format
+
+
+class _ReadyNetwork:
+    """A copy of a network in one number format and memory layout."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        card: ModelCard,
+        *,
+        dtype: torch.dtype,
+        layout: torch.memory_format,
+        device: torch.device,
+    ) -> None:
+        self.card, self.dtype, self.layout, self.device = card, dtype, layout, device
+        self._network = copy.deepcopy(network).to(dtype).to(memory_format=layout)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def __call__(self, tiles: Tensor) -> Tensor:
+        tiles = tiles.to(self.device, self.dtype).contiguous(memory_format=self.layout)
+        return activate(self._network(tiles).float(), self.card)
 
 
 def identity_of(predictor: Predictor | ArrayFunction) -> str | None:
     """What decides a predictor's results; None for a plain function, which has no identity to compare."""
-    return predictor.identity if isinstance(predictor, LoadedPredictor) else None
+    return predictor.identity if isinstance(predictor, Prepared) else None
 
 
 def exclusive(predictor: Predictor | ArrayFunction) -> AbstractContextManager[object]:
     """Hold a loaded predictor's device: of several scenes in one process, one at a time uses it."""
-    return predictor.turn if isinstance(predictor, LoadedPredictor) else nullcontext()
+    return predictor.turn if isinstance(predictor, Prepared) else nullcontext()
 
 
 def load_predictor(path: str | Path, device: str = "auto", *, precision: Precision = "auto") -> LoadedPredictor:
@@ -160,8 +288,8 @@ def load_predictor(path: str | Path, device: str = "auto", *, precision: Precisi
     Args:
         path: a `.safetensors` checkpoint, or a `.pt2` file that `import_model` wrote.
         device: `auto`, or a torch device such as `cpu` or `cuda:1`.
-        precision: number format; `auto` proves itself on a seeded trial batch against float32, and is float32 for
-            an imported network.
+        precision: number format; `auto` proves itself on real tiles against float32, and is float32 for an
+            imported network.
 
     Raises:
         ModelError: the file is missing, damaged, or none of ours.
@@ -221,8 +349,8 @@ def activate(outputs: Tensor, card: ModelCard) -> Tensor:
 
 
 def as_predictor(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predictor:
-    """A loaded predictor as it is; a torch module or plain function wrapped to return float32 probabilities."""
-    if isinstance(predictor, LoadedPredictor):
+    """What returns probabilities as it is; a torch module or plain function wrapped to return them in float32."""
+    if isinstance(predictor, Prepared | Ready):
         return predictor
     if isinstance(predictor, nn.Module):
         predictor.eval()
@@ -295,8 +423,15 @@ def settle_convolutions(network: nn.Module) -> None:
             module.settle_convolutions()
 
 
-def _fast_type(device: torch.device) -> torch.dtype:
+def _candidate(precision: Precision, device: torch.device, *, foreign: bool) -> str:
+    """The precision named, or the lowest that `auto` may try on a device."""
+    if precision != "auto":
+        return precision
+    return "float32" if foreign else _fast_type(device)
+
+
+def _fast_type(device: torch.device) -> str:
     if device.type == "cuda":
-        return torch.float16
+        return "float16"
     supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return torch.bfloat16 if device.type == "cpu" and supports is not None and supports() else torch.float32
+    return "bfloat16" if device.type == "cpu" and supports is not None and supports() else "float32"

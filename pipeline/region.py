@@ -27,7 +27,7 @@ from pipeline.glance import Glance, GlanceTaker
 from pipeline.levels import TOP_LEVEL, as_levels
 from pipeline.mosaic import MosaicSpec, StripWriter, mask_form, probability_form, write_cog
 from pipeline.normalize import input_transform
-from pipeline.predictor import ArrayFunction, InferenceSpec, LoadedPredictor, Predictor, identity_of, resolve_device
+from pipeline.predictor import ArrayFunction, InferenceSpec, Predictor, Prepared, identity_of, resolve_device
 from pipeline.scene import Scene
 from pipeline.tiling import Region, TilePlan
 
@@ -50,6 +50,8 @@ class RegionJob:
     """What the predictor takes and gives."""
     identity: str | None
     """What decides the predictor's results, wherever it runs; None for a plain function."""
+    precision: str
+    """The number format that `choose_precision` proved for this scene; a plain function runs as it is."""
     blend: Blend
     """How tiles become one mosaic."""
     inference: InferenceSpec
@@ -165,7 +167,9 @@ class _RegionRun:
         self._tile_rows = covering(rows, core.row_off, core.row_off + core.height)
         self._tile_cols = covering(cols, self._span.start, self._span.stop)
         self._shares = rows
-        device = predictor.device if isinstance(predictor, LoadedPredictor) else resolve_device("cpu")
+        device = predictor.device if isinstance(predictor, Prepared) else resolve_device("cpu")
+        if isinstance(predictor, Prepared):
+            predictor = predictor.ready(job.precision)
         transform = input_transform(job.scene, job.card.normalization)
         self._engine = Engine(predictor, job.card, transform, device=device, batch_size=job.inference.batch_size)
         self._blender = StripBlender(rows, cols, span=self._span, classes=len(job.card.classes), device=device)

@@ -54,6 +54,12 @@ class SceneReport:
     """Wall time of each stage."""
     model: str = ""
     """SHA-256 of the checkpoint, or `function`."""
+    precision: str = ""
+    """Number format in which the network ran; `float32` for a plain function, which runs as it is."""
+    precision_change: float = 0.0
+    """Largest change of a probability against float32 on the trial window, in the format that was tried."""
+    precision_note: str = ""
+    """Why `precision: auto` stepped back to float32; empty when it did not."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Settings the result depends on."""
     version: str = ""

@@ -17,7 +17,7 @@ from pipeline import __version__
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.decide import resolve_threshold
-from pipeline.distribute import predictor_identity, region_count, run_regions
+from pipeline.distribute import predictor_identity, prove_precision, region_count, run_regions
 from pipeline.errors import ModelError
 from pipeline.export import PolygonTotals, write_polygons
 from pipeline.glance import join_glances
@@ -25,7 +25,7 @@ from pipeline.grid import RasterGrid
 from pipeline.journal import content_key, finished_report, publishing
 from pipeline.levels import TOP_LEVEL
 from pipeline.mosaic import MosaicReader, read_mask
-from pipeline.predictor import ArrayFunction, LoadedPredictor, Predictor, exclusive
+from pipeline.predictor import ArrayFunction, Predictor, Prepared, Proof, exclusive
 from pipeline.region import RegionJob, RegionResult, join_regions
 from pipeline.report import SceneReport, Stopwatch, write_preview, write_report
 from pipeline.scene import Scene, describe_scene
@@ -91,9 +91,10 @@ def segment_scene(
     regions = plan_regions(plan, rows=region_count(spec.distribute, client))
     timer = Stopwatch()
     with publishing(folder) as work:
-        job = _region_job(scene, plan, card, spec, identity, report, work)
-        job.folder.mkdir()
         with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
+            proof = prove_precision(scene, plan, card, predictor, client)
+            job = _region_job(scene, plan, card, spec, identity, proof, report, work)
+            job.folder.mkdir()
             results = [*run_regions(job, regions, predictor, client=client, watch=_staged(watch, "infer", scene.grid))]
         with timer.stage("mosaic"):
             join_regions(job, results, work)
@@ -104,7 +105,7 @@ def segment_scene(
             glance = join_glances([result.glance for result in results])
             write_preview(work / OUTPUTS["preview"], glance, *read_mask(work / OUTPUTS["mask"], glance.shape[1:]))
         shutil.rmtree(job.folder)
-        report = _closing_report(report, results, totals, timer.seconds)
+        report = _closing_report(report, proof, results, totals, timer.seconds)
         write_report(work, report)
     return report
 
@@ -150,7 +151,7 @@ def resolve_settings(spec: SegmentSpec, card: ModelCard) -> Tiling:
 
 
 def _card_of(predictor: Predictor | ArrayFunction, card: ModelCard | None) -> ModelCard:
-    own = predictor.card if isinstance(predictor, LoadedPredictor) else None
+    own = predictor.card if isinstance(predictor, Prepared) else None
     if own is not None and card is not None and own != card:
         raise ModelError("the predictor brings its own card and another one was given; leave card out")
     found = own or card
@@ -179,11 +180,18 @@ def _opening_report(
 
 
 def _closing_report(
-    report: SceneReport, results: Sequence[RegionResult], totals: PolygonTotals, seconds: Mapping[str, float]
+    report: SceneReport,
+    proof: Proof,
+    results: Sequence[RegionResult],
+    totals: PolygonTotals,
+    seconds: Mapping[str, float],
 ) -> SceneReport:
     """What the work came to."""
     return replace(
         report,
+        precision=proof.precision,
+        precision_change=proof.change,
+        precision_note=proof.note,
         valid_pixels=sum(result.valid_pixels for result in results),
         tiles_run=sum(result.tiles_run for result in results),
         tiles_skipped=sum(result.tiles_skipped for result in results),
@@ -199,6 +207,7 @@ def _region_job(
     card: ModelCard,
     spec: SegmentSpec,
     identity: str | None,
+    proof: Proof,
     report: SceneReport,
     work: Path,
 ) -> RegionJob:
@@ -208,6 +217,7 @@ def _region_job(
         plan=plan,
         card=card,
         identity=identity,
+        precision=proof.precision,
         blend=spec.blend,
         inference=spec.inference,
         mosaic=spec.mosaic,

@@ -33,6 +33,7 @@ from pipeline.checkpoint import save_checkpoint
 from pipeline.config import SegmentSpec
 from pipeline.levels import LevelType
 from pipeline.mosaic import MosaicSpec
+from pipeline.precision import choose_precision
 from pipeline.predictor import InferenceSpec, LoadedPredictor, identity_of, load_predictor
 from pipeline.region import RegionJob, infer_region, join_regions
 from pipeline.scene import describe_scene
@@ -117,6 +118,7 @@ def mosaic_of(
         plan=plan,
         card=card,
         identity=identity_of(predictor),
+        precision=choose_precision(scene, plan, card, predictor).precision,
         blend=cut.blend,
         inference=InferenceSpec(batch_size=cut.batch_size),
         mosaic=MosaicSpec(dtype=dtype),
