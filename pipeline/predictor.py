@@ -94,13 +94,21 @@ class Prepared(Protocol):
         """Choose the precision on real tiles, `(N, bands, H, W)` normalised float32."""
         ...
 
-    def ready(self, precision: str, *, batches: int = 1, shape: tuple[int, int, int, int] | None = None) -> Ready:
+    def ready(
+        self,
+        precision: str,
+        *,
+        batches: int = 1,
+        shape: tuple[int, int, int, int] | None = None,
+        deterministic: bool = False,
+    ) -> Ready:
         """The model in the precision of a proof.
 
         Args:
             precision: what `prove` chose.
             batches: about how many batches will follow; many repay a slower start.
             shape: `(N, bands, H, W)` of every batch, when all are alike.
+            deterministic: use only what gives the same bytes run after run; a CPU always does.
         """
         ...
 
@@ -222,7 +230,14 @@ class LoadedPredictor:
         note = f"{wanted} changes a probability by {change:.3g}, over {MOST_CHANGE}: float32 is used"
         return Proof(precision="float32", change=change, note=note)
 
-    def ready(self, precision: str, *, batches: int = 1, shape: tuple[int, int, int, int] | None = None) -> Ready:
+    def ready(
+        self,
+        precision: str,
+        *,
+        batches: int = 1,
+        shape: tuple[int, int, int, int] | None = None,
+        deterministic: bool = False,
+    ) -> Ready:
         """See `Prepared.ready`; made once and kept."""
         with self._making:
             if precision not in self._forms:
