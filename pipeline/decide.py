@@ -1,7 +1,7 @@
 """Probabilities -> class decisions, in exact integers: which pixels are of which class.
 
 The one definition that `mask.tif` and the polygons share. A level is an integer probability,
-`probability = level / top`; 65535 is invalid (see `pipeline.levels`).
+`probability = level / top`; the largest value of its type is invalid (see `pipeline.levels`).
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.card import ModelCard
 from pipeline.errors import SettingsError
-from pipeline.levels import INVALID
+
+Level = TypeVar("Level", bound=np.uint8 | np.uint16)
+"""The type of levels; its largest value is invalid."""
 
 NONE = 0
 """Mask value of a valid pixel that is of no class, or of the background."""
@@ -63,7 +66,7 @@ def resolve_threshold(card: ModelCard, threshold: float | None, top: int) -> int
 
 
 def decide(
-    levels: NDArray[np.uint16], card: ModelCard, threshold: float | None = None, *, top: int
+    levels: NDArray[np.uint8 | np.uint16], card: ModelCard, threshold: float | None = None, *, top: int
 ) -> NDArray[np.uint8]:
     """The class of each pixel, for `mask.tif`.
 
@@ -71,7 +74,7 @@ def decide(
     reach the threshold, ties to the first.
 
     Args:
-        levels: `(classes, height, width)`, 0..`top`, 65535 = invalid.
+        levels: `(classes, height, width)`, 0..`top`; the largest value of the type is invalid.
         card: the model's; gives each class its mask value.
         threshold: in (0, 1], or None for the card's; sigmoid only.
         top: the level of probability 1: 254 or 65534.
@@ -113,18 +116,21 @@ def decide_apart(
         yield Decision(mask=mask, level=levels[index])
 
 
-def _invalid(levels: NDArray[np.uint16]) -> NDArray[np.bool_]:
+def _invalid(levels: NDArray[np.uint8 | np.uint16]) -> NDArray[np.bool_]:
     """`(height, width)`: True where any class is invalid."""
-    invalid: NDArray[np.bool_] = levels[0] == INVALID
+    mark = np.iinfo(levels.dtype).max
+    invalid: NDArray[np.bool_] = levels[0] == mark
     for level in levels[1:]:
-        invalid |= level == INVALID
+        invalid |= level == mark
     return invalid
 
 
-def _most_probable(levels: NDArray[np.uint16], values: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+def _most_probable(levels: NDArray[Level], values: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[Level]]:
     """The mask value and the level of each pixel's most probable class, the first among equals."""
+    mask = np.full(levels.shape[1:], values[0], np.uint8)
+    if len(levels) == 1:
+        return mask, levels[0]
     best = levels[0].copy()
-    mask = np.full(best.shape, values[0], np.uint8)
     for level, value in zip(levels[1:], values[1:], strict=True):
         np.copyto(mask, np.uint8(value), where=level > best)
         np.maximum(best, level, out=best)

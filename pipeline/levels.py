@@ -21,10 +21,18 @@ TOP_LEVEL: dict[LevelType, int] = {"uint8": 254, "uint16": 65534, "float32": 655
 INVALID = 65535
 """The level of an invalid pixel."""
 
+BLOCK = 512
+"""Side of a storage block of every raster of ours, px."""
+
 
 def stored_nodata(level_type: LevelType) -> float:
     """The stored value of an invalid pixel: one above the top level, or NaN."""
     return float("nan") if level_type == "float32" else TOP_LEVEL[level_type] + 1
+
+
+def as_integers(stored: NDArray[np.generic]) -> NDArray[np.uint8 | np.uint16]:
+    """Stored values as whole levels in the smallest type; its largest value is invalid."""
+    return stored.view(np.uint8) if stored.dtype == np.uint8 else as_levels(stored)
 
 
 def as_levels(stored: NDArray[np.generic]) -> NDArray[np.uint16]:

@@ -1,14 +1,16 @@
-"""Finished strips -> Cloud-Optimized GeoTIFF, and blocks read back.
+"""The mosaic: `probability.tif` and `mask.tif`, as Cloud-Optimized GeoTIFFs, and blocks read back.
 
-Strips go to a plain tiled GeoTIFF as they finish, whole blocks at a time, so memory does not follow
-the scene. The finished file is then copied once by GDAL's COG driver, which adds the overviews;
-its bytes depend on the pixels alone.
+The rows of a region go to plain GeoTIFFs, compressed as they will stay, with overviews beside them
+(`mosaic_strips`). When all regions are there, their blocks are put in the order of a COG (`cog`), and
+only what straddles two regions is encoded again. The pixels of the result depend on nothing else.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,26 +18,26 @@ from typing import Literal, Self
 
 import numpy as np
 import rasterio
-import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from pipeline.card import ModelCard
+from pipeline.cog import Level, Placed, write_levels
+from pipeline.decide import decide
 from pipeline.errors import ModelError, SceneError, WorldError
 from pipeline.export_style import class_colour
 from pipeline.grid import RasterGrid
-from pipeline.handles import ThreadHandles, limit_block_cache
-from pipeline.levels import TOP_LEVEL, LevelType, as_levels, stored_nodata
+from pipeline.handles import ThreadHandles
+from pipeline.levels import BLOCK, TOP_LEVEL, LevelType, as_integers, as_levels, stored_nodata
+from pipeline.mosaic_strips import RasterForm, StripWriter, create_level, level_path, open_level
+from pipeline.overviews import overview_count
 
-BLOCK = 512
-"""Side of a storage block, px."""
-ZSTD_LEVEL = 3
-"""Far quicker than GDAL's default, 9, for files that are hardly larger."""
 MASK_NODATA = 255
 """Nodata in `mask.tif`."""
 CARD_TAG = "SCENEMILL_CARD"
+WRITES_BEHIND = 2
+"""Strips that may wait for the disk; bounds the memory of writing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +50,6 @@ class MosaicSpec:
     """zstd is smaller and faster; deflate opens in software older than 2019."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RasterForm:
-    """What a raster of ours is, apart from its pixels."""
-
-    grid: RasterGrid
-    """Where it lies."""
-    dtype: str
-    """numpy name of the stored type."""
-    nodata: float
-    """Stored value of invalid pixels."""
-    names: tuple[str, ...]
-    """Name of each band."""
-    scale: float = 1.0
-    """Stored value times this is the quantity meant."""
-    colours: Mapping[int, tuple[int, int, int, int]] | None = None
-    """Value -> RGBA, for class rasters."""
-    tags: tuple[tuple[str, str], ...] = ()
-    """Provenance."""
-
-
 def probability_form(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: Mapping[str, str]) -> RasterForm:
     """The form of `probability.tif`: a band per class, scaled so that GIS tools show 0..1."""
     return RasterForm(
@@ -75,12 +57,13 @@ def probability_form(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: 
         dtype=spec.dtype,
         nodata=stored_nodata(spec.dtype),
         names=card.classes,
+        compress=spec.compress,
         scale=1.0 if spec.dtype == "float32" else 1.0 / TOP_LEVEL[spec.dtype],
         tags=(*sorted(tags.items()), (CARD_TAG, replace(card, training={}).to_json())),
     )
 
 
-def mask_form(grid: RasterGrid, card: ModelCard, tags: Mapping[str, str]) -> RasterForm:
+def mask_form(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: Mapping[str, str]) -> RasterForm:
     """The form of `mask.tif`: class values, 0 = none of them, 255 = nodata, with a colour table."""
     values = sorted({value for _, value, _ in card.foreground})
     colours = {0: (235, 235, 235, 255), MASK_NODATA: (255, 255, 255, 255)} | {
@@ -92,40 +75,42 @@ def mask_form(grid: RasterGrid, card: ModelCard, tags: Mapping[str, str]) -> Ras
         dtype="uint8",
         nodata=MASK_NODATA,
         names=("class",),
+        compress=spec.compress,
         colours=colours,
         tags=(*sorted(tags.items()), *sorted(legend.items())),
     )
 
 
-class StripWriter:
-    """Writes strips, top to bottom, to a tiled GeoTIFF; every block is written once."""
+class MosaicWriter:
+    """Writes the probabilities of a region, and the mask decided from them, a few strips behind whoever computes."""
 
-    def __init__(self, path: Path, form: RasterForm):
-        """Create the file; `form` says what it holds."""
-        limit_block_cache()
-        grid = form.grid
-        self._held: list[NDArray[np.generic]] = []
-        self._row = 0
-        self._dataset = _create(
-            path,
-            "w",
-            driver="GTiff",
-            height=grid.height,
-            width=grid.width,
-            count=len(form.names),
-            dtype=form.dtype,
-            crs=grid.crs,
-            transform=grid.transform,
-            nodata=form.nodata,
-            tiled=True,
-            blockxsize=BLOCK,
-            blockysize=BLOCK,
-            compress="zstd",
-            zstd_level=1,
-            bigtiff="if_safer",
-            photometric="minisblack",
+    def __init__(
+        self,
+        probability: tuple[Path, RasterForm],
+        mask: tuple[Path, RasterForm],
+        *,
+        card: ModelCard,
+        threshold: float | None,
+        overviews: int,
+    ):
+        """Create the files.
+
+        Args:
+            probability: where the probabilities go, and what their raster is.
+            mask: the same for the classes.
+            card: decides the classes.
+            threshold: in its place, if any.
+            overviews: levels below the full size, as many as the whole scene has.
+        """
+        self._card, self._threshold = card, threshold
+        self._stack = ExitStack()
+        self._probability, self._mask = (
+            self._stack.enter_context(StripWriter(path, form, overviews=overviews))
+            for path, form in (probability, mask)
         )
-        _describe(self._dataset, form)
+        self._top = TOP_LEVEL[probability[1].dtype]  # type: ignore[index]
+        self._threads = [self._stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("probability", "mask")]
+        self._pending: deque[Future[None]] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -133,77 +118,108 @@ class StripWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._flush(BLOCK * -(-self._rows_held // BLOCK))
-        finally:
-            self._dataset.close()
-
-    def write(self, rows: NDArray[np.generic]) -> None:
-        """Append `(bands, rows, width)`."""
-        self._held.append(rows)
-        self._flush(self._rows_held // BLOCK * BLOCK)
-
-    @property
-    def _rows_held(self) -> int:
-        return sum(rows.shape[1] for rows in self._held)
-
-    def _flush(self, rows: int) -> None:
-        if not rows:
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
             return
-        held = np.concatenate(self._held, axis=1)
-        ready, rest = held[:, :rows], held[:, rows:]
-        window = Window(0, self._row, ready.shape[2], ready.shape[1])
-        try:
-            self._dataset.write(ready, window=window)
-        except RasterioError as error:
-            raise WorldError(f"{self._dataset.name}: writing failed: {error}; is the disk full?") from error
-        self._row += ready.shape[1]
-        self._held = [rest.copy()] if rest.shape[1] else []
+        with self._stack:
+            self._wait(0)
+
+    def write(self, stored: NDArray[np.generic]) -> None:
+        """Append `(classes, rows, width)` as stored; the array is read until two more writes have returned.
+
+        Raises:
+            WorldError: the disk refused these rows or earlier ones.
+        """
+        for thread, work in zip(self._threads, (self._probability.write, self._decide), strict=True):
+            self._pending.append(thread.submit(work, stored))
+        self._wait(WRITES_BEHIND * len(self._threads))
+
+    def _decide(self, stored: NDArray[np.generic]) -> None:
+        self._mask.write(decide(as_integers(stored), self._card, self._threshold, top=self._top)[None])
+
+    def _wait(self, most: int) -> None:
+        """Wait until at most so many writes are pending."""
+        while len(self._pending) > most:
+            self._pending.popleft().result()
 
 
-def write_cog(parts: Sequence[tuple[Path, Window]], target: Path, form: RasterForm, *, compress: str) -> None:
-    """Join the rasters of regions and store them as one COG with overviews.
-
-    Args:
-        parts: file and scene window of each region; the windows partition the scene.
-        target: the COG.
-        form: what the whole is.
-        compress: `zstd` or `deflate`.
+@contextmanager
+def writing_cog(target: Path, form: RasterForm) -> Iterator[StripWriter]:
+    """A writer of rows, top to bottom, of which `target` is made as a COG when the body ends well.
 
     Raises:
         WorldError: the disk is full or not writable.
     """
-    if len(parts) == 1:
-        _copy_as_cog(parts[0][0], target, form, compress)
-        return
-    whole = target.with_name(f"{target.stem}-whole.tif")
-    with StripWriter(whole, form) as writer:
-        for rows in _read_joined(parts):
-            writer.write(rows)
-    _copy_as_cog(whole, target, form, compress)
-    whole.unlink()
+    overviews = overview_count(form.grid.shape, BLOCK)
+    with _passing(target.with_name(f"{target.name}.rows.tif"), overviews) as path:
+        with StripWriter(path, form, overviews=overviews) as writer:
+            yield writer
+        write_cog([(path, form.grid.window)], target, form)
 
 
-def _copy_as_cog(source: Path, target: Path, form: RasterForm, compress: str) -> None:
-    """GDAL's COG driver; classes keep the commonest value in overviews, quantities their mean."""
-    classes = form.colours is not None
-    effort = {"level": ZSTD_LEVEL} if compress == "zstd" else {}
+def write_cog(parts: Sequence[tuple[Path, Window]], target: Path, form: RasterForm) -> None:
+    """Join the rasters of regions, and their overviews, as one COG.
+
+    Args:
+        parts: what a StripWriter made of each region, and its window; the windows partition the scene.
+        target: the COG.
+        form: what the whole is.
+
+    Raises:
+        WorldError: the disk is full or not writable.
+    """
+    overviews = overview_count(form.grid.shape, BLOCK)
+    moved = next((k for k in range(overviews + 1) if not _meet_at_blocks(parts, k)), overviews + 1)
     try:
-        rasterio.shutil.copy(
-            source,
-            target,
-            driver="COG",
-            blocksize=BLOCK,
-            compress=compress,
-            predictor="no" if classes else "yes",
-            overview_resampling="mode" if classes else "average",
-            bigtiff="if_safer",
-            num_threads="all_cpus",
-            **effort,
-        )
-    except RasterioError as error:
+        with _passing(target.with_name(f"{target.name}.whole.tif"), overviews) as whole:
+            levels = [_moved_level(parts, whole, form, k) for k in range(moved)]
+            levels += _encoded_levels(parts, whole, form, range(moved, overviews + 1))
+            write_levels(target, levels)
+    except (RasterioError, OSError) as error:
         raise WorldError(f"{target}: writing failed: {error}; is the disk full?") from error
+
+
+@contextmanager
+def _passing(path: Path, overviews: int) -> Iterator[Path]:
+    """The path, whose levels are removed in the end."""
+    try:
+        yield path
+    finally:
+        for level in range(overviews + 1):
+            level_path(path, level).unlink(missing_ok=True)
+
+
+def _meet_at_blocks(parts: Sequence[tuple[Path, Window]], level: int) -> bool:
+    """True where no block of a level holds pixels of two regions."""
+    side = BLOCK << level
+    return all(window.row_off % side == 0 == window.col_off % side for _, window in parts)
+
+
+def _moved_level(parts: Sequence[tuple[Path, Window]], whole: Path, form: RasterForm, level: int) -> Level:
+    """A level whose blocks are those of the regions."""
+    create_level(whole, form, level, empty=True).close()
+    side = BLOCK << level
+    return Level(
+        template=level_path(whole, level),
+        parts=tuple(
+            Placed(path=level_path(path, level), row=window.row_off // side, col=window.col_off // side)
+            for path, window in parts
+        ),
+    )
+
+
+def _encoded_levels(
+    parts: Sequence[tuple[Path, Window]], whole: Path, form: RasterForm, levels: range
+) -> Iterator[Level]:
+    """Levels in which regions meet inside of blocks: the first is joined, the others made of it."""
+    if not levels:
+        return
+    with StripWriter(whole, form, overviews=len(levels) - 1, level=levels[0]) as writer:
+        for rows in _read_joined(parts, levels[0]):
+            writer.write(rows)
+    for level in levels:
+        path = level_path(whole, level)
+        yield Level(template=path, parts=(Placed(path=path, row=0, col=0),))
 
 
 class MosaicReader:
@@ -260,43 +276,16 @@ def read_mask(path: Path, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], di
         return dataset.read(1, out_shape=shape), dataset.colormap(1)
 
 
-def _read_joined(parts: Sequence[tuple[Path, Window]], rows: int = BLOCK) -> Iterator[NDArray[np.generic]]:
-    """Yield `(bands, <= rows, width)` of the whole, top to bottom."""
-    width = max(window.col_off + window.width for _, window in parts)
+def _read_joined(parts: Sequence[tuple[Path, Window]], level: int) -> Iterator[NDArray[np.generic]]:
+    """Yield `(bands, <= BLOCK, width)` of a level of the whole, top to bottom; regions start on its pixels."""
     for top in sorted({window.row_off for _, window in parts}):
-        beside = [(path, window) for path, window in parts if window.row_off == top]
-        height = int(beside[0][1].height)
-        for first in range(0, height, rows):
-            pieces = [_read_piece(path, Window(0, first, w.width, min(rows, height - first))) for path, w in beside]
-            whole = np.empty((*pieces[0].shape[:2], width), pieces[0].dtype)
-            for (_, window), piece in zip(beside, pieces, strict=True):
-                whole[:, :, window.col_off : window.col_off + window.width] = piece
-            yield whole
-
-
-def _read_piece(path: Path, window: Window) -> NDArray[np.generic]:
-    with rasterio.open(path, driver="GTiff") as dataset:
-        return np.asarray(dataset.read(window=window))
-
-
-def _create(path: Path, mode: str, **profile: object) -> rasterio.io.DatasetWriter:
-    """Open for writing, without rasterio's warning of transforms that are a flipped identity: GeoTIFF keeps them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path, mode, **profile)
-
-
-def _describe(dataset: rasterio.io.DatasetWriter, form: RasterForm) -> None:
-    for number, name in enumerate(form.names, start=1):
-        dataset.set_band_description(number, name)
-    if form.scale != 1.0:
-        dataset.scales = (form.scale,) * len(form.names)
-        dataset.offsets = (0.0,) * len(form.names)
-    if form.colours is not None:
-        dataset.write_colormap(1, dict(form.colours))
-    else:
-        dataset.colorinterp = (ColorInterp.gray,) + (ColorInterp.undefined,) * (len(form.names) - 1)
-    dataset.update_tags(**dict(form.tags))
+        beside = sorted((window.col_off, path) for path, window in parts if window.row_off == top)
+        with ExitStack() as stack:
+            opened = [stack.enter_context(open_level(path, level)) for _, path in beside]
+            for first in range(0, opened[0].height, BLOCK):
+                rows = min(BLOCK, opened[0].height - first)
+                pieces = [piece.read(window=Window(0, first, piece.width, rows)) for piece in opened]
+                yield np.concatenate(pieces, axis=2)
 
 
 def _card_of(text: str, path: Path) -> ModelCard:

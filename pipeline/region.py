@@ -6,9 +6,7 @@ in a RegionJob, which pickles; its result is a pair of plain GeoTIFFs that cover
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -20,19 +18,18 @@ from numpy.typing import NDArray
 from pipeline.batches import RawStrip, read_strips
 from pipeline.blend import Blend, Share, StripBlender, covering, plan_shares, to_levels
 from pipeline.card import ModelCard
-from pipeline.decide import decide
 from pipeline.engine import Engine
 from pipeline.errors import ModelError
 from pipeline.glance import Glance, GlanceTaker
-from pipeline.levels import TOP_LEVEL, as_levels
-from pipeline.mosaic import MosaicSpec, StripWriter, mask_form, probability_form, write_cog
+from pipeline.grid import RasterGrid
+from pipeline.levels import BLOCK
+from pipeline.mosaic import MosaicSpec, MosaicWriter, mask_form, probability_form, write_cog
+from pipeline.mosaic_strips import RasterForm
 from pipeline.normalize import input_transform
+from pipeline.overviews import overview_count
 from pipeline.predictor import ArrayFunction, InferenceSpec, Predictor, Prepared, identity_of, resolve_device
 from pipeline.scene import Scene
 from pipeline.tiling import Region, TilePlan
-
-WRITES_BEHIND = 2
-"""Finished strips that may wait for the disk; bounds the memory of write-behind."""
 
 Watch = Callable[[int], None]
 """Told the number of scene pixels finished since the last call."""
@@ -97,27 +94,12 @@ def infer_region(
     _check_identity(job, predictor)
     rows, cols = plan_shares(job.plan.rows, job.blend), plan_shares(job.plan.cols, job.blend)
     run = _RegionRun(job, region, predictor, rows, cols)
-    grid, attempt = job.scene.grid.part(region.core), uuid4().hex[:8]
-    form = probability_form(grid, job.card, job.mosaic, job.tags)
-    with (
-        StripWriter(job.path("probability", region, attempt), form) as writer,
-        StripWriter(job.path("mask", region, attempt), mask_form(grid, job.card, job.tags)) as mask_writer,
-        ThreadPoolExecutor(1, "write-behind") as behind,
-    ):
-
-        def write(stored: NDArray[np.generic]) -> None:
+    attempt = uuid4().hex[:8]
+    with _mosaic_writer(job, region, attempt) as writer:
+        for stored in run:
             writer.write(stored)
-            mask_writer.write(decide(as_levels(stored), job.card, job.threshold, top=TOP_LEVEL[job.mosaic.dtype])[None])
             if watch is not None:
                 watch(stored.shape[1] * stored.shape[2])
-
-        pending: deque[Future[None]] = deque()
-        for stored in run:
-            pending.append(behind.submit(write, stored))
-            if len(pending) > WRITES_BEHIND:
-                pending.popleft().result()
-        for future in pending:
-            future.result()
     return RegionResult(
         region=region,
         attempt=attempt,
@@ -130,14 +112,24 @@ def infer_region(
 
 def join_regions(job: RegionJob, results: Sequence[RegionResult], folder: Path) -> None:
     """Publish the regions' rasters as one `probability.tif` and one `mask.tif` in a folder."""
-    grid = job.scene.grid
-    forms = {
-        "probability": probability_form(grid, job.card, job.mosaic, job.tags),
-        "mask": mask_form(grid, job.card, job.tags),
-    }
-    for kind, form in forms.items():
+    for kind, form in _forms(job, job.scene.grid).items():
         parts = [(job.path(kind, result.region, result.attempt), result.region.core) for result in results]
-        write_cog(parts, folder / f"{kind}.tif", form, compress=job.mosaic.compress)
+        write_cog(parts, folder / f"{kind}.tif", form)
+
+
+def _mosaic_writer(job: RegionJob, region: Region, attempt: str) -> MosaicWriter:
+    forms = _forms(job, job.scene.grid.part(region.core))
+    probability, mask = ((job.path(kind, region, attempt), form) for kind, form in forms.items())
+    overviews = overview_count(job.scene.grid.shape, BLOCK)
+    return MosaicWriter(probability, mask, card=job.card, threshold=job.threshold, overviews=overviews)
+
+
+def _forms(job: RegionJob, grid: RasterGrid) -> dict[str, RasterForm]:
+    """What the rasters of a part of the scene are."""
+    return {
+        "probability": probability_form(grid, job.card, job.mosaic, job.tags),
+        "mask": mask_form(grid, job.card, job.mosaic, job.tags),
+    }
 
 
 def _check_identity(job: RegionJob, predictor: Predictor | ArrayFunction) -> None:

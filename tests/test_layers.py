@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RANKS: tuple[tuple[str, ...], ...] = (
-    ("errors", "durable", "levels", "scoring"),
+    ("errors", "durable", "levels", "overviews", "cog", "scoring"),
     ("grid", "handles"),
     (
         "scene",
@@ -41,6 +41,9 @@ RANKS: tuple[tuple[str, ...], ...] = (
         "batches",
         "engine",
         "predictor",
+        "averaging",
+        "devices",
+        "distant",
         "precision",
         "blend",
         "glance",
@@ -74,6 +77,9 @@ PIPELINE_ONLY_IN: dict[str, tuple[str, ...]] = {
         "onnx",
         "checkpoint",
         "predictor",
+        "averaging",
+        "devices",
+        "distant",
         "precision",
         "engine",
         "blend",

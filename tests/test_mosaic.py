@@ -16,7 +16,10 @@ from rio_cogeo import cog_validate
 from pipeline.card import ModelCard
 from pipeline.errors import SceneError
 from pipeline.grid import RasterGrid
-from pipeline.mosaic import MosaicReader, MosaicSpec, StripWriter, mask_form, probability_form, write_cog
+from pipeline.levels import BLOCK
+from pipeline.mosaic import MosaicReader, MosaicSpec, mask_form, probability_form, write_cog
+from pipeline.mosaic_strips import StripWriter
+from pipeline.overviews import overview_count
 
 CARD = ModelCard(bands=("red",), classes=("roof", "road"), training={"data": "x" * 100})
 
@@ -28,14 +31,13 @@ def grid(height: int, width: int) -> RasterGrid:
 
 def write(path: Path, pixels: np.ndarray, heights: list[int], spec: MosaicSpec) -> None:
     form = probability_form(grid(*pixels.shape[1:]), CARD, spec, {"SCENEMILL_SCENE": "here"})
-    plain = path.with_suffix(".part")
-    with StripWriter(plain, form) as writer:
+    plain = path.with_suffix(".part.tif")
+    with StripWriter(plain, form, overviews=overview_count(form.grid.shape, BLOCK)) as writer:
         row = 0
         for height in heights:
             writer.write(pixels[:, row : row + height])
             row += height
-    window = Window(0, 0, pixels.shape[2], pixels.shape[1])
-    write_cog([(plain, window)], path, form, compress=spec.compress)
+    write_cog([(plain, form.grid.window)], path, form)
 
 
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,14 +82,14 @@ def test_the_card_in_a_mosaic_leaves_the_training_facts_to_the_checkpoint(tmp_pa
 
 
 def test_a_raster_of_others_is_no_mosaic(tmp_path: Path) -> None:
-    with StripWriter(tmp_path / "x.tif", mask_form(grid(4, 4), CARD, {})) as writer:
+    with StripWriter(tmp_path / "x.tif", mask_form(grid(4, 4), CARD, MosaicSpec(), {})) as writer:
         writer.write(np.zeros((1, 4, 4), np.uint8))
     with pytest.raises(SceneError, match="no probability mosaic"):
         MosaicReader(tmp_path / "x.tif")
 
 
 def test_a_mask_has_a_colour_and_a_name_for_every_class(tmp_path: Path) -> None:
-    with StripWriter(tmp_path / "x.tif", mask_form(grid(1, 4), CARD, {})) as writer:
+    with StripWriter(tmp_path / "x.tif", mask_form(grid(1, 4), CARD, MosaicSpec(), {})) as writer:
         writer.write(np.array([[[0, 1, 2, 255]]], np.uint8))
     with rasterio.open(tmp_path / "x.tif") as dataset:
         colours = dataset.colormap(1)

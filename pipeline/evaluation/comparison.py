@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.card import ModelCard
+from pipeline.durable import appearing
 from pipeline.evaluation.calibration import CalibrationSums
 from pipeline.evaluation.counts import (
     FOUND,
@@ -26,7 +27,7 @@ from pipeline.evaluation.found import Found, PolygonsFound, foreground_names
 from pipeline.evaluation.objects import PlacedObjects, place_objects
 from pipeline.evaluation.records import EvaluateSpec, Planes
 from pipeline.evaluation.truth import SceneTruth
-from pipeline.mosaic import StripWriter, write_cog
+from pipeline.mosaic import writing_cog
 from pipeline.scene import Scene, SceneReader
 from pipeline.segment import Watch
 from pipeline.training.labels import UNLABELLED
@@ -140,20 +141,13 @@ class SceneCount:
     def run(self, error_map: Path, *, tags: Mapping[str, str], watch: Watch | None) -> None:
         """Count every window once and write the error map; the file appears whole or not at all."""
         grid = self.comparison.found.grid
-        form, whole = error_form(grid, tags), grid.height * grid.width
-        raw, beside = (error_map.with_name(f".{error_map.stem}.{name}.tif") for name in ("raw", "partial"))
-        try:
-            with StripWriter(raw, form) as writer:
-                for row in self.counter.windows():
-                    codes = [self._count(core, wide) for core, wide in row]
-                    writer.write(np.concatenate(codes, axis=1)[None])
-                    if watch is not None:
-                        watch("evaluate", int(row[0][0].row_off + row[0][0].height) * grid.width, whole)
-            write_cog([(raw, grid.window)], beside, form, compress=self.compress)
-            beside.replace(error_map)
-        finally:
-            raw.unlink(missing_ok=True)
-            beside.unlink(missing_ok=True)
+        form, whole = error_form(grid, tags, self.compress), grid.height * grid.width
+        with appearing(error_map) as partial, writing_cog(partial, form) as writer:
+            for row in self.counter.windows():
+                codes = [self._count(core, wide) for core, wide in row]
+                writer.write(np.concatenate(codes, axis=1)[None])
+                if watch is not None:
+                    watch("evaluate", int(row[0][0].row_off + row[0][0].height) * grid.width, whole)
 
     def _count(self, core: Window, wide: Window) -> NDArray[np.uint8]:
         planes, probability = self.comparison.read(wide)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.grid import RasterGrid
-from pipeline.mosaic import RasterForm
+from pipeline.mosaic_strips import RasterForm
 
 RIGHT, HIT, FALSE_ALARM, MISS, CONFUSED, NOT_COUNTED = 0, 1, 2, 3, 4, 255
 """Codes of a pixel; all classes are looked at together, see `error_codes`."""
@@ -66,7 +67,7 @@ def is_wrong(codes: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return (codes >= FALSE_ALARM) & (codes <= CONFUSED)
 
 
-def error_form(grid: RasterGrid, tags: Mapping[str, str]) -> RasterForm:
+def error_form(grid: RasterGrid, tags: Mapping[str, str], compress: Literal["zstd", "deflate"]) -> RasterForm:
     """The form of `errors.tif`: codes with a colour table, their meanings in the tags."""
     meanings = {f"VALUE_{code}": meaning for code, meaning in MEANINGS.items()}
     return RasterForm(
@@ -74,6 +75,7 @@ def error_form(grid: RasterGrid, tags: Mapping[str, str]) -> RasterForm:
         dtype="uint8",
         nodata=NOT_COUNTED,
         names=("error",),
+        compress=compress,
         colours=COLOURS,
         tags=(*sorted({**tags, **meanings}.items()),),
     )

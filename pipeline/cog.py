@@ -1,0 +1,247 @@
+"""Tiled TIFFs -> one Cloud-Optimized GeoTIFF, by moving compressed blocks: no pixel is encoded twice.
+
+GDAL writes every block and every tag; here they are only put in the order of a COG: all directories
+first, largest level first, then the blocks, smallest level first, so that the blocks of the full
+size, which are known first, come last. TIFF 6.0, BigTIFF, and the layout that GDAL's COG driver
+documents (https://gdal.org/drivers/raster/cog.html, "Header ghost area" and "Tile data leader").
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+OFFSETS, BYTE_COUNTS = 324, 325
+"""TIFF tags: where each block lies, and how long it is."""
+SUBFILE_TYPE = 254
+"""TIFF tag: 1 marks an overview."""
+LONG, LONG8 = 4, 16
+"""TIFF types: unsigned whole numbers of 4 and 8 bytes."""
+TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+LARGEST_CLASSIC = 2**32 - 1
+"""Bytes that the four-byte offsets of a classic TIFF reach."""
+
+_LAYOUT = (
+    b"LAYOUT=IFDS_BEFORE_DATA\nBLOCK_ORDER=ROW_MAJOR\nBLOCK_LEADER=SIZE_AS_UINT4\n"
+    b"BLOCK_TRAILER=LAST_4_BYTES_REPEATED\nKNOWN_INCOMPATIBLE_EDITION=NO\n "
+)
+_GHOST = b"GDAL_STRUCTURAL_METADATA_SIZE=%06d bytes\n" % len(_LAYOUT) + _LAYOUT
+_FRAME = 4
+"""Bytes before each block (its length) and after it (its last bytes again), so that readers fetch a block in one go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A tiled TIFF whose blocks are a rectangle of a level's blocks."""
+
+    path: Path
+    """The file."""
+    row: int
+    """Block row of its first block in the level."""
+    col: int
+    """Block column of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One resolution of a COG."""
+
+    template: Path
+    """A TIFF with the level's size and tags; its blocks are not looked at."""
+    parts: tuple[Placed, ...]
+    """Where the blocks are; together the parts hold each block once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Field:
+    """One tag of a TIFF directory."""
+
+    kind: int
+    """TIFF type."""
+    count: int
+    """How many values."""
+    data: bytes
+    """The values, little-endian."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Format:
+    """What classic TIFF and BigTIFF write differently."""
+
+    header: bytes
+    """First bytes of the file, up to the offset of the first directory."""
+    pointer: str
+    """`struct` format of an offset, of a count of values."""
+    entries: str
+    """`struct` format of the count of entries."""
+    offset_kind: int
+    """TIFF type of block offsets."""
+
+    @property
+    def inline(self) -> int:
+        """Bytes of values that fit into an entry itself."""
+        return struct.calcsize(self.pointer)
+
+
+_CLASSIC = _Format(header=b"II*\0", pointer="<I", entries="<H", offset_kind=LONG)
+_BIG = _Format(header=b"II+\0\x08\0\0\0", pointer="<Q", entries="<Q", offset_kind=LONG8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Blocks:
+    """The blocks of a level, row by row."""
+
+    source: NDArray[np.int64]
+    """`(blocks,)` index of the part that holds each."""
+    offset: NDArray[np.int64]
+    """`(blocks,)` first byte in that part."""
+    size: NDArray[np.int64]
+    """`(blocks,)` bytes, at least 1."""
+
+
+def write_levels(target: Path, levels: Sequence[Level], *, largest_classic: int = LARGEST_CLASSIC) -> None:
+    """Write a COG of levels, the full size first and each half of the one before.
+
+    Args:
+        target: the COG; a BigTIFF when it needs to be.
+        levels: all of one pixel type and one compression.
+        largest_classic: bytes above which a BigTIFF is written.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    fields = [_read_fields(level.template) for level in levels]
+    blocks = [_find_blocks(level, each) for level, each in zip(levels, fields, strict=True)]
+    total = sum(int(each.size.sum()) + 2 * _FRAME * len(each.size) for each in blocks)
+    tags = sum(len(field.data) + 64 for each in fields for field in each.values())
+    form = _CLASSIC if total + 3 * tags + 65_536 <= largest_classic else _BIG
+    with target.open("wb") as out:
+        out.write(_head(fields, blocks, form))
+        for level, each in zip(reversed(levels), reversed(blocks), strict=True):
+            for block in _read_blocks(level, each):
+                out.write(struct.pack("<I", len(block)))
+                out.write(block)
+                out.write(block[-_FRAME:])
+
+
+def _head(fields: Sequence[Mapping[int, _Field]], blocks: Sequence[_Blocks], form: _Format) -> bytes:
+    """Everything before the first block. Its length does not depend on the offsets in it, so it is laid out twice."""
+    nowhere = [np.zeros(len(each.size), np.int64) for each in blocks]
+    start = len(_lay_out(fields, blocks, nowhere, form))
+    offsets: list[NDArray[np.int64]] = []
+    for each in reversed(blocks):
+        framed = each.size + 2 * _FRAME
+        offsets.insert(0, start + np.cumsum(framed) - framed + _FRAME)
+        start += int(framed.sum())
+    return _lay_out(fields, blocks, offsets, form)
+
+
+def _lay_out(
+    fields: Sequence[Mapping[int, _Field]],
+    blocks: Sequence[_Blocks],
+    offsets: Sequence[NDArray[np.int64]],
+    form: _Format,
+) -> bytes:
+    first = len(form.header) + form.inline + len(_GHOST)
+    first += -first % 16
+    head = bytearray(form.header + struct.pack(form.pointer, first) + _GHOST)
+    head += bytes(first - len(head))
+    for index, (tags, each, offset) in enumerate(zip(fields, blocks, offsets, strict=True)):
+        placed = {
+            **tags,
+            SUBFILE_TYPE: _field(LONG, np.array([min(index, 1)])),
+            OFFSETS: _field(form.offset_kind, offset),
+            BYTE_COUNTS: _field(LONG, each.size),
+        }
+        head += _directory(placed, len(head), form, last=index == len(fields) - 1)
+    return bytes(head)
+
+
+def _directory(tags: Mapping[int, _Field], start: int, form: _Format, *, last: bool) -> bytes:
+    """A directory that begins at byte `start`, its values behind it; the next one follows at once."""
+    entry = 4 + 2 * form.inline
+    beyond = start + struct.calcsize(form.entries) + len(tags) * entry + form.inline
+    table, values = bytearray(struct.pack(form.entries, len(tags))), bytearray()
+    for number, field in sorted(tags.items()):
+        table += struct.pack("<HH", number, field.kind) + struct.pack(form.pointer, field.count)
+        if len(field.data) <= form.inline:
+            table += field.data.ljust(form.inline, b"\0")
+        else:
+            table += struct.pack(form.pointer, beyond + len(values))
+            values += field.data + bytes(-len(field.data) % 16)
+    values += bytes(-(beyond + len(values)) % 16)
+    return bytes(table + struct.pack(form.pointer, 0 if last else beyond + len(values)) + values)
+
+
+def _field(kind: int, values: NDArray[np.int64]) -> _Field:
+    return _Field(kind=kind, count=len(values), data=values.astype("<u8" if kind == LONG8 else "<u4").tobytes())
+
+
+def _read_fields(path: Path) -> dict[int, _Field]:
+    """The first directory of a little-endian TIFF or BigTIFF."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+        assert magic in (b"II*\0", b"II+\0"), f"{path} is no little-endian TIFF"
+        form = _CLASSIC if magic == b"II*\0" else _BIG
+        file.seek(len(form.header))
+        file.seek(_unpack(form.pointer, file.read(form.inline)))
+        count = _unpack(form.entries, file.read(struct.calcsize(form.entries)))
+        table = file.read(count * (4 + 2 * form.inline))
+        fields = {}
+        for number, kind, values, place in struct.iter_unpack(f"<HH{2 * form.pointer[1:]}", table):
+            size = TYPE_BYTES[kind] * values
+            data = struct.pack(form.pointer, place)[:size]
+            if size > form.inline:
+                file.seek(place)
+                data = file.read(size)
+            fields[number] = _Field(kind=kind, count=values, data=data)
+    return fields
+
+
+def _find_blocks(level: Level, fields: Mapping[int, _Field]) -> _Blocks:
+    rows, cols = _block_shape(fields)
+    source, offset, size = (np.zeros((rows, cols), np.int64) for _ in range(3))
+    for index, part in enumerate(level.parts):
+        own = _read_fields(part.path)
+        shape = _block_shape(own)
+        place = slice(part.row, part.row + shape[0]), slice(part.col, part.col + shape[1])
+        source[place] = index
+        offset[place] = _values(own[OFFSETS]).reshape(shape)
+        size[place] = _values(own[BYTE_COUNTS]).reshape(shape)
+    if not size.all():
+        raise OSError(f"{level.parts[0].path} or one beside it lacks blocks")
+    return _Blocks(source=source.ravel(), offset=offset.ravel(), size=size.ravel())
+
+
+def _block_shape(fields: Mapping[int, _Field]) -> tuple[int, int]:
+    """Blocks down and across; bands are interleaved by pixel, so a block holds all of them."""
+    width, height, block_width, block_height = (int(_values(fields[tag])[0]) for tag in (256, 257, 322, 323))
+    return -(-height // block_height), -(-width // block_width)
+
+
+def _values(field: _Field) -> NDArray[np.int64]:
+    return np.frombuffer(field.data, f"<u{TYPE_BYTES[field.kind]}").astype(np.int64)
+
+
+def _read_blocks(level: Level, blocks: _Blocks) -> Iterator[bytes]:
+    files = [part.path.open("rb") for part in level.parts]
+    try:
+        for source, offset, size in zip(blocks.source, blocks.offset, blocks.size, strict=True):
+            files[source].seek(offset)
+            block = files[source].read(size)
+            if len(block) < size:
+                raise OSError(f"{files[source].name} ends within a block")
+            yield block
+    finally:
+        for file in files:
+            file.close()
+
+
+def _unpack(form: str, data: bytes) -> int:
+    number: int = struct.unpack(form, data)[0]
+    return number
