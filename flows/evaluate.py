@@ -22,7 +22,7 @@ from flows.tasks import evaluate_one, plainly
 from pipeline.config import build_settings
 from pipeline.errors import ScenemillError
 from pipeline.evaluation.evaluate import conclude, failed_evaluation
-from pipeline.evaluation.plan import find_label_files, load_plan_model, plan_evaluation
+from pipeline.evaluation.plan import find_label_files, load_plan_model, on_plan_devices, plan_evaluation
 from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, SceneEvaluation
 
 
@@ -46,7 +46,7 @@ def evaluate_scenes(
     scenes: list[str],
     labels: list[str],
     out: str,
-    model: str | None = None,
+    model: str | list[str] | None = None,
     mosaics: str | None = None,
     polygons: str | None = None,
     settings: dict[str, Any] | None = None,
@@ -57,7 +57,7 @@ def evaluate_scenes(
         scenes: files, folders, globs, or addresses.
         labels: vector files or mask rasters, one for all scenes, or folders of them.
         out: folder of the evaluation.
-        model: a checkpoint.
+        model: a checkpoint, or several whose probabilities are averaged.
         mosaics: the folder of a run, or one `probability.tif`.
         polygons: a vector file, or a folder of them, or the folder of a run.
         settings: the sections of an evaluation settings file, e.g. `{"bootstrap": {"block_size": 512}}`.
@@ -71,12 +71,13 @@ def evaluate_scenes(
     spec = build_settings(EvaluateSpec, settings or {}, place="flow parameter settings")
     plan = plan_evaluation(scenes, labels, out, model=model, mosaics=mosaics, polygons=polygons, spec=spec)
     files, predictor = find_label_files(plan), load_plan_model(plan)
-    futures = [evaluate_one.submit(plan, entry, files, predictor) for entry in plan.entries]
     done = []
-    for entry, future in zip(plan.entries, futures, strict=True):
-        future.wait()
-        result = future.state.result(raise_on_failure=False)
-        done.append(result if isinstance(result, SceneEvaluation) else failed_evaluation(entry, result))
+    with on_plan_devices(plan) as running:
+        futures = [evaluate_one.submit(running, entry, files, predictor) for entry in plan.entries]
+        for entry, future in zip(plan.entries, futures, strict=True):
+            future.wait()
+            result = future.state.result(raise_on_failure=False)
+            done.append(result if isinstance(result, SceneEvaluation) else failed_evaluation(entry, result))
     # Prefect takes a returned State for the run's own, and what it holds for the result.
     return cast("EvaluationReport", summarise(conclude(plan, done, files)))
 
@@ -119,18 +120,18 @@ def _run_once(
     *scenes: Annotated[str, Parameter(help="Files, folders, globs, or s3:// and https:// addresses.")],
     labels: Labels,
     out: Annotated[Path, Parameter(help="Folder of the evaluation.")],
-    model: Annotated[Path | None, Parameter(help="Checkpoint to evaluate.")] = None,
+    model: Annotated[list[Path] | None, Parameter(help="Checkpoint to evaluate; several: the mean of all.")] = None,
     mosaics: Annotated[Path | None, Parameter(help="Folder of a run, or one probability.tif.")] = None,
     polygons: Annotated[Path | None, Parameter(help="Vector file, folder of them, or folder of a run.")] = None,
     config: Annotated[Path | None, Parameter(help="YAML file of settings; see configs/evaluate.yaml.")] = None,
     overrides: Overrides = (),
 ) -> int:
     """Exit code 0: all evaluated; 1: something failed, the log says what; 2: wrong usage or settings."""
-    compared = {"model": model, "mosaics": mosaics, "polygons": polygons}
-    given = {name: str(path) for name, path in compared.items() if path is not None}
+    given = {name: str(path) for name, path in {"mosaics": mosaics, "polygons": polygons}.items() if path is not None}
+    models = None if model is None else [*map(str, model)]
 
     def start(settings: dict[str, Any]) -> State[Any]:
-        return evaluate_scenes([*scenes], labels, str(out), settings=settings, return_state=True, **given)
+        return evaluate_scenes([*scenes], labels, str(out), models, settings=settings, return_state=True, **given)
 
     return run_once(app, start, EvaluateSpec, config, overrides)
 

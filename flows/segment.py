@@ -23,7 +23,7 @@ from pipeline.catalog import list_scenes
 from pipeline.config import SegmentSpec, build_settings
 from pipeline.errors import ScenemillError
 from pipeline.report import SceneReport, write_run
-from pipeline.run import check_out, check_settings, failed_report
+from pipeline.run import check_out, check_settings, failed_report, on_devices
 
 
 class ScenesFailedError(ScenemillError):
@@ -44,7 +44,7 @@ class ScenesFailedError(ScenemillError):
 @plainly
 def segment_scenes(
     scenes: list[str],
-    model: str,
+    model: str | list[str],
     out: str,
     settings: dict[str, Any] | None = None,
     device: str | None = None,
@@ -56,7 +56,7 @@ def segment_scenes(
 
     Args:
         scenes: files, folders, globs, or `s3://` and `https://` addresses.
-        model: checkpoint.
+        model: checkpoint, or several whose probabilities are averaged.
         out: folder of the results.
         settings: the sections of a settings file, e.g. `{"tiling": {"tile_size": 256}}`.
         device: overrides `inference.device`.
@@ -71,14 +71,15 @@ def segment_scenes(
     """
     spec = build_settings(SegmentSpec, _with_device(settings, device), place="flow parameter settings")
     entries = list_scenes(scenes)
-    check_settings(spec, load_model(model, spec.inference))
+    check_settings(spec, load_model(model, spec))
     check_out(Path(out))
-    futures = [segment_one.submit(entry, model, out, spec) for entry in entries]
     reports = []
-    for entry, future in zip(entries, futures, strict=True):
-        future.wait()
-        result = future.state.result(raise_on_failure=False)
-        reports.append(result if isinstance(result, SceneReport) else failed_report(entry, result))
+    with on_devices(spec) as spec:
+        futures = [segment_one.submit(entry, model, out, spec) for entry in entries]
+        for entry, future in zip(entries, futures, strict=True):
+            future.wait()
+            result = future.state.result(raise_on_failure=False)
+            reports.append(result if isinstance(result, SceneReport) else failed_report(entry, result))
     # Prefect takes a returned State for the run's own, and what it holds for the result.
     return cast("list[SceneReport]", summarise(reports, Path(out)))
 
@@ -121,13 +122,13 @@ app = App(name="python -m flows.segment", help="Run the flow segment-scenes once
 @app.default
 def _run_once(
     *scenes: Annotated[str, Parameter(help="Files, folders, globs, or s3:// and https:// addresses.")],
-    model: Annotated[Path, Parameter(help="Checkpoint (.safetensors) to run.")],
+    model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
     out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
     config: Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")] = None,
     overrides: Overrides = (),
 ) -> int:
     """Exit code 0: all done; 1: something failed, the log says what; 2: wrong usage or settings."""
-    given = [*scenes], str(model), str(out)
+    given = [*scenes], [*map(str, model)], str(out)
     return run_once(
         app, lambda settings: segment_scenes(*given, settings, return_state=True), SegmentSpec, config, overrides
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, wraps
 from pathlib import Path
 from types import MappingProxyType
@@ -22,9 +22,9 @@ from pipeline.evaluation.evaluate import evaluate_scene
 from pipeline.evaluation.plan import EvaluationPlan
 from pipeline.evaluation.records import SceneEvaluation
 from pipeline.evaluation.truth import LabelFiles
-from pipeline.predictor import InferenceSpec, LoadedPredictor, Precision, load_predictor
+from pipeline.predictor import InferenceSpec, Prepared
 from pipeline.report import SceneReport
-from pipeline.run import segment_entry
+from pipeline.run import load_models, segment_entry
 from pipeline.training.records import TrainReport
 from pipeline.training.settings import TrainSpec
 from pipeline.training.train import train
@@ -65,22 +65,28 @@ def plainly(body: Callable[Given, Result]) -> Callable[Given, Result]:
     return run
 
 
-def load_model(path: str, spec: InferenceSpec) -> LoadedPredictor:
-    """The model of a run, loaded once per process, and again when its file has changed."""
-    file = Path(path)
-    changed_ns = file.stat().st_mtime_ns if file.is_file() else None
-    return _load(path, changed_ns, spec.device, spec.precision)
+def load_model(models: str | Sequence[str], spec: SegmentSpec) -> Prepared:
+    """The model or models of a run, loaded once per process, and again when a file has changed."""
+    paths = (models,) if isinstance(models, str) else tuple(models)
+    changed_ns = tuple(Path(path).stat().st_mtime_ns if Path(path).is_file() else None for path in paths)
+    return _load(paths, changed_ns, spec.inference, spec.distribute.scheduler, spec.polygons.threshold)
 
 
 @lru_cache(maxsize=1)
-def _load(path: str, changed_ns: int | None, device: str, precision: Precision) -> LoadedPredictor:
-    return load_predictor(path, device, precision=precision)
+def _load(
+    paths: tuple[str, ...],
+    changed_ns: tuple[int | None, ...],
+    inference: InferenceSpec,
+    scheduler: str | None,
+    threshold: float | None,
+) -> Prepared:
+    return load_models(paths, inference, scheduler=scheduler, threshold=threshold)
 
 
 @task(name="segment-scene", task_run_name="{entry.id}", tags=["scene"], **WORLD_FAULTS_RETRIED)
-def segment_one(entry: CatalogEntry, model: str, out: str, spec: SegmentSpec) -> SceneReport:
+def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: SegmentSpec) -> SceneReport:
     """Segment one scene of a catalog into its folder under `out`."""
-    predictor = load_model(model, spec.inference)
+    predictor = load_model(model, spec)
     with cluster(spec.distribute) as client:
         return segment_entry(entry, Path(out), predictor=predictor, spec=spec, client=client)
 
@@ -98,7 +104,7 @@ def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -
 
 @task(name="evaluate-scene", task_run_name="{entry.id}", tags=["scene"], **WORLD_FAULTS_RETRIED)
 def evaluate_one(
-    plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, predictor: LoadedPredictor | None
+    plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, predictor: Prepared | None
 ) -> SceneEvaluation:
     """Evaluate one scene into its folder."""
     return evaluate_scene(plan, entry, files, predictor=predictor)

@@ -47,7 +47,7 @@ Crs = Annotated[str | None, Parameter(help="CRS of scenes that carry none, e.g. 
 @app.command
 def segment(
     *scenes: Annotated[str, Parameter(help="Files, folders, globs, or s3:// and https:// addresses.")],
-    model: Annotated[Path, Parameter(help="Checkpoint (.safetensors) to run.")],
+    model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
     out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
     config: ConfigFile = None,
     overrides: Overrides = (),
@@ -58,17 +58,16 @@ def segment(
     from pipeline.catalog import list_scenes
     from pipeline.config import SegmentSpec, load_settings
     from pipeline.distribute import cluster
-    from pipeline.predictor import load_predictor
     from pipeline.progress import progress_bars, scene_watch
     from pipeline.report import write_run
-    from pipeline.run import segment_catalog
+    from pipeline.run import load_run_models, on_devices, segment_catalog
 
     spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, scheduler)])
     entries = list_scenes(scenes)
-    predictor = load_predictor(model, spec.inference.device, precision=spec.inference.precision)
+    predictor = load_run_models(model, spec)
     reports = []
     try:
-        with cluster(spec.distribute) as client, progress_bars(console) as bars:
+        with on_devices(spec) as spec, cluster(spec.distribute) as client, progress_bars(console) as bars:
             for report in segment_catalog(
                 entries,
                 out,

@@ -62,7 +62,9 @@ def evaluate(
     images: Images,
     labels: Labels,
     out: Annotated[Path, Parameter(help="Folder of the evaluation: a page, every number, error maps.")],
-    model: Annotated[Path | None, Parameter(help="A checkpoint: every scene is segmented first.")] = None,
+    model: Annotated[
+        list[Path] | None, Parameter(help="A checkpoint: every scene is segmented first; several: the mean of all.")
+    ] = None,
     mosaics: Annotated[Path | None, Parameter(help="Folder of a segment run, or one probability.tif.")] = None,
     polygons: Annotated[Path | None, Parameter(help="A vector file, a folder of them, or of a segment run.")] = None,
     config: ConfigFile = None,

@@ -52,7 +52,7 @@ class SegmentSpec:
         """The settings that change the result, as plain JSON values."""
         plain = dataclasses.asdict(self)
         del plain["distribute"], plain["reading"]["threads"]
-        plain["inference"] = {key: plain["inference"][key] for key in ("precision", "deterministic")}
+        plain["inference"] = {key: plain["inference"][key] for key in ("precision", "augment", "deterministic")}
         return plain
 
 

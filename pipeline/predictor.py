@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "exact", "float32", "bfloat16", "float16"]
 """How numbers are held; `exact` is float32 without TF32, which on a CPU is the same as `float32`."""
+Augment = Literal["none", "flips", "rotations", "all"]
+"""Symmetries of a tile that results are averaged over; `averaging` carries it out."""
 MOST_CHANGE = 0.01
 """`precision: auto` keeps a lower precision only while no probability of its trial changes by more."""
 
@@ -137,8 +139,10 @@ class InferenceSpec:
     """Tiles per forward pass; 0 chooses by tile size and device."""
     precision: Precision = "auto"
     """Number format of the network; auto takes bfloat16 or float16 where fast and harmless, else float32."""
-    device: str = "auto"
-    """`auto` (CUDA, then MPS, then CPU), or a torch device such as `cpu` or `cuda:1`."""
+    augment: Augment = "none"
+    """Average over mirrored (`flips`: 4 passes per tile), turned (`rotations`: 4) or all laid tiles (`all`: 8)."""
+    device: str | tuple[str, ...] = "auto"
+    """`auto` (CUDA, then MPS, then CPU), a torch device such as `cpu` or `cuda:1`, or several of them."""
     threads: int = 0
     """Threads that run the network on a CPU, at least 0; 0 = every CPU that this process may use."""
     deterministic: bool = False
@@ -191,7 +195,7 @@ class LoadedPredictor:
 
     def __reduce__(self) -> tuple[Callable[..., LoadedPredictor], tuple[object, ...]]:
         path, device, precision = self._source
-        return _load_once, (Path(path).absolute(), device, precision, self.sha256)
+        return load_once, (Path(path).absolute(), device, precision, self.sha256)
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """`(N, bands, H, W)` normalised float32 -> `(N, classes, h, w)` probabilities, float32 in 0..1.
@@ -310,14 +314,17 @@ def load_predictor(path: str | Path, device: str = "auto", *, precision: Precisi
         ModelError: the file is missing, damaged, or none of ours.
         SettingsError: the device does not exist here, or the network does not run in that precision.
     """
-    path = Path(path)
-    model = load_external(path) if path.suffix == SUFFIX else load_checkpoint(path)
-    return LoadedPredictor(model, device=device, precision=precision)
+    return LoadedPredictor(open_model(Path(path)), device=device, precision=precision)
 
 
-@lru_cache(maxsize=4)
-def _load_once(path: Path, device: str, precision: Precision, sha256: str) -> LoadedPredictor:
-    """Load a checkpoint in a worker process, and make sure it is the one the client meant."""
+def open_model(path: Path) -> Checkpoint | ExternalModel:
+    """Read and verify a checkpoint or an imported network; raises ModelError."""
+    return load_external(path) if path.suffix == SUFFIX else load_checkpoint(path)
+
+
+@lru_cache(maxsize=16)
+def load_once(path: Path, device: str, precision: Precision, sha256: str) -> LoadedPredictor:
+    """Load a model in a worker process, and make sure it is the one the client meant; an ensemble has several."""
     predictor = load_predictor(path, device, precision=precision)
     if predictor.sha256 != sha256:
         raise ModelError(f"{path}: differs between client ({sha256[:12]}) and worker ({predictor.sha256[:12]})")

@@ -54,6 +54,8 @@ class SceneReport:
     """Wall time of each stage."""
     model: str = ""
     """SHA-256 of the checkpoint, or `function`."""
+    passes: int = 1
+    """How many times a network ran on each tile: over 1 for averages of turned tiles and of several models."""
     precision: str = ""
     """Number format in which the network ran; `float32` for a plain function, which runs as it is."""
     precision_change: float = 0.0

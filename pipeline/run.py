@@ -1,16 +1,25 @@
-"""Many scenes, one after another: a scene's failure is recorded here and stops no other."""
+"""Many scenes, one after another, on one model and the devices of the settings.
+
+A scene's failure is recorded here and stops no other.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.averaging import EnsemblePredictor
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
+from pipeline.devices import available_cpus, kind_of, resolve_devices, share_of
+from pipeline.distant import DistantPredictor
+from pipeline.distribute_devices import device_workers
 from pipeline.errors import ScenemillError, SettingsError
-from pipeline.predictor import LoadedPredictor
+from pipeline.predictor import InferenceSpec, Prepared, load_predictor
 from pipeline.report import SceneReport
 from pipeline.scene import describe_scene
 from pipeline.segment import Watch, resolve_settings, segment_scene
@@ -21,11 +30,72 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def load_models(
+    paths: Sequence[str | Path], inference: InferenceSpec, *, scheduler: str | None, threshold: float | None
+) -> Prepared:
+    """The model of a run, or the ensemble of several; only verified here when it runs in other processes.
+
+    Args:
+        paths: checkpoints or imported networks, at least one.
+        inference: devices and precision.
+        scheduler: whose workers run it; None: this process, or one per device if there are several.
+        threshold: stands in for those of several models.
+
+    Raises:
+        ModelError: a file is missing, damaged or none of ours, or the models contradict each other.
+        SettingsError: the device is not there, or the models' thresholds differ and none is set.
+    """
+    devices = resolve_devices(inference.device)
+    models: list[Prepared]
+    if len(devices) > 1 or scheduler is not None:
+        device = devices[0] if len(devices) == 1 else kind_of(devices[0])
+        models = [DistantPredictor(Path(path), device, precision=inference.precision) for path in paths]
+    else:
+        models = [load_predictor(path, devices[0], precision=inference.precision) for path in paths]
+    return models[0] if len(models) == 1 else EnsemblePredictor(models, threshold=threshold)
+
+
+def load_run_models(paths: Sequence[str | Path], spec: SegmentSpec) -> Prepared:
+    """`load_models` as the settings of a run say."""
+    scheduler, threshold = spec.distribute.scheduler, spec.polygons.threshold
+    return load_models(paths, spec.inference, scheduler=scheduler, threshold=threshold)
+
+
+@contextmanager
+def on_devices(spec: SegmentSpec) -> Iterator[SegmentSpec]:
+    """Yield settings that run on the devices of `inference.device`; of several, each has a worker process meanwhile.
+
+    These settings name one device, the scheduler of the workers, and each worker's share of the CPU's threads.
+
+    Raises:
+        SettingsError: the devices are not there, or a scheduler is set beside several.
+        WorldError: the processes cannot be started.
+    """
+    devices = resolve_devices(spec.inference.device)
+    if len(devices) == 1:
+        yield replace(spec, inference=replace(spec.inference, device=devices[0]))
+        return
+    if spec.distribute.scheduler is not None:
+        raise SettingsError(
+            f"inference.device names {len(devices)} devices, but distribute.scheduler has workers of its own; name one "
+            "kind of device, e.g. cuda, and start a worker for each device"
+        )
+    cpus = available_cpus()
+    threads = share_of(spec.inference.threads or cpus, len(devices))
+    with device_workers(devices, threads=threads) as scheduler:
+        yield replace(
+            spec,
+            reading=replace(spec.reading, threads=share_of(spec.reading.threads or cpus, len(devices))),
+            inference=replace(spec.inference, device=kind_of(devices[0]), threads=threads),
+            distribute=replace(spec.distribute, scheduler=scheduler),
+        )
+
+
 def segment_entry(
     entry: CatalogEntry,
     out_dir: Path,
     *,
-    predictor: LoadedPredictor,
+    predictor: Prepared,
     spec: SegmentSpec,
     client: Client | None = None,
     watch: Watch | None = None,
@@ -39,7 +109,7 @@ def segment_catalog(
     entries: Sequence[CatalogEntry],
     out_dir: Path,
     *,
-    predictor: LoadedPredictor,
+    predictor: Prepared,
     spec: SegmentSpec,
     client: Client | None = None,
     watcher: Callable[[CatalogEntry], Watch | None] = lambda _: None,
@@ -69,7 +139,7 @@ def segment_catalog(
             yield failed_report(entry, error)
 
 
-def check_settings(spec: SegmentSpec, predictor: LoadedPredictor) -> None:
+def check_settings(spec: SegmentSpec, predictor: Prepared) -> None:
     """Raise SettingsError when tile size, overlap, blend or threshold do not suit the network."""
     resolve_settings(spec, predictor.card)
 

@@ -14,6 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from pipeline import __version__
+from pipeline.averaging import augmented, passes_of
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.decide import resolve_threshold
@@ -77,13 +78,14 @@ def segment_scene(
         WorldError: disk, network or workers failed; running again may help.
     """
     spec = spec or SegmentSpec()
+    predictor = augmented(predictor, spec.inference.augment)
     card = _card_of(predictor, card)
     tiling = resolve_settings(spec, card)
     if not isinstance(scene, Scene):
         scene = describe_scene(scene, spec.reading, card=card)
     folder = Path(out_dir) / scene.id
     identity = predictor_identity(predictor, client)
-    report = _opening_report(scene, folder, card, spec, identity)
+    report = _opening_report(scene, folder, card, spec, identity, passes_of(predictor))
     if found := finished_report(folder, report.content_key):
         return SceneReport.from_json(found).found_again(report.location, report.folder)
 
@@ -161,7 +163,7 @@ def _card_of(predictor: Predictor | ArrayFunction, card: ModelCard | None) -> Mo
 
 
 def _opening_report(
-    scene: Scene, folder: Path, card: ModelCard, spec: SegmentSpec, identity: str | None
+    scene: Scene, folder: Path, card: ModelCard, spec: SegmentSpec, identity: str | None, passes: int
 ) -> SceneReport:
     """What is known before the work: what goes in."""
     settings = {**spec.result_settings(), "card": card.to_json()}
@@ -174,6 +176,7 @@ def _opening_report(
         content_key=content_key(scene, identity, settings) if identity else None,
         pixels=scene.grid.height * scene.grid.width,
         model=identity.split()[0] if identity else "function",
+        passes=passes,
         settings=settings,
         version=__version__,
     )

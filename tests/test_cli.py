@@ -23,7 +23,10 @@ import pipeline
 import pipeline.cli as cli
 import pipeline.run
 
-FAST = ["--set", "tiling.tile_size=32", "--set", "reading.threads=1", "--set", "inference.device=cpu"]
+FAST = [
+    *("--set", "tiling.tile_size=32", "--set", "reading.threads=1"),
+    *("--set", "inference.device=cpu", "--set", "inference.precision=float32"),
+]
 
 
 @pytest.fixture(scope="module")

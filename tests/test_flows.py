@@ -37,7 +37,9 @@ from flows import segment as flow_room  # noqa: E402
 from flows import tasks as task_room  # noqa: E402
 from flows.segment import ScenesFailedError, segment_scenes  # noqa: E402
 from pipeline.cli import main  # noqa: E402
+from pipeline.config import SegmentSpec  # noqa: E402
 from pipeline.errors import ModelError, SceneError, SettingsError, WorldError  # noqa: E402
+from pipeline.predictor import InferenceSpec  # noqa: E402
 from pipeline.report import SceneReport  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -151,14 +153,12 @@ def test_the_tasks_run_on_the_cluster_that_the_settings_name(
 
 
 def test_a_retrained_model_under_the_same_name_is_loaded_again(tmp_path: Path) -> None:
-    from pipeline.predictor import InferenceSpec
-
-    path, spec = tmp_path / "model.safetensors", InferenceSpec(device="cpu")
+    path, spec = tmp_path / "model.safetensors", SegmentSpec(inference=InferenceSpec(device="cpu"))
     first = task_room.load_model(str(write_checkpoint(path)), spec)
     assert task_room.load_model(str(path), spec) is first
     write_checkpoint(path, seed=1)
     os.utime(path, ns=(0, 0))
-    assert task_room.load_model(str(path), spec).sha256 != first.sha256
+    assert task_room.load_model(str(path), spec).identity != first.identity
 
 
 def test_every_deployment_names_a_flow_that_is_there_and_parameters_that_it_takes() -> None:

@@ -36,6 +36,7 @@ from pipeline.evaluation.plan import (
     check_labels,
     find_label_files,
     load_plan_model,
+    on_plan_devices,
     open_comparison,
     plan_evaluation,
 )
@@ -43,7 +44,7 @@ from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, Planes, 
 from pipeline.evaluation.scores import join_counts, score_counts
 from pipeline.evaluation.truth import LabelFiles
 from pipeline.evaluation.worst import draw_worst, find_worst
-from pipeline.predictor import LoadedPredictor
+from pipeline.predictor import Prepared
 from pipeline.scene import describe_scene
 from pipeline.segment import Watch, segment_scene
 
@@ -62,7 +63,7 @@ def evaluate(
     labels: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    model: str | Path | None = None,
+    model: str | Path | Sequence[str | Path] | None = None,
     mosaics: str | Path | None = None,
     polygons: str | Path | None = None,
     spec: EvaluateSpec | None = None,
@@ -76,7 +77,8 @@ def evaluate(
         images: scenes: files, folders, globs or addresses.
         labels: whatever training takes: a vector file or mask raster for all scenes, or a folder of them.
         out: folder of the evaluation.
-        model: a checkpoint; every scene is segmented into `out/scenes/<id>/` first.
+        model: a checkpoint, or several whose probabilities are averaged; every scene is segmented into
+            `out/scenes/<id>/` first.
         mosaics: the folder of a run, or one `probability.tif`.
         polygons: one vector file for all scenes, a folder with one of each scene's stem, or the folder of a run.
         spec: settings.
@@ -94,14 +96,15 @@ def evaluate(
     files = find_label_files(plan)
     predictor = load_plan_model(plan)
     started, scenes = time.perf_counter(), []
-    for entry in plan.entries:
-        try:
-            scenes.append(evaluate_scene(plan, entry, files, predictor=predictor, watch=watcher(entry)))
-        except SettingsError:
-            raise
-        except Exception as error:
-            log.debug("%s failed", entry.location, exc_info=True)
-            scenes.append(failed_evaluation(entry, error))
+    with on_plan_devices(plan) as running:
+        for entry in plan.entries:
+            try:
+                scenes.append(evaluate_scene(running, entry, files, predictor=predictor, watch=watcher(entry)))
+            except SettingsError:
+                raise
+            except Exception as error:
+                log.debug("%s failed", entry.location, exc_info=True)
+                scenes.append(failed_evaluation(entry, error))
     return conclude(plan, scenes, files, seconds=time.perf_counter() - started)
 
 
@@ -110,7 +113,7 @@ def evaluate_scene(
     entry: CatalogEntry,
     files: LabelFiles,
     *,
-    predictor: LoadedPredictor | None = None,
+    predictor: Prepared | None = None,
     watch: Watch | None = None,
 ) -> SceneEvaluation:
     """Evaluate one scene: counts per block, scores, error map.
@@ -178,7 +181,7 @@ def conclude(
         overall = score_counts(join_counts(tables), planes, plan.spec.bootstrap, calibration=bins)
     report = EvaluationReport(
         kind=plan.kind,
-        compared=str(plan.compared),
+        compared=", ".join(map(str, plan.compared)),
         labels=", ".join(map(str, plan.labels)),
         planes=planes,
         overall=overall,
@@ -195,7 +198,7 @@ def conclude(
     return report
 
 
-def _segment(plan: EvaluationPlan, entry: CatalogEntry, predictor: LoadedPredictor, watch: Watch | None) -> None:
+def _segment(plan: EvaluationPlan, entry: CatalogEntry, predictor: Prepared, watch: Watch | None) -> None:
     spec = plan.spec.segment
     scene = describe_scene(entry.location, spec.reading, card=predictor.card, scene_id=entry.id)
     with cluster(spec.distribute) as client:

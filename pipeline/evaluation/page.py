@@ -74,7 +74,7 @@ def render_page(out: Path, report: EvaluationReport) -> str:
     bins = report.overall.calibration if report.overall else None
     return template.render(
         report=report,
-        name=Path(report.compared).name or report.compared,
+        name=", ".join(Path(each).name or each for each in report.compared.split(", ")),
         what=COMPARED[report.kind],
         done=done,
         models=sorted({scene.model for scene in done if scene.model not in ("", "function")}),

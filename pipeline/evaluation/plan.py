@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from pipeline.evaluation.found import Found, MosaicFound, PolygonsFound, foregro
 from pipeline.evaluation.records import EvaluateSpec, Kind
 from pipeline.evaluation.result_files import ONE_CLASS, find_mosaic, find_polygons
 from pipeline.evaluation.truth import LabelFiles, check_same_ground
-from pipeline.predictor import LoadedPredictor, load_predictor
+from pipeline.predictor import Prepared
+from pipeline.run import load_run_models, on_devices
 from pipeline.scene import describe_scene
 from pipeline.segment import resolve_settings
 from pipeline.training.chips import list_images
@@ -34,12 +36,17 @@ class EvaluationPlan:
     """Label files or folders."""
     kind: Kind
     """What is compared with the labels."""
-    compared: Path
-    """Checkpoint, mosaics or polygons."""
+    compared: tuple[Path, ...]
+    """Checkpoints, one or the members of an ensemble; or one path of mosaics or polygons."""
     out: Path
     """Folder of the evaluation."""
     spec: EvaluateSpec
     """All settings."""
+
+    @property
+    def path(self) -> Path:
+        """What is compared, or the first checkpoint of several."""
+        return self.compared[0]
 
 
 def plan_evaluation(
@@ -47,7 +54,7 @@ def plan_evaluation(
     labels: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    model: str | Path | None = None,
+    model: str | Path | Sequence[str | Path] | None = None,
     mosaics: str | Path | None = None,
     polygons: str | Path | None = None,
     spec: EvaluateSpec,
@@ -58,12 +65,12 @@ def plan_evaluation(
         SettingsError: none or several of model, mosaics and polygons are given, a path is missing, or one
             mosaic is to serve several scenes.
     """
-    kind, path = _compared({"model": model, "mosaics": mosaics, "polygons": polygons})
+    kind, paths = _compared({"model": model, "mosaics": mosaics, "polygons": polygons})
     entries = list_images(images).entries
-    if kind == "mosaics" and path.is_file() and len(entries) > 1:
+    if kind == "mosaics" and paths[0].is_file() and len(entries) > 1:
         raise SettingsError(
-            f"mosaics: {path} is one mosaic, but {len(entries)} scenes are named; name its scene alone, or the folder "
-            "that holds a result for each"
+            f"mosaics: {paths[0]} is one mosaic, but {len(entries)} scenes are named; name its scene alone, or the "
+            "folder that holds a result for each"
         )
     out = Path(out)
     if any(place.exists() and not place.is_dir() for place in (out, *out.parents)):
@@ -72,7 +79,7 @@ def plan_evaluation(
         entries=entries,
         labels=tuple(map(Path, [labels] if isinstance(labels, str | Path) else labels)),
         kind=kind,
-        compared=path,
+        compared=paths,
         out=out,
         spec=spec,
     )
@@ -83,8 +90,18 @@ def find_label_files(plan: EvaluationPlan) -> LabelFiles:
     return LabelFiles(plan.labels, [entry.location for entry in plan.entries], plan.spec)
 
 
-def load_plan_model(plan: EvaluationPlan) -> LoadedPredictor | None:
-    """The model of a plan, checked against the settings; None when none is evaluated.
+@contextmanager
+def on_plan_devices(plan: EvaluationPlan) -> Iterator[EvaluationPlan]:
+    """Yield the plan as it runs on the devices of its settings, see `on_devices`; as it is without a model."""
+    if plan.kind != "model":
+        yield plan
+        return
+    with on_devices(plan.spec.segment) as segment:
+        yield replace(plan, spec=replace(plan.spec, segment=segment))
+
+
+def load_plan_model(plan: EvaluationPlan) -> Prepared | None:
+    """The model or ensemble of a plan, checked against the settings; None when none is evaluated.
 
     Raises:
         ModelError: the checkpoint cannot be used.
@@ -92,10 +109,9 @@ def load_plan_model(plan: EvaluationPlan) -> LoadedPredictor | None:
     """
     if plan.kind != "model":
         return None
-    inference = plan.spec.segment.inference
-    predictor = load_predictor(plan.compared, inference.device, precision=inference.precision)
+    predictor = load_run_models(plan.compared, plan.spec.segment)
     resolve_settings(plan.spec.segment, predictor.card)
-    resolve_planes(predictor.card, plan.spec.classes, plan.compared)
+    resolve_planes(predictor.card, plan.spec.classes, plan.path)
     return predictor
 
 
@@ -108,7 +124,7 @@ def check_labels(plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, c
     """
     reading = replace(plan.spec.segment.reading, resolution_m="native")
     scene = describe_scene(entry.location, reading, scene_id=entry.id)
-    names = [card.classes[plane] for plane in resolve_planes(card, plan.spec.classes, plan.compared)]
+    names = [card.classes[plane] for plane in resolve_planes(card, plan.spec.classes, plan.path)]
     classes = tuple(name for name in names if name in foreground_names(card))
     files.open(entry.location, scene, scene.grid, classes).labels.close()
 
@@ -134,22 +150,27 @@ def open_comparison(plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles
     return Comparison(here, found, truth)
 
 
-def _compared(paths: Mapping[Kind, str | Path | None]) -> tuple[Kind, Path]:
-    given = [(kind, Path(path)) for kind, path in paths.items() if path is not None]
+def _compared(named: Mapping[Kind, str | Path | Sequence[str | Path] | None]) -> tuple[Kind, tuple[Path, ...]]:
+    given = [(kind, _paths(path)) for kind, path in named.items() if path is not None]
     if len(given) != 1:
-        named = " and ".join(kind for kind, _ in given) or "none of them"
-        raise SettingsError(f"exactly one of model, mosaics and polygons must be given to compare, not {named}")
-    kind, path = given[0]
-    if not path.exists():
-        raise SettingsError(f"{kind}: there is no {path}; check the path")
-    return kind, path
+        kinds = " and ".join(kind for kind, _ in given) or "none of them"
+        raise SettingsError(f"exactly one of model, mosaics and polygons must be given to compare, not {kinds}")
+    kind, paths = given[0]
+    for path in paths:
+        if not path.exists():
+            raise SettingsError(f"{kind}: there is no {path}; check the path")
+    return kind, paths
+
+
+def _paths(path: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+    return (Path(path),) if isinstance(path, str | Path) else tuple(map(Path, path))
 
 
 def _open_found(plan: EvaluationPlan, entry: CatalogEntry) -> Found:
     spec = plan.spec
     if plan.kind == "polygons":
         scene = describe_scene(entry.location, spec.segment.reading, scene_id=entry.id)
-        path, classes = find_polygons(plan.compared, entry.id, stem_of(entry.location)), spec.classes or ONE_CLASS
+        path, classes = find_polygons(plan.path, entry.id, stem_of(entry.location)), spec.classes or ONE_CLASS
         return PolygonsFound(path, scene, classes, spec.found_field)
-    folder = plan.out / SCENES if plan.kind == "model" else plan.compared
+    folder = plan.out / SCENES if plan.kind == "model" else plan.path
     return MosaicFound(find_mosaic(folder, entry.id), spec.classes, spec.segment.polygons)

@@ -1,0 +1,89 @@
+"""Names of devices -> the devices that are meant, without touching them.
+
+A process that starts workers must not open a device itself: that alone takes hundreds of megabytes there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from pipeline.errors import SettingsError
+
+EVERY_CUDA = "cuda:all"
+"""The name of all CUDA devices together."""
+
+
+def resolve_devices(device: str | Sequence[str]) -> tuple[str, ...]:
+    """The devices of the setting `inference.device`: a name, names with commas between them, or a list of names.
+
+    A single name is returned as it is; whether it exists is seen when it is used.
+
+    Raises:
+        SettingsError: several names that are not of one kind, one of them twice, or a CUDA device that is not there.
+
+    >>> resolve_devices("auto"), resolve_devices("cpu,cpu")
+    (('auto',), ('cpu', 'cpu'))
+    """
+    names = [name.strip() for name in (device.split(",") if isinstance(device, str) else device)]
+    if names == [EVERY_CUDA]:
+        names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        if not names:
+            raise SettingsError(f"inference.device = {EVERY_CUDA!r}: there is no CUDA device here; use auto or cpu")
+    if len(names) == 1:
+        return (names[0],)
+    _check_several(names)
+    return tuple(names)
+
+
+def kind_of(device: str) -> str:
+    """The kind of a device, which decides results: `cuda:1` -> `cuda`."""
+    return device.partition(":")[0]
+
+
+def environment_for(device: str, surroundings: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Environment of a process that shall see one device only, and see it as the first of its kind.
+
+    Args:
+        device: `cpu` or `cuda:N`, as this process numbers it.
+        surroundings: this process's environment.
+
+    >>> environment_for("cuda:1", {"CUDA_VISIBLE_DEVICES": "4,6"}), environment_for("cpu")
+    ({'CUDA_VISIBLE_DEVICES': '6'}, {})
+    """
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        return {}
+    visible = [each.strip() for each in surroundings.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
+    return {"CUDA_VISIBLE_DEVICES": visible[int(index)] if visible else index}
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use, at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_of(threads: int, processes: int) -> int:
+    """Threads of each of several processes on one machine, at least 1.
+
+    >>> share_of(16, 3), share_of(2, 8)
+    (5, 1)
+    """
+    return max(1, threads // processes)
+
+
+def _check_several(names: Sequence[str]) -> None:
+    place = f"inference.device = {','.join(names)!r}"
+    if any(name != "cpu" and not name.removeprefix("cuda:").isdecimal() for name in names):
+        raise SettingsError(
+            f"{place}: several devices are named as cuda:0,cuda:1 (or {EVERY_CUDA}), each with a number"
+        )
+    if len({kind_of(name) for name in names}) > 1:
+        raise SettingsError(f"{place}: devices of different kinds give results that differ; name devices of one kind")
+    for name in names:
+        if name != "cpu" and names.count(name) > 1:
+            raise SettingsError(f"{place}: {name} is there twice, and would run two regions at once; name it once")
+        if name != "cpu" and int(name.removeprefix("cuda:")) >= torch.cuda.device_count():
+            raise SettingsError(f"{place}: there is no {name} here, but {torch.cuda.device_count()} CUDA device(s)")
