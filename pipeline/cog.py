@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,22 +186,28 @@ def _field(kind: int, values: NDArray[np.int64]) -> _Field:
 def _read_fields(path: Path) -> dict[int, _Field]:
     """The first directory of a little-endian TIFF or BigTIFF."""
     with path.open("rb") as file:
-        magic = file.read(4)
-        assert magic in (b"II*\0", b"II+\0"), f"{path} is no little-endian TIFF"
-        form = _CLASSIC if magic == b"II*\0" else _BIG
-        file.seek(len(form.header))
-        file.seek(_unpack(form.pointer, file.read(form.inline)))
-        count = _unpack(form.entries, file.read(struct.calcsize(form.entries)))
-        table = file.read(count * (4 + 2 * form.inline))
+        form = _BIG if _read(file, 4) == _BIG.header[:4] else _CLASSIC
+        (first,) = struct.unpack(form.pointer, _read(file, form.inline, at=len(form.header)))
+        size = struct.calcsize(form.entries)
+        (count,) = struct.unpack(form.entries, _read(file, size, at=first))
+        table = _read(file, count * (4 + 2 * form.inline))
         fields = {}
         for number, kind, values, place in struct.iter_unpack(f"<HH{2 * form.pointer[1:]}", table):
             size = TYPE_BYTES[kind] * values
-            data = struct.pack(form.pointer, place)[:size]
-            if size > form.inline:
-                file.seek(place)
-                data = file.read(size)
+            inline = struct.pack(form.pointer, place)[:size]
+            data = inline if size <= form.inline else _read(file, size, at=place)
             fields[number] = _Field(kind=kind, count=values, data=data)
     return fields
+
+
+def _read(file: BinaryIO, size: int, *, at: int | None = None) -> bytes:
+    """Exactly so many bytes: a disk that was full may have left less."""
+    if at is not None:
+        file.seek(at)
+    data = file.read(size)
+    if len(data) < size:
+        raise OSError(f"{file.name} ends too early")
+    return data
 
 
 def _find_blocks(level: Level, fields: Mapping[int, _Field]) -> _Blocks:
@@ -232,16 +239,7 @@ def _read_blocks(level: Level, blocks: _Blocks) -> Iterator[bytes]:
     files = [part.path.open("rb") for part in level.parts]
     try:
         for source, offset, size in zip(blocks.source, blocks.offset, blocks.size, strict=True):
-            files[source].seek(offset)
-            block = files[source].read(size)
-            if len(block) < size:
-                raise OSError(f"{files[source].name} ends within a block")
-            yield block
+            yield _read(files[source], int(size), at=int(offset))
     finally:
         for file in files:
             file.close()
-
-
-def _unpack(form: str, data: bytes) -> int:
-    number: int = struct.unpack(form, data)[0]
-    return number

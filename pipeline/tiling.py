@@ -23,6 +23,7 @@ from rasterio.windows import Window
 
 from pipeline.card import ModelCard
 from pipeline.errors import SettingsError
+from pipeline.levels import BLOCK
 
 WIDEST_REGION = 20_480
 """Columns after which a region is split, px: the memory of strips follows the width of a region."""
@@ -140,7 +141,7 @@ class TilePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """A rectangle of tile cores given to one worker; the cores of regions partition the scene."""
+    """A rectangle of the scene given to one worker; the cores of regions partition the scene."""
 
     index: int
     """Position in plan order."""
@@ -208,9 +209,10 @@ def plan_tiles(shape: tuple[int, int], tiling: Tiling) -> TilePlan:
 
 
 def plan_regions(plan: TilePlan, *, rows: int = 1, cols: int | None = None) -> tuple[Region, ...]:
-    """Group tile cores into about `rows x cols` regions of nearly equal tile counts.
+    """Cut the scene into about `rows x cols` regions of nearly equal tile counts.
 
-    More regions than tiles along an axis are reduced to one per tile.
+    More regions than tiles along an axis are reduced to one per tile. Regions that are large enough begin at
+    whole storage blocks, so that joining them moves blocks as they are.
 
     Args:
         plan: the tiles.
@@ -222,7 +224,7 @@ def plan_regions(plan: TilePlan, *, rows: int = 1, cols: int | None = None) -> t
     [0, 114]
     """
     cols = -(-plan.cols.length // WIDEST_REGION) if cols is None else cols
-    tops, lefts = _group(plan.rows.cuts, rows), _group(plan.cols.cuts, cols)
+    tops, lefts = _at_blocks(_group(plan.rows.cuts, rows)), _at_blocks(_group(plan.cols.cuts, cols))
     cores = [
         Window(left, top, right - left, bottom - top)
         for top, bottom in pairwise(tops)
@@ -245,6 +247,16 @@ def _group(cuts: tuple[int, ...], count: int) -> list[int]:
     tiles = len(cuts) - 1
     count = max(1, min(count, tiles))
     return [cuts[tiles * k // count] for k in range(count + 1)]
+
+
+def _at_blocks(cuts: list[int]) -> list[int]:
+    """The cuts moved to the nearest block, or as they are where that would make a region vanish.
+
+    >>> _at_blocks([0, 900, 2100, 3000]), _at_blocks([0, 30, 60])
+    ([0, 1024, 2048, 3000], [0, 30, 60])
+    """
+    moved = [cuts[0], *(round(cut / BLOCK) * BLOCK for cut in cuts[1:-1]), cuts[-1]]
+    return moved if all(a < b for a, b in pairwise(moved)) else cuts
 
 
 def _halo(card: ModelCard) -> int:
