@@ -121,3 +121,15 @@ def test_nan_pixels_and_scenes_without_valid_pixels_make_pictures_too(tmp_path: 
     assert (draw(tmp_path / "a.png", pixels, np.full((4, 4), 255, np.uint8)) == 255).all()
     pixels[:, 1:] = np.arange(12).reshape(3, 4)
     assert draw(tmp_path / "b.png", pixels, np.zeros((4, 4), np.uint8)).max() == 255
+
+
+def test_a_preview_is_stretched_by_valid_pixels_and_stands_the_largest_floats(tmp_path: Path) -> None:
+    pixels = np.tile(np.linspace(10, 20, 50, dtype=np.float32), (1, 40, 1))
+    pixels[0, :3] = np.array([np.finfo(np.float32).min, np.nan, np.inf])[:, None]
+    mask = np.zeros((40, 50), np.uint8)
+    mask[0] = 255
+    write_preview(tmp_path / "p.png", pixels, mask, RED)
+    picture = np.asarray(Image.open(tmp_path / "p.png"))
+    assert (picture[0] == 255).all()
+    assert picture[3, 0].max() == 0
+    assert picture[3, -1].min() == 255
