@@ -2,12 +2,12 @@
 
 The scene is cut, once for all regions, into chunks of whole storage blocks. The chunks of one row
 band are decoded in parallel on dask's threaded scheduler while the engine works on earlier strips; a
-strip is assembled from the bands it touches, and mirrored where its windows reach past the scene.
+strip is made of views of the chunks it touches, uncopied, unless its windows reach past the scene: there
+pixels are mirrored.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from pipeline.lanes import usable_cpus
 from pipeline.scene import Scene, SceneReader
 from pipeline.tiling import Axis, TilePlan
 
@@ -31,30 +32,74 @@ BANDS_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Pixels that were decoded together, and where they lie in a larger whole."""
+
+    top: int
+    """Row of the whole at which the first row lies."""
+    left: int
+    """Column of the whole at which the first column lies."""
+    pixels: NDArray[np.generic]
+    """`(bands, rows, columns)` in the stored type."""
+    valid: NDArray[np.bool_] | None
+    """`(rows, columns)`, True = real data; None where every pixel is."""
+
+    def part(self, rows: slice, cols: slice) -> Piece | None:
+        """What lies in a window of the whole, placed relative to the window; None if nothing does."""
+        height, width = self.pixels.shape[1:]
+        top, bottom = max(self.top, rows.start), min(self.top + height, rows.stop)
+        left, right = max(self.left, cols.start), min(self.left + width, cols.stop)
+        if top >= bottom or left >= right:
+            return None
+        src = slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left)
+        return Piece(
+            top=top - rows.start,
+            left=left - cols.start,
+            pixels=self.pixels[:, *src],
+            valid=None if self.valid is None else self.valid[src],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RawStrip:
-    """The input of one row of tiles, as stored in the scene."""
+    """The input of one row of tiles, as stored in the scene and in the pieces in which it was decoded."""
 
     row: int
     """Index of the tile row."""
     left: int
     """Scene column of the first pixel; below 0 where windows reach past the scene."""
-    pixels: NDArray[np.generic]
-    """`(bands, tile height, columns)` in the stored type, mirrored past the scene."""
-    valid: NDArray[np.bool_]
-    """`(tile height, columns)`, True = real data; mirrored like the pixels."""
+    shape: tuple[int, int]
+    """`(tile height, columns)`."""
+    pieces: tuple[Piece, ...]
+    """Partition the strip; mirrored past the scene."""
+
+    def window(self, rows: slice, cols: slice) -> tuple[Piece, ...]:
+        """The pieces of a window of the strip, placed relative to it."""
+        return _window(self.pieces, rows, cols)
+
+    def any_valid(self, cols: slice) -> bool:
+        """Whether some columns hold a pixel of real data."""
+        if all(piece.valid is None for piece in self.pieces):
+            return True
+        parts = self.window(slice(0, self.shape[0]), cols)
+        return any(part.valid is None or bool(part.valid.any()) for part in parts)
+
+    def count_valid(self, rows: slice, cols: slice) -> int:
+        """Pixels of real data in a window."""
+        return sum(
+            part.pixels[0].size if part.valid is None else int(np.count_nonzero(part.valid))
+            for part in self.window(rows, cols)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Band:
-    """A decoded row band of the scene between two columns."""
+    """A decoded row band of the scene."""
 
-    top: int
-    pixels: NDArray[np.generic]
-    valid: NDArray[np.bool_]
-
-    @property
-    def bottom(self) -> int:
-        return self.top + len(self.valid)
+    bottom: int
+    """One past its last scene row."""
+    pieces: tuple[Piece, ...]
+    """Its chunks, placed in the scene."""
 
 
 def read_strips(scene: Scene, plan: TilePlan, rows: range, cols: range, *, threads: int = 0) -> Iterator[RawStrip]:
@@ -67,7 +112,7 @@ def read_strips(scene: Scene, plan: TilePlan, rows: range, cols: range, *, threa
     needs = [_mirrored(plan.rows, range(row, row + 1)) for row in rows]
     first_needed = np.minimum.accumulate([need.min() for need in needs][::-1])[::-1]
     lo, hi = int(across.min()), int(across.max()) + 1
-    threads = threads or min(os.cpu_count() or 1, 12)
+    threads = threads or min(usable_cpus(), 12)
     with (
         SceneReader(scene) as reader,
         ThreadPoolExecutor(threads, "decode") as pool,
@@ -76,7 +121,6 @@ def read_strips(scene: Scene, plan: TilePlan, rows: range, cols: range, *, threa
         bands = _read_ahead(
             _plan_bands(scene, int(first_needed[0]), max(int(n.max()) for n in needs) + 1, lo, hi),
             reader,
-            (lo, hi),
             pool,
             ahead,
         )
@@ -86,8 +130,9 @@ def read_strips(scene: Scene, plan: TilePlan, rows: range, cols: range, *, threa
                 held.append(next(bands))
             while held[0].bottom <= keep_from:
                 held.popleft()
-            pixels, valid = _assemble(held, need, across - lo)
-            yield RawStrip(row=row, left=plan.tile(row, cols.start).window.col_off, pixels=pixels, valid=valid)
+            pieces = _assemble([piece for band in held for piece in band.pieces], need, across)
+            left = plan.tile(row, cols.start).window.col_off
+            yield RawStrip(row=row, left=left, shape=(len(need), len(across)), pieces=pieces)
 
 
 def chunk_shape(scene: Scene) -> tuple[int, int]:
@@ -116,7 +161,6 @@ def _plan_bands(scene: Scene, top: int, bottom: int, lo: int, hi: int) -> list[l
 def _read_ahead(
     bands: Sequence[Sequence[Window]],
     reader: SceneReader,
-    span: tuple[int, int],
     pool: ThreadPoolExecutor,
     ahead: ThreadPoolExecutor,
 ) -> Iterator[_Band]:
@@ -124,51 +168,59 @@ def _read_ahead(
     pending: deque[Future[_Band]] = deque()
     try:
         for windows in islice(waiting, BANDS_AHEAD):
-            pending.append(ahead.submit(_read_band, reader, windows, span, pool))
+            pending.append(ahead.submit(_read_band, reader, windows, pool))
         while pending:
             band = pending.popleft().result()
             for windows in islice(waiting, 1):
-                pending.append(ahead.submit(_read_band, reader, windows, span, pool))
+                pending.append(ahead.submit(_read_band, reader, windows, pool))
             yield band
     finally:
         for future in pending:
             future.cancel()
 
 
-def _read_band(
-    reader: SceneReader, windows: Sequence[Window], span: tuple[int, int], pool: ThreadPoolExecutor
-) -> _Band:
-    """Decode the chunks of one band in parallel and lay them side by side."""
-    graph = {index: (reader.read, window) for index, window in enumerate(windows)}
-    chunks = dask.threaded.get(graph, [*graph], pool=pool)
-    lo, hi = span
-    rows = int(windows[0].height)
-    scene = reader.scene
-    pixels = np.empty((len(scene.bands), rows, hi - lo), scene.dtype)
-    valid = np.empty((rows, hi - lo), bool)
-    for window, (chunk, chunk_valid) in zip(windows, chunks, strict=True):
-        start, stop = max(window.col_off, lo), min(window.col_off + window.width, hi)
-        dst, src = slice(start - lo, stop - lo), slice(start - window.col_off, stop - window.col_off)
-        pixels[:, :, dst] = chunk[:, :, src]
-        valid[:, dst] = chunk_valid[:, src]
-    return _Band(top=int(windows[0].row_off), pixels=pixels, valid=valid)
+def _read_band(reader: SceneReader, windows: Sequence[Window], pool: ThreadPoolExecutor) -> _Band:
+    """Decode the chunks of one band in parallel."""
+    graph = {index: (_read_piece, reader, window) for index, window in enumerate(windows)}
+    pieces = dask.threaded.get(graph, [*graph], pool=pool)
+    return _Band(bottom=int(windows[0].row_off + windows[0].height), pieces=tuple(pieces))
 
 
-def _assemble(
-    bands: Sequence[_Band], rows: NDArray[np.intp], cols: NDArray[np.intp]
-) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    """Pick `rows` and `cols` (with repeats where mirrored) from the bands at hand."""
-    lo, hi = int(rows.min()), int(rows.max()) + 1
-    parts = [
-        (band, slice(max(lo - band.top, 0), hi - band.top)) for band in bands if band.top < hi and band.bottom > lo
-    ]
-    pixels = np.concatenate([band.pixels[:, part] for band, part in parts], axis=1)
-    valid = np.concatenate([band.valid[part] for band, part in parts])
-    if len(rows) != hi - lo or rows[0] > rows[-1]:
-        pixels, valid = pixels[:, rows - lo], valid[rows - lo]
-    if len(cols) != pixels.shape[2]:
-        pixels, valid = pixels[:, :, cols], valid[:, cols]
-    return pixels, valid
+def _read_piece(reader: SceneReader, window: Window) -> Piece:
+    pixels, valid = reader.read(window)
+    return Piece(top=int(window.row_off), left=int(window.col_off), pixels=pixels, valid=None if valid.all() else valid)
+
+
+def _assemble(pieces: Sequence[Piece], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> tuple[Piece, ...]:
+    """Scene pixels at `rows` and `cols`, as views where each is named once and in order, else mirrored into a copy."""
+    straight = all(len(axis) == axis[-1] - axis[0] + 1 for axis in (rows, cols))
+    top, left = int(rows.min()), int(cols.min())
+    found = _window(pieces, slice(top, int(rows.max()) + 1), slice(left, int(cols.max()) + 1))
+    if straight:
+        return found
+    first, shape = found[0].pixels, (int(rows.max()) + 1 - top, int(cols.max()) + 1 - left)
+    pixels = np.empty((len(first), *shape), first.dtype)
+    for piece in found:
+        height, width = piece.pixels.shape[1:]
+        pixels[:, piece.top : piece.top + height, piece.left : piece.left + width] = piece.pixels
+    down, across = (rows - top)[:, None], cols - left
+    valid = None if all(piece.valid is None for piece in found) else _lay_out_validity(found, shape)
+    return (Piece(top=0, left=0, pixels=pixels[:, down, across], valid=None if valid is None else valid[down, across]),)
+
+
+def _window(pieces: Sequence[Piece], rows: slice, cols: slice) -> tuple[Piece, ...]:
+    parts = (piece.part(rows, cols) for piece in pieces)
+    return tuple(part for part in parts if part is not None)
+
+
+def _lay_out_validity(pieces: Sequence[Piece], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """`(rows, columns)`, True = real data, of pieces that partition a window."""
+    valid = np.ones(shape, bool)
+    for piece in pieces:
+        if piece.valid is not None:
+            height, width = piece.valid.shape
+            valid[piece.top : piece.top + height, piece.left : piece.left + width] = piece.valid
+    return valid
 
 
 def _mirrored(axis: Axis, tiles: range) -> NDArray[np.intp]:

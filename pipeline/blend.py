@@ -11,13 +11,15 @@ weights), first along the tiles of a strip, then down the strips:
     mean_k = mean_{k-1} + (w_k / (w_1 + ... + w_k)) * (probability_k - mean_{k-1})
 
 Where all tiles agree the difference is exactly 0, so a constant stays that constant to the last bit,
-and so does a pointwise model for every tiling. No sum of weights is kept, and nothing is divided.
+and so does a pointwise model for every tiling. No sum of weights is kept, and nothing is divided. Pixels that no
+earlier tile has met are copied: their factor is exactly 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -71,8 +73,16 @@ def covering(shares: Sequence[Share], start: int, stop: int) -> range:
 
 
 class StripBlender:
-    """Blends the tiles of one region, strip by strip; holds two strips at most."""
+    """Blends the tiles of one region, strip by strip, in two buffers that are allocated once.
 
+    The strip buffer takes the tiles of the strip at hand. Its first rows are then blended with those that the strip
+    above left unfinished; what the next strip will add to is kept aside, and the rows between are finished:
+
+        strip buffer   |<- held from above ->|<------ met first ------>|
+        afterwards     |<------------- finished ------------>|<- held ->|
+    """
+
+    @torch.inference_mode()
     def __init__(
         self, rows: Sequence[Share], cols: Sequence[Share], *, span: slice, classes: int, device: torch.device
     ):
@@ -86,73 +96,76 @@ class StripBlender:
             device: where blending runs.
         """
         self._rows, self._cols, self._span = rows, cols, span
-        self._factors = [share.factor.to(device) for share in cols]
+        self._down = [share.factor.to(device)[:, None] for share in rows]
+        self._across = [share.factor.to(device) for share in cols]
         tallest = max(share.skip + len(share.factor) for share in rows)
+        most_held = max([above.stop - below.start for above, below in pairwise(rows)], default=0)
         width = span.stop - span.start
         self._strip = torch.zeros((classes, tallest, width), device=device)
-        self._mean = torch.zeros((classes, 0, width), device=device)
-        self._valid = torch.zeros((0, width), dtype=torch.bool, device=device)
-        self._top: int | None = None
+        self._held = torch.zeros((classes, most_held, width), device=device)
+        self._rows_held = 0
 
+    @torch.inference_mode()
     def add(self, col: int, probabilities: Tensor) -> None:
-        """Blend one tile's output `(classes, H, W)` into the strip at hand."""
+        """Blend one tile's output `(classes, H, W)` into the strip at hand; tiles come from left to right."""
         share, span = self._cols[col], self._span
         start, stop = max(share.start, span.start), min(share.stop, span.stop)
-        rows = self._strip.shape[1]
-        dst = self._strip[:, :, start - span.start : stop - span.start]
-        src = probabilities[:, :rows, share.skip + start - share.start : share.skip + stop - share.start]
-        dst.lerp_(src, self._factors[col][start - share.start : stop - share.start])
+        met = min(max(start, self._cols[col - 1].stop if col else start), stop)
+        for first, last in ((start, met), (met, stop)):
+            dst = self._strip[:, :, first - span.start : last - span.start]
+            offset = first - share.start
+            width = last - first
+            src = probabilities[:, : dst.shape[1], share.skip + offset : share.skip + offset + width]
+            if first < met:
+                dst.lerp_(src, self._across[col][offset : offset + width])
+            else:
+                dst.copy_(src)
 
-    def end_strip(self, row: int, valid: Tensor, *, last: bool) -> tuple[int, Tensor, Tensor]:
-        """Blend the strip into the rows above it and hand over what is finished.
+    @torch.inference_mode()
+    def end_strip(self, row: int, *, last: bool) -> Tensor:
+        """Blend the strip with the rows held from above it and hand over what is finished.
 
         Args:
             row: index of the tile row.
-            valid: `(share rows, columns)` bool for this strip's share of rows.
             last: True when the region has no further strip.
 
         Returns:
-            `(top, mean, valid)`: scene row of the first finished row, `(classes, rows, columns)`
-            probabilities and `(rows, columns)` validity.
+            `(classes, rows, columns)` probabilities of the rows from the first of this strip's share on; a view of
+            the strip buffer, good until the next tile is added.
         """
         share = self._rows[row]
-        top = share.start if self._top is None else self._top
-        self._extend(share.stop - top)
-        dst = self._mean[:, share.start - top : share.stop - top]
-        src = self._strip[:, share.skip : share.skip + len(share.factor)]
-        dst.lerp_(src, share.factor.to(dst.device)[:, None])
-        self._valid[share.start - top : share.stop - top] = valid
-        ready = (share.stop if last else self._rows[row + 1].start) - top
-        mean, done = self._mean[:, :ready], self._valid[:ready]
-        self._mean, self._valid, self._top = self._mean[:, ready:].clone(), self._valid[ready:].clone(), top + ready
-        self._strip.zero_()
-        return top, mean, done
-
-    def _extend(self, rows: int) -> None:
-        classes, held, width = self._mean.shape
-        if rows > held:
-            self._mean = torch.cat([self._mean, self._mean.new_zeros((classes, rows - held, width))], dim=1)
-            self._valid = torch.cat([self._valid, self._valid.new_zeros((rows - held, width))])
+        strip = self._strip[:, share.skip : share.skip + len(share.factor)]
+        if self._rows_held:
+            above, new = self._held[:, : self._rows_held], strip[:, : self._rows_held]
+            torch.lerp(above, new, self._down[row][: self._rows_held], out=new)
+        finished = len(share.factor) if last else self._rows[row + 1].start - share.start
+        self._rows_held = len(share.factor) - finished
+        self._held[:, : self._rows_held].copy_(strip[:, finished:])
+        return strip[:, :finished]
 
 
-def to_levels(probabilities: Tensor, valid: Tensor, level_type: LevelType) -> NDArray[np.generic]:
+@torch.inference_mode()
+def to_levels(probabilities: Tensor, valid: Tensor | None, level_type: LevelType) -> Tensor:
     """Quantise probabilities for storage.
 
     Args:
         probabilities: `(classes, rows, columns)` in 0..1.
-        valid: `(rows, columns)` bool, True = real data.
+        valid: `(rows, columns)` bool, True = real data; None where every pixel is.
         level_type: the stored type.
 
     Returns:
-        `round(p * top)` with nodata `top + 1` where invalid; float32 keeps `p`, with NaN where invalid.
+        A new tensor of that type: `round(p * top)` with nodata `top + 1` where invalid; float32 keeps `p`, with NaN
+        where invalid.
     """
-    if level_type == "float32":
-        return probabilities.masked_fill(~valid, torch.nan).cpu().numpy()
     top = TOP_LEVEL[level_type]
-    levels = probabilities.clamp(0, 1).mul(top).add_(0.5).floor_().masked_fill_(~valid, top + 1)
-    if level_type == "uint8":
-        return levels.to(torch.uint8).cpu().numpy()
-    return levels.to(torch.int32).cpu().numpy().astype(np.uint16)
+    if level_type == "float32":
+        levels, nodata = probabilities.clone(), torch.nan
+    else:
+        levels, nodata = probabilities.mul(top).add_(0.5).clamp_(0, top + 0.5), top + 1
+    if valid is not None:
+        levels.masked_fill_(~valid, nodata)
+    # By way of int32, which torch converts to and from several times faster than straight.
+    return levels if level_type == "float32" else levels.to(torch.int32).to(getattr(torch, level_type))
 
 
 def _profile(length: int, blend: Blend) -> NDArray[np.float64]:

@@ -40,10 +40,12 @@ class GlanceTaker:
 
     def see(self, strip: RawStrip, top: int) -> None:
         """Take what is wanted of a strip whose first pixel row is scene row `top` (below 0 where mirrored)."""
-        inside = (self._rows >= top) & (self._rows < top + strip.valid.shape[0])
-        rows, cols = self._rows[inside] - top, self._cols - strip.left
-        pixels = self.glance.pixels
-        pixels[:, inside] = strip.pixels[: len(pixels)][:, rows[:, None], cols]
+        for piece in strip.pieces:
+            height, width = piece.pixels.shape[1:]
+            rows, cols = self._rows - top - piece.top, self._cols - strip.left - piece.left
+            down, across = (rows >= 0) & (rows < height), (cols >= 0) & (cols < width)
+            taken = piece.pixels[: len(self.glance.pixels), rows[down][:, None], cols[across]]
+            self.glance.pixels[:, *np.ix_(down, across)] = taken
 
 
 def core_index(step: int, first: int) -> int:

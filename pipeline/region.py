@@ -6,7 +6,9 @@ in a RegionJob, which pickles; its result is a pair of plain GeoTIFFs that cover
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -14,22 +16,25 @@ from uuid import uuid4
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from pipeline.batches import RawStrip, read_strips
-from pipeline.blend import Blend, Share, StripBlender, covering, plan_shares, to_levels
+from pipeline.batches import read_strips
+from pipeline.blend import Blend, StripBlender, covering, plan_shares, to_levels
 from pipeline.card import ModelCard
-from pipeline.engine import Engine
+from pipeline.engine import Engine, Member, PlainReady, TileRow, check_range, resolve_batch_size
 from pipeline.errors import ModelError
 from pipeline.glance import Glance, GlanceTaker
 from pipeline.grid import RasterGrid
+from pipeline.lanes import resolve_lanes, usable_cpus
 from pipeline.levels import BLOCK
 from pipeline.mosaic import MosaicSpec, MosaicWriter, mask_form, probability_form, write_cog
 from pipeline.mosaic_strips import RasterForm
 from pipeline.normalize import input_transform
 from pipeline.overviews import overview_count
-from pipeline.predictor import ArrayFunction, InferenceSpec, Predictor, Prepared, identity_of, resolve_device
+from pipeline.predictor import ArrayFunction, InferenceSpec, Predictor, Prepared, identity_of
 from pipeline.scene import Scene
 from pipeline.tiling import Region, TilePlan
+from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer
 
 Watch = Callable[[int], None]
 """Told the number of scene pixels finished since the last call."""
@@ -92,11 +97,10 @@ def infer_region(
 ) -> RegionResult:
     """Run a region and leave its `probability-` and `mask-` rasters in the job's folder."""
     _check_identity(job, predictor)
-    rows, cols = plan_shares(job.plan.rows, job.blend), plan_shares(job.plan.cols, job.blend)
-    run = _RegionRun(job, region, predictor, rows, cols)
+    run = _RegionRun(job, region, predictor)
     attempt = uuid4().hex[:8]
-    with _mosaic_writer(job, region, attempt) as writer:
-        for stored in run:
+    with _mosaic_writer(job, region, attempt) as writer, closing(run.stored_rows()) as finished:
+        for stored in finished:
             writer.write(stored)
             if watch is not None:
                 watch(stored.shape[1] * stored.shape[2])
@@ -143,59 +147,126 @@ def _check_identity(job: RegionJob, predictor: Predictor | ArrayFunction) -> Non
 
 
 class _RegionRun:
-    """Iterates over the stored rows of a region's core, top to bottom, and counts tiles."""
+    """Makes the stored rows of a region's core, top to bottom, and counts tiles."""
 
-    def __init__(
-        self,
-        job: RegionJob,
-        region: Region,
-        predictor: Predictor | ArrayFunction,
-        rows: tuple[Share, ...],
-        cols: tuple[Share, ...],
-    ) -> None:
-        core = region.core
+    def __init__(self, job: RegionJob, region: Region, predictor: Predictor | ArrayFunction) -> None:
+        plan, core = job.plan, region.core
         self._job, self._core = job, core
+        self._rows, cols = plan_shares(plan.rows, job.blend), plan_shares(plan.cols, job.blend)
         self._span = slice(core.col_off, core.col_off + core.width)
-        self._tile_rows = covering(rows, core.row_off, core.row_off + core.height)
+        self._tile_rows = covering(self._rows, core.row_off, core.row_off + core.height)
         self._tile_cols = covering(cols, self._span.start, self._span.stop)
-        self._shares = rows
-        device = predictor.device if isinstance(predictor, Prepared) else resolve_device("cpu")
-        if isinstance(predictor, Prepared):
-            predictor = predictor.ready(job.precision)
-        transform = input_transform(job.scene, job.card.normalization)
-        self._engine = Engine(predictor, job.card, transform, device=device, batch_size=job.inference.batch_size)
-        self._blender = StripBlender(rows, cols, span=self._span, classes=len(job.card.classes), device=device)
+        self.tiles_total = len(self._tile_rows) * len(self._tile_cols)
+        self._row = TileRow(
+            lefts=tuple(plan.cols.starts[col] - plan.cols.margin for col in self._tile_cols),
+            height=plan.rows.tile,
+            width=plan.cols.tile,
+        )
+        self._engine = self._build_engine(predictor)
+        self._blender = StripBlender(
+            self._rows, cols, span=self._span, classes=len(job.card.classes), device=self._transfer.device
+        )
         self.taker = GlanceTaker(job.scene.grid.shape, core, len(job.scene.bands), job.scene.dtype)
         self.valid_pixels = 0
         self.tiles_run = 0
-        self.tiles_total = len(self._tile_rows) * len(self._tile_cols)
 
-    def __iter__(self) -> Iterator[NDArray[np.generic]]:
+    def stored_rows(self) -> Generator[NDArray[np.generic]]:
+        """Yield `(classes, rows, columns)` as stored; an array is good until two more have been asked for."""
+        travelling: deque[FinishedRows] = deque()
+        for rows in self._finished_rows():
+            travelling.append(rows)
+            if len(travelling) > self._transfer.behind:
+                yield _arrived(travelling.popleft())
+        while travelling:
+            yield _arrived(travelling.popleft())
+
+    def _finished_rows(self) -> Iterator[FinishedRows]:
+        """Read, predict, blend and quantise."""
         job = self._job
         strips = read_strips(job.scene, job.plan, self._tile_rows, self._tile_cols, threads=job.threads)
-        for strip in strips:
-            self._predict(strip)
-            self.taker.see(strip, job.plan.rows.starts[strip.row] - job.plan.rows.margin)
-            top, mean, valid = self._blender.end_strip(
-                strip.row, self._valid_share(strip), last=strip.row == self._tile_rows[-1]
-            )
-            first = max(self._core.row_off - top, 0)
-            stop = self._core.row_off + self._core.height - top
-            if first < min(stop, len(valid)):
-                self.valid_pixels += int(torch.count_nonzero(valid[first:stop]))
-                yield to_levels(mean[:, first:stop], valid[first:stop], job.mosaic.dtype)
+        for predicted in self._engine.run(strips):
+            batch = predicted.batch
+            for position, probabilities in zip(batch.positions, predicted.tiles, strict=True):
+                self._blender.add(self._tile_cols[position], probabilities)
+            self.tiles_run += len(batch.positions)
+            if batch.ends_strip:
+                yield from self._end_strip(batch.strip)
 
-    def _predict(self, strip: RawStrip) -> None:
-        plan = self._job.plan
-        lefts = [plan.cols.starts[col] - plan.cols.margin for col in self._tile_cols]
-        tile = (plan.rows.tile, plan.cols.tile)
-        for position, probabilities in self._engine.run_strip(strip, lefts, tile, most=plan.shape[1]):
-            self._blender.add(self._tile_cols[position], probabilities)
-            self.tiles_run += 1
+    def _build_engine(self, predictor: Predictor | ArrayFunction) -> Engine:
+        job, row = self._job, self._row
+        plain = not isinstance(predictor, Prepared | nn.Module)
+        device = predictor.device if isinstance(predictor, Prepared) else torch.device("cpu")
+        size = resolve_batch_size(
+            device, row.height * row.width, asked=job.inference.batch_size, most=job.plan.shape[1]
+        )
+        batches = len(self._tile_rows) * -(-len(self._tile_cols) // size)
+        threads = job.inference.threads or usable_cpus()
+        self._transfer = self._build_transfer(device)
+        return Engine(
+            ready_members(job, predictor, (size, len(job.scene.bands), row.height, row.width), batches),
+            job.card,
+            row,
+            self._transfer,
+            batch_size=size,
+            fixed=job.inference.deterministic,
+            lanes=resolve_lanes(threads, batches, plain=plain),
+            threads=threads,
+        )
 
-    def _valid_share(self, strip: RawStrip) -> torch.Tensor:
-        """Validity of the scene pixels that this strip contributes to."""
-        share, margin = self._shares[strip.row], self._job.plan.rows.margin
-        rows = slice(margin + share.skip, margin + share.skip + len(share.factor))
-        cols = slice(self._span.start - strip.left, self._span.stop - strip.left)
-        return torch.from_numpy(strip.valid[rows, cols])
+    def _build_transfer(self, device: torch.device) -> Transfer:
+        job = self._job
+        if device.type != "cuda":
+            return DirectTransfer(device)
+        first, last = self._row.lefts[0], self._row.lefts[-1] + self._row.width
+        tallest = max(len(share.factor) for share in self._rows)
+        return CudaTransfer(
+            device,
+            strip=(len(job.scene.bands), self._row.height, last - first),
+            dtype=job.scene.dtype,
+            rows=(len(job.card.classes), tallest, self._core.width),
+            stored=job.mosaic.dtype,
+        )
+
+    def _end_strip(self, strip: LoadedStrip) -> Iterator[FinishedRows]:
+        """Finished rows of the core, as stored, and what is counted on the way."""
+        row, margin = strip.raw.row, self._job.plan.rows.margin
+        share, core = self._rows[row], self._core
+        self.taker.see(strip.raw, self._job.plan.rows.starts[row] - margin)
+        mean = self._blender.end_strip(row, last=row == self._tile_rows[-1])
+        first = max(core.row_off - share.start, 0)
+        stop = min(core.row_off + core.height - share.start, mean.shape[1])
+        if first >= stop:
+            return
+        rows = slice(margin + share.skip + first, margin + share.skip + stop)
+        cols = slice(self._span.start - strip.raw.left, self._span.stop - strip.raw.left)
+        self.valid_pixels += strip.raw.count_valid(rows, cols)
+        levels = to_levels(mean[:, first:stop], strip.validity(rows, cols), self._job.mosaic.dtype)
+        yield self._transfer.fetch(levels, self._engine.range.take())
+
+
+def _arrived(rows: FinishedRows) -> NDArray[np.generic]:
+    stored, extremes = rows.wait()
+    check_range(*extremes)
+    return stored
+
+
+def ready_members(
+    job: RegionJob, predictor: Predictor | ArrayFunction, shape: tuple[int, int, int, int], batches: int
+) -> list[Member]:
+    """The networks of a predictor in the job's precision, each with its own normalisation of the scene.
+
+    Args:
+        job: says how they are run.
+        predictor: a model, or a plain function or torch module, which is its own only member.
+        shape: `(N, bands, H, W)` of every batch.
+        batches: about how many there will be.
+    """
+    if not isinstance(predictor, Prepared):
+        return [(PlainReady(predictor, job.card), input_transform(job.scene, job.card.normalization))]
+    return [
+        (
+            member.ready(job.precision, batches=batches, shape=shape, deterministic=job.inference.deterministic),
+            input_transform(job.scene, member.card.normalization),
+        )
+        for member in predictor.members
+    ]

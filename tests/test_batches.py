@@ -10,6 +10,7 @@ from conftest import MakeScene
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.windows import Window
+from strips import assembled
 
 from pipeline import batches
 from pipeline.batches import read_strips
@@ -36,10 +37,11 @@ def test_a_strip_is_the_mirrored_scene_under_its_windows(
     padded = np.pad(pixels, [(0, 0), (beyond, beyond), (beyond, beyond)], mode="reflect")
     for strip in read_strips(scene, plan, range(plan.shape[0]), range(plan.shape[1]), threads=threads):
         top, left = plan.rows.starts[strip.row] - margin + beyond, strip.left + beyond
-        rows, cols = strip.pixels.shape[1:]
+        rows, cols = strip.shape
         assert rows == plan.rows.tile
-        np.testing.assert_array_equal(strip.pixels, padded[:, top : top + rows, left : left + cols])
-        assert strip.valid.all()
+        found, valid = assembled(strip)
+        np.testing.assert_array_equal(found, padded[:, top : top + rows, left : left + cols])
+        assert valid.all()
 
 
 def spy_on_reads(monkeypatch: pytest.MonkeyPatch) -> list[Window]:

@@ -10,16 +10,18 @@ import torch
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from rasterio.crs import CRS
+from strips import raw_strip
 
-from pipeline.batches import RawStrip
-from pipeline.card import REAL_DTYPES, ModelCard, Normalization
-from pipeline.engine import Engine
+from pipeline.card import REAL_DTYPES, Normalization
+from pipeline.cutting import TileCutter
 from pipeline.grid import RasterGrid
 from pipeline.location import resolve_location
 from pipeline.normalize import InputTransform, input_transform
 from pipeline.scene import Scene
+from pipeline.transfer import DirectTransfer
+
+CPU = torch.device("cpu")
 
 numbers = st.floats(-100, 100).map(lambda value: round(value, 3))
 gains = numbers.filter(lambda value: abs(value) > 0.01)
@@ -79,19 +81,13 @@ def test_invalid_pixels_become_zero_whatever_they_hold(bad: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", REAL_DTYPES)
-def test_the_engine_normalises_like_training_does(scene: Scene, dtype: str) -> None:
+def test_tiles_are_normalised_like_in_training(dtype: str) -> None:
     """One definition of model input: the device's arithmetic equals `InputTransform.apply`."""
     rng = np.random.default_rng(0)
-    pixels = (rng.random((2, 8, 8)) * 100).astype(dtype)
-    valid = rng.random((8, 8)) > 0.3
+    pixels = (rng.random((2, 8, 12)) * 100).astype(dtype)
+    valid = rng.random((8, 12)) > 0.3
     fold = InputTransform(gain=(0.25, 2.0), bias=(1.0, -3.0), clip=(-2.0, 100.0))
-    seen: list[NDArray[np.float32]] = []
-
-    def spy(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        seen.append(tiles.copy())
-        return np.zeros((len(tiles), 1, 8, 8), np.float32)
-
-    card = ModelCard(bands=scene.bands, classes=("roof",))
-    engine = Engine(spy, card, fold, device=torch.device("cpu"), batch_size=1)
-    list(engine.run_strip(RawStrip(row=0, left=0, pixels=pixels, valid=valid), [0], (8, 8), most=1))
-    np.testing.assert_allclose(seen[0][0], fold.apply(pixels, valid), rtol=1e-6)
+    strip = DirectTransfer(CPU).load(raw_strip(pixels, valid, cuts=(5,)))
+    cutter = TileCutter(fold, device=CPU, dtype=torch.float32, layout=torch.contiguous_format)
+    tile = cutter.cut(strip, [3], 8, size=1)[0]
+    np.testing.assert_allclose(tile, fold.apply(pixels, valid)[:, :, 3:11], rtol=1e-6)
