@@ -275,5 +275,5 @@ def _check_shapes(tensors: Mapping[str, Tensor], network: nn.Module, path: Path)
 
 def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     for key, value in tensors.items():
-        if not bool(value.isfinite().all()):
+        if value.numel() and not all(bool(bound.isfinite()) for bound in value.aminmax()):
             raise ModelError(f"{path}: the weights {key} hold NaN or infinity; train with a lower learning rate")
