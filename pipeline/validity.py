@@ -68,16 +68,22 @@ def valid_pixels(
         bool `(height, width)`, True = real data; a NaN or infinite value in any band is never valid.
     """
     valid = np.ones(pixels.shape[1:], bool)
-    if any(value is not None for value in nodata):
-        hits = [_holds(band, value) for band, value in zip(pixels, nodata, strict=True) if value is not None]
-        everywhere = len(hits) == len(nodata)
-        if nodata_when == "any_band":
-            valid = ~np.logical_or.reduce(hits)
-        elif everywhere:
-            valid = ~np.logical_and.reduce(hits)
-    if pixels.dtype.kind == "f":
+    named = [(band, value) for band, value in zip(pixels, nodata, strict=True) if value is not None]
+    if nodata_when == "any_band":
+        for band, value in named:
+            if _may_hold(band, value):
+                valid &= ~_holds(band, value)
+    elif named and len(named) == len(nodata) and all(_may_hold(band, value) for band, value in named):
+        valid = ~np.logical_and.reduce([_holds(band, value) for band, value in named])
+    if pixels.dtype.kind == "f" and not (np.isfinite(pixels.min()) and np.isfinite(pixels.max())):
         valid &= np.isfinite(pixels).all(axis=0)
     return valid
+
+
+def _may_hold(band: NDArray[np.generic], value: float) -> bool:
+    """False where a glance at the extremes shows that no pixel holds the value; cheaper than comparing each."""
+    with np.errstate(over="ignore"):
+        return not (band.min() > value or band.max() < value)
 
 
 def _holds(band: NDArray[np.generic], value: float) -> NDArray[np.bool_]:
