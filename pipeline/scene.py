@@ -209,14 +209,8 @@ class SceneReader:
         """Close every thread's handle; no thread may be reading."""
         self._handles.close()
 
-    def read(
-        self, window: Window, out: NDArray[np.generic] | None = None
-    ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    def read(self, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and validity of a window that lies inside the scene's grid.
-
-        Args:
-            window: what to read.
-            out: `(bands, height, width)` array or strided view in the stored dtype to read into; None makes one.
 
         Returns:
             `(bands, height, width)` in the stored dtype, and `(height, width)` bool, True = real data.
@@ -228,24 +222,13 @@ class SceneReader:
         scene = self.scene
         try:
             with scene.location.environment():
-                return self._read(self._handles.get(), window, out)
+                return self._read(self._handles.get(), window)
         except (RasterioError, CPLE_BaseError, OSError) as error:
             raise _read_fault(scene, window, error) from error
 
-    def _read(
-        self, dataset: rasterio.DatasetReader, window: Window, out: NDArray[np.generic] | None
-    ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    def _read(self, dataset: rasterio.DatasetReader, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         if not self.scene.resampled:
-            return self._read_stored(dataset, window, out)
-        pixels, valid = self._read_resampled(dataset, window)
-        if out is None:
-            return pixels, valid
-        out[:] = pixels
-        return out, valid
-
-    def _read_resampled(
-        self, dataset: rasterio.DatasetReader, window: Window
-    ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+            return self._read_stored(dataset, window)
         rows, cols = self._taps(window)
         (top, bottom), (left, right) = rows.span, cols.span
         if (bottom - top) * (right - left) > MOST_RESAMPLED_PIXELS and window.height * window.width > 1:
@@ -275,22 +258,18 @@ class SceneReader:
                 Window(window.col_off, window.row_off, half, 1),
                 Window(window.col_off + half, window.row_off, window.width - half, 1),
             )
-        pixels, valid = zip(*(self._read_resampled(dataset, part) for part in parts), strict=True)
+        pixels, valid = zip(*(self._read(dataset, part) for part in parts), strict=True)
         return np.concatenate(pixels, axis=axis + 1), np.concatenate(valid, axis=axis)
 
     def _read_stored(
-        self, dataset: rasterio.DatasetReader, window: Window, out: NDArray[np.generic] | None = None
+        self, dataset: rasterio.DatasetReader, window: Window
     ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and validity of a window of the file itself."""
         scene = self.scene
-        if out is None:
-            out = np.empty((len(scene.bands), int(window.height), int(window.width)), scene.dtype)
-        if scene.alpha_number:
-            pixels = dataset.read([*scene.band_numbers, scene.alpha_number], window=window, out_dtype=scene.dtype)
-            out[:] = pixels[:-1]
-        else:
-            dataset.read(scene.band_numbers, window=window, out=out)
-        valid = valid_pixels(out, scene.nodata, scene.nodata_when)
+        numbers = [*scene.band_numbers] + ([scene.alpha_number] if scene.alpha_number else [])
+        pixels = dataset.read(numbers, window=window, out_dtype=scene.dtype)
+        bands = pixels[: len(scene.band_numbers)]
+        valid = valid_pixels(bands, scene.nodata, scene.nodata_when)
         if scene.alpha_number:
             valid &= pixels[-1] > 0
         if scene.mask == "dataset":
@@ -298,7 +277,7 @@ class SceneReader:
         elif scene.mask == "band":
             masks = dataset.read_masks(scene.band_numbers, window=window) > 0
             valid &= masks.any(axis=0) if scene.nodata_when == "all_bands" else masks.all(axis=0)
-        return out, valid
+        return bands, valid
 
 
 @contextmanager

@@ -98,20 +98,6 @@ def _held_scene(make_scene: MakeScene, request: pytest.FixtureRequest) -> None:
         np.testing.assert_array_equal(HELD.valid, mask)
 
 
-@pytest.mark.parametrize("reading", [{}, {"ignore_alpha": True}, {"resolution_m": 3.0}])
-def test_pixels_can_be_read_into_a_part_of_an_array(make_scene: MakeScene, reading: dict[str, Any]) -> None:
-    path = make_scene(alpha=np.arange(2000).reshape(40, 50) % 7 > 0, tiled=16)
-    scene = describe_scene(path, ReadingSpec(**reading))
-    pixels, valid = read_all(scene)
-    whole = np.zeros((len(pixels), *(side + 5 for side in scene.grid.shape)), pixels.dtype)
-    with SceneReader(scene) as reader:
-        out, again = reader.read(scene.grid.window, whole[:, 2:-3, 4:-1])
-    assert out.base is whole
-    assert (whole[:, 2:-3, 4:-1] == pixels).all()
-    assert (again == valid).all()
-    assert not whole[:, :2].any()
-
-
 def test_many_threads_read_the_same_pixels_as_one(make_scene: MakeScene) -> None:
     scene = describe_scene(make_scene(height=300, width=300, tiled=32, compress="deflate", nodata=7))
     whole, valid = read_all(scene)
