@@ -60,11 +60,6 @@ def environment_for(device: str, surroundings: Mapping[str, str] = os.environ) -
     return {"CUDA_VISIBLE_DEVICES": visible[int(index)] if visible else index}
 
 
-def available_cpus() -> int:
-    """CPUs that this process may use, at least 1."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def share_of(threads: int, processes: int) -> int:
     """Threads of each of several processes on one machine, at least 1.
 
@@ -76,7 +71,7 @@ def share_of(threads: int, processes: int) -> int:
 
 def _check_several(names: Sequence[str]) -> None:
     place = f"inference.device = {','.join(names)!r}"
-    if any(name != "cpu" and not name.removeprefix("cuda:").isdecimal() for name in names):
+    if not names or any(name != "cpu" and not name.removeprefix("cuda:").isdecimal() for name in names):
         raise SettingsError(
             f"{place}: several devices are named as cuda:0,cuda:1 (or {EVERY_CUDA}), each with a number"
         )

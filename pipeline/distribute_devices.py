@@ -7,6 +7,7 @@ that started them, however that ends.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -32,18 +33,24 @@ def device_workers(devices: Sequence[str], *, threads: int) -> Iterator[str]:
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
-    scheduler = {"cls": Scheduler, "options": {"host": LOOPBACK, "port": 0, "dashboard": False}}
+    here = {"host": LOOPBACK, "port": 0, "dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
+    scheduler = {"cls": Scheduler, "options": here}
     workers = {
         f"{device}-{index}": {"cls": Nanny, "options": _worker_options(device, threads)}
         for index, device in enumerate(devices)
     }
-    with dask.config.set({"distributed.deploy.lost-worker-timeout": NEVER}):
+    with _warnings_only(), dask.config.set({"distributed.deploy.lost-worker-timeout": NEVER}):
         try:
-            cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+            cluster = SpecCluster(workers=workers, scheduler=scheduler)
         except (OSError, RuntimeError, TimeoutError) as error:
             raise WorldError(f"no worker process could be started for {', '.join(devices)}: {error}") from error
         with cluster:
             yield cluster.scheduler_address
+
+
+def dask_setup(_: object) -> None:
+    """Called by dask in each worker process: Ctrl-C is meant for the process that started it, which then ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _worker_options(device: str, threads: int) -> dict[str, object]:
@@ -53,6 +60,19 @@ def _worker_options(device: str, threads: int) -> dict[str, object]:
         "resources": {"device": 1},
         "memory_limit": 0,
         "dashboard": False,
-        "silence_logs": logging.ERROR,
+        "silence_logs": logging.CRITICAL,
+        "preload": [__name__],
         "env": {**environment_for(device), "OMP_NUM_THREADS": str(threads)},
     }
+
+
+@contextmanager
+def _warnings_only() -> Iterator[None]:
+    """A scheduler that lives in this process logs its every step; a lost worker is worth a line, the rest is not."""
+    log = logging.getLogger("distributed")
+    former = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(former)

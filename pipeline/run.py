@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from pipeline.averaging import EnsemblePredictor
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.devices import available_cpus, kind_of, resolve_devices, share_of
+from pipeline.devices import kind_of, resolve_devices, share_of
 from pipeline.distant import DistantPredictor
 from pipeline.distribute_devices import device_workers
 from pipeline.errors import ScenemillError, SettingsError
+from pipeline.lanes import usable_cpus
 from pipeline.predictor import InferenceSpec, Prepared, load_predictor
 from pipeline.report import SceneReport
 from pipeline.scene import describe_scene
@@ -80,7 +81,7 @@ def on_devices(spec: SegmentSpec) -> Iterator[SegmentSpec]:
             f"inference.device names {len(devices)} devices, but distribute.scheduler has workers of its own; name one "
             "kind of device, e.g. cuda, and start a worker for each device"
         )
-    cpus = available_cpus()
+    cpus = usable_cpus()
     threads = share_of(spec.inference.threads or cpus, len(devices))
     with device_workers(devices, threads=threads) as scheduler:
         yield replace(

@@ -364,6 +364,22 @@ def test_an_ensemble_of_one_model_twice_leaves_the_same_rasters(
     assert twice.model == f"{model.sha256}+{model.sha256}"
 
 
+def test_an_ensemble_is_within_a_level_of_the_mean_of_separate_runs(
+    make_scene: MakeScene, tmp_path: Path, model: LoadedPredictor, folder: Path
+) -> None:
+    scaled = write_checkpoint(
+        folder / "other-scale.safetensors", seed=2, normalization=Normalization.standard([100.0] * 3, [30.0] * 3)
+    )
+    models = [model, load_predictor(scaled, "cpu", precision="float32")]
+    scene = make_scene(height=60)
+    runs = [
+        pixels_of(segment_scene(scene, tmp_path / str(k), predictor=each, spec=SPEC).folder).astype(float)
+        for k, each in enumerate([*models, EnsemblePredictor(models)])
+    ]
+    assert np.abs(runs[0] - runs[1]).max() > 50
+    assert np.abs(runs[2] - (runs[0] + runs[1]) / 2).max() <= 1
+
+
 def test_another_augmentation_is_another_result(make_scene: MakeScene, tmp_path: Path, model: LoadedPredictor) -> None:
     scene = make_scene()
     reports = [
