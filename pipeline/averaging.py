@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.card import ModelCard
 from pipeline.errors import ModelError, SettingsError
-from pipeline.predictor import ArrayFunction, Augment, Predictor, Prepared, Proof, Ready
+from pipeline.predictor import ArrayFunction, Augment, Predictor, Prepared, Proof, Ready, joint_proof
 
 SAME = ("bands", "classes", "activation", "background", "dtype", "resolution_m", "margin")
 """Fields of the card in which the models of an ensemble must agree."""
@@ -181,8 +181,7 @@ class EnsemblePredictor:
     def prove(self, tiles: Tensor) -> Proof:
         """The proof of the member that suffers most; one that steps back takes all along."""
         self._check_normalized_alike()
-        proofs = [member.prove(tiles) for member in self.members]
-        return next((proof for proof in proofs if proof.note), max(proofs, key=lambda proof: proof.change))
+        return joint_proof([member.prove(tiles) for member in self.members])
 
     def ready(
         self,
@@ -230,7 +229,7 @@ def running_mean(terms: Sequence[Tensor]) -> Tensor:
     """The mean of tensors in their order; equal terms give that term, to the last bit."""
     mean = terms[0]
     for count, term in enumerate(terms[1:], start=2):
-        mean = mean + (term - mean) / count
+        mean = mean.lerp(term, 1 / count)
     return mean
 
 

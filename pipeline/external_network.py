@@ -79,7 +79,7 @@ class ExportedNetwork(nn.Module):
         return torch.cat(parts)
 
     def settle_convolutions(self) -> None:
-        """See `pipeline.predictor.settle_convolutions`: the same for 1x1 convolutions of the graph, in place."""
+        """See `pipeline.prepare.settle_convolutions`: the same for 1x1 convolutions of the graph, in place."""
         shapes = {name: tuple(self.get_buffer(buffer).shape) for name, buffer in self._buffer_of.items()}
         self._program.settle_convolutions(shapes)
 

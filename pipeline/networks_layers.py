@@ -1,7 +1,7 @@
 """The pieces that several networks are built of, in the form in which inference can fuse them.
 
 Batch norm directly follows its convolution inside a Sequential everywhere, so that `fold_batch_norm` of
-the predictor makes one operation of the two.
+`prepare` makes one operation of the two.
 """
 
 from __future__ import annotations
@@ -42,6 +42,14 @@ def normalized(convolution: nn.Conv2d, norm: Norm, *, relu: bool = True) -> list
     return [*layers, nn.ReLU(inplace=True)] if relu else layers
 
 
+class Join(nn.Module):
+    """Skip and signal side by side, `(N, 2 C, H, W)`; a module, so that a prepared network can do without it."""
+
+    def forward(self, skip: Tensor, signal: Tensor) -> Tensor:
+        """The skip's channels first."""
+        return torch.cat([skip, signal], dim=1)
+
+
 class Residual(nn.Module):
     """`relu(body(x) + shortcut(x))` (He et al. 2016, arXiv:1512.03385, eq. 1 and 2).
 
@@ -70,13 +78,12 @@ class SqueezeExcitation(nn.Module):
         super().__init__()
         squeezed = max(LEAST_SQUEEZED, channels // SQUEEZE)
         self.excite = nn.Sequential(
-            nn.Conv2d(channels, squeezed, 1), nn.ReLU(inplace=True), nn.Conv2d(squeezed, channels, 1), nn.Sigmoid()
+            nn.Conv2d(channels, squeezed, 1), nn.ReLU(inplace=True), nn.Conv2d(squeezed, channels, 1)
         )
 
     def forward(self, features: Tensor) -> Tensor:
         """`(N, C, H, W) -> (N, C, H, W)`."""
-        scale: Tensor = self.excite(features.mean((2, 3), keepdim=True))
-        return features * scale
+        return features * logistic(self.excite(features.mean((2, 3), keepdim=True)))
 
 
 class AttentionGate(nn.Module):
@@ -99,9 +106,7 @@ class AttentionGate(nn.Module):
     def forward(self, skip: Tensor, signal: Tensor) -> Tensor:
         """Two `(N, C, H, W) -> (N, C, H, W)`: the skip, each pixel scaled by 0 to 1."""
         joined = functional.relu(self.of_skip(skip) + self.of_signal(signal), inplace=True)
-        # Not torch.sigmoid: on the CPU its last bit depends on where threads divide the pixels.
-        weight: Tensor = 1 / (1 + torch.exp(-self.psi(joined)))
-        return skip * weight
+        return skip * logistic(self.psi(joined))
 
 
 class BilinearUpsample(nn.Module):
@@ -123,6 +128,11 @@ class BilinearUpsample(nn.Module):
         return upsampled[..., 1:-1, 1:-1] if self.trim else upsampled
 
 
+def logistic(features: Tensor) -> Tensor:
+    """`1 / (1 + exp(-x))`; the last bit of torch.sigmoid depends on the CPU on where a vector register ends."""
+    return torch.reciprocal(1 + torch.exp(-features))
+
+
 def centre(features: Tensor, size: tuple[int, ...]) -> Tensor:
     """The centre with the given height and width; the whole of it in padded networks."""
     row, col = (features.shape[-2] - size[0]) // 2, (features.shape[-1] - size[1]) // 2
@@ -136,6 +146,8 @@ def initialize(network: nn.Module) -> None:
     any other one unit gain; the latter also suits the two branches of a residual sum, whose variances add
     up before the ReLU halves them. Biases start at 0.
     """
+    if all(weights.is_meta for weights in network.parameters()):
+        return  # weights are loaded next; drawing none saves torch the import of its compiler
     rectified = {
         id(layer) for each in network.modules() if isinstance(each, nn.Sequential) for layer in _rectified(each)
     }

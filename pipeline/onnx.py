@@ -23,7 +23,7 @@ from pipeline.checkpoint import Checkpoint, load_checkpoint
 from pipeline.durable import appearing
 from pipeline.errors import ModelError, SettingsError
 from pipeline.external_trial import trial_tiles
-from pipeline.predictor import activate
+from pipeline.ready import activate
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram

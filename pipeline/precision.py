@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.card import ModelCard
 from pipeline.external_trial import trial_tiles
 from pipeline.normalize import input_transform
-from pipeline.predictor import ArrayFunction, Predictor, Prepared, Proof
+from pipeline.predictor import ArrayFunction, Predictor, Prepared, Proof, joint_proof
 from pipeline.scene import Scene, SceneReader
 from pipeline.tiling import Axis, TilePlan
 
@@ -50,8 +50,7 @@ def choose_precision(scene: Scene, plan: TilePlan, card: ModelCard, predictor: P
     if not isinstance(predictor, Prepared):
         return Proof(precision="float32")
     window, pixels, valid = _trial_window(scene, plan, card)
-    proofs = [member.prove(_as_tile(scene, member.card, pixels, valid)) for member in predictor.members]
-    proof = next((each for each in proofs if each.note), max(proofs, key=lambda each: each.change))
+    proof = joint_proof([member.prove(_as_tile(scene, member.card, pixels, valid)) for member in predictor.members])
     if proof.note:
         log.warning("%s: %s", scene.location, proof.note)
     log.debug("%s: precision %s was tried at %s", scene.location, proof.precision, window)

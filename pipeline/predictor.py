@@ -7,10 +7,9 @@ a number format on real tiles, and hands out a form of itself that is `Ready` fo
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,14 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.card import ModelCard
 from pipeline.checkpoint import Checkpoint, load_checkpoint
 from pipeline.errors import ModelError, SettingsError
 from pipeline.external import SUFFIX, ExternalModel, load_external
-from pipeline.external_network import ExportedNetwork
 from pipeline.external_trial import ROUNDING, trial_tiles
+from pipeline.prepare import Arithmetic, converted, fold_batch_norm, settle_convolutions
+from pipeline.ready import MOST_CHANGE, ReadyForms, ReadyNetwork, activate
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +35,6 @@ Precision = Literal["auto", "exact", "float32", "bfloat16", "float16"]
 """How numbers are held; `exact` is float32 without TF32, which on a CPU is the same as `float32`."""
 Augment = Literal["none", "flips", "rotations", "all"]
 """Symmetries of a tile that results are averaged over; `averaging` carries it out."""
-MOST_CHANGE = 0.01
-"""`precision: auto` keeps a lower precision only while no probability of its trial changes by more."""
 
 
 class Predictor(Protocol):
@@ -127,6 +124,17 @@ class Proof:
     """Why `auto` stepped back to float32, in one sentence; empty when it did not."""
 
 
+def joint_proof(proofs: Sequence[Proof]) -> Proof:
+    """The precision in which several models run together: float32 if it is that of any, else that of all.
+
+    >>> joint_proof([Proof(precision="bfloat16", change=0.002), Proof(precision="float32")]).precision
+    'float32'
+    """
+    step = next((proof for proof in proofs if proof.note), None)
+    full = next((proof for proof in proofs if proof.precision == "float32"), None)
+    return step or full or max(proofs, key=lambda proof: proof.change)
+
+
 ArrayFunction = Callable[[NDArray[np.float32]], NDArray[np.floating] | Tensor]
 """A plain predictor on numpy arrays; one on torch tensors is recognised when it refuses arrays."""
 
@@ -157,13 +165,13 @@ class InferenceSpec:
 class LoadedPredictor:
     """The network of a checkpoint or of an imported file, on one device; returns probabilities in float32.
 
-    Batch norm is folded into the convolutions and weights are `channels_last`. A network from elsewhere runs in
-    float32 unless another format is named, and keeps the memory layout it was exported with where it depends on
-    it. It pickles as its path: whoever unpickles it loads the file once per process.
+    A network from elsewhere runs in float32 unless another format is named, and keeps the memory layout it was
+    exported with where it depends on it. It pickles as its path: whoever unpickles it loads the file once per
+    process.
     """
 
     def __init__(self, model: Checkpoint | ExternalModel, *, device: str, precision: Precision):
-        """Prepare a network, in place."""
+        """Bring a network to its device; its batch norm is folded in place."""
         self.card, self.sha256 = model.card, model.sha256
         self.turn = threading.Lock()
         self.device = resolve_device(device)
@@ -171,14 +179,13 @@ class LoadedPredictor:
         network = fold_batch_norm(model.network.eval()).to(self.device)
         if self.device.type == "cpu":
             settle_convolutions(network)
-        self._network: nn.Module = network
         foreign = isinstance(model, ExternalModel)
         self._asked = precision
         self._candidate = _candidate(precision, self.device, foreign=foreign)
-        self._layout = self._find_layout() if foreign else torch.channels_last
-        self._forms: dict[str, Ready] = {}
+        layout = _find_layout(network, self.card, self.device) if foreign else torch.channels_last
+        self._forms = ReadyForms(network, self.card, device=self.device, layout=layout)
         self._proof: Proof | None = None
-        self._making = threading.RLock()
+        self._proving = threading.Lock()
         if foreign:
             self.prove(trial_tiles(self.card))
 
@@ -202,7 +209,7 @@ class LoadedPredictor:
 
         The first batch proves the precision for all that follow.
         """
-        with self._making:
+        with self._proving:
             if self._proof is None:
                 self._proof = self.prove(tiles)
                 if self._proof.note:
@@ -221,7 +228,7 @@ class LoadedPredictor:
         wanted = self._candidate
         if wanted in ("exact", "float32"):
             return Proof(precision=wanted)
-        expected = self._form("float32")(tiles)
+        expected = self._forms.make("float32")(tiles)
         try:
             change = float((self.ready(wanted)(tiles) - expected).abs().max())
         except RuntimeError as error:
@@ -243,52 +250,25 @@ class LoadedPredictor:
         deterministic: bool = False,
     ) -> Ready:
         """See `Prepared.ready`; made once and kept."""
-        with self._making:
-            if precision not in self._forms:
-                self._forms[precision] = self._form(precision)
-            return self._forms[precision]
-
-    def _form(self, precision: str) -> Ready:
-        dtype = torch.float32 if precision == "exact" else getattr(torch, precision)
-        return _ReadyNetwork(self._network, self.card, dtype=dtype, layout=self._layout, device=self.device)
-
-    def _find_layout(self) -> torch.memory_format:
-        """`channels_last`, several times faster on CPUs, unless results then differ.
-
-        A network from elsewhere may read memory in the order of its export, so it must prove itself.
-        """
-        trial = trial_tiles(self.card)
-        results = []
-        for layout in (torch.contiguous_format, torch.channels_last):
-            form = _ReadyNetwork(self._network, self.card, dtype=torch.float32, layout=layout, device=self.device)
-            try:
-                results.append(form(trial))
-            except RuntimeError as error:
-                log.info("the network needs the memory layout of its export: %s", error)
-                return torch.contiguous_format
-        same = float((results[1] - results[0]).abs().max()) <= ROUNDING
-        return torch.channels_last if same else torch.contiguous_format
+        return self._forms.ready(precision, batches=batches, shape=shape, deterministic=deterministic)
 
 
-class _ReadyNetwork:
-    """A copy of a network in one number format and memory layout."""
+def _find_layout(network: nn.Module, card: ModelCard, device: torch.device) -> torch.memory_format:
+    """`channels_last`, several times faster on CPUs, unless results then differ.
 
-    def __init__(
-        self,
-        network: nn.Module,
-        card: ModelCard,
-        *,
-        dtype: torch.dtype,
-        layout: torch.memory_format,
-        device: torch.device,
-    ) -> None:
-        self.card, self.dtype, self.layout, self.device = card, dtype, layout, device
-        self._network = copy.deepcopy(network).to(dtype).to(memory_format=layout)  # type: ignore[call-overload]
-
-    @torch.inference_mode()
-    def __call__(self, tiles: Tensor) -> Tensor:
-        tiles = tiles.to(self.device, self.dtype).contiguous(memory_format=self.layout)
-        return activate(self._network(tiles).float(), self.card)
+    A network from elsewhere may read memory in the order of its export, so it must prove itself.
+    """
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        arithmetic = Arithmetic(device=device, layout=layout)
+        form = ReadyNetwork(converted(network, arithmetic), card, arithmetic)
+        try:
+            results.append(form(trial_tiles(card)))
+        except RuntimeError as error:
+            log.info("the network needs the memory layout of its export: %s", error)
+            return torch.contiguous_format
+    same = float((results[1] - results[0]).abs().max()) <= ROUNDING
+    return torch.channels_last if same else torch.contiguous_format
 
 
 def identity_of(predictor: Predictor | ArrayFunction) -> str | None:
@@ -354,22 +334,6 @@ def resolve_device(device: str, *, key: str = "inference.device") -> torch.devic
     return place
 
 
-def activate(outputs: Tensor, card: ModelCard) -> Tensor:
-    """A network's outputs -> probabilities: sigmoid or softmax over classes of `logits / temperature`.
-
-    Written out, because torch's own sigmoid and softmax round the last bit differently where the CPU's threads
-    divide the pixels; these forms do not.
-    """
-    if card.outputs == "probabilities":
-        return outputs
-    if card.temperature != 1:
-        outputs = outputs / card.temperature
-    if card.activation == "sigmoid":
-        return torch.reciprocal(1 + torch.exp(-outputs))
-    powers = torch.exp(outputs - outputs.amax(dim=1, keepdim=True))
-    return powers / powers.sum(dim=1, keepdim=True)
-
-
 def as_predictor(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predictor:
     """What returns probabilities as it is; a torch module or plain function wrapped to return them in float32."""
     if isinstance(predictor, Prepared | Ready):
@@ -412,37 +376,6 @@ def _as_tensor(result: object) -> Tensor:
             f"the predictor returned {type(result).__name__} where an array of probabilities (N, classes, H, W) is due"
         )
     return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Fold each batch norm that directly follows a convolution in a Sequential into it, in place.
-
-    Exact in real arithmetic: `gamma (W x + b - mean) / sigma + beta` is one convolution (Jacob et al.
-    2018, Quantization and Training of Neural Networks, section 3.2).
-    """
-    for module in network.modules():
-        if not isinstance(module, nn.Sequential):
-            continue
-        for index in range(len(module) - 1):
-            first, second = module[index], module[index + 1]
-            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                module[index] = fuse_conv_bn_eval(first, second)
-                module[index + 1] = nn.Identity()
-    return network
-
-
-def settle_convolutions(network: nn.Module) -> None:
-    """Make results independent of the number of CPU threads, in place.
-
-    torch gives float32 1x1 convolutions to oneDNN only when it has more than one thread (`use_mkldnn` in
-    ATen/native/Convolution.cpp), and its other kernel rounds differently. A dilation means nothing to a
-    kernel of one tap, but makes the choice the same for every number of threads.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-            module.dilation = (2, 2)
-        if isinstance(module, ExportedNetwork):
-            module.settle_convolutions()
 
 
 def _candidate(precision: Precision, device: torch.device, *, foreign: bool) -> str:

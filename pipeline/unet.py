@@ -19,7 +19,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.networks_geometry import (
@@ -33,6 +32,7 @@ from pipeline.networks_geometry import (
 from pipeline.networks_layers import (
     AttentionGate,
     BilinearUpsample,
+    Join,
     Norm,
     Residual,
     SqueezeExcitation,
@@ -177,6 +177,7 @@ class UNet(nn.Module):
         self.gates = nn.ModuleList(
             AttentionGate(c // 2, norm=spec.norm, bias=_biased(spec)) for c in upwards if spec.attention
         )
+        self.join: nn.Module = Join()
         self.head = nn.Conv2d(channels[0], spec.classes, 1)
         initialize(self)
 
@@ -205,7 +206,7 @@ class UNet(nn.Module):
                 skip = centre(skip, features.shape[-2:])
             if self.spec.attention:
                 skip = self.gates[step](skip, features)
-            features = block(torch.cat([skip, features], dim=1))
+            features = block(self.join(skip, features))
         logits: Tensor = self.head(features)
         return logits
 

@@ -292,7 +292,7 @@ def test_a_network_that_reads_memory_in_order_keeps_its_layout(tmp_path: Path, m
     import_model(export(Flat(), tmp_path / "e.pt2", dims=ANY), card, tmp_path / "model.pt2")
     tiles = torch.randn((3, 3, 20, 24))
     assert torch.equal(load_predictor(tmp_path / "model.pt2", "cpu")(tiles), torch.sigmoid(2 * tiles[:, :1]))
-    assert load_predictor(model, "cpu")._layout == torch.channels_last
+    assert load_predictor(model, "cpu").ready("float32").layout == torch.channels_last
 
 
 # What a file says about itself

@@ -43,6 +43,8 @@ RANKS: tuple[tuple[str, ...], ...] = (
         "transfer",
         "cutting",
         "engine",
+        "prepare",
+        "ready",
         "predictor",
         "averaging",
         "devices",
@@ -72,6 +74,8 @@ PIPELINE_ONLY_IN: dict[str, tuple[str, ...]] = {
     "distributed": ("distribute",),
     "pydantic": ("config",),
     "torch": (
+        "prepare",
+        "ready",
         "unet",
         "fcn",
         "deeplab",

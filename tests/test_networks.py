@@ -15,7 +15,7 @@ from pipeline.errors import ModelError, SettingsError
 from pipeline.fcn import FCN8s, FCNSpec
 from pipeline.networks import NetworkSpec, Shape, architecture_of, build_network, network_from
 from pipeline.networks_layers import AttentionGate, bilinear_kernel, interpolate
-from pipeline.predictor import fold_batch_norm, settle_convolutions
+from pipeline.prepare import fold_batch_norm, settle_convolutions
 from pipeline.unet import UNetSpec
 
 SMALL: dict[str, Any] = {"bands": 3, "classes": 2, "base_channels": 8}

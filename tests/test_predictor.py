@@ -9,22 +9,15 @@ from typing import Any
 import pytest
 import torch
 from models import write_checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import predictor as predictors
 from pipeline.card import ModelCard
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.errors import ModelError, SettingsError
-from pipeline.predictor import (
-    InferenceSpec,
-    Prepared,
-    Ready,
-    activate,
-    fold_batch_norm,
-    load_predictor,
-    resolve_device,
-)
-from pipeline.unet import UNet, UNetSpec
+from pipeline.predictor import InferenceSpec, Prepared, Ready, load_predictor, resolve_device
+from pipeline.ready import activate
+from pipeline.unet import UNetSpec
 
 # Networks
 
@@ -61,34 +54,6 @@ def test_a_temperature_in_the_checkpoint_reaches_the_probabilities(tmp_path: Pat
         for t in (1.0, 4.0)
     )
     assert (warm.logit() - plain.logit() / 4).abs().max() < 1e-4
-
-
-def test_folded_batch_norm_changes_rounding_only() -> None:
-    torch.manual_seed(0)
-    network = UNet(UNetSpec(bands=3, classes=2, depth=3, base_channels=8)).eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for value, low, high in (
-                (module.running_mean, -1, 1), (module.running_var, 0.2, 4), (module.weight, -2, 2), (module.bias, -1, 1)
-            ):  # fmt: skip
-                assert value is not None
-                nn.init.uniform_(value, low, high)
-    tiles = torch.randn((2, 3, 48, 48))
-    with torch.inference_mode():
-        before = network(tiles)
-        fold_batch_norm(network)
-        after = network(tiles)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    assert (after - before).abs().max() <= 1e-5 * before.abs().max()
-
-
-def test_networks_without_batch_norm_are_left_as_they_are() -> None:
-    torch.manual_seed(0)
-    network = UNet(UNetSpec(bands=3, classes=1, depth=2, base_channels=8, norm="group")).eval()
-    tiles = torch.randn((1, 3, 32, 32))
-    with torch.inference_mode():
-        before = network(tiles)
-        assert torch.equal(fold_batch_norm(network)(tiles), before)
 
 
 def test_a_loaded_predictor_says_what_the_plain_network_says(tmp_path: Path) -> None:
@@ -163,13 +128,6 @@ def test_the_first_batch_decides_for_all_that_follow(tmp_path: Path) -> None:
     chosen = predictor.prove(blank).precision
     predictor(blank)
     assert torch.equal(predictor(some_tiles()), predictor.ready(chosen)(some_tiles()))
-
-
-def test_not_a_number_is_no_proof(tmp_path: Path) -> None:
-    predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="bfloat16")
-    assert predictor.prove(some_tiles()).precision == "bfloat16"
-    auto = load_predictor(tmp_path / "m.safetensors", "cpu")
-    assert auto.prove(torch.full((1, 3, 64, 64), torch.nan)).precision == "float32"
 
 
 def test_exact_is_float32_on_a_cpu(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import LabelError, ModelError, SettingsError
 from pipeline.networks import NetworkSpec
 from pipeline.normalize import InputTransform
-from pipeline.predictor import activate
+from pipeline.ready import activate
 from pipeline.scene import describe_scene
 from pipeline.training.learning import LearningSpec
 from pipeline.training.leaves import LeavesSpec, write_leaves

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.card import ModelCard
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.predictor import activate
+from pipeline.ready import activate
 from pipeline.training.calibrate import (
     Reliability,
     fit_temperature,
