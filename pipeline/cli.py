@@ -204,6 +204,7 @@ def _show_report(report: SceneReport) -> None:
     else:
         seconds = sum(report.seconds.values())
         rate = f", {report.pixels / seconds / 1e6:.1f} Mpx/s" if report.status == "done" and seconds else ""
+        rate += f", {report.passes} passes per tile" if report.passes > 1 else ""
         text = (
             f"[bold green]{report.status:7}[/] {name}: {report.polygons:,} polygons, {_areas(report.area_m2)}"
             f"{rate} -> {escape(report.folder)}"

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.errors import SettingsError
 from pipeline.predictor import LoadedPredictor, Precision, Prepared, Proof, Ready, load_once, open_model
 
 
@@ -28,10 +29,11 @@ class DistantPredictor:
 
         Raises:
             ModelError: the file is missing, damaged, or none of ours.
+            SettingsError: no device has such a name.
         """
+        self.device = _named(device)
         model = open_model(path)
         self.card = model.card
-        self.device = torch.device("cpu")
         self.turn = threading.Lock()
         self.identity = f"{model.sha256} {precision} {device}"
         self._source = (path.absolute(), device, precision, model.sha256)
@@ -65,3 +67,10 @@ class DistantPredictor:
 
     def _loaded(self) -> LoadedPredictor:
         return load_once(*self._source)
+
+
+def _named(device: str) -> torch.device:
+    try:
+        return torch.device("cpu" if device == "auto" else device)
+    except RuntimeError as error:
+        raise SettingsError(f"inference.device = {device!r} is no device; use auto, cpu or cuda") from error

@@ -103,7 +103,9 @@ def segment_entry(
 ) -> SceneReport:
     """Describe and segment one scene of a catalog; raises what `segment_scene` raises."""
     scene = describe_scene(entry.location, spec.reading, card=predictor.card, scene_id=entry.id)
-    return segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
+    report = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
+    log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.passes)
+    return report
 
 
 def segment_catalog(

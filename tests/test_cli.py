@@ -108,6 +108,44 @@ def test_settings_come_from_a_file_and_set_is_stronger(
     assert (settings["tiling"], settings["blend"]) == ({"tile_size": 32, "overlap": 8}, "average")
 
 
+def test_several_models_and_turned_tiles_are_averaged_and_the_passes_told(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    other = write_checkpoint(tmp_path / "other.safetensors", seed=1)
+    run = ["segment", make_scene(name="a.tif"), "--model", model, "--out", tmp_path / "out", *FAST]
+    seen = []
+    for more in ([], ["--model", other], ["--model", other, "--set", "inference.augment=rotations"]):
+        code, _, stderr = call(*run, *more)
+        assert code == 0
+        seen.append((json.loads((tmp_path / "out" / "a" / "report.json").read_text())["passes"], stderr))
+    assert [passes for passes, _ in seen] == [1, 2, 8]
+    assert "passes" not in seen[0][1]
+    assert "Mpx/s, 8 passes per tile -> " in seen[2][1]
+
+
+def test_models_of_an_ensemble_must_have_one_threshold(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    other = write_checkpoint(tmp_path / "other.safetensors", threshold=0.3)
+    run = ["segment", make_scene(), "--model", model, "--model", other, "--out", tmp_path / "out", *FAST]
+    code, _, stderr = call(*run)
+    assert (code, len(stderr.splitlines())) == (2, 1)
+    assert "polygons.threshold must be set for these models: their own differ (0.5, 0.3)" in stderr
+    assert call(*run, "--set", "polygons.threshold=0.4")[0] == 0
+
+
+@pytest.mark.slow
+def test_two_devices_are_a_setting(call: Call, make_scene: MakeScene, tmp_path: Path, model: str) -> None:
+    scenes = [make_scene(name="a.tif", height=150), write_damaged(tmp_path / "b.tif")]
+    run = ["segment", *scenes, "--model", model, *FAST]
+    assert call(*run, "--out", tmp_path / "one")[0] == 1
+    code, _, stderr = call(*run, "--out", tmp_path / "two", "--set", "inference.device=[cpu, cpu]")
+    assert (code, len(stderr.splitlines())) == (1, 3), stderr
+    assert statuses(tmp_path / "two") == {"a": "done", "b": "failed"}
+    for name in ("probability.tif", "mask.tif", "polygons.gpkg"):
+        assert (tmp_path / "one" / "a" / name).read_bytes() == (tmp_path / "two" / "a" / name).read_bytes()
+
+
 def test_a_crs_can_be_given_to_scenes_without_one(
     call: Call, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
@@ -160,6 +198,9 @@ def test_no_bar_and_no_colour_is_written_when_nobody_watches_a_terminal(
         (["--set", "polygons.min_area_m2=-1"], "polygons.min_area_m2 must be >= 0, not -1"),
         (["--set", "polygons.threshold=50"], "polygons.threshold must be above 0 and at most 1, not 50"),
         (["--set", "inference.device=abacus"], "inference.device = 'abacus'"),
+        (["--set", "inference.device=cpu,cuda:0"], "devices of different kinds"),
+        (["--set", "inference.device=cpu,cpu", "--scheduler", "tcp://a:1"], "but distribute.scheduler has workers"),
+        (["--set", "inference.augment=mirror"], "inference.augment = 'mirror'"),
         (["--crs", "EPSG:1"], "reading.crs"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such settings file"),
         (["--scheduler", "nonsense"], "distribute.scheduler must be an address like"),

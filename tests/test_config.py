@@ -89,6 +89,9 @@ def test_the_last_of_two_overrides_wins() -> None:
         ("reading.crs=EPSG:32633", "reading", "crs", "EPSG:32633"),
         ("reading.ignore_alpha=true", "reading", "ignore_alpha", True),
         ("polygons.connectivity=8", "polygons", "connectivity", 8),
+        ("inference.device=[cuda:0, cuda:1]", "inference", "device", ("cuda:0", "cuda:1")),
+        ("inference.device=cuda:0,cuda:1", "inference", "device", "cuda:0,cuda:1"),
+        ("inference.augment=rotations", "inference", "augment", "rotations"),
         ("distribute.scheduler=tcp://10.0.0.5:8786", "distribute", "scheduler", "tcp://10.0.0.5:8786"),
     ],
 )

@@ -112,6 +112,12 @@ def test_a_model_that_others_run_holds_no_weights_here(model: Path) -> None:
     assert isinstance(load_run_models([model, model], TWO), EnsemblePredictor)
 
 
+def test_a_device_that_nobody_has_is_refused_though_others_would_run_it(model: Path) -> None:
+    spec = replace(TWO, inference=InferenceSpec(device="abacus"), distribute=DistributeSpec(scheduler="tcp://a:1"))
+    with pytest.raises(SettingsError, match="'abacus' is no device"):
+        load_run_models([model], spec)
+
+
 def test_a_damaged_model_that_others_would_run_is_refused_here(model: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.safetensors"
     content = bytearray(model.read_bytes())

@@ -152,6 +152,21 @@ def test_the_tasks_run_on_the_cluster_that_the_settings_name(
             segment_scenes([str(make_scene())], model, str(tmp_path / "out"), settings)
 
 
+@pytest.mark.slow
+def test_scenes_share_the_processes_of_several_devices_and_several_models(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    models = [model, str(write_checkpoint(tmp_path / "other.safetensors", seed=1))]
+    scenes = [str(make_scene(name=f"{name}.tif", height=100, seed=seed)) for seed, name in enumerate("ab")]
+    one = segment_scenes(scenes, models, str(tmp_path / "one"), SETTINGS)
+    two = segment_scenes(scenes, models, str(tmp_path / "two"), SETTINGS, device="cpu,cpu")
+    assert [report.passes for report in (*one, *two)] == [2, 2, 2, 2]
+    assert [report.content_key for report in one] == [report.content_key for report in two]
+    for here, there in zip(one, two, strict=True):
+        for name in ("probability.tif", "mask.tif", "polygons.gpkg"):
+            assert (Path(here.folder) / name).read_bytes() == (Path(there.folder) / name).read_bytes()
+
+
 def test_a_retrained_model_under_the_same_name_is_loaded_again(tmp_path: Path) -> None:
     path, spec = tmp_path / "model.safetensors", SegmentSpec(inference=InferenceSpec(device="cpu"))
     first = task_room.load_model(str(write_checkpoint(path)), spec)
