@@ -9,7 +9,6 @@ itself at a corner,
     . X        corner are parted by the component, so they belong to different rings: no ring touches
                itself. Rings may touch each other in points, which is a valid polygon.
 
-All loops over pixels are compiled by numba and run without the GIL.
 """
 
 from __future__ import annotations
@@ -20,7 +19,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.labelling import Labels, compiled
+from pipeline.labelling import Components, compiled, unique_rows
+from pipeline.tracing_rings import Loops, close_rings, gather
+from pipeline.tracing_sweeps import Corners, link_corners, measure_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,109 +109,116 @@ class Rings:
         return Rings(xy=self.xy[vertex], loose=self.loose[vertex], start=start, owner=self.owner[order])
 
 
-def trace(labels: Labels, seams: Seams, *, junctions: bool = False) -> Rings:
-    """The outlines of all components of value 1..254, on the block's pixel plane, in order of discovery.
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """The components of a block and their outlines."""
+
+    table: Components
+    """The components, in the order of their first pixel."""
+    lines: dict[str, NDArray[np.int64]]
+    """`top`, `right`, `bottom`, `left` -> the row of `table` of each pixel along that side; `BAD` = none."""
+    contacts: NDArray[np.int64]
+    """`(k, 2)` rows of `table` of equal value, not 0, that meet in a corner; without repetition."""
+    labels: NDArray[np.int32]
+    """`(height, width)`: 1 + the row of `table`, 0 = none; empty unless asked for."""
+    corners: Corners
+    """All vertices, on the block's pixel plane."""
+    loops: Loops
+    """How they make rings."""
+    owner: NDArray[np.int32]
+    """`(rings,)`: the row of `table` that each ring bounds."""
+
+    def rings(self, number: NDArray[np.int64], origin: tuple[int, int] = (0, 0)) -> Rings:
+        """The rings of the components with `number[row] >= 0`, with those numbers, arranged if those ascend.
+
+        Args:
+            number: `(n,)`: a new number for each row of `table`.
+            origin: `(row, col)` that the block's first pixel has in the result.
+        """
+        owner = number[self.owner]
+        order = np.argsort(owner, kind="stable")
+        return self._gathered(order[np.searchsorted(owner[order], 0) :], number, origin)
+
+    def rings_as_met(self, number: NDArray[np.int64]) -> Rings:
+        """The same, on the block's pixel plane, in the order of the first pixel whose top lies on each."""
+        vertex = np.arange(len(self.corners.xy), dtype=np.int32)
+        step = self.corners.xy[self.corners.following] - self.corners.xy
+        eastwards = vertex[step[:, 0] > 0][::-1]
+        met = np.empty(len(self.owner), np.int32)
+        met[self.loops.ring[eastwards]] = eastwards
+        order = np.argsort(met)
+        return self._gathered(order[number[self.owner[order]] >= 0], number, (0, 0))
+
+    def _gathered(self, order: NDArray[np.intp], number: NDArray[np.int64], origin: tuple[int, int]) -> Rings:
+        xy, loose = gather(self.corners, self.loops, order, origin)
+        start = np.concatenate(([0], np.cumsum(self.loops.size[order], dtype=np.int64)))
+        return Rings(xy=xy, loose=loose, start=start, owner=number[self.owner[order]])
+
+
+def trace(
+    mask: NDArray[np.uint8],
+    level: NDArray[np.unsignedinteger],
+    seams: Seams,
+    *,
+    origin: tuple[int, int] = (0, 0),
+    with_none: bool = False,
+    junctions: bool = False,
+) -> Traced:
+    """The 4-connected components of equal value of a block, measured and outlined.
 
     Only corners become vertices, except on seams, where every pixel corner does, so that pieces on both
-    sides have the same edges there. The shell of a component comes before its holes.
+    sides have the same edges there.
 
     Args:
-        labels: of the block.
+        mask: `(height, width)` class values; 0 = none, 255 = nodata.
+        level: `(height, width)` levels that are summed per component.
         seams: the borders that are seams.
-        junctions: True to make a vertex also where two neighbours of a straight edge meet.
+        origin: `(row, col)` of the block in the scene, added to the first pixels.
+        with_none: True to make components of the pixels of value 0, too, and to number all pixels.
+        junctions: True to make a vertex also where two neighbours of a straight side meet.
     """
-    value = np.concatenate((np.zeros(1, np.uint8), labels.table.value))
-    positions = seams.positions(*labels.inside.shape)
-    xy, loose, start, owner = _trace_pass(labels.padded, value, positions, junctions)
-    return Rings(xy=xy, loose=loose, start=start, owner=owner)
+    mask, level = np.ascontiguousarray(mask), np.ascontiguousarray(level)
+    corners = link_corners(mask, seams.positions(*mask.shape), with_none=with_none, junctions=junctions)
+    loops = close_rings(corners)
+    owner = np.where(loops.is_shell, np.cumsum(loops.is_shell, dtype=np.int32) - 1, -1)
+    runs = measure_runs(mask, level, loops.ring, owner, corners, with_none=with_none, painted=with_none)
+    col, row = corners.xy[loops.first[loops.is_shell]].astype(np.int64).T
+    table = Components(
+        value=mask[row, col],
+        count=runs.count,
+        total=runs.total,
+        peak=runs.peak,
+        first=((row + origin[0]) << 32) + col + origin[1],
+    )
+    pairs = np.sort(owner[loops.ring[corners.touching]].astype(np.int64), axis=1)
+    return Traced(
+        table=table,
+        lines=dict(zip(("top", "right", "bottom", "left"), runs.lines, strict=True)),
+        contacts=unique_rows(pairs[(pairs[:, 0] != pairs[:, 1]) & (table.value[pairs[:, 0]] != 0)]),
+        labels=runs.labels,
+        corners=corners,
+        loops=loops,
+        owner=owner,
+    )
+
+
+def closed_rings(rings: Rings, chosen: NDArray[np.intp], start: NDArray[np.intp]) -> NDArray[np.float64]:
+    """`(vertices, 2)`: the coordinates of some rings; ring `chosen[k]`, closed, begins at `start[k]`."""
+    xy = np.empty((int(start[-1]), 2), np.float64)
+    _close(rings.xy, rings.start, chosen, xy)
+    return xy
 
 
 @compiled
-def _trace_pass(
-    labels: NDArray[np.int32], value: NDArray[np.uint8], seams: NDArray[np.int64], junctions: bool
-) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
-    """Walk every ring once, starting at the first unvisited top side of a pixel, row by row."""
-    width = labels.shape[1]
-    flat = labels.ravel()
-    visited = np.zeros(len(flat), np.bool_)
-    xy, loose = np.empty((1024, 2), np.int32), np.empty(1024, np.bool_)
-    start = np.zeros(256, np.int64)
-    owner = np.empty(255, np.int64)
-    used = rings = 0
-    pixel = _next_top(flat, width, value, visited, width)
-    while pixel >= 0:
-        xy, loose, used = _walk(flat, width, value, seams, junctions, visited, pixel, xy, loose, used)
-        if rings == len(owner):
-            owner = np.concatenate((owner, np.empty_like(owner)))
-            start = np.concatenate((start, np.empty_like(start)))
-        owner[rings] = flat[pixel] - 1
-        rings += 1
-        start[rings] = used
-        pixel = _next_top(flat, width, value, visited, pixel + 1)
-    return xy[:used].copy(), loose[:used].copy(), start[: rings + 1].copy(), owner[:rings].copy()
-
-
-@compiled
-def _next_top(
-    labels: NDArray[np.int32], width: int, value: NDArray[np.uint8], visited: NDArray[np.bool_], begin: int
-) -> int:
-    """The first pixel from `begin` on with a top side that no ring has visited; -1 = none."""
-    for pixel in range(begin, len(labels) - width):
-        k = labels[pixel]
-        if k != 0 and labels[pixel - width] != k and not visited[pixel] and value[k] != 0:
-            return pixel
-    return -1
-
-
-@compiled
-def _walk(
-    labels: NDArray[np.int32],
-    width: int,
-    value: NDArray[np.uint8],
-    seams: NDArray[np.int64],
-    junctions: bool,
-    visited: NDArray[np.bool_],
-    pixel: int,
-    xy: NDArray[np.int32],
-    loose: NDArray[np.bool_],
-    used: int,
-) -> tuple[NDArray[np.int32], NDArray[np.bool_], int]:
-    """Append one ring, from the top-left corner of a pixel eastwards; returns the grown arrays.
-
-    Sides are numbered as they are walked: 0 top (east), 1 right (south), 2 bottom (west), 3 left (north);
-    `(x, y)` is the corner where the side ends.
-    """
-    step = np.array([1, width, -1, -width])
-    k = labels[pixel]
-    p, side = pixel, 0
-    x, y = pixel % width, pixel // width - 1
-    while True:
-        if side == 0:
-            visited[p] = True
-        left = step[(side + 3) & 3]
-        ahead, beside = p + step[side], p + step[side] + left
-        on_seam = y == seams[0] or x == seams[1] or y == seams[2] or x == seams[3]
-        keep, meets = True, False
-        if labels[beside] == k:
-            p, side = beside, (side + 3) & 3
-        elif labels[ahead] == k:
-            keep = (y if side & 1 == 0 else x) == seams[side]
-            if junctions and labels[p + left] != labels[beside]:
-                keep |= value[labels[p + left]] != 0 or value[labels[beside]] != 0
-            p = ahead
-        else:
-            meets = value[labels[beside]] == value[k]
-            side = (side + 1) & 3
-        if keep:
-            if used == len(xy):
-                xy = np.concatenate((xy, np.empty_like(xy)))
-                loose = np.concatenate((loose, np.empty_like(loose)))
-            xy[used, 0], xy[used, 1], loose[used] = x, y, on_seam or meets
-            used += 1
-        if p == pixel and side == 0:
-            return xy, loose, used
-        x += (side == 0) - (side == 2)
-        y += (side == 1) - (side == 3)
+def _close(xy: NDArray[np.int32], start: NDArray[np.int64], chosen: NDArray[np.intp], out: NDArray[np.float64]) -> None:
+    """Copy rings, each with its first vertex once more at its end."""
+    at = 0
+    for k in chosen:
+        for i in range(start[k], start[k + 1]):
+            out[at, 0], out[at, 1] = xy[i, 0], xy[i, 1]
+            at += 1
+        out[at, 0], out[at, 1] = xy[start[k], 0], xy[start[k], 1]
+        at += 1
 
 
 @compiled

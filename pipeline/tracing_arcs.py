@@ -21,7 +21,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.labelling import Labels, compiled
+from pipeline.decide import NODATA, NONE
+from pipeline.labelling import compiled
 from pipeline.tracing import Rings, Seams
 
 FREE = -1
@@ -32,7 +33,7 @@ FIXED = -2
 
 def simplify(
     rings: Rings,
-    labels: Labels,
+    mask: NDArray[np.uint8],
     seams: Seams,
     tolerance: tuple[float, float],
     pinned: NDArray[np.int64] | None = None,
@@ -41,16 +42,15 @@ def simplify(
 
     Args:
         rings: of the block, on its own pixel plane, traced with junctions.
-        labels: of the block.
+        mask: `(height, width)` class values of the block; 0 = none, 255 = nodata.
         seams: its borders that are seams.
         tolerance: most that a border may move along x, and along y, in pixels; above 0.
         pinned: `(k,)` pixels, as in `Components.first`, whose top-left corners stay if they are vertices.
     """
-    height, width = labels.inside.shape
+    height, width = mask.shape
     place = np.full((height + 1, width + 1), FREE, np.int32)
     position = np.empty((height + 1, width + 1), np.int32)
-    value = np.concatenate((np.zeros(1, np.uint8), labels.table.value))
-    fixed = rings.loose | _is_junction(rings.xy, labels.padded, value)
+    fixed = rings.loose | _is_junction(rings.xy, np.pad(np.where(mask == NODATA, NONE, mask), 1))
     if pinned is not None and len(pinned):
         fixed |= np.isin((rings.xy[:, 1].astype(np.int64) << 32) + rings.xy[:, 0], pinned)
     arcs, edges = _cut(rings.xy, rings.start, fixed, place, position)
@@ -67,18 +67,17 @@ def simplify(
 
 
 @compiled
-def _is_junction(xy: NDArray[np.int32], labels: NDArray[np.int32], value: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """True where more than two borders of shown components meet at a vertex."""
+def _is_junction(xy: NDArray[np.int32], shown: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """True where more than two borders of components of a class meet at a vertex; `shown` has a rim of zeros."""
     result = np.empty(len(xy), np.bool_)
-    around = np.empty(4, np.int32)
+    around = np.empty(4, np.uint8)
     for i in range(len(xy)):
         x, y = xy[i, 0], xy[i, 1]
-        around[0], around[1] = labels[y, x], labels[y, x + 1]
-        around[2], around[3] = labels[y + 1, x + 1], labels[y + 1, x]
+        around[0], around[1] = shown[y, x], shown[y, x + 1]
+        around[2], around[3] = shown[y + 1, x + 1], shown[y + 1, x]
         borders = 0
         for j in range(4):
-            a, b = around[j], around[j - 1]
-            borders += a != b and (value[a] != 0 or value[b] != 0)
+            borders += around[j] != around[j - 1]
         result[i] = borders > 2
     return result
 

@@ -26,7 +26,7 @@ from pipeline.errors import SettingsError
 from pipeline.grid import RasterGrid, measure_on_ground
 from pipeline.labelling import Components
 from pipeline.shaping import PolygonBatch, PolygonSpec
-from pipeline.tracing import Rings, Seams
+from pipeline.tracing import Rings, Seams, closed_rings
 from pipeline.vectorize_holes import HoleRule, without_holes
 from pipeline.vectorize_joins import SeamJoiner
 from pipeline.vectorize_pieces import BlockPieces, Finished, TracingRule, trace_block
@@ -158,20 +158,24 @@ def build_batches(finished: Sequence[Finished], top: int, connectivity: int) -> 
         top: the level of probability 1.
         connectivity: 4: a polygon per component; 8: a multipolygon per feature.
     """
-    table, rings, feature = _sorted_by_feature(finished)
+    table, rings, feature = _joined(finished)
     if not len(table):
         return
-    features = table.merged(feature, int(feature[-1]) + 1)
-    part_end = np.searchsorted(feature, np.arange(len(features)), side="right")
-    ring_end = np.searchsorted(rings.owner, part_end - 1, side="right")
-    batch = rings.start[ring_end] // BATCH_VERTICES
-    ends = np.flatnonzero(np.diff(batch, append=-1)) + 1
+    order, sorted_feature = _feature_order(table, feature)
+    features = table.take(order)
+    if connectivity == 8:
+        features = features.merged(sorted_feature, int(sorted_feature[-1]) + 1)
+    part_end = np.searchsorted(sorted_feature, np.arange(len(features)), side="right")
+    ring_of_part = np.searchsorted(rings.owner, np.arange(len(table) + 1))
+    vertices = np.cumsum(np.diff(rings.start[ring_of_part])[order])
+    ends = np.flatnonzero(np.diff(vertices[part_end - 1] // BATCH_VERTICES, append=-1)) + 1
     for begin, end in zip((0, *ends[:-1]), ends, strict=True):
         rows = slice(begin, end)
-        parts = slice(part_end[begin - 1] if begin else 0, part_end[end - 1])
-        geometry = _polygons(rings, parts.start, parts.stop)
+        parts = order[part_end[begin - 1] if begin else 0 : part_end[end - 1]]
+        geometry = _polygons(rings, ring_of_part[parts], ring_of_part[parts + 1])
         if connectivity == 8:
-            geometry = _multipolygons(geometry, np.concatenate(([parts.start], part_end[rows])) - parts.start)
+            sizes = np.diff(part_end[rows], prepend=part_end[begin - 1] if begin else 0)
+            geometry = shapely.multipolygons(geometry, indices=np.repeat(np.arange(end - begin), sizes))
         yield PolygonBatch(
             geometry=geometry,
             class_value=features.value[rows],
@@ -181,44 +185,33 @@ def build_batches(finished: Sequence[Finished], top: int, connectivity: int) -> 
         )
 
 
-def _sorted_by_feature(finished: Sequence[Finished]) -> tuple[Components, Rings, NDArray[np.int64]]:
-    """All components, features in the order of their first pixel; their rings; the rank of each one's feature."""
-    table = Components.stack([part.table for part in finished])
+def _joined(finished: Sequence[Finished]) -> tuple[Components, Rings, NDArray[np.int64]]:
+    """All components, their rings without the holes that are filled, and numbers that only one feature's share."""
     begin = np.cumsum([0, *(len(part.table) for part in finished)])[:-1]
-    rings = Rings.stack([part.rings.shifted(start) for part, start in zip(finished, begin, strict=True)])
-    feature = np.concatenate(
-        [np.unique(part.feature, return_inverse=True)[1] + start for part, start in zip(finished, begin, strict=True)]
-    )
+    placed = list(zip(finished, begin, strict=True))
+    rings = Rings.stack([part.rings.shifted(at) for part, at in placed])
+    filled = np.concatenate([part.filled for part in finished])
+    if len(filled):
+        rings = without_holes(rings, filled)
+    feature = np.concatenate([np.unique(part.feature, return_inverse=True)[1] + at for part, at in placed])
+    return Components.stack([part.table for part in finished]), rings, feature
+
+
+def _feature_order(table: Components, feature: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Components by the first pixel of their feature, and the rank of the feature of each in that order."""
     first = np.full(len(table), np.iinfo(np.int64).max)
     np.minimum.at(first, feature, table.first)
     order = np.lexsort((table.first, table.value, first[feature]))
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    rings = replace(rings, owner=rank[rings.owner]).arranged()
-    rings = without_holes(rings, np.concatenate([part.filled for part in finished]))
-    sorted_feature = feature[order]
-    new = np.concatenate(([False], sorted_feature[1:] != sorted_feature[:-1]))[: len(order)]
-    return table.take(order), rings, np.cumsum(new)
+    return order, np.cumsum(np.diff(feature[order], prepend=feature[order[0]]) != 0)
 
 
-def _polygons(rings: Rings, begin: int, end: int) -> NDArray[np.object_]:
-    """The polygons of the components `begin:end`; rings must be arranged."""
-    ring_begin, ring_end = np.searchsorted(rings.owner, (begin, end))
-    start = rings.start[ring_begin : ring_end + 1]
-    closing = np.arange(len(start))
-    vertex = np.arange(start[0], start[-1] + len(start) - 1) - np.repeat(closing[:-1], np.diff(start) + 1)
-    ring_start = start - start[0] + closing
-    vertex[ring_start[1:] - 1] = start[:-1]
-    polygon_start = np.searchsorted(rings.owner[ring_begin:ring_end], np.arange(begin, end + 1))
-    xy = rings.xy[vertex].astype(np.float64)
+def _polygons(rings: Rings, begin: NDArray[np.intp], end: NDArray[np.intp]) -> NDArray[np.object_]:
+    """Polygons of the rings `begin[k]:end[k]` each; the first ring is the shell."""
+    polygon_start = np.concatenate(([0], np.cumsum(end - begin)))
+    ring = np.arange(polygon_start[-1]) + np.repeat(begin - polygon_start[:-1], end - begin)
+    ring_start = np.concatenate(([0], np.cumsum(rings.sizes[ring] + 1)))
+    xy = closed_rings(rings, ring, ring_start)
     result: NDArray[np.object_] = shapely.from_ragged_array(
         shapely.GeometryType.POLYGON, xy, (ring_start, polygon_start)
     )
-    return result
-
-
-def _multipolygons(polygons: NDArray[np.object_], start: NDArray[np.int64]) -> NDArray[np.object_]:
-    """`polygons[start[k]:start[k + 1]]` as one multipolygon each."""
-    owner = np.repeat(np.arange(len(start) - 1), np.diff(start))
-    result: NDArray[np.object_] = shapely.multipolygons(polygons, indices=owner)
     return result

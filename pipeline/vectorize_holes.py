@@ -16,9 +16,9 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.grid import RasterGrid, measure_on_ground
-from pipeline.labelling import BAD, Components, Labels, compiled, unique_rows
+from pipeline.labelling import BAD, Components, compiled, unique_rows
 from pipeline.shaping import to_ground
-from pipeline.tracing import Rings, Seams
+from pipeline.tracing import Rings, Seams, Traced
 
 SLACK = 4
 """Components of no class that are this many times larger than the limit at the centre are not followed."""
@@ -51,11 +51,11 @@ class HoleRule:
         return small
 
 
-def find_fences(labels: Labels, seams: Seams, most_pixels: int) -> NDArray[np.int64]:
+def find_fences(traced: Traced, seams: Seams, most_pixels: int) -> NDArray[np.int64]:
     """What surrounds the components of no class.
 
     Args:
-        labels: of a block, with the pixels of no class.
+        traced: a block, with the pixels of no class.
         seams: its borders that are seams; what lies beyond them is not known here.
         most_pixels: larger components are left out.
 
@@ -63,10 +63,10 @@ def find_fences(labels: Labels, seams: Seams, most_pixels: int) -> NDArray[np.in
         `(k, 2)` pairs, each once: a component of no class, and one that it shares an edge with, or `BAD`
         for nodata and the border of the scene.
     """
-    table = labels.table
+    table = traced.table
     followed = np.concatenate(([False], (table.value == 0) & (table.count <= most_pixels)))
     beyond = np.array([seams.top, seams.right, seams.bottom, seams.left])
-    return unique_rows(_fence_pass(labels.padded, followed, beyond))
+    return unique_rows(_fence_pass(np.pad(traced.labels, 1), followed, beyond))
 
 
 def judge(

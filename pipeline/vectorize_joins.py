@@ -101,7 +101,7 @@ class SeamJoiner:
         in_open = is_open[self.filled[:, 0]]
         finished = Finished(
             table=self.table.take(is_done),
-            rings=join_rings(self.rings.select(numbered(is_done)), self.block_size),
+            rings=join_rings(self.rings.select(numbered(is_done)), self.block_size).arranged(),
             feature=feature[is_done],
             filled=self.filled[~in_open, 1],
         )

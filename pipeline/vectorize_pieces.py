@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decide import Decision
-from pipeline.labelling import BAD, Components, Labels, corner_pairs, label, unite
-from pipeline.tracing import Rings, Seams, trace
+from pipeline.labelling import BAD, Components, unite
+from pipeline.tracing import Rings, Seams, Traced, trace
 from pipeline.tracing_arcs import simplify
 from pipeline.vectorize_holes import HoleRule, find_fences, judge
 
@@ -33,7 +33,7 @@ class Finished:
     table: Components
     """The components."""
     rings: Rings
-    """Their outlines, in any order."""
+    """Their outlines, arranged."""
     feature: NDArray[np.int64]
     """`(n,)`: components with the same number are one feature; always different ones when 4-connected."""
     filled: NDArray[np.int64]
@@ -69,57 +69,72 @@ def trace_block(decision: Decision, seams: Seams, origin: tuple[int, int], rule:
         origin: `(row, col)` of the block in the scene.
         rule: how.
     """
-    labels = label(decision.mask, decision.level, origin=origin, with_none=rule.holes is not None)
-    table, n = labels.table, len(labels.table)
-    lines = {side: labels.line(side) for side in ("top", "bottom", "left", "right")}
+    traced = trace(
+        decision.mask,
+        decision.level,
+        seams,
+        origin=origin,
+        with_none=rule.holes is not None,
+        junctions=rule.tolerance is not None,
+    )
+    table, n = traced.table, len(traced.table)
     on_seam = np.zeros(n, np.bool_)
-    for side, line in lines.items():
+    for side, line in traced.lines.items():
         if getattr(seams, side):
             on_seam[line[line >= 0]] = True
-    links = corner_pairs(labels) if rule.connectivity == 8 else np.empty((0, 2), np.int64)
+    links = traced.contacts if rule.connectivity == 8 else np.empty((0, 2), np.int64)
     feature = unite(n, links)
     is_class = table.value != 0
     is_piece = is_class & np.isin(feature, feature[on_seam])
     fences, holes = np.empty((0, 2), np.int64), np.empty((0, 2), np.int64)
     if rule.holes is not None:
-        fences = find_fences(labels, seams, rule.holes.most_pixels)
+        fences = find_fences(traced, seams, rule.holes.most_pixels)
         is_followed = ~is_class & (table.count <= rule.holes.most_pixels)
         holes, undecided = judge(fences, is_followed, on_seam, is_piece)
         holes = holes[rule.holes.fits(table.take(holes[:, 0]))]
         is_piece |= undecided
         fences = fences[is_piece[fences[:, 0]]]
-    rings = _outline(labels, seams, origin, rule)
     is_whole = is_class & ~is_piece
     pieces = numbered(is_piece)
+    outlines = _outlines(traced, decision.mask, seams, origin, rule, numbered(is_whole), np.where(is_class, pieces, -1))
     in_piece = is_piece[holes[:, 1]]
     content = table.first[holes[:, 0]]
     return BlockPieces(
         whole=Finished(
             table=table.take(is_whole),
-            rings=rings.select(numbered(is_whole)),
+            rings=outlines[0],
             feature=feature[is_whole],
             filled=content[~in_piece],
         ),
         table=table.take(is_piece),
-        rings=rings.select(pieces),
+        rings=outlines[1],
         links=pieces[links[is_piece[links[:, 0]]]],
         fences=pieces[fences],
         filled=np.stack([pieces[holes[in_piece, 1]], content[in_piece]], axis=1),
-        lines={side: renamed(line, pieces) for side, line in lines.items()},
+        lines={side: renamed(line, pieces) for side, line in traced.lines.items()},
     )
 
 
-def _outline(labels: Labels, seams: Seams, origin: tuple[int, int], rule: TracingRule) -> Rings:
-    """The block's rings on the scene's pixel plane, simplified or not."""
+def _outlines(
+    traced: Traced,
+    mask: NDArray[np.uint8],
+    seams: Seams,
+    origin: tuple[int, int],
+    rule: TracingRule,
+    whole: NDArray[np.int64],
+    pieces: NDArray[np.int64],
+) -> tuple[Rings, Rings]:
+    """The rings of whole components and of pieces, numbered as given, on the scene's pixel plane, simplified or not."""
     if rule.tolerance is None:
-        return trace(labels, seams).moved(origin)
+        return traced.rings(whole, origin), traced.rings(pieces, origin)
     corners = None
+    table = traced.table
     if rule.holes is not None:
-        table = labels.table
         followed = (table.value == 0) & (table.count <= rule.holes.most_pixels)
         corners = table.first[followed] - ((origin[0] << 32) + origin[1])
-    rings = trace(labels, seams, junctions=True)
-    return simplify(rings, labels, seams, rule.tolerance, corners).moved(origin)
+    rings = traced.rings_as_met(np.where(table.value != 0, np.arange(len(table)), -1))
+    rings = simplify(rings, mask, seams, rule.tolerance, corners).moved(origin)
+    return rings.select(whole).arranged(), rings.select(pieces)
 
 
 def numbered(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:

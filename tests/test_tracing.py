@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from rasterio.features import shapes
 
-from pipeline.labelling import corner_pairs, label, unite
-from pipeline.tracing import Seams, trace
+from pipeline.labelling import BAD, unite
+from pipeline.tracing import Rings, Seams, Traced, trace
+from pipeline.tracing_sweeps import FIRST_ROOM
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,48 +56,102 @@ def test_every_small_pattern_has_the_outline_that_gdal_finds(side: int, block_si
     assert sorted(shapely.to_wkt(shapely.normalize(geometry)).tolist()) == by_rasterio(mask)
 
 
+def traced(mask: np.ndarray, seams: Seams | None = None, **options: object) -> Traced:
+    return trace(mask, mask.astype(np.uint16), seams or Seams(), **options)
+
+
+def rings_of(mask: np.ndarray, seams: Seams | None = None) -> Rings:
+    found = traced(mask, seams)
+    return found.rings(np.arange(len(found.table)))
+
+
 def test_a_ring_turns_left_where_its_component_touches_itself():
     mask = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 0]], np.uint8)
-    rings = trace(label(mask, mask.astype(np.uint16)), Seams()).arranged()
+    rings = rings_of(mask)
     assert rings.owner.tolist() == [0, 0]
     assert rings.xy.tolist() == [[0, 0], [3, 0], [3, 2], [2, 2], [2, 3], [0, 3], [1, 1], [1, 2], [2, 2], [2, 1]]
 
 
 def test_seams_have_a_vertex_at_every_pixel_corner():
     mask = np.ones((3, 3), np.uint8)
-    labels = label(mask, mask.astype(np.uint16))
-    assert len(trace(labels, Seams()).xy) == 4
-    assert len(trace(labels, Seams(right=True)).xy) == 6
-    assert trace(labels, Seams(right=True)).loose.sum() == 4
-    assert len(trace(labels, Seams(top=True, bottom=True, left=True, right=True)).xy) == 12
+    assert len(rings_of(mask).xy) == 4
+    assert len(rings_of(mask, Seams(right=True)).xy) == 6
+    assert rings_of(mask, Seams(right=True)).loose.sum() == 4
+    assert len(rings_of(mask, Seams(top=True, bottom=True, left=True, right=True)).xy) == 12
 
 
-@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 2, 255])))
-def test_components_are_those_of_scipy_with_their_sums(mask: np.ndarray):
+@given(
+    mask=arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 2, 255])),
+    kind=st.sampled_from([np.uint8, np.uint16]),
+)
+def test_components_are_those_of_scipy_with_their_sums(mask: np.ndarray, kind: type[np.unsignedinteger]):
     from scipy import ndimage
 
-    level = np.arange(mask.size, dtype=np.uint16).reshape(mask.shape)
-    labels = label(mask, level, origin=(100, 200), with_none=True)
-    inside = labels.inside
-    assert ((inside == 0) == (mask == 255)).all()
+    level = np.arange(mask.size).reshape(mask.shape).astype(kind)
+    found = trace(mask, level, Seams(), origin=(100, 200), with_none=True)
+    labels, table = found.labels, found.table
+    assert ((labels == 0) == (mask == 255)).all()
     expected = sum(ndimage.label(mask == value)[1] for value in (0, 1, 2))
-    assert inside.max(initial=0) == len(labels.table) == expected
+    assert labels.max(initial=0) == len(table) == expected
     for row in range(expected):
-        pixels = inside == row + 1
-        assert set(mask[pixels]) == {labels.table.value[row]}
-        assert labels.table.count[row] == pixels.sum()
-        assert labels.table.total[row] == level[pixels].sum()
-        assert labels.table.peak[row] == level[pixels].max()
+        pixels = labels == row + 1
+        assert set(mask[pixels]) == {table.value[row]}
+        assert table.count[row] == pixels.sum()
+        assert table.total[row] == level[pixels].sum(dtype=int)
+        assert table.peak[row] == level[pixels].max()
         first = np.argwhere(pixels)[0] + (100, 200)
-        assert labels.table.first[row] == (first[0] << 32) + first[1]
+        assert table.first[row] == (first[0] << 32) + first[1]
+    sides = {"top": labels[0], "right": labels[:, -1], "bottom": labels[-1], "left": labels[:, 0]}
+    for side, line in sides.items():
+        assert found.lines[side].tolist() == np.where(line > 0, line - 1, BAD).tolist()
 
 
-def test_corner_pairs_are_of_one_class():
+@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 1, 2, 255])))
+def test_every_component_has_one_shell_and_its_outline_holds_its_pixels(mask: np.ndarray):
+    found = traced(mask)
+    assert found.loops.is_shell.sum() == len(found.table)
+    rings = found.rings(np.arange(len(found.table)))
+    x, y = rings.xy.astype(int).T
+    following = np.arange(1, len(x) + 1)
+    following[rings.start[1:] - 1] = rings.start[:-1]
+    twice = x * y[following] - x[following] * y
+    ring = np.repeat(np.arange(len(rings)), rings.sizes)
+    area = np.bincount(rings.owner[ring], weights=twice, minlength=len(found.table)) / 2
+    assert area.tolist() == found.table.count.tolist()
+
+
+def test_contacts_are_of_one_class():
     mask = np.array([[1, 0, 2], [0, 1, 0], [1, 0, 2]], np.uint8)
-    labels = label(mask, mask.astype(np.uint16))
-    feature = unite(len(labels.table), corner_pairs(labels))
-    assert len(labels.table) == 5
+    found = traced(mask)
+    feature = unite(len(found.table), found.contacts)
+    assert len(found.table) == 5
     assert len(set(feature)) == 3
+
+
+def test_room_for_vertices_grows():
+    mask = (np.indices((300, 310)).sum(axis=0) % 2).astype(np.uint8)
+    found = traced(mask)
+    assert len(found.table) == mask.sum()
+    assert len(found.corners.xy) == 4 * mask.sum() > FIRST_ROOM
+
+
+def test_compiled_functions_call_only_those_of_their_own_file():
+    """Numba keeps machine code until the file changes; it does not see that a function of another file did."""
+    strangers = []
+    for path in sorted((ROOT / "pipeline").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        kernels = {name for name, node in functions.items() if "compiled" in map(ast.unparse, node.decorator_list)}
+        imported = {
+            alias.asname or alias.name
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("pipeline")
+            for alias in node.names
+        }
+        for name in kernels:
+            calls = {ast.unparse(node.func) for node in ast.walk(functions[name]) if isinstance(node, ast.Call)}
+            strangers += [f"{path.name}: {name} calls {call}" for call in calls & imported]
+    assert strangers == []
 
 
 def test_kernels_work_where_nothing_can_be_cached(tmp_path: Path):

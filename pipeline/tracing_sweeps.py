@@ -1,0 +1,368 @@
+"""The two sweeps over the pixels of a block: corners of outlines are linked into rings, and runs are measured.
+
+Sides of pixels are walked with the pixel on the right: its top eastwards, its right side southwards, its bottom
+westwards, its left side northwards. From corner to corner an outline is straight, so one link leads from a vertex to
+the next:
+
+    a | b      Four pixels meet at a place `(x, y)`. Up to four outlines arrive there, one along each pixel;
+    --+--      each turns left, goes straight on or turns right, as the pixels beyond its two sides tell. Links
+    c | d      to the left and upwards lead to vertices that earlier places left in slots.
+
+Eight pixels are passed over at a time where nothing changes, so what costs is the vertices and the runs. Where equal
+pixels meet only in a corner, both outlines turn right, as strangers do; `pipeline.tracing_rings` finds those that
+are not. All kernels that call each other stand in one file: numba's cache looks at no other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.labelling import BAD, compiled
+
+Bytes = NDArray[np.uint8]
+Numbers = NDArray[np.int32]
+Sums = NDArray[np.int64]
+
+OUTSIDE = 255
+"""Code of a pixel of no component: nodata, beyond the block, and of no class unless those are wanted."""
+ON_SEAM = 1
+"""Of a vertex: it lies on a seam."""
+LEFT_SIDE = 2
+"""Of a vertex: the outline arrives along the left side of a pixel, from below."""
+FIRST_ROOM = 1 << 14
+"""Vertices that there is room for at first, beyond those of one row."""
+ONES = np.uint64(0x0101010101010101)
+"""Eight bytes of 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corners:
+    """Vertices of all outlines of a block, sorted by `(y, x)`, and the links between them."""
+
+    xy: Numbers
+    """`(n, 2)`: column and row."""
+    following: Numbers
+    """`(n,)`: the next vertex of the ring."""
+    kind: Bytes
+    """`(n,)`: sums of `ON_SEAM` and `LEFT_SIDE`."""
+    touching: Numbers
+    """`(k, 2)`: vertices of two equal pixels that meet in a corner and share no side with a third; both turn right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """What the components of a block add up to."""
+
+    count: Sums
+    """`(n,)` pixels."""
+    total: Sums
+    """`(n,)`: sum of the pixels' levels."""
+    peak: Sums
+    """`(n,)`: greatest level of a pixel."""
+    lines: tuple[Sums, Sums, Sums, Sums]
+    """The component of each pixel along the top, right, bottom and left side of the block; `BAD` = none."""
+    labels: Numbers
+    """`(height, width)`: 1 + the component, 0 = none; empty when not painted."""
+
+
+def link_corners(mask: Bytes, seams: Sums, *, with_none: bool, junctions: bool) -> Corners:
+    """The linked vertices of all components.
+
+    Args:
+        mask: `(height, width)` class values, contiguous; 0 = none, 255 = nodata.
+        seams: rows or columns of the seams, see `Seams.positions`; along them every pixel corner is a vertex.
+        with_none: True to make components of the pixels of value 0, too.
+        junctions: True to make a vertex also where two neighbours of a straight side meet.
+    """
+    width = mask.shape[1]
+    corners = _room(FIRST_ROOM + 4 * (width + 1))
+    slots = np.empty((2, width + 1), np.int32)
+    row = used = pairs = 0
+    while row <= mask.shape[0]:
+        if row:
+            corners = _enlarged(corners)
+        arrays = (corners.xy, corners.following, corners.kind, corners.touching)
+        row, used, pairs = _link_rows(mask, with_none, junctions, seams, slots, (row, used, pairs), arrays)
+    return Corners(
+        xy=corners.xy[:used],
+        following=corners.following[:used],
+        kind=corners.kind[:used],
+        touching=corners.touching[:pairs],
+    )
+
+
+def measure_runs(
+    mask: Bytes,
+    level: NDArray[np.unsignedinteger],
+    ring: Numbers,
+    owner: Numbers,
+    corners: Corners,
+    *,
+    with_none: bool,
+    painted: bool,
+) -> Runs:
+    """Measure the components, and find out which of them each hole is in.
+
+    Args:
+        mask: `(height, width)` class values, contiguous.
+        level: `(height, width)` levels that are summed, contiguous.
+        ring: `(vertices,)`: the ring of each vertex, numbered by first vertex.
+        owner: `(rings,)`: the component that each ring bounds, -1 for holes; those are filled in.
+        corners: of the block.
+        with_none: as for `link_corners`.
+        painted: True to number every pixel.
+    """
+    n, (height, width) = int(owner.max(initial=-1)) + 1, mask.shape
+    sums = np.zeros((3, n), np.int64)
+    lines = [np.full(size, BAD, np.int64) for size in (width, height, width, height)]
+    labels = np.zeros((height, width) if painted else (0, 0), np.int32)
+    _measure_rows(
+        mask,
+        level,
+        with_none,
+        (corners.xy, corners.kind, ring),
+        owner,
+        sums,
+        (lines[0], lines[1], lines[2], lines[3]),
+        labels,
+    )
+    return Runs(
+        count=sums[0], total=sums[1], peak=sums[2], lines=(lines[0], lines[1], lines[2], lines[3]), labels=labels
+    )
+
+
+def _room(size: int) -> Corners:
+    return Corners(
+        xy=np.empty((size, 2), np.int32),
+        following=np.empty(size, np.int32),
+        kind=np.empty(size, np.uint8),
+        touching=np.empty((size // 2, 2), np.int32),
+    )
+
+
+def _enlarged(old: Corners) -> Corners:
+    size = len(old.xy)
+    new = _room(2 * size)
+    new.xy[:size], new.following[:size], new.kind[:size] = old.xy, old.following, old.kind
+    new.touching[: len(old.touching)] = old.touching
+    return new
+
+
+@compiled
+def _encode_row(mask: Bytes, row: int, with_none: bool, codes: Bytes) -> None:
+    """Fill `codes[1:-1]` with a row of the mask, `OUTSIDE` for what makes no component or if there is no such row."""
+    codes[0] = codes[-1] = OUTSIDE
+    beyond = row < 0 or row >= mask.shape[0]
+    for i in range(mask.shape[1]):
+        value = np.uint8(OUTSIDE) if beyond else mask[row, i]
+        codes[i + 1] = np.uint8(OUTSIDE) if value == 0 and not with_none else value
+
+
+@compiled
+def _first_byte(word: np.uint64) -> int:
+    """Which byte of a word of bytes 0 and 1 is the first that is 1; the word is not 0."""
+    below = (word - np.uint64(1)) & ~word & ONES
+    return int(np.int64((below * ONES) >> np.uint64(56)))
+
+
+@compiled
+def _mark_places(above: Bytes, below: Bytes, everywhere: bool, marks: Bytes) -> None:
+    """`marks[x]` = 1 where a border along the row of places meets one across it, or everywhere."""
+    for x in range(len(above) - 1):
+        a, b, c, d = above[x], above[x + 1], below[x], below[x + 1]
+        marks[x] = np.uint8(((((a ^ b) | (c ^ d)) != 0) & (((a ^ c) | (b ^ d)) != 0)) | everywhere)
+
+
+@compiled
+def _parts(one: int, other: int) -> bool:
+    """Whether two neighbours differ and one of them is of a class."""
+    return one != other and (one % OUTSIDE != 0 or other % OUTSIDE != 0)
+
+
+@compiled
+def _link_rows(
+    mask: Bytes,
+    with_none: bool,
+    junctions: bool,
+    seams: Sums,
+    slots: Numbers,
+    state: tuple[int, int, int],
+    corners: tuple[Numbers, Numbers, Bytes, Numbers],
+) -> tuple[int, int, int]:
+    """Sweep rows of places while there is room; returns the next row, and how many vertices and pairs there are."""
+    height, width = mask.shape
+    above, below = np.empty(width + 2, np.uint8), np.empty(width + 2, np.uint8)
+    marks = np.zeros((width + 8) // 8 * 8, np.uint8)
+    y, n, pairs = state
+    _encode_row(mask, y - 1, with_none, above)
+    while y <= height and n + 4 * (width + 1) <= len(corners[1]):
+        _encode_row(mask, y, with_none, below)
+        _mark_places(above, below, y == seams[0] or y == seams[2], marks)
+        marks[0] |= seams[3] == 0
+        marks[width] |= seams[1] == width
+        n, pairs = _link_row(y, above, below, marks.view(np.uint64), junctions, seams, slots, n, pairs, corners)
+        above, below = below, above
+        y += 1
+    return y, n, pairs
+
+
+@compiled
+def _link_row(
+    y: int,
+    above: Bytes,
+    below: Bytes,
+    words: NDArray[np.uint64],
+    junctions: bool,
+    seams: Sums,
+    slots: Numbers,
+    n: int,
+    pairs: int,
+    corners: tuple[Numbers, Numbers, Bytes, Numbers],
+) -> tuple[int, int]:
+    """Make and link the vertices of one row of places, after `n` vertices and `pairs` pairs of earlier rows.
+
+    A slot holds the vertex at the near end of a side that is open: along this row `east` and `west`, in each column
+    `south` and `north`. A side that ends here, or begins with the vertex in its slot, is linked.
+    """
+    xy, following, kind, touching = corners
+    south, north = slots[0], slots[1]
+    east = west = np.int32(0)
+    for k in range(len(words)):
+        word = words[k]
+        while word != 0:
+            x = 8 * k + _first_byte(word)
+            word &= word - np.uint64(1)
+            a, b, c, d = above[x], above[x + 1], below[x], below[x + 1]
+            first = n
+            # southwards along a, eastwards along c, westwards along b, northwards along d: right, left, straight on
+            if a != b and a != OUTSIDE and (c != a or d == c or x == seams[1] or (junctions and _parts(b, d))):
+                following[south[x]] = n
+                if c != a:
+                    following[n] = west
+                elif d == c:
+                    east = np.int32(n)
+                else:
+                    south[x] = n
+                n += 1
+            if c != a and c != OUTSIDE and (d != c or b == d or y == seams[0] or (junctions and _parts(a, b))):
+                following[east] = n
+                if d != c:
+                    south[x] = n
+                elif b == d:
+                    following[n] = north[x]
+                else:
+                    east = np.int32(n)
+                n += 1
+            if b != d and b != OUTSIDE and (a != b or c == a or y == seams[2] or (junctions and _parts(d, c))):
+                if a != b:
+                    following[n] = north[x]
+                elif c == a:
+                    south[x] = n
+                else:
+                    following[n] = west
+                west = np.int32(n)
+                n += 1
+            lefts = n
+            if d != c and d != OUTSIDE and (b != d or a == b or x == seams[3] or (junctions and _parts(c, a))):
+                if b != d:
+                    east = np.int32(n)
+                elif a == b:
+                    following[n] = west
+                else:
+                    following[n] = north[x]
+                north[x] = n
+                n += 1
+            on_seam = y == seams[0] or y == seams[2] or x == seams[1] or x == seams[3]
+            for i in range(first, n):
+                xy[i, 0], xy[i, 1] = x, y
+                kind[i] = LEFT_SIDE * (i >= lefts) + ON_SEAM * on_seam
+            if a == d and a != b and a != c and a != OUTSIDE:
+                touching[pairs, 0], touching[pairs, 1] = first, n - 1
+                pairs += 1
+            if b == c and b != a and b != d and b != OUTSIDE:
+                first += a != OUTSIDE
+                touching[pairs, 0], touching[pairs, 1] = first, first + 1
+                pairs += 1
+    return n, pairs
+
+
+@compiled
+def _measure_rows(
+    mask: Bytes,
+    level: NDArray[np.unsignedinteger],
+    with_none: bool,
+    vertices: tuple[Numbers, Bytes, Numbers],
+    owner: Numbers,
+    sums: Sums,
+    lines: tuple[Sums, Sums, Sums, Sums],
+    labels: Numbers,
+) -> None:
+    """Sweep rows of pixels. A run begins at the left side of its component; which ring that is, `left` keeps."""
+    height, width = mask.shape
+    xy, kind, ring = vertices
+    codes = np.empty(width + 2, np.uint8)
+    marks = np.zeros((width + 8) // 8 * 8, np.uint8)
+    words = marks.view(np.uint64)
+    left, hole = np.empty(width + 1, np.int32), np.full(width + 1, -1, np.int32)
+    v, rings = 0, -1
+    for y in range(height):
+        while v < len(ring) and xy[v, 1] == y:
+            if kind[v] & LEFT_SIDE:
+                left[xy[v, 0]] = ring[v]
+            elif ring[v] > rings and owner[ring[v]] < 0:
+                hole[xy[v, 0]] = ring[v]
+            rings = max(rings, ring[v])
+            v += 1
+        _encode_row(mask, y, with_none, codes)
+        for i in range(width + 1):
+            marks[i] = np.uint8(codes[i] != codes[i + 1])
+        begin, k = 0, np.int32(0)
+        for i in range(len(words)):
+            word = words[i]
+            while word != 0:
+                x = 8 * i + _first_byte(word)
+                word &= word - np.uint64(1)
+                if codes[x] != OUTSIDE:
+                    _add_run(level, y, begin, x, k, sums)
+                    if begin == 0 or x == width or y == 0 or y == height - 1 or len(labels):
+                        _note_run(y, begin, x, k, lines, labels)
+                    if hole[x] >= 0:
+                        owner[hole[x]] = k
+                        hole[x] = -1
+                if codes[x + 1] != OUTSIDE:
+                    begin, k = x, owner[left[x]]
+
+
+@compiled
+def _add_run(level: NDArray[np.unsignedinteger], y: int, begin: int, end: int, k: np.int32, sums: Sums) -> None:
+    """Add the pixels `begin:end` of a row to component `k`."""
+    total = peak = np.int64(0)
+    for x in range(begin, end):
+        total += level[y, x]
+    for x in range(begin, end):  # on its own: two loops that the compiler makes into vector instructions
+        peak = max(peak, np.int64(level[y, x]))
+    sums[0, k] += end - begin
+    sums[1, k] += total
+    sums[2, k] = max(sums[2, k], peak)
+
+
+@compiled
+def _note_run(y: int, begin: int, end: int, k: np.int32, lines: tuple[Sums, Sums, Sums, Sums], labels: Numbers) -> None:
+    """Write component `k` to the pixels `begin:end` of a row, in the lines along the block and the labels."""
+    top, right, bottom, left = lines
+    if begin == 0:
+        left[y] = k
+    if end == len(top):
+        right[y] = k
+    if y == 0:
+        for x in range(begin, end):
+            top[x] = k
+    if y == len(left) - 1:
+        for x in range(begin, end):
+            bottom[x] = k
+    if len(labels):
+        for x in range(begin, end):
+            labels[y, x] = k + 1
