@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.allocator import keep_memory
 from pipeline.batches import read_strips
 from pipeline.blend import Blend, StripBlender, covering, plan_shares, to_levels
 from pipeline.card import ModelCard
@@ -196,6 +197,8 @@ class _RegionRun:
         job, row = self._job, self._row
         plain = not isinstance(predictor, Prepared | nn.Module)
         device = predictor.device if isinstance(predictor, Prepared) else torch.device("cpu")
+        if device.type == "cpu":
+            keep_memory()
         size = resolve_batch_size(
             device, row.height * row.width, asked=job.inference.batch_size, most=job.plan.shape[1]
         )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.allocator import keep_memory
 from pipeline.predictor import resolve_device
 from pipeline.training.average import Average
 from pipeline.training.feed import Batch
@@ -38,6 +39,8 @@ class Learner:
         """
         self.spec, self.batches, self.seed = spec, batches, seed
         self.device = resolve_device(spec.device, key="learning.device")
+        if self.device.type == "cpu":
+            keep_memory()
         self.precision = choose_precision(spec.precision, self.device)
         self.network: nn.Module = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Average(self.network, spec.ema_decay) if spec.ema_decay else None
