@@ -8,13 +8,13 @@ had in hand. Workers and client must see one file system under the output folder
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from pipeline.card import ModelCard
@@ -28,6 +28,7 @@ from pipeline.tiling import Region, TilePlan
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+Answer = TypeVar("Answer")
 
 PATIENCE_S = 10
 """How long a scheduler may take to answer, and a worker to join it."""
@@ -127,11 +128,7 @@ def predictor_identity(predictor: Predictor | ArrayFunction, client: Client | No
     """What decides the results where regions run: a worker may have another device than this process."""
     if client is None or identity_of(predictor) is None:
         return identity_of(predictor)
-    from distributed.protocol.pickle import dumps
-
-    future = client.submit(_identity_there, dumps(predictor), pure=False, resources=_device_resource(client))
-    identity: str | None = future.result()
-    return identity
+    return _ask(client, "loading the model", identity_of, predictor)
 
 
 def prove_precision(
@@ -140,12 +137,18 @@ def prove_precision(
     """See `choose_precision`; where regions run on a cluster, a worker tries it, on a device like that of all."""
     if client is None or not isinstance(predictor, Prepared):
         return choose_precision(scene, plan, card, predictor)
+    return _ask(client, f"{scene.location}: the trial", choose_precision, scene, plan, card, predictor)
+
+
+def _ask(client: Client, what: str, function: Callable[..., Answer], *given: object) -> Answer:
+    """What a function returns in a worker that holds its device meanwhile; `what` names it in messages."""
     from distributed.protocol.pickle import dumps
 
-    task = dumps((scene, plan, card, predictor))
-    future = client.submit(_proof_there, task, pure=False, resources=_device_resource(client))
-    proof: Proof = future.result()
-    return proof
+    finished: SimpleQueue[Future[Answer]] = SimpleQueue()
+    future = client.submit(_call, dumps((function, given)), pure=False, resources=_device_resource(client))
+    future.add_done_callback(finished.put)
+    with _world_faults(what):
+        return _next(finished, client).result()
 
 
 def region_count(spec: DistributeSpec, client: Client | None) -> int:
@@ -167,7 +170,6 @@ def _run_on_cluster(
     watch: Watch | None,
 ) -> Iterator[RegionResult]:
     from distributed.protocol.pickle import dumps
-    from distributed.scheduler import KilledWorker
 
     resources = _device_resource(client)
     # A task rather than scattered data, which would be lost with the worker that holds it.
@@ -184,26 +186,34 @@ def _run_on_cluster(
             future.add_done_callback(finished.put)
 
     try:
-        submit(2 * _workers(client))
-        while running:
-            future = _next(finished, client)
-            running.remove(future)
-            result = future.result()
-            if watch is not None:
-                watch(int(result.region.core.width * result.region.core.height))
-            submit(1)
-            yield result
-    except KilledWorker as error:
-        raise WorldError(
-            f"{job.scene.location}: a region killed its workers repeatedly: {error}; look at their memory"
-        ) from error
-    except CancelledError as error:
-        raise WorldError(f"{job.scene.location}: the cluster gave up a region: {error}; run again") from error
+        with _world_faults(f"{job.scene.location}: a region"):
+            submit(2 * _workers(client))
+            while running:
+                future = _next(finished, client)
+                running.remove(future)
+                result = future.result()
+                if watch is not None:
+                    watch(int(result.region.core.width * result.region.core.height))
+                submit(1)
+                yield result
     finally:
         client.cancel([*running])
 
 
-def _next(finished: SimpleQueue[Future[RegionResult]], client: Client) -> Future[RegionResult]:
+@contextmanager
+def _world_faults(what: str) -> Iterator[None]:
+    """Say in our words what dask says when workers die."""
+    from distributed.scheduler import KilledWorker
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise WorldError(f"{what} killed its workers repeatedly: {error}; look at their memory") from error
+    except CancelledError as error:
+        raise WorldError(f"{what} was given up by the cluster: {error}; run again") from error
+
+
+def _next(finished: SimpleQueue[Future[Answer]], client: Client) -> Future[Answer]:
     """Wait for a future to finish, however long, as long as somebody may be at it."""
     deserted_s = 0
     while True:
@@ -214,18 +224,12 @@ def _next(finished: SimpleQueue[Future[RegionResult]], client: Client) -> Future
             raise WorldError(f"the cluster has had no worker for {deserted_s} s; start workers and run again")
 
 
-def _identity_there(predictor: bytes) -> str | None:
-    """Load a predictor in a worker and ask it."""
+def _call(task: bytes) -> object:
+    """Call a function in a worker; what it is given may be loaded only there."""
     from distributed.protocol.pickle import loads
 
-    return identity_of(loads(predictor))
-
-
-def _proof_there(task: bytes) -> Proof:
-    """Prove the precision in a worker."""
-    from distributed.protocol.pickle import loads
-
-    return choose_precision(*loads(task))
+    function, given = loads(task)
+    return function(*given)
 
 
 def _infer_shared(shared: bytes, region: Region) -> RegionResult:

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from pipeline import distribute
 from pipeline.config import SegmentSpec
+from pipeline.distant import DistantPredictor
 from pipeline.distribute import DistributeSpec, cluster, region_count
+from pipeline.distribute_devices import device_workers
 from pipeline.errors import DamagedSceneError, ModelError, ScenemillError, SettingsError, WorldError
 from pipeline.predictor import LoadedPredictor, load_predictor
 from pipeline.region import RegionJob, RegionResult, infer_region
@@ -269,9 +271,9 @@ def test_a_cluster_that_lost_all_its_workers_is_given_up(
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Callable[[], Client]]:
-    """Clients of a cluster of two worker processes, reached by its address as `--scheduler` does."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", resources={"device": 1}) as local:
-        yield lambda: cluster(DistributeSpec(scheduler=local.scheduler_address))
+    """Clients of two worker processes, reached by the address of their scheduler as `--scheduler` does."""
+    with device_workers(["cpu", "cpu"], threads=1) as scheduler:
+        yield lambda: cluster(DistributeSpec(scheduler=scheduler))
 
 
 @pytest.mark.slow
@@ -297,10 +299,31 @@ def test_a_region_that_kills_every_worker_is_a_fault_of_the_world(processes: Any
         os.kill(os.getpid(), signal.SIGKILL)
         return tiles
 
-    with processes() as client, pytest.raises(WorldError, match=r"killed its workers|no worker") as caught:
-        segment_scene(scene, tmp_path / "out", predictor=always, card=ROOF, spec=SPEC, client=client)
-    assert isinstance(caught.value, ScenemillError)
-    assert [*(tmp_path / "out").iterdir()] == []
+    with processes() as client:
+        with pytest.raises(WorldError, match=r"town\.tif: a region killed its workers repeatedly") as caught:
+            segment_scene(scene, tmp_path / "out", predictor=always, card=ROOF, spec=SPEC, client=client)
+        assert isinstance(caught.value, ScenemillError)
+        assert [*(tmp_path / "out").iterdir()] == []
+        report = segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, spec=SPEC, client=client)
+        assert report.status == "done"
+
+
+class Fatal(DistantPredictor):
+    """A model too large for the memory of any worker."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _die, ()
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_model_that_kills_whoever_loads_it_is_a_fault_of_the_world(processes: Any, tmp_path: Path) -> None:
+    fatal = Fatal(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
+    with processes() as client, pytest.raises(WorldError, match="loading the model killed its workers repeatedly"):
+        distribute.predictor_identity(fatal, client)
 
 
 def test_the_identity_of_a_result_is_that_of_the_workers(threads: Client, tmp_path: Path) -> None:

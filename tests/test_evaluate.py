@@ -366,6 +366,18 @@ def test_a_model_is_run_first_and_not_again(case: Case, tmp_path: Path) -> None:
     assert str(mosaic) == first.scenes[0].found
 
 
+def test_several_models_are_evaluated_as_one(case: Case, tmp_path: Path) -> None:
+    case.add("a")
+    models = [write_checkpoint(tmp_path / f"{seed}.safetensors", classes=("roof",), seed=seed) for seed in (0, 1)]
+    spec = replace(SPEC, segment=replace(SPEC.segment, tiling=replace(SPEC.segment.tiling, tile_size=64)))
+    report = case.evaluate(model=models, spec=spec)
+    assert report.compared == f"{models[0]}, {models[1]}"
+    assert len(report.scenes[0].model.split("+")) == 2
+    assert "0.safetensors, 1.safetensors" in (case.folder / "eval" / "evaluation.html").read_text()
+    with pytest.raises(SettingsError, match="model: there is no"):
+        case.evaluate(model=[models[0], tmp_path / "nowhere.safetensors"], spec=spec)
+
+
 def test_labels_that_cannot_be_used_are_told_before_a_model_is_run(case: Case, tmp_path: Path) -> None:
     case.add("a")
     case.label("a", [shapely.box(5000, 5000, 5010, 5010)])
