@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from pipeline.engine import resolve_batch_size
 from pipeline.mosaic import MosaicSpec
 from pipeline.precision import choose_precision
 from pipeline.predictor import InferenceSpec, Prepared, identity_of
@@ -31,6 +32,8 @@ class PathTimes:
     """From the first pixel read to the last row of the plain rasters written."""
     cog_s: float
     """Plain rasters to finished COGs with overviews."""
+    core_s: float
+    """Seconds of CPU time of all threads together."""
     tiles: int
     """Tiles that went through the network."""
     tile_mpx: float
@@ -44,6 +47,20 @@ class PathTimes:
         return self.prepare_s + self.infer_s + self.cog_s
 
 
+Shape = tuple[int, int, int, int]
+"""`(N, bands, H, W)` of a batch."""
+
+
+def batch_shape(scene_path: Path, predictor: Prepared, tiling: TilingSpec) -> Shape:
+    """The shape of every batch of a scene."""
+    card = predictor.card
+    scene = describe_scene(scene_path, card=card)
+    plan = plan_tiles(scene.grid.shape, resolve_tiling(tiling, card, exact=False))
+    height, width = plan.rows.tile, plan.cols.tile
+    size = resolve_batch_size(predictor.device, height * width, most=plan.shape[1])
+    return size, len(card.bands), height, width
+
+
 def file_to_mosaic(
     scene_path: Path,
     predictor: Prepared,
@@ -53,7 +70,7 @@ def file_to_mosaic(
     inference: InferenceSpec | None = None,
 ) -> PathTimes:
     """Write `probability.tif` and `mask.tif` of a scene into an existing, empty folder."""
-    clock = [time.perf_counter()]
+    clock, core_s = [time.perf_counter()], time.process_time()
     card = predictor.card
     scene = describe_scene(scene_path, card=card)
     plan = plan_tiles(scene.grid.shape, resolve_tiling(tiling, card, exact=False))
@@ -85,6 +102,7 @@ def file_to_mosaic(
         prepare_s=prepare_s,
         infer_s=infer_s,
         cog_s=cog_s,
+        core_s=time.process_time() - core_s,
         tiles=tiles,
         tile_mpx=tiles * plan.rows.tile * plan.cols.tile / 1e6,
         scene_mpx=scene.grid.height * scene.grid.width / 1e6,
