@@ -27,6 +27,8 @@ CHUNK_ROWS = 512
 """Target height of a chunk, rounded up to whole storage blocks."""
 CHUNK_COLS = 1024
 """Target width of a chunk, rounded up to whole storage blocks."""
+MOST_READERS = 12
+"""Threads that decode, unless somebody asks for more; so many feed the fastest device."""
 BANDS_AHEAD = 2
 """Row bands decoded ahead of the strip at hand; bounds the memory of read-ahead."""
 
@@ -112,7 +114,7 @@ def read_strips(scene: Scene, plan: TilePlan, rows: range, cols: range, *, threa
     needs = [_mirrored(plan.rows, range(row, row + 1)) for row in rows]
     first_needed = np.minimum.accumulate([need.min() for need in needs][::-1])[::-1]
     lo, hi = int(across.min()), int(across.max()) + 1
-    threads = threads or min(usable_cpus(), 12)
+    threads = threads or min(usable_cpus(), MOST_READERS)
     with (
         SceneReader(scene) as reader,
         ThreadPoolExecutor(threads, "decode") as pool,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.averaging import EnsemblePredictor
+from pipeline.batches import MOST_READERS
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
 from pipeline.devices import kind_of, resolve_devices, share_of
@@ -83,10 +84,11 @@ def on_devices(spec: SegmentSpec) -> Iterator[SegmentSpec]:
         )
     cpus = usable_cpus()
     threads = share_of(spec.inference.threads or cpus, len(devices))
+    readers = share_of(spec.reading.threads or min(cpus, MOST_READERS * len(devices)), len(devices))
     with device_workers(devices, threads=threads) as scheduler:
         yield replace(
             spec,
-            reading=replace(spec.reading, threads=share_of(spec.reading.threads or cpus, len(devices))),
+            reading=replace(spec.reading, threads=readers),
             inference=replace(spec.inference, device=kind_of(devices[0]), threads=threads),
             distribute=replace(spec.distribute, scheduler=scheduler),
         )
