@@ -26,7 +26,7 @@ from pipeline.tiling import Axis, TilePlan
 log = logging.getLogger(__name__)
 
 TRIAL_SIDE = 256
-"""About the side of the trial window, px: large enough for many textures, small enough to cost a tile at most."""
+"""About the side of the trial window, px: large enough for many textures, small enough to cost little."""
 PLACES = 3
 """The search looks at the centres of so many by so many parts of the scene, the middle one first ..."""
 ENOUGH_VALID = 0.5
@@ -38,7 +38,7 @@ def choose_precision(scene: Scene, plan: TilePlan, card: ModelCard, predictor: P
 
     Args:
         scene: its pixels are tried.
-        plan: its tile plan, whose tiles are at least as large as the trial.
+        plan: its tile plan.
         card: what the predictor takes.
         predictor: every member proves itself; if one steps back to float32, all do. A plain function or torch
             module runs as it is.
@@ -86,11 +86,12 @@ def _trial_window(
 
 
 def _trial_side(axis: Axis, card: ModelCard) -> int:
-    """A size that the network takes, no larger than a tile of the plan."""
+    """A size that the network takes: about `TRIAL_SIDE`, or that of a tile where the scene is smaller."""
     if card.tile_size is not None:
         return card.tile_size
     least = max(TRIAL_SIDE, 2 * card.margin + 1)
-    return min(axis.tile, least + (card.size_offset - least) % card.stride)
+    side = least + (card.size_offset - least) % card.stride
+    return side if side <= axis.length else min(side, axis.tile)
 
 
 def _places() -> Iterator[tuple[float, float]]:

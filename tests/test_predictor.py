@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import write_checkpoint
+from models import write_checkpoint, write_gentle_checkpoint
 from torch import Tensor
 
 from pipeline import predictor as predictors
 from pipeline.card import ModelCard
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import ModelError, SettingsError
 from pipeline.predictor import InferenceSpec, Prepared, Ready, load_predictor, resolve_device
 from pipeline.ready import activate
@@ -74,15 +74,6 @@ def bfloat16_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictors, "_fast_type", lambda device: "bfloat16")
 
 
-def gentle(tmp_path: Path) -> Path:
-    """A checkpoint whose logits stay so small that a lower precision hardly shows."""
-    checkpoint = load_checkpoint(write_checkpoint(tmp_path / "strong.safetensors"))
-    with torch.no_grad():
-        checkpoint.network.get_submodule("head").weight.mul_(0.02)
-    save_checkpoint(tmp_path / "gentle.safetensors", checkpoint.network, checkpoint.card)
-    return tmp_path / "gentle.safetensors"
-
-
 def some_tiles(side: int = 64) -> Tensor:
     return torch.randn((1, 3, side, side), generator=torch.Generator().manual_seed(1))
 
@@ -99,7 +90,7 @@ def test_what_is_loaded_is_prepared_and_hands_out_what_is_ready(tmp_path: Path) 
 
 @pytest.mark.usefixtures("bfloat16_is_fast")
 def test_auto_takes_the_lower_precision_where_it_is_harmless(tmp_path: Path) -> None:
-    predictor = load_predictor(gentle(tmp_path), "cpu")
+    predictor = load_predictor(write_gentle_checkpoint(tmp_path / "m.safetensors"), "cpu")
     proof = predictor.prove(some_tiles())
     assert (proof.precision, proof.note) == ("bfloat16", "")
     assert 0 < proof.change <= 0.01
@@ -204,7 +195,7 @@ def test_a_worker_that_finds_another_checkpoint_there_says_so(tmp_path: Path) ->
 
 @pytest.mark.gpu
 def test_the_gpu_says_what_the_cpu_says(tmp_path: Path) -> None:
-    path = gentle(tmp_path)
+    path = write_gentle_checkpoint(tmp_path / "m.safetensors")
     tiles = torch.randn((2, 3, 64, 64), generator=torch.Generator().manual_seed(1))
     exact = load_predictor(path, "cpu", precision="float32")(tiles)
     there = load_predictor(path, "cuda")
