@@ -11,11 +11,43 @@ is snapped and the result does not depend on how the component was cut.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.labelling import compiled
 from pipeline.tracing import Rings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """The loose vertices of rings, at which other pieces may touch: all that joining looks at."""
+
+    vertex: NDArray[np.int64]
+    """`(n,)` indices of vertices; the edge that leaves a vertex has its index."""
+    before: NDArray[np.int64]
+    """`(n,)`: the vertex before each in its ring, so the edge that arrives."""
+    after: NDArray[np.int64]
+    """`(n,)`: the vertex after each in its ring."""
+    ring: NDArray[np.int64]
+    """`(n,)`: the ring of each."""
+    owner: NDArray[np.int64]
+    """`(n,)`: the component of each."""
+
+    @classmethod
+    def of(cls, rings: Rings) -> Ends:
+        """The loose vertices, in order."""
+        vertex = np.flatnonzero(rings.loose)
+        ring = np.searchsorted(rings.start, vertex, side="right") - 1
+        begin, end = rings.start[ring], rings.start[ring + 1]
+        return cls(
+            vertex=vertex,
+            before=np.where(vertex == begin, end, vertex) - 1,
+            after=np.where(vertex + 1 == end, begin, vertex + 1),
+            ring=ring,
+            owner=rings.owner[ring],
+        )
 
 
 def cancel_seams(rings: Rings, block_size: int, open_row: int) -> Rings:
@@ -26,9 +58,9 @@ def cancel_seams(rings: Rings, block_size: int, open_row: int) -> Rings:
         block_size: of the blocks.
         open_row: the seam to which nothing has been joined yet; vertices along it stay.
     """
-    affected = _cancelled(rings, _steps(rings), block_size)
-    ring_of_vertex = np.repeat(np.arange(len(rings)), rings.sizes)
-    joining = np.bincount(ring_of_vertex[affected], minlength=len(rings)) > 0
+    ends = Ends.of(rings)
+    joining = np.zeros(len(rings), np.bool_)
+    joining[ends.ring[_cancelled(rings, ends, block_size)]] = True
     if not joining.any():
         return rings
     return Rings.stack([rings.keep(~joining), join_rings(rings.keep(joining), block_size, open_row)])
@@ -44,67 +76,68 @@ def join_rings(rings: Rings, block_size: int, open_row: int = -1) -> Rings:
         block_size: seams are the lines where `x` or `y` is a multiple of this.
         open_row: vertices with this `y` are kept, straight or not.
     """
+    ends = Ends.of(rings)
     following = _following(rings.start)
-    step = _steps(rings)
-    cancelled = _cancelled(rings, step, block_size)
-    following = _tied(rings, step, following, cancelled)
-    straight = np.any((step == 0) & (step[following] == 0), axis=1) & (rings.xy[following, 1] != open_row)
-    index, start, first = _collect(following, cancelled, ~straight)
-    vertex, owner = following[index], np.repeat(rings.owner, rings.sizes)
-    return Rings(xy=rings.xy[vertex], loose=rings.loose[vertex], start=start, owner=owner[first])
+    done = np.zeros(len(rings.xy), np.bool_)
+    cancelled = _cancelled(rings, ends, block_size)
+    done[ends.vertex[cancelled]] = True
+    _tie(rings, ends, cancelled, done, following)
+    n = len(rings.xy) - int(cancelled.sum())
+    xy, loose = np.empty((n, 2), np.int32), np.empty(n, np.bool_)
+    start, first = np.empty(n // 3 + 2, np.int64), np.empty(n // 3 + 2, np.int64)
+    found = _collect((rings.xy, rings.loose), following, done, open_row, xy, loose, start, first)
+    owner = rings.owner[np.searchsorted(rings.start, first[:found], side="right") - 1]
+    used = int(start[found])
+    return Rings(xy=xy[:used], loose=loose[:used], start=start[: found + 1], owner=owner)
 
 
-def _following(start: NDArray[np.int64]) -> NDArray[np.int64]:
+def _following(start: NDArray[np.int64]) -> NDArray[np.int32]:
     """The next vertex of each vertex in its own ring."""
-    following = np.arange(1, start[-1] + 1)
+    following = np.arange(1, start[-1] + 1, dtype=np.int32)
     following[start[1:] - 1] = start[:-1]
     return following
 
 
-def _steps(rings: Rings) -> NDArray[np.int32]:
-    """`(vertices, 2)`: from each vertex to the next of its ring; edge `i` begins at vertex `i`."""
-    steps: NDArray[np.int32] = rings.xy[_following(rings.start)] - rings.xy
-    return steps
-
-
-def _cancelled(rings: Rings, step: NDArray[np.int32], block_size: int) -> NDArray[np.bool_]:
-    """The edges along seams that have a twin in the same component."""
-    xy, owner = rings.xy, np.repeat(rings.owner, rings.sizes)
-    along = (step == 0) & (xy % np.int32(block_size) == 0)
-    edges = np.flatnonzero(along.any(axis=1))
+def _cancelled(rings: Rings, ends: Ends, block_size: int) -> NDArray[np.bool_]:
+    """`(loose vertices,)`: True where an edge along a seam leaves that has a twin in the same component."""
+    xy = rings.xy[ends.vertex]
+    step = rings.xy[ends.after] - xy
+    along = ((step == 0) & (xy % np.int32(block_size) == 0)).any(axis=1) & rings.loose[ends.after]
+    edges = np.flatnonzero(along)
     middle = 2 * xy[edges] + step[edges]
-    order = np.lexsort((middle[:, 0], middle[:, 1], owner[edges]))
+    order = np.lexsort((middle[:, 0], middle[:, 1], ends.owner[edges]))
     edges, middle = edges[order], middle[order]
-    twin = np.all(middle[1:] == middle[:-1], axis=1) & (owner[edges[1:]] == owner[edges[:-1]])
-    cancelled = np.zeros(len(xy), np.bool_)
+    twin = np.all(middle[1:] == middle[:-1], axis=1) & (ends.owner[edges[1:]] == ends.owner[edges[:-1]])
+    cancelled = np.zeros(len(ends.vertex), np.bool_)
     cancelled[edges[1:][twin]] = True
     cancelled[edges[:-1][twin]] = True
     return cancelled
 
 
-def _tied(
-    rings: Rings, step: NDArray[np.int32], following: NDArray[np.int64], cancelled: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """The edge that follows each edge in the whole outline; arbitrary for cancelled edges.
+def _tie(
+    rings: Rings,
+    ends: Ends,
+    cancelled: NDArray[np.bool_],
+    is_gone: NDArray[np.bool_],
+    following: NDArray[np.int32],
+) -> None:
+    """Make `following` lead from each edge that arrives at a loose vertex to the one that follows in the whole outline.
 
     At a vertex one edge of a component arrives and one leaves, or two and two where it touches itself;
-    then each turns left (see `pipeline.tracing`).
+    then each turns left (see `pipeline.tracing_sweeps`).
     """
-    xy, owner = rings.xy, np.repeat(rings.owner, rings.sizes)
-    arriving = np.flatnonzero(~cancelled & rings.loose[following])
-    leaving = np.flatnonzero(~cancelled & rings.loose)
-    arriving = arriving[_vertex_order(xy[following[arriving]], owner[arriving])]
-    leaving = leaving[_vertex_order(xy[leaving], owner[leaving])]
-    place, whose = xy[leaving], owner[leaving]
-    first = np.flatnonzero((place[1:] == place[:-1]).all(axis=1) & (whose[1:] == whose[:-1]))
-    crossed = _turn(step[arriving[first]], step[leaving[first + 1]]) < _turn(
-        step[arriving[first]], step[leaving[first]]
-    )
-    swap = first[crossed]
+    arrives = np.flatnonzero(~is_gone[ends.before])
+    leaves = np.flatnonzero(~cancelled)
+    xy = rings.xy[ends.vertex]
+    arrives, leaves = (chosen[_vertex_order(xy[chosen], ends.owner[chosen])] for chosen in (arrives, leaves))
+    arriving, leaving = ends.before[arrives], ends.vertex[leaves]
+    place, whose = xy[leaves], ends.owner[leaves]
+    twice = np.flatnonzero((place[1:] == place[:-1]).all(axis=1) & (whose[1:] == whose[:-1]))
+    came = xy[arrives[twice]] - rings.xy[arriving[twice]]
+    one, other = (rings.xy[ends.after[leaves[twice + k]]] - place[twice + k] for k in (0, 1))
+    swap = twice[_turn(came, other) < _turn(came, one)]
     leaving[swap], leaving[swap + 1] = leaving[swap + 1], leaving[swap]
-    tied = following.copy()
-    tied[arriving] = leaving
-    return tied
+    following[arriving] = leaving
 
 
 def _vertex_order(xy: NDArray[np.int32], owner: NDArray[np.int64]) -> NDArray[np.intp]:
@@ -122,29 +155,38 @@ def _turn(arriving: NDArray[np.int32], leaving: NDArray[np.int32]) -> NDArray[np
 
 @compiled
 def _collect(
-    following: NDArray[np.int64], cancelled: NDArray[np.bool_], corner: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Walk the remaining edges.
+    vertices: tuple[NDArray[np.int32], NDArray[np.bool_]],
+    following: NDArray[np.int32],
+    done: NDArray[np.bool_],
+    open_row: int,
+    xy: NDArray[np.int32],
+    loose: NDArray[np.bool_],
+    start: NDArray[np.int64],
+    first: NDArray[np.int64],
+) -> int:
+    """Walk the edges that are not done, and write the ends of those that end in a corner; returns the number of rings.
 
-    Returns:
-        Edges that end in a corner, ring after ring; the offsets of the rings; an edge of each ring.
+    Ring `k` is `xy[start[k]:start[k + 1]]`, and `first[k]` one of its edges.
     """
-    n = len(following)
-    done = cancelled.copy()
-    index = np.empty(n, np.int64)
-    start, first = np.zeros(n // 3 + 2, np.int64), np.empty(n // 3 + 2, np.int64)
+    old_xy, old_loose = vertices
     used = rings = 0
-    for edge in range(n):
+    start[0] = 0
+    for edge in range(len(following)):
         if done[edge]:
             continue
         first[rings] = edge
         at = edge
         while not done[at]:
             done[at] = True
-            if corner[at]:
-                index[used] = at
+            to = following[at]
+            x, y = old_xy[to, 0], old_xy[to, 1]
+            beyond = following[to]
+            in_row = old_xy[at, 1] == y and old_xy[beyond, 1] == y
+            in_column = old_xy[at, 0] == x and old_xy[beyond, 0] == x
+            if not (in_row or in_column) or y == open_row:
+                xy[used, 0], xy[used, 1], loose[used] = x, y, old_loose[to]
                 used += 1
-            at = following[at]
+            at = to
         rings += 1
         start[rings] = used
-    return index[:used].copy(), start[: rings + 1].copy(), first[:rings].copy()
+    return rings
