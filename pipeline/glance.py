@@ -42,10 +42,9 @@ class GlanceTaker:
         """Take what is wanted of a strip whose first pixel row is scene row `top` (below 0 where mirrored)."""
         for piece in strip.pieces:
             height, width = piece.pixels.shape[1:]
-            rows, cols = self._rows - top - piece.top, self._cols - strip.left - piece.left
-            down, across = (rows >= 0) & (rows < height), (cols >= 0) & (cols < width)
-            taken = piece.pixels[: len(self.glance.pixels), rows[down][:, None], cols[across]]
-            self.glance.pixels[:, *np.ix_(down, across)] = taken
+            down, rows = _shared(self._rows, top + piece.top, height)
+            across, cols = _shared(self._cols, strip.left + piece.left, width)
+            self.glance.pixels[:, down, across] = piece.pixels[: len(self.glance.pixels), rows, cols]
 
 
 def core_index(step: int, first: int) -> int:
@@ -69,6 +68,19 @@ def _step(shape: tuple[int, int]) -> int:
     return max(1, -(-max(shape) // SCREEN))
 
 
-def _samples(step: int, start: int, stop: int) -> NDArray[np.intp]:
-    places = np.arange(step // 2, stop, step)
-    return places[places >= start]
+def _samples(step: int, start: int, stop: int) -> range:
+    """Sampled scene pixels of `start : stop`."""
+    return range(step // 2 + step * core_index(step, start), stop, step)
+
+
+def _shared(samples: range, start: int, length: int) -> tuple[slice, slice]:
+    """Which samples lie in scene pixels `start : start + length`, and where in these.
+
+    >>> _shared(range(2, 12, 4), 5, 4)
+    (slice(1, 2, None), slice(1, 5, 4))
+    """
+    first, last = (
+        min(max(0, -(-(place - samples.start) // samples.step)), len(samples)) for place in (start, start + length)
+    )
+    offset = samples.start + first * samples.step - start
+    return slice(first, last), slice(offset, offset + (last - first) * samples.step, samples.step)

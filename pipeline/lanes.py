@@ -30,18 +30,20 @@ def usable_cpus() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def resolve_lanes(threads: int, batches: int, *, plain: bool) -> int:
+def resolve_lanes(threads: int, batches: int | None, *, plain: bool) -> int:
     """Lanes for a region.
 
     Args:
         threads: CPU threads that the network may use.
-        batches: batches of the region; more lanes than that would idle.
+        batches: batches of the region, for more lanes than that would idle; None where the network's results
+            depend on how many threads of torch a lane has, which is then the same for every region.
         plain: True for a plain function, which need not be safe to call from several threads at once.
 
     >>> resolve_lanes(2, 80, plain=False), resolve_lanes(64, 80, plain=False), resolve_lanes(64, 3, plain=False)
     (2, 8, 3)
     """
-    return 1 if plain else max(1, min(threads, MOST_LANES, batches))
+    most = MOST_LANES if batches is None else min(MOST_LANES, batches)
+    return 1 if plain else max(1, min(threads, most))
 
 
 def in_order(

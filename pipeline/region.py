@@ -6,36 +6,43 @@ in a RegionJob, which pickles; its result is a pair of plain GeoTIFFs that cover
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rasterio.windows import Window
 from torch import nn
 
 from pipeline.allocator import keep_memory
-from pipeline.batches import read_strips
+from pipeline.batches import BANDS_AHEAD, chunk_shape, read_strips
 from pipeline.blend import Blend, StripBlender, covering, plan_shares, to_levels
 from pipeline.card import ModelCard
-from pipeline.engine import Engine, Member, PlainReady, TileRow, check_range, resolve_batch_size
+from pipeline.engine import Engine, Member, PlainReady, TileRow, check_range, ran_out_of_memory, resolve_batch_size
 from pipeline.errors import ModelError
 from pipeline.glance import Glance, GlanceTaker
 from pipeline.grid import RasterGrid
 from pipeline.lanes import resolve_lanes, usable_cpus
 from pipeline.levels import BLOCK
-from pipeline.mosaic import MosaicSpec, MosaicWriter, mask_form, probability_form, write_cog
+from pipeline.mosaic import WRITES_BEHIND, MosaicSpec, MosaicWriter, mask_form, probability_form, write_cog
 from pipeline.mosaic_strips import RasterForm
 from pipeline.normalize import input_transform
 from pipeline.overviews import overview_count
 from pipeline.predictor import ArrayFunction, InferenceSpec, Predictor, Prepared, identity_of
 from pipeline.scene import Scene
-from pipeline.tiling import Region, TilePlan
+from pipeline.tiling import Region, TilePlan, halve_region
 from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer
+
+log = logging.getLogger(__name__)
+
+REGION_BYTES = 2**29
+"""What the strips of a region may take, in the host's memory and in the device's."""
 
 Watch = Callable[[int], None]
 """Told the number of scene pixels finished since the last call."""
@@ -76,13 +83,23 @@ class RegionJob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RegionRasters:
+    """The probabilities and the mask of a rectangle of the scene."""
+
+    core: Window
+    """The rectangle."""
+    attempt: str
+    """Names the files: a worker thought lost may still be writing its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RegionResult:
     """What one region did."""
 
     region: Region
     """Which one."""
-    attempt: str
-    """Names its rasters: a worker thought lost may still be writing its own."""
+    rasters: tuple[RegionRasters, ...]
+    """What it left, from left to right; more than one where the device had no room for the whole width."""
     tiles_run: int
     """Tiles that went through the network."""
     tiles_skipped: int
@@ -93,12 +110,39 @@ class RegionResult:
     """The core at screen size."""
 
 
+def widest_region(scene: Scene, plan: TilePlan, card: ModelCard, mosaic: MosaicSpec) -> int:
+    """Columns of a region whose strips take about `REGION_BYTES`, from what one column takes.
+
+    Decoded chunks: two bands ahead, one being decoded, and as many as a strip touches. Blending: the strip and what
+    is held from the strip above. Finished rows: as they are quantised, and on their way to the disk.
+    """
+    tall = chunk_shape(scene)[0]
+    bands = (BANDS_AHEAD + 2 + -(-plan.rows.tile // tall)) * tall
+    decoded = bands * (len(scene.bands) * np.dtype(scene.dtype).itemsize + 1)
+    blended = 2 * plan.rows.tile * 4
+    finished = plan.rows.tile * (4 + (WRITES_BEHIND + 1) * np.dtype(mosaic.dtype).itemsize)
+    return max(plan.cols.tile, REGION_BYTES // (decoded + len(card.classes) * (blended + finished)))
+
+
 def infer_region(
     job: RegionJob, region: Region, predictor: Predictor | ArrayFunction, watch: Watch | None = None
 ) -> RegionResult:
     """Run a region and leave its `probability-` and `mask-` rasters in the job's folder."""
     _check_identity(job, predictor)
-    run = _RegionRun(job, region, predictor)
+    try:
+        run = _RegionRun(job, region, predictor)
+    except (RuntimeError, MemoryError) as error:
+        halves = halve_region(job.plan, region)
+        if not ran_out_of_memory(error) or len(halves) == 1:
+            raise
+        log.warning("no memory for strips of %d columns: %s; going on with halves", region.core.width, error)
+    else:
+        return _store(job, region, run, watch)
+    return _side_by_side(region, [infer_region(job, half, predictor, watch) for half in halves])
+
+
+def _store(job: RegionJob, region: Region, run: _RegionRun, watch: Watch | None) -> RegionResult:
+    """Write what a run yields."""
     attempt = uuid4().hex[:8]
     with _mosaic_writer(job, region, attempt) as writer, closing(run.stored_rows()) as finished:
         for stored in finished:
@@ -107,7 +151,7 @@ def infer_region(
                 watch(stored.shape[1] * stored.shape[2])
     return RegionResult(
         region=region,
-        attempt=attempt,
+        rasters=(RegionRasters(core=region.core, attempt=attempt),),
         tiles_run=run.tiles_run,
         tiles_skipped=run.tiles_total - run.tiles_run,
         valid_pixels=run.valid_pixels,
@@ -115,10 +159,27 @@ def infer_region(
     )
 
 
+def _side_by_side(region: Region, results: Sequence[RegionResult]) -> RegionResult:
+    """The result of a region from those of its parts, left to right; tiles between two parts were run twice."""
+    glances = [result.glance for result in results]
+    return RegionResult(
+        region=region,
+        rasters=tuple(raster for result in results for raster in result.rasters),
+        tiles_run=sum(result.tiles_run for result in results),
+        tiles_skipped=sum(result.tiles_skipped for result in results),
+        valid_pixels=sum(result.valid_pixels for result in results),
+        glance=replace(glances[0], pixels=np.concatenate([glance.pixels for glance in glances], axis=2)),
+    )
+
+
 def join_regions(job: RegionJob, results: Sequence[RegionResult], folder: Path) -> None:
     """Publish the regions' rasters as one `probability.tif` and one `mask.tif` in a folder."""
     for kind, form in _forms(job, job.scene.grid).items():
-        parts = [(job.path(kind, result.region, result.attempt), result.region.core) for result in results]
+        parts = [
+            (job.path(kind, result.region, raster.attempt), raster.core)
+            for result in results
+            for raster in result.rasters
+        ]
         write_cog(parts, folder / f"{kind}.tif", form)
 
 
@@ -204,6 +265,7 @@ class _RegionRun:
         )
         batches = len(self._tile_rows) * -(-len(self._tile_cols) // size)
         threads = job.inference.threads or usable_cpus()
+        lanes = resolve_lanes(threads, batches if isinstance(predictor, Prepared) else None, plain=plain)
         self._transfer = self._build_transfer(device)
         return Engine(
             ready_members(job, predictor, (size, len(job.scene.bands), row.height, row.width), batches),
@@ -212,7 +274,7 @@ class _RegionRun:
             self._transfer,
             batch_size=size,
             fixed=job.inference.deterministic,
-            lanes=resolve_lanes(threads, batches, plain=plain),
+            lanes=lanes,
             threads=threads,
         )
 

@@ -67,6 +67,8 @@ class SceneReport:
     """Largest change of a probability against float32 on the trial window, in the format that was tried."""
     precision_note: str = ""
     """Why `precision: auto` stepped back to float32; empty when it did not."""
+    regions_split: int = 0
+    """Regions that ran in narrower parts, for the device had no room for strips of their whole width."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Settings the result depends on."""
     version: str = ""

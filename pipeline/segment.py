@@ -27,7 +27,7 @@ from pipeline.journal import content_key, finished_report, publishing
 from pipeline.levels import TOP_LEVEL
 from pipeline.mosaic import MosaicReader, read_mask
 from pipeline.predictor import ArrayFunction, Predictor, Prepared, Proof, exclusive
-from pipeline.region import RegionJob, RegionResult, join_regions
+from pipeline.region import RegionJob, RegionResult, join_regions, widest_region
 from pipeline.report import SceneReport, Stopwatch, write_preview, write_report
 from pipeline.scene import Scene, describe_scene
 from pipeline.shaping import PolygonSpec, shape_polygons
@@ -90,7 +90,8 @@ def segment_scene(
         return SceneReport.from_json(found).found_again(report.location, report.folder)
 
     plan = plan_tiles(scene.grid.shape, tiling)
-    regions = plan_regions(plan, rows=region_count(spec.distribute, client))
+    widest = widest_region(scene, plan, card, spec.mosaic)
+    regions = plan_regions(plan, rows=region_count(spec.distribute, client), widest=widest)
     timer = Stopwatch()
     with publishing(folder) as work:
         with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
@@ -198,6 +199,7 @@ def _closing_report(
         valid_pixels=sum(result.valid_pixels for result in results),
         tiles_run=sum(result.tiles_run for result in results),
         tiles_skipped=sum(result.tiles_skipped for result in results),
+        regions_split=sum(len(result.rasters) > 1 for result in results),
         polygons=totals.count,
         area_m2=totals.area_m2,
         seconds=seconds,

@@ -25,9 +25,6 @@ from pipeline.card import ModelCard
 from pipeline.errors import SettingsError
 from pipeline.levels import BLOCK
 
-WIDEST_REGION = 20_480
-"""Columns after which a region is split, px: the memory of strips follows the width of a region."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TilingSpec:
@@ -208,7 +205,9 @@ def plan_tiles(shape: tuple[int, int], tiling: Tiling) -> TilePlan:
     return TilePlan(rows=_plan_axis(shape[0], tiling), cols=_plan_axis(shape[1], tiling))
 
 
-def plan_regions(plan: TilePlan, *, rows: int = 1, cols: int | None = None) -> tuple[Region, ...]:
+def plan_regions(
+    plan: TilePlan, *, rows: int = 1, cols: int | None = None, widest: int | None = None
+) -> tuple[Region, ...]:
     """Cut the scene into about `rows x cols` regions of nearly equal tile counts.
 
     More regions than tiles along an axis are reduced to one per tile. Regions that are large enough begin at
@@ -217,13 +216,15 @@ def plan_regions(plan: TilePlan, *, rows: int = 1, cols: int | None = None) -> t
     Args:
         plan: the tiles.
         rows: regions from top to bottom.
-        cols: regions from left to right; None takes as many as keep each under `WIDEST_REGION`.
+        cols: regions from left to right; None takes as few as keep each about as wide as `widest` allows.
+        widest: columns that the memory of a region allows; None allows any number.
 
     >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
     >>> [r.core.col_off for r in plan_regions(plan, cols=2)]
     [0, 114]
     """
-    cols = -(-plan.cols.length // WIDEST_REGION) if cols is None else cols
+    if cols is None:
+        cols = 1 if widest is None else -(-plan.cols.length // widest)
     tops, lefts = _at_blocks(_group(plan.rows.cuts, rows)), _at_blocks(_group(plan.cols.cuts, cols))
     cores = [
         Window(left, top, right - left, bottom - top)
@@ -231,6 +232,24 @@ def plan_regions(plan: TilePlan, *, rows: int = 1, cols: int | None = None) -> t
         for left, right in pairwise(lefts)
     ]
     return tuple(Region(index=index, core=core) for index, core in enumerate(cores))
+
+
+def halve_region(plan: TilePlan, region: Region) -> tuple[Region, ...]:
+    """A region as two, left and right; itself where it is one tile wide.
+
+    >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
+    >>> [half.core.width for half in halve_region(plan, plan_regions(plan)[0])]
+    [114, 136]
+    """
+    core = region.core
+    inside = [cut for cut in plan.cols.cuts if core.col_off < cut < core.col_off + core.width]
+    if not inside:
+        return (region,)
+    edges = _at_blocks([core.col_off, inside[(len(inside) - 1) // 2], core.col_off + core.width])
+    return tuple(
+        Region(index=region.index, core=Window(left, core.row_off, right - left, core.height))
+        for left, right in pairwise(edges)
+    )
 
 
 def _plan_axis(length: int, tiling: Tiling) -> Axis:

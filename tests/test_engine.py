@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pipeline.batches import RawStrip
 from pipeline.card import ModelCard
-from pipeline.engine import Engine, PlainReady, TileRow, resolve_batch_size
-from pipeline.errors import ModelError
+from pipeline.engine import Engine, Member, PlainReady, RangeCheck, TileRow, ran_out_of_memory, resolve_batch_size
+from pipeline.errors import ModelError, WorldError
 from pipeline.normalize import InputTransform
 from pipeline.predictor import Ready, load_predictor
 from pipeline.transfer import DirectTransfer
@@ -35,10 +35,16 @@ def run(
     transform: InputTransform = PLAIN,
     batch_size: int = 2,
 ) -> dict[int, Tensor]:
-    side = strip.shape[0]
     ready = predictor if isinstance(predictor, Ready) else PlainReady(predictor, card)
+    return run_members([(ready, transform)], strip, lefts, card=card, batch_size=batch_size)
+
+
+def run_members(
+    members: Sequence[Member], strip: RawStrip, lefts: Sequence[int], *, card: ModelCard = ROOF, **settings: Any
+) -> dict[int, Tensor]:
+    side = strip.shape[0]
     row = TileRow(lefts=tuple(lefts), height=side, width=side)
-    engine = Engine([(ready, transform)], card, row, DirectTransfer(CPU), batch_size=batch_size)
+    engine = Engine(members, card, row, DirectTransfer(CPU), **settings)
     return {
         position: tile
         for predicted in engine.run([strip])
@@ -117,6 +123,134 @@ def test_every_real_pixel_type_reaches_the_network_with_its_values(dtype: str) -
 )
 def test_batches_suit_the_device_and_the_tile(device: str, side: int, size: int) -> None:
     assert resolve_batch_size(torch.device(device), side * side) == size
+
+
+def test_a_size_that_is_asked_for_is_taken_but_for_short_strips() -> None:
+    assert resolve_batch_size(CPU, 512 * 512, asked=5) == 5
+    assert resolve_batch_size(CPU, 512 * 512, asked=5, most=3) == 3
+    assert resolve_batch_size(CPU, 64 * 64, most=9) == 9
+
+
+def test_a_strip_without_a_valid_pixel_ends_all_the_same() -> None:
+    empty = raw_strip(np.ones((1, 4, 8), np.float32), np.zeros((4, 8), bool))
+    row = TileRow(lefts=(0, 4), height=4, width=4)
+    engine = Engine([(PlainReady(lambda tiles: 1 / 0, ROOF), PLAIN)], ROOF, row, DirectTransfer(CPU), batch_size=1)
+    predicted = list(engine.run([empty, empty]))
+    assert [(each.batch.ends_strip, each.tiles) for each in predicted] == [(True, ())] * 2
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 5])
+def test_lanes_change_nothing(lanes: int) -> None:
+    pixels = np.random.default_rng(0).random((1, 4, 60), np.float32)
+    members = [(PlainReady(torch.nn.Identity(), ROOF), PLAIN)]
+    found = run_members(members, raw_strip(pixels, cuts=(13,)), range(0, 56, 4), batch_size=2, lanes=lanes)
+    assert [*found] == [*range(14)]
+    assert all((tile.numpy() == pixels[:, :, 4 * k : 4 * k + 4]).all() for k, tile in found.items())
+
+
+# Memory
+
+
+def refuses(most: int, error: Callable[[], BaseException], seen: list[int]) -> Any:
+    """A predictor on a device with room for `most` tiles."""
+
+    def predictor(batch: NDArray[Any]) -> NDArray[Any]:
+        seen.append(len(batch))
+        if len(batch) > most:
+            raise error()
+        return batch
+
+    return predictor
+
+
+OUT_OF_MEMORY: list[Callable[[], BaseException]] = [
+    lambda: torch.OutOfMemoryError("CUDA out of memory"),
+    lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: not enough memory"),
+    MemoryError,
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_batches_are_halved_until_they_fit_and_no_tile_is_lost(
+    error: Callable[[], BaseException], lanes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels, seen = np.random.default_rng(0).random((1, 4, 80), np.float32), list[int]()
+    members = [(PlainReady(refuses(2, error, seen), ROOF), PLAIN)]
+    found = run_members(members, raw_strip(pixels), range(0, 80, 4), batch_size=8, lanes=lanes)
+    assert [*found] == [*range(20)]
+    assert all((tile.numpy() == pixels[:, :, 4 * k : 4 * k + 4]).all() for k, tile in found.items())
+    assert set(seen) == {8, 4, 2}
+    assert [record.args[1:] for record in caplog.records if isinstance(record.args, tuple)] == [(8, 4), (4, 2)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch_size": 1}, "no memory for a single tile; set a smaller tiling.tile_size"),
+        ({"batch_size": 8, "fixed": True}, "deterministic forbids .* set inference.batch_size=4"),
+    ],
+)
+def test_running_out_of_memory_for_good_says_what_to_set(settings: dict[str, Any], words: str) -> None:
+    members = [(PlainReady(refuses(0, MemoryError, []), ROOF), PLAIN)]
+    with pytest.raises(WorldError, match=words):
+        run_members(members, raw_strip(np.ones((1, 4, 40), np.float32)), range(0, 40, 4), **settings)
+
+
+def test_other_faults_are_not_taken_for_want_of_memory() -> None:
+    assert not ran_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="wrong"):
+        run(refuses(0, lambda: RuntimeError("wrong"), []), raw_strip(np.ones((1, 4, 8), np.float32)), [0, 4])
+
+
+# Ensembles
+
+
+def test_members_are_averaged_each_with_its_own_normalisation() -> None:
+    pixels = np.random.default_rng(0).random((1, 4, 16), np.float32)
+    transforms = [InputTransform(gain=(gain,), bias=(bias,), clip=None) for gain, bias in ((1, 0), (0.5, 0.25), (1, 0))]
+    functions = [lambda tiles: tiles, lambda tiles: tiles**2, lambda tiles: 1 - tiles]
+    members = [(PlainReady(f, ROOF), t) for f, t in zip(functions, transforms, strict=True)]
+    found = run_members(members, raw_strip(pixels), [0, 4, 8], batch_size=2)
+    expected = (pixels + (pixels / 2 + 0.25) ** 2 + (1 - pixels)) / 3
+    for k, tile in found.items():
+        np.testing.assert_allclose(tile.numpy(), expected[:, :, 4 * k : 4 * k + 4], rtol=1e-6)
+
+
+def test_members_that_agree_are_not_changed_by_averaging() -> None:
+    pixels = np.random.default_rng(0).random((1, 4, 4), np.float32)
+    members = [(PlainReady(lambda tiles: tiles, ROOF), PLAIN)] * 7
+    assert (run_members(members, raw_strip(pixels), [0], batch_size=1)[0].numpy() == pixels).all()
+
+
+def test_input_that_members_share_is_cut_once() -> None:
+    seen: list[int] = []
+
+    def spy(tiles: Tensor) -> Tensor:
+        seen.append(tiles.data_ptr())
+        return tiles
+
+    class Watching(torch.nn.Module):
+        def forward(self, tiles: Tensor) -> Tensor:
+            return spy(tiles)
+
+    members = [(PlainReady(Watching(), ROOF), PLAIN)] * 3
+    run_members(members, raw_strip(np.ones((1, 4, 4), np.float32)), [0], batch_size=1)
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+
+
+# Outputs
+
+
+def test_a_device_that_computes_behind_is_asked_for_its_extremes_once_a_strip() -> None:
+    check = RangeCheck(torch.device("meta"))
+    for low, high in ((0.5, 0.75), (0.25, 1.5), (0.5, 0.5)):
+        check.see(torch.tensor([low, high]))
+    assert check.take().tolist() == [0.25, 1.5]
+    assert check.take().tolist() == [0.0, 1.0]
+    check.see(torch.tensor([0.5, torch.nan]))
+    assert check.take().isnan().all()
 
 
 def test_outputs_may_leave_the_range_by_rounding_only() -> None:

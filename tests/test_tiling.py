@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.card import ModelCard
 from pipeline.errors import SettingsError
-from pipeline.tiling import Region, Tiling, TilingSpec, plan_regions, plan_tiles, resolve_tiling
+from pipeline.tiling import Region, Tiling, TilingSpec, halve_region, plan_regions, plan_tiles, resolve_tiling
 
 CARD = ModelCard(bands=("red",), classes=("roof",))
 UNET = ModelCard(bands=("red",), classes=("roof",), stride=16, receptive_field=188)
@@ -138,6 +138,31 @@ def test_an_unfit_tiling_is_refused_with_the_rule(
 def test_settings_outside_their_range_are_refused(tile_size: int, overlap: int | None) -> None:
     with pytest.raises(SettingsError):
         TilingSpec(tile_size=tile_size, overlap=overlap)
+
+
+@given(shapes, tilings(), st.integers(1, 30))
+def test_halves_of_regions_partition_them_down_to_single_tiles(
+    shape: tuple[int, int], tiling: Tiling, widest: int
+) -> None:
+    plan = plan_tiles(shape, tiling)
+    waiting = list(plan_regions(plan, widest=widest))
+    owners = np.zeros(shape, int)
+    while waiting:
+        region = waiting.pop()
+        halves = halve_region(plan, region)
+        if halves == (region,):
+            owners[region.core.toslices()] += 1
+        else:
+            waiting += halves
+    assert (owners == 1).all()
+
+
+def test_a_region_is_about_as_wide_as_its_memory_allows() -> None:
+    plan = plan_tiles((100, 3000), Tiling(tile_size=128, overlap=28))
+    assert [region.core.width for region in plan_regions(plan)] == [3000]
+    widths = [region.core.width for region in plan_regions(plan, widest=700)]
+    assert sum(widths) == 3000
+    assert max(widths) <= 700 + 512, "regions begin at whole blocks"
 
 
 def test_more_regions_than_tiles_become_one_per_tile() -> None:
