@@ -5,8 +5,8 @@
     python -m benchmarks.pipeline --toy --json out.json
 
 Each scene has 4 bands of uint16, ZSTD, 512 px blocks, and repeats one 2048 px pattern of soft blobs, so
-it compresses about fourfold. From 50,000 px on only a diagonal band 8192 px wide holds data, and the rest is
-sparse: nodata. The predictor looks at single pixels: what is measured is everything but the network.
+it compresses about fourfold. From 50,000 px on only a diagonal band 10,240 px wide holds data, and the rest
+is sparse: nodata. The predictor looks at single pixels: what is measured is everything but the network.
 
 Three bounds are measured in the same run, over the same pixels, with as many threads as CPUs:
 
@@ -53,8 +53,8 @@ TOY_SIDES = (300, 700)
 PATTERN = 2048
 LEAST_SIDE = 64
 """Side of the scene that shows what a run takes at least, px."""
-SPARSE_FROM, DATA_WIDTH = 50_000, 8192
-"""Sides from which scenes are sparse, px, and how wide their diagonal band of data is."""
+SPARSE_FROM = 50_000
+"""Sides from which scenes are sparse, px."""
 MOST_IN_MEMORY = 20_000
 """Sides up to which the bounds that hold all pixels in memory are measured, px."""
 REPEATED_UP_TO = 10_000
@@ -269,7 +269,7 @@ def write_scene(path: Path, side: int) -> None:
     with rasterio.open(path, "w", **profile) as dataset:
         for top in range(0, side, PATTERN):
             for left in range(0, side, PATTERN):
-                if side < SPARSE_FROM or abs(left - top) <= DATA_WIDTH // 2:
+                if side < SPARSE_FROM or abs(left - top) <= 2 * PATTERN:
                     height, width = min(PATTERN, side - top), min(PATTERN, side - left)
                     dataset.write(pattern[:, :height, :width], window=Window(left, top, width, height))
         for number, name in enumerate(("red", "green", "blue", "nir"), start=1):

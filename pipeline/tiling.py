@@ -269,12 +269,17 @@ def _group(cuts: tuple[int, ...], count: int) -> list[int]:
 
 
 def _at_blocks(cuts: list[int]) -> list[int]:
-    """The cuts moved to the nearest block, or as they are where that would make a region vanish.
+    """The cuts moved to whole blocks, or as they are where that would make a region vanish.
 
-    >>> _at_blocks([0, 900, 2100, 3000]), _at_blocks([0, 30, 60])
-    ([0, 1024, 2048, 3000], [0, 30, 60])
+    Blocks of overviews cover more pixels: regions keep apart as many levels as fit a quarter of the smallest.
+
+    >>> _at_blocks([0, 20_000, 40_000, 60_000]), _at_blocks([0, 900, 2100, 3000]), _at_blocks([0, 30, 60])
+    ([0, 20480, 40960, 60000], [0, 1024, 2048, 3000], [0, 30, 60])
     """
-    moved = [cuts[0], *(round(cut / BLOCK) * BLOCK for cut in cuts[1:-1]), cuts[-1]]
+    side, smallest = BLOCK, min(b - a for a, b in pairwise(cuts))
+    while 8 * side <= smallest:
+        side *= 2
+    moved = [cuts[0], *(round(cut / side) * side for cut in cuts[1:-1]), cuts[-1]]
     return moved if all(a < b for a, b in pairwise(moved)) else cuts
 
 
