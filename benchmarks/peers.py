@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -121,16 +122,23 @@ def measure(base: int, arguments: argparse.Namespace) -> list[Measurement]:
 
 def contestants(*, toy: bool) -> list[str]:
     """Who takes part: MONAI only where it is installed."""
-    if toy or not (PEERS / "bin" / "python").exists():
+    if toy or monai_python() is None:
         print("MONAI is left out; python -m benchmarks.peers --install brings it", file=sys.stderr)
         return ["ours", "loop"]
     return ["ours", "loop", "monai"]
 
 
+def monai_python() -> Path | None:
+    """The interpreter that has MONAI: that of `.peers/`, else this one, else none."""
+    if (PEERS / "bin" / "python").exists():
+        return PEERS / "bin" / "python"
+    return Path(sys.executable) if find_spec("monai") else None
+
+
 def run_apart(contestant: str, task: dict[str, Any]) -> dict[str, Any]:
     """One contestant in a process of its own; returns what it measured."""
-    python = PEERS / "bin" / "python" if contestant == "monai" else sys.executable
-    command = [python, "-m", "benchmarks.peers", "--run", contestant]
+    python = monai_python() if contestant == "monai" else None
+    command = [python or sys.executable, "-m", "benchmarks.peers", "--run", contestant]
     text = json.dumps(task, default=str)
     done = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -52,6 +52,12 @@ def test_a_scene_becomes_a_mosaic_with_few_packages(make_scene: MakeScene, tmp_p
     assert {path.name for path in out.glob("*.tif")} == {"probability.tif", "mask.tif"}
 
 
+@pytest.mark.parametrize("name", ["device", "bounds", "engine", "stages", "precision", "peers", "rivals"])
+def test_benchmarks_for_a_gpu_machine_import_with_few_packages(name: str) -> None:
+    done = run_there(f"import benchmarks.{name}")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("package", ["pyproj", "numba", "distributed", "geopandas", "PIL"])
 def test_there_the_other_packages_are_absent(package: str) -> None:
     done = run_there(f"import {package}")

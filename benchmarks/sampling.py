@@ -1,0 +1,97 @@
+"""Where the threads of a run spend their time: a sampler that looks at every thread's stack now and then.
+
+A thread counts for the stage of the innermost function of `pipeline/` on its stack, and for `waiting` while its
+innermost function of all is a lock, a queue or a sleep of the standard library.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import pipeline
+
+ROOMS = Path(pipeline.__file__).parent
+STANDARD = Path(threading.__file__).parent
+WAITING = ("threading.py", "queue.py", "concurrent/futures/thread.py", "concurrent/futures/_base.py", "selectors.py")
+STAGES: Mapping[str, tuple[str, ...]] = {
+    "decode": ("scene", "handles", "validity", "batches", "resample"),
+    "copy": ("transfer",),
+    "cut": ("cutting",),
+    "network": ("ready", "prepare", "predictor", "unet", "networks_layers"),
+    "blend, quantise": ("blend", "levels"),
+    "decide, encode": ("mosaic", "mosaic_strips", "decide", "overviews", "glance"),
+    "COG": ("cog",),
+    "prove the precision": ("precision",),
+}
+"""Stage -> rooms of `pipeline/` that do its work; all others are `rest`."""
+_STAGE_OF = {room: stage for stage, rooms in STAGES.items() for room in rooms}
+
+
+class Sampler:
+    """Seconds of all threads by stage, so far."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._samples: Counter[str] = Counter()
+        self._stopped = threading.Event()
+        self._since = time.perf_counter()
+        self._looks = 0
+        self.wall_s = 0.0
+        """Seconds sampled."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Stage -> seconds of all threads together, waiting left out."""
+        if not self._looks:
+            return {}
+        each = self.wall_s / self._looks
+        return {stage: count * each for stage, count in self._samples.most_common() if stage != "waiting"}
+
+    def run(self) -> None:
+        """Look until `stop`."""
+        own = threading.get_ident()
+        while not self._stopped.wait(self._interval_s):
+            self._looks += 1
+            self._samples.update(stage_of(frame) for thread, frame in sys._current_frames().items() if thread != own)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        self.wall_s = time.perf_counter() - self._since
+
+
+@contextmanager
+def sampled(interval_s: float = 0.004) -> Iterator[Sampler]:
+    """Sample all threads of this process while the body runs."""
+    sampler = Sampler(interval_s)
+    thread = threading.Thread(target=sampler.run, name="sampler")
+    thread.start()
+    try:
+        yield sampler
+    finally:
+        sampler.stop()
+        thread.join()
+
+
+def stage_of(frame: FrameType) -> str:
+    """The stage that a thread is at, `waiting`, or `rest`."""
+    innermost = Path(frame.f_code.co_filename)
+    if innermost.is_relative_to(STANDARD) and str(innermost.relative_to(STANDARD)) in WAITING:
+        return "waiting"
+    step: FrameType | None = frame
+    rooms = []
+    while step is not None:
+        path = Path(step.f_code.co_filename)
+        if path.parent == ROOMS:
+            rooms.append(path.stem)
+        step = step.f_back
+    if "precision" in rooms:
+        return "prove the precision"
+    return next((_STAGE_OF[room] for room in rooms if room in _STAGE_OF), "rest")
