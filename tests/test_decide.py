@@ -6,7 +6,7 @@ import pytest
 from pipeline.card import ModelCard
 from pipeline.decide import decide, decide_apart, resolve_threshold
 from pipeline.errors import SettingsError
-from pipeline.levels import INVALID
+from pipeline.levels import INVALID, as_integers, as_levels
 
 INDEPENDENT = ModelCard(bands=("red",), classes=("roof", "road"))
 EXCLUSIVE = ModelCard(bands=("red",), classes=("none", "roof", "road"), activation="softmax", background="none")
@@ -53,3 +53,14 @@ def test_a_threshold_for_exclusive_classes_is_refused():
         decide(pixels((1, 2, 3)), EXCLUSIVE, 0.5, top=254)
     with pytest.raises(SettingsError, match=r"at most 1, not 1\.5"):
         decide(pixels((1, 2)), INDEPENDENT, 1.5, top=254)
+
+
+@pytest.mark.parametrize("card", [INDEPENDENT, EXCLUSIVE, ModelCard(bands=("red",), classes=("roof",))])
+@pytest.mark.parametrize("threshold", [None, 0.004, 0.5, 1.0])
+def test_bytes_are_decided_like_the_levels_they_mean(card: ModelCard, threshold: float | None):
+    threshold = None if card.activation == "softmax" else threshold
+    stored = np.random.default_rng(0).integers(0, 256, (len(card.classes), 64, 64), np.uint8)
+    stored[0, :2] = np.arange(128).reshape(2, 64) * 2
+    assert as_integers(stored).dtype == np.uint8
+    expected = decide(as_levels(stored), card, threshold, top=254)
+    assert (decide(as_integers(stored), card, threshold, top=254) == expected).all()

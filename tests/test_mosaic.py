@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from rasterio.windows import Window
 from rio_cogeo import cog_validate
 
 from pipeline.card import ModelCard
-from pipeline.errors import SceneError
+from pipeline.decide import decide
+from pipeline.errors import SceneError, WorldError
 from pipeline.grid import RasterGrid
-from pipeline.levels import BLOCK
-from pipeline.mosaic import MosaicReader, MosaicSpec, mask_form, probability_form, write_cog
-from pipeline.mosaic_strips import StripWriter
+from pipeline.levels import BLOCK, as_levels
+from pipeline.mosaic import MosaicReader, MosaicSpec, MosaicWriter, mask_form, probability_form, write_cog
+from pipeline.mosaic_strips import StripWriter, level_path
 from pipeline.overviews import overview_count
 
 CARD = ModelCard(bands=("red",), classes=("roof", "road"), training={"data": "x" * 100})
@@ -96,3 +98,45 @@ def test_a_mask_has_a_colour_and_a_name_for_every_class(tmp_path: Path) -> None:
         assert dataset.nodata == 255
         assert (dataset.tags()["CLASS_1"], dataset.tags()["CLASS_2"]) == ("roof", "road")
     assert len({colours[value] for value in (0, 1, 2, 255)}) == 4
+
+
+def mosaic_writer(folder: Path, spec: MosaicSpec, shape: tuple[int, int]) -> MosaicWriter:
+    return MosaicWriter(
+        (folder / "p.tif", probability_form(grid(*shape), CARD, spec, {})),
+        (folder / "m.tif", mask_form(grid(*shape), CARD, spec, {})),
+        card=CARD,
+        threshold=0.3,
+        overviews=1,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_the_mask_is_decided_from_what_is_stored(tmp_path: Path, dtype: str) -> None:
+    spec = MosaicSpec(dtype=dtype)  # type: ignore[arg-type]
+    generator = np.random.default_rng(0)
+    stored = generator.random((2, 700, 60), np.float32)
+    if dtype != "float32":
+        stored = generator.integers(0, np.iinfo(dtype).max, (2, 700, 60), dtype, endpoint=True)
+    with mosaic_writer(tmp_path, spec, (700, 60)) as writer:
+        for top in range(0, 700, 90):
+            writer.write(stored[:, top : top + 90])
+    with rasterio.open(tmp_path / "p.tif") as probability, rasterio.open(tmp_path / "m.tif") as mask:
+        assert (probability.read() == stored).all()
+        top = {"uint8": 254}.get(dtype, 65534)
+        assert (mask.read(1) == decide(as_levels(stored), CARD, 0.3, top=top)).all()
+    assert level_path(tmp_path / "m.tif", 1).exists()
+
+
+def test_a_write_that_fails_behind_is_told_to_whoever_writes_or_closes(tmp_path: Path) -> None:
+    wide = np.zeros((2, 512, 70), np.uint8)
+    with pytest.raises(ValueError, match="could not broadcast"), mosaic_writer(tmp_path, MosaicSpec(), (700, 60)) as w:
+        w.write(wide[:, :100])
+
+
+def test_the_callers_error_is_not_hidden_by_the_writers(tmp_path: Path) -> None:
+    def strips() -> Iterator[np.ndarray]:
+        yield np.zeros((2, 100, 60), np.uint8)
+        raise WorldError("first")
+
+    with pytest.raises(WorldError, match="first"), mosaic_writer(tmp_path, MosaicSpec(), (700, 60)) as writer:
+        [*map(writer.write, strips())]
