@@ -80,9 +80,7 @@ class Rings:
 
     def keep(self, kept: NDArray[np.bool_]) -> Rings:
         """The rings with `kept[k]`, in the same order."""
-        start = np.concatenate(([0], np.cumsum(self.sizes[kept])))
-        vertices = np.repeat(kept, self.sizes)
-        return Rings(xy=self.xy[vertices], loose=self.loose[vertices], start=start, owner=self.owner[kept])
+        return self if kept.all() else self._copied(np.flatnonzero(kept), self.start)
 
     @classmethod
     def stack(cls, parts: Sequence[Rings]) -> Rings:
@@ -101,12 +99,17 @@ class Rings:
         Each ring starts at its least vertex by `(y, x)`; rings are sorted by component, the shell
         before the holes, and holes by their first vertex.
         """
-        area, first = _survey(self.xy, self.start)
+        area, first = np.zeros(len(self), np.int64), np.empty(len(self), np.int64)
+        _survey(self.xy, self.start, area, first)
         head = self.xy[first]
-        order = np.lexsort((head[:, 0], head[:, 1], area < 0, self.owner))
+        return self._copied(np.lexsort((head[:, 0], head[:, 1], area < 0, self.owner)), first)
+
+    def _copied(self, order: NDArray[np.intp], first: NDArray[np.int64]) -> Rings:
+        """The rings `order`; ring `k` begins with the vertex `first[k]`."""
         start = np.concatenate(([0], np.cumsum(self.sizes[order])))
-        vertex = _rotated(self.start, first, order)
-        return Rings(xy=self.xy[vertex], loose=self.loose[vertex], start=start, owner=self.owner[order])
+        xy, loose = np.empty((int(start[-1]), 2), np.int32), np.empty(int(start[-1]), np.bool_)
+        _copy(self.xy, self.loose, self.start, order, first, xy, loose)
+        return Rings(xy=xy, loose=loose, start=start, owner=self.owner[order])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,11 +225,10 @@ def _close(xy: NDArray[np.int32], start: NDArray[np.int64], chosen: NDArray[np.i
 
 
 @compiled
-def _survey(xy: NDArray[np.int32], start: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Twice the signed area of each ring, and the index of its least vertex by `(y, x)`."""
-    n = len(start) - 1
-    area, first = np.zeros(n, np.int64), start[:-1].copy()
-    for k in range(n):
+def _survey(xy: NDArray[np.int32], start: NDArray[np.int64], area: NDArray[np.int64], first: NDArray[np.int64]) -> None:
+    """Fill in twice the signed area of each ring, and the index of its least vertex by `(y, x)`."""
+    for k in range(len(first)):
+        first[k] = start[k]
         before = start[k + 1] - 1
         for i in range(start[k], start[k + 1]):
             x, y = np.int64(xy[i, 0]), np.int64(xy[i, 1])
@@ -235,19 +237,22 @@ def _survey(xy: NDArray[np.int32], start: NDArray[np.int64]) -> tuple[NDArray[np
             if y < xy[best, 1] or (y == xy[best, 1] and x < xy[best, 0]):
                 first[k] = i
             before = i
-    return area, first
 
 
 @compiled
-def _rotated(start: NDArray[np.int64], first: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The vertices of the rings in a new order, each ring begun at its vertex `first`."""
-    vertex = np.empty(start[-1], np.int64)
+def _copy(
+    xy: NDArray[np.int32],
+    loose: NDArray[np.bool_],
+    start: NDArray[np.int64],
+    order: NDArray[np.intp],
+    first: NDArray[np.int64],
+    new_xy: NDArray[np.int32],
+    new_loose: NDArray[np.bool_],
+) -> None:
+    """Write the rings `order` one after the other, each from its vertex `first` on."""
     at = 0
     for k in order:
-        for i in range(first[k], start[k + 1]):
-            vertex[at] = i
-            at += 1
-        for i in range(start[k], first[k]):
-            vertex[at] = i
-            at += 1
-    return vertex
+        for begin, end in ((first[k], start[k + 1]), (start[k], first[k])):
+            for i in range(begin, end):
+                new_xy[at, 0], new_xy[at, 1], new_loose[at] = xy[i, 0], xy[i, 1], loose[i]
+                at += 1

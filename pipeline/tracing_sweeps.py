@@ -26,6 +26,9 @@ Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int32]
 Sums = NDArray[np.int64]
 
+Lines = tuple[Bytes, Bytes, Bytes, NDArray[np.uint64]]
+"""Codes of two rows of pixels, marks of a row of places, and the marks eight at a time."""
+
 OUTSIDE = 255
 """Code of a pixel of no component: nodata, beyond the block, and of no class unless those are wanted."""
 ON_SEAM = 1
@@ -80,12 +83,13 @@ def link_corners(mask: Bytes, seams: Sums, *, with_none: bool, junctions: bool) 
     width = mask.shape[1]
     corners = _room(FIRST_ROOM + 4 * (width + 1))
     slots = np.empty((2, width + 1), np.int32)
+    lines = _lines(width)
     row = used = pairs = 0
     while row <= mask.shape[0]:
         if row:
             corners = _enlarged(corners)
         arrays = (corners.xy, corners.following, corners.kind, corners.touching)
-        row, used, pairs = _link_rows(mask, with_none, junctions, seams, slots, (row, used, pairs), arrays)
+        row, used, pairs = _link_rows(mask, with_none, junctions, seams, slots, lines, (row, used, pairs), arrays)
     return Corners(
         xy=corners.xy[:used],
         following=corners.following[:used],
@@ -119,12 +123,15 @@ def measure_runs(
     sums = np.zeros((3, n), np.int64)
     lines = [np.full(size, BAD, np.int64) for size in (width, height, width, height)]
     labels = np.zeros((height, width) if painted else (0, 0), np.int32)
+    at_side, at_hole = np.empty(width + 1, np.int32), np.full(width + 1, -1, np.int32)
     _measure_rows(
         mask,
         level,
         with_none,
         (corners.xy, corners.kind, ring),
         owner,
+        (at_side, at_hole),
+        _lines(width),
         sums,
         (lines[0], lines[1], lines[2], lines[3]),
         labels,
@@ -132,6 +139,12 @@ def measure_runs(
     return Runs(
         count=sums[0], total=sums[1], peak=sums[2], lines=(lines[0], lines[1], lines[2], lines[3]), labels=labels
     )
+
+
+def _lines(width: int) -> Lines:
+    """Room for one row of a block."""
+    marks = np.zeros((width + 8) // 8 * 8, np.uint8)
+    return np.empty(width + 2, np.uint8), np.empty(width + 2, np.uint8), marks, marks.view(np.uint64)
 
 
 def _room(size: int) -> Corners:
@@ -189,13 +202,13 @@ def _link_rows(
     junctions: bool,
     seams: Sums,
     slots: Numbers,
+    lines: Lines,
     state: tuple[int, int, int],
     corners: tuple[Numbers, Numbers, Bytes, Numbers],
 ) -> tuple[int, int, int]:
     """Sweep rows of places while there is room; returns the next row, and how many vertices and pairs there are."""
     height, width = mask.shape
-    above, below = np.empty(width + 2, np.uint8), np.empty(width + 2, np.uint8)
-    marks = np.zeros((width + 8) // 8 * 8, np.uint8)
+    above, below, marks, words = lines
     y, n, pairs = state
     _encode_row(mask, y - 1, with_none, above)
     while y <= height and n + 4 * (width + 1) <= len(corners[1]):
@@ -203,7 +216,7 @@ def _link_rows(
         _mark_places(above, below, y == seams[0] or y == seams[2], marks)
         marks[0] |= seams[3] == 0
         marks[width] |= seams[1] == width
-        n, pairs = _link_row(y, above, below, marks.view(np.uint64), junctions, seams, slots, n, pairs, corners)
+        n, pairs = _link_row(y, above, below, words, junctions, seams, slots, n, pairs, corners)
         above, below = below, above
         y += 1
     return y, n, pairs
@@ -296,17 +309,21 @@ def _measure_rows(
     with_none: bool,
     vertices: tuple[Numbers, Bytes, Numbers],
     owner: Numbers,
+    slots: tuple[Numbers, Numbers],
+    lines: Lines,
     sums: Sums,
-    lines: tuple[Sums, Sums, Sums, Sums],
+    sides: tuple[Sums, Sums, Sums, Sums],
     labels: Numbers,
 ) -> None:
-    """Sweep rows of pixels. A run begins at the left side of its component; which ring that is, `left` keeps."""
+    """Sweep rows of pixels.
+
+    A run begins at a left side of its component and may end at a hole. Slots hold the ring of the side that is open in
+    each column, and a hole that begins there.
+    """
     height, width = mask.shape
     xy, kind, ring = vertices
-    codes = np.empty(width + 2, np.uint8)
-    marks = np.zeros((width + 8) // 8 * 8, np.uint8)
-    words = marks.view(np.uint64)
-    left, hole = np.empty(width + 1, np.int32), np.full(width + 1, -1, np.int32)
+    left, hole = slots
+    codes, _, marks, words = lines
     v, rings = 0, -1
     for y in range(height):
         while v < len(ring) and xy[v, 1] == y:
@@ -319,7 +336,7 @@ def _measure_rows(
         _encode_row(mask, y, with_none, codes)
         for i in range(width + 1):
             marks[i] = np.uint8(codes[i] != codes[i + 1])
-        begin, k = 0, np.int32(0)
+        begin = k = width  # no run is open
         for i in range(len(words)):
             word = words[i]
             while word != 0:
@@ -328,7 +345,7 @@ def _measure_rows(
                 if codes[x] != OUTSIDE:
                     _add_run(level, y, begin, x, k, sums)
                     if begin == 0 or x == width or y == 0 or y == height - 1 or len(labels):
-                        _note_run(y, begin, x, k, lines, labels)
+                        _note_run(y, begin, x, k, sides, labels)
                     if hole[x] >= 0:
                         owner[hole[x]] = k
                         hole[x] = -1
@@ -337,7 +354,7 @@ def _measure_rows(
 
 
 @compiled
-def _add_run(level: NDArray[np.unsignedinteger], y: int, begin: int, end: int, k: np.int32, sums: Sums) -> None:
+def _add_run(level: NDArray[np.unsignedinteger], y: int, begin: int, end: int, k: int, sums: Sums) -> None:
     """Add the pixels `begin:end` of a row to component `k`."""
     total = peak = np.int64(0)
     for x in range(begin, end):
@@ -350,9 +367,9 @@ def _add_run(level: NDArray[np.unsignedinteger], y: int, begin: int, end: int, k
 
 
 @compiled
-def _note_run(y: int, begin: int, end: int, k: np.int32, lines: tuple[Sums, Sums, Sums, Sums], labels: Numbers) -> None:
-    """Write component `k` to the pixels `begin:end` of a row, in the lines along the block and the labels."""
-    top, right, bottom, left = lines
+def _note_run(y: int, begin: int, end: int, k: int, sides: tuple[Sums, Sums, Sums, Sums], labels: Numbers) -> None:
+    """Write component `k` to the pixels `begin:end` of a row, in the sides of the block and the labels."""
+    top, right, bottom, left = sides
     if begin == 0:
         left[y] = k
     if end == len(top):
