@@ -130,6 +130,18 @@ def write_levels(target: Path, levels: Sequence[Level], *, largest_classic: int 
                 out.write(block[-_FRAME:])
 
 
+def check_blocks(path: Path) -> None:
+    """Make sure that a tiled TIFF holds all of its blocks: a disk that was full for a while may have left some out.
+
+    Raises:
+        OSError: it does not.
+    """
+    fields = _read_fields(path)
+    offset, size = _values(fields[OFFSETS]), _values(fields[BYTE_COUNTS])
+    if not size.all() or (offset + size).max() > path.stat().st_size:
+        raise OSError(f"{path} lacks blocks")
+
+
 def _head(fields: Sequence[Mapping[int, _Field]], blocks: Sequence[_Blocks], form: _Format) -> bytes:
     """Everything before the first block. Its length does not depend on the offsets in it, so it is laid out twice."""
     nowhere = [np.zeros(len(each.size), np.int64) for each in blocks]
@@ -220,8 +232,7 @@ def _find_blocks(level: Level, fields: Mapping[int, _Field]) -> _Blocks:
         source[place] = index
         offset[place] = _values(own[OFFSETS]).reshape(shape)
         size[place] = _values(own[BYTE_COUNTS]).reshape(shape)
-    if not size.all():
-        raise OSError(f"{level.parts[0].path} or one beside it lacks blocks")
+    assert size.all(), f"{level.template}: its parts leave blocks out"
     return _Blocks(source=source.ravel(), offset=offset.ravel(), size=size.ravel())
 
 

@@ -21,6 +21,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
+from pipeline.cog import check_blocks
 from pipeline.errors import WorldError
 from pipeline.grid import RasterGrid
 from pipeline.handles import limit_block_cache
@@ -67,7 +68,7 @@ class StripWriter:
             overviews: how many levels below this one are written too.
             level: which level this one is, 0 = full size.
         """
-        self._form = form
+        self._form, self._path = form, level_path(path, level)
         height, width = level_shape(form.grid.shape, level)
         self._dataset = create_level(path, form, level)
         self._rows = np.empty((len(form.names), min(BLOCK, height), width), form.dtype)
@@ -90,6 +91,8 @@ class StripWriter:
                     self._below.__exit__(kind, error, trace)
             finally:
                 self._dataset.close()
+        if kind is None:
+            self._check()
 
     def write(self, rows: NDArray[np.generic]) -> None:
         """Append `(bands, rows, width)`.
@@ -116,11 +119,18 @@ class StripWriter:
         try:
             self._dataset.write(rows, window=window)
         except RasterioError as error:
-            raise WorldError(f"{self._dataset.name}: writing failed: {error}; is the disk full?") from error
+            raise _write_fault(self._path, error) from error
         self._done += rows.shape[1]
         if self._below is not None:
             halve = halve_mean if self._form.colours is None else halve_mode
             self._below.write(halve_slabs(halve, rows, self._form.nodata))
+
+    def _check(self) -> None:
+        """Tell of what GDAL, which writes late and closes silently, could not write."""
+        try:
+            check_blocks(self._path)
+        except OSError as error:
+            raise _write_fault(self._path, error) from error
 
 
 def level_path(path: Path, level: int) -> Path:
@@ -182,6 +192,10 @@ def create_level(path: Path, form: RasterForm, level: int, *, empty: bool = Fals
 def open_level(path: Path, level: int) -> rasterio.DatasetReader:
     """Open one level of a raster of a StripWriter."""
     return _open_quietly(level_path(path, level), driver="GTiff")
+
+
+def _write_fault(path: Path, error: Exception) -> WorldError:
+    return WorldError(f"{path}: writing failed: {error}; is the disk full?")
 
 
 def _predictor(form: RasterForm) -> int:

@@ -16,12 +16,12 @@ from rasterio.windows import Window
 from rio_cogeo import cog_validate
 
 from pipeline.card import ModelCard
-from pipeline.cog import LARGEST_CLASSIC, Level, Placed, write_levels
+from pipeline.cog import LARGEST_CLASSIC, Level, Placed, check_blocks, write_levels
 from pipeline.errors import WorldError
 from pipeline.grid import RasterGrid
 from pipeline.levels import BLOCK
 from pipeline.mosaic import MosaicSpec, mask_form, probability_form, write_cog, writing_cog
-from pipeline.mosaic_strips import RasterForm, StripWriter, level_path
+from pipeline.mosaic_strips import RasterForm, StripWriter, create_level, level_path
 from pipeline.overviews import halve_mean, halve_mode, overview_count
 
 CARD = ModelCard(bands=("red",), classes=("roof", "road"))
@@ -150,10 +150,19 @@ def test_a_file_too_large_for_tiff_is_a_bigtiff(tmp_path: Path, largest: int, ma
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.0])
-def test_a_region_cut_short_by_a_full_disk_is_told(tmp_path: Path, kept: float) -> None:
+def test_a_raster_cut_short_is_told(tmp_path: Path, kept: float) -> None:
     form = form_of("probability", (1100, 1700))
     ((path, window),) = write_parts(tmp_path, form, pixels_of(form), [], [])
+    check_blocks(path)
     with path.open("r+b") as file:
         file.truncate(int(path.stat().st_size * kept))
+    with pytest.raises(OSError, match=r"lacks blocks|ends too early"):
+        check_blocks(path)
     with pytest.raises(WorldError, match="disk full"):
         write_cog([(path, window)], tmp_path / "x.tif", form)
+
+
+def test_blocks_that_were_never_written_are_missed(tmp_path: Path) -> None:
+    create_level(tmp_path / "x.tif", form_of("mask", (1100, 1700)), 0, empty=True).close()
+    with pytest.raises(OSError, match="lacks blocks"):
+        check_blocks(tmp_path / "x.tif")
