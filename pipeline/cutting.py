@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.normalize import InputTransform
-from pipeline.transfer import LoadedStrip
+from pipeline.transfer import LoadedPiece, LoadedStrip
 
 
 class TileCutter:
@@ -45,51 +45,49 @@ class TileCutter:
         Returns:
             `(size, bands, rows, width)` model input, 0 where pixels are not real data.
         """
-        bands, rows = len(strip.pieces[0].pixels), strip.raw.shape[0]
-        tiles = torch.empty(
-            (size, bands, rows, width), dtype=self._dtype, device=self._device, memory_format=self._layout
-        )
-        planes = None if self._takes_planes else torch.empty((bands, rows, width), device=self._device)
-        for tile, left in zip(tiles, lefts, strict=False):
-            if planes is None:
-                self._normalise(strip, left, tile)
-                continue
-            self._normalise(strip, left, planes)
+        shape = (len(strip.pieces[0].pixels), strip.raw.shape[0], width)
+        tiles = torch.empty((size, *shape), dtype=self._dtype, device=self._device, memory_format=self._layout)
+        group = 1 if self._device.type == "cpu" else len(lefts)
+        planes = torch.empty((group, *shape), device=self._device)
+        for first in range(0, len(lefts), group):
+            part = lefts[first : first + group]
+            self._normalise(strip, part, planes[: len(part)])
             # Two steps, for torch converts slowly while it rearranges.
-            tile.copy_(planes.to(self._dtype))
+            tiles[first : first + len(part)].copy_(planes[: len(part)].to(self._dtype))
         if len(lefts) < size:
             tiles[len(lefts) :] = tiles[len(lefts) - 1].clone()
         return tiles
 
-    @property
-    def _takes_planes(self) -> bool:
-        return self._dtype == torch.float32 and self._layout == torch.contiguous_format
-
-    def _normalise(self, strip: LoadedStrip, left: int, tile: Tensor) -> None:
-        """Write one tile of model input, `(bands, rows, columns)` float32."""
-        width = tile.shape[2]
-        partly = False
-        for piece in strip.pieces:
-            dst, src = _overlap(piece.left, piece.pixels.shape[2], left, width)
-            if dst.start < dst.stop:
-                tile[:, piece.top : piece.top + piece.pixels.shape[1], dst].copy_(piece.pixels[:, :, src])
-                partly = partly or piece.valid is not None
+    def _normalise(self, strip: LoadedStrip, lefts: Sequence[int], planes: Tensor) -> None:
+        """Write tiles of model input, `(N, bands, rows, columns)` float32."""
+        for plane, left in zip(planes, lefts, strict=True):
+            for piece in strip.pieces:
+                rows, dst, src = _overlap(piece, left, planes.shape[3])
+                if dst.start < dst.stop:
+                    plane[:, rows, dst].copy_(piece.pixels[:, :, src])
         if not self._as_it_is:
-            tile.mul_(self._gain).add_(self._bias)
+            planes.mul_(self._gain).add_(self._bias)
         if self._clip is not None:
-            tile.clamp_(*self._clip)
-        if partly:
-            self._blank(strip, left, tile)
-
-    def _blank(self, strip: LoadedStrip, left: int, tile: Tensor) -> None:
-        """Set what is not real data to 0, the mean of standardised data."""
-        for piece in strip.pieces:
-            dst, src = _overlap(piece.left, piece.pixels.shape[2], left, tile.shape[2])
-            if piece.valid is not None and dst.start < dst.stop:
-                tile[:, piece.top : piece.top + len(piece.valid), dst].masked_fill_(~piece.valid[:, src], 0.0)
+            planes.clamp_(*self._clip)
+        if any(piece.valid is not None for piece in strip.pieces):
+            for plane, left in zip(planes, lefts, strict=True):
+                _blank(strip, left, plane)
 
 
-def _overlap(piece_left: int, piece_width: int, left: int, width: int) -> tuple[slice, slice]:
-    """Columns that a piece and a tile share, as slices of the tile and of the piece; empty if they share none."""
-    start, stop = max(piece_left, left), min(piece_left + piece_width, left + width)
-    return slice(start - left, stop - left), slice(start - piece_left, stop - piece_left)
+def _blank(strip: LoadedStrip, left: int, plane: Tensor) -> None:
+    """Set what is not real data to 0, the mean of standardised data."""
+    for piece in strip.pieces:
+        rows, dst, src = _overlap(piece, left, plane.shape[2])
+        if piece.valid is not None and dst.start < dst.stop:
+            plane[:, rows, dst].masked_fill_(~piece.valid[:, src], 0.0)
+
+
+def _overlap(piece: LoadedPiece, left: int, width: int) -> tuple[slice, slice, slice]:
+    """Rows and columns of a tile that lie in a piece, and the columns of the piece; empty if there are none."""
+    height, across = piece.pixels.shape[1:]
+    start, stop = max(piece.left, left), min(piece.left + across, left + width)
+    return (
+        slice(piece.top, piece.top + height),
+        slice(start - left, stop - left),
+        slice(start - piece.left, stop - piece.left),
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -129,6 +129,13 @@ def infer_region(
 ) -> RegionResult:
     """Run a region and leave its `probability-` and `mask-` rasters in the job's folder."""
     _check_identity(job, predictor)
+    device = predictor.device if isinstance(predictor, Prepared) else torch.device("cpu")
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return _infer(job, region, predictor, watch)
+
+
+def _infer(job: RegionJob, region: Region, predictor: Predictor | ArrayFunction, watch: Watch | None) -> RegionResult:
+    """Run a region, in halves where the device has no room for its strips."""
     try:
         run = _RegionRun(job, region, predictor)
     except (RuntimeError, MemoryError) as error:
@@ -138,7 +145,7 @@ def infer_region(
         log.warning("no memory for strips of %d columns: %s; going on with halves", region.core.width, error)
     else:
         return _store(job, region, run, watch)
-    return _side_by_side(region, [infer_region(job, half, predictor, watch) for half in halves])
+    return _side_by_side(region, [_infer(job, half, predictor, watch) for half in halves])
 
 
 def _store(job: RegionJob, region: Region, run: _RegionRun, watch: Watch | None) -> RegionResult:

@@ -167,8 +167,7 @@ class _StripBuffer:
 
     def __init__(self, shape: tuple[int, int, int], dtype: np.dtype[np.generic], device: torch.device) -> None:
         torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
-        self._pinned = torch.empty(shape, dtype=torch_dtype, pin_memory=True)
-        self._pinned_valid = torch.empty(shape[1:], dtype=torch.bool, pin_memory=True)
+        self._pinned, self._pinned_valid = pinned(shape, torch_dtype), pinned(shape[1:], torch.bool)
         self.on_device = torch.empty(shape, dtype=torch_dtype, device=device)
         self._valid_on_device = torch.empty(shape[1:], dtype=torch.bool, device=device)
         self.copied, self.used = (torch.cuda.Event() for _ in range(2))  # type: ignore[no-untyped-call]
@@ -197,8 +196,8 @@ class _RowBuffer:
     """Room for one set of finished rows on the host."""
 
     def __init__(self, shape: tuple[int, int, int], dtype: np.dtype[np.generic]) -> None:
-        self._pinned = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
-        self._pinned_extremes = torch.empty(2, pin_memory=True)
+        self._pinned = pinned(shape, torch.from_numpy(np.empty(0, dtype)).dtype)
+        self._pinned_extremes = pinned((2,), torch.float32)
         self._shape = shape
         self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
@@ -222,6 +221,11 @@ class _RowBuffer:
     def _room(self) -> Tensor:
         """As much of the buffer as the rows take, without gaps, which would keep the copy from being asynchronous."""
         return self._pinned.view(-1)[: math.prod(self._shape)].view(self._shape)
+
+
+def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory of the host that a CUDA device can copy while others work."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
 def torch_type(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:

@@ -372,6 +372,27 @@ def test_a_device_too_small_for_a_strip_runs_it_in_parts_to_the_same_pixels(
         assert roomy == cramped, name
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_a_scene_repeats_to_the_byte_and_is_that_of_the_cpu(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, UNetSpec(bands=3, classes=2, depth=3, base_channels=8))
+    pixels = np.random.default_rng(1).integers(0, 255, (3, 700, 533), np.uint8)
+    scene = write_scene(tmp_path / "scene.tif", pixels, nodata=0, block=64)
+    spec = SegmentSpec(
+        tiling=TilingSpec(tile_size=96, overlap=24), inference=InferenceSpec(batch_size=4, deterministic=True)
+    )
+    here = segment_scene(scene, tmp_path / "cpu", predictor=load_predictor(path, "cpu", precision="float32"), spec=spec)
+    there = [
+        segment_scene(scene, tmp_path / name, predictor=load_predictor(path, "cuda"), spec=spec) for name in ("a", "b")
+    ]
+    first, second = ((Path(report.folder) / "probability.tif").read_bytes() for report in there)
+    assert first == second
+    with (
+        rasterio.open(Path(here.folder) / "probability.tif") as cpu,
+        rasterio.open(Path(there[0].folder) / "probability.tif") as gpu,
+    ):
+        assert np.abs(cpu.read().astype(int) - gpu.read()).max() <= np.ceil(254 * 0.01)
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     usual = torch.get_num_threads()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from strips import assembled, raw_strip
 
+from pipeline import transfer as transfers
 from pipeline.batches import RawStrip
-from pipeline.transfer import CudaTransfer, DirectTransfer, LoadedStrip, Transfer
+from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer
 
 CPU = torch.device("cpu")
 
@@ -55,19 +61,48 @@ def test_rows_come_back_with_their_extremes() -> None:
     assert extremes == (0.25, 0.5)
 
 
-@pytest.mark.gpu
-def test_cuda_buffers_are_used_again_without_mixing_strips() -> None:
-    device = torch.device("cuda")
-    transfer: Transfer = CudaTransfer(device, strip=(3, 8, 40), dtype="uint16", rows=(1, 8, 40), stored="uint8")
-    given = strips(9)
-    fetched = []
-    for k, strip in enumerate(given):
+class Instant:
+    """A stream or event of a device that is always done."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu), "pretended"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A CUDA device, or a CPU that is taken for one: it tests which buffer is used when, not the waiting."""
+    if request.param == "cuda":
+        return torch.device("cuda")
+    for name, pretended in {
+        "Stream": Instant,
+        "Event": Instant,
+        "current_stream": Instant,
+        "stream": nullcontext,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, pretended)
+    monkeypatch.setattr(transfers, "pinned", lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    return CPU
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float64"])
+def test_buffers_are_used_again_without_mixing_strips(device: torch.device, dtype: str) -> None:
+    """Rows are kept by the writer until two more have been written, as `MosaicWriter.write` may."""
+    transfer: Transfer = CudaTransfer(device, strip=(3, 8, 40), dtype=dtype, rows=(2, 8, 40), stored="uint8")
+    travelling, written = list[tuple[NDArray[Any], FinishedRows]](), list[tuple[NDArray[Any], NDArray[Any]]]()
+    for k, strip in enumerate(strips(12, dtype=dtype)):
         loaded = transfer.load(strip)
         assert_loaded(loaded, strip)
-        rows = loaded.pieces[0].pixels[:1, : 4 + k % 3].to(torch.uint8)
-        fetched.append((strip, transfer.fetch(rows, torch.tensor([0.0, 1.0], device=device))))
-        if len(fetched) > transfer.behind:
-            expected, done = fetched.pop(0)
-            found, extremes = done.wait()
-            assert (found == assembled(expected)[0][:1, : found.shape[1]]).all()
-            assert extremes == (0.0, 1.0)
+        rows = loaded.pieces[0].pixels[:2, : 4 + k % 3].to(torch.uint8)
+        extremes = torch.tensor([0.0, k / 16], device=device)
+        travelling.append((assembled(strip)[0][:2, : 4 + k % 3].astype(np.uint8), transfer.fetch(rows, extremes)))
+        if len(travelling) > transfer.behind:
+            expected, finished = travelling.pop(0)
+            found, seen = finished.wait()
+            assert seen == (0.0, (k - transfer.behind) / 16)
+            written.append((expected, found))
+            for before, still in written[-3:]:
+                assert (still == before).all()
+    assert len(written) == 10
