@@ -6,7 +6,7 @@
 Measured first: how fast the machine multiplies matrices in the network's number format, and how fast it copies memory
 larger than its caches, both on all of its cores. A stage cannot be faster than its operations at the first rate, nor
 than its bytes at the second. What is reached comes from a run from file to mosaic: seconds that threads spend in the
-stage, divided by the cores, so as if nothing else ran. On CUDA there are bounds only; `benchmarks.stages` tells the rest.
+stage, divided by the cores, so as if nothing else ran. On CUDA there are bounds only: `benchmarks.stages` measures.
 
 A stage's bytes are those it must read and write once when nothing stays in a cache from the stage before: of the
 network, the input and output of every convolution, pooling and upsampling.

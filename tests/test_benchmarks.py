@@ -6,23 +6,74 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.accuracy import TRIALS
+from benchmarks.stages import device_seconds
 from benchmarks.trials.membranes import rand_error
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_pipeline_benchmark_prints_a_row_for_every_side(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.pipeline", "--sides", "300", "--tile", "128"]
-    command += ["--folder", str(tmp_path), "--json", str(tmp_path / "figures.json")]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    (row,) = json.loads((tmp_path / "figures.json").read_text())["rows"]
-    assert "300" in done.stdout
-    assert row["mosaic_mpx_s"] > 0
-    assert row["peak_mib"] > 0
+def run_toy(tmp_path: Path, module: str, *options: str) -> Any:
+    """Run a benchmark at toy size; returns its figures."""
+    command = [
+        sys.executable,
+        "-m",
+        f"benchmarks.{module}",
+        "--toy",
+        "--json",
+        str(tmp_path / "figures.json"),
+        *options,
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((tmp_path / "figures.json").read_text())
+
+
+def test_the_pipeline_benchmark_measures_every_side_against_its_bounds(tmp_path: Path) -> None:
+    figures = run_toy(tmp_path, "pipeline", "--sides", "300", "--tile", "128", "--folder", str(tmp_path))
+    (row,) = figures["rows"]
+    assert row["side"] == 300
+    assert min(row[key] for key in ("decode_s", "mosaic_mpx_s", "peak_mib")) > 0
+
+
+def test_the_startup_benchmark_follows_a_run_to_its_first_tile(tmp_path: Path) -> None:
+    figures = run_toy(tmp_path, "startup")
+    assert min(figures[key] for key in ("help_s", "import_s")) > 0
+    names, moments = zip(*figures["run"], strict=True)
+    assert names[0] == "start Python"
+    assert names[-1] == "hand the first tile to the network"
+    assert {"import torch", "load the checkpoint", "prove the precision", "read the first strip"} < {*names}
+    assert [*moments] == sorted(moments)
+
+
+@pytest.mark.parametrize("part", ["bounds", "engine", "stages", "precision"])
+def test_every_benchmark_for_a_gpu_machine_runs_on_a_cpu(part: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.device", "--toy", "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path), "--parts", part], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / f"{part}.json").read_text())
+    assert json.loads((tmp_path / "machine.json").read_text())["device"] == "cpu"
+    assert "|" in done.stdout
+
+
+def test_a_part_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.device", "--toy", "--device", "meta", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--parts", "stages"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "failed: stages" in done.stdout
+
+
+def test_rivals_and_ours_agree_on_the_same_scene(tmp_path: Path) -> None:
+    ours, loop = run_toy(tmp_path, "peers")
+    assert (ours["contestant"], loop["contestant"]) == ("ours", "loop")
+    assert loop["difference"] < 0.01
 
 
 @pytest.mark.slow
@@ -36,11 +87,21 @@ def test_the_accuracy_benchmark_trains_and_scores_real_chips(shared_data: Path, 
     assert "| red, green, blue |" in done.stdout
 
 
+def test_the_device_is_busy_while_any_kernel_runs() -> None:
+    events = [
+        {"cat": "kernel", "name": "sm90_xmma_fprop", "ts": 0.0, "dur": 1e6},
+        {"cat": "kernel", "name": "elementwise", "ts": 5e5, "dur": 1e6},
+        {"cat": "gpu_memcpy", "name": "HtoD", "ts": 1e6, "dur": 3e6},
+        {"cat": "cpu_op", "name": "aten::add", "ts": 0.0, "dur": 9e6},
+    ]
+    assert device_seconds(events) == {"matrix kernels": 1, "other kernels": 1, "copies": 3, "busy": 1.5}
+
+
 def test_every_trial_says_what_it_does() -> None:
     command = [sys.executable, "-m", "benchmarks.accuracy", "--list"]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert all(len(line.split(maxsplit=1)) == 2 for line in done.stdout.splitlines())
-    assert len(done.stdout.splitlines()) == 9
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [*TRIALS]
 
 
 def test_the_rand_error_counts_pairs_of_pixels() -> None:
