@@ -39,10 +39,19 @@ format: $(STAMP)  ## rewrite the code in the common style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## print the figures that the docs quote
+bench: $(STAMP) .peers/.installed  ## print the figures of docs/performance.md (25 minutes on 2 idle cores)
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.bounds
+	$(BIN)/python -m benchmarks.precision
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.polygons
 
+.peers/.installed: constraints.txt | $(STAMP)
+	$(BIN)/python -m benchmarks.peers --install
+	@touch $@
+
 clean:  ## remove what the commands above made, and the environment
-	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .peers build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
