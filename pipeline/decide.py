@@ -25,6 +25,8 @@ NONE = 0
 NODATA = 255
 """Mask value of an invalid pixel."""
 
+AT_A_TIME = 1 << 17
+"""Pixels decided together; a processor's cache holds them."""
 ROUNDING = 1e-6
 """Levels; a threshold of `k / top` computed in floating point still means level `k`."""
 
@@ -35,7 +37,7 @@ class Decision:
 
     mask: NDArray[np.uint8]
     """`(height, width)`: class values, 0 = none, 255 = nodata."""
-    level: NDArray[np.uint16]
+    level: NDArray[np.uint8 | np.uint16]
     """`(height, width)`: the level of the pixel's class; any value where the mask is 0 or 255."""
 
 
@@ -90,26 +92,24 @@ def decide(
     mask, best = _most_probable(levels, card.mask_values)
     if not exclusive:
         np.copyto(mask, np.uint8(NONE), where=best < least)
-    np.copyto(mask, np.uint8(NODATA), where=_invalid(levels))
     return mask
 
 
 def decide_apart(
-    levels: NDArray[np.uint16], card: ModelCard, threshold: float | None = None, *, top: int
+    levels: NDArray[np.uint8 | np.uint16], card: ModelCard, threshold: float | None = None, *, top: int
 ) -> Iterator[Decision]:
     """The decisions that become polygons: one for all exclusive classes, or one per independent class.
 
     The classes of a sigmoid model may overlap, so each is decided on its own. Their number and order
     depend on the card alone. Arguments and errors as for `decide`.
     """
-    invalid = _invalid(levels)
     if card.activation == "softmax":
         resolve_threshold(card, threshold, top)
         mask, best = _most_probable(levels, card.mask_values)
-        np.copyto(mask, np.uint8(NODATA), where=invalid)
         yield Decision(mask=mask, level=best)
         return
     least = resolve_threshold(card, threshold, top)
+    invalid = _invalid(levels)
     for index, value, _ in card.foreground:
         mask = np.multiply(levels[index] >= least, np.uint8(value), dtype=np.uint8)
         np.copyto(mask, np.uint8(NODATA), where=invalid)
@@ -126,12 +126,18 @@ def _invalid(levels: NDArray[np.uint8 | np.uint16]) -> NDArray[np.bool_]:
 
 
 def _most_probable(levels: NDArray[Level], values: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[Level]]:
-    """The mask value and the level of each pixel's most probable class, the first among equals."""
-    mask = np.full(levels.shape[1:], values[0], np.uint8)
-    if len(levels) == 1:
-        return mask, levels[0]
-    best = levels[0].copy()
-    for level, value in zip(levels[1:], values[1:], strict=True):
-        np.copyto(mask, np.uint8(value), where=level > best)
-        np.maximum(best, level, out=best)
+    """The mask value and the level of each pixel's most probable class, the first among equals; 255 where invalid.
+
+    A few rows at a time, so that they are read from memory once.
+    """
+    _, height, width = levels.shape
+    mask, best = np.full((height, width), values[0], np.uint8), levels[0].copy()
+    invalid = np.iinfo(levels.dtype).max
+    rows = max(1, AT_A_TIME // max(1, width))
+    for top in range(0, height, rows):
+        here = slice(top, top + rows)
+        for level, value in zip(levels[1:, here], values[1:], strict=True):
+            np.copyto(mask[here], np.uint8(value), where=level > best[here])
+            np.maximum(best[here], level, out=best[here])
+        np.copyto(mask[here], np.uint8(NODATA), where=best[here] == invalid)
     return mask, best

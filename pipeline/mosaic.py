@@ -29,7 +29,7 @@ from pipeline.errors import ModelError, SceneError, WorldError
 from pipeline.export_style import class_colour
 from pipeline.grid import RasterGrid
 from pipeline.handles import ThreadHandles
-from pipeline.levels import BLOCK, TOP_LEVEL, LevelType, as_integers, as_levels, stored_nodata
+from pipeline.levels import BLOCK, TOP_LEVEL, LevelType, as_integers, stored_nodata
 from pipeline.mosaic_strips import RasterForm, StripWriter, create_level, level_path, open_level
 from pipeline.overviews import overview_count
 
@@ -262,9 +262,9 @@ class MosaicReader:
         """Close all handles."""
         self._handles.close()
 
-    def read_levels(self, window: Window) -> NDArray[np.uint16]:
-        """`(classes, height, width)` levels: 0..`levels` mean probability 0..1, 65535 is invalid."""
-        levels = as_levels(self._handles.get().read(window=window))
+    def read_levels(self, window: Window) -> NDArray[np.uint8 | np.uint16]:
+        """`(classes, height, width)` levels: 0..`levels` mean probability 0..1, the type's largest value is invalid."""
+        levels = as_integers(self._handles.get().read(window=window))
         if self.watch is not None:
             self.watch(int(window.width * window.height))
         return levels

@@ -52,8 +52,8 @@ class LevelSource(Protocol):
     def levels(self) -> int:
         """The level that means probability 1."""
 
-    def read_levels(self, window: Window) -> NDArray[np.uint16]:
-        """`(classes, height, width)` levels 0..`levels`; 65535 = invalid."""
+    def read_levels(self, window: Window) -> NDArray[np.uint8 | np.uint16]:
+        """`(classes, height, width)` levels 0..`levels`; the largest value of the type is invalid."""
 
 
 def vectorize(
