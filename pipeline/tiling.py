@@ -269,18 +269,19 @@ def _group(cuts: tuple[int, ...], count: int) -> list[int]:
 
 
 def _at_blocks(cuts: list[int]) -> list[int]:
-    """The cuts moved to whole blocks, or as they are where that would make a region vanish.
+    """The cuts moved to whole blocks that are at most a quarter of the smallest region, if there are such.
 
-    Blocks of overviews cover more pixels: regions keep apart as many levels as fit a quarter of the smallest.
+    Blocks of overviews cover more pixels: the larger the blocks, the more levels are moved as they are.
 
-    >>> _at_blocks([0, 20_000, 40_000, 60_000]), _at_blocks([0, 900, 2100, 3000]), _at_blocks([0, 30, 60])
-    ([0, 20480, 40960, 60000], [0, 1024, 2048, 3000], [0, 30, 60])
+    >>> _at_blocks([0, 20_000, 40_000, 60_000]), _at_blocks([0, 2100, 4200]), _at_blocks([0, 900, 1800])
+    ([0, 20480, 40960, 60000], [0, 2048, 4200], [0, 900, 1800])
     """
-    side, smallest = BLOCK, min(b - a for a, b in pairwise(cuts))
-    while 8 * side <= smallest:
+    side, most = BLOCK, min(b - a for a, b in pairwise(cuts)) // 4
+    if side > most:
+        return cuts
+    while 2 * side <= most:
         side *= 2
-    moved = [cuts[0], *(round(cut / side) * side for cut in cuts[1:-1]), cuts[-1]]
-    return moved if all(a < b for a, b in pairwise(moved)) else cuts
+    return [cuts[0], *(round(cut / side) * side for cut in cuts[1:-1]), cuts[-1]]
 
 
 def _halo(card: ModelCard) -> int:
