@@ -31,7 +31,7 @@ from pipeline.overviews import halve_mean, halve_mode, halve_slabs
 ENCODERS = 4
 """GDAL's threads that compress blocks; they share one pool, however many files are written."""
 EFFORT = {"zstd": {"zstd_level": 1}, "deflate": {"zlevel": 1}}
-"""Compression levels: files are 4 and 8 % larger than at GDAL's defaults, and written 3 and 8 times as fast."""
+"""Compression levels: levels 3 and 6 make probabilities 4 and 8 % smaller, and take 1.4 and 7 times as long."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -112,6 +113,19 @@ def check_levels(path: Path, pixels: NDArray[np.generic], form: RasterForm) -> N
         with rasterio.open(path, overview_level=level) as dataset:
             assert np.array_equal(dataset.read(), pixels, equal_nan=True)
             assert np.array_equal(dataset.nodata, form.nodata, equal_nan=True)
+
+
+def test_from_the_first_block_on_the_file_is_the_one_that_gdals_driver_writes(tmp_path: Path) -> None:
+    form = form_of("probability", (1100, 1700))
+    write_cog(write_parts(tmp_path, form, pixels_of(form), [512], []), tmp_path / "ours.tif", form)
+    options = {"blocksize": BLOCK, "compress": "zstd", "level": 1, "predictor": "yes"}
+    rasterio.shutil.copy(
+        tmp_path / "ours.tif", tmp_path / "gdal.tif", driver="COG", overviews="force_use_existing", **options
+    )
+    ours, theirs = ((tmp_path / name).read_bytes() for name in ("ours.tif", "gdal.tif"))
+    assert abs(len(ours) - len(theirs)) < 500
+    directories = 4096
+    assert ours[directories - len(theirs) :] == theirs[directories:]
 
 
 def test_a_mask_keeps_its_colours_in_every_level(tmp_path: Path) -> None:
