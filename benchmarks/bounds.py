@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from benchmarks.sampling import sampled
 from benchmarks.subjects import BANDS, classic_unet, write_classic_unet, write_scene
 from benchmarks.whole_path import file_to_mosaic
-from pipeline.lanes import sharing_threads, usable_cpus
+from pipeline.lanes import sharing_threads
 from pipeline.predictor import load_predictor
+from pipeline.processors import usable_cpus
 from pipeline.tiling import TilingSpec
 
 SIDES = {16: 6_144, 64: 2_048}

@@ -25,8 +25,9 @@ import torch
 
 from benchmarks.subjects import model_input, write_classic_unet, write_scene
 from benchmarks.whole_path import PathTimes, Shape, batch_shape, file_to_mosaic
-from pipeline.lanes import AHEAD, in_order, resolve_lanes, usable_cpus
+from pipeline.lanes import AHEAD, in_order, resolve_lanes
 from pipeline.predictor import LoadedPredictor, Ready, load_predictor
+from pipeline.processors import usable_cpus
 from pipeline.tiling import TilingSpec
 
 SIDES = {16: 8_192, 64: 2_944}

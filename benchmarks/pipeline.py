@@ -44,7 +44,7 @@ from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
 from pipeline import ModelCard, SegmentSpec, segment_scene
-from pipeline.lanes import usable_cpus
+from pipeline.processors import usable_cpus
 from pipeline.report import SceneReport
 from pipeline.tiling import TilingSpec
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.lanes import usable_cpus
+from pipeline.processors import usable_cpus
 from pipeline.scene import Scene, SceneReader
 from pipeline.tiling import Axis, TilePlan
 

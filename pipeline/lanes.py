@@ -6,7 +6,6 @@ waits at the end of a layer, and a CPU that decodes or compresses for a moment h
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -22,12 +21,6 @@ AHEAD = 2
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use, which containers and `taskset` bound."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def resolve_lanes(threads: int, batches: int | None, *, plain: bool) -> int:

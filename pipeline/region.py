@@ -28,13 +28,14 @@ from pipeline.engine import Engine, Member, PlainReady, TileRow, check_range, ra
 from pipeline.errors import ModelError
 from pipeline.glance import Glance, GlanceTaker
 from pipeline.grid import RasterGrid
-from pipeline.lanes import resolve_lanes, usable_cpus
+from pipeline.lanes import resolve_lanes
 from pipeline.levels import BLOCK
 from pipeline.mosaic import WRITES_BEHIND, MosaicSpec, MosaicWriter, mask_form, probability_form, write_cog
 from pipeline.mosaic_strips import RasterForm
 from pipeline.normalize import input_transform
 from pipeline.overviews import overview_count
 from pipeline.predictor import ArrayFunction, InferenceSpec, Predictor, Prepared, identity_of
+from pipeline.processors import usable_cpus
 from pipeline.scene import Scene
 from pipeline.tiling import Region, TilePlan, halve_region
 from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer

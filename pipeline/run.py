@@ -20,8 +20,8 @@ from pipeline.devices import kind_of, resolve_devices, share_of
 from pipeline.distant import DistantPredictor
 from pipeline.distribute_devices import device_workers
 from pipeline.errors import ScenemillError, SettingsError
-from pipeline.lanes import usable_cpus
 from pipeline.predictor import InferenceSpec, Prepared, load_predictor
+from pipeline.processors import usable_cpus
 from pipeline.report import SceneReport
 from pipeline.scene import describe_scene
 from pipeline.segment import Watch, resolve_settings, segment_scene

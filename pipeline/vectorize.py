@@ -10,7 +10,7 @@ the block size.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.card import ModelCard
-from pipeline.decide import decide_apart, resolve_threshold
+from pipeline.decide import Decision, decide_apart, resolve_threshold
 from pipeline.errors import SettingsError
 from pipeline.grid import RasterGrid, measure_on_ground
 from pipeline.labelling import Components
+from pipeline.processors import usable_cpus
 from pipeline.shaping import PolygonBatch, PolygonSpec
 from pipeline.tracing import Rings, Seams, closed_rings
 from pipeline.vectorize_holes import HoleRule, without_holes
@@ -35,6 +36,12 @@ SIMPLIFY_BLOCK = 2048
 """Side of blocks when borders are simplified, px: fixed, since vertices on seams stay."""
 BATCH_VERTICES = 200_000
 """A batch ends with the polygon that reaches this many vertices."""
+
+
+MOST_WORKERS = 8
+"""Threads that are of use: the polygons of finished components are built by one."""
+
+DecisionReader = Callable[[Window], Sequence[Decision]]
 
 
 class LevelSource(Protocol):
@@ -57,7 +64,7 @@ class LevelSource(Protocol):
 
 
 def vectorize(
-    source: LevelSource, spec: PolygonSpec, *, block_size: int = 2048, workers: int = 2
+    source: LevelSource, spec: PolygonSpec, *, block_size: int = 2048, workers: int = 0
 ) -> Iterator[PolygonBatch]:
     """The whole polygons of a mosaic, on the pixel plane, lazily.
 
@@ -69,23 +76,52 @@ def vectorize(
         source: of the probabilities.
         spec: threshold, holes, simplifying, connectivity; the minimum area is `shape_polygons`' affair.
         block_size: side of a block in pixels, at least 1.
-        workers: threads, at least 1.
+        workers: threads; 0 = one for each processor that this process may use, up to `MOST_WORKERS`.
 
     Raises:
         SettingsError: the block size is below 1, or the threshold does not suit the model.
     """
-    if block_size < 1 or workers < 1:
-        raise SettingsError(f"block_size and workers must be >= 1, not {block_size} and {workers}")
     resolve_threshold(source.card, spec.threshold, source.levels)
-    return _batches(source, spec, SIMPLIFY_BLOCK if spec.simplify_m else block_size, workers)
+
+    def read(window: Window) -> list[Decision]:
+        return list(decide_apart(source.read_levels(window), source.card, spec.threshold, top=source.levels))
+
+    return vectorize_decisions(read, source.grid, source.levels, spec, block_size=block_size, workers=workers)
 
 
-def _batches(source: LevelSource, spec: PolygonSpec, block_size: int, workers: int) -> Iterator[PolygonBatch]:
-    rule = _resolve_rule(source.grid, spec)
+def vectorize_decisions(
+    read: DecisionReader,
+    grid: RasterGrid,
+    top: int,
+    spec: PolygonSpec,
+    *,
+    block_size: int = 2048,
+    workers: int = 0,
+) -> Iterator[PolygonBatch]:
+    """The whole polygons of pixels that are decided already; otherwise as `vectorize`.
+
+    Args:
+        read: the decisions of a window, equally many for each; called from several threads at once.
+        grid: of the scene.
+        top: the level of probability 1.
+        spec: holes, simplifying, connectivity.
+        block_size: as for `vectorize`.
+        workers: as for `vectorize`.
+    """
+    if block_size < 1 or workers < 0:
+        raise SettingsError(f"block_size must be >= 1 and workers >= 0, not {block_size} and {workers}")
+    workers = workers or min(usable_cpus(), MOST_WORKERS)
+    return _batches(read, grid, top, spec, SIMPLIFY_BLOCK if spec.simplify_m else block_size, workers)
+
+
+def _batches(
+    read: DecisionReader, grid: RasterGrid, top: int, spec: PolygonSpec, block_size: int, workers: int
+) -> Iterator[PolygonBatch]:
+    rule = _resolve_rule(grid, spec)
     joiners: dict[int, SeamJoiner] = {}
     with ThreadPoolExecutor(workers, "vectorize") as pool:
-        rows = _block_rows(source, spec, rule, block_size, pool)
-        count = -(-source.grid.height // block_size)
+        rows = _block_rows(read, grid, rule, block_size, pool)
+        count = -(-grid.height // block_size)
         try:
             for row, blocks in enumerate(rows, start=1):
                 finished = []
@@ -93,7 +129,7 @@ def _batches(source: LevelSource, spec: PolygonSpec, block_size: int, workers: i
                     joiner = joiners.setdefault(layer, SeamJoiner(block_size, rule))
                     finished += [block.whole for block in pieces]
                     finished.append(joiner.add_row(pieces, is_last=row == count))
-                yield from build_batches(finished, source.levels, spec.connectivity)
+                yield from build_batches(finished, top, spec.connectivity)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -118,36 +154,33 @@ def pixel_sides_m(grid: RasterGrid) -> tuple[float, float]:
 
 
 def _block_rows(
-    source: LevelSource, spec: PolygonSpec, rule: TracingRule, block_size: int, pool: Executor
+    read: DecisionReader, grid: RasterGrid, rule: TracingRule, block_size: int, pool: Executor
 ) -> Iterator[list[list[BlockPieces]]]:
     """The pieces of each block of a row, for each decision; the next row is under way meanwhile."""
-    height, width = source.grid.shape
+    height, width = grid.shape
     ahead: deque[list[Future[list[BlockPieces]]]] = deque()
     for top in range(0, height, block_size):
         windows = [
             Window(left, top, min(block_size, width - left), min(block_size, height - top))
             for left in range(0, width, block_size)
         ]
-        ahead.append([pool.submit(_trace_window, source, spec, rule, window) for window in windows])
+        ahead.append([pool.submit(_trace_window, read, grid, rule, window) for window in windows])
         if len(ahead) == 2:
             yield [future.result() for future in ahead.popleft()]
     while ahead:
         yield [future.result() for future in ahead.popleft()]
 
 
-def _trace_window(source: LevelSource, spec: PolygonSpec, rule: TracingRule, window: Window) -> list[BlockPieces]:
-    """Read and decide one block, and trace each decision."""
-    height, width = source.grid.shape
+def _trace_window(read: DecisionReader, grid: RasterGrid, rule: TracingRule, window: Window) -> list[BlockPieces]:
+    """Read one block, and trace each decision."""
     seams = Seams(
         top=window.row_off > 0,
-        bottom=window.row_off + window.height < height,
+        bottom=window.row_off + window.height < grid.height,
         left=window.col_off > 0,
-        right=window.col_off + window.width < width,
+        right=window.col_off + window.width < grid.width,
     )
-    levels = source.read_levels(window)
-    decisions = decide_apart(levels, source.card, spec.threshold, top=source.levels)
     origin = (int(window.row_off), int(window.col_off))
-    return [trace_block(decision, seams, origin, rule) for decision in decisions]
+    return [trace_block(decision, seams, origin, rule) for decision in read(window)]
 
 
 def build_batches(finished: Sequence[Finished], top: int, connectivity: int) -> Iterator[PolygonBatch]:

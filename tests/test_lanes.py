@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.lanes import in_order, resolve_lanes, usable_cpus
+from pipeline.lanes import in_order, resolve_lanes
+from pipeline.processors import usable_cpus
 
 
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 4), st.integers(1, 9))

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RANKS: tuple[tuple[str, ...], ...] = (
-    ("errors", "allocator", "durable", "levels", "overviews", "cog", "scoring"),
+    ("errors", "allocator", "durable", "levels", "overviews", "cog", "processors", "scoring"),
     ("grid", "handles"),
     (
         "scene",
