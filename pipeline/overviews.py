@@ -29,9 +29,14 @@ def overview_count(shape: tuple[int, int], most: int) -> int:
 
 
 def halve_slabs(halve: Halve, pixels: NDArray[np.generic], nodata: float) -> NDArray[np.generic]:
-    """`halve(pixels, nodata)`, slab by slab."""
-    slabs = [halve(pixels[:, top : top + SLAB], nodata) for top in range(0, pixels.shape[1], SLAB)]
-    return np.concatenate(slabs, axis=1)
+    """`halve(pixels, nodata)`, slab by slab; a slab of one value, such as nodata, keeps it."""
+    bands, rows, cols = pixels.shape
+    result = np.empty((bands, -(-rows // 2), -(-cols // 2)), pixels.dtype)
+    for top in range(0, rows, SLAB):
+        slab, half = pixels[:, top : top + SLAB], result[:, top // 2 : (top + SLAB) // 2]
+        lowest = slab.min()
+        half[:] = lowest if lowest == slab.max() else halve(slab, nodata)
+    return result
 
 
 def halve_mean(pixels: NDArray[np.generic], nodata: float) -> NDArray[np.generic]:

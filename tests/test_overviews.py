@@ -73,7 +73,9 @@ def test_a_mode_is_the_commonest_valid_value_and_the_first_among_equals(pixels: 
 
 @pytest.mark.parametrize("halve", [halve_mean, halve_mode])
 def test_slabs_change_nothing(halve: Halve) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 2 * SLAB + 5, 7), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5 * SLAB + 5, 7), np.uint8)
+    pixels[:, SLAB : 2 * SLAB] = 255
+    pixels[:, 3 * SLAB : 4 * SLAB] = 7
     assert (halve_slabs(halve, pixels, 255) == halve(pixels, 255)).all()
 
 
