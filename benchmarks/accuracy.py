@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.trials import buildings, forest, losses, mangrove, membranes, rare, throughput, towns
+from benchmarks.trials import averages, buildings, forest, losses, mangrove, membranes, rare, throughput, towns
 from benchmarks.trials.records import Options, Table
 
 TRIALS: dict[str, Callable[[Path, Options], Sequence[Table]]] = {
@@ -32,6 +32,7 @@ TRIALS: dict[str, Callable[[Path, Options], Sequence[Table]]] = {
     "towns": towns.run,
     "losses": losses.run,
     "rare": rare.run,
+    "averages": averages.run,
     "throughput": throughput.run,
 }
 
