@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -186,6 +186,7 @@ Make = Callable[[Arithmetic], Run]
 
 def _on_cpu(network: torch.nn.Module, device: torch.device, copied: Make, fused: Make) -> Iterator[Form]:
     float32, bfloat16 = (Arithmetic(device=device, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    mixed = replace(bfloat16, early=torch.float32)
     yield Form(name="float32, channels_last", run=copied(float32))
     fold_batch_norm(network)
     settle_convolutions(network)
@@ -193,10 +194,12 @@ def _on_cpu(network: torch.nn.Module, device: torch.device, copied: Make, fused:
     yield Form(name="convolution + ReLU fused", run=fused(float32))
     yield Form(name="bfloat16, not fused", run=copied(bfloat16))
     yield Form(name="bfloat16, fused", run=fused(bfloat16))
+    yield Form(name="mixed, fused", run=fused(mixed))
     keep_memory()
     yield Form(name="float32, memory kept", run=fused(float32))
     yield Form(name="bfloat16, memory kept", run=fused(bfloat16))
     yield Form(name="float32 in lanes", run=fused(float32), lanes=True)
+    yield Form(name="mixed in lanes", run=fused(mixed), lanes=True)
     yield Form(name="bfloat16 in lanes", run=fused(bfloat16), lanes=True)
 
 

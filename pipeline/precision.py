@@ -51,8 +51,7 @@ def choose_precision(scene: Scene, plan: TilePlan, card: ModelCard, predictor: P
         return Proof(precision="float32")
     window, pixels, valid = _trial_window(scene, plan, card)
     proof = joint_proof([member.prove(_as_tile(scene, member.card, pixels, valid)) for member in predictor.members])
-    if proof.note:
-        log.warning("%s: %s", scene.location, proof.note)
+    proof.tell(scene.location.text)
     log.debug("%s: precision %s was tried at %s", scene.location, proof.precision, window)
     return proof
 

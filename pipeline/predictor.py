@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,8 +31,9 @@ from pipeline.ready import MOST_CHANGE, ReadyForms, ReadyNetwork, activate
 
 log = logging.getLogger(__name__)
 
-Precision = Literal["auto", "exact", "float32", "bfloat16", "float16"]
-"""How numbers are held; `exact` is float32 without TF32, which on a CPU is the same as `float32`."""
+Precision = Literal["auto", "exact", "float32", "mixed", "bfloat16", "float16"]
+"""How numbers are held; `exact` is float32 without TF32, which on a CPU is the same as `float32`; `mixed` is
+bfloat16 after two blocks that compute in float32."""
 Augment = Literal["none", "flips", "rotations", "all"]
 """Symmetries of a tile that results are averaged over; `averaging` carries it out."""
 
@@ -117,22 +118,26 @@ class Proof:
     """The precision that a trial on real tiles chose."""
 
     precision: str
-    """`exact`, `float32`, `bfloat16` or `float16`."""
+    """`exact`, `float32`, `mixed`, `bfloat16` or `float16`."""
     change: float = 0.0
-    """Largest change of a probability against float32 on the trial, in the precision that was tried; 0 if none was."""
+    """Largest change of a probability against float32 on the trial, in the precision tried last; 0 if none was."""
     note: str = ""
-    """Why `auto` stepped back to float32, in one sentence; empty when it did not."""
+    """Why `auto` stepped back, in one sentence; empty when it did not."""
+
+    def tell(self, place: str) -> None:
+        """Log that `auto` stepped back, and of what: as a warning where that costs much speed."""
+        if self.note:
+            log.log(logging.WARNING if self.precision == "float32" else logging.INFO, "%s: %s", place, self.note)
 
 
 def joint_proof(proofs: Sequence[Proof]) -> Proof:
-    """The precision in which several models run together: float32 if it is that of any, else that of all.
+    """The precision in which several models run together: that of the most cautious.
 
-    >>> joint_proof([Proof(precision="bfloat16", change=0.002), Proof(precision="float32")]).precision
-    'float32'
+    >>> joint_proof([Proof(precision="bfloat16", change=0.002), Proof(precision="mixed")]).precision
+    'mixed'
     """
-    step = next((proof for proof in proofs if proof.note), None)
-    full = next((proof for proof in proofs if proof.precision == "float32"), None)
-    return step or full or max(proofs, key=lambda proof: proof.change)
+    caution = {"exact": 0, "float32": 0, "mixed": 1}
+    return min(proofs, key=lambda proof: (caution.get(proof.precision, 2), -proof.change))
 
 
 ArrayFunction = Callable[[NDArray[np.float32]], NDArray[np.floating] | Tensor]
@@ -181,7 +186,7 @@ class LoadedPredictor:
             settle_convolutions(network)
         foreign = isinstance(model, ExternalModel)
         self._asked = precision
-        self._candidate = _candidate(precision, self.device, foreign=foreign)
+        self._candidates = _candidates(precision, self.device, foreign=foreign)
         layout = _find_layout(network, self.card, self.device) if foreign else torch.channels_last
         self._forms = ReadyForms(network, self.card, device=self.device, layout=layout)
         self._proof: Proof | None = None
@@ -192,7 +197,7 @@ class LoadedPredictor:
     @property
     def identity(self) -> str:
         """Weights, precision asked for with the format that `auto` would like, and kind of device."""
-        precision = f"auto-{self._candidate}" if self._asked == "auto" else self._asked
+        precision = f"auto-{self._candidates[0]}" if self._asked == "auto" else self._asked
         return f"{self.sha256} {precision} {self.device.type}"
 
     @property
@@ -212,8 +217,7 @@ class LoadedPredictor:
         with self._proving:
             if self._proof is None:
                 self._proof = self.prove(tiles)
-                if self._proof.note:
-                    log.warning("%s", self._proof.note)
+                self._proof.tell(str(self._source[0]))
         return self.ready(self._proof.precision)(tiles)
 
     def prove(self, tiles: Tensor) -> Proof:
@@ -225,21 +229,25 @@ class LoadedPredictor:
         Raises:
             SettingsError: the network does not run in the precision that was named.
         """
-        wanted = self._candidate
-        if wanted in ("exact", "float32"):
-            return Proof(precision=wanted)
-        expected = self._forms.make("float32")(tiles)
+        if self._candidates[0] in ("exact", "float32"):
+            return Proof(precision=self._candidates[0])
+        expected, tried = self._forms.make("float32")(tiles), dict[str, float]()
+        for precision in self._candidates:
+            change = self._change(precision, tiles, expected)
+            if change <= MOST_CHANGE or self._asked != "auto":
+                return Proof(precision=precision, change=change, note=_note(tried, precision))
+            tried[precision] = change
+        return Proof(precision="float32", change=change, note=_note(tried, "float32"))
+
+    def _change(self, precision: str, tiles: Tensor, expected: Tensor) -> float:
+        """Largest change of a probability; the form is kept, for it will most likely be used."""
         try:
-            change = float((self.ready(wanted)(tiles) - expected).abs().max())
+            return float((self.ready(precision)(tiles) - expected).abs().max())
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise SettingsError(
                 f"inference.precision: {self._asked} does not suit this network ({reason}); use float32"
             ) from error
-        if self._asked != "auto" or change <= MOST_CHANGE:
-            return Proof(precision=wanted, change=change)
-        note = f"{wanted} changes a probability by {change:.3g}, over {MOST_CHANGE}: float32 is used"
-        return Proof(precision="float32", change=change, note=note)
 
     def ready(
         self,
@@ -251,6 +259,14 @@ class LoadedPredictor:
     ) -> Ready:
         """See `Prepared.ready`; made once and kept."""
         return self._forms.ready(precision, batches=batches, shape=shape, deterministic=deterministic)
+
+
+def _note(tried: Mapping[str, float], used: str) -> str:
+    """Why `auto` does not use the precisions that it tried, given the largest change of a probability in each."""
+    if not tried:
+        return ""
+    changes = ", ".join(f"{change:.3g} in {precision}" for precision, change in tried.items())
+    return f"a probability would change by more than {MOST_CHANGE} ({changes}): {used} is used"
 
 
 def _find_layout(network: nn.Module, card: ModelCard, device: torch.device) -> torch.memory_format:
@@ -378,11 +394,18 @@ def _as_tensor(result: object) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _candidate(precision: Precision, device: torch.device, *, foreign: bool) -> str:
-    """The precision named, or the lowest that `auto` may try on a device."""
+def _candidates(precision: Precision, device: torch.device, *, foreign: bool) -> tuple[str, ...]:
+    """The precision named, or those that `auto` tries on a device, the fastest first.
+
+    Raises:
+        SettingsError: `mixed` for a network from elsewhere, whose blocks are not known.
+    """
+    if foreign and precision == "mixed":
+        raise SettingsError("inference.precision: mixed is for checkpoints of ours, not imported networks; use float32")
     if precision != "auto":
-        return precision
-    return "float32" if foreign else _fast_type(device)
+        return (precision,)
+    fast = "float32" if foreign else _fast_type(device)
+    return (fast,) if fast == "float32" else (fast, "mixed")
 
 
 def _fast_type(device: torch.device) -> str:

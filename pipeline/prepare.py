@@ -17,13 +17,16 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from pipeline.deeplab import DeepLabV3Plus
 from pipeline.external_network import ExportedNetwork
+from pipeline.fcn import FCN8s
 from pipeline.networks_layers import Residual
 from pipeline.unet import UNet
 
@@ -45,12 +48,19 @@ class Arithmetic:
     """Where."""
     dtype: torch.dtype = torch.float32
     """Number format of weights and features."""
+    early: torch.dtype | None = None
+    """Number format of tiles and of arithmetic in a network's first two blocks; None is that of all."""
     layout: torch.memory_format = torch.channels_last
     """Memory order of weights and features."""
     tf32: bool = True
     """True: CUDA may round the factors of float32 products to 10 bits (TF32)."""
     deterministic: bool = False
     """True: CUDA takes only algorithms that give the same bytes every time."""
+
+    @property
+    def input(self) -> torch.dtype:
+        """Number format of tiles."""
+        return self.early or self.dtype
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -117,26 +127,54 @@ def prepare(network: nn.Module, arithmetic: Arithmetic, trial: Tensor) -> nn.Mod
     with arithmetic.applied():
         expected = plain(tiles).float()
         try:
-            fused = _replaced(plain, fuse)
+            fused = _changed(network, arithmetic, partial(_fused, fuse=fuse))
             difference = float((fused(tiles).float() - expected).abs().max())
         except RuntimeError as error:
             log.info("convolutions are not fused: %s", str(error).splitlines()[0])
-            return converted(network, arithmetic)
+            return plain
     if difference <= ROUNDINGS * torch.finfo(arithmetic.dtype).eps * max(1.0, float(expected.abs().max())):
         return fused
     log.info("convolutions are not fused: an output changed by %.3g", difference)
-    return converted(network, arithmetic)
+    return plain
 
 
 def converted(network: nn.Module, arithmetic: Arithmetic) -> nn.Module:
     """A copy of a network with weights in another number format and memory order."""
-    moved = copy.deepcopy(network).to(arithmetic.dtype)
-    return moved.to(memory_format=arithmetic.layout)  # type: ignore[call-overload, no-any-return]
+    return _changed(network, arithmetic, lambda module, dtype: module.to(dtype))
+
+
+def _changed(
+    network: nn.Module, arithmetic: Arithmetic, change: Callable[[nn.Module, torch.dtype], nn.Module]
+) -> nn.Module:
+    """A copy of a network, its early blocks changed for one number format and all else for another."""
+    changed = copy.deepcopy(network)
+    places = [] if arithmetic.early is None else early_blocks(changed)
+    blocks = [parent.get_submodule(name) for parent, name in places]
+    for parent, name in places:
+        setattr(parent, name, nn.Identity())
+    changed = change(changed, arithmetic.dtype)
+    for (parent, name), block in zip(places, blocks, strict=True):
+        assert arithmetic.early is not None
+        setattr(parent, name, Wider(change(block, arithmetic.early), arithmetic.early, arithmetic.dtype))
+    return changed.to(memory_format=arithmetic.layout)  # type: ignore[call-overload, no-any-return]
+
+
+def early_blocks(network: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Parents and names of the two blocks that see the tiles first.
+
+    Their rounding does the most harm: they tell small differences between few bands, and all others build on them.
+    """
+    if isinstance(network, UNet):
+        return [(network.encoder, "0"), (network.encoder, "1")]
+    if isinstance(network, FCN8s):
+        return [(network.stages, "0"), (network.stages, "1")]
+    assert isinstance(network, DeepLabV3Plus), type(network)
+    return [(network.backbone, "stem"), (network.backbone.stages, "0")]
 
 
 def as_input(tiles: Tensor, arithmetic: Arithmetic) -> Tensor:
     """Tiles as a network takes them; in two steps, which is faster than to convert and rearrange at once."""
-    return tiles.to(arithmetic.device, arithmetic.dtype).contiguous(memory_format=arithmetic.layout)
+    return tiles.to(arithmetic.device, arithmetic.input).contiguous(memory_format=arithmetic.layout)
 
 
 def repays_compiling(batches: int, seconds: float) -> bool:
@@ -154,19 +192,34 @@ def compile_network(network: nn.Module, arithmetic: Arithmetic) -> Callable[[Ten
     return compiled
 
 
+class Wider(nn.Module):
+    """A block that computes in a wider number format than its neighbours; `(N, C, H, W) -> (N, C', H', W')`."""
+
+    def __init__(self, block: nn.Module, inside: torch.dtype, outside: torch.dtype) -> None:
+        super().__init__()
+        self.block, self.inside, self.outside = block, inside, outside
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The block's results, rounded once."""
+        result: Tensor = self.block(features.to(self.inside))
+        return result.to(self.outside)
+
+
 class OneDnnConvolution(nn.Module):
     """A convolution, and the ReLU behind it if there is one, as one operator; `(N, C, H, W) -> (N, C', H', W')`.
 
     Its weights are stored once in the order that oneDNN computes in, which torch otherwise brings them to in every
-    call. It always computes with oneDNN, so results do not depend on the number of threads.
+    call. It always computes with oneDNN, so results do not depend on the number of threads. The bias stays float32 in
+    every number format: it is added before the sum is rounded.
     """
 
-    def __init__(self, convolution: nn.Conv2d, *, rectified: bool) -> None:
+    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype, *, rectified: bool) -> None:
         super().__init__()
         dilation = [1, 1] if convolution.kernel_size == (1, 1) else [*convolution.dilation]
         self._shape = (_padding(convolution), [*convolution.stride], dilation, convolution.groups)
-        self._weight = torch._C._nn.mkldnn_reorder_conv2d_weight(convolution.weight.detach().to_mkldnn(), *self._shape)
-        self._bias = None if convolution.bias is None else convolution.bias.detach()
+        weight = convolution.weight.detach().to(dtype).to_mkldnn()
+        self._weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self._shape)
+        self._bias = None if convolution.bias is None else convolution.bias.detach().float()
         self._after = "relu" if rectified else "none"
 
     def forward(self, features: Tensor) -> Tensor:
@@ -183,7 +236,7 @@ class OneDnnUpsampling(nn.Module):
     torch's own goes elsewhere for one small tile than for several, and rounds differently there.
     """
 
-    def __init__(self, convolution: nn.ConvTranspose2d) -> None:
+    def __init__(self, convolution: nn.ConvTranspose2d, dtype: torch.dtype) -> None:
         super().__init__()
         self._shape = (
             _padding(convolution),
@@ -193,8 +246,8 @@ class OneDnnUpsampling(nn.Module):
             convolution.groups,
         )
         reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight
-        self._weight = reorder(convolution.weight.detach(), *self._shape, [])
-        self._bias = None if convolution.bias is None else convolution.bias.detach()
+        self._weight = reorder(convolution.weight.detach().to(dtype), *self._shape, [])
+        self._bias = None if convolution.bias is None else convolution.bias.detach().float()
 
     def forward(self, features: Tensor) -> Tensor:
         """The transposed convolution of the features."""
@@ -207,16 +260,13 @@ class OneDnnUpsampling(nn.Module):
 class CudnnConvolution(nn.Module):
     """A convolution and the ReLU behind it as one operator of cuDNN; `(N, C, H, W) -> (N, C', H', W')`."""
 
-    def __init__(self, convolution: nn.Conv2d) -> None:
+    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
-        self._shape = (
-            [*convolution.stride],
-            _padding(convolution),
-            [*convolution.dilation],
-            convolution.groups,
-        )
-        self._weight = convolution.weight.detach()
-        self._bias = None if convolution.bias is None else convolution.bias.detach()
+        dilation = [*convolution.dilation]
+        self._shape = ([*convolution.stride], _padding(convolution), dilation, convolution.groups)
+        weight = convolution.weight.detach().to(dtype)
+        self._weight = weight.contiguous(memory_format=torch.channels_last)
+        self._bias = None if convolution.bias is None else convolution.bias.detach().to(dtype)
 
     def forward(self, features: Tensor) -> Tensor:
         """The convolution of the features, no value below 0."""
@@ -274,8 +324,8 @@ def split_joins(network: nn.Module) -> nn.Module:
     return network
 
 
-Fuse = Callable[[nn.Module, bool], nn.Module | None]
-"""A layer, and whether a ReLU follows -> what replaces the layer and its ReLU, or None to leave both."""
+Fuse = Callable[[nn.Module, bool, torch.dtype], nn.Module | None]
+"""A layer, whether a ReLU follows, and a number format -> what replaces the layer and its ReLU; None leaves both."""
 
 
 def _fusing(arithmetic: Arithmetic) -> Fuse | None:
@@ -288,42 +338,40 @@ def _fusing(arithmetic: Arithmetic) -> Fuse | None:
     return _for_cuda if arithmetic.device.type == "cuda" and not arithmetic.deterministic else None
 
 
-def _for_cpu(layer: nn.Module, rectified: bool) -> nn.Module | None:
+def _for_cpu(layer: nn.Module, rectified: bool, dtype: torch.dtype) -> nn.Module | None:
     if isinstance(layer, nn.MaxPool2d) and _halves(layer):
         return HalvingMaximum()
     if isinstance(layer, nn.ConvTranspose2d):
-        return None if rectified else OneDnnUpsampling(layer)
-    return OneDnnConvolution(layer, rectified=rectified) if _pads_zeros(layer) else None
+        return None if rectified else OneDnnUpsampling(layer, dtype)
+    return OneDnnConvolution(layer, dtype, rectified=rectified) if _pads_zeros(layer) else None
 
 
-def _for_cuda(layer: nn.Module, rectified: bool) -> nn.Module | None:
-    return CudnnConvolution(layer) if rectified and _pads_zeros(layer) else None
+def _for_cuda(layer: nn.Module, rectified: bool, dtype: torch.dtype) -> nn.Module | None:
+    return CudnnConvolution(layer, dtype) if rectified and _pads_zeros(layer) else None
 
 
-def _replaced(module: nn.Module, fuse: Fuse) -> nn.Module:
-    """The module with its layers replaced, in place where it is no Sequential."""
+def _fused(module: nn.Module, dtype: torch.dtype, *, fuse: Fuse) -> nn.Module:
+    """The module in a number format with its layers replaced, in place where it is no Sequential."""
     if isinstance(module, nn.Sequential):
-        return _shortened(module, fuse)
-    fused = fuse(module, False)
-    if fused is not None:
-        return fused
+        return nn.Sequential(*_fused_layers(module, dtype, fuse))
+    replacement = fuse(module, False, dtype)
+    if replacement is not None:
+        return replacement
     for name, child in [*module.named_children()]:
-        setattr(module, name, _replaced(child, fuse))
-    return module
+        setattr(module, name, _fused(child, dtype, fuse=fuse))
+    return module.to(dtype)
 
 
-def _shortened(layers: nn.Sequential, fuse: Fuse) -> nn.Sequential:
+def _fused_layers(layers: nn.Sequential, dtype: torch.dtype, fuse: Fuse) -> Iterator[nn.Module]:
     """The same layers, with each convolution and the ReLU behind it as one."""
     waiting = [layer for layer in layers if not isinstance(layer, nn.Identity | nn.Dropout)][::-1]
-    done: list[nn.Module] = []
     while waiting:
         layer = waiting.pop()
         rectified = bool(waiting) and isinstance(waiting[-1], nn.ReLU)
-        fused = fuse(layer, True) if rectified else None
-        if fused is not None:
+        replacement = fuse(layer, True, dtype) if rectified else None
+        if replacement is not None:
             waiting.pop()
-        done.append(fused or _replaced(layer, fuse))
-    return nn.Sequential(*done)
+        yield replacement or _fused(layer, dtype, fuse=fuse)
 
 
 def _pads_zeros(layer: nn.Module) -> TypeGuard[nn.Conv2d]:

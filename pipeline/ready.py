@@ -52,7 +52,7 @@ class ReadyNetwork:
 
     def __init__(self, network: Callable[[Tensor], Tensor], card: ModelCard, arithmetic: Arithmetic) -> None:
         """Bind a prepared network to its card and the way it computes."""
-        self.dtype, self.layout, self.device = arithmetic.dtype, arithmetic.layout, arithmetic.device
+        self.dtype, self.layout, self.device = arithmetic.input, arithmetic.layout, arithmetic.device
         self.network, self._card, self._arithmetic = network, card, arithmetic
 
     @torch.inference_mode()
@@ -101,7 +101,8 @@ class ReadyForms:
         on_cuda = self._device.type == "cuda"
         return Arithmetic(
             device=self._device,
-            dtype=torch.float32 if precision == "exact" else getattr(torch, precision),
+            dtype={"exact": torch.float32, "mixed": torch.bfloat16}.get(precision) or getattr(torch, precision),
+            early=torch.float32 if precision == "mixed" else None,
             layout=self._layout,
             tf32=not (on_cuda and precision == "exact"),
             deterministic=on_cuda and deterministic,
@@ -136,7 +137,7 @@ def _compiled(
     def run(tiles: Tensor) -> Tensor:
         return compiled(tiles) if tuple(tiles.shape) == shape else fused.network(tiles)
 
-    form, trial = ReadyNetwork(run, card, arithmetic), _noise(shape, arithmetic)
+    form, trial = ReadyNetwork(run, card, arithmetic), _noise(shape, fused)
     try:
         change = float((form(trial) - fused(trial)).abs().max())
     except RuntimeError as error:
@@ -159,6 +160,6 @@ def _seconds_per_batch(form: ReadyNetwork, shape: Shape) -> float:
     return time.perf_counter() - start
 
 
-def _noise(shape: Shape, form: Arithmetic | ReadyNetwork) -> Tensor:
+def _noise(shape: Shape, form: ReadyNetwork) -> Tensor:
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return noise.to(form.device, form.dtype).contiguous(memory_format=form.layout)
