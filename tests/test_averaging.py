@@ -29,6 +29,7 @@ from pipeline.card import ModelCard, Normalization
 from pipeline.config import SegmentSpec
 from pipeline.distribute import DistributeSpec
 from pipeline.errors import ModelError, SettingsError
+from pipeline.mosaic import MosaicSpec
 from pipeline.predictor import Augment, InferenceSpec, LoadedPredictor, Prepared, load_predictor
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
@@ -115,6 +116,14 @@ def test_the_result_is_the_mean_over_the_turned_tiles(model: LoadedPredictor, au
     found = AugmentedPredictor(model, augment)(tiles)
     assert found.shape == (2, 1, 32, 48)
     assert float((found - torch.stack(terms).mean(dim=0)).abs().max()) < 1e-6
+
+
+@pytest.mark.gpu
+def test_turned_tiles_are_averaged_on_cuda(cuda: str, folder: Path, model: LoadedPredictor) -> None:
+    there = load_predictor(folder / "a.safetensors", cuda, precision="exact")
+    ready = AugmentedPredictor(there, "all").ready("exact", shape=(2, 3, 32, 48), deterministic=True)
+    tiles = tiles_of(32, width=48)
+    assert float((ready(tiles).cpu() - AugmentedPredictor(model, "all")(tiles)).abs().max()) < 1e-4
 
 
 class Constant:
@@ -316,7 +325,7 @@ def pixels_of(folder: str) -> Any:
         return dataset.read()
 
 
-@pytest.mark.parametrize(("regions", "batch_size", "threads"), [(1, 3, 1), (4, 1, 2), (3, 2, 3)])
+@pytest.mark.parametrize(("regions", "batch_size", "threads"), [(1, 3, 1), (4, 2, 3)])
 def test_averages_do_not_depend_on_how_the_work_was_cut(
     make_scene: MakeScene, tmp_path: Path, model: LoadedPredictor, other: LoadedPredictor,
     regions: int, batch_size: int, threads: int,
@@ -351,6 +360,18 @@ def test_a_mirrored_scene_gives_the_mirrored_mosaic(
     ]
     for mosaic, expected in zip(mosaics[1:], (mosaics[0][:, :, ::-1], mosaics[0].transpose(0, 2, 1)), strict=True):
         assert int(np.abs(mosaic.astype(int) - expected.astype(int)).max()) <= 1
+
+
+def test_exact_blending_equals_one_augmented_pass_over_the_whole_scene(
+    make_scene: MakeScene, tmp_path: Path, model: LoadedPredictor
+) -> None:
+    pixels = np.random.default_rng(0).integers(1, 255, (3, 120, 96), np.uint8)
+    inference, mosaic = InferenceSpec(augment="all"), MosaicSpec(dtype="float32")
+    spec = replace(SPEC, blend="exact", tiling=TilingSpec(tile_size=64), inference=inference, mosaic=mosaic)
+    report = segment_scene(make_scene(pixels), tmp_path / "out", predictor=model, spec=spec)
+    assert report.tiles_run > 4
+    whole = AugmentedPredictor(model, "all")(torch.from_numpy((pixels[None].astype(np.float32) - 128) / 64))
+    assert float(np.abs(pixels_of(report.folder) - whole[0].numpy()).max()) < 1e-6
 
 
 def test_an_ensemble_of_one_model_twice_leaves_the_same_rasters(
