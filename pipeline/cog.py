@@ -104,6 +104,11 @@ class _Blocks:
     size: NDArray[np.int64]
     """`(blocks,)` bytes, at least 1."""
 
+    @property
+    def framed(self) -> NDArray[np.int64]:
+        """`(blocks,)` bytes with what stands before and behind."""
+        return self.size + 2 * _FRAME
+
 
 def write_levels(target: Path, levels: Sequence[Level], *, largest_classic: int = LARGEST_CLASSIC) -> None:
     """Write a COG of levels, the full size first and each half of the one before.
@@ -118,9 +123,7 @@ def write_levels(target: Path, levels: Sequence[Level], *, largest_classic: int 
     """
     fields = [_read_fields(level.template) for level in levels]
     blocks = [_find_blocks(level, each) for level, each in zip(levels, fields, strict=True)]
-    total = sum(int(each.size.sum()) + 2 * _FRAME * len(each.size) for each in blocks)
-    tags = sum(len(field.data) + 64 for each in fields for field in each.values())
-    form = _CLASSIC if total + 3 * tags + 65_536 <= largest_classic else _BIG
+    form = _CLASSIC if _total(fields, blocks, _CLASSIC) <= largest_classic else _BIG
     with target.open("wb") as out:
         out.write(_head(fields, blocks, form))
         for level, each in zip(reversed(levels), reversed(blocks), strict=True):
@@ -142,15 +145,18 @@ def check_blocks(path: Path) -> None:
         raise OSError(f"{path} lacks blocks")
 
 
+def _total(fields: Sequence[Mapping[int, _Field]], blocks: Sequence[_Blocks], form: _Format) -> int:
+    """Bytes of the file."""
+    return len(_head(fields, blocks, form)) + sum(int(each.framed.sum()) for each in blocks)
+
+
 def _head(fields: Sequence[Mapping[int, _Field]], blocks: Sequence[_Blocks], form: _Format) -> bytes:
     """Everything before the first block. Its length does not depend on the offsets in it, so it is laid out twice."""
-    nowhere = [np.zeros(len(each.size), np.int64) for each in blocks]
-    start = len(_lay_out(fields, blocks, nowhere, form))
+    start = len(_lay_out(fields, blocks, [np.zeros_like(each.size) for each in blocks], form))
     offsets: list[NDArray[np.int64]] = []
     for each in reversed(blocks):
-        framed = each.size + 2 * _FRAME
-        offsets.insert(0, start + np.cumsum(framed) - framed + _FRAME)
-        start += int(framed.sum())
+        offsets.insert(0, start + np.cumsum(each.framed) - each.framed + _FRAME)
+        start += int(each.framed.sum())
     return _lay_out(fields, blocks, offsets, form)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -69,12 +70,17 @@ class StripWriter:
             level: which level this one is, 0 = full size.
         """
         self._form, self._path = form, level_path(path, level)
-        height, width = level_shape(form.grid.shape, level)
+        width = level_shape(form.grid.shape, level)[1]
         self._dataset = create_level(path, form, level)
-        self._rows = np.empty((len(form.names), min(BLOCK, height), width), form.dtype)
+        self._closing = ExitStack()
+        self._closing.callback(self._dataset.close)
+        self._below: StripWriter | None = None
+        if overviews:
+            below = StripWriter(path, form, overviews=overviews - 1, level=level + 1)
+            self._below = self._closing.enter_context(below)
+        self._rows = np.empty((len(form.names), BLOCK, width), form.dtype)
         self._held = 0
         self._done = 0
-        self._below = StripWriter(path, form, overviews=overviews - 1, level=level + 1) if overviews else None
 
     def __enter__(self) -> Self:
         return self
@@ -82,17 +88,13 @@ class StripWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None and self._held:
+        if kind is not None:
+            self._closing.__exit__(kind, error, trace)
+            return
+        with self._closing:
+            if self._held:
                 self._store(self._rows[:, : self._held])
-        finally:
-            try:
-                if self._below is not None:
-                    self._below.__exit__(kind, error, trace)
-            finally:
-                self._dataset.close()
-        if kind is None:
-            self._check()
+        self._check()
 
     def write(self, rows: NDArray[np.generic]) -> None:
         """Append `(bands, rows, width)`.
@@ -105,7 +107,7 @@ class StripWriter:
                 self._store(rows[:, :BLOCK])
                 rows = rows[:, BLOCK:]
                 continue
-            taken = min(self._rows.shape[1] - self._held, rows.shape[1])
+            taken = min(BLOCK - self._held, rows.shape[1])
             self._rows[:, self._held : self._held + taken] = rows[:, :taken]
             rows = rows[:, taken:]
             self._held += taken
