@@ -3,10 +3,11 @@
     python -m benchmarks.bounds                      the classic U-Net, base 16 and 64; two minutes on 2 cores
     python -m benchmarks.bounds --device cuda --side 20480 --json bounds.json
 
-Measured first: how fast the machine multiplies matrices in the network's number format, and how fast it copies memory
-larger than its caches, both on all of its cores. A stage cannot be faster than its operations at the first rate, nor
-than its bytes at the second. What is reached comes from a run from file to mosaic: seconds that threads spend in the
-stage, divided by the cores, so as if nothing else ran. On CUDA there are bounds only: `benchmarks.stages` measures.
+Measured first: how fast the machine multiplies matrices in the network's number format (the better of a matrix product
+and a convolution), and how fast it copies memory larger than its caches, both on all of its cores. A stage cannot be
+faster than its operations at the first rate, nor than its bytes at the second. What is reached comes from a run from
+file to mosaic: seconds that threads spend in the stage, divided by the cores, so as if nothing else ran. On CUDA there
+are bounds only: `benchmarks.stages` measures.
 
 A stage's bytes are those it must read and write once when nothing stays in a cache from the stage before: of the
 network, the input and output of every convolution, pooling and upsampling.
@@ -18,9 +19,10 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +38,7 @@ from pipeline.tiling import TilingSpec
 
 SIDES = {16: 6_144, 64: 2_048}
 """Base channels -> scene side, px."""
-TRIALS = 5
+TRIALS = 8
 SAMPLE_BYTES = 2
 """Of a stored sample: uint16."""
 
@@ -46,7 +48,7 @@ class Machine:
     """What all cores, or the device, do in a second."""
 
     operations: float
-    """Floating-point operations of a matrix product per second; a multiplication and an addition are two."""
+    """Floating-point operations of matrix products per second; a multiplication and an addition are two."""
     bytes: float
     """Bytes read and written per second by a copy."""
 
@@ -95,28 +97,41 @@ def main() -> None:
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype, *, toy: bool) -> Machine:
-    """The best of some trials of either."""
+    """The best of some trials of either, with matrices and memory for every core."""
     side, count = (64, 2**16) if toy else (8192, 2**30) if device.type == "cuda" else (2048, 2**27)
     lanes = usable_cpus() if device.type == "cpu" else 1
-    factors = [torch.randn(side, side, device=device).to(dtype) for _ in range(lanes)]
-    sources = [torch.zeros(count, dtype=torch.uint8, device=device) for _ in range(lanes)]
+    factors = torch.randn(side, side, device=device).to(dtype)
+    features = torch.randn(1, 256, side // 16, side // 16, device=device).to(dtype, memory_format=torch.channels_last)
+    weights = torch.randn(256, 256, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
+    products = {
+        2 * side**3: lambda: factors @ factors,
+        2 * features.numel() * weights[0].numel(): lambda: nn.functional.conv2d(features, weights, padding=1),
+    }
+    sources = [torch.ones(count, dtype=torch.uint8, device=device) for _ in range(lanes)]
     targets = [torch.empty_like(source) for source in sources]
-    product_s = _best_s(device, lanes, lambda lane: factors[lane] @ factors[lane])
-    copy_s = _best_s(device, lanes, lambda lane: targets[lane].copy_(sources[lane]))
-    return Machine(operations=2 * side**3 * lanes / product_s, bytes=2 * count * lanes / copy_s)
+    copies = [partial(target.copy_, source) for target, source in zip(targets, sources, strict=True)]
+    return Machine(
+        operations=max(work * lanes / _best_s(device, [product] * lanes) for work, product in products.items()),
+        bytes=2 * count * lanes / _best_s(device, copies),
+    )
 
 
-def _best_s(device: torch.device, lanes: int, work: Callable[[int], Tensor]) -> float:
-    """Seconds until all lanes have done their work once, each with one thread."""
-    seconds = []
-    with sharing_threads(lanes, lanes), ThreadPoolExecutor(lanes) as pool:
-        for _ in range(TRIALS + 1):
-            start = time.perf_counter()
-            list(pool.map(work, range(lanes)))
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+def _best_s(device: torch.device, lanes: Sequence[Callable[[], Tensor]]) -> float:
+    """Seconds in which every lane does its work once: of a CPU, those of the slowest thread, others' work left out."""
+
+    @torch.inference_mode()
+    def seconds_of(work: Callable[[], Tensor]) -> float:
+        if device.type == "cpu":
+            torch.set_num_threads(1)  # a thread's first operation would be shared out before it learns its number
+        clock = time.perf_counter if device.type == "cuda" else time.thread_time
+        start = clock()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock() - start
+
+    with sharing_threads(len(lanes), len(lanes)), ThreadPoolExecutor(len(lanes)) as pool:
+        return min(max(pool.map(seconds_of, lanes)) for _ in range(TRIALS))
 
 
 def run_stages(base: int, arguments: argparse.Namespace) -> tuple[Mapping[str, float], torch.dtype]:
