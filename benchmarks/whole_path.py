@@ -68,6 +68,7 @@ def file_to_mosaic(
     *,
     tiling: TilingSpec,
     inference: InferenceSpec | None = None,
+    decoding_threads: int = 0,
 ) -> PathTimes:
     """Write `probability.tif` and `mask.tif` of a scene into an existing, empty folder."""
     clock, core_s = [time.perf_counter()], time.process_time()
@@ -85,7 +86,7 @@ def file_to_mosaic(
         precision=precision,
         mosaic=MosaicSpec(),
         threshold=None,
-        threads=0,
+        threads=decoding_threads,
         tags={},
         folder=folder / "regions",
     )

@@ -47,16 +47,27 @@ class TileCutter:
         """
         shape = (len(strip.pieces[0].pixels), strip.raw.shape[0], width)
         tiles = torch.empty((size, *shape), dtype=self._dtype, device=self._device, memory_format=self._layout)
+        if self._takes_planes:
+            self._normalise(strip, lefts, tiles[: len(lefts)])
+        else:
+            self._rearrange(strip, lefts, tiles)
+        if len(lefts) < size:
+            tiles[len(lefts) :] = tiles[len(lefts) - 1].clone()
+        return tiles
+
+    @property
+    def _takes_planes(self) -> bool:
+        return self._dtype == torch.float32 and self._layout == torch.contiguous_format
+
+    def _rearrange(self, strip: LoadedStrip, lefts: Sequence[int], tiles: Tensor) -> None:
+        """Write tiles in the network's form by way of float32 planes, which on a CPU stay in its cache."""
         group = 1 if self._device.type == "cpu" else len(lefts)
-        planes = torch.empty((group, *shape), device=self._device)
+        planes = torch.empty((group, *tiles.shape[1:]), device=self._device)
         for first in range(0, len(lefts), group):
             part = lefts[first : first + group]
             self._normalise(strip, part, planes[: len(part)])
             # Two steps, for torch converts slowly while it rearranges.
             tiles[first : first + len(part)].copy_(planes[: len(part)].to(self._dtype))
-        if len(lefts) < size:
-            tiles[len(lefts) :] = tiles[len(lefts) - 1].clone()
-        return tiles
 
     def _normalise(self, strip: LoadedStrip, lefts: Sequence[int], planes: Tensor) -> None:
         """Write tiles of model input, `(N, bands, rows, columns)` float32."""

@@ -1,0 +1,113 @@
+"""How to share the threads of a CPU: lanes against one network on all threads, and how many threads decode beside them.
+
+    python -m benchmarks.trials.lanes                    5 minutes on 2 cores
+    python -m benchmarks.trials.lanes --base 16 --side 4096 --repeats 5
+
+*Bare* runs the network on tiles that are there already. *Disturbed* runs it beside a thread that takes a CPU for half
+of the time, as decoding and compressing do. *Path* is file to mosaic by the number of decoding threads. All ways
+alternate in one process; each takes the best of its runs. Millions of tile pixels per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.subjects import model_input, write_classic_unet, write_scene
+from benchmarks.whole_path import file_to_mosaic
+from pipeline.allocator import keep_memory
+from pipeline.lanes import in_order, usable_cpus
+from pipeline.predictor import InferenceSpec, Ready, load_predictor
+from pipeline.tiling import TilingSpec
+
+TILE = 512
+
+
+def main() -> None:
+    """Measure every way and print the best of each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=int, nargs="+", default=[16, 64], help="channels of the network's first level")
+    parser.add_argument("--tiles", type=int, default=40, help="tiles of a bare run of base 16")
+    parser.add_argument("--side", type=int, default=4096, help="scene side of base 16, px")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    keep_memory()
+    cpus = usable_cpus()
+    with tempfile.TemporaryDirectory() as folder:
+        for base in arguments.base:
+            place, effort = Path(folder), (16 / base) ** 2
+            write_classic_unet(place / "model.safetensors", base)
+            write_scene(place / "scene.tif", max(TILE, int(arguments.side * effort**0.5)))
+            best: dict[str, float] = {}
+            for _ in range(arguments.repeats):
+                for way, speed in _ways(place, cpus, max(cpus, int(arguments.tiles * effort))):
+                    best[way] = max(speed, best.get(way, 0.0))
+            for way, speed in best.items():
+                print(f"base {base:3}  {way:44} {speed:7.3f} Mpx/s", flush=True)
+
+
+def _ways(place: Path, cpus: int, tiles: int) -> Iterator[tuple[str, float]]:
+    predictor = load_predictor(place / "model.safetensors", "cpu")
+    precision = predictor.prove(model_input(1, TILE)).precision
+    ready = predictor.ready(precision)
+    for name, surroundings in (("bare", nullcontext), ("disturbed", _disturbance)):
+        for lanes in sorted({1, cpus}):
+            with surroundings():
+                yield f"{name}: {lanes} x {cpus // lanes} threads, {precision}", _bare(ready, lanes, cpus, tiles)
+    for threads in sorted({1, 2, cpus}):
+        with tempfile.TemporaryDirectory(dir=place) as out:
+            times = file_to_mosaic(
+                place / "scene.tif",
+                predictor,
+                Path(out),
+                tiling=TilingSpec(tile_size=TILE),
+                inference=InferenceSpec(device="cpu"),
+                decoding_threads=threads,
+            )
+        yield f"path: {threads} decoding threads", times.tile_mpx / times.seconds
+
+
+def _bare(ready: Ready, lanes: int, threads: int, tiles: int) -> float:
+    batch = model_input(1, TILE).to(ready.dtype).contiguous(memory_format=ready.layout)
+
+    def run(_: int) -> Tensor:
+        return ready(batch)
+
+    start = time.perf_counter()
+    deque(in_order(run, range(tiles), lanes=lanes, threads=threads, ahead=2 * lanes), maxlen=0)
+    return tiles * TILE**2 / 1e6 / (time.perf_counter() - start)
+
+
+@contextmanager
+def _disturbance() -> Iterator[None]:
+    """A thread that compresses for about half of the time."""
+    over, noise = threading.Event(), torch.randint(0, 256, (2**20,), dtype=torch.uint8).numpy().tobytes()
+
+    def compress() -> None:
+        spent_s = 0.0
+        while not over.wait(spent_s):
+            start = time.perf_counter()
+            zlib.compress(noise, 1)
+            spent_s = time.perf_counter() - start
+
+    thread = threading.Thread(target=compress)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()
