@@ -39,6 +39,8 @@ from pipeline.tiling import TilingSpec
 SIDES = {16: 6_144, 64: 2_048}
 """Base channels -> scene side, px."""
 TRIALS = 8
+FORMATS = {"mixed": torch.bfloat16, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Precision -> number format of most layers; float32 for all others."""
 SAMPLE_BYTES = 2
 """Of a stored sample: uint16."""
 
@@ -135,7 +137,7 @@ def _best_s(device: torch.device, lanes: Sequence[Callable[[], Tensor]]) -> floa
 
 
 def run_stages(base: int, arguments: argparse.Namespace) -> tuple[Mapping[str, float], torch.dtype]:
-    """Pixels per second of each stage on all cores, millions, from a sampled run; and the network's number format."""
+    """Pixels per second of each stage on all cores, millions, from a sampled run; and most layers' number format."""
     side = arguments.side or SIDES.get(base, min(SIDES.values()))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         place = Path(folder)
@@ -150,7 +152,8 @@ def run_stages(base: int, arguments: argparse.Namespace) -> tuple[Mapping[str, f
     cores = usable_cpus()
     pixels = {"tile": times.tile_mpx, "scene": times.scene_mpx}
     per = {name: pixels[PER.get(name, "scene")] for name in sampler.seconds}
-    return {name: cores * per[name] / s for name, s in sampler.seconds.items()}, getattr(torch, times.precision)
+    dtype = FORMATS.get(times.precision, torch.float32)
+    return {name: cores * per[name] / s for name, s in sampler.seconds.items()}, dtype
 
 
 PER = {"cut": "tile", "network": "tile", "blend, quantise": "tile"}

@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tile", type=int, nargs="+", default=[512, 1024], help="sides of tiles, px")
     parser.add_argument("--side", type=int, help="scene side, px")
     parser.add_argument("--device", default="cpu", help="a torch device")
+    parser.add_argument("--precision", default="auto", help="as inference.precision; trained networks often take mixed")
     parser.add_argument(
         "--compiled", action="store_true", help="compile on CUDA, though so short a run does not repay it"
     )
@@ -124,7 +125,7 @@ def compare(base: int, tile: int, arguments: argparse.Namespace) -> Comparison:
         write_classic_unet(place / "model.safetensors", base)
         write_scene(place / "warm.tif", tile)
         write_scene(place / "scene.tif", side)
-        predictor = load_predictor(place / "model.safetensors", arguments.device)
+        predictor = load_predictor(place / "model.safetensors", arguments.device, precision=arguments.precision)
         warm = run_path(place, "warm", predictor, tiling)
         shape = batch_shape(place / "scene.tif", predictor, tiling)
         ready = predictor.ready(warm.precision, batches=MANY if arguments.compiled else 1, shape=shape)
