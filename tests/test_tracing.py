@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from rasterio.features import shapes
+from scipy import ndimage
 
 from pipeline.labelling import BAD, unite
+from pipeline.shaping import PolygonSpec
 from pipeline.tracing import Rings, Seams, Traced, trace
 from pipeline.tracing_sweeps import FIRST_ROOM
 
@@ -56,6 +58,44 @@ def test_every_small_pattern_has_the_outline_that_gdal_finds(side: int, block_si
     assert sorted(shapely.to_wkt(shapely.normalize(geometry)).tolist()) == by_rasterio(mask)
 
 
+@pytest.mark.parametrize("row", range(4))
+@pytest.mark.parametrize("col", range(4))
+def test_every_small_pattern_can_be_cut_anywhere(row: int, col: int):
+    """Each pattern of 3 x 3 px has a place of 7 px, and blocks of 7 px meet beside it or in it."""
+    patterns = np.zeros((512, 7, 7), np.uint8)
+    patterns[:, row : row + 3, col : col + 3] = ((np.arange(512)[:, None] >> np.arange(9)) & 1).reshape(-1, 3, 3)
+    mask = patterns.reshape(16, 32, 7, 7).swapaxes(1, 2).reshape(16 * 7, 32 * 7)
+    cut = np.roll(mask, (-2, -2), axis=(0, 1))
+    cut[-2:] = cut[:, -2:] = 0
+    geometry = polygons_of(one_class_source(cut), block_size=7).geometry
+    assert shapely.is_valid(geometry).all()
+    assert sorted(shapely.to_wkt(shapely.normalize(geometry)).tolist()) == by_rasterio(cut)
+
+
+@pytest.mark.parametrize(
+    ("side", "block_size"),
+    [
+        (3, 4096),
+        (3, 5),
+        pytest.param(4, 4096, marks=pytest.mark.slow),
+        pytest.param(4, 7, marks=pytest.mark.slow),
+    ],
+)
+def test_every_small_pattern_has_the_features_of_its_8_connected_pixels(side: int, block_size: int):
+    mask = all_patterns(side)
+    batch = polygons_of(one_class_source(mask), PolygonSpec(connectivity=8), block_size=block_size)
+    assert shapely.is_valid(batch.geometry).all()
+    parts = shapely.normalize(shapely.get_parts(batch.geometry))
+    assert sorted(shapely.to_wkt(parts).tolist()) == by_rasterio(mask)
+    numbers, count = ndimage.label(mask, np.ones((3, 3)))
+    inside = shapely.get_coordinates(shapely.point_on_surface(shapely.get_parts(batch.geometry))).astype(int)
+    start = np.cumsum([0, *shapely.get_num_geometries(batch.geometry)])
+    number = numbers[inside[:, 1], inside[:, 0]]
+    assert (number == np.repeat(number[start[:-1]], np.diff(start))).all()
+    assert sorted(number[start[:-1]].tolist()) == list(range(1, count + 1))
+    assert batch.pixel_count.tolist() == np.bincount(numbers.ravel())[number[start[:-1]]].tolist()
+
+
 def traced(mask: np.ndarray, seams: Seams | None = None, **options: object) -> Traced:
     return trace(mask, mask.astype(np.uint16), seams or Seams(), **options)
 
@@ -85,8 +125,6 @@ def test_seams_have_a_vertex_at_every_pixel_corner():
     kind=st.sampled_from([np.uint8, np.uint16]),
 )
 def test_components_are_those_of_scipy_with_their_sums(mask: np.ndarray, kind: type[np.unsignedinteger]):
-    from scipy import ndimage
-
     level = np.arange(mask.size).reshape(mask.shape).astype(kind)
     found = trace(mask, level, Seams(), origin=(100, 200), with_none=True)
     labels, table = found.labels, found.table

@@ -105,6 +105,18 @@ def test_4_connected_polygons_are_those_of_gdal(mask: np.ndarray, block_size: in
     assert sorted(zip(text, batch.class_value.tolist(), strict=True)) == expected
 
 
+@pytest.mark.parametrize("block_size", range(1, 9))
+@pytest.mark.parametrize("connectivity", [4, 8])
+def test_holes_in_holes_are_whole_wherever_they_are_cut(block_size: int, connectivity: int):
+    spec = PolygonSpec(connectivity=connectivity)
+    for shift in range(block_size):
+        mask = np.pad(HOLE_IN_HOLE, ((shift, 0), (shift // 2, 0)))
+        batch = polygons_of(classes_source(mask), spec, block_size=block_size)
+        assert sorted(batch.pixel_count.tolist()) == [8, 24]
+        assert shapely.get_num_interior_rings(shapely.get_parts(batch.geometry)).tolist() == [1, 1]
+        assert (burnt(batch, mask.shape) == mask).all()
+
+
 @pytest.mark.parametrize("block_size", [64, 7])
 def test_a_polygon_carries_the_sums_of_its_pixels(block_size: int):
     mask = natural((40, 50))
