@@ -43,7 +43,10 @@ def device_workers(devices: Sequence[str], *, threads: int) -> Iterator[str]:
         try:
             cluster = SpecCluster(workers=workers, scheduler=scheduler)
         except (OSError, RuntimeError, TimeoutError) as error:
-            raise WorldError(f"no worker process could be started for {', '.join(devices)}: {error}") from error
+            raise WorldError(
+                f"no worker process could be started for {', '.join(devices)}: {error} See what the processes printed; "
+                'a script that starts them needs `if __name__ == "__main__":` around its calls'
+            ) from error
         with cluster:
             yield cluster.scheduler_address
 
