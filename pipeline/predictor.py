@@ -318,7 +318,7 @@ def open_model(path: Path) -> Checkpoint | ExternalModel:
     return load_external(path) if path.suffix == SUFFIX else load_checkpoint(path)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def load_once(path: Path, device: str, precision: Precision, sha256: str) -> LoadedPredictor:
     """Load a model in a worker process, and make sure it is the one the client meant; an ensemble has several."""
     predictor = load_predictor(path, device, precision=precision)
