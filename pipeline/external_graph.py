@@ -101,6 +101,15 @@ class ExportedGraph:
         return sum(1 for _ in _walk(self.steps))
 
 
+def names_in(value: Value | Sequence[Value]) -> set[str]:
+    """Every name in an argument, or in several."""
+    if isinstance(value, Name):
+        return {value.text}
+    if isinstance(value, list | tuple):
+        return {name for each in value for name in names_in(each)}
+    return set()
+
+
 def read_graph(content: Mapping[str, object]) -> ExportedGraph:
     """Read `models/model.json`.
 

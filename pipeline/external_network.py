@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from pipeline.external_archive import CONSTANTS, PAYLOAD, WEIGHTS, Archive
-from pipeline.external_graph import ExportedGraph, Here, Kind, Name, Step, Steps, Value
+from pipeline.external_folding import fold_steps
+from pipeline.external_graph import ExportedGraph, Here, Kind, Name, Step, Steps, Value, names_in
 from pipeline.external_operators import SIZE_ARITHMETIC, base_name
 
 DTYPES = {
@@ -50,12 +51,19 @@ class ExportedNetwork(nn.Module):
         """
         super().__init__()
         self.graph = graph
-        self._buffer_of = {name: f"tensor{index}" for index, name in enumerate(graph.tensors)}
-        for name, key in graph.tensors.items():
+        for key in graph.tensors.values():
             if key not in tensors:
                 raise ModelError(f"the graph uses the tensor {key[:100]!r}, which is not stored; export it again")
-            self.register_buffer(self._buffer_of[name], tensors[key])
-        self._program = _Program(graph.steps)
+        self._bind(graph.steps, {name: tensors[key] for name, key in graph.tensors.items()})
+
+    def _bind(self, steps: Steps, tensors: Mapping[str, Tensor]) -> None:
+        """Compute these steps with these tensors, by the names of the steps' inputs."""
+        for former in [*self._buffers]:
+            delattr(self, former)
+        self._buffer_of = {name: f"tensor{index}" for index, name in enumerate(tensors)}
+        for name, tensor in tensors.items():
+            self.register_buffer(self._buffer_of[name], tensor)
+        self._steps, self._program = steps, _Program(steps)
 
     @property
     def batch(self) -> int | None:
@@ -78,6 +86,12 @@ class ExportedNetwork(nn.Module):
         parts = [self._run_padded(tiles[first : first + most]) for first in range(0, len(tiles), most)]
         return torch.cat(parts)
 
+    def fold_batch_norm(self) -> None:
+        """See `pipeline.prepare.fold_batch_norm`: the same for the graph, in place."""
+        stored = {name: self.get_buffer(buffer) for name, buffer in self._buffer_of.items()}
+        folded = fold_steps(self._steps, stored)
+        self._bind(folded.steps, folded.tensors)
+
     def settle_convolutions(self) -> None:
         """See `pipeline.prepare.settle_convolutions`: the same for 1x1 convolutions of the graph, in place."""
         shapes = {name: tuple(self.get_buffer(buffer).shape) for name, buffer in self._buffer_of.items()}
@@ -91,7 +105,7 @@ class ExportedNetwork(nn.Module):
 
     def _run(self, tiles: Tensor) -> Tensor:
         weights = {name: self.get_buffer(buffer) for name, buffer in self._buffer_of.items()}
-        inputs = [tiles if name == self.graph.tiles else weights[name] for name in self.graph.steps.inputs]
+        inputs = [tiles if name == self.graph.tiles else weights[name] for name in self._steps.inputs]
         (result,) = self._program(inputs, tiles.device)
         if not isinstance(result, Tensor):
             raise ModelError(f"the network returned {type(result).__name__} where a tensor (N, classes, H, W) is due")
@@ -124,7 +138,7 @@ class _Program:
         used = {value.text for value in steps.outputs if isinstance(value, Name)}
         calls = []
         for step in reversed(steps.steps):
-            names = {*_names_in((*step.arguments, *step.keywords.values())), *step.results}
+            names = {*names_in((*step.arguments, *step.keywords.values())), *step.results}
             calls.append(_Call(step=step, function=_function(step), forget=tuple(sorted(names - used))))
             used |= names
         self._calls = calls[::-1]
@@ -223,14 +237,6 @@ def _settled(step: Step, shapes: Mapping[str, tuple[int, ...]]) -> Step:
     if not isinstance(weight, Name) or shapes.get(weight.text, ())[2:] != (1, 1):
         return step
     return replace(step, keywords={**step.keywords, "dilation": [2, 2]})
-
-
-def _names_in(value: Value | Sequence[Value]) -> set[str]:
-    if isinstance(value, Name):
-        return {value.text}
-    if isinstance(value, list | tuple):
-        return {name for each in value for name in _names_in(each)}
-    return set()
 
 
 def _resolve(value: Value, values: Mapping[str, object], device: torch.device) -> object:

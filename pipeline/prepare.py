@@ -83,6 +83,8 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     2018, Quantization and Training of Neural Networks, section 3.2).
     """
     for module in network.modules():
+        if isinstance(module, ExportedNetwork):
+            module.fold_batch_norm()
         if not isinstance(module, nn.Sequential):
             continue
         for index in range(len(module) - 1):

@@ -269,6 +269,42 @@ def test_it_runs_in_float32_unless_another_format_is_named(model: Path, monkeypa
     assert 0 < (exact(tiles) - lower(tiles)).abs().max() < 0.1
 
 
+class Normed(nn.Module):
+    """Every kind of batch norm behind a convolution; the last two cannot be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.first_norm = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.second, self.second_norm = nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.BatchNorm2d(4, affine=False)
+        self.third, self.third_norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.head, self.head_norm = nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2)
+        for norm in (self.first_norm, self.second_norm, self.third_norm, self.head_norm):
+            nn.init.uniform_(norm.running_mean, -1, 1)
+            nn.init.uniform_(norm.running_var, 0.2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu_(self.first_norm(self.first(x)))
+        x = self.second_norm(self.second(x))
+        twice = self.third(x)
+        x = self.third_norm(twice) + twice
+        return self.head_norm(torch.relu(self.head(x)))
+
+
+def test_batch_norm_is_folded_where_it_alone_reads_a_convolution(tmp_path: Path) -> None:
+    path = export(Normed(), tmp_path / "e.pt2", dims=ANY)
+    archive, tiles = Archive(path), torch.randn((2, 3, 20, 24))
+    network = ExportedNetwork(read_graph(archive.read_json(GRAPH)), read_tensors(archive))
+    with torch.inference_mode():
+        expected = network(tiles)
+        weights = len([*network.buffers()])
+        network.fold_batch_norm()
+        assert float((network(tiles) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    called = [call.step.target.split(".")[3] for call in network._program._calls]
+    assert (called.count("conv2d"), called.count("batch_norm")) == (4, 2)
+    assert len([*network.buffers()]) == weights - 5 - 4, "five were folded, and nobody reads the four counts of batches"
+
+
 def test_a_format_that_the_network_does_not_run_in_is_refused(tmp_path: Path) -> None:
     class Insists(nn.Module):
         def __init__(self) -> None:
