@@ -41,6 +41,12 @@ def test_the_pipeline_benchmark_measures_every_side_against_its_bounds(tmp_path:
     assert min(row[key] for key in ("decode_s", "mosaic_mpx_s", "peak_mib")) > 0
 
 
+def test_the_polygons_benchmark_finds_the_polygons_that_rasterio_finds(tmp_path: Path) -> None:
+    figures = run_toy(tmp_path, "polygons")
+    found = {each["method"]: each["polygons"] for each in figures["polygons"] if each["mask"] == "dense"}
+    assert found["mask"] == found["streamed"] == found["rasterio"] > 0
+
+
 def test_the_startup_benchmark_follows_a_run_to_its_first_tile(tmp_path: Path) -> None:
     figures = run_toy(tmp_path, "startup")
     assert min(figures[key] for key in ("help_s", "import_s")) > 0
