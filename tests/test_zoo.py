@@ -196,7 +196,7 @@ def test_damage_half_way_fails_its_scene_alone(tmp_path: Path, checkpoint: Path)
     assert {path.name for path in (tmp_path / "out" / "cog_rgb_mask").iterdir()} == OUTPUTS
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["counts"] == {"done": 1, "skipped": 0, "failed": 2}
-    assert "damaged at rows 512..1023" in run["scenes"][0]["reason"]
+    assert "damaged at rows 384..639" in run["scenes"][0]["reason"]
     assert "the model needs band(s) red, green, blue" in run["scenes"][2]["reason"]
 
 
