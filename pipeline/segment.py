@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,8 @@ def segment_scene(
     widest = widest_region(scene, plan, card, spec.mosaic)
     regions = plan_regions(plan, rows=region_count(spec.distribute, client), widest=widest)
     timer = Stopwatch()
-    with publishing(folder) as work:
+    with publishing(folder) as work, ThreadPoolExecutor(1, "prepare") as meanwhile:
+        meanwhile.submit(_prepare_polygons, scene.grid, spec)
         with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
             proof = prove_precision(scene, plan, card, predictor, client)
             job = _region_job(scene, plan, card, spec, identity, proof, report, work)
@@ -141,6 +143,13 @@ def vectorize_mosaic(
             model_id=source.tags.get("SCENEMILL_MODEL", ""),
             classes={value: name for _, value, name in source.card.foreground},
         )
+
+
+def _prepare_polygons(grid: RasterGrid, spec: SegmentSpec) -> None:
+    """Load what polygons need while strips are computed; what goes wrong is told when polygons are made."""
+    from pipeline.vectorize import compile_kernels
+
+    compile_kernels(grid, spec.polygons, spec.mosaic.dtype)
 
 
 def resolve_settings(spec: SegmentSpec, card: ModelCard) -> Tiling:

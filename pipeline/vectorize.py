@@ -25,6 +25,7 @@ from pipeline.decide import Decision, decide_apart, resolve_threshold
 from pipeline.errors import SettingsError
 from pipeline.grid import RasterGrid, measure_on_ground
 from pipeline.labelling import Components
+from pipeline.levels import TOP_LEVEL, LevelType
 from pipeline.processors import usable_cpus
 from pipeline.shaping import PolygonBatch, PolygonSpec
 from pipeline.tracing import Rings, Seams, closed_rings
@@ -112,6 +113,28 @@ def vectorize_decisions(
         raise SettingsError(f"block_size must be >= 1 and workers >= 0, not {block_size} and {workers}")
     workers = workers or min(usable_cpus(), MOST_WORKERS)
     return _batches(read, grid, top, spec, SIMPLIFY_BLOCK if spec.simplify_m else block_size, workers)
+
+
+def compile_kernels(grid: RasterGrid, spec: PolygonSpec, kind: LevelType) -> None:
+    """Have ready what `vectorize` needs for a mosaic: compiled, or loaded as compiled before.
+
+    It takes seconds once for an installation and a kind of processor; a run does it while it infers.
+
+    Args:
+        grid: of the mosaic.
+        spec: of the polygons.
+        kind: of the mosaic's levels.
+    """
+    mask = np.pad(np.ones((4, 4), np.uint8), 1)
+    level = mask.astype(np.uint8 if kind == "uint8" else np.uint16)
+    grid = replace(grid, height=mask.shape[0], width=mask.shape[1])
+
+    def read(window: Window) -> list[Decision]:
+        rows, cols = window.toslices()
+        return [Decision(mask=mask[rows, cols], level=level[rows, cols])]
+
+    for _ in _batches(read, grid, TOP_LEVEL[kind], spec, block_size=3, workers=1):
+        pass
 
 
 def _batches(
