@@ -1,6 +1,6 @@
 """What it takes to begin: the command's help, the import of the library, and the first strip of a run.
 
-    python -m benchmarks.startup                     prints three tables; a minute and a half
+    python -m benchmarks.startup                     prints three tables; a minute
     python -m benchmarks.startup --base 16 --json startup.json
 
 The run is `scenemill segment` on a CPU, with the classic U-Net and a scene of 4096 x 4096 px; it is stopped when the
@@ -75,7 +75,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=int, default=64, help="channels of the network's first level")
-    parser.add_argument("--repeats", type=int, default=5, help="processes of which the best counts")
+    parser.add_argument("--repeats", type=int, default=3, help="processes of which the best counts")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--folder", type=Path, help="where scene and results go for the time being")
     parser.add_argument("--toy", action="store_true", help="once, with a tiny scene and network, without the flow")
