@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,6 +205,31 @@ def test_an_open_polygon_does_not_carry_the_seams_behind_it():
         assert len(joiner.add_row(blocks, is_last=False).table) == 0
         assert len(joiner.rings.xy) == 2 + 25
     assert joiner.table.count.tolist() == [20 * 3 * 64]
+
+
+def test_nothing_is_left_to_compile_when_the_mosaic_is_there():
+    script = """
+        import sys
+        sys.path.insert(0, "tests")
+        import numpy as np
+        from fake_levels import one_class_source
+        from pipeline import tracing, tracing_rings, tracing_seams, tracing_sweeps, labelling
+        from pipeline.shaping import PolygonSpec
+        from pipeline.vectorize import compile_kernels, vectorize
+
+        def compiled():
+            rooms = (tracing, tracing_rings, tracing_seams, tracing_sweeps, labelling)
+            return sum(len(getattr(each, "signatures", ())) for room in rooms for each in vars(room).values())
+
+        source = one_class_source(np.random.default_rng(0).random((40, 40)) < 0.6)
+        compile_kernels(source.grid, PolygonSpec(), "uint16")
+        before = compiled()
+        count = sum(len(batch) for batch in vectorize(source, PolygonSpec(), block_size=16))
+        print(before > 5, compiled() - before, count > 9)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert done.stdout.split() == ["True", "0", "True"], done.stderr
 
 
 def test_large_results_come_in_several_batches(monkeypatch: pytest.MonkeyPatch):
