@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 from conftest import MakeScene
 from distributed import Client, LocalCluster
@@ -271,8 +272,12 @@ def test_a_cluster_that_lost_all_its_workers_is_given_up(
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Callable[[], Client]]:
-    """Clients of two worker processes, reached by the address of their scheduler as `--scheduler` does."""
-    with device_workers(["cpu", "cpu"], threads=1) as scheduler:
+    """Clients of two worker processes, reached by the address of their scheduler as `--scheduler` does.
+
+    A task may kill one worker, not three, before it is given up: a new process takes seconds.
+    """
+    patient = dask.config.set({"distributed.scheduler.allowed-failures": 1})
+    with patient, device_workers(["cpu", "cpu"], threads=1) as scheduler:
         yield lambda: cluster(DistributeSpec(scheduler=scheduler))
 
 
