@@ -31,6 +31,8 @@ ROUNDING = 1e-4
 """Probabilities may leave 0..1 by this much before they are refused."""
 RESULT_BYTES = 256 * 2**20
 """Probabilities of batches that wait to be blended; bounds the memory of many classes."""
+ALONE_PIXELS = 2**16
+"""A CPU runs tiles of so many pixels one at a time: in batches they are no quicker."""
 _TILE_PIXELS = {"cpu": 2**18, "cuda": 2**22, "mps": 2**20}
 """Pixels of a full batch when `batch_size` is 0."""
 
@@ -83,7 +85,7 @@ class Engine:
         transfer: Transfer,
         *,
         batch_size: int,
-        fixed: bool = False,
+        least: int = 1,
         lanes: int = 1,
         threads: int = 1,
     ):
@@ -95,13 +97,13 @@ class Engine:
             row: the tiles of every strip.
             transfer: brings strips to the device.
             batch_size: tiles per forward pass, at least 1; halved when memory runs out.
-            fixed: True refuses to halve it.
+            least: what it is not halved below.
             lanes: batches that a CPU runs at once.
             threads: CPU threads of all lanes together.
         """
         self._card, self._device = card, members[0][0].device
         self._row, self._transfer = row, transfer
-        self._size, self._fixed, self._halving = batch_size, fixed, threading.Lock()
+        self._size, self._least, self._halving = batch_size, least, threading.Lock()
         self._lanes, self._threads = lanes, threads
         forms = {(transform, ready.dtype, ready.layout) for ready, transform in members}
         cutters = {
@@ -165,8 +167,8 @@ class Engine:
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
-            if size == 1 or self._fixed:
-                raise _no_room(size, self._fixed) from error
+            if size < 2 * self._least:
+                raise _no_room(size) from error
         return None
 
     def _probabilities(self, strip: LoadedStrip, lefts: Sequence[int], size: int) -> Tensor:
@@ -260,17 +262,32 @@ class PlainReady:
         return self._predict(tiles)
 
 
-def resolve_batch_size(device: torch.device, tile_pixels: int, *, asked: int = 0, most: int | None = None) -> int:
+def resolve_batch_size(
+    device: torch.device, tile_pixels: int, *, asked: int = 0, most: int | None = None, plain: bool = False
+) -> int:
     """Tiles per forward pass.
+
+    On a CPU, torch takes other kernels for one tile than for several, which sum in another order. So that the result
+    does not follow the setting, a network runs large tiles one at a time there, and never less than two small ones.
 
     Args:
         device: where they run.
         tile_pixels: of one tile.
         asked: the setting; 0 takes what keeps the device busy: 1 tile of 512 px on a CPU, 16 on CUDA.
         most: tiles in a whole strip of the scene, which no batch exceeds, whatever the region.
+        plain: True for a plain function, which gets what was asked for.
     """
     size = asked or max(1, _TILE_PIXELS.get(device.type, _TILE_PIXELS["cpu"]) // tile_pixels)
+    if device.type == "cpu" and not plain:
+        size = 1 if tile_pixels >= ALONE_PIXELS else max(2, size)
     return size if most is None else min(size, most)
+
+
+def least_batch_size(device: torch.device, size: int, *, plain: bool, deterministic: bool) -> int:
+    """The batch size that `size` may be halved down to without other results than were promised."""
+    if deterministic:
+        return size
+    return min(size, 2) if device.type == "cpu" and not plain else 1
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
@@ -281,10 +298,10 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
 
 
-def _no_room(size: int, fixed: bool) -> WorldError:
-    if fixed and size > 1:
+def _no_room(size: int) -> WorldError:
+    if size > 1:
         return WorldError(
-            f"no memory for {size} tiles at once, and inference.deterministic forbids to go on with fewer; "
-            f"set inference.batch_size={size // 2}"
+            f"no memory for {size} tiles at once, and fewer would not give the same bytes; "
+            f"set inference.batch_size={size // 2} or a smaller tiling.tile_size"
         )
     return WorldError("no memory for a single tile; set a smaller tiling.tile_size, or run on a larger machine")

@@ -24,8 +24,17 @@ from pipeline.allocator import keep_memory
 from pipeline.batches import BANDS_AHEAD, chunk_shape, read_strips
 from pipeline.blend import Blend, StripBlender, covering, plan_shares, to_levels
 from pipeline.card import ModelCard
-from pipeline.engine import Engine, Member, PlainReady, TileRow, check_range, ran_out_of_memory, resolve_batch_size
-from pipeline.errors import ModelError
+from pipeline.engine import (
+    Engine,
+    Member,
+    PlainReady,
+    TileRow,
+    check_range,
+    least_batch_size,
+    ran_out_of_memory,
+    resolve_batch_size,
+)
+from pipeline.errors import ModelError, WorldError
 from pipeline.glance import Glance, GlanceTaker
 from pipeline.grid import RasterGrid
 from pipeline.lanes import resolve_lanes
@@ -140,9 +149,14 @@ def _infer(job: RegionJob, region: Region, predictor: Predictor | ArrayFunction,
     try:
         run = _RegionRun(job, region, predictor)
     except (RuntimeError, MemoryError) as error:
-        halves = halve_region(job.plan, region)
-        if not ran_out_of_memory(error) or len(halves) == 1:
+        if not ran_out_of_memory(error):
             raise
+        halves = halve_region(job.plan, region)
+        if len(halves) == 1:
+            raise WorldError(
+                f"no memory for strips that are one tile ({region.core.width} px) wide; "
+                "set a smaller tiling.tile_size, or run on a larger machine"
+            ) from error
         log.warning("no memory for strips of %d columns: %s; going on with halves", region.core.width, error)
     else:
         return _store(job, region, run, watch)
@@ -268,9 +282,8 @@ class _RegionRun:
         device = predictor.device if isinstance(predictor, Prepared) else torch.device("cpu")
         if device.type == "cpu":
             keep_memory()
-        size = resolve_batch_size(
-            device, row.height * row.width, asked=job.inference.batch_size, most=job.plan.shape[1]
-        )
+        asked, pixels = job.inference.batch_size, row.height * row.width
+        size = resolve_batch_size(device, pixels, asked=asked, most=job.plan.shape[1], plain=plain)
         batches = len(self._tile_rows) * -(-len(self._tile_cols) // size)
         threads = job.inference.threads or usable_cpus()
         lanes = resolve_lanes(threads, batches if isinstance(predictor, Prepared) else None, plain=plain)
@@ -281,7 +294,7 @@ class _RegionRun:
             row,
             self._transfer,
             batch_size=size,
-            fixed=job.inference.deterministic,
+            least=least_batch_size(device, size, plain=plain, deterministic=job.inference.deterministic),
             lanes=lanes,
             threads=threads,
         )

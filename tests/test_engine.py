@@ -16,7 +16,16 @@ from torch import Tensor
 
 from pipeline.batches import RawStrip
 from pipeline.card import ModelCard
-from pipeline.engine import Engine, Member, PlainReady, RangeCheck, TileRow, ran_out_of_memory, resolve_batch_size
+from pipeline.engine import (
+    Engine,
+    Member,
+    PlainReady,
+    RangeCheck,
+    TileRow,
+    least_batch_size,
+    ran_out_of_memory,
+    resolve_batch_size,
+)
 from pipeline.errors import ModelError, WorldError
 from pipeline.normalize import InputTransform
 from pipeline.predictor import Ready, load_predictor
@@ -125,10 +134,32 @@ def test_batches_suit_the_device_and_the_tile(device: str, side: int, size: int)
     assert resolve_batch_size(torch.device(device), side * side) == size
 
 
-def test_a_size_that_is_asked_for_is_taken_but_for_short_strips() -> None:
-    assert resolve_batch_size(CPU, 512 * 512, asked=5) == 5
-    assert resolve_batch_size(CPU, 512 * 512, asked=5, most=3) == 3
-    assert resolve_batch_size(CPU, 64 * 64, most=9) == 9
+@pytest.mark.parametrize(
+    ("device", "side", "asked", "most", "plain", "size"),
+    [
+        ("cuda", 512, 5, None, False, 5),
+        ("cuda", 512, 5, 3, False, 3),  # no more than a strip has
+        ("cpu", 64, 0, 9, False, 9),
+        ("cpu", 512, 5, None, True, 5),  # a plain function gets what was asked for
+        ("cpu", 64, 1, None, True, 1),
+        ("cpu", 256, 5, None, False, 1),  # large tiles one at a time, whatever was asked for ...
+        ("cpu", 64, 1, None, False, 2),  # ... and never less than two small ones
+        ("cpu", 64, 1, 1, False, 1),  # but where a strip has one
+    ],
+)
+def test_a_size_that_is_asked_for_is_taken_where_it_changes_no_result(
+    device: str, side: int, asked: int, most: int | None, plain: bool, size: int
+) -> None:
+    assert resolve_batch_size(torch.device(device), side**2, asked=asked, most=most, plain=plain) == size
+
+
+def test_batches_are_halved_no_further_than_results_allow() -> None:
+    cuda = torch.device("cuda")
+    assert least_batch_size(cuda, 16, plain=False, deterministic=False) == 1
+    assert least_batch_size(cuda, 16, plain=False, deterministic=True) == 16
+    assert least_batch_size(CPU, 16, plain=False, deterministic=False) == 2
+    assert least_batch_size(CPU, 1, plain=False, deterministic=False) == 1
+    assert least_batch_size(CPU, 16, plain=True, deterministic=False) == 1
 
 
 def test_a_strip_without_a_valid_pixel_ends_all_the_same() -> None:
@@ -188,7 +219,8 @@ def test_batches_are_halved_until_they_fit_and_no_tile_is_lost(
     ("settings", "words"),
     [
         ({"batch_size": 1}, "no memory for a single tile; set a smaller tiling.tile_size"),
-        ({"batch_size": 8, "fixed": True}, "deterministic forbids .* set inference.batch_size=4"),
+        ({"batch_size": 9, "least": 2}, "no memory for 2 tiles at once"),
+        ({"batch_size": 8, "least": 8}, "for 8 tiles at once, and fewer .* set inference.batch_size=4"),
     ],
 )
 def test_running_out_of_memory_for_good_says_what_to_set(settings: dict[str, Any], words: str) -> None:
