@@ -45,8 +45,10 @@ def load_models(
 
     Raises:
         ModelError: a file is missing, damaged or none of ours, or the models contradict each other.
-        SettingsError: the device is not there, or the models' thresholds differ and none is set.
+        SettingsError: no path, the device is not there, or the models' thresholds differ and none is set.
     """
+    if not paths:
+        raise SettingsError("no model is named; name one checkpoint, or several to average")
     devices = resolve_devices(inference.device)
     models: list[Prepared]
     if len(devices) > 1 or scheduler is not None:

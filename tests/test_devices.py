@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from conftest import MakeScene
@@ -27,6 +30,7 @@ from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
 from pipeline.tiling import TilingSpec
 
+ROOT = Path(__file__).parents[1]
 TWO = SegmentSpec(
     tiling=TilingSpec(tile_size=32, overlap=8),
     inference=InferenceSpec(device="cpu,cpu", precision="float32"),
@@ -190,3 +194,23 @@ def test_two_devices_give_the_bytes_of_one_though_a_process_is_killed_meanwhile(
     assert killed[0] in before.values()
     assert rasters(both.folder) == rasters(alone.folder)
     assert both.content_key == alone.content_key
+
+
+@pytest.mark.slow
+def test_worker_processes_end_with_the_process_that_started_them_however_that_ends() -> None:
+    code = """
+import os, sys
+from pipeline.distribute import connect
+from pipeline.distribute_devices import device_workers
+
+with device_workers(["cpu"], threads=1) as scheduler:
+    print(*connect(scheduler).run(os.getpid).values(), flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        worker = psutil.Process(int(starter.stdout.readline()))
+        starter.kill()
+        _, alive = psutil.wait_procs([worker], timeout=30)
+    assert not alive

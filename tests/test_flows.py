@@ -126,9 +126,11 @@ def test_faults_of_the_world_are_tried_again_and_bad_data_is_not(
         ({"settings": {"tiling": {"tile_size": 33}}}, SettingsError, "multiple of 4"),
         ({"scenes": ["nowhere/*.tif"]}, SettingsError, "matches no file"),
         ({"device": "abacus"}, SettingsError, "abacus"),
+        ({"device": "cpu,cuda:0"}, SettingsError, "different kinds"),
         ({"model": "nowhere.safetensors"}, ModelError, "no such checkpoint"),
+        ({"model": []}, SettingsError, "no model is named"),
     ],
-    ids=["unknown key", "tile size", "no scene", "device", "model"],
+    ids=["unknown key", "tile size", "no scene", "device", "devices", "model", "no model"],
 )
 def test_wrong_settings_fail_before_any_scene(
     ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, change: dict[str, Any], error: Any, reason: str
