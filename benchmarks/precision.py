@@ -217,7 +217,9 @@ def _on_cuda(
     yield Form(name="TF32, convolution + ReLU fused", run=fused(float32))
     yield Form(name="float16, batch norm folded", run=copied(float16))
     yield Form(name="float16, convolution + ReLU fused", run=fused(float16))
-    yield Form(name="bfloat16, fused", run=fused(Arithmetic(device=device, dtype=torch.bfloat16)))
+    yield Form(name="float16, fused, algorithms timed", run=fused(replace(float16, search=True)))
+    yield Form(name="bfloat16, fused", run=fused(replace(float16, dtype=torch.bfloat16)))
+    yield Form(name="mixed, fused", run=fused(replace(float16, dtype=torch.bfloat16, early=torch.float32)))
     compiled = compile_network(network, float16)
     yield Form(name="float16, compiled, without joins", run=ReadyNetwork(compiled, card, float16))
 

@@ -56,6 +56,8 @@ class Arithmetic:
     """True: CUDA may round the factors of float32 products to 10 bits (TF32)."""
     deterministic: bool = False
     """True: CUDA takes only algorithms that give the same bytes every time."""
+    search: bool = False
+    """True: cuDNN times its algorithms for each new shape, which takes seconds; False: it goes by its own rules."""
 
     @property
     def input(self) -> torch.dtype:
@@ -71,7 +73,7 @@ class Arithmetic:
         if self.device.type != "cuda":
             yield
             return
-        chosen = {"deterministic": self.deterministic, "benchmark": not self.deterministic}
+        chosen = {"deterministic": self.deterministic, "benchmark": self.search}
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.tf32, **chosen):
             yield
 
@@ -123,7 +125,7 @@ def prepare(network: nn.Module, arithmetic: Arithmetic, trial: Tensor) -> nn.Mod
     """
     plain = converted(network, arithmetic)
     fuse = _fusing(arithmetic)
-    if fuse is None:
+    if fuse is None or isinstance(network, ExportedNetwork):
         return plain
     tiles = as_input(trial, arithmetic)
     with arithmetic.applied():
