@@ -21,10 +21,10 @@ from pipeline.averaging import (
     EnsemblePredictor,
     Symmetry,
     augmented,
-    joint_card,
     passes_of,
     running_mean,
 )
+from pipeline.averaging_card import joint_card
 from pipeline.card import ModelCard, Normalization
 from pipeline.config import SegmentSpec
 from pipeline.distribute import DistributeSpec
