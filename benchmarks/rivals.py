@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from torch import Tensor, nn
 
-from benchmarks.subjects import MEAN, STD
+from pipeline.card import Normalization
 from pipeline.checkpoint import load_checkpoint
 
 TOP = 254
@@ -52,8 +52,8 @@ def run_loop(task: Task) -> dict[str, Any]:
     Returns:
         `seconds` from file to files, the network loaded and warm.
     """
-    network = _network(task)
-    return {"seconds": _timed(lambda: _loop(network, task))}
+    network, how = _model(task)
+    return {"seconds": _timed(lambda: _loop(network, how, task))}
 
 
 def run_monai(task: Task, batches: tuple[int, ...]) -> dict[str, Any]:
@@ -62,27 +62,28 @@ def run_monai(task: Task, batches: tuple[int, ...]) -> dict[str, Any]:
     Returns:
         `seconds` from file to files, the network loaded and warm, and the `batch` size.
     """
-    network, trial = _network(task), _crop(task)
+    network, how = _model(task)
+    trial = _crop(task, how)
     seconds = {batch: _timed(lambda batch=batch: _slide(network, trial, task, batch)) for batch in batches}
     best = min(seconds, key=lambda batch: seconds[batch])
-    return {"seconds": _timed(lambda: _monai(network, task, best)), "batch": best}
+    return {"seconds": _timed(lambda: _monai(network, how, task, best)), "batch": best}
 
 
-def _loop(network: nn.Module, task: Task) -> None:
+def _loop(network: nn.Module, how: Normalization, task: Task) -> None:
     with rasterio.open(task.scene) as source:
         profile, (height, width) = source.profile, source.shape
         total, count = (np.zeros((height, width), np.float32) for _ in range(2))
         for row, col in product(_starts(height, task), _starts(width, task)):
-            pixels = _normalised(source.read(window=Window(col, row, task.tile, task.tile)))
+            pixels = _normalised(source.read(window=Window(col, row, task.tile, task.tile)), how)
             found = _predict(network, torch.from_numpy(pixels)[None], task)
             total[row : row + task.tile, col : col + task.tile] += found
             count[row : row + task.tile, col : col + task.tile] += 1
     _write(task, total / count, profile)
 
 
-def _monai(network: nn.Module, task: Task, batch: int) -> None:
+def _monai(network: nn.Module, how: Normalization, task: Task, batch: int) -> None:
     with rasterio.open(task.scene) as source:
-        profile, pixels = source.profile, _normalised(source.read())
+        profile, pixels = source.profile, _normalised(source.read(), how)
     _write(task, _slide(network, pixels, task, batch), profile)
 
 
@@ -105,11 +106,11 @@ def _predict(network: Callable[[Tensor], Tensor], pixels: Tensor, task: Task) ->
     return found
 
 
-def _crop(task: Task) -> NDArray[np.float32]:
+def _crop(task: Task, how: Normalization) -> NDArray[np.float32]:
     """Model input of two by two tiles, for trials."""
     side = 2 * task.tile - task.overlap
     with rasterio.open(task.scene) as source:
-        return _normalised(source.read(window=Window(0, 0, side, side)))
+        return _normalised(source.read(window=Window(0, 0, side, side)), how)
 
 
 def _timed(run: Callable[[], object]) -> float:
@@ -118,11 +119,12 @@ def _timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _network(task: Task) -> nn.Module:
-    """The network on its device, after a first tile."""
-    network = load_checkpoint(task.model).network.to(task.device)
-    _predict(network, torch.zeros((1, 4, task.tile, task.tile)), task)
-    return network
+def _model(task: Task) -> tuple[nn.Module, Normalization]:
+    """The network on its device, after a first tile, and what it makes of pixels."""
+    model = load_checkpoint(task.model)
+    network = model.network.to(task.device)
+    _predict(network, torch.zeros((1, len(model.card.bands), task.tile, task.tile)), task)
+    return network, model.card.normalization
 
 
 def _autocast(task: Task) -> AbstractContextManager[object]:
@@ -134,8 +136,10 @@ def _starts(length: int, task: Task) -> Iterator[int]:
     yield length - task.tile
 
 
-def _normalised(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-    return (pixels.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+def _normalised(pixels: NDArray[np.generic], how: Normalization) -> NDArray[np.float32]:
+    """`(bands, height, width)` raw pixels -> model input."""
+    gain, bias = (np.array(values, np.float32)[:, None, None] for values in (how.gain, how.bias))
+    return pixels.astype(np.float32) * gain + bias
 
 
 def _write(task: Task, found: NDArray[np.float32], profile: dict[str, Any]) -> None:
