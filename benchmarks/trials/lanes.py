@@ -26,8 +26,9 @@ from torch import Tensor
 from benchmarks.subjects import model_input, write_classic_unet, write_scene
 from benchmarks.whole_path import file_to_mosaic
 from pipeline.allocator import keep_memory
-from pipeline.lanes import in_order, usable_cpus
+from pipeline.lanes import in_order
 from pipeline.predictor import InferenceSpec, Ready, load_predictor
+from pipeline.processors import usable_cpus
 from pipeline.tiling import TilingSpec
 
 TILE = 512
