@@ -322,7 +322,7 @@ def table(results: list[Measurement]) -> str:
     for each in results:
         peer, one = theirs.get(each.mask), alone.get((each.mask, each.method))
         ratio = f"{peer.core_s / each.core_s:.1f}" if peer else ""
-        gain = f"{one.core_s / each.seconds:.2f}" if one and each.cores > 1 else ""
+        gain = f"{one.seconds / each.seconds:.2f}" if one and each.cores > 1 else ""
         rows.append(
             f"| {each.mask} | {each.method} | {each.cores} | {each.seconds:.3f} | {each.core_s:.3f} | {ratio} | {gain} "
             f"| {each.polygons:,} | {each.vertices:,} | {each.memory_mib:.0f} |"

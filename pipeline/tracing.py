@@ -85,6 +85,9 @@ class Rings:
     @classmethod
     def stack(cls, parts: Sequence[Rings]) -> Rings:
         """The rings of all parts, one part after the other; at least one part."""
+        parts = [part for part in parts if len(part)] or parts[:1]
+        if len(parts) == 1:
+            return parts[0]
         sizes = np.concatenate([part.sizes for part in parts])
         return cls(
             xy=np.concatenate([part.xy for part in parts]),
