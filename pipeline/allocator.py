@@ -27,7 +27,8 @@ CHOICES = {
 def keep_memory() -> bool:
     """Set up the process's allocator for work on a CPU; returns whether it could be.
 
-    The process then holds the most memory it ever needed. Another C library (musl, macOS, Windows) is left alone.
+    The process then holds the most memory it ever needed, until `give_back`. Another C library (musl, macOS, Windows)
+    is left alone.
     """
     try:
         library = ctypes.CDLL(None)
@@ -38,3 +39,10 @@ def keep_memory() -> bool:
     if not all(taken):
         log.debug("glibc refused some of its settings: %s", taken)
     return all(taken)
+
+
+def give_back() -> None:
+    """Hand what is free back to the system, wherever in the heap it lies, before another kind of work begins."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from torch import nn
 
-from pipeline.allocator import keep_memory
+from pipeline.allocator import give_back, keep_memory
 from pipeline.batches import BANDS_AHEAD, chunk_shape, read_strips
 from pipeline.blend import Blend, StripBlender, covering, plan_shares, to_levels
 from pipeline.card import ModelCard
@@ -51,7 +51,7 @@ from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, Loaded
 
 log = logging.getLogger(__name__)
 
-REGION_BYTES = 2**29
+REGION_BYTES = 3 * 2**27
 """What the strips of a region may take, in the host's memory and in the device's."""
 
 Watch = Callable[[int], None]
@@ -140,8 +140,11 @@ def infer_region(
     """Run a region and leave its `probability-` and `mask-` rasters in the job's folder."""
     _check_identity(job, predictor)
     device = predictor.device if isinstance(predictor, Prepared) else torch.device("cpu")
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return _infer(job, region, predictor, watch)
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return _infer(job, region, predictor, watch)
+    finally:
+        give_back()
 
 
 def _infer(job: RegionJob, region: Region, predictor: Predictor | ArrayFunction, watch: Watch | None) -> RegionResult:

@@ -40,3 +40,27 @@ def test_freed_memory_is_used_again_without_a_page_fault() -> None:
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     assert keep_memory.__wrapped__() is False
+
+
+HEAP = """
+import sys
+import torch
+from pipeline.allocator import give_back, keep_memory
+keep_memory()
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+before = resident()
+held = [torch.ones(2**20) for _ in range(64)]
+kept = held[::8]
+del held
+full = resident()
+give_back()
+print(full - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+def test_free_memory_between_what_is_held_goes_back_when_asked() -> None:
+    done = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True)
+    full, left = map(int, done.stdout.split())
+    assert left < full / 4

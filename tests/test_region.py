@@ -37,7 +37,7 @@ def test_buffers_of_a_region_fit_the_budget(
     least = 512 * 3 * bands * np.dtype(dtype).itemsize + classes * 4 * (tile + tile // 8)
     assert width >= tile
     assert width == tile or width * least < REGION_BYTES
-    assert width > 20_000 or (bands, classes) != (1, 1), "common scenes are not cut without need"
+    assert width > 10_980 or (bands, classes) != (1, 1), "common scenes are not cut without need"
 
 
 def test_a_strip_of_one_tile_that_fits_nowhere_says_what_to_set(
