@@ -191,8 +191,13 @@ def repays_compiling(batches: int, seconds: float) -> bool:
 
 
 def compile_network(network: nn.Module, arithmetic: Arithmetic) -> Callable[[Tensor], Tensor]:
-    """A copy of a network that torch compiles on its first call, for the shape of that call alone."""
-    compiled: Callable[[Tensor], Tensor] = torch.compile(split_joins(converted(network, arithmetic)), dynamic=False)
+    """A copy of a network that torch compiles on its first call, for the shape of that call alone.
+
+    The call raises RuntimeError where the network does not compile as a whole, and torch's FailOnRecompileLimitHit
+    after eight networks or shapes in one process.
+    """
+    split = split_joins(converted(network, arithmetic))
+    compiled: Callable[[Tensor], Tensor] = torch.compile(split, dynamic=False, fullgraph=True)
     return compiled
 
 

@@ -132,16 +132,21 @@ def _compiled(
     network: nn.Module, card: ModelCard, arithmetic: Arithmetic, shape: Shape, fused: ReadyNetwork
 ) -> ReadyNetwork:
     """The compiled network for batches of one shape, the fused one for all others, or where it fails or differs."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
     compiled = compile_network(network, arithmetic)
 
     def run(tiles: Tensor) -> Tensor:
-        return compiled(tiles) if tuple(tiles.shape) == shape else fused.network(tiles)
+        if tuple(tiles.shape) != shape:
+            return fused.network(tiles)
+        # torch compiles anew for a tensor made outside of inference mode.
+        return compiled(tiles if tiles.is_inference() else tiles.clone())
 
     form, trial = ReadyNetwork(run, card, arithmetic), _noise(shape, fused)
     try:
         change = float((form(trial) - fused(trial)).abs().max())
-    except RuntimeError as error:
-        log.warning("the network is not compiled: %s", str(error).splitlines()[0])
+    except (RuntimeError, FailOnRecompileLimitHit) as error:
+        log.warning("the network is not compiled: %s", " ".join(str(error).split())[:300])
         return fused
     if change <= MOST_CHANGE:
         return form

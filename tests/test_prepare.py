@@ -205,6 +205,24 @@ def test_many_small_runs_repay_a_compilation_together(tmp_path: Path, monkeypatc
     assert predictor.ready("float32", shape=shape) is second
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_network_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For batches made in and outside of inference mode, and among batches of another shape."""
+    monkeypatch.setattr(readying.ReadyForms, "_may_compile", lambda *_: True)
+    monkeypatch.setattr(readying, "_seconds_per_batch", lambda *_: 1e9)
+    predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
+    form, fused_form = predictor.ready("float32", batches=1, shape=(2, 3, 64, 64)), predictor.ready("float32")
+    assert form is not fused_form
+    torch._dynamo.utils.counters.clear()
+    tiles = torch.randn((2, 3, 64, 64))
+    for given in (tiles, tiles[:1], tiles):
+        assert float((form(given) - fused_form(given)).abs().max()) < 1e-5
+    with torch.inference_mode():
+        form(tiles.clone())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
+
+
 @pytest.mark.parametrize("fault", ["fails", "differs"])
 def test_a_compiled_network_that_fails_or_differs_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
