@@ -195,7 +195,7 @@ def test_regions_and_workers_agree_where_auto_decides(
     assert len(set(written)) == 1
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "mixed", "bfloat16"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_bytes_do_not_depend_on_batches_or_threads_in_any_precision(
     scene: Path, tmp_path: Path, precision: Precision, batch_size: int
