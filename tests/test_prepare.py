@@ -19,9 +19,6 @@ from pipeline.networks import Shape
 from pipeline.predictor import load_predictor
 from pipeline.prepare import (
     Arithmetic,
-    HalvingMaximum,
-    OneDnnConvolution,
-    SplitConvolution,
     as_input,
     converted,
     fold_batch_norm,
@@ -30,6 +27,7 @@ from pipeline.prepare import (
     settle_convolutions,
     split_joins,
 )
+from pipeline.prepare_layers import HalvingMaximum, OneDnnConvolution, SplitConvolution
 from pipeline.unet import UNet, UNetSpec
 
 CPU = torch.device("cpu")
