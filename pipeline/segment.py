@@ -95,11 +95,11 @@ def segment_scene(
     regions = plan_regions(plan, rows=region_count(spec.distribute, client), widest=widest)
     timer = Stopwatch()
     with publishing(folder) as work, ThreadPoolExecutor(1, "prepare") as meanwhile:
-        meanwhile.submit(_prepare_polygons, scene.grid, spec)
         with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
             proof = prove_precision(scene, plan, card, predictor, client)
             job = _region_job(scene, plan, card, spec, identity, proof, report, work)
             job.folder.mkdir()
+            meanwhile.submit(_prepare_polygons, scene.grid, spec)
             results = [*run_regions(job, regions, predictor, client=client, watch=_staged(watch, "infer", scene.grid))]
         with timer.stage("mosaic"):
             join_regions(job, results, work)
