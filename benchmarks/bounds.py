@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from benchmarks.sampling import sampled
 from benchmarks.subjects import BANDS, classic_unet, write_classic_unet, write_scene
 from benchmarks.whole_path import file_to_mosaic
-from pipeline.lanes import sharing_threads
+from pipeline.lanes import torch_threads
 from pipeline.predictor import load_predictor
 from pipeline.processors import usable_cpus
 from pipeline.tiling import TilingSpec
@@ -132,7 +132,7 @@ def _best_s(device: torch.device, lanes: Sequence[Callable[[], Tensor]]) -> floa
             torch.cuda.synchronize(device)
         return clock() - start
 
-    with sharing_threads(len(lanes), len(lanes)), ThreadPoolExecutor(len(lanes)) as pool:
+    with torch_threads(1), ThreadPoolExecutor(len(lanes)) as pool:
         return min(max(pool.map(seconds_of, lanes)) for _ in range(TRIALS))
 
 

@@ -147,7 +147,7 @@ def model_alone(ready: Ready, shape: Shape, tile_mpx: float) -> Alone:
     """The bare network over about so many millions of tile pixels."""
     batch_mpx = shape[0] * shape[2] * shape[3] / 1e6
     batches = max(1, round(tile_mpx / batch_mpx))
-    lanes = resolve_lanes(usable_cpus(), batches, plain=False)
+    lanes = resolve_lanes(usable_cpus(), plain=False)
     batches = -(-batches // lanes) * lanes
     core_s = time.process_time()
     seconds = run_batches(ready, shape, batches)
@@ -158,11 +158,10 @@ def model_alone(ready: Ready, shape: Shape, tile_mpx: float) -> Alone:
 def run_batches(ready: Ready, shape: Shape, count: int) -> float:
     """Seconds for so many batches: in the engine's lanes on a CPU, one behind the other elsewhere."""
     tiles = model_input(shape[0], shape[2]).to(ready.device, ready.dtype).contiguous(memory_format=ready.layout)
-    cpus = usable_cpus()
-    lanes = resolve_lanes(cpus, count, plain=False)
+    lanes = resolve_lanes(usable_cpus(), plain=False)
     start = time.perf_counter()
     if ready.device.type == "cpu":
-        deque(in_order(lambda _: ready(tiles), range(count), lanes=lanes, threads=cpus, ahead=AHEAD * lanes), maxlen=0)
+        deque(in_order(lambda _: ready(tiles), range(count), lanes=lanes, ahead=AHEAD * lanes), maxlen=0)
     else:
         torch.cuda.synchronize(ready.device)
         start = time.perf_counter()

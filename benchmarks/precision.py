@@ -144,7 +144,7 @@ def elapsed(form: Form, tiles: Tensor, count: int) -> float:
         torch.cuda.synchronize(tiles.device)
     start = time.perf_counter()
     if form.lanes:
-        results = in_order(lambda _: form.run(tiles), range(count), lanes=cpus, threads=cpus, ahead=AHEAD * cpus)
+        results = in_order(lambda _: form.run(tiles), range(count), lanes=cpus, ahead=AHEAD * cpus)
         deque(results, maxlen=0)
     else:
         for _ in range(count):

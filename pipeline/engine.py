@@ -99,7 +99,7 @@ class Engine:
             batch_size: tiles per forward pass, at least 1; halved when memory runs out.
             least: what it is not halved below.
             lanes: batches that a CPU runs at once.
-            threads: CPU threads of all lanes together.
+            threads: threads that torch may use in each lane.
         """
         self._card, self._device = card, members[0][0].device
         self._row, self._transfer = row, transfer

@@ -1,7 +1,8 @@
 """Lanes: a few worker threads that compute side by side and hand over in the order in which work was given.
 
 A network on many CPUs is quicker as several lanes of one batch each than as one batch that all CPUs share: nobody
-waits at the end of a layer, and a CPU that decodes or compresses for a moment holds up one lane, not all.
+waits at the end of a layer, and a CPU that decodes or compresses for a moment holds up one lane, not all. And what a
+network returns cannot depend on how many threads share its layers.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import TypeVar
 
 import torch
 
-MOST_LANES = 8
-"""Lanes at most; more CPUs than that are shared out among them."""
+MOST_LANES = 32
+"""Lanes at most; each holds the features of a batch, so they bound the memory of a machine with many CPUs."""
 AHEAD = 2
 """Pieces of work under way for each lane, counting those whose results wait to be taken."""
 
@@ -23,24 +24,21 @@ Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 
-def resolve_lanes(threads: int, batches: int | None, *, plain: bool) -> int:
+def resolve_lanes(threads: int, *, plain: bool) -> int:
     """Lanes for a region.
 
     Args:
         threads: CPU threads that the network may use.
-        batches: batches of the region, for more lanes than that would idle; None where the network's results
-            depend on how many threads of torch a lane has, which is then the same for every region.
         plain: True for a plain function, which need not be safe to call from several threads at once.
 
-    >>> resolve_lanes(2, 80, plain=False), resolve_lanes(64, 80, plain=False), resolve_lanes(64, 3, plain=False)
-    (2, 8, 3)
+    >>> resolve_lanes(2, plain=False), resolve_lanes(64, plain=False), resolve_lanes(64, plain=True)
+    (2, 32, 1)
     """
-    most = MOST_LANES if batches is None else min(MOST_LANES, batches)
-    return 1 if plain else max(1, min(threads, most))
+    return 1 if plain else min(threads, MOST_LANES)
 
 
 def in_order(
-    compute: Callable[[Work], Result], work: Iterable[Work], *, lanes: int, threads: int, ahead: int
+    compute: Callable[[Work], Result], work: Iterable[Work], *, lanes: int, ahead: int, threads: int = 1
 ) -> Iterator[Result]:
     """Compute pieces of work in lanes; yield the results in the order of the work.
 
@@ -48,8 +46,8 @@ def in_order(
         compute: called from `lanes` threads at once.
         work: drawn by the caller's thread, only as lanes are about to need it.
         lanes: worker threads.
-        threads: CPU threads that torch may use in all.
         ahead: pieces that may be drawn and not yet yielded.
+        threads: threads that torch may use in each lane.
 
     Raises:
         Exception: what `compute` or `work` raised, at the place of the first piece that failed; none behind it is
@@ -66,7 +64,7 @@ def in_order(
             failed.append(place)
             raise
 
-    with sharing_threads(lanes, threads), ThreadPoolExecutor(lanes, "lane") as pool:
+    with torch_threads(threads), ThreadPoolExecutor(lanes, "lane", torch.set_num_threads, (threads,)) as pool:
         pending: deque[Future[Result]] = deque()
         try:
             for place, piece in enumerate(work):
@@ -81,13 +79,10 @@ def in_order(
 
 
 @contextmanager
-def sharing_threads(lanes: int, threads: int) -> Iterator[None]:
-    """Give each lane its share of torch's threads, the caller's thread too, for it has little to do.
-
-    torch keeps the number for threads that are still to come, and each thread keeps its own.
-    """
+def torch_threads(count: int) -> Iterator[None]:
+    """Give the caller's thread so many threads of torch, and those still to come; it has little to do beside lanes."""
     usual = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // lanes))
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -289,7 +289,6 @@ class _RegionRun:
         size = resolve_batch_size(device, pixels, asked=asked, most=job.plan.shape[1], plain=plain)
         batches = len(self._tile_rows) * -(-len(self._tile_cols) // size)
         threads = job.inference.threads or usable_cpus()
-        lanes = resolve_lanes(threads, batches if isinstance(predictor, Prepared) else None, plain=plain)
         self._transfer = self._build_transfer(device)
         return Engine(
             ready_members(job, predictor, (size, len(job.scene.bands), row.height, row.width), batches),
@@ -298,8 +297,8 @@ class _RegionRun:
             self._transfer,
             batch_size=size,
             least=least_batch_size(device, size, plain=plain, deterministic=job.inference.deterministic),
-            lanes=lanes,
-            threads=threads,
+            lanes=resolve_lanes(threads, plain=plain),
+            threads=threads if plain else 1,
         )
 
     def _build_transfer(self, device: torch.device) -> Transfer:

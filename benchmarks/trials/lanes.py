@@ -85,7 +85,7 @@ def _bare(ready: Ready, lanes: int, threads: int, tiles: int) -> float:
         return ready(batch)
 
     start = time.perf_counter()
-    deque(in_order(run, range(tiles), lanes=lanes, threads=threads, ahead=2 * lanes), maxlen=0)
+    deque(in_order(run, range(tiles), lanes=lanes, threads=threads // lanes, ahead=2 * lanes), maxlen=0)
     return tiles * TILE**2 / 1e6 / (time.perf_counter() - start)
 
 
