@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".peers"
 PACKAGES = ("torch", "numpy", "rasterio", "safetensors", "monai")
-SIDES = {16: 4096, 64: 1856}
+SIDES = {16: 4_096, 64: 2_752}
 """Base channels -> scene side on a CPU, px; 20,480 on CUDA."""
 CUDA_SIDE = 20_480
 BATCHES = {"cpu": (1, 4), "cuda": (4, 8, 16)}

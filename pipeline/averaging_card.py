@@ -30,7 +30,6 @@ def joint_card(cards: Sequence[ModelCard], *, threshold: float | None) -> ModelC
     for key in SAME:
         _check_same(key, [getattr(card, key) for card in cards])
     stride = math.lcm(*(card.stride for card in cards))
-    reaches = [card.receptive_field for card in cards]
     return replace(
         first,
         outputs="probabilities",
@@ -39,9 +38,16 @@ def joint_card(cards: Sequence[ModelCard], *, threshold: float | None) -> ModelC
         stride=stride,
         size_offset=_joint_offset(cards, stride),
         tile_size=_joint_tile_size(cards),
-        receptive_field=None if None in reaches else max(reach for reach in reaches if reach is not None),
+        receptive_field=_largest([card.receptive_field for card in cards]),
+        aligned_halo=_largest([card.aligned_halo for card in cards]),
         training={"models": len(cards)},
     )
+
+
+def _largest(reaches: Sequence[int | None]) -> int | None:
+    """The largest, None being larger than any."""
+    known = [reach for reach in reaches if reach is not None]
+    return max(known) if len(known) == len(reaches) else None
 
 
 def _check_same(key: str, values: Sequence[object]) -> None:

@@ -131,6 +131,9 @@ class ModelCard:
     """Pixels the output loses on each side (unpadded convolutions); 92 for the 2015 paper's network."""
     receptive_field: int | None = 1
     """Side in pixels of the centred input square that decides an output pixel; None = unbounded."""
+    aligned_halo: int | None = None
+    """Pixels around a square with edges at multiples of `stride` that decide it, at most `receptive_field // 2`; None =
+    not known to be fewer."""
     training: Mapping[str, object] = field(default_factory=dict, hash=False)
     """JSON-able facts of where the network came from: data, split, settings, metrics."""
 
@@ -192,10 +195,10 @@ class ModelCard:
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        least = {"stride": 1, "size_offset": 0, "margin": 0, "receptive_field": 1, "tile_size": 1}
+        least = {"stride": 1, "size_offset": 0, "margin": 0, "receptive_field": 1, "tile_size": 1, "aligned_halo": 0}
         for key, bound in least.items():
             value = getattr(self, key)
-            if value is None and key in ("receptive_field", "tile_size"):
+            if value is None and key in ("receptive_field", "tile_size", "aligned_halo"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < bound:
                 raise ModelError(f"{key} must be a whole number >= {bound}, not {value!r}")

@@ -258,6 +258,8 @@ def _check_card(card: ModelCard, network: Network, path: Path) -> None:
     pairs = {"bands": (len(card.bands), spec.bands), "classes": (len(card.classes), spec.classes)}
     pairs |= {key: (getattr(card, key), getattr(spec, key)) for key in ("stride", "size_offset", "margin")}
     pairs["receptive_field"] = (card.receptive_field or 0, spec.receptive_field or 0)
+    if card.aligned_halo is not None:
+        pairs["aligned_halo"] = (card.aligned_halo, spec.aligned_halo)
     pairs["outputs"] = (card.outputs == "logits", True)
     wrong = [f"{key} {said} instead of {true}" for key, (said, true) in pairs.items() if said != true]
     if wrong:

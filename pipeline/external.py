@@ -189,6 +189,8 @@ def resolve_card(card: ModelCard, axes: tuple[Axis, ...]) -> ModelCard:
         ModelError: bands or sizes of card and export disagree.
     """
     _, bands, height, width = axes
+    if card.aligned_halo is not None:
+        raise ModelError("aligned_halo is known of our own networks only; leave it out of the card")
     if not bands.takes(len(card.bands)):
         raise ModelError(
             f"the network takes {bands} bands, and the card names {len(card.bands)}: {', '.join(card.bands)}"

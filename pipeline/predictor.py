@@ -231,7 +231,7 @@ class LoadedPredictor:
         """
         if self._candidates[0] in ("exact", "float32"):
             return Proof(precision=self._candidates[0])
-        expected, tried = self._forms.make("float32")(tiles), dict[str, float]()
+        expected, tried = self._forms.reference()(tiles), dict[str, float]()
         for precision in self._candidates:
             change = self._change(precision, tiles, expected)
             if change <= MOST_CHANGE or self._asked != "auto":

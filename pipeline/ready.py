@@ -81,22 +81,21 @@ class ReadyForms:
         Raises:
             RuntimeError: the network does not run in this precision.
         """
-        arithmetic = self._arithmetic(precision, deterministic)
+        arithmetic = self._arithmetic(precision, deterministic=deterministic)
         with self._making:
             if arithmetic not in self._forms:
-                self._forms[arithmetic] = self.make(precision, deterministic=deterministic)
+                prepared = prepare(self._network, arithmetic, trial_tiles(self._card))
+                self._forms[arithmetic] = ReadyNetwork(prepared, self._card, arithmetic)
             form = self._forms[arithmetic]
             if shape is None or not self._may_compile(arithmetic):
                 return form
             return self._compiled_when_repaid(form, arithmetic, shape, batches)
 
-    def make(self, precision: str, *, deterministic: bool = False) -> ReadyNetwork:
-        """The network in a precision, not kept; for a single use."""
-        arithmetic = self._arithmetic(precision, deterministic)
-        trial = trial_tiles(self._card)
-        return ReadyNetwork(prepare(self._network, arithmetic, trial), self._card, arithmetic)
+    def reference(self) -> ReadyNetwork:
+        """The network as it is, in float32: what other precisions are compared with, at no cost of preparing it."""
+        return ReadyNetwork(self._network, self._card, self._arithmetic("float32", deterministic=False))
 
-    def _arithmetic(self, precision: str, deterministic: bool) -> Arithmetic:
+    def _arithmetic(self, precision: str, *, deterministic: bool) -> Arithmetic:
         """Only CUDA has more than one way to compute in a number format."""
         on_cuda = self._device.type == "cuda"
         return Arithmetic(

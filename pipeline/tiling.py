@@ -290,7 +290,9 @@ def _halo(card: ModelCard) -> int:
             "blend: exact needs a network with a bounded receptive field, and this one has none "
             "(group normalisation, squeeze-excitation and image pooling look at the whole tile); use blend: hann"
         )
-    return 0 if card.margin else card.receptive_field // 2
+    if card.margin:
+        return 0
+    return card.receptive_field // 2 if card.aligned_halo is None else card.aligned_halo
 
 
 def _unfit_tile_size(size: int, card: ModelCard) -> str:

@@ -29,6 +29,7 @@ FULL = make_card(
     size_offset=12,
     margin=92,
     receptive_field=None,
+    aligned_halo=92,
     temperature=1.5,
     tile_size=572,
     training={"data": ["a.tif"], "metrics": {"iou": 0.7}},

@@ -37,6 +37,7 @@ def make_card(spec: Shape = SPEC, **changes: Any) -> ModelCard:
         "size_offset": spec.size_offset,
         "margin": spec.margin,
         "receptive_field": spec.receptive_field,
+        "aligned_halo": spec.aligned_halo,
         "training": {"seed": 0},
     }
     return ModelCard(**(facts | changes))

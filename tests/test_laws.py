@@ -228,6 +228,7 @@ def checkpoint(place: Path, spec: UNetSpec, seed: int = 0) -> Path:
         margin=spec.margin,
         size_offset=spec.size_offset,
         receptive_field=receptive_field(spec),
+        aligned_halo=spec.aligned_halo,
     )
     path = place / "model.safetensors"
     save_checkpoint(path, network, card)

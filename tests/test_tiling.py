@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -113,6 +115,12 @@ def test_unpadded_networks_overlap_by_what_their_output_loses() -> None:
     tiling = resolve_tiling(TilingSpec(tile_size=572), PAPER, exact=False)
     assert tiling.margin == 92
     assert tiling.overlap == 184 + 388 // 8
+
+
+def test_exact_blending_overlaps_by_what_decides_aligned_cores() -> None:
+    wide = resolve_tiling(TilingSpec(), replace(UNET, receptive_field=215), exact=True)
+    narrow = resolve_tiling(TilingSpec(), replace(UNET, receptive_field=215, aligned_halo=94), exact=True)
+    assert (wide.overlap, narrow.overlap) == (224, 192)
 
 
 @pytest.mark.parametrize(

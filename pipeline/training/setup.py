@@ -103,6 +103,7 @@ def make_card(spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, f
         size_offset=shape.size_offset,
         margin=shape.margin,
         receptive_field=shape.receptive_field,
+        aligned_halo=shape.aligned_halo,
         training={
             **_parts(split),
             "labels": {"repaired": data.repaired, "dropped": data.dropped},
