@@ -259,7 +259,7 @@ def _check_card(card: ModelCard, network: Network, path: Path) -> None:
     pairs |= {key: (getattr(card, key), getattr(spec, key)) for key in ("stride", "size_offset", "margin")}
     pairs["receptive_field"] = (card.receptive_field or 0, spec.receptive_field or 0)
     if card.aligned_halo is not None:
-        pairs["aligned_halo"] = (card.aligned_halo, spec.aligned_halo)
+        pairs["aligned_halo"] = (card.aligned_halo, spec.aligned_halo or 0)
     pairs["outputs"] = (card.outputs == "logits", True)
     wrong = [f"{key} {said} instead of {true}" for key, (said, true) in pairs.items() if said != true]
     if wrong:
