@@ -30,6 +30,7 @@ def run_once(
     overrides: tuple[str, ...],
     *,
     usage: tuple[type[ScenemillError], ...] = (SettingsError, ModelError),
+    code: Callable[[Any], int] = lambda _: EXIT_DONE,
 ) -> int:
     """Start a flow with settings of a kind, unless they are wrong; Prefect's log tells the rest.
 
@@ -40,6 +41,7 @@ def run_once(
         config: YAML file of settings.
         overrides: `section.key=value`, stronger than the file.
         usage: errors that are the caller's.
+        code: the exit code for what a completed flow returned.
     """
     try:
         settings = asdict(load_settings(kind, config, overrides))
@@ -48,5 +50,5 @@ def run_once(
         return EXIT_USAGE
     state = start(settings)
     if state.is_completed():
-        return EXIT_DONE
+        return code(state.result())
     return EXIT_USAGE if isinstance(state.result(raise_on_failure=False), usage) else EXIT_FAILED

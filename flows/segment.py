@@ -6,28 +6,37 @@ prefect deployment run segment-scenes/nightly                    on a server, se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated, Any, cast
 
 from cyclopts import App, Parameter
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.ad_hoc import Overrides, run_once
-from flows.tasks import load_model, plainly, segment_one
-from pipeline.catalog import list_scenes
+from flows.tasks import load_model, plainly, segment_one, world_faults_retried
+from pipeline.catalog import CatalogEntry, list_scenes
 from pipeline.config import SegmentSpec, build_settings
 from pipeline.errors import ScenemillError
-from pipeline.report import SceneReport, write_run
-from pipeline.run import check_out, check_settings, failed_report, on_devices
+from pipeline.report import SceneReport, exit_code
+from pipeline.run import check_out, check_settings, on_devices
+from pipeline.run_ledger import RunLedger, open_ledger
+
+IN_HAND = 2
+"""Scenes at once: one is vectorized while the next is inferred."""
+
+Submit = Callable[[CatalogEntry], PrefectFuture[SceneReport]]
 
 
 class ScenesFailedError(ScenemillError):
-    """Some scenes of a run failed; the others are complete."""
+    """Some scenes of a run failed; the others are complete, unless the run was stopped before."""
 
     def __init__(self, message: str, reports: Sequence[SceneReport] = ()) -> None:
         super().__init__(message)
@@ -38,7 +47,7 @@ class ScenesFailedError(ScenemillError):
 @flow(
     name="segment-scenes",
     flow_run_name="segment-into-{out}",
-    task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=2)),
+    task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=IN_HAND)),
     validate_parameters=True,
 )
 @plainly
@@ -48,6 +57,8 @@ def segment_scenes(
     out: str,
     settings: dict[str, Any] | None = None,
     device: str | None = None,
+    max_failures: int | None = None,
+    retry_quarantined: bool | None = None,
 ) -> list[SceneReport]:
     """Segment scenes into `out/<scene id>/`.
 
@@ -60,6 +71,8 @@ def segment_scenes(
         out: folder of the results.
         settings: the sections of a settings file, e.g. `{"tiling": {"tile_size": 256}}`.
         device: overrides `inference.device`.
+        max_failures: overrides `run.max_failures`: so many failed scenes end the run.
+        retry_quarantined: overrides `run.retry_quarantined`: scenes in quarantine are tried again.
 
     Returns:
         A report for every scene, in order.
@@ -69,38 +82,71 @@ def segment_scenes(
         SettingsError: before any scene.
         ModelError: before any scene, when the checkpoint cannot be loaded.
     """
-    spec = build_settings(SegmentSpec, _with_device(settings, device), place="flow parameter settings")
+    given = _with(settings, "inference", device=device)
+    given = _with(given, "run", max_failures=max_failures, retry_quarantined=retry_quarantined)
+    spec = build_settings(SegmentSpec, given, place="flow parameter settings")
     entries = list_scenes(scenes)
-    check_settings(spec, load_model(model, spec))
+    predictor = load_model(model, spec)
+    check_settings(spec, predictor)
     check_out(Path(out))
-    reports = []
-    with on_devices(spec) as spec:
-        futures = [segment_one.submit(entry, model, out, spec) for entry in entries]
-        for entry, future in zip(entries, futures, strict=True):
-            future.wait()
-            result = future.state.result(raise_on_failure=False)
-            reports.append(result if isinstance(result, SceneReport) else failed_report(entry, result))
+    one = segment_one.with_options(**world_faults_retried(spec.run))
+    with on_devices(spec) as spec, open_ledger(entries, Path(out), predictor=predictor, spec=spec) as ledger:
+        run_scenes(ledger, entries, lambda entry: one.submit(entry, model, out, spec))
     # Prefect takes a returned State for the run's own, and what it holds for the result.
-    return cast("list[SceneReport]", summarise(reports, Path(out)))
+    return cast("list[SceneReport]", summarise(ledger.reports, Path(out)))
+
+
+def run_scenes(ledger: RunLedger, entries: Sequence[CatalogEntry], submit: Submit) -> None:
+    """Keep scenes in hand until all are settled; none is begun once the ledger says that the run is stopped."""
+    finished: SimpleQueue[tuple[CatalogEntry, PrefectFuture[SceneReport]]] = SimpleQueue()
+    running = 0
+
+    def settle_one() -> None:
+        entry, future = finished.get()
+        future.wait()
+        ledger.settle(entry, future.state.result(raise_on_failure=False))
+
+    for entry in entries:
+        if running == IN_HAND:
+            settle_one()
+            running -= 1
+        if ledger.passed_over(entry) is None:
+            submit(entry).add_done_callback(partial(_hand_over, finished, entry))
+            running += 1
+    for _ in range(running):
+        settle_one()
+
+
+def _hand_over(
+    finished: SimpleQueue[tuple[CatalogEntry, PrefectFuture[SceneReport]]],
+    entry: CatalogEntry,
+    future: PrefectFuture[SceneReport],
+) -> None:
+    finished.put((entry, future))
 
 
 def summarise(reports: Sequence[SceneReport], out: Path) -> State[Any]:
-    """Write `run.json` and the summary artifact, and settle the run's final state."""
-    write_run(out, reports)
+    """Write the summary artifact, and settle the run's final state."""
     create_table_artifact(key="segment-scenes", table=[_row(report) for report in reports], description=str(out))
     failed = [report for report in reports if report.status == "failed"]
     if failed:
         reasons = "; ".join(f"{report.scene}: {report.reason}" for report in failed)
-        message = f"{len(failed)} of {len(reports)} scenes failed: {reasons}"
+        message = f"{len(failed)} of {len(reports)} scenes failed{_count(reports, 'not run')}: {reasons}"
         return Failed(message=message, data=ScenesFailedError(message, reports))
-    return Completed(message=f"{len(reports)} scenes", data=[*reports])
+    return Completed(message=f"{len(reports)} scenes{_count(reports, 'quarantined')}", data=[*reports])
 
 
-def _with_device(settings: dict[str, Any] | None, device: str | None) -> dict[str, Any]:
+def _count(reports: Sequence[SceneReport], status: str) -> str:
+    """`, 3 not run`, or nothing where none is."""
+    count = sum(report.status == status for report in reports)
+    return f", {count} {status}" if count else ""
+
+
+def _with(settings: dict[str, Any] | None, section: str, **given: object) -> dict[str, Any]:
+    """Settings in which what is given replaces values of a section."""
     settings = dict(settings or {})
-    return (
-        settings if device is None else {**settings, "inference": {**settings.get("inference", {}), "device": device}}
-    )
+    chosen = {key: value for key, value in given.items() if value is not None}
+    return {**settings, section: {**(settings.get(section) or {}), **chosen}} if chosen else settings
 
 
 def _row(report: SceneReport) -> dict[str, Any]:
@@ -126,12 +172,22 @@ def _run_once(
     out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
     config: Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")] = None,
     overrides: Overrides = (),
+    max_failures: Annotated[int | None, Parameter(help="End the run when so many scenes have failed.")] = None,
+    retry_quarantined: Annotated[bool, Parameter(negative="", help="Try scenes in quarantine again.")] = False,
 ) -> int:
-    """Exit code 0: all done; 1: something failed, the log says what; 2: wrong usage or settings."""
+    """Exit code 0: all done; 1: something failed, the log says what; 2: wrong usage or settings; 3: see quarantine."""
     given = [*scenes], [*map(str, model)], str(out)
-    return run_once(
-        app, lambda settings: segment_scenes(*given, settings, return_state=True), SegmentSpec, config, overrides
-    )
+
+    def start(settings: dict[str, Any]) -> State[Any]:
+        return segment_scenes(
+            *given,
+            settings,
+            max_failures=max_failures,
+            retry_quarantined=retry_quarantined or None,
+            return_state=True,
+        )
+
+    return run_once(app, start, SegmentSpec, config, overrides, code=exit_code)
 
 
 if __name__ == "__main__":

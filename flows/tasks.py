@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Failed
-from prefect.tasks import exponential_backoff
 
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
 from pipeline.distribute import cluster
-from pipeline.errors import ScenemillError, WorldError
+from pipeline.errors import ModelError, ScenemillError, WorldError
 from pipeline.evaluation.evaluate import evaluate_scene
 from pipeline.evaluation.plan import EvaluationPlan
 from pipeline.evaluation.records import SceneEvaluation
 from pipeline.evaluation.truth import LabelFiles
 from pipeline.predictor import InferenceSpec, Prepared
 from pipeline.report import SceneReport
+from pipeline.retrying import RunSpec, is_world_fault
 from pipeline.run import load_models, segment_entry
 from pipeline.training.records import TrainReport
 from pipeline.training.settings import TrainSpec
@@ -33,22 +32,19 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
-def is_world_fault(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Retry faults of disk, network and workers; bad data stays bad."""
-    return isinstance(state.result(raise_on_failure=False), WorldError)
-
-
-WORLD_FAULTS_RETRIED: Mapping[str, Any] = MappingProxyType(
-    {
-        "retries": 3,
-        "retry_delay_seconds": exponential_backoff(backoff_factor=2),
-        "retry_jitter_factor": 0.5,
-        "retry_condition_fn": is_world_fault,
+def world_faults_retried(spec: RunSpec) -> dict[str, Any]:
+    """Options of every task: what disk, network and workers spoil is tried again; results lie on the disk."""
+    return {
+        "retries": spec.retries,
+        "retry_delay_seconds": [*spec.pauses_s],
+        "retry_condition_fn": _failed_by_the_world,
         "cache_policy": NO_CACHE,
         "persist_result": False,
     }
-)
-"""Of every task: what disk, network and workers spoil is tried again; results lie on the disk, not in Prefect."""
+
+
+def _failed_by_the_world(task: Any, run: TaskRun, state: State[Any]) -> bool:
+    return is_world_fault(state.result(raise_on_failure=False))
 
 
 def plainly(body: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -83,15 +79,18 @@ def _load(
     return load_models(paths, inference, scheduler=scheduler, threshold=threshold)
 
 
-@task(name="segment-scene", task_run_name="{entry.id}", tags=["scene"], **WORLD_FAULTS_RETRIED)
+@task(name="segment-scene", task_run_name="{entry.id}", tags=["scene"], **world_faults_retried(RunSpec()))
 def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: SegmentSpec) -> SceneReport:
     """Segment one scene of a catalog into its folder under `out`."""
-    predictor = load_model(model, spec)
+    try:
+        predictor = load_model(model, spec)
+    except ModelError as error:
+        raise WorldError(f"{error}; it was whole when the run began") from error
     with cluster(spec.distribute) as client:
         return segment_entry(entry, Path(out), predictor=predictor, spec=spec, client=client)
 
 
-@task(name="train", task_run_name="{out}", tags=["training"], **WORLD_FAULTS_RETRIED)
+@task(name="train", task_run_name="{out}", tags=["training"], **world_faults_retried(RunSpec()))
 def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -> TrainReport | ScenemillError:
     """Train a network; a retry goes on from the last saved state. What no retry can mend is returned, not raised."""
     try:
@@ -102,7 +101,7 @@ def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -
         return error
 
 
-@task(name="evaluate-scene", task_run_name="{entry.id}", tags=["scene"], **WORLD_FAULTS_RETRIED)
+@task(name="evaluate-scene", task_run_name="{entry.id}", tags=["scene"], **world_faults_retried(RunSpec()))
 def evaluate_one(
     plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, predictor: Prepared | None
 ) -> SceneEvaluation:

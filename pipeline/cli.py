@@ -1,14 +1,17 @@
 """The `scenemill` command: thin; every command is one call into the library and a few lines to show it.
 
-Exit codes: 0 all done; 1 some scenes failed, the others are complete; 2 wrong usage or settings.
+Exit codes: 0 all done; 1 some scenes failed, the others are complete; 2 wrong usage or settings; 3 all done but scenes
+in quarantine; 130 and 143 stopped by Ctrl-C and SIGTERM.
 Libraries are imported where a command needs them, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +22,9 @@ from rich.table import Table
 from pipeline import __version__
 from pipeline.cli_output import (
     EXIT_DONE,
+    EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
+    EXIT_TERMINATED,
     EXIT_USAGE,
     ConfigFile,
     Overrides,
@@ -53,35 +58,45 @@ def segment(
     overrides: Overrides = (),
     crs: Crs = None,
     scheduler: Annotated[str | None, Parameter(help="Address of a dask scheduler, e.g. tcp://host:8786.")] = None,
+    max_failures: Annotated[int | None, Parameter(help="End the run when so many scenes have failed.")] = None,
+    retry_quarantined: Annotated[bool, Parameter(negative="", help="Try scenes in quarantine again.")] = False,
 ) -> int:
     """Segment scenes: probability mosaic, mask, polygons, preview and report for each."""
     from pipeline.catalog import list_scenes
     from pipeline.config import SegmentSpec, load_settings
     from pipeline.distribute import cluster
     from pipeline.progress import progress_bars, scene_watch
-    from pipeline.report import write_run
+    from pipeline.report import RUN, exit_code
     from pipeline.run import load_run_models, on_devices, segment_catalog
 
-    spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, scheduler)])
+    shortcuts = {
+        "reading.crs": crs,
+        "distribute.scheduler": scheduler,
+        "run.max_failures": max_failures,
+        "run.retry_quarantined": retry_quarantined or None,
+    }
+    spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(shortcuts)])
     entries = list_scenes(scenes)
     predictor = load_run_models(model, spec)
-    reports = []
+    reports: list[SceneReport] = []
     try:
         with on_devices(spec) as spec, cluster(spec.distribute) as client, progress_bars(console) as bars:
-            for report in segment_catalog(
+            scenes_done = segment_catalog(
                 entries,
                 out,
                 predictor=predictor,
                 spec=spec,
                 client=client,
                 watcher=lambda entry: scene_watch(bars, entry.id),
-            ):
-                reports.append(report)
-                _show_report(report)
+            )
+            with closing(scenes_done):
+                for report in scenes_done:
+                    reports.append(report)
+                    _show_report(report)
     finally:
         if reports:
-            say(f"summary: {write_run(out, reports)}")
-    return EXIT_SOME_FAILED if any(report.status == "failed" for report in reports) else EXIT_DONE
+            say(f"summary: {out / RUN}")
+    return exit_code(reports)
 
 
 @app.command
@@ -120,7 +135,7 @@ def inspect(
     from pipeline.inspection import inspect_path
 
     _check_exists(path)
-    spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, None)])
+    spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts({"reading.crs": crs})])
     kind, facts = inspect_path(path, spec.reading, model=model)
     table = Table(show_header=False, box=None)
     for name, value in facts:
@@ -178,13 +193,30 @@ def _launch(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code."""
     try:
-        code = app.meta(arguments, exit_on_error=False, result_action="return_value")
+        with _sigterm_as_an_exception():
+            code = app.meta(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
         code = EXIT_USAGE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.print("stopped; finished scenes are complete, run again to continue", highlight=False)
-        code = 130
+        code = EXIT_TERMINATED if isinstance(stop, _Terminated) else EXIT_INTERRUPTED
     sys.exit(code if isinstance(code, int) else EXIT_DONE)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does: what is open is closed, and `run.json` written."""
+
+
+@contextmanager
+def _sigterm_as_an_exception() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _check_exists(path: str) -> None:
@@ -192,15 +224,15 @@ def _check_exists(path: str) -> None:
         raise SettingsError(f"{path}: no such file; check the path")
 
 
-def _shortcuts(crs: str | None, scheduler: str | None) -> list[str]:
-    given = {"reading.crs": crs, "distribute.scheduler": scheduler}
+def _shortcuts(given: Mapping[str, object]) -> list[str]:
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
 def _show_report(report: SceneReport) -> None:
     name = escape(report.scene)
-    if report.status == "failed":
-        text = f"[bold red]failed[/]  {name}: {escape(report.reason or '')}"
+    if report.reason is not None:
+        colour = "bold red" if report.status == "failed" else "yellow"
+        text = f"[{colour}]{report.status:7}[/] {name}: {escape(report.reason)}"
     else:
         seconds = sum(report.seconds.values())
         rate = f", {report.pixels / seconds / 1e6:.1f} Mpx/s" if report.status == "done" and seconds else ""

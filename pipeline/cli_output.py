@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 console = Console(stderr=True)
 WHOLE_TABLE = 150

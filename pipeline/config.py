@@ -22,6 +22,7 @@ from pipeline.distribute import DistributeSpec
 from pipeline.errors import SettingsError
 from pipeline.mosaic import MosaicSpec
 from pipeline.predictor import InferenceSpec
+from pipeline.retrying import RunSpec
 from pipeline.scene import ReadingSpec
 from pipeline.shaping import PolygonSpec
 from pipeline.tiling import TilingSpec
@@ -47,11 +48,13 @@ class SegmentSpec:
     """How the mask becomes polygons."""
     distribute: DistributeSpec = field(default_factory=DistributeSpec)
     """Where the work runs; never changes the result."""
+    run: RunSpec = field(default_factory=RunSpec)
+    """What a run over many scenes does about failures; never changes a result."""
 
     def result_settings(self) -> dict[str, object]:
         """The settings that change the result, as plain JSON values."""
         plain = dataclasses.asdict(self)
-        del plain["distribute"], plain["reading"]["threads"]
+        del plain["distribute"], plain["run"], plain["reading"]["threads"]
         plain["inference"] = {key: plain["inference"][key] for key in ("precision", "augment", "deterministic")}
         return plain
 

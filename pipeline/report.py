@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ PNG_LEVEL = 3
 STRETCHED_BY = 100_000
 """About so many pixels decide how a preview is stretched."""
 
-Status = Literal["done", "skipped", "failed"]
+RUN = "run.json"
+Status = Literal["done", "skipped", "failed", "quarantined", "not run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,9 @@ class SceneReport:
     location: str
     """Where the scene was read from."""
     status: Status
-    """`done`, `skipped` (an equal result was there), or `failed`."""
+    """`done`, `skipped` (an equal result was there), `failed`, `quarantined` (failed before), or `not run`."""
     reason: str | None = None
-    """Why it failed, in one paragraph."""
+    """Why there is no result, in one paragraph."""
     folder: str = ""
     """Folder of the outputs."""
     outputs: Mapping[str, str] = field(default_factory=dict)
@@ -111,10 +112,10 @@ def write_run(out_dir: Path, reports: Sequence[SceneReport]) -> Path:
     Raises:
         WorldError: the disk refuses.
     """
-    path = out_dir / "run.json"
+    path = out_dir / RUN
     counts = Counter(report.status for report in reports)
     summary = {
-        "counts": {status: counts.get(status, 0) for status in ("done", "skipped", "failed")},
+        "counts": {status: counts.get(status, 0) for status in get_args(Status)},
         "scenes": [
             {
                 "scene": report.scene,
@@ -132,6 +133,18 @@ def write_run(out_dir: Path, reports: Sequence[SceneReport]) -> Path:
     make_folder(out_dir)
     write_whole(path, json.dumps(summary, indent=2) + "\n")
     return path
+
+
+def exit_code(reports: Sequence[SceneReport]) -> int:
+    """The exit code of a run that came to its end.
+
+    Returns:
+        0: every scene is done; 1: some failed or were not run; 3: all are done but those in quarantine.
+    """
+    statuses = {report.status for report in reports}
+    if statuses & {"failed", "not run"}:
+        return 1
+    return 3 if "quarantined" in statuses else 0
 
 
 def write_preview(

@@ -1,14 +1,15 @@
 """Many scenes, one after another, on one model and the devices of the settings.
 
-A scene's failure is recorded here and stops no other.
+A scene's failure is recorded and stops no other, unless the settings limit how many may fail.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,12 @@ from pipeline.config import SegmentSpec
 from pipeline.devices import kind_of, resolve_devices, share_of
 from pipeline.distant import DistantPredictor
 from pipeline.distribute_devices import device_workers
-from pipeline.errors import ScenemillError, SettingsError
+from pipeline.errors import SettingsError
 from pipeline.predictor import InferenceSpec, Prepared, load_predictor
 from pipeline.processors import usable_cpus
 from pipeline.report import SceneReport
+from pipeline.retrying import RunSpec, retry_world_faults
+from pipeline.run_ledger import open_ledger
 from pipeline.scene import describe_scene
 from pipeline.segment import Watch, resolve_settings, segment_scene
 
@@ -120,8 +123,10 @@ def segment_catalog(
     spec: SegmentSpec,
     client: Client | None = None,
     watcher: Callable[[CatalogEntry], Watch | None] = lambda _: None,
-) -> Iterator[SceneReport]:
-    """Yield a report for every scene, in order, whatever becomes of it.
+) -> Generator[SceneReport]:
+    """Yield a report for every scene, in order, whatever becomes of it; the end, or closing it, writes `run.json`.
+
+    Faults of the world are tried again, scenes in quarantine left alone, and a hopeless run ended, as `spec.run` says.
 
     Args:
         entries: the scenes.
@@ -133,17 +138,32 @@ def segment_catalog(
 
     Raises:
         SettingsError: before the first scene, when settings and model do not fit or `out_dir` is a file.
+        WorldError: `run.json` cannot be written.
     """
     check_settings(spec, predictor)
     check_out(out_dir)
-    for entry in entries:
-        try:
-            yield segment_entry(entry, out_dir, predictor=predictor, spec=spec, client=client, watch=watcher(entry))
-        except SettingsError:
-            raise
-        except Exception as error:
-            log.debug("%s failed", entry.location, exc_info=True)
-            yield failed_report(entry, error)
+    with open_ledger(entries, out_dir, predictor=predictor, spec=spec) as ledger:
+        for entry in entries:
+            report = ledger.passed_over(entry)
+            if report is None:
+                work = partial(segment_entry, entry, out_dir, predictor=predictor, spec=spec, client=client)
+                report = ledger.settle(entry, _outcome(entry, partial(work, watch=watcher(entry)), spec.run))
+            yield report
+
+
+def _outcome(entry: CatalogEntry, work: Callable[[], SceneReport], spec: RunSpec) -> SceneReport | Exception:
+    """The report of a scene, or what it failed with after all retries."""
+
+    def tell(error: BaseException, pause_s: float) -> None:
+        log.warning("%s: %s; trying again in %g s", entry.id, error, pause_s)
+
+    try:
+        return retry_world_faults(work, spec, tell=tell)
+    except SettingsError:
+        raise
+    except Exception as error:
+        log.debug("%s failed", entry.location, exc_info=True)
+        return error
 
 
 def check_settings(spec: SegmentSpec, predictor: Prepared) -> None:
@@ -156,9 +176,3 @@ def check_out(out_dir: Path) -> None:
     blocking = next((path for path in (out_dir, *out_dir.parents) if path.exists()), out_dir)
     if blocking.exists() and not blocking.is_dir():
         raise SettingsError(f"{out_dir}: results go into a folder, and {blocking} is a file; name another with --out")
-
-
-def failed_report(entry: CatalogEntry, error: BaseException) -> SceneReport:
-    """The record of a scene that could not be processed."""
-    reason = str(error) if isinstance(error, ScenemillError) else f"unexpected {type(error).__name__}: {error}"
-    return SceneReport(scene=entry.id, location=entry.location, status="failed", reason=reason)

@@ -190,6 +190,17 @@ def describe_scene(
         )
 
 
+def remote_fingerprint(place: Location, drivers: Sequence[str]) -> str:
+    """What a remote file is known by, from its header alone; see `header.fingerprint`.
+
+    Raises:
+        SceneError: no raster that these drivers open, or a damaged one.
+        WorldError: the network fails.
+    """
+    with place.environment(), _damage_told(place), _open(place, drivers) as dataset:
+        return fingerprint(dataset)
+
+
 class SceneReader:
     """Reads windows of one scene; safe to use from many threads, each with its own handle."""
 

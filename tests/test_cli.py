@@ -22,6 +22,7 @@ from models import write_checkpoint, write_damaged
 import pipeline
 import pipeline.cli as cli
 import pipeline.run
+from pipeline.errors import WorldError
 
 FAST = [
     *("--set", "tiling.tile_size=32", "--set", "reading.threads=1"),
@@ -78,7 +79,7 @@ def test_a_damaged_scene_among_good_ones_fails_alone(
     code, _, stderr = call("segment", *scenes, "--model", model, "--out", out, *FAST)
     assert code == 1
     assert statuses(out) == {"a": "done", "b": "failed", "c": "done"}
-    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json", "quarantine.json"}
     reason = json.loads((out / "run.json").read_text())["scenes"][1]["reason"]
     assert f"failed  b: {reason}" in stderr
     assert str(scenes[1]) in reason
@@ -298,7 +299,71 @@ def test_ctrl_c_leaves_finished_scenes_whole_and_no_partial_folder(
     assert code == 130
     assert "run again to continue" in stderr
     assert {path.name for path in out.iterdir()} == {"a", "run.json"}
-    assert statuses(out) == {"a": "done"}
+    assert statuses(out) == {"a": "done", "b": "not run", "c": "not run"}
+    monkeypatch.setattr(segment, "vectorize_mosaic", shape)
+    assert call("segment", *scenes, "--model", model, "--out", out, *FAST)[0] == 0
+    assert statuses(out) == {"a": "skipped", "b": "done", "c": "done"}
+
+
+# failures of a run
+
+
+def test_a_scene_in_quarantine_is_left_alone_until_it_or_a_setting_changes(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    out, bad = tmp_path / "out", write_damaged(tmp_path / "b.tif")
+    run = ["segment", make_scene(name="a.tif"), bad, "--model", model, "--out", out, *FAST]
+    assert call(*run)[0] == 1
+    code, _, stderr = call(*run)
+    assert (code, statuses(out)) == (3, {"a": "skipped", "b": "quarantined"})
+    assert "b: in quarantine since 20" in stderr
+    assert f"{bad}: damaged at rows" in stderr
+    assert call(*run, "--retry-quarantined")[0] == 1
+    assert call(*run, "--set", "blend=average")[0] == 1
+    make_scene(name="b.tif", seed=1)
+    assert call(*run)[0] == 0
+    assert json.loads((out / "quarantine.json").read_text())["scenes"] == []
+
+
+def test_a_hopeless_run_ends_early_and_lists_what_was_not_run(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    out, scenes = tmp_path / "out", [write_damaged(tmp_path / f"{name}.tif") for name in "abcd"]
+    code, _, stderr = call("segment", *scenes, "--model", model, "--out", out, *FAST, "--max-failures", 2)
+    assert (code, statuses(out)) == (1, {"a": "failed", "b": "failed", "c": "not run", "d": "not run"})
+    assert "not run d: the run was stopped after 2 failures" in stderr
+
+
+def test_a_fault_of_the_world_is_tried_again_by_the_command(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: dict[str, int] = {}
+    segment_entry = pipeline.run.segment_entry
+
+    def shaky(entry: Any, *args: Any, **kwargs: Any) -> Any:
+        tries[entry.id] = tries.get(entry.id, 0) + 1
+        if entry.id == "gone" or tries[entry.id] < 3:
+            raise WorldError("the disk is away")
+        return segment_entry(entry, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline.run, "segment_entry", shaky)
+    scenes, out = [make_scene(name="gone.tif"), make_scene(name="shaky.tif")], tmp_path / "out"
+    hasty = ["--set", "run.retry_delay_s=0", "--set", "run.retries=2"]
+    assert call("segment", *scenes, "--model", model, "--out", out, *FAST, *hasty)[0] == 1
+    assert tries == {"gone": 3, "shaky": 3}
+    assert statuses(out) == {"gone": "failed", "shaky": "done"}
+    assert not (out / "quarantine.json").exists()
+
+
+def test_a_quarantine_that_cannot_be_read_stops_before_any_work(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "quarantine.json").write_text("[1]")
+    code, _, stderr = call("segment", make_scene(), "--model", model, "--out", tmp_path / "out", *FAST)
+    assert code == 2
+    assert "quarantine.json: no readable list" in stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["quarantine.json"]
 
 
 # vectorize, inspect, train
@@ -439,10 +504,11 @@ def test_the_command_as_a_process_says_little_and_ends_well(make_scene: MakeScen
     assert second.startswith("summary: ")
 
 
-def test_an_interrupt_from_outside_ends_the_process_and_leaves_nothing_partial(
-    make_scene: MakeScene, tmp_path: Path, model: str
+@pytest.mark.parametrize(("sent", "code_wanted"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
+def test_a_signal_from_outside_ends_the_process_and_leaves_nothing_partial(
+    make_scene: MakeScene, tmp_path: Path, model: str, sent: signal.Signals, code_wanted: int
 ) -> None:
-    """The process sends itself SIGINT, as a terminal does, in the middle of the second strip."""
+    """The process sends itself what a terminal or a service manager sends, in the middle of the second strip."""
     code = f"""
 import os, signal
 import pipeline.region as region
@@ -452,7 +518,7 @@ write, calls = region.to_levels, []
 def to_levels(*arguments):
     calls.append(1)
     if len(calls) == 2:
-        os.kill(os.getpid(), {signal.SIGINT:d})
+        os.kill(os.getpid(), {sent:d})
     return write(*arguments)
 region.to_levels = to_levels
 main()
@@ -460,6 +526,7 @@ main()
     done = run(
         "segment", make_scene(height=300), "--model", model, "--out", tmp_path / "out", *FAST, code=code
     )  # fmt: skip
-    assert done.returncode == 130, done.stderr
+    assert done.returncode == code_wanted, done.stderr
     assert "Traceback" not in done.stderr
-    assert [*(tmp_path / "out").iterdir()] == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
+    assert [*statuses(tmp_path / "out").values()] == ["not run"]

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -70,9 +71,9 @@ def test_a_damaged_scene_fails_the_run_and_stops_no_other_scene(
     error = state.result(raise_on_failure=False)
     assert isinstance(error, ScenesFailedError)
     assert [(r.scene, r.status) for r in error.reports] == [("a", "done"), ("b", "failed"), ("c", "done")]
-    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json", "quarantine.json"}
     run = json.loads((out / "run.json").read_text())
-    assert run["counts"] == {"done": 2, "skipped": 0, "failed": 1}
+    assert run["counts"] == {"done": 2, "skipped": 0, "failed": 1, "quarantined": 0, "not run": 0}
     assert str(scenes[1]) in run["scenes"][1]["reason"]
     rows = _artifact_rows()
     assert [(row["scene"], row["status"]) for row in rows] == [("a", "done"), ("b", "failed"), ("c", "done")]
@@ -110,13 +111,46 @@ def test_faults_of_the_world_are_tried_again_and_bad_data_is_not(
         return SceneReport(scene=entry.id, location=entry.location, status="done")
 
     monkeypatch.setattr(task_room, "segment_entry", segment_entry)
-    hasty = task_room.segment_one.with_options(retry_delay_seconds=0, retry_jitter_factor=None)
-    monkeypatch.setattr(flow_room, "segment_one", hasty)
+    settings = {**SETTINGS, "run": {"retries": 2, "retry_delay_s": 0}}
     scenes = [str(make_scene(name=f"{name}.tif")) for name in tries]
     with pytest.raises(ScenesFailedError, match="2 of 3 scenes failed: bad: no CRS; hopeless: the disk") as caught:
-        segment_scenes(scenes, model, str(tmp_path / "out"), SETTINGS)
+        segment_scenes(scenes, model, str(tmp_path / "out"), settings)
     assert [report.status for report in caught.value.reports] == ["done", "failed", "failed"]
-    assert tries == {"shaky": 3, "bad": 1, "hopeless": 4}
+    assert tries == {"shaky": 3, "bad": 1, "hopeless": 3}
+
+
+def test_a_quarantined_scene_is_left_alone_by_the_next_run_which_completes(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    scenes, out = [str(make_scene(name="a.tif")), str(write_damaged(tmp_path / "b.tif"))], str(tmp_path / "out")
+    assert segment_scenes(scenes, model, out, SETTINGS, return_state=True).is_failed()
+    state = segment_scenes(scenes, model, out, SETTINGS, return_state=True)
+    assert (state.is_completed(), state.message) == (True, "2 scenes, 1 quarantined")
+    assert [report.status for report in state.result()] == ["skipped", "quarantined"]
+    tried = segment_scenes(scenes, model, out, SETTINGS, retry_quarantined=True, return_state=True)
+    assert tried.is_failed()
+
+
+def test_a_hopeless_run_is_ended_and_what_is_in_work_is_finished(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = {name: Event() for name in "abcdef"}
+
+    def segment_entry(entry: Any, *args: Any, **kwargs: Any) -> SceneReport:
+        begun[entry.id].set()
+        if entry.id == "a":
+            begun["b"].wait(60)
+            raise SceneError("no CRS")
+        return SceneReport(scene=entry.id, location=entry.location, status="done")
+
+    monkeypatch.setattr(task_room, "segment_entry", segment_entry)
+    scenes, out = [str(make_scene(name=f"{name}.tif")) for name in begun], tmp_path / "out"
+    with pytest.raises(ScenesFailedError, match=r"1 of 6 scenes failed, \d not run: a: no CRS") as caught:
+        segment_scenes(scenes, model, str(out), SETTINGS, max_failures=1)
+    statuses = {report.scene: report.status for report in caught.value.reports}
+    assert {name: statuses[name] for name in "ab"} == {"a": "failed", "b": "done"}
+    assert all((statuses[name] == "done") == event.is_set() for name, event in begun.items() if name != "a")
+    assert sum(json.loads((out / "run.json").read_text())["counts"].values()) == 6
 
 
 @pytest.mark.parametrize(
@@ -146,12 +180,9 @@ def test_wrong_settings_fail_before_any_scene(
 def test_the_tasks_run_on_the_cluster_that_the_settings_name(
     ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
-    settings = {**SETTINGS, "distribute": {"scheduler": "tcp://127.0.0.1:1"}}
-    hasty = task_room.segment_one.with_options(retries=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flow_room, "segment_one", hasty)
-        with pytest.raises(ScenesFailedError, match=r"no dask scheduler .* at tcp://127.0.0.1:1"):
-            segment_scenes([str(make_scene())], model, str(tmp_path / "out"), settings)
+    settings = {**SETTINGS, "distribute": {"scheduler": "tcp://127.0.0.1:1"}, "run": {"retries": 0}}
+    with pytest.raises(ScenesFailedError, match=r"no dask scheduler .* at tcp://127.0.0.1:1"):
+        segment_scenes([str(make_scene())], model, str(tmp_path / "out"), settings)
 
 
 @pytest.mark.slow

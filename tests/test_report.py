@@ -49,7 +49,7 @@ def test_a_report_found_again_tells_where_things_are_now() -> None:
 def test_a_run_lists_every_scene_and_counts_them(tmp_path: Path) -> None:
     path = write_run(tmp_path / "deep" / "out", [DONE, FAILED, DONE.found_again("a", "b")])
     run = json.loads(path.read_text())
-    assert run["counts"] == {"done": 1, "skipped": 1, "failed": 1}
+    assert run["counts"] == {"done": 1, "skipped": 1, "failed": 1, "quarantined": 0, "not run": 0}
     assert [scene["scene"] for scene in run["scenes"]] == ["town", "broken", "town"]
     assert [scene["reason"] for scene in run["scenes"]] == [None, "truncated", None]
     assert run["scenes"][0]["area_m2"] == {"roof": 12.5}

@@ -1,0 +1,121 @@
+"""The ledger of a run: which scenes are left out, what became of the others, and whether the run goes on.
+
+Each scene of a run ends in exactly one of five ways:
+
+    done | skipped (was done before) | failed | quarantined (failed before, unchanged) | not run (the run was stopped)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.catalog import CatalogEntry
+from pipeline.config import SegmentSpec
+from pipeline.errors import ScenemillError
+from pipeline.predictor import Prepared
+from pipeline.report import SceneReport, Status, write_run
+from pipeline.retrying import RunSpec
+from pipeline.run_quarantine import Quarantine, is_data_fault, run_inputs
+
+log = logging.getLogger(__name__)
+
+
+class RunLedger:
+    """What became of every scene of a run; used by one thread."""
+
+    def __init__(self, entries: Sequence[CatalogEntry], *, spec: RunSpec, quarantine: Quarantine) -> None:
+        """Open a ledger in which nothing is settled.
+
+        Args:
+            entries: the scenes, in order.
+            spec: when the run ends early, and whether quarantine counts.
+            quarantine: scenes that failed before.
+        """
+        self._entries, self._spec, self._quarantine = tuple(entries), spec, quarantine
+        self._begun: set[str] = set()
+        self._settled: dict[str, SceneReport] = {}
+        self._failures = 0
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether so many scenes have failed that no other is begun."""
+        return self._failures >= self._spec.max_failures > 0
+
+    @property
+    def is_empty(self) -> bool:
+        """True until the first scene is begun or left out."""
+        return not self._begun and not self._settled
+
+    @property
+    def reports(self) -> tuple[SceneReport, ...]:
+        """A report for every scene, in order, also for those that were not run."""
+        return tuple(self._settled.get(entry.id) or self._not_run(entry) for entry in self._entries)
+
+    def passed_over(self, entry: CatalogEntry) -> SceneReport | None:
+        """Why a scene is left out: the run is stopped, or the scene in quarantine; None: it is begun now."""
+        if self.is_stopped:
+            return self._settle(entry, self._not_run(entry))
+        held = None if self._spec.retry_quarantined else self._quarantine.holding(entry)
+        if held is not None:
+            reason = f"in quarantine since {held.since}: {held.reason}"
+            return self._settle(entry, _without_result(entry, "quarantined", reason))
+        self._begun.add(entry.id)
+        self._quarantine.begin(entry)
+        return None
+
+    def settle(self, entry: CatalogEntry, outcome: SceneReport | BaseException) -> SceneReport:
+        """Enter what became of a scene; faults of its data bring it into quarantine, a result frees it."""
+        try:
+            if isinstance(outcome, SceneReport):
+                self._quarantine.release(entry)
+            elif is_data_fault(outcome):
+                self._quarantine.add(entry, outcome)
+        except ScenemillError as error:
+            log.warning("%s: quarantine is not up to date: %s", entry.id, error)
+        return self._settle(entry, outcome if isinstance(outcome, SceneReport) else failed_report(entry, outcome))
+
+    def _settle(self, entry: CatalogEntry, report: SceneReport) -> SceneReport:
+        self._settled[entry.id] = report
+        self._failures += report.status == "failed"
+        return report
+
+    def _not_run(self, entry: CatalogEntry) -> SceneReport:
+        if entry.id in self._begun:
+            return _without_result(entry, "not run", "the run was stopped while it was in work; run again to continue")
+        if self.is_stopped:
+            reason = f"the run was stopped after {self._spec.max_failures} failures (run.max_failures)"
+            return _without_result(entry, "not run", reason)
+        return _without_result(entry, "not run", "the run was stopped before its turn; run again to continue")
+
+
+@contextmanager
+def open_ledger(
+    entries: Sequence[CatalogEntry], out_dir: Path, *, predictor: Prepared, spec: SegmentSpec
+) -> Iterator[RunLedger]:
+    """Yield the ledger of a run, and write `run.json` when it ends, also by an exception, Ctrl-C or SIGTERM.
+
+    Raises:
+        SettingsError: `quarantine.json` cannot be read.
+        WorldError: the disk refuses.
+    """
+    inputs = run_inputs(predictor, spec)
+    quarantine = Quarantine(out_dir, inputs=inputs, drivers=spec.reading.drivers)
+    ledger = RunLedger(entries, spec=spec.run, quarantine=quarantine)
+    try:
+        yield ledger
+    finally:
+        if not ledger.is_empty:
+            write_run(out_dir, ledger.reports)
+
+
+def failed_report(entry: CatalogEntry, error: BaseException) -> SceneReport:
+    """The record of a scene that could not be processed."""
+    reason = str(error) if isinstance(error, ScenemillError) else f"unexpected {type(error).__name__}: {error}"
+    return _without_result(entry, "failed", reason)
+
+
+def _without_result(entry: CatalogEntry, status: Status, reason: str) -> SceneReport:
+    return SceneReport(scene=entry.id, location=entry.location, status=status, reason=reason)
