@@ -97,32 +97,35 @@ def segment_scenes(
 
 
 def run_scenes(ledger: RunLedger, entries: Sequence[CatalogEntry], submit: Submit) -> None:
-    """Keep scenes in hand until all are settled; none is begun once the ledger says that the run is stopped."""
-    finished: SimpleQueue[tuple[CatalogEntry, PrefectFuture[SceneReport]]] = SimpleQueue()
-    running = 0
+    """Keep scenes in hand until all are settled; none is begun once the ledger says that the run is stopped.
 
-    def settle_one() -> None:
-        entry, future = finished.get()
-        future.wait()
-        ledger.settle(entry, future.state.result(raise_on_failure=False))
+    A run that is cancelled finishes what is in hand. It may be killed meanwhile, so the ledger is saved before.
+    """
+    in_hand: dict[CatalogEntry, PrefectFuture[SceneReport]] = {}
+    finished: SimpleQueue[CatalogEntry] = SimpleQueue()
 
-    for entry in entries:
-        if running == IN_HAND:
-            settle_one()
-            running -= 1
-        if ledger.passed_over(entry) is None:
-            submit(entry).add_done_callback(partial(_hand_over, finished, entry))
-            running += 1
-    for _ in range(running):
-        settle_one()
+    def settle(entry: CatalogEntry) -> None:
+        in_hand[entry].wait()
+        ledger.settle(entry, in_hand[entry].state.result(raise_on_failure=False))
+        del in_hand[entry]
+
+    try:
+        for entry in entries:
+            if len(in_hand) == IN_HAND:
+                settle(finished.get())
+            if ledger.passed_over(entry) is None:
+                in_hand[entry] = submit(entry)
+                in_hand[entry].add_done_callback(partial(_tell, finished, entry))
+    except BaseException:
+        ledger.save()
+        raise
+    finally:
+        for entry in [*in_hand]:
+            settle(entry)
 
 
-def _hand_over(
-    finished: SimpleQueue[tuple[CatalogEntry, PrefectFuture[SceneReport]]],
-    entry: CatalogEntry,
-    future: PrefectFuture[SceneReport],
-) -> None:
-    finished.put((entry, future))
+def _tell(finished: SimpleQueue[CatalogEntry], entry: CatalogEntry, _: PrefectFuture[SceneReport]) -> None:
+    finished.put(entry)
 
 
 def summarise(reports: Sequence[SceneReport], out: Path) -> State[Any]:

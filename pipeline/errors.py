@@ -2,9 +2,9 @@
 
     ScenemillError
     ├── SettingsError       wrong usage: a setting, a path, an argument         exit code 2
-    ├── SceneError          the scene cannot be processed correctly: refused    never retried
-    │   └── DamagedSceneError   its bytes are damaged                           never retried
-    ├── ModelError          the checkpoint or predictor is unusable or unfit    never retried
+    ├── SceneError          the scene cannot be processed correctly: refused    never retried, quarantined
+    │   └── DamagedSceneError   its bytes are damaged                           never retried, quarantined
+    ├── ModelError          the checkpoint or predictor is unusable or unfit    never retried, quarantined
     ├── LabelError          labels cannot be used for training or evaluation    never retried
     └── WorldError          disk, network or a worker failed; a retry may help  retried
 

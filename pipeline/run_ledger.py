@@ -26,15 +26,18 @@ log = logging.getLogger(__name__)
 class RunLedger:
     """What became of every scene of a run; used by one thread."""
 
-    def __init__(self, entries: Sequence[CatalogEntry], *, spec: RunSpec, quarantine: Quarantine) -> None:
+    def __init__(
+        self, entries: Sequence[CatalogEntry], out_dir: Path, *, spec: RunSpec, quarantine: Quarantine
+    ) -> None:
         """Open a ledger in which nothing is settled.
 
         Args:
             entries: the scenes, in order.
+            out_dir: folder of the results.
             spec: when the run ends early, and whether quarantine counts.
             quarantine: scenes that failed before.
         """
-        self._entries, self._spec, self._quarantine = tuple(entries), spec, quarantine
+        self._entries, self._out_dir, self._spec, self._quarantine = tuple(entries), out_dir, spec, quarantine
         self._begun: set[str] = set()
         self._settled: dict[str, SceneReport] = {}
         self._failures = 0
@@ -43,11 +46,6 @@ class RunLedger:
     def is_stopped(self) -> bool:
         """Whether so many scenes have failed that no other is begun."""
         return self._failures >= self._spec.max_failures > 0
-
-    @property
-    def is_empty(self) -> bool:
-        """True until the first scene is begun or left out."""
-        return not self._begun and not self._settled
 
     @property
     def reports(self) -> tuple[SceneReport, ...]:
@@ -77,6 +75,15 @@ class RunLedger:
             log.warning("%s: quarantine is not up to date: %s", entry.id, error)
         return self._settle(entry, outcome if isinstance(outcome, SceneReport) else failed_report(entry, outcome))
 
+    def save(self) -> None:
+        """Write `run.json` as things are now; nothing before the first scene is begun or left out.
+
+        Raises:
+            WorldError: the disk refuses.
+        """
+        if self._begun or self._settled:
+            write_run(self._out_dir, self.reports)
+
     def _settle(self, entry: CatalogEntry, report: SceneReport) -> SceneReport:
         self._settled[entry.id] = report
         self._failures += report.status == "failed"
@@ -103,12 +110,11 @@ def open_ledger(
     """
     inputs = run_inputs(predictor, spec)
     quarantine = Quarantine(out_dir, inputs=inputs, drivers=spec.reading.drivers)
-    ledger = RunLedger(entries, spec=spec.run, quarantine=quarantine)
+    ledger = RunLedger(entries, out_dir, spec=spec.run, quarantine=quarantine)
     try:
         yield ledger
     finally:
-        if not ledger.is_empty:
-            write_run(out_dir, ledger.reports)
+        ledger.save()
 
 
 def failed_report(entry: CatalogEntry, error: BaseException) -> SceneReport:

@@ -37,11 +37,15 @@ from prefect.testing.utilities import prefect_test_harness  # noqa: E402
 from flows import segment as flow_room  # noqa: E402
 from flows import tasks as task_room  # noqa: E402
 from flows.segment import ScenesFailedError, segment_scenes  # noqa: E402
+from pipeline.catalog import CatalogEntry  # noqa: E402
 from pipeline.cli import main  # noqa: E402
 from pipeline.config import SegmentSpec  # noqa: E402
 from pipeline.errors import ModelError, SceneError, SettingsError, WorldError  # noqa: E402
 from pipeline.predictor import InferenceSpec  # noqa: E402
 from pipeline.report import SceneReport  # noqa: E402
+from pipeline.retrying import RunSpec  # noqa: E402
+from pipeline.run_ledger import RunLedger  # noqa: E402
+from pipeline.run_quarantine import Quarantine  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"tiling": {"tile_size": 32, "overlap": 8}, "reading": {"threads": 1}, "inference": {"device": "cpu"}}
@@ -153,6 +157,41 @@ def test_a_hopeless_run_is_ended_and_what_is_in_work_is_finished(
     assert sum(json.loads((out / "run.json").read_text())["counts"].values()) == 6
 
 
+def test_a_cancelled_run_finishes_what_is_in_hand_and_records_it(tmp_path: Path) -> None:
+    """Cancelling raises in the flow's own thread; here while the third scene is submitted."""
+    entries = [CatalogEntry(id=name, location=str(tmp_path / f"{name}.tif")) for name in "abcd"]
+    records: list[dict[str, int]] = []
+    gates = {entry.id: Event() for entry in entries}
+    gates["a"].set()
+
+    class Future:
+        def __init__(self, entry: CatalogEntry) -> None:
+            self.entry, self.state = entry, self
+
+        def wait(self) -> None:
+            if not gates[self.entry.id].is_set():  # the run was cancelled, and this scene is in work still
+                records.append(json.loads((tmp_path / "run.json").read_text())["counts"])
+
+        def result(self, raise_on_failure: bool) -> SceneReport:
+            return SceneReport(scene=self.entry.id, location=self.entry.location, status="done")
+
+        def add_done_callback(self, tell: Callable[[Any], None]) -> None:
+            if gates[self.entry.id].is_set():
+                tell(self)
+
+    def submit(entry: CatalogEntry) -> Any:
+        if entry.id == "c":
+            raise KeyboardInterrupt
+        return Future(entry)
+
+    quarantine = Quarantine(tmp_path, inputs="", drivers=())
+    ledger = RunLedger(entries, tmp_path, spec=RunSpec(), quarantine=quarantine)
+    with pytest.raises(KeyboardInterrupt):
+        flow_room.run_scenes(ledger, entries, submit)
+    assert records == [{"done": 1, "skipped": 0, "failed": 0, "quarantined": 0, "not run": 3}]
+    assert [report.status for report in ledger.reports] == ["done", "done", "not run", "not run"]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "reason"),
     [
@@ -241,6 +280,17 @@ def test_the_ad_hoc_entry_gives_the_same_files_as_the_command(
     assert names == {path.name for path in command.iterdir()}
     for name in names - {"report.json"}:
         assert (flow / name).read_bytes() == (command / name).read_bytes(), name
+
+
+def test_the_ad_hoc_entry_tells_a_new_failure_from_one_in_quarantine(
+    ephemeral: None, tmp_path: Path, model: str
+) -> None:
+    scenes = [str(write_damaged(tmp_path / f"{name}.tif")) for name in "ab"]
+    arguments = [*scenes, "--model", model, "--out", str(tmp_path / "out"), "--set", "tiling.tile_size=32"]
+    codes = [
+        flow_room.app([*arguments, *more], result_action="return_value") for more in ([], [], ["--retry-quarantined"])
+    ]
+    assert codes == [1, 3, 1]
 
 
 @pytest.mark.parametrize(("missing", "code"), [("scene", 2), ("model", 2)], ids=["no such scene", "no such model"])

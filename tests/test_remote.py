@@ -14,7 +14,8 @@ from conftest import MakeScene
 
 from pipeline.card import ModelCard
 from pipeline.errors import WorldError
-from pipeline.scene import describe_scene
+from pipeline.location import resolve_location
+from pipeline.scene import describe_scene, remote_fingerprint
 from pipeline.segment import segment_scene
 
 CARD = ModelCard(bands=("red",), classes=("bright",))
@@ -49,6 +50,16 @@ def test_a_scene_on_s3_gives_the_mosaic_of_the_local_one(store: Path, make_scene
     assert reports[1].scene == "far"
     fetched = (store / "requests.log").read_text().splitlines()
     assert any("bytes=" in line for line in fetched), "the scene was fetched whole instead of by ranges"
+
+
+def test_the_fingerprint_of_a_remote_scene_follows_its_content(store: Path, make_scene: MakeScene) -> None:
+    prints = []
+    for height in (300, 500):
+        make_scene(np.ones((1, height, 300), np.uint8), name=f"store/bucket/{height}.tif", tiled=128)
+        address = f"s3://bucket/{height}.tif"
+        prints.append(remote_fingerprint(resolve_location(address), ("GTiff",)))
+        assert prints[-1] == describe_scene(address).fingerprint
+    assert prints[0] != prints[1]
 
 
 def test_a_scene_that_is_not_on_s3_is_a_fault_of_the_world(store: Path) -> None:

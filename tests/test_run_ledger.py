@@ -39,7 +39,7 @@ def outcome_of(entry: CatalogEntry, kind: str) -> SceneReport | Exception:
 
 
 def ledger_of(entries: list[CatalogEntry], out: Path, **spec: int) -> RunLedger:
-    return RunLedger(entries, spec=RunSpec(**spec), quarantine=Quarantine(out, inputs="", drivers=()))  # type: ignore[arg-type]
+    return RunLedger(entries, out, spec=RunSpec(**spec), quarantine=Quarantine(out, inputs="", drivers=()))  # type: ignore[arg-type]
 
 
 @given(kinds=st.lists(st.sampled_from(OUTCOMES), max_size=12), data=st.data())
