@@ -92,7 +92,9 @@ def segment(
             with closing(scenes_done):
                 for report in scenes_done:
                     reports.append(report)
-                    _show_report(report)
+                    if report.status != "not run":
+                        _show_report(report)
+        _show_not_run(reports)
     finally:
         if reports:
             say(f"summary: {out / RUN}")
@@ -242,6 +244,13 @@ def _show_report(report: SceneReport) -> None:
             f"{rate} -> {escape(report.folder)}"
         )
     console.print(text, highlight=False, soft_wrap=True)
+
+
+def _show_not_run(reports: Sequence[SceneReport]) -> None:
+    """One line for all scenes that were not begun: they have one reason, and may be many."""
+    left_out = [report for report in reports if report.status == "not run"]
+    if left_out:
+        say(f"not run {len(left_out):,} scenes: {left_out[0].reason}")
 
 
 def _areas(area_m2: object) -> str:

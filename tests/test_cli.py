@@ -331,7 +331,7 @@ def test_a_hopeless_run_ends_early_and_lists_what_was_not_run(
     out, scenes = tmp_path / "out", [write_damaged(tmp_path / f"{name}.tif") for name in "abcd"]
     code, _, stderr = call("segment", *scenes, "--model", model, "--out", out, *FAST, "--max-failures", 2)
     assert (code, statuses(out)) == (1, {"a": "failed", "b": "failed", "c": "not run", "d": "not run"})
-    assert "not run d: the run was stopped after 2 failures" in stderr
+    assert "not run 2 scenes: the run was stopped after 2 failures (run.max_failures)" in stderr
 
 
 def test_a_fault_of_the_world_is_tried_again_by_the_command(

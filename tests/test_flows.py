@@ -192,6 +192,12 @@ def test_a_cancelled_run_finishes_what_is_in_hand_and_records_it(tmp_path: Path)
     assert [report.status for report in ledger.reports] == ["done", "done", "not run", "not run"]
 
 
+def test_a_model_that_vanishes_during_a_run_is_no_fault_of_the_scene(tmp_path: Path) -> None:
+    entry = CatalogEntry(id="a", location=str(tmp_path / "a.tif"))
+    with pytest.raises(WorldError, match=r"no such checkpoint .* it was whole when the run began"):
+        task_room.segment_one.fn(entry, str(tmp_path / "gone.safetensors"), str(tmp_path), SegmentSpec())
+
+
 @pytest.mark.parametrize(
     ("change", "error", "reason"),
     [
