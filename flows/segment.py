@@ -19,11 +19,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.ad_hoc import Overrides, run_once
 from flows.tasks import load_model, plainly, segment_one
-from pipeline.catalog import list_scenes
+from pipeline.catalog import read_catalog
 from pipeline.config import SegmentSpec, build_settings
 from pipeline.errors import ScenemillError
 from pipeline.report import SceneReport, write_run
 from pipeline.run import check_out, check_settings, failed_report, on_devices
+
+SOURCES = "Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), or s3:// and https:// addresses."
 
 
 class ScenesFailedError(ScenemillError):
@@ -55,7 +57,7 @@ def segment_scenes(
     runs one at a time.
 
     Args:
-        scenes: files, folders, globs, or `s3://` and `https://` addresses.
+        scenes: files, folders, globs, lists and tables, or `s3://` and `https://` addresses.
         model: checkpoint, or several whose probabilities are averaged.
         out: folder of the results.
         settings: the sections of a settings file, e.g. `{"tiling": {"tile_size": 256}}`.
@@ -70,7 +72,7 @@ def segment_scenes(
         ModelError: before any scene, when the checkpoint cannot be loaded.
     """
     spec = build_settings(SegmentSpec, _with_device(settings, device), place="flow parameter settings")
-    entries = list_scenes(scenes)
+    entries = [*read_catalog(scenes, spec.catalog, spec.reading)]
     check_settings(spec, load_model(model, spec))
     check_out(Path(out))
     reports = []
@@ -121,7 +123,7 @@ app = App(name="python -m flows.segment", help="Run the flow segment-scenes once
 
 @app.default
 def _run_once(
-    *scenes: Annotated[str, Parameter(help="Files, folders, globs, or s3:// and https:// addresses.")],
+    *scenes: Annotated[str, Parameter(help=SOURCES)],
     model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
     out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
     config: Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")] = None,

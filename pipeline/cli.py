@@ -41,29 +41,39 @@ app = App(
 )
 app.meta.suppress_keyboard_interrupt = False
 
+Sources = Annotated[
+    str, Parameter(help="Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), s3:// and https:// addresses.")
+]
+Limit = Annotated[int | None, Parameter(help="Only so many scenes, the first ones.")]
+Bbox = Annotated[
+    str | None,
+    Parameter(help="Only scenes that touch left,bottom,right,top in degrees.", allow_leading_hyphen=True),
+]
 Crs = Annotated[str | None, Parameter(help="CRS of scenes that carry none, e.g. EPSG:32633.")]
 
 
 @app.command
 def segment(
-    *scenes: Annotated[str, Parameter(help="Files, folders, globs, or s3:// and https:// addresses.")],
+    *scenes: Sources,
     model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
     out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
     config: ConfigFile = None,
     overrides: Overrides = (),
     crs: Crs = None,
     scheduler: Annotated[str | None, Parameter(help="Address of a dask scheduler, e.g. tcp://host:8786.")] = None,
+    limit: Limit = None,
+    bbox: Bbox = None,
 ) -> int:
     """Segment scenes: probability mosaic, mask, polygons, preview and report for each."""
-    from pipeline.catalog import list_scenes
+    from pipeline.catalog import read_catalog
     from pipeline.config import SegmentSpec, load_settings
     from pipeline.distribute import cluster
     from pipeline.progress import progress_bars, scene_watch
     from pipeline.report import write_run
     from pipeline.run import load_run_models, on_devices, segment_catalog
 
-    spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, scheduler)])
-    entries = list_scenes(scenes)
+    spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, scheduler), *_selection(limit, bbox)])
+    entries = read_catalog(scenes, spec.catalog, spec.reading)
     predictor = load_run_models(model, spec)
     reports = []
     try:
@@ -81,7 +91,37 @@ def segment(
     finally:
         if reports:
             say(f"summary: {write_run(out, reports)}")
+    if not reports:
+        say("no scene to process")
     return EXIT_SOME_FAILED if any(report.status == "failed" for report in reports) else EXIT_DONE
+
+
+@app.command
+def catalog(
+    *scenes: Sources,
+    model: Annotated[list[Path] | None, Parameter(help="Say which scenes fit this checkpoint, or several.")] = None,
+    out: Annotated[Path | None, Parameter(help="Say which scenes are done in this folder; needs --model.")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = (),
+    crs: Crs = None,
+    limit: Limit = None,
+    bbox: Bbox = None,
+) -> int:
+    """List the scenes that a run would process, one by one, and why, or why not; processes nothing."""
+    from pipeline.catalog import read_catalog
+    from pipeline.config import SegmentSpec, load_settings
+    from pipeline.outlook import foresee
+
+    spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, None), *_selection(limit, bbox)])
+    entries = read_catalog(scenes, spec.catalog, spec.reading)
+    output = Console()
+    counts = {"runs": 0, "done": 0, "refused": 0}
+    for each in foresee(entries, spec, models=model or (), out_dir=out):
+        counts[each.verdict] += 1
+        line = f"{each.verdict:7} {each.entry.id}: {each.entry.location}: {each.reason}"
+        output.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    return EXIT_SOME_FAILED if counts["refused"] else EXIT_DONE
 
 
 @app.command
@@ -194,6 +234,11 @@ def _check_exists(path: str) -> None:
 
 def _shortcuts(crs: str | None, scheduler: str | None) -> list[str]:
     given = {"reading.crs": crs, "distribute.scheduler": scheduler}
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def _selection(limit: int | None, bbox: str | None) -> list[str]:
+    given = {"catalog.limit": limit, "catalog.bbox": None if bbox is None else f"[{bbox}]"}
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 

@@ -6,7 +6,7 @@ A scene's failure is recorded here and stops no other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipeline.config import SegmentSpec
 from pipeline.devices import kind_of, resolve_devices, share_of
 from pipeline.distant import DistantPredictor
 from pipeline.distribute_devices import device_workers
-from pipeline.errors import ScenemillError, SettingsError
+from pipeline.errors import SceneError, ScenemillError, SettingsError
 from pipeline.predictor import InferenceSpec, Prepared, load_predictor
 from pipeline.processors import usable_cpus
 from pipeline.report import SceneReport
@@ -106,6 +106,8 @@ def segment_entry(
     watch: Watch | None = None,
 ) -> SceneReport:
     """Describe and segment one scene of a catalog; raises what `segment_scene` raises."""
+    if entry.refused is not None:
+        raise SceneError(entry.refused)
     scene = describe_scene(entry.location, spec.reading, card=predictor.card, scene_id=entry.id)
     report = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
     log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.passes)
@@ -113,7 +115,7 @@ def segment_entry(
 
 
 def segment_catalog(
-    entries: Sequence[CatalogEntry],
+    entries: Iterable[CatalogEntry],
     out_dir: Path,
     *,
     predictor: Prepared,
@@ -124,7 +126,7 @@ def segment_catalog(
     """Yield a report for every scene, in order, whatever becomes of it.
 
     Args:
-        entries: the scenes.
+        entries: the scenes; taken one by one.
         out_dir: their folders go here.
         predictor: the model.
         spec: settings.

@@ -115,6 +115,23 @@ def segment_scene(
     return report
 
 
+def find_finished(
+    scene: Scene,
+    out_dir: Path,
+    *,
+    predictor: Predictor | ArrayFunction,
+    spec: SegmentSpec,
+    client: Client | None = None,
+) -> SceneReport | None:
+    """The result that `segment_scene` would skip the scene for, None where it would run; raises what it raises."""
+    predictor = augmented(predictor, spec.inference.augment)
+    identity = predictor_identity(predictor, client)
+    folder = out_dir / scene.id
+    report = _opening_report(scene, folder, _card_of(predictor, None), spec, identity, passes_of(predictor))
+    found = finished_report(folder, report.content_key)
+    return SceneReport.from_json(found).found_again(report.location, report.folder) if found else None
+
+
 def vectorize_mosaic(
     mosaic: str | Path, target: str | Path, *, spec: PolygonSpec | None = None, watch: Watch | None = None
 ) -> PolygonTotals:

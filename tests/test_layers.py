@@ -64,6 +64,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("distribute", "report", "onnx"),
     ("training", "catalog", "config", "segment", "inspection"),
     ("run", "evaluation"),
+    ("outlook",),
     ("cli", "demo", "progress"),
 )
 """Rooms from the ground up: a module imports its own rank and those before it, never a later one."""
