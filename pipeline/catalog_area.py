@@ -28,7 +28,7 @@ def outline(grid: RasterGrid) -> shapely.Geometry:
 
 
 def to_lonlat(geometry: shapely.Geometry, crs: str) -> shapely.Geometry:
-    """A geometry in EPSG:4326, longitude first; where it crosses the antimeridian, longitudes go on beyond 180.
+    """A geometry, made valid, in EPSG:4326, longitude first; beyond the antimeridian longitudes go on past 180.
 
     Of polygons in other CRSs the shells are kept and their holes are filled.
 
@@ -36,30 +36,27 @@ def to_lonlat(geometry: shapely.Geometry, crs: str) -> shapely.Geometry:
         SceneError: nothing leads from the CRS to longitudes and latitudes.
     """
     if crs.upper() in ("EPSG:4326", "OGC:CRS84"):
-        return geometry
-    left, bottom, right, top = geometry.bounds
-    step = max(right - left, top - bottom) / PIECES
-    fine = shapely.segmentize(geometry, step) if step > 0 else geometry
-    shells = [_moved(part, crs) for part in shapely.get_parts(fine)]
-    return shapely.union_all(shells)
+        return geometry if geometry.is_valid else shapely.make_valid(geometry)
+    return shapely.union_all([_moved(part, crs) for part in shapely.get_parts(geometry)])
 
 
 def touches(footprint: shapely.Geometry, bbox: tuple[float, float, float, float]) -> bool:
-    """Whether a footprint in longitudes and latitudes and `(left, bottom, right, top)` have a point in common.
+    """Whether a valid footprint in longitudes and latitudes and `(left, bottom, right, top)` have a point in common.
 
     A box whose left is over its right crosses the antimeridian.
     """
     left, bottom, right, top = bbox
     right += TURN if left > right else 0
-    valid = footprint if footprint.is_valid else shapely.make_valid(footprint)
     boxes = [shapely.box(left + turn, bottom, right + turn, top) for turn in (-TURN, 0, TURN)]
-    return bool(shapely.intersects(valid, boxes).any())
+    return bool(shapely.intersects(footprint, boxes).any())
 
 
 def _moved(part: shapely.Geometry, crs: str) -> shapely.Geometry:
     """A part in longitudes and latitudes: the polygon of its shell, or its points."""
     is_area = part.geom_type == "Polygon"
-    xy = shapely.get_coordinates(part.exterior if is_area else part)
+    left, bottom, right, top = part.bounds
+    step = max(right - left, top - bottom) / PIECES
+    xy = shapely.get_coordinates(shapely.segmentize(part.exterior, step) if is_area and step > 0 else part)
     lonlat = np.column_stack(_transformer(crs).transform(xy[:, 0], xy[:, 1]))
     lonlat = lonlat[np.isfinite(lonlat).all(axis=1)]
     if not is_area or len(lonlat) < 4:

@@ -154,5 +154,5 @@ def _footprint(drawn: shapely.Geometry | None, crs: str) -> shapely.Geometry | N
         return None
     try:
         return to_lonlat(drawn, crs)
-    except SceneError:
+    except (SceneError, shapely.errors.ShapelyError):
         return None

@@ -34,7 +34,7 @@ def locate(row: Row, folder: Path) -> str:
         raise SceneError(f"{row.path}: leads nowhere: {error}; correct the path") from error
     if not inside:
         raise SceneError(
-            f"{row.path}: leads out of {folder}, the folder of the list; write the absolute path out if you mean it"
+            f"{row.path}: leads out of {folder.absolute()}, the folder of the list; write the absolute path out if it is meant"
         )
     return str(path)
 

@@ -263,7 +263,7 @@ def test_catalog_without_a_model_lists_what_can_be_read(call: Call, make_scene: 
         (["--set", "tiling.tile_size=big"], "tiling.tile_size = 'big': "),
         (["--set", "tiling.tile_size"], "must read section.key=value"),
         (["--limit", "0"], "catalog.limit must be at least 1, not 0"),
-        (["--bbox", "0,1,2"], "catalog.bbox = [0, 1, 2]"),
+        (["--bbox", "0,1,2"], "--bbox 0,1,2: must be left,bottom,right,top in degrees"),
         (["--bbox", "0,50,10,40"], "catalog.bbox must be left,bottom,right,top in degrees"),
         (["--set", "tiling.overlap=32"], "overlap must be at least 0 and smaller than tile_size (32 px), not 32"),
         (["--set", "tiling.tile_size=33"], "tiling.tile_size must be a multiple of 4"),
