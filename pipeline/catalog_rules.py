@@ -34,7 +34,8 @@ def locate(row: Row, folder: Path) -> str:
         raise SceneError(f"{row.path}: leads nowhere: {error}; correct the path") from error
     if not inside:
         raise SceneError(
-            f"{row.path}: leads out of {folder.absolute()}, the folder of the list; write the absolute path out if it is meant"
+            f"{row.path}: leads out of {folder.absolute()}, the folder of the list; "
+            "write the absolute path out if it is meant"
         )
     return str(path)
 
