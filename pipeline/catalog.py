@@ -40,7 +40,7 @@ class CatalogEntry:
     location: str
     """Path or address."""
     refused: str | None = None
-    """Why it cannot be processed, where the catalog itself is at fault; its id then names no folder."""
+    """Why it cannot be processed, where the catalog is at fault; then the id may be a row, as `a.csv, line 3`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +152,7 @@ def _entry_of(row: Row, folder: Path, places: set[str], ids: set[str]) -> Catalo
             return None
         name = checked_id(row.id or place.stem, ids)
     except SceneError as error:
-        name, location = _printable(row.id or row.place), _printable(row.path)
-        return CatalogEntry(id=name, location=location, refused=f"{row.place}: {error}")
+        return CatalogEntry(id=row.place, location=_printable(row.path), refused=str(error))
     places.add(place.gdal_path)
     ids.add(name.lower())
     return CatalogEntry(id=name, location=location)

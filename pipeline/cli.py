@@ -73,7 +73,7 @@ def segment(
     from pipeline.run import load_run_models, on_devices, segment_catalog
 
     spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, scheduler), *_selection(limit, bbox)])
-    entries = read_catalog(scenes, spec.catalog, spec.reading)
+    entries = [*read_catalog(scenes, spec.catalog, spec.reading)]
     predictor = load_run_models(model, spec)
     reports = []
     try:

@@ -6,7 +6,7 @@ A scene's failure is recorded here and stops no other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +115,7 @@ def segment_entry(
 
 
 def segment_catalog(
-    entries: Iterable[CatalogEntry],
+    entries: Sequence[CatalogEntry],
     out_dir: Path,
     *,
     predictor: Prepared,
@@ -126,7 +126,7 @@ def segment_catalog(
     """Yield a report for every scene, in order, whatever becomes of it.
 
     Args:
-        entries: the scenes; taken one by one.
+        entries: the scenes.
         out_dir: their folders go here.
         predictor: the model.
         spec: settings.

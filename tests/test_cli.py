@@ -201,9 +201,9 @@ def test_scenes_of_a_table_are_segmented_and_a_broken_row_fails_alone(
     out = tmp_path / "out"
     code, _, stderr = call("segment", index, "--model", model, "--out", out, *FAST)
     assert code == 1
-    assert statuses(out) == {"north": "done", "../out": "failed", "south": "done"}
+    assert statuses(out) == {"north": "done", f"{index}, line 3": "failed", "south": "done"}
     assert {path.name for path in out.iterdir()} == {"north", "south", "run.json"}
-    assert f"failed  ../out: {index}, line 3: the id '../out' cannot name a folder" in stderr
+    assert f"failed  {index}, line 3: the id '../out' cannot name a folder" in stderr
 
 
 def test_limit_and_box_choose_scenes_and_nothing_is_no_failure(
@@ -236,7 +236,11 @@ def test_catalog_tells_what_would_run_what_is_done_and_what_is_refused(
     assert lines[1].startswith(f"runs    b: {tmp_path}/b.tif: fits the model, 40 x 50 px of 0.5 m, 3 bands of uint8")
     assert lines[1].endswith("; there is no result yet")
     assert "the model needs band(s)" in lines[2]
-    assert [line.split()[:2] for line in lines[2:]] == [["refused", "gray:"], ["refused", "gone:"], ["refused", "c:"]]
+    assert [line.split()[:2] for line in lines[2:]] == [
+        ["refused", "gray:"],
+        ["refused", "gone:"],
+        ["refused", f"{index},"],
+    ]
     assert sorted(out.rglob("*")) == before
 
     _, stdout, _ = call("catalog", index, "--model", model, "--out", out, *FAST, "--set", "tiling.tile_size=64")
