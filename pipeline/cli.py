@@ -59,8 +59,7 @@ def segment(
     from pipeline.config import SegmentSpec, load_settings
     from pipeline.distribute import cluster
     from pipeline.progress import progress_bars, scene_watch
-    from pipeline.report import write_run
-    from pipeline.run import load_run_models, on_devices, segment_catalog
+    from pipeline.run import conclude, load_run_models, on_devices, segment_catalog
 
     spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, scheduler)])
     entries = list_scenes(scenes)
@@ -80,7 +79,7 @@ def segment(
                 _show_report(report)
     finally:
         if reports:
-            say(f"summary: {write_run(out, reports)}")
+            say(f"summary: {conclude(out, reports)}")
     return EXIT_SOME_FAILED if any(report.status == "failed" for report in reports) else EXIT_DONE
 
 
