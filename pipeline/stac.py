@@ -6,7 +6,6 @@ the same Item, wherever and whenever it is described.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pipeline.journal import REPORT
 from pipeline.levels import TOP_LEVEL, LevelType, stored_nodata
 from pipeline.report import SceneReport
 from pipeline.stac_model import EXTENSION as MODEL_EXTENSION
-from pipeline.stac_model import model_fields
+from pipeline.stac_model import Json, class_record, model_fields
 
 STAC_VERSION = "1.1.0"
 COLLECTION_ID = "scenemill-results"
@@ -41,9 +40,6 @@ DATE_TOLD = {
     "processing": " The scene does not say when it was taken: datetime is when it was processed.",
 }
 """What the description adds, by `SceneReport.date_of`."""
-
-Json = dict[str, object]
-"""A STAC document, or a part of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,11 +187,11 @@ def _assets(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> 
 
 
 def _probability_bands(card: ModelCard, dtype: LevelType, grid: RasterGrid) -> Json:
-    whole = dtype == "float32"
+    as_computed = dtype == "float32"
     band = {
         "data_type": dtype,
-        "nodata": "nan" if whole else int(stored_nodata(dtype)),
-        "scale": 1 if whole else 1 / TOP_LEVEL[dtype],
+        "nodata": "nan" if as_computed else int(stored_nodata(dtype)),
+        "scale": 1 if as_computed else 1 / TOP_LEVEL[dtype],
         "offset": 0,
         "sampling": "area",
         "spatial_resolution": round(grid.resolution_m, 6),
@@ -211,10 +207,8 @@ def _mask_bands(card: ModelCard, grid: RasterGrid) -> Json:
         "spatial_resolution": round(grid.resolution_m, 6),
     }
     names = {0: card.background or "none", **{value: name for _, value, name in card.foreground}}
-    classes: list[Json] = [
-        {"value": value, "name": re.sub(r"[^0-9A-Za-z_-]", "-", name), "title": name} for value, name in names.items()
-    ]
-    nodata: Json = {"value": 255, "name": "nodata", "title": "no data", "nodata": True}
+    classes = [class_record(value, name) for value, name in names.items()]
+    nodata = {**class_record(255, "nodata"), "nodata": True}
     return {"bands": [{"name": "class"}], "raster:bands": [band], "classification:classes": [*classes, nodata]}
 
 

@@ -18,7 +18,7 @@ DIGEST = 12
 """Hexadecimal digits of a model's SHA-256 that are enough for its name."""
 
 Json = dict[str, object]
-"""A part of a STAC document."""
+"""A STAC document, or a part of one."""
 
 
 def model_fields(models: Mapping[str, ModelCard]) -> Json:
@@ -49,6 +49,15 @@ def architecture_of(card: ModelCard) -> str:
     return found if isinstance(found, str) else UNKNOWN
 
 
+def class_record(value: int, name: str) -> Json:
+    """A class of the extension `classification`, whose names are of letters, digits, dash and underscore.
+
+    >>> class_record(2, "old road")
+    {'value': 2, 'name': 'old-road', 'description': 'old road'}
+    """
+    return {"value": value, "name": re.sub(r"[^0-9A-Za-z_-]", "-", name), "description": name}
+
+
 def _input(card: ModelCard) -> Json:
     size = card.tile_size or -1
     return {
@@ -69,10 +78,7 @@ def _scaling(card: ModelCard, band: int) -> Json:
 
 
 def _output(card: ModelCard) -> Json:
-    classes = [
-        {"value": value, "name": re.sub(r"[^0-9A-Za-z_-]", "-", name), "description": name}
-        for value, name in zip(card.mask_values, card.classes, strict=True)
-    ]
+    classes = [class_record(value, name) for value, name in zip(card.mask_values, card.classes, strict=True)]
     return {
         "name": "probabilities",
         "tasks": list(TASKS),
