@@ -22,8 +22,8 @@ from flows.tasks import load_model, plainly, segment_one
 from pipeline.catalog import read_catalog
 from pipeline.config import SegmentSpec, build_settings
 from pipeline.errors import ScenemillError
-from pipeline.report import SceneReport, write_run
-from pipeline.run import check_out, check_settings, failed_report, on_devices
+from pipeline.report import SceneReport
+from pipeline.run import check_out, check_settings, conclude, failed_report, on_devices
 
 SOURCES = "Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), or s3:// and https:// addresses."
 
@@ -87,8 +87,8 @@ def segment_scenes(
 
 
 def summarise(reports: Sequence[SceneReport], out: Path) -> State[Any]:
-    """Write `run.json` and the summary artifact, and settle the run's final state."""
-    write_run(out, reports)
+    """Write `run.json`, the STAC Collection and the summary artifact, and settle the run's final state."""
+    conclude(out, reports)
     create_table_artifact(key="segment-scenes", table=[_row(report) for report in reports], description=str(out))
     failed = [report for report in reports if report.status == "failed"]
     if failed:

@@ -69,8 +69,7 @@ def segment(
     from pipeline.config import SegmentSpec, load_settings
     from pipeline.distribute import cluster
     from pipeline.progress import progress_bars, scene_watch
-    from pipeline.report import write_run
-    from pipeline.run import load_run_models, on_devices, segment_catalog
+    from pipeline.run import conclude, load_run_models, on_devices, segment_catalog
 
     spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(crs, scheduler), *_selection(limit, bbox)])
     entries = [*read_catalog(scenes, spec.catalog, spec.reading)]
@@ -90,7 +89,7 @@ def segment(
                 _show_report(report)
     finally:
         if reports:
-            say(f"summary: {write_run(out, reports)}")
+            say(f"summary: {conclude(out, reports)}")
     if not reports:
         say("no scene to process")
     return EXIT_SOME_FAILED if any(report.status == "failed" for report in reports) else EXIT_DONE

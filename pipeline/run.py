@@ -22,9 +22,10 @@ from pipeline.distribute_devices import device_workers
 from pipeline.errors import SceneError, ScenemillError, SettingsError
 from pipeline.predictor import InferenceSpec, Prepared, load_predictor
 from pipeline.processors import usable_cpus
-from pipeline.report import SceneReport
+from pipeline.report import SceneReport, write_run
 from pipeline.scene import describe_scene
 from pipeline.segment import Watch, resolve_settings, segment_scene
+from pipeline.stac_files import write_collection, write_item
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -105,11 +106,12 @@ def segment_entry(
     client: Client | None = None,
     watch: Watch | None = None,
 ) -> SceneReport:
-    """Describe and segment one scene of a catalog; raises what `segment_scene` raises."""
+    """Describe and segment one scene of a catalog, with its STAC Item; raises what `segment_scene` raises."""
     if entry.refused is not None:
         raise SceneError(entry.refused)
     scene = describe_scene(entry.location, spec.reading, card=predictor.card, scene_id=entry.id)
     report = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
+    write_item(report)
     log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.passes)
     return report
 
@@ -146,6 +148,17 @@ def segment_catalog(
         except Exception as error:
             log.debug("%s failed", entry.location, exc_info=True)
             yield failed_report(entry, error)
+
+
+def conclude(out_dir: Path, reports: Sequence[SceneReport]) -> Path:
+    """Write what a run leaves beside the scenes: `run.json`, whose path is returned, and the STAC Collection.
+
+    Raises:
+        WorldError: the disk refuses.
+    """
+    summary = write_run(out_dir, reports)
+    write_collection(out_dir)
+    return summary
 
 
 def check_settings(spec: SegmentSpec, predictor: Prepared) -> None:

@@ -66,7 +66,7 @@ def test_files_globs_and_folders_are_segmented(call: Call, make_scene: MakeScene
     code, stdout, stderr = call("segment", *sources, "--model", model, "--out", out, *FAST)
     assert (code, stdout) == (0, "")
     assert statuses(out) == {"one": "done", "two": "done", "three": "done"}
-    assert {path.name for path in out.iterdir()} == {"one", "two", "three", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"one", "two", "three", "run.json", "collection.json"}
     assert str(out / "run.json") in stderr
 
 
@@ -78,7 +78,7 @@ def test_a_damaged_scene_among_good_ones_fails_alone(
     code, _, stderr = call("segment", *scenes, "--model", model, "--out", out, *FAST)
     assert code == 1
     assert statuses(out) == {"a": "done", "b": "failed", "c": "done"}
-    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json", "collection.json"}
     reason = json.loads((out / "run.json").read_text())["scenes"][1]["reason"]
     assert f"failed  b: {reason}" in stderr
     assert str(scenes[1]) in reason
@@ -373,7 +373,7 @@ def test_ctrl_c_leaves_finished_scenes_whole_and_no_partial_folder(
     code, _, stderr = call("segment", *scenes, "--model", model, "--out", out, *FAST)
     assert code == 130
     assert "run again to continue" in stderr
-    assert {path.name for path in out.iterdir()} == {"a", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"a", "run.json", "collection.json"}
     assert statuses(out) == {"a": "done"}
 
 

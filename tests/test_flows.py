@@ -70,7 +70,7 @@ def test_a_damaged_scene_fails_the_run_and_stops_no_other_scene(
     error = state.result(raise_on_failure=False)
     assert isinstance(error, ScenesFailedError)
     assert [(r.scene, r.status) for r in error.reports] == [("a", "done"), ("b", "failed"), ("c", "done")]
-    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json", "collection.json"}
     run = json.loads((out / "run.json").read_text())
     assert run["counts"] == {"done": 2, "skipped": 0, "failed": 1}
     assert str(scenes[1]) in run["scenes"][1]["reason"]

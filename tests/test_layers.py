@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RANKS: tuple[tuple[str, ...], ...] = (
-    ("errors", "allocator", "durable", "levels", "overviews", "cog", "processors", "scoring"),
+    ("errors", "allocator", "dates", "durable", "levels", "overviews", "cog", "processors", "scoring"),
     ("grid", "handles"),
     (
         "scene",
@@ -24,6 +24,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
         "georeference",
         "header",
         "validity",
+        "footprint",
         "location",
         "card",
         "checkpoint",
@@ -61,7 +62,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
         "export",
         "journal",
     ),
-    ("distribute", "report", "onnx"),
+    ("distribute", "report", "stac", "onnx"),
     ("training", "catalog", "config", "segment", "inspection"),
     ("run", "evaluation"),
     ("outlook",),
