@@ -22,13 +22,14 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.ad_hoc import Overrides, run_once
 from flows.tasks import load_model, plainly, segment_one, world_faults_retried
-from pipeline.catalog import CatalogEntry, list_scenes
+from pipeline.catalog import CatalogEntry, read_catalog
 from pipeline.config import SegmentSpec, build_settings
 from pipeline.errors import ScenemillError
 from pipeline.report import SceneReport, exit_code
 from pipeline.run import check_out, check_settings, on_devices
 from pipeline.run_ledger import RunLedger, open_ledger
 
+SOURCES = "Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), or s3:// and https:// addresses."
 IN_HAND = 2
 """Scenes at once: one is vectorized while the next is inferred."""
 
@@ -66,7 +67,7 @@ def segment_scenes(
     runs one at a time.
 
     Args:
-        scenes: files, folders, globs, or `s3://` and `https://` addresses.
+        scenes: files, folders, globs, lists and tables, or `s3://` and `https://` addresses.
         model: checkpoint, or several whose probabilities are averaged.
         out: folder of the results.
         settings: the sections of a settings file, e.g. `{"tiling": {"tile_size": 256}}`.
@@ -85,7 +86,7 @@ def segment_scenes(
     given = _with(settings, "inference", device=device)
     given = _with(given, "run", max_failures=max_failures, retry_quarantined=retry_quarantined)
     spec = build_settings(SegmentSpec, given, place="flow parameter settings")
-    entries = list_scenes(scenes)
+    entries = [*read_catalog(scenes, spec.catalog, spec.reading)]
     predictor = load_model(model, spec)
     check_settings(spec, predictor)
     check_out(Path(out))
@@ -170,7 +171,7 @@ app = App(name="python -m flows.segment", help="Run the flow segment-scenes once
 
 @app.default
 def _run_once(
-    *scenes: Annotated[str, Parameter(help="Files, folders, globs, or s3:// and https:// addresses.")],
+    *scenes: Annotated[str, Parameter(help=SOURCES)],
     model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
     out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
     config: Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")] = None,

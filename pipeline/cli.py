@@ -46,12 +46,20 @@ app = App(
 )
 app.meta.suppress_keyboard_interrupt = False
 
+Sources = Annotated[
+    str, Parameter(help="Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), s3:// and https:// addresses.")
+]
+Limit = Annotated[int | None, Parameter(help="Only so many scenes, the first ones.")]
+Bbox = Annotated[
+    str | None,
+    Parameter(help="Only scenes that touch left,bottom,right,top in degrees.", allow_leading_hyphen=True),
+]
 Crs = Annotated[str | None, Parameter(help="CRS of scenes that carry none, e.g. EPSG:32633.")]
 
 
 @app.command
 def segment(
-    *scenes: Annotated[str, Parameter(help="Files, folders, globs, or s3:// and https:// addresses.")],
+    *scenes: Sources,
     model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
     out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
     config: ConfigFile = None,
@@ -60,9 +68,11 @@ def segment(
     scheduler: Annotated[str | None, Parameter(help="Address of a dask scheduler, e.g. tcp://host:8786.")] = None,
     max_failures: Annotated[int | None, Parameter(help="End the run when so many scenes have failed.")] = None,
     retry_quarantined: Annotated[bool, Parameter(negative="", help="Try scenes in quarantine again.")] = False,
+    limit: Limit = None,
+    bbox: Bbox = None,
 ) -> int:
     """Segment scenes: probability mosaic, mask, polygons, preview and report for each."""
-    from pipeline.catalog import list_scenes
+    from pipeline.catalog import read_catalog
     from pipeline.config import SegmentSpec, load_settings
     from pipeline.distribute import cluster
     from pipeline.progress import progress_bars, scene_watch
@@ -75,8 +85,8 @@ def segment(
         "run.max_failures": max_failures,
         "run.retry_quarantined": retry_quarantined or None,
     }
-    spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(shortcuts)])
-    entries = list_scenes(scenes)
+    spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts(shortcuts), *_selection(limit, bbox)])
+    entries = [*read_catalog(scenes, spec.catalog, spec.reading)]
     predictor = load_run_models(model, spec)
     reports: list[SceneReport] = []
     try:
@@ -98,7 +108,37 @@ def segment(
     finally:
         if reports:
             say(f"summary: {out / RUN}")
+    if not reports:
+        say("no scene to process")
     return exit_code(reports)
+
+
+@app.command
+def catalog(
+    *scenes: Sources,
+    model: Annotated[list[Path] | None, Parameter(help="Say which scenes fit this checkpoint, or several.")] = None,
+    out: Annotated[Path | None, Parameter(help="Say which scenes are done in this folder; needs --model.")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = (),
+    crs: Crs = None,
+    limit: Limit = None,
+    bbox: Bbox = None,
+) -> int:
+    """List the scenes that a run would process, one by one, and why, or why not; processes nothing."""
+    from pipeline.catalog import read_catalog
+    from pipeline.config import SegmentSpec, load_settings
+    from pipeline.outlook import foresee
+
+    spec = load_settings(SegmentSpec, config, [*overrides, *_shortcuts({"reading.crs": crs}), *_selection(limit, bbox)])
+    entries = read_catalog(scenes, spec.catalog, spec.reading)
+    output = Console()
+    counts = {"runs": 0, "done": 0, "refused": 0}
+    for each in foresee(entries, spec, models=model or (), out_dir=out):
+        counts[each.verdict] += 1
+        line = f"{each.verdict:7} {each.entry.id}: {each.entry.location}: {each.reason}"
+        output.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    return EXIT_SOME_FAILED if counts["refused"] else EXIT_DONE
 
 
 @app.command
@@ -227,6 +267,13 @@ def _check_exists(path: str) -> None:
 
 
 def _shortcuts(given: Mapping[str, object]) -> list[str]:
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def _selection(limit: int | None, bbox: str | None) -> list[str]:
+    if bbox is not None and bbox.count(",") != 3:
+        raise SettingsError(f"--bbox {bbox}: must be left,bottom,right,top in degrees, e.g. --bbox 85.2,27.6,85.5,27.8")
+    given = {"catalog.limit": limit, "catalog.bbox": None if bbox is None else f"[{bbox}]"}
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 

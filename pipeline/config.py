@@ -18,6 +18,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.blend import Blend
+from pipeline.catalog_spec import CatalogSpec
 from pipeline.distribute import DistributeSpec
 from pipeline.errors import SettingsError
 from pipeline.mosaic import MosaicSpec
@@ -34,6 +35,8 @@ Settings = TypeVar("Settings")
 class SegmentSpec:
     """Everything that can be set about segmenting scenes, one section per module."""
 
+    catalog: CatalogSpec = field(default_factory=CatalogSpec)
+    """How lists of scenes are read, and which scenes of them run; never changes a result."""
     reading: ReadingSpec = field(default_factory=ReadingSpec)
     """How scenes are read."""
     tiling: TilingSpec = field(default_factory=TilingSpec)
@@ -54,7 +57,7 @@ class SegmentSpec:
     def result_settings(self) -> dict[str, object]:
         """The settings that change the result, as plain JSON values."""
         plain = dataclasses.asdict(self)
-        del plain["distribute"], plain["run"], plain["reading"]["threads"]
+        del plain["catalog"], plain["distribute"], plain["run"], plain["reading"]["threads"]
         plain["inference"] = {key: plain["inference"][key] for key in ("precision", "augment", "deterministic")}
         return plain
 

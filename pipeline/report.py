@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dates import DateOf
 from pipeline.durable import make_folder, write_whole
 from pipeline.journal import REPORT
 
@@ -74,6 +75,10 @@ class SceneReport:
     """Settings the result depends on."""
     version: str = ""
     """Scenemill's version."""
+    date: str = ""
+    """The best date that is known of the scene, ISO 8601 in UTC."""
+    date_of: DateOf = "processing"
+    """What `date` tells: when the scene was taken, when its file last changed, or when it was processed."""
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> SceneReport:

@@ -20,7 +20,7 @@ from pipeline.config import SegmentSpec
 from pipeline.devices import kind_of, resolve_devices, share_of
 from pipeline.distant import DistantPredictor
 from pipeline.distribute_devices import device_workers
-from pipeline.errors import SettingsError
+from pipeline.errors import SceneError, SettingsError
 from pipeline.predictor import InferenceSpec, Prepared, load_predictor
 from pipeline.processors import usable_cpus
 from pipeline.report import SceneReport
@@ -28,6 +28,7 @@ from pipeline.retrying import RunSpec, retry_world_faults
 from pipeline.run_ledger import open_ledger
 from pipeline.scene import describe_scene
 from pipeline.segment import Watch, resolve_settings, segment_scene
+from pipeline.stac_files import write_item
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -108,9 +109,12 @@ def segment_entry(
     client: Client | None = None,
     watch: Watch | None = None,
 ) -> SceneReport:
-    """Describe and segment one scene of a catalog; raises what `segment_scene` raises."""
+    """Describe and segment one scene of a catalog, with its STAC Item; raises what `segment_scene` raises."""
+    if entry.refused is not None:
+        raise SceneError(entry.refused)
     scene = describe_scene(entry.location, spec.reading, card=predictor.card, scene_id=entry.id)
     report = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
+    write_item(report)
     log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.passes)
     return report
 

@@ -19,6 +19,7 @@ from pipeline.predictor import Prepared
 from pipeline.report import SceneReport, Status, write_run
 from pipeline.retrying import RunSpec
 from pipeline.run_quarantine import Quarantine, is_data_fault, run_inputs
+from pipeline.stac_files import write_collection
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class RunLedger:
         """Why a scene is left out: the run is stopped, or the scene in quarantine; None: it is begun now."""
         if self.is_stopped:
             return self._settle(entry, self._not_run(entry))
-        held = None if self._spec.retry_quarantined else self._quarantine.holding(entry)
+        asked_for = self._spec.retry_quarantined or entry.refused is not None
+        held = None if asked_for else self._quarantine.holding(entry)
         if held is not None:
             reason = f"in quarantine since {held.since}: {held.reason}"
             return self._settle(entry, _without_result(entry, "quarantined", reason))
@@ -65,24 +67,28 @@ class RunLedger:
         return None
 
     def settle(self, entry: CatalogEntry, outcome: SceneReport | BaseException) -> SceneReport:
-        """Enter what became of a scene; faults of its data bring it into quarantine, a result frees it."""
+        """Enter what became of a scene; faults of its data bring it into quarantine, a result frees it.
+
+        A row that the catalog refused names no scene that could be in quarantine.
+        """
         try:
             if isinstance(outcome, SceneReport):
                 self._quarantine.release(entry)
-            elif is_data_fault(outcome):
+            elif is_data_fault(outcome) and entry.refused is None:
                 self._quarantine.add(entry, outcome)
         except ScenemillError as error:
             log.warning("%s: quarantine is not up to date: %s", entry.id, error)
         return self._settle(entry, outcome if isinstance(outcome, SceneReport) else failed_report(entry, outcome))
 
     def save(self) -> None:
-        """Write `run.json` as things are now; nothing before the first scene is begun or left out.
+        """Write `run.json` and the STAC Collection as things are now; nothing before a scene is begun or left out.
 
         Raises:
             WorldError: the disk refuses.
         """
         if self._begun or self._settled:
             write_run(self._out_dir, self.reports)
+            write_collection(self._out_dir)
 
     def _settle(self, entry: CatalogEntry, report: SceneReport) -> SceneReport:
         self._settled[entry.id] = report

@@ -27,6 +27,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from pipeline.card import ModelCard
+from pipeline.dates import parse_tiff_date
 from pipeline.errors import DamagedSceneError, SceneError, SettingsError, WorldError
 from pipeline.georeference import crs_of, file_grid, is_on_earth, resolve_grid
 from pipeline.grid import RasterGrid
@@ -128,6 +129,8 @@ class Scene:
     """Modification time of the file, None when remote."""
     fingerprint: str | None = None
     """Digest of where a remote TIFF keeps its blocks and how long they are; changes when compressed content does."""
+    acquired: str | None = None
+    """When it was taken, ISO 8601 in UTC; None when the file does not say."""
 
     @property
     def resampled(self) -> bool:
@@ -187,6 +190,7 @@ def describe_scene(
             size_bytes=place.size_bytes,
             modified_ns=place.modified_ns,
             fingerprint=fingerprint(dataset) if place.is_remote else None,
+            acquired=parse_tiff_date(dataset.tags().get("TIFFTAG_DATETIME")),
         )
 
 

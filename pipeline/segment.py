@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from pipeline import __version__
 from pipeline.averaging import augmented, passes_of
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
+from pipeline.dates import resolve_date
 from pipeline.decide import resolve_threshold
 from pipeline.distribute import predictor_identity, prove_precision, region_count, run_regions
 from pipeline.errors import ModelError
@@ -115,6 +117,23 @@ def segment_scene(
     return report
 
 
+def find_finished(
+    scene: Scene,
+    out_dir: Path,
+    *,
+    predictor: Predictor | ArrayFunction,
+    spec: SegmentSpec,
+    client: Client | None = None,
+) -> SceneReport | None:
+    """The result that `segment_scene` would skip the scene for, None where it would run; raises what it raises."""
+    predictor = augmented(predictor, spec.inference.augment)
+    identity = predictor_identity(predictor, client)
+    folder = out_dir / scene.id
+    report = _opening_report(scene, folder, _card_of(predictor, None), spec, identity, passes_of(predictor))
+    found = finished_report(folder, report.content_key)
+    return SceneReport.from_json(found).found_again(report.location, report.folder) if found else None
+
+
 def vectorize_mosaic(
     mosaic: str | Path, target: str | Path, *, spec: PolygonSpec | None = None, watch: Watch | None = None
 ) -> PolygonTotals:
@@ -177,6 +196,7 @@ def _opening_report(
 ) -> SceneReport:
     """What is known before the work: what goes in."""
     settings = {**spec.result_settings(), "card": card.to_json()}
+    date = resolve_date(scene.acquired, scene.modified_ns, now=datetime.now(UTC))
     return SceneReport(
         scene=scene.id,
         location=scene.location.text,
@@ -189,6 +209,8 @@ def _opening_report(
         passes=passes,
         settings=settings,
         version=__version__,
+        date=date.text,
+        date_of=date.of,
     )
 
 

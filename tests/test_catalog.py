@@ -12,7 +12,7 @@ from pipeline.errors import SettingsError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("a.tif", "b.TIFF", "notes.txt", ".hidden.tif", "a.tif.msk", "a.tif.aux.xml", "sub/a.tif", "sub/c.tif"):
+    for name in ("a.tif", "b.TIFF", "notes.dat", ".hidden.tif", "a.tif.msk", "a.tif.aux.xml", "sub/a.tif", "sub/c.tif"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -33,7 +33,7 @@ def test_a_glob_stands_for_what_it_matches_below_too(folder: Path) -> None:
 
 
 def test_a_file_is_taken_whatever_it_is_called(folder: Path) -> None:
-    assert ids(folder / "notes.txt") == ["notes"]
+    assert ids(folder / "notes.dat") == ["notes"]
     odd = folder / "[1].tif"
     odd.touch()
     assert ids(odd) == ["_1_"]

@@ -67,7 +67,7 @@ def test_files_globs_and_folders_are_segmented(call: Call, make_scene: MakeScene
     code, stdout, stderr = call("segment", *sources, "--model", model, "--out", out, *FAST)
     assert (code, stdout) == (0, "")
     assert statuses(out) == {"one": "done", "two": "done", "three": "done"}
-    assert {path.name for path in out.iterdir()} == {"one", "two", "three", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"one", "two", "three", "run.json", "collection.json"}
     assert str(out / "run.json") in stderr
 
 
@@ -79,7 +79,7 @@ def test_a_damaged_scene_among_good_ones_fails_alone(
     code, _, stderr = call("segment", *scenes, "--model", model, "--out", out, *FAST)
     assert code == 1
     assert statuses(out) == {"a": "done", "b": "failed", "c": "done"}
-    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json", "quarantine.json"}
+    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json", "quarantine.json", "collection.json"}
     reason = json.loads((out / "run.json").read_text())["scenes"][1]["reason"]
     assert f"failed  b: {reason}" in stderr
     assert str(scenes[1]) in reason
@@ -184,6 +184,79 @@ def test_no_bar_and_no_colour_is_written_when_nobody_watches_a_terminal(
     assert len(stderr.splitlines()) == 2
 
 
+# Catalogs
+
+
+def write_list(folder: Path, *lines: str) -> Path:
+    index = folder / "list.csv"
+    index.write_text("\n".join(("id,path", *lines)) + "\n")
+    return index
+
+
+def test_scenes_of_a_table_are_segmented_and_a_broken_row_fails_alone(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    make_scene(name="a.tif")
+    make_scene(name="b.tif", seed=1)
+    index = write_list(tmp_path, "north,a.tif", "../out,b.tif", "south,b.tif")
+    out = tmp_path / "out"
+    code, _, stderr = call("segment", index, "--model", model, "--out", out, *FAST)
+    assert code == 1
+    assert statuses(out) == {"north": "done", f"{index}, line 3": "failed", "south": "done"}
+    assert {path.name for path in out.iterdir()} == {"north", "south", "run.json"}
+    assert f"failed  {index}, line 3: the id '../out' cannot name a folder" in stderr
+
+
+def test_limit_and_box_choose_scenes_and_nothing_is_no_failure(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    scenes = [make_scene(name=f"{name}.tif", seed=seed) for seed, name in enumerate("ab")]
+    out = tmp_path / "out"
+    run = ["segment", *scenes, "--model", model, "--out", out, *FAST]
+    code, _, stderr = call(*run, "--bbox", "-10,40,-5,50")
+    assert (code, stderr) == (0, "no scene to process\n")
+    assert not out.exists()
+    assert call(*run, "--limit", 1, "--bbox", "-10,-80,170,80")[0] == 0
+    assert statuses(out) == {"a": "done"}
+
+
+def test_catalog_tells_what_would_run_what_is_done_and_what_is_refused(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    for name, bands in (("a", 3), ("b", 3), ("gray", 1)):
+        make_scene(name=f"{name}.tif", bands=bands)
+    index = write_list(tmp_path, "a,a.tif", "b,b.tif", "gray,gray.tif", "gone,gone.tif", "c,../c.tif")
+    out = tmp_path / "out"
+    assert call("segment", tmp_path / "a.tif", "--model", model, "--out", out, *FAST)[0] == 0
+    before = sorted(out.rglob("*"))
+
+    code, stdout, stderr = call("catalog", index, "--model", model, "--out", out, *FAST)
+    assert (code, stderr) == (1, "1 runs, 1 done, 3 refused\n")
+    lines = stdout.splitlines()
+    assert lines[0] == f"done    a: {tmp_path}/a.tif: an equal result is in {out / 'a'}"
+    assert lines[1].startswith(f"runs    b: {tmp_path}/b.tif: fits the model, 40 x 50 px of 0.5 m, 3 bands of uint8")
+    assert lines[1].endswith("; there is no result yet")
+    assert "the model needs band(s)" in lines[2]
+    assert [line.split()[:2] for line in lines[2:]] == [
+        ["refused", "gray:"],
+        ["refused", "gone:"],
+        ["refused", f"{index},"],
+    ]
+    assert sorted(out.rglob("*")) == before
+
+    _, stdout, _ = call("catalog", index, "--model", model, "--out", out, *FAST, "--set", "tiling.tile_size=64")
+    assert stdout.splitlines()[0].endswith("; the result in its folder is of other inputs")
+
+
+def test_catalog_without_a_model_lists_what_can_be_read(call: Call, make_scene: MakeScene, tmp_path: Path) -> None:
+    make_scene(name="gray.tif", bands=1)
+    code, stdout, _ = call("catalog", tmp_path / "gray.tif")
+    assert (code, stdout) == (0, f"runs    gray: {tmp_path}/gray.tif: 40 x 50 px of 0.5 m, 1 bands of uint8\n")
+    code, _, stderr = call("catalog", tmp_path / "gray.tif", "--out", tmp_path)
+    assert code == 2
+    assert "name it with --model" in stderr
+
+
 # Wrong usage
 
 
@@ -194,6 +267,9 @@ def test_no_bar_and_no_colour_is_written_when_nobody_watches_a_terminal(
         (["--set", "tile_size=32"], "did you mean tiling.tile_size?"),
         (["--set", "tiling.tile_size=big"], "tiling.tile_size = 'big': "),
         (["--set", "tiling.tile_size"], "must read section.key=value"),
+        (["--limit", "0"], "catalog.limit must be at least 1, not 0"),
+        (["--bbox", "0,1,2"], "--bbox 0,1,2: must be left,bottom,right,top in degrees"),
+        (["--bbox", "0,50,10,40"], "catalog.bbox must be left,bottom,right,top in degrees"),
         (["--set", "tiling.overlap=32"], "overlap must be at least 0 and smaller than tile_size (32 px), not 32"),
         (["--set", "tiling.tile_size=33"], "tiling.tile_size must be a multiple of 4"),
         (["--set", "polygons.min_area_m2=-1"], "polygons.min_area_m2 must be >= 0, not -1"),
@@ -298,7 +374,7 @@ def test_ctrl_c_leaves_finished_scenes_whole_and_no_partial_folder(
     code, _, stderr = call("segment", *scenes, "--model", model, "--out", out, *FAST)
     assert code == 130
     assert "run again to continue" in stderr
-    assert {path.name for path in out.iterdir()} == {"a", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"a", "run.json", "collection.json"}
     assert statuses(out) == {"a": "done", "b": "not run", "c": "not run"}
     monkeypatch.setattr(segment, "vectorize_mosaic", shape)
     assert call("segment", *scenes, "--model", model, "--out", out, *FAST)[0] == 0

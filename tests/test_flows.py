@@ -75,7 +75,7 @@ def test_a_damaged_scene_fails_the_run_and_stops_no_other_scene(
     error = state.result(raise_on_failure=False)
     assert isinstance(error, ScenesFailedError)
     assert [(r.scene, r.status) for r in error.reports] == [("a", "done"), ("b", "failed"), ("c", "done")]
-    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json", "quarantine.json"}
+    assert {path.name for path in out.iterdir()} == {"a", "c", "run.json", "quarantine.json", "collection.json"}
     run = json.loads((out / "run.json").read_text())
     assert run["counts"] == {"done": 2, "skipped": 0, "failed": 1, "quarantined": 0, "not run": 0}
     assert str(scenes[1]) in run["scenes"][1]["reason"]
@@ -99,6 +99,20 @@ def test_a_run_again_skips_what_is_done_and_completes(
     first = segment_scenes([str(scene)], model, out, SETTINGS)
     again = segment_scenes([str(scene)], model, out, SETTINGS)
     assert [report.status for report in (*first, *again)] == ["done", "skipped"]
+
+
+def test_a_table_of_scenes_is_a_catalog_of_the_flow_too(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    make_scene(name="a.tif")
+    index, out = tmp_path / "scenes.csv", str(tmp_path / "out")
+    index.write_text("path\na.tif\n../b.tif\n")
+    with pytest.raises(ScenesFailedError, match=r"1 of 2 scenes failed: .*line 3: .* leads out of") as caught:
+        segment_scenes([str(index)], model, out, SETTINGS)
+    assert [report.status for report in caught.value.reports] == ["done", "failed"]
+    nowhere = {**SETTINGS, "catalog": {"bbox": [0, 0, 1, 1]}}
+    index.write_text("path\na.tif\n")
+    assert segment_scenes([str(index)], model, out, nowhere) == []
 
 
 def test_faults_of_the_world_are_tried_again_and_bad_data_is_not(

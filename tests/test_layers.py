@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RANKS: tuple[tuple[str, ...], ...] = (
-    ("errors", "allocator", "durable", "levels", "overviews", "cog", "processors", "scoring"),
+    ("errors", "allocator", "dates", "durable", "levels", "overviews", "cog", "processors", "scoring"),
     ("grid", "handles"),
     (
         "scene",
@@ -24,6 +24,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
         "georeference",
         "header",
         "validity",
+        "footprint",
         "location",
         "card",
         "checkpoint",
@@ -62,9 +63,10 @@ RANKS: tuple[tuple[str, ...], ...] = (
         "journal",
         "retrying",
     ),
-    ("distribute", "report", "onnx"),
+    ("distribute", "report", "stac", "onnx"),
     ("training", "catalog", "config", "segment", "inspection"),
     ("run", "evaluation"),
+    ("outlook",),
     ("cli", "demo", "progress"),
 )
 """Rooms from the ground up: a module imports its own rank and those before it, never a later one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from pipeline import prepare as preparing
 from pipeline import ready as readying
 from pipeline.deeplab import DeepLabSpec
+from pipeline.lanes import torch_threads
 from pipeline.networks import Shape
 from pipeline.predictor import load_predictor
 from pipeline.prepare import (
@@ -37,6 +39,12 @@ each_format = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], 
 fused = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_convolution_pointwise"), reason="this torch has no fused convolutions"
 )
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_lane() -> Iterator[None]:
+    with torch_threads(1):
+        yield
 
 
 def folded(shape: Shape) -> nn.Module:

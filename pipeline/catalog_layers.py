@@ -1,0 +1,158 @@
+"""Rows of GeoPackage, GeoJSON and GeoParquet files, batch by batch, with the footprints that they draw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+
+from pipeline.catalog_area import to_lonlat
+from pipeline.catalog_rows import Columns, Row, choose_columns, cut_short
+from pipeline.catalog_spec import CatalogSpec
+from pipeline.errors import SceneError, SettingsError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+MAGIC = {".gpkg": b"SQLite format 3\0", ".geojson": b"{", ".parquet": b"PAR1", ".geoparquet": b"PAR1"}
+"""How each kind begins; GDAL goes by content, and might take another file for one that names further files."""
+ROWS_AT_ONCE = 1024
+"""Rows in memory at a time."""
+
+
+def open_layer(index: Path, spec: CatalogSpec) -> Iterator[Row]:
+    """The rows of a file of footprints, whose columns are checked at once; footprints only where a bbox needs them.
+
+    Raises:
+        SettingsError: the file is not what its suffix says, or lacks a column.
+    """
+    _check_magic(index)
+    wants_footprints = spec.bbox is not None
+    try:
+        if index.suffix.lower() in (".parquet", ".geoparquet"):
+            return _open_parquet(index, spec, wants_footprints)
+        layer, columns = _choose_layer(index, spec)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SettingsError(f"{index}: cannot be read as an index of scenes: {error}; check the file") from error
+    return _streamed(index, _layer_rows(index, layer, columns, wants_footprints))
+
+
+def _check_magic(index: Path) -> None:
+    wanted = MAGIC[index.suffix.lower()]
+    with index.open("rb") as file:
+        head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head.startswith(wanted):
+        raise SettingsError(f"{index}: does not begin like a {index.suffix} file; write it again, or rename it")
+
+
+def _streamed(index: Path, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows up to a fault of the file, which is the last one."""
+    try:
+        yield from rows
+    except (OSError, RuntimeError, ValueError) as error:
+        yield cut_short(index, error)
+
+
+def _choose_layer(index: Path, spec: CatalogSpec) -> tuple[str, Columns]:
+    """The one layer with paths; styles and other tables may lie beside it."""
+    import pyogrio
+
+    fields = {
+        str(name): [*map(str, pyogrio.read_info(index, name)["fields"])] for name, _ in pyogrio.list_layers(index)
+    }
+    found: dict[str, Columns] = {}
+    fault = SettingsError(f"{index}: has no layer; an index needs one with a column of paths")
+    for layer, names in fields.items():
+        try:
+            found[layer] = choose_columns(names, spec, index)
+        except SettingsError as error:
+            fault = error
+    if len(found) > 1:
+        raise SettingsError(f"{index}: the layers {', '.join(found)} all have a column of paths; keep one in the file")
+    if not found:
+        raise fault
+    return next(iter(found.items()))
+
+
+def _layer_rows(index: Path, layer: str, columns: Columns, wants_footprints: bool) -> Iterator[Row]:
+    import pyogrio
+
+    given: dict[str, Any] = {"layer": layer, "columns": columns.names, "read_geometry": wants_footprints}
+    with pyogrio.open_arrow(index, batch_size=ROWS_AT_ONCE, use_pyarrow=True, **given) as (meta, batches):
+        geometry = (meta["geometry_name"] or "wkb_geometry") if wants_footprints else None
+        yield from _rows(index, batches, columns, geometry, meta["crs"])
+
+
+def _open_parquet(index: Path, spec: CatalogSpec, wants_footprints: bool) -> Iterator[Row]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(index) as file:
+        schema = file.schema_arrow
+    columns = choose_columns(schema.names, spec, index)
+    geometry, crs = _parquet_geometry(schema) if wants_footprints else (None, None)
+    return _streamed(index, _parquet_rows(index, columns, geometry, crs))
+
+
+def _parquet_geometry(schema: pyarrow.Schema) -> tuple[str | None, str | None]:
+    """Name and CRS of the column of footprints; GeoParquet without a CRS means longitudes and latitudes."""
+    geo = json.loads((schema.metadata or {}).get(b"geo", b"{}"))
+    name = geo.get("primary_column")
+    about = geo.get("columns", {}).get(name, {})
+    if about.get("encoding") != "WKB":
+        return None, None
+    crs = about.get("crs", "OGC:CRS84")
+    return name, crs if crs is None or isinstance(crs, str) else json.dumps(crs)
+
+
+def _parquet_rows(index: Path, columns: Columns, geometry: str | None, crs: str | None) -> Iterator[Row]:
+    from pyarrow.parquet import ParquetFile
+
+    wanted = list(dict.fromkeys([*columns.names, *([geometry] if geometry else [])]))
+    with ParquetFile(index) as file:
+        yield from _rows(index, file.iter_batches(ROWS_AT_ONCE, columns=wanted), columns, geometry, crs)
+
+
+def _rows(
+    index: Path, batches: Iterable[pyarrow.RecordBatch], columns: Columns, geometry: str | None, crs: str | None
+) -> Iterator[Row]:
+    number = 0
+    for batch in batches:
+        paths = _texts(batch.column(columns.path))
+        ids = _texts(batch.column(columns.id)) if columns.id is not None else [""] * len(paths)
+        drawn = _footprints(batch, geometry, crs)
+        for path, name, footprint in zip(paths, ids, drawn, strict=True):
+            number += 1
+            yield Row(place=f"{index}, row {number}", path=path, id=name, footprint=footprint)
+
+
+def _texts(column: pyarrow.Array) -> list[str]:
+    """Each value as text: nothing for null, U+FFFD for what is no UTF-8."""
+    texts = []
+    for value in column:
+        try:
+            plain = value.as_py()
+        except UnicodeDecodeError:
+            plain = "\N{REPLACEMENT CHARACTER}"
+        texts.append("" if plain is None else str(plain).strip())
+    return texts
+
+
+def _footprints(batch: pyarrow.RecordBatch, geometry: str | None, crs: str | None) -> Sequence[shapely.Geometry | None]:
+    if geometry is None or crs is None:
+        return [None] * batch.num_rows
+    drawn = shapely.from_wkb(batch.column(geometry).to_numpy(zero_copy_only=False), on_invalid="ignore")
+    return [_footprint(each, crs) for each in drawn]
+
+
+def _footprint(drawn: shapely.Geometry | None, crs: str) -> shapely.Geometry | None:
+    """Where a scene lies, None where nothing of use is drawn."""
+    if drawn is None or drawn.is_empty or not np.isfinite(shapely.get_coordinates(drawn)).all():
+        return None
+    try:
+        return to_lonlat(drawn, crs)
+    except (SceneError, shapely.errors.ShapelyError):
+        return None
