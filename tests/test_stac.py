@@ -29,7 +29,7 @@ from pipeline.config import SegmentSpec
 from pipeline.mosaic import MosaicSpec
 from pipeline.predictor import LoadedPredictor, load_predictor
 from pipeline.report import SceneReport
-from pipeline.run import conclude, segment_catalog
+from pipeline.run import segment_catalog
 from pipeline.scene import ReadingSpec
 from pipeline.segment import OUTPUTS
 from pipeline.stac import ASSETS, EXTENSIONS
@@ -51,14 +51,12 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> LoadedPredictor:
 
 @pytest.fixture
 def run(tmp_path: Path, predictor: LoadedPredictor) -> Run:
-    """Segment scenes into a folder, and conclude the run."""
+    """Segment scenes into a folder."""
 
     def segment(
         *scenes: Path, spec: SegmentSpec = SMALL, model: LoadedPredictor = predictor, out: Path = tmp_path / "out"
     ) -> list[SceneReport]:
-        reports = [*segment_catalog(list_scenes(scenes), out, predictor=model, spec=spec)]
-        conclude(out, reports)
-        return reports
+        return [*segment_catalog(list_scenes(scenes), out, predictor=model, spec=spec)]
 
     return segment
 
