@@ -203,7 +203,7 @@ def test_scenes_of_a_table_are_segmented_and_a_broken_row_fails_alone(
     code, _, stderr = call("segment", index, "--model", model, "--out", out, *FAST)
     assert code == 1
     assert statuses(out) == {"north": "done", f"{index}, line 3": "failed", "south": "done"}
-    assert {path.name for path in out.iterdir()} == {"north", "south", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"north", "south", "run.json", "collection.json"}
     assert f"failed  {index}, line 3: the id '../out' cannot name a folder" in stderr
 
 
