@@ -192,10 +192,15 @@ def test_damage_half_way_fails_its_scene_alone(tmp_path: Path, checkpoint: Path)
     with pytest.raises(SystemExit) as exit_:
         main(["segment", *map(str, scenes), "--model", str(checkpoint), "--out", str(tmp_path / "out")])
     assert exit_.value.code == 1
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cog_rgb_mask", "run.json", "collection.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "cog_rgb_mask",
+        "run.json",
+        "collection.json",
+        "quarantine.json",
+    }
     assert {path.name for path in (tmp_path / "out" / "cog_rgb_mask").iterdir()} == OUTPUTS | {"item.json"}
     run = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert run["counts"] == {"done": 1, "skipped": 0, "failed": 2}
+    assert run["counts"] == {"done": 1, "skipped": 0, "failed": 2, "quarantined": 0, "not run": 0}
     assert "damaged at rows 384..639" in run["scenes"][0]["reason"]
     assert "the model needs band(s) red, green, blue" in run["scenes"][2]["reason"]
 
@@ -208,7 +213,7 @@ def test_a_folder_with_odd_scenes_finishes_the_good_ones(tmp_path: Path, checkpo
         main(["segment", str(tmp_path / "in"), "--model", str(checkpoint), "--out", str(tmp_path / "out")])
     assert exit_.value.code == 1
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"rgbsmall_WEBP", "rgbsmall_JPEG_ycbcr", "run.json", "collection.json"}
+    assert names == {"rgbsmall_WEBP", "rgbsmall_JPEG_ycbcr", "run.json", "collection.json", "quarantine.json"}
 
 
 @pytest.fixture(scope="module")
