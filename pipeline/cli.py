@@ -273,8 +273,7 @@ def _shortcuts(given: Mapping[str, object]) -> list[str]:
 def _selection(limit: int | None, bbox: str | None) -> list[str]:
     if bbox is not None and bbox.count(",") != 3:
         raise SettingsError(f"--bbox {bbox}: must be left,bottom,right,top in degrees, e.g. --bbox 85.2,27.6,85.5,27.8")
-    given = {"catalog.limit": limit, "catalog.bbox": None if bbox is None else f"[{bbox}]"}
-    return [f"{key}={value}" for key, value in given.items() if value is not None]
+    return _shortcuts({"catalog.limit": limit, "catalog.bbox": None if bbox is None else f"[{bbox}]"})
 
 
 def _show_report(report: SceneReport) -> None:
