@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import shapely
 
+from pipeline.band_file import BandFile
 from pipeline.catalog_area import outline, touches
 from pipeline.catalog_layers import MAGIC, open_layer
 from pipeline.catalog_rows import Row, open_csv, read_list
@@ -39,6 +40,12 @@ class CatalogEntry:
     """Unique in its catalog; names the scene's output folder."""
     location: str
     """Path or address."""
+    files: tuple[BandFile, ...] = ()
+    """The raster files of its bands, where the catalog tells them one by one; none: the location is the raster."""
+    acquired: str | None = None
+    """When it was taken, ISO 8601 in UTC, where the catalog says it."""
+    source: str | None = None
+    """Address of the STAC Item that it comes from."""
     refused: str | None = None
     """Why it cannot be processed, where the catalog is at fault; then the id may be a row, as `a.csv, line 3`."""
 

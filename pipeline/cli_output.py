@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ Overrides = Annotated[
     tuple[str, ...],
     Parameter(name="--set", help="One setting as section.key=value, e.g. --set tiling.tile_size=256; repeatable."),
 ]
+Crs = Annotated[str | None, Parameter(help="CRS of scenes that carry none, e.g. EPSG:32633.")]
 Images = Annotated[list[str], Parameter(help="Scenes, or folders of scenes.", consume_multiple=True)]
 Labels = Annotated[
     list[Path],
@@ -44,3 +46,14 @@ def escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
+
+
+def shortcuts(given: Mapping[str, object]) -> list[str]:
+    """Settings, as `section.key=value`, of the options that were given."""
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def show_areas(area_m2: object) -> str:
+    """The area of each class, in words."""
+    areas = dict(area_m2) if isinstance(area_m2, dict) else {}
+    return ", ".join(f"{name} {area:,.0f} m2" for name, area in areas.items()) or "no area"

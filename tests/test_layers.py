@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RANKS: tuple[tuple[str, ...], ...] = (
-    ("errors", "allocator", "dates", "durable", "levels", "overviews", "cog", "processors", "scoring"),
+    ("errors", "allocator", "band_file", "dates", "durable", "levels", "overviews", "cog", "processors", "scoring"),
     ("grid", "handles"),
     (
         "scene",

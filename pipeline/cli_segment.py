@@ -1,0 +1,148 @@
+"""Commands over a catalog of scenes: what would run, and running it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from pipeline.cli_output import (
+    EXIT_DONE,
+    EXIT_SOME_FAILED,
+    ConfigFile,
+    Crs,
+    Overrides,
+    console,
+    escape,
+    say,
+    shortcuts,
+    show_areas,
+)
+from pipeline.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pipeline.report import SceneReport
+
+Sources = Annotated[
+    str, Parameter(help="Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), s3:// and https:// addresses.")
+]
+Limit = Annotated[int | None, Parameter(help="Only so many scenes, the first ones.")]
+Bbox = Annotated[
+    str | None,
+    Parameter(help="Only scenes that touch left,bottom,right,top in degrees.", allow_leading_hyphen=True),
+]
+
+
+def segment(
+    *scenes: Sources,
+    model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
+    out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
+    config: ConfigFile = None,
+    overrides: Overrides = (),
+    crs: Crs = None,
+    scheduler: Annotated[str | None, Parameter(help="Address of a dask scheduler, e.g. tcp://host:8786.")] = None,
+    max_failures: Annotated[int | None, Parameter(help="End the run when so many scenes have failed.")] = None,
+    retry_quarantined: Annotated[bool, Parameter(negative="", help="Try scenes in quarantine again.")] = False,
+    limit: Limit = None,
+    bbox: Bbox = None,
+) -> int:
+    """Segment scenes: probability mosaic, mask, polygons, preview and report for each."""
+    from pipeline.catalog import read_catalog
+    from pipeline.config import SegmentSpec, load_settings
+    from pipeline.distribute import cluster
+    from pipeline.progress import progress_bars, scene_watch
+    from pipeline.report import RUN, exit_code
+    from pipeline.run import load_run_models, on_devices, segment_catalog
+
+    given = {
+        "reading.crs": crs,
+        "distribute.scheduler": scheduler,
+        "run.max_failures": max_failures,
+        "run.retry_quarantined": retry_quarantined or None,
+    }
+    spec = load_settings(SegmentSpec, config, [*overrides, *shortcuts(given), *_selection(limit, bbox)])
+    entries = [*read_catalog(scenes, spec.catalog, spec.reading)]
+    predictor = load_run_models(model, spec)
+    reports: list[SceneReport] = []
+    try:
+        with on_devices(spec) as spec, cluster(spec.distribute) as client, progress_bars(console) as bars:
+            scenes_done = segment_catalog(
+                entries,
+                out,
+                predictor=predictor,
+                spec=spec,
+                client=client,
+                watcher=lambda entry: scene_watch(bars, entry.id),
+            )
+            with closing(scenes_done):
+                for report in scenes_done:
+                    reports.append(report)
+                    if report.status != "not run":
+                        _show_report(report)
+        _show_not_run(reports)
+    finally:
+        if reports:
+            say(f"summary: {out / RUN}")
+    if not reports:
+        say("no scene to process")
+    return exit_code(reports)
+
+
+def catalog(
+    *scenes: Sources,
+    model: Annotated[list[Path] | None, Parameter(help="Say which scenes fit this checkpoint, or several.")] = None,
+    out: Annotated[Path | None, Parameter(help="Say which scenes are done in this folder; needs --model.")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = (),
+    crs: Crs = None,
+    limit: Limit = None,
+    bbox: Bbox = None,
+) -> int:
+    """List the scenes that a run would process, one by one, and why, or why not; processes nothing."""
+    from pipeline.catalog import read_catalog
+    from pipeline.config import SegmentSpec, load_settings
+    from pipeline.outlook import foresee
+
+    spec = load_settings(SegmentSpec, config, [*overrides, *shortcuts({"reading.crs": crs}), *_selection(limit, bbox)])
+    entries = read_catalog(scenes, spec.catalog, spec.reading)
+    output = Console()
+    counts = {"runs": 0, "done": 0, "refused": 0}
+    for each in foresee(entries, spec, models=model or (), out_dir=out):
+        counts[each.verdict] += 1
+        line = f"{each.verdict:7} {each.entry.id}: {each.entry.location}: {each.reason}"
+        output.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    return EXIT_SOME_FAILED if counts["refused"] else EXIT_DONE
+
+
+def _selection(limit: int | None, bbox: str | None) -> list[str]:
+    if bbox is not None and bbox.count(",") != 3:
+        raise SettingsError(f"--bbox {bbox}: must be left,bottom,right,top in degrees, e.g. --bbox 85.2,27.6,85.5,27.8")
+    return shortcuts({"catalog.limit": limit, "catalog.bbox": None if bbox is None else f"[{bbox}]"})
+
+
+def _show_report(report: SceneReport) -> None:
+    name = escape(report.scene)
+    if report.reason is not None:
+        colour = "bold red" if report.status == "failed" else "yellow"
+        text = f"[{colour}]{report.status:7}[/] {name}: {escape(report.reason)}"
+    else:
+        seconds = sum(report.seconds.values())
+        rate = f", {report.pixels / seconds / 1e6:.1f} Mpx/s" if report.status == "done" and seconds else ""
+        rate += f", {report.passes} passes per tile" if report.passes > 1 else ""
+        text = (
+            f"[bold green]{report.status:7}[/] {name}: {report.polygons:,} polygons, {show_areas(report.area_m2)}"
+            f"{rate} -> {escape(report.folder)}"
+        )
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _show_not_run(reports: Sequence[SceneReport]) -> None:
+    """One line for all scenes that were not begun: they have one reason, and may be many."""
+    left_out = [report for report in reports if report.status == "not run"]
+    if left_out:
+        say(f"not run {len(left_out):,} scenes: {left_out[0].reason}")
