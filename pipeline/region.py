@@ -71,7 +71,7 @@ class RegionJob:
     identity: str | None
     """What decides the predictor's results, wherever it runs; None for a plain function."""
     precision: str
-    """The number format that `choose_precision` proved for this scene; a plain function runs as it is."""
+    """The number format that `choose_precision` proved for this scene, "" before; a plain function runs as it is."""
     blend: Blend
     """How tiles become one mosaic."""
     inference: InferenceSpec

@@ -6,45 +6,37 @@ scene --describe--> grid --plan--> tiles, regions --infer--> strips --> mosaic -
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from pipeline import __version__
 from pipeline.averaging import augmented, passes_of
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
-from pipeline.dates import resolve_date
 from pipeline.decide import resolve_threshold
 from pipeline.distribute import predictor_identity, prove_precision, region_count, run_regions
 from pipeline.errors import ModelError
 from pipeline.export import PolygonTotals, write_polygons
 from pipeline.glance import join_glances
 from pipeline.grid import RasterGrid
-from pipeline.journal import content_key, finished_report, publishing
+from pipeline.journal import finished_report, publishing
 from pipeline.levels import TOP_LEVEL
 from pipeline.mosaic import MosaicReader, read_mask
-from pipeline.predictor import ArrayFunction, Predictor, Prepared, Proof, exclusive
-from pipeline.region import RegionJob, RegionResult, join_regions, widest_region
+from pipeline.predictor import ArrayFunction, Predictor, Prepared, exclusive
+from pipeline.region import RegionJob, join_regions, widest_region
 from pipeline.report import SceneReport, Stopwatch, write_preview, write_report
 from pipeline.scene import Scene, describe_scene
+from pipeline.segment_report import OUTPUTS, Finished, Inferred, closing_report, opening_report, provenance
 from pipeline.shaping import PolygonSpec, shape_polygons
-from pipeline.tiling import TilePlan, Tiling, plan_regions, plan_tiles, resolve_tiling
+from pipeline.tiling import Tiling, plan_regions, plan_tiles, resolve_tiling
 
 if TYPE_CHECKING:
     from distributed import Client
 
-OUTPUTS = {
-    "probability": "probability.tif",
-    "mask": "mask.tif",
-    "polygons": "polygons.gpkg",
-    "preview": "preview.png",
-}
 Watch = Callable[[str, int, int], None]
 """Told `(stage, pixels done, pixels in all)` now and then."""
 
@@ -88,33 +80,68 @@ def segment_scene(
         scene = describe_scene(scene, spec.reading, card=card)
     folder = Path(out_dir) / scene.id
     identity = predictor_identity(predictor, client)
-    report = _opening_report(scene, folder, card, spec, identity, passes_of(predictor))
+    report = opening_report(scene, folder, card, spec, identity, passes_of(predictor))
     if found := finished_report(folder, report.content_key):
         return SceneReport.from_json(found).found_again(report.location, report.folder)
-
-    plan = plan_tiles(scene.grid.shape, tiling)
-    widest = widest_region(scene, plan, card, spec.mosaic)
-    regions = plan_regions(plan, rows=region_count(spec.distribute, client), widest=widest)
-    timer = Stopwatch()
     with publishing(folder) as work, ThreadPoolExecutor(1, "prepare") as meanwhile:
-        with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
-            proof = prove_precision(scene, plan, card, predictor, client)
-            job = _region_job(scene, plan, card, spec, identity, proof, report, work)
-            job.folder.mkdir()
-            meanwhile.submit(_prepare_polygons, scene.grid, spec)
-            results = [*run_regions(job, regions, predictor, client=client, watch=_staged(watch, "infer", scene.grid))]
-        with timer.stage("mosaic"):
-            join_regions(job, results, work)
-        with timer.stage("polygons"):
-            target = work / OUTPUTS["polygons"]
-            totals = vectorize_mosaic(work / OUTPUTS["probability"], target, spec=spec.polygons, watch=watch)
-        with timer.stage("preview"):
-            glance = join_glances([result.glance for result in results])
-            write_preview(work / OUTPUTS["preview"], glance, *read_mask(work / OUTPUTS["mask"], glance.shape[1:]))
-        shutil.rmtree(job.folder)
-        report = _closing_report(report, proof, results, totals, timer.seconds)
+        job = _region_job(scene, tiling, card, spec, identity, provenance(report), work)
+        meanwhile.submit(_prepare_polygons, scene.grid, spec)
+        rows = region_count(spec.distribute, client)
+        inferred = infer_scene(job, predictor, regions=rows, client=client, watch=watch)
+        finished = finish_scene(inferred, spec.polygons, work, watch=watch)
+        report = closing_report(report, inferred, finished)
         write_report(work, report)
     return report
+
+
+def infer_scene(
+    job: RegionJob,
+    predictor: Predictor | ArrayFunction,
+    *,
+    regions: int,
+    client: Client | None = None,
+    watch: Watch | None = None,
+) -> Inferred:
+    """The first stage: the precision is proven, and every region leaves its rasters in the job's folder.
+
+    Args:
+        job: what the regions have in common; its precision is settled here.
+        predictor: the model.
+        regions: about how many there are from top to bottom.
+        client: runs them; None runs them here.
+        watch: told about progress.
+    """
+    timer = Stopwatch()
+    widest = widest_region(job.scene, job.plan, job.card, job.mosaic)
+    planned = plan_regions(job.plan, rows=regions, widest=widest)
+    with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
+        proof = prove_precision(job.scene, job.plan, job.card, predictor, client)
+        job = replace(job, precision=proof.precision)
+        job.folder.mkdir()
+        told = _staged(watch, "infer", job.scene.grid)
+        results = tuple(run_regions(job, planned, predictor, client=client, watch=told))
+    return Inferred(job=job, proof=proof, results=results, seconds=timer.seconds)
+
+
+def finish_scene(inferred: Inferred, spec: PolygonSpec, work: Path, *, watch: Watch | None = None) -> Finished:
+    """The other stages: mosaic, polygons and preview. They need no model, only the work folder, and run anywhere.
+
+    Args:
+        inferred: what the first stage left.
+        spec: threshold and shaping.
+        work: the work folder.
+        watch: told about progress.
+    """
+    timer = Stopwatch()
+    with timer.stage("mosaic"):
+        join_regions(inferred.job, inferred.results, work)
+    with timer.stage("polygons"):
+        totals = vectorize_mosaic(work / OUTPUTS["probability"], work / OUTPUTS["polygons"], spec=spec, watch=watch)
+    with timer.stage("preview"):
+        glance = join_glances([result.glance for result in inferred.results])
+        write_preview(work / OUTPUTS["preview"], glance, *read_mask(work / OUTPUTS["mask"], glance.shape[1:]))
+    shutil.rmtree(inferred.job.folder)
+    return Finished(totals=totals, seconds=timer.seconds)
 
 
 def find_finished(
@@ -129,7 +156,7 @@ def find_finished(
     predictor = augmented(predictor, spec.inference.augment)
     identity = predictor_identity(predictor, client)
     folder = out_dir / scene.id
-    report = _opening_report(scene, folder, _card_of(predictor, None), spec, identity, passes_of(predictor))
+    report = opening_report(scene, folder, _card_of(predictor, None), spec, identity, passes_of(predictor))
     found = finished_report(folder, report.content_key)
     return SceneReport.from_json(found).found_again(report.location, report.folder) if found else None
 
@@ -191,87 +218,30 @@ def _card_of(predictor: Predictor | ArrayFunction, card: ModelCard | None) -> Mo
     return found
 
 
-def _opening_report(
-    scene: Scene, folder: Path, card: ModelCard, spec: SegmentSpec, identity: str | None, passes: int
-) -> SceneReport:
-    """What is known before the work: what goes in."""
-    settings = {**spec.result_settings(), "card": card.to_json()}
-    date = resolve_date(scene.acquired, scene.modified_ns, now=datetime.now(UTC))
-    return SceneReport(
-        scene=scene.id,
-        location=scene.location.text,
-        status="done",
-        folder=str(folder),
-        outputs=OUTPUTS,
-        content_key=content_key(scene, identity, settings) if identity else None,
-        pixels=scene.grid.height * scene.grid.width,
-        model=identity.split()[0] if identity else "function",
-        passes=passes,
-        settings=settings,
-        version=__version__,
-        date=date.text,
-        date_of=date.of,
-    )
-
-
-def _closing_report(
-    report: SceneReport,
-    proof: Proof,
-    results: Sequence[RegionResult],
-    totals: PolygonTotals,
-    seconds: Mapping[str, float],
-) -> SceneReport:
-    """What the work came to."""
-    return replace(
-        report,
-        precision=proof.precision,
-        precision_change=proof.change,
-        precision_note=proof.note,
-        valid_pixels=sum(result.valid_pixels for result in results),
-        tiles_run=sum(result.tiles_run for result in results),
-        tiles_skipped=sum(result.tiles_skipped for result in results),
-        regions_split=sum(len(result.rasters) > 1 for result in results),
-        polygons=totals.count,
-        area_m2=totals.area_m2,
-        seconds=seconds,
-    )
-
-
 def _region_job(
     scene: Scene,
-    plan: TilePlan,
+    tiling: Tiling,
     card: ModelCard,
     spec: SegmentSpec,
     identity: str | None,
-    proof: Proof,
-    report: SceneReport,
+    tags: Mapping[str, str],
     work: Path,
 ) -> RegionJob:
     """What every region of the scene has in common."""
     return RegionJob(
         scene=scene,
-        plan=plan,
+        plan=plan_tiles(scene.grid.shape, tiling),
         card=card,
         identity=identity,
-        precision=proof.precision,
+        precision="",
         blend=spec.blend,
         inference=spec.inference,
         mosaic=spec.mosaic,
         threshold=spec.polygons.threshold,
         threads=spec.reading.threads,
-        tags=_provenance(report),
+        tags=tags,
         folder=work.absolute() / "regions",
     )
-
-
-def _provenance(report: SceneReport) -> dict[str, str]:
-    return {
-        "SCENEMILL_SCENE": report.scene,
-        "SCENEMILL_MODEL": report.model,
-        "SCENEMILL_KEY": report.content_key or "",
-        "SCENEMILL_VERSION": report.version,
-        "TIFFTAG_SOFTWARE": f"scenemill {report.version}",
-    }
 
 
 def _staged(watch: Watch | None, stage: str, grid: RasterGrid) -> Callable[[int], None] | None:
