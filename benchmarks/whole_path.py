@@ -15,7 +15,8 @@ from pipeline.engine import resolve_batch_size
 from pipeline.mosaic import MosaicSpec
 from pipeline.precision import choose_precision
 from pipeline.predictor import InferenceSpec, Prepared, identity_of
-from pipeline.region import RegionJob, infer_region, join_regions
+from pipeline.region import infer_region
+from pipeline.region_job import RegionJob, join_regions
 from pipeline.scene import describe_scene
 from pipeline.tiling import TilingSpec, plan_regions, plan_tiles, resolve_tiling
 

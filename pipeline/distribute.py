@@ -21,7 +21,8 @@ from pipeline.card import ModelCard
 from pipeline.errors import SettingsError, WorldError
 from pipeline.precision import choose_precision
 from pipeline.predictor import ArrayFunction, Predictor, Prepared, Proof, identity_of
-from pipeline.region import RegionJob, RegionResult, Watch, infer_region
+from pipeline.region import Watch, infer_region
+from pipeline.region_job import RegionJob, RegionResult
 from pipeline.scene import Scene
 from pipeline.tiling import Region, TilePlan
 

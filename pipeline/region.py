@@ -1,29 +1,26 @@
 """One region from raster to finished rows: read, predict, blend, store.
 
-A region is what one process with one device does without asking anybody. Everything it needs travels
-in a RegionJob, which pickles; its result is a pair of plain GeoTIFFs that cover the region's core.
+A region is what one process with one device does without asking anybody: what it needs and what it leaves is told
+in `region_job`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from uuid import uuid4
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rasterio.windows import Window
 from torch import nn
 
 from pipeline.allocator import give_back, keep_memory
-from pipeline.batches import BANDS_AHEAD, chunk_shape, read_strips
-from pipeline.blend import Blend, StripBlender, covering, plan_shares, to_levels
-from pipeline.card import ModelCard
+from pipeline.batches import read_strips
+from pipeline.blend import StripBlender, covering, plan_shares, to_levels
 from pipeline.engine import (
     Engine,
     Member,
@@ -35,103 +32,22 @@ from pipeline.engine import (
     resolve_batch_size,
 )
 from pipeline.errors import ModelError, WorldError
-from pipeline.glance import Glance, GlanceTaker
-from pipeline.grid import RasterGrid
+from pipeline.glance import GlanceTaker
 from pipeline.lanes import resolve_lanes
 from pipeline.levels import BLOCK
-from pipeline.mosaic import WRITES_BEHIND, MosaicSpec, MosaicWriter, mask_form, probability_form, write_cog
-from pipeline.mosaic_strips import RasterForm
+from pipeline.mosaic import MosaicWriter
 from pipeline.normalize import input_transform
 from pipeline.overviews import overview_count
-from pipeline.predictor import ArrayFunction, InferenceSpec, Predictor, Prepared, identity_of
+from pipeline.predictor import ArrayFunction, Predictor, Prepared, identity_of
 from pipeline.processors import usable_cpus
-from pipeline.scene import Scene
-from pipeline.tiling import Region, TilePlan, halve_region
+from pipeline.region_job import RegionJob, RegionRasters, RegionResult, raster_forms
+from pipeline.tiling import Region, halve_region
 from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer
 
 log = logging.getLogger(__name__)
 
-REGION_BYTES = 3 * 2**27
-"""What the strips of a region may take, in the host's memory and in the device's."""
-
 Watch = Callable[[int], None]
 """Told the number of scene pixels finished since the last call."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegionJob:
-    """What every region of a scene has in common."""
-
-    scene: Scene
-    """The scene."""
-    plan: TilePlan
-    """Its global tile plan."""
-    card: ModelCard
-    """What the predictor takes and gives."""
-    identity: str | None
-    """What decides the predictor's results, wherever it runs; None for a plain function."""
-    precision: str
-    """The number format that `choose_precision` proved for this scene, "" before; a plain function runs as it is."""
-    blend: Blend
-    """How tiles become one mosaic."""
-    inference: InferenceSpec
-    """How the predictor is run."""
-    mosaic: MosaicSpec
-    """How probabilities are stored."""
-    threshold: float | None
-    """Decides `mask.tif`; None is the card's."""
-    threads: int
-    """Decoding threads, 0 = one per CPU."""
-    tags: Mapping[str, str]
-    """Provenance, stored in the rasters."""
-    folder: Path
-    """An existing folder for region rasters alone; every worker must see it."""
-
-    def path(self, kind: str, region: Region, attempt: str) -> Path:
-        """The file of one attempt at a region: `kind` is `probability` or `mask`."""
-        return self.folder / f"{kind}-{region.index:05d}-{attempt}.tif"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegionRasters:
-    """The probabilities and the mask of a rectangle of the scene."""
-
-    core: Window
-    """The rectangle."""
-    attempt: str
-    """Names the files: a worker thought lost may still be writing its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegionResult:
-    """What one region did."""
-
-    region: Region
-    """Which one."""
-    rasters: tuple[RegionRasters, ...]
-    """What it left, from left to right; more than one where the device had no room for the whole width."""
-    tiles_run: int
-    """Tiles that went through the network."""
-    tiles_skipped: int
-    """Tiles without a valid pixel."""
-    valid_pixels: int
-    """Pixels of the core that are not nodata."""
-    glance: Glance
-    """The core at screen size."""
-
-
-def widest_region(scene: Scene, plan: TilePlan, card: ModelCard, mosaic: MosaicSpec) -> int:
-    """Columns of a region whose strips take about `REGION_BYTES`, from what one column takes.
-
-    Decoded chunks: two bands ahead, one being decoded, and as many as a strip touches. Blending: the strip and what
-    is held from the strip above. Finished rows: as they are quantised, and on their way to the disk.
-    """
-    tall = chunk_shape(scene)[0]
-    bands = (BANDS_AHEAD + 2 + -(-plan.rows.tile // tall)) * tall
-    decoded = bands * (len(scene.bands) * np.dtype(scene.dtype).itemsize + 1)
-    blended = 2 * plan.rows.tile * 4
-    finished = plan.rows.tile * (4 + (WRITES_BEHIND + 1) * np.dtype(mosaic.dtype).itemsize)
-    return max(plan.cols.tile, REGION_BYTES // (decoded + len(card.classes) * (blended + finished)))
 
 
 def infer_region(
@@ -197,30 +113,11 @@ def _side_by_side(region: Region, results: Sequence[RegionResult]) -> RegionResu
     )
 
 
-def join_regions(job: RegionJob, results: Sequence[RegionResult], folder: Path) -> None:
-    """Publish the regions' rasters as one `probability.tif` and one `mask.tif` in a folder."""
-    for kind, form in _forms(job, job.scene.grid).items():
-        parts = [
-            (job.path(kind, result.region, raster.attempt), raster.core)
-            for result in results
-            for raster in result.rasters
-        ]
-        write_cog(parts, folder / f"{kind}.tif", form)
-
-
 def _mosaic_writer(job: RegionJob, region: Region, attempt: str) -> MosaicWriter:
-    forms = _forms(job, job.scene.grid.part(region.core))
+    forms = raster_forms(job, job.scene.grid.part(region.core))
     probability, mask = ((job.path(kind, region, attempt), form) for kind, form in forms.items())
     overviews = overview_count(job.scene.grid.shape, BLOCK)
     return MosaicWriter(probability, mask, card=job.card, threshold=job.threshold, overviews=overviews)
-
-
-def _forms(job: RegionJob, grid: RasterGrid) -> dict[str, RasterForm]:
-    """What the rasters of a part of the scene are."""
-    return {
-        "probability": probability_form(grid, job.card, job.mosaic, job.tags),
-        "mask": mask_form(grid, job.card, job.mosaic, job.tags),
-    }
 
 
 def _check_identity(job: RegionJob, predictor: Predictor | ArrayFunction) -> None:

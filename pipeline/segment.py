@@ -27,7 +27,7 @@ from pipeline.journal import finished_report, publishing
 from pipeline.levels import TOP_LEVEL
 from pipeline.mosaic import MosaicReader, read_mask
 from pipeline.predictor import ArrayFunction, Predictor, Prepared, exclusive
-from pipeline.region import RegionJob, join_regions, widest_region
+from pipeline.region_job import RegionJob, join_regions, widest_region
 from pipeline.report import SceneReport, Stopwatch, write_preview, write_report
 from pipeline.scene import Scene, describe_scene
 from pipeline.segment_report import OUTPUTS, Finished, Inferred, closing_report, opening_report, provenance

@@ -14,7 +14,7 @@ from pipeline.dates import resolve_date
 from pipeline.export import PolygonTotals
 from pipeline.journal import content_key
 from pipeline.predictor import Proof
-from pipeline.region import RegionJob, RegionResult
+from pipeline.region_job import RegionJob, RegionResult
 from pipeline.report import SceneReport
 from pipeline.scene import Scene
 

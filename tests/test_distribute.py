@@ -25,7 +25,8 @@ from pipeline.distribute import DistributeSpec, cluster, region_count
 from pipeline.distribute_devices import device_workers
 from pipeline.errors import DamagedSceneError, ModelError, ScenemillError, SettingsError, WorldError
 from pipeline.predictor import LoadedPredictor, load_predictor
-from pipeline.region import RegionJob, RegionResult, infer_region
+from pipeline.region import infer_region
+from pipeline.region_job import RegionJob, RegionResult
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
 from pipeline.tiling import Region, TilingSpec

@@ -37,7 +37,8 @@ from pipeline.levels import LevelType
 from pipeline.mosaic import MosaicSpec
 from pipeline.precision import choose_precision
 from pipeline.predictor import InferenceSpec, LoadedPredictor, identity_of, load_predictor
-from pipeline.region import RegionJob, infer_region, join_regions
+from pipeline.region import infer_region
+from pipeline.region_job import RegionJob, join_regions
 from pipeline.scene import describe_scene
 from pipeline.segment import segment_scene
 from pipeline.shaping import PolygonBatch, PolygonSpec

@@ -18,7 +18,7 @@ from pipeline.config import SegmentSpec
 from pipeline.errors import WorldError
 from pipeline.levels import LevelType
 from pipeline.mosaic import MosaicSpec
-from pipeline.region import REGION_BYTES, widest_region
+from pipeline.region_job import REGION_BYTES, widest_region
 from pipeline.scene import describe_scene
 from pipeline.segment import segment_scene
 from pipeline.tiling import Tiling, TilingSpec, plan_tiles
