@@ -30,7 +30,7 @@ from pipeline.export_style import class_colour
 from pipeline.grid import RasterGrid
 from pipeline.handles import ThreadHandles
 from pipeline.levels import BLOCK, TOP_LEVEL, LevelType, as_integers, stored_nodata
-from pipeline.mosaic_strips import RasterForm, StripWriter, create_level, level_path, open_level
+from pipeline.mosaic_strips import RasterForm, StripWriter, at_good_end, create_level, level_path, open_level
 from pipeline.overviews import overview_count
 
 MASK_NODATA = 255
@@ -111,6 +111,7 @@ class MosaicWriter:
         self._top = TOP_LEVEL[probability[1].dtype]  # type: ignore[index]
         self._threads = [self._stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("probability", "mask")]
         self._pending: deque[Future[None]] = deque()
+        at_good_end(self._stack, lambda: self._wait(0))
 
     def __enter__(self) -> Self:
         return self
@@ -118,11 +119,7 @@ class MosaicWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._stack.__exit__(kind, error, trace)
-            return
-        with self._stack:
-            self._wait(0)
+        self._stack.__exit__(kind, error, trace)
 
     def write(self, stored: NDArray[np.generic]) -> None:
         """Append `(classes, rows, width)` as stored; the array is read until two more writes have returned.

@@ -8,7 +8,7 @@ and nothing is decoded again to make overviews.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +72,14 @@ class StripWriter:
         self._form, self._path = form, level_path(path, level)
         width = level_shape(form.grid.shape, level)[1]
         self._dataset = create_level(path, form, level)
-        self._closing = ExitStack()
-        self._closing.callback(self._dataset.close)
+        self._stack = ExitStack()
+        at_good_end(self._stack, self._check)
+        self._stack.callback(self._dataset.close)
         self._below: StripWriter | None = None
         if overviews:
             below = StripWriter(path, form, overviews=overviews - 1, level=level + 1)
-            self._below = self._closing.enter_context(below)
+            self._below = self._stack.enter_context(below)
+        at_good_end(self._stack, self._store_rest)
         self._rows = np.empty((len(form.names), BLOCK, width), form.dtype)
         self._held = 0
         self._done = 0
@@ -88,13 +90,7 @@ class StripWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._closing.__exit__(kind, error, trace)
-            return
-        with self._closing:
-            if self._held:
-                self._store(self._rows[:, : self._held])
-        self._check()
+        self._stack.__exit__(kind, error, trace)
 
     def write(self, rows: NDArray[np.generic]) -> None:
         """Append `(bands, rows, width)`.
@@ -127,12 +123,21 @@ class StripWriter:
             halve = halve_mean if self._form.colours is None else halve_mode
             self._below.write(halve_slabs(halve, rows, self._form.nodata))
 
+    def _store_rest(self) -> None:
+        if self._held:
+            self._store(self._rows[:, : self._held])
+
     def _check(self) -> None:
         """Tell of what GDAL, which writes late and closes silently, could not write."""
         try:
             check_blocks(self._path)
         except OSError as error:
             raise _write_fault(self._path, error) from error
+
+
+def at_good_end(stack: ExitStack, action: Callable[[], None]) -> None:
+    """Have a stack do something on leaving, in its turn, unless an error has come up before."""
+    stack.push(lambda kind, error, trace: None if kind else action())
 
 
 def level_path(path: Path, level: int) -> Path:
