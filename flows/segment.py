@@ -89,12 +89,12 @@ def segment_scenes(
     entries = [*read_catalog(scenes, spec.catalog, spec.reading)]
     predictor = load_model(model, spec)
     check_settings(spec, predictor)
-    check_out(Path(out))
+    check_out(out)
     one = segment_one.with_options(**world_faults_retried(spec.run))
-    with on_devices(spec) as spec, open_ledger(entries, Path(out), predictor=predictor, spec=spec) as ledger:
+    with on_devices(spec) as spec, open_ledger(entries, out, predictor=predictor, spec=spec) as ledger:
         run_scenes(ledger, entries, lambda entry: one.submit(entry, model, out, spec))
     # Prefect takes a returned State for the run's own, and what it holds for the result.
-    return cast("list[SceneReport]", summarise(ledger.reports, Path(out)))
+    return cast("list[SceneReport]", summarise(ledger.reports, out))
 
 
 def run_scenes(ledger: RunLedger, entries: Sequence[CatalogEntry], submit: Submit) -> None:
@@ -129,9 +129,9 @@ def _tell(finished: SimpleQueue[CatalogEntry], entry: CatalogEntry, _: PrefectFu
     finished.put(entry)
 
 
-def summarise(reports: Sequence[SceneReport], out: Path) -> State[Any]:
+def summarise(reports: Sequence[SceneReport], out: str) -> State[Any]:
     """Write the summary artifact, and settle the run's final state."""
-    create_table_artifact(key="segment-scenes", table=[_row(report) for report in reports], description=str(out))
+    create_table_artifact(key="segment-scenes", table=[_row(report) for report in reports], description=out)
     failed = [report for report in reports if report.status == "failed"]
     if failed:
         reasons = "; ".join(f"{report.scene}: {report.reason}" for report in failed)
@@ -173,14 +173,14 @@ app = App(name="python -m flows.segment", help="Run the flow segment-scenes once
 def _run_once(
     *scenes: Annotated[str, Parameter(help=SOURCES)],
     model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
-    out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
+    out: Annotated[str, Parameter(help="Where the results go, a folder for each scene.")],
     config: Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")] = None,
     overrides: Overrides = (),
     max_failures: Annotated[int | None, Parameter(help="End the run when so many scenes have failed.")] = None,
     retry_quarantined: Annotated[bool, Parameter(negative="", help="Try scenes in quarantine again.")] = False,
 ) -> int:
     """Exit code 0: all done; 1: something failed, the log says what; 2: wrong usage or settings; 3: see quarantine."""
-    given = [*scenes], [*map(str, model)], str(out)
+    given = [*scenes], [*map(str, model)], out
 
     def start(settings: dict[str, Any]) -> State[Any]:
         return segment_scenes(

@@ -87,7 +87,7 @@ def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: Seg
     except ModelError as error:
         raise WorldError(f"{error}; it was whole when the run began") from error
     with cluster(spec.distribute) as client:
-        return segment_entry(entry, Path(out), predictor=predictor, spec=spec, client=client)
+        return segment_entry(entry, out, predictor=predictor, spec=spec, client=client)
 
 
 @task(name="train", task_run_name="{out}", tags=["training"], **world_faults_retried(RunSpec()))

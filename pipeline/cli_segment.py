@@ -40,7 +40,7 @@ Bbox = Annotated[
 def segment(
     *scenes: Sources,
     model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
-    out: Annotated[Path, Parameter(help="Folder for the results, one folder per scene.")],
+    out: Annotated[str, Parameter(help="Where the results go, a folder for each scene.")],
     config: ConfigFile = None,
     overrides: Overrides = (),
     crs: Crs = None,
@@ -56,6 +56,7 @@ def segment(
     from pipeline.distribute import cluster
     from pipeline.progress import progress_bars, scene_watch
     from pipeline.report import RUN, exit_code
+    from pipeline.results import open_results
     from pipeline.run import load_run_models, on_devices, segment_catalog
 
     given = {
@@ -86,7 +87,7 @@ def segment(
         _show_not_run(reports)
     finally:
         if reports:
-            say(f"summary: {out / RUN}")
+            say(f"summary: {open_results(out).address(RUN)}")
     if not reports:
         say("no scene to process")
     return exit_code(reports)
@@ -95,7 +96,7 @@ def segment(
 def catalog(
     *scenes: Sources,
     model: Annotated[list[Path] | None, Parameter(help="Say which scenes fit this checkpoint, or several.")] = None,
-    out: Annotated[Path | None, Parameter(help="Say which scenes are done in this folder; needs --model.")] = None,
+    out: Annotated[str | None, Parameter(help="Say which scenes are done there; needs --model.")] = None,
     config: ConfigFile = None,
     overrides: Overrides = (),
     crs: Crs = None,

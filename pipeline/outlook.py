@@ -12,6 +12,7 @@ from pipeline.config import SegmentSpec
 from pipeline.distribute import cluster
 from pipeline.errors import ScenemillError, SettingsError
 from pipeline.predictor import Prepared
+from pipeline.results import open_results
 from pipeline.run import check_out, check_settings, load_run_models, on_devices
 from pipeline.scene import Scene, describe_scene
 from pipeline.segment import find_finished
@@ -33,7 +34,11 @@ class Outlook:
 
 
 def foresee(
-    entries: Iterable[CatalogEntry], spec: SegmentSpec, *, models: Sequence[Path] = (), out_dir: Path | None = None
+    entries: Iterable[CatalogEntry],
+    spec: SegmentSpec,
+    *,
+    models: Sequence[Path] = (),
+    out_dir: str | Path | None = None,
 ) -> Iterator[Outlook]:
     """Yield what a run with these settings would do with each scene, in order, one by one.
 
@@ -41,7 +46,7 @@ def foresee(
         entries: the scenes.
         spec: settings of the run.
         models: checkpoints; with none, scenes are only held against the settings.
-        out_dir: folder of the results, in which finished scenes are looked for; needs models.
+        out_dir: where the results are, among which finished scenes are looked for; needs models.
 
     Raises:
         SettingsError: `out_dir` without a model, or settings and model that do not fit.
@@ -67,7 +72,7 @@ def _foresee_one(
     entry: CatalogEntry,
     spec: SegmentSpec,
     predictor: Prepared | None = None,
-    out_dir: Path | None = None,
+    out_dir: str | Path | None = None,
     client: Client | None = None,
 ) -> Outlook:
     if entry.refused is not None:
@@ -82,7 +87,8 @@ def _foresee_one(
         return Outlook(entry=entry, verdict="refused", reason=str(error))
     if found is not None:
         return Outlook(entry=entry, verdict="done", reason=f"an equal result is in {found.folder}")
-    there = "the result in its folder is of other inputs" if (out_dir / entry.id).exists() else "there is no result yet"
+    former = open_results(out_dir).sizes(entry.id)
+    there = "the result in its folder is of other inputs" if former else "there is no result yet"
     return Outlook(entry=entry, verdict="runs", reason=f"{_facts(scene, fits=True)}; {there}")
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dates import DateOf
-from pipeline.durable import make_folder, write_whole
+from pipeline.durable import write_whole
 from pipeline.journal import REPORT
+from pipeline.results import Results
 
 PNG_LEVEL = 3
 """zlib's effort for previews: five times faster than its best, and here no larger."""
@@ -111,13 +112,12 @@ def write_report(folder: Path, report: SceneReport) -> None:
     write_whole(folder / REPORT, json.dumps(asdict(report), indent=2, sort_keys=True) + "\n")
 
 
-def write_run(out_dir: Path, reports: Sequence[SceneReport]) -> Path:
+def write_run(results: Results, reports: Sequence[SceneReport]) -> None:
     """Write `run.json`: every scene with its status, and the counts.
 
     Raises:
-        WorldError: the disk refuses.
+        WorldError: disk or network refuse.
     """
-    path = out_dir / RUN
     counts = Counter(report.status for report in reports)
     summary = {
         "counts": {status: counts.get(status, 0) for status in get_args(Status)},
@@ -135,9 +135,7 @@ def write_run(out_dir: Path, reports: Sequence[SceneReport]) -> Path:
             for report in reports
         ],
     }
-    make_folder(out_dir)
-    write_whole(path, json.dumps(summary, indent=2) + "\n")
-    return path
+    results.write(RUN, json.dumps(summary, indent=2) + "\n")
 
 
 def exit_code(reports: Sequence[SceneReport]) -> int:

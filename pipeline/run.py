@@ -24,6 +24,7 @@ from pipeline.errors import SceneError, SettingsError
 from pipeline.predictor import InferenceSpec, Prepared, load_predictor
 from pipeline.processors import usable_cpus
 from pipeline.report import SceneReport
+from pipeline.results import open_results
 from pipeline.retrying import RunSpec, retry_world_faults
 from pipeline.run_ledger import open_ledger
 from pipeline.scene import describe_scene
@@ -102,7 +103,7 @@ def on_devices(spec: SegmentSpec) -> Iterator[SegmentSpec]:
 
 def segment_entry(
     entry: CatalogEntry,
-    out_dir: Path,
+    out_dir: str | Path,
     *,
     predictor: Prepared,
     spec: SegmentSpec,
@@ -114,14 +115,14 @@ def segment_entry(
         raise SceneError(entry.refused)
     scene = describe_scene(entry.location, spec.reading, card=predictor.card, scene_id=entry.id)
     report = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
-    write_item(report)
+    write_item(open_results(out_dir), report)
     log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.passes)
     return report
 
 
 def segment_catalog(
     entries: Sequence[CatalogEntry],
-    out_dir: Path,
+    out_dir: str | Path,
     *,
     predictor: Prepared,
     spec: SegmentSpec,
@@ -175,8 +176,6 @@ def check_settings(spec: SegmentSpec, predictor: Prepared) -> None:
     resolve_settings(spec, predictor.card)
 
 
-def check_out(out_dir: Path) -> None:
-    """Raise SettingsError when results cannot go into a folder of this name."""
-    blocking = next((path for path in (out_dir, *out_dir.parents) if path.exists()), out_dir)
-    if blocking.exists() and not blocking.is_dir():
-        raise SettingsError(f"{out_dir}: results go into a folder, and {blocking} is a file; name another with --out")
+def check_out(out_dir: str | Path) -> None:
+    """Raise SettingsError when results cannot go there, before any work."""
+    open_results(out_dir).check()

@@ -17,6 +17,7 @@ from pipeline.config import SegmentSpec
 from pipeline.errors import ScenemillError
 from pipeline.predictor import Prepared
 from pipeline.report import SceneReport, Status, write_run
+from pipeline.results import open_results
 from pipeline.retrying import RunSpec
 from pipeline.run_quarantine import Quarantine, is_data_fault, run_inputs
 from pipeline.stac_files import write_collection
@@ -28,17 +29,18 @@ class RunLedger:
     """What became of every scene of a run; used by one thread."""
 
     def __init__(
-        self, entries: Sequence[CatalogEntry], out_dir: Path, *, spec: RunSpec, quarantine: Quarantine
+        self, entries: Sequence[CatalogEntry], out_dir: str | Path, *, spec: RunSpec, quarantine: Quarantine
     ) -> None:
         """Open a ledger in which nothing is settled.
 
         Args:
             entries: the scenes, in order.
-            out_dir: folder of the results.
+            out_dir: where the results go.
             spec: when the run ends early, and whether quarantine counts.
             quarantine: scenes that failed before.
         """
-        self._entries, self._out_dir, self._spec, self._quarantine = tuple(entries), out_dir, spec, quarantine
+        self._entries, self._results, self._spec = tuple(entries), open_results(out_dir), spec
+        self._quarantine = quarantine
         self._begun: set[str] = set()
         self._settled: dict[str, SceneReport] = {}
         self._failures = 0
@@ -84,11 +86,11 @@ class RunLedger:
         """Write `run.json` and the STAC Collection as things are now; nothing before a scene is begun or left out.
 
         Raises:
-            WorldError: the disk refuses.
+            WorldError: disk or network refuse.
         """
         if self._begun or self._settled:
-            write_run(self._out_dir, self.reports)
-            write_collection(self._out_dir)
+            write_run(self._results, self.reports)
+            write_collection(self._results)
 
     def _settle(self, entry: CatalogEntry, report: SceneReport) -> SceneReport:
         self._settled[entry.id] = report
@@ -106,7 +108,7 @@ class RunLedger:
 
 @contextmanager
 def open_ledger(
-    entries: Sequence[CatalogEntry], out_dir: Path, *, predictor: Prepared, spec: SegmentSpec
+    entries: Sequence[CatalogEntry], out_dir: str | Path, *, predictor: Prepared, spec: SegmentSpec
 ) -> Iterator[RunLedger]:
     """Yield the ledger of a run, and write `run.json` when it ends, also by an exception, Ctrl-C or SIGTERM.
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from pipeline import __version__
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.durable import make_folder, write_whole
-from pipeline.errors import ModelError, SceneError, ScenemillError, SettingsError
+from pipeline.errors import ModelError, SceneError, ScenemillError, SettingsError, WorldError
 from pipeline.location import Location, resolve_location
 from pipeline.predictor import Prepared
+from pipeline.results import open_results
 from pipeline.scene import remote_fingerprint
 
 QUARANTINE = "quarantine.json"
@@ -79,7 +79,7 @@ class Quarantine:
 
     def __init__(
         self,
-        out_dir: Path,
+        out_dir: str | Path,
         *,
         inputs: str,
         drivers: tuple[str, ...],
@@ -88,7 +88,7 @@ class Quarantine:
         """Read the list.
 
         Args:
-            out_dir: folder of the results.
+            out_dir: where the results go.
             inputs: of this run, see `run_inputs`.
             drivers: GDAL drivers that may open remote scenes.
             now: the clock.
@@ -96,7 +96,7 @@ class Quarantine:
         Raises:
             SettingsError: the file is there but not one of ours.
         """
-        self._path, self._inputs, self._drivers, self._now = out_dir / QUARANTINE, inputs, drivers, now
+        self._results, self._inputs, self._drivers, self._now = open_results(out_dir), inputs, drivers, now
         self._scenes = self._read()
         self._begun: dict[str, Mapping[str, str]] = {}
 
@@ -157,21 +157,21 @@ class Quarantine:
 
     def _read(self) -> dict[str, QuarantinedScene]:
         try:
-            scenes = [QuarantinedScene(**scene) for scene in json.loads(self._path.read_text("utf-8"))["scenes"]]
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            content = self._results.read(QUARANTINE)
+            if content is None:
+                return {}
+            scenes = [QuarantinedScene(**scene) for scene in json.loads(content)["scenes"]]
+        except (WorldError, ValueError, TypeError, KeyError) as error:
             raise SettingsError(
-                f"{self._path}: no readable list of scenes in quarantine: {error}; mend it, or delete it, and all "
-                "scenes are tried again"
+                f"{self._results.address(QUARANTINE)}: no readable list of scenes in quarantine: {error}; mend it, "
+                "or delete it, and all scenes are tried again"
             ) from error
         return {scene.scene: scene for scene in scenes}
 
     def _write(self, scenes: dict[str, QuarantinedScene]) -> None:
         self._scenes = scenes
-        make_folder(self._path.parent)
         listed = {"scenes": [asdict(scene) for scene in scenes.values()]}
-        write_whole(self._path, json.dumps(listed, indent=2) + "\n")
+        self._results.write(QUARANTINE, json.dumps(listed, indent=2) + "\n")
 
 
 def _place_of(entry: CatalogEntry) -> Location | None:

@@ -23,12 +23,12 @@ from pipeline.errors import ModelError
 from pipeline.export import PolygonTotals, write_polygons
 from pipeline.glance import join_glances
 from pipeline.grid import RasterGrid
-from pipeline.journal import finished_report, publishing
 from pipeline.levels import TOP_LEVEL
 from pipeline.mosaic import MosaicReader, read_mask
 from pipeline.predictor import ArrayFunction, Predictor, Prepared, exclusive
 from pipeline.region_job import RegionJob, join_regions, widest_region
 from pipeline.report import SceneReport, Stopwatch, write_preview, write_report
+from pipeline.results import open_results
 from pipeline.scene import Scene, describe_scene
 from pipeline.segment_report import OUTPUTS, Finished, Inferred, closing_report, opening_report, provenance
 from pipeline.shaping import PolygonSpec, shape_polygons
@@ -78,12 +78,12 @@ def segment_scene(
     tiling = resolve_settings(spec, card)
     if not isinstance(scene, Scene):
         scene = describe_scene(scene, spec.reading, card=card)
-    folder = Path(out_dir) / scene.id
+    results = open_results(out_dir)
     identity = predictor_identity(predictor, client)
-    report = opening_report(scene, folder, card, spec, identity, passes_of(predictor))
-    if found := finished_report(folder, report.content_key):
+    report = opening_report(scene, results.address(scene.id), card, spec, identity, passes_of(predictor))
+    if found := results.finished(scene.id, report.content_key):
         return SceneReport.from_json(found).found_again(report.location, report.folder)
-    with publishing(folder) as work, ThreadPoolExecutor(1, "prepare") as meanwhile:
+    with results.publishing(scene.id) as work, ThreadPoolExecutor(1, "prepare") as meanwhile:
         job = _region_job(scene, tiling, card, spec, identity, provenance(report), work)
         meanwhile.submit(_prepare_polygons, scene.grid, spec)
         rows = region_count(spec.distribute, client)
@@ -146,7 +146,7 @@ def finish_scene(inferred: Inferred, spec: PolygonSpec, work: Path, *, watch: Wa
 
 def find_finished(
     scene: Scene,
-    out_dir: Path,
+    out_dir: str | Path,
     *,
     predictor: Predictor | ArrayFunction,
     spec: SegmentSpec,
@@ -155,9 +155,11 @@ def find_finished(
     """The result that `segment_scene` would skip the scene for, None where it would run; raises what it raises."""
     predictor = augmented(predictor, spec.inference.augment)
     identity = predictor_identity(predictor, client)
-    folder = out_dir / scene.id
-    report = opening_report(scene, folder, _card_of(predictor, None), spec, identity, passes_of(predictor))
-    found = finished_report(folder, report.content_key)
+    results = open_results(out_dir)
+    report = opening_report(
+        scene, results.address(scene.id), _card_of(predictor, None), spec, identity, passes_of(predictor)
+    )
+    found = results.finished(scene.id, report.content_key)
     return SceneReport.from_json(found).found_again(report.location, report.folder) if found else None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pipeline import __version__
 from pipeline.card import ModelCard
@@ -51,7 +50,7 @@ class Finished:
 
 
 def opening_report(
-    scene: Scene, folder: Path, card: ModelCard, spec: SegmentSpec, identity: str | None, passes: int
+    scene: Scene, folder: str, card: ModelCard, spec: SegmentSpec, identity: str | None, passes: int
 ) -> SceneReport:
     """What is known before the work: what goes in."""
     settings = {**spec.result_settings(), "card": card.to_json()}
@@ -60,7 +59,7 @@ def opening_report(
         scene=scene.id,
         location=scene.location.text,
         status="done",
-        folder=str(folder),
+        folder=folder,
         outputs=OUTPUTS,
         content_key=content_key(scene, identity, settings) if identity else None,
         pixels=scene.grid.height * scene.grid.width,

@@ -6,56 +6,55 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.durable import write_whole
-from pipeline.journal import finished_report
+from pipeline.errors import WorldError
 from pipeline.mosaic import MosaicReader
 from pipeline.report import SceneReport
+from pipeline.results import Results
 from pipeline.stac import COLLECTION, ITEM, KEY, Described, collection_of, item_of
 
 
-def write_item(report: SceneReport) -> Path:
+def write_item(results: Results, report: SceneReport) -> None:
     """Describe a whole result by `item.json` in its folder.
 
     Raises:
         SceneError: its mosaic is gone or is none of ours.
-        WorldError: the disk refuses.
+        WorldError: disk or network refuse.
     """
-    folder = Path(report.folder)
-    with MosaicReader(folder / report.outputs["probability"]) as mosaic:
+    place = results.place(f"{report.scene}/{report.outputs['probability']}")
+    with place.environment(), MosaicReader(Path(place.gdal_path)) as mosaic:
         grid = mosaic.grid
-    sizes = {name: (folder / name).stat().st_size for name in report.outputs.values()}
-    return _write(folder / ITEM, item_of(report, grid, sizes))
+    outputs = {*report.outputs.values()}
+    sizes = {name: size for name, size in results.sizes(report.scene).items() if name in outputs}
+    _write(results, f"{report.scene}/{ITEM}", item_of(report, grid, sizes))
 
 
-def write_collection(out_dir: Path) -> Path | None:
+def write_collection(results: Results) -> None:
     """Describe all whole results of a folder by `collection.json`, in the order of their names.
 
     Those of former runs are among them, so it tells what is there and not what a run did. What has no Item of its own,
-    or one that was left behind by a former result, is not told.
-
-    Returns:
-        The file, or None where there is no result to tell of.
+    or one that was left behind by a former result, is not told. Where there is no result, nothing is written.
 
     Raises:
-        WorldError: the disk refuses.
+        WorldError: disk or network refuse.
     """
-    results = [*_described(out_dir)]
-    return _write(out_dir / COLLECTION, collection_of(results)) if results else None
+    if described := [*_described(results)]:
+        _write(results, COLLECTION, collection_of(described))
 
 
-def _described(out_dir: Path) -> Iterator[Described]:
-    for path in sorted(out_dir.glob(f"[!.]*/{ITEM}")):
-        item = _read(path)
-        found = finished_report(path.parent, _key_of(item))
+def _described(results: Results) -> Iterator[Described]:
+    for scene_id in results.scenes():
+        item = _read(results, f"{scene_id}/{ITEM}")
+        key = _key_of(item)
+        found = results.finished(scene_id, key) if key else None
         if found is not None:
             yield Described(item=item, report=SceneReport.from_json(found))
 
 
-def _read(path: Path) -> Mapping[str, object]:
+def _read(results: Results, name: str) -> Mapping[str, object]:
     """A JSON document; an empty one where it is none."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = json.loads(results.read(name) or b"")
+    except (WorldError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}
 
@@ -67,9 +66,8 @@ def _key_of(item: Mapping[str, object]) -> str | None:
     return key if isinstance(key, str) else None
 
 
-def _write(path: Path, document: Mapping[str, object]) -> Path:
+def _write(results: Results, name: str, document: Mapping[str, object]) -> None:
     """Write a document, unless it is there already."""
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_whole(path, text)
-    return path
+    content = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    if results.read(name) != content:
+        results.write(name, content)

@@ -61,6 +61,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
         "shaping",
         "export",
         "journal",
+        "results",
         "retrying",
     ),
     ("distribute", "report", "stac", "onnx"),

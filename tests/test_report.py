@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.errors import WorldError
 from pipeline.report import SceneReport, Stopwatch, write_preview, write_report, write_run
+from pipeline.results import open_results
 
 DONE = SceneReport(
     scene="town",
@@ -47,8 +48,8 @@ def test_a_report_found_again_tells_where_things_are_now() -> None:
 
 
 def test_a_run_lists_every_scene_and_counts_them(tmp_path: Path) -> None:
-    path = write_run(tmp_path / "deep" / "out", [DONE, FAILED, DONE.found_again("a", "b")])
-    run = json.loads(path.read_text())
+    write_run(open_results(tmp_path / "deep" / "out"), [DONE, FAILED, DONE.found_again("a", "b")])
+    run = json.loads((tmp_path / "deep" / "out" / "run.json").read_text())
     assert run["counts"] == {"done": 1, "skipped": 1, "failed": 1, "quarantined": 0, "not run": 0}
     assert [scene["scene"] for scene in run["scenes"]] == ["town", "broken", "town"]
     assert [scene["reason"] for scene in run["scenes"]] == [None, "truncated", None]
@@ -56,15 +57,16 @@ def test_a_run_lists_every_scene_and_counts_them(tmp_path: Path) -> None:
 
 
 def test_a_new_run_replaces_the_list_of_the_former(tmp_path: Path) -> None:
-    write_run(tmp_path, [DONE, FAILED])
-    assert json.loads(write_run(tmp_path, [FAILED]).read_text())["counts"]["done"] == 0
+    write_run(open_results(tmp_path), [DONE, FAILED])
+    write_run(open_results(tmp_path), [FAILED])
+    assert json.loads((tmp_path / "run.json").read_text())["counts"]["done"] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_run_that_cannot_be_written_is_a_fault_of_the_world(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(WorldError, match="out: cannot be made"):
-        write_run(tmp_path / "out", [DONE])
+        write_run(open_results(tmp_path / "out"), [DONE])
 
 
 def test_a_stage_is_timed_even_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:

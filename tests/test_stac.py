@@ -29,6 +29,7 @@ from pipeline.config import SegmentSpec
 from pipeline.mosaic import MosaicSpec
 from pipeline.predictor import LoadedPredictor, load_predictor
 from pipeline.report import SceneReport
+from pipeline.results import open_results
 from pipeline.run import segment_catalog
 from pipeline.scene import ReadingSpec
 from pipeline.segment_report import OUTPUTS
@@ -309,7 +310,7 @@ def test_results_of_former_runs_stay_in_the_collection_until_they_are_removed(
     path = tmp_path / "out" / "collection.json"
     assert [item.id for item in pystac.Collection.from_file(str(path)).get_items()] == ["a", "b"]
     shutil.rmtree(tmp_path / "out" / "a")
-    write_collection(tmp_path / "out")
+    write_collection(open_results(tmp_path / "out"))
     assert [item.id for item in pystac.Collection.from_file(str(path)).get_items()] == ["b"]
 
 
@@ -321,7 +322,7 @@ def test_an_item_that_does_not_belong_to_its_folder_is_not_believed(
 ) -> None:
     run(make_scene(name="a.tif"), make_scene(name="b.tif", seed=1))
     (tmp_path / "out" / "b" / "item.json").write_text(content)
-    write_collection(tmp_path / "out")
+    write_collection(open_results(tmp_path / "out"))
     collection = pystac.Collection.from_file(str(tmp_path / "out" / "collection.json"))
     assert [item.id for item in collection.get_items()] == ["a"]
 

@@ -1,0 +1,144 @@
+"""What a run's `out` is: a folder for each scene, and the documents of the run beside them.
+
+Rooms that make results name them by scene and file, and ask here where these are and what is there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.durable import make_folder, write_whole
+from pipeline.errors import SettingsError, WorldError
+from pipeline.journal import finished_report, publishing
+from pipeline.location import Location, resolve_location
+
+COLLAPSED = ("s3:/", "http:/", "https:/", "gs:/", "az:/")
+"""How an address begins that was taken for a path."""
+
+
+class Results(Protocol):
+    """Results of scenes and the documents of runs, all under one address; safe to use from several threads.
+
+    A name is that of a file, or a path with slashes below the address: `run.json`, `town/item.json`.
+    """
+
+    @property
+    def text(self) -> str:
+        """The address, as the operator wrote it."""
+
+    def check(self) -> None:
+        """Raise SettingsError when nothing can be written there, and WorldError when nobody can tell now."""
+
+    def address(self, name: str) -> str:
+        """Where something is or would be, for reports and messages."""
+
+    def place(self, name: str) -> Location:
+        """Where a raster is, for opening it."""
+
+    def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+        """The report of a scene's whole result with this content key; None where there is none that is believed."""
+
+    def publishing(self, scene_id: str) -> AbstractContextManager[Path]:
+        """A local work folder whose files are the scene's result on success; the former stays whole until then.
+
+        Raises:
+            WorldError: disk or network refuse, or another run is writing the same scene.
+        """
+
+    def scenes(self) -> Iterator[str]:
+        """Names of what may be scenes' folders, in order."""
+
+    def sizes(self, scene_id: str) -> Mapping[str, int]:
+        """Bytes of each file in a scene's folder."""
+
+    def read(self, name: str) -> bytes | None:
+        """A document; None where there is none.
+
+        Raises:
+            WorldError: disk or network refuse.
+        """
+
+    def write(self, name: str, content: bytes | str) -> None:
+        """Write a document, text as UTF-8, whole or not at all.
+
+        Raises:
+            WorldError: disk or network refuse.
+        """
+
+
+def open_results(out: str | Path) -> Results:
+    """The results under an address: a folder, made when something is written.
+
+    Raises:
+        SettingsError: no address that results can have.
+    """
+    text = str(out)
+    scheme, is_address, _ = text.partition("://")
+    if is_address:
+        raise SettingsError(f"{text}: results cannot be written to {scheme}://; name a folder with --out")
+    if text.startswith(COLLAPSED):
+        raise SettingsError(
+            f"{text}: an address that lost a slash, as in a Path; give it as text, e.g. s3://bucket/out"
+        )
+    return LocalResults(text)
+
+
+class LocalResults:
+    """Results in a folder."""
+
+    def __init__(self, text: str) -> None:
+        """`text` is the folder, as the operator wrote it."""
+        self.text, self._folder = text, Path(text)
+
+    def check(self) -> None:
+        """Raise SettingsError when the folder, or one above it, is a file."""
+        folder = self._folder
+        blocking = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        if blocking.exists() and not blocking.is_dir():
+            raise SettingsError(
+                f"{folder}: results go into a folder, and {blocking} is a file; name another with --out"
+            )
+
+    def address(self, name: str) -> str:
+        """The path of a file or folder."""
+        return str(self._folder / name)
+
+    def place(self, name: str) -> Location:
+        """Where a raster is, for opening it."""
+        return resolve_location(self._folder / name)
+
+    def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+        """See `journal.finished_report`."""
+        return finished_report(self._folder / scene_id, key)
+
+    def publishing(self, scene_id: str) -> AbstractContextManager[Path]:
+        """See `journal.publishing`."""
+        return publishing(self._folder / scene_id)
+
+    def scenes(self) -> Iterator[str]:
+        """Names of visible folders, in order."""
+        return iter(sorted(path.name for path in self._folder.glob("[!.]*") if path.is_dir()))
+
+    def sizes(self, scene_id: str) -> Mapping[str, int]:
+        """Bytes of each file in a scene's folder."""
+        folder = self._folder / scene_id
+        return {path.name: path.stat().st_size for path in folder.glob("*") if path.is_file()}
+
+    def read(self, name: str) -> bytes | None:
+        """A document; None where there is none."""
+        path = self._folder / name
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise WorldError(f"{path}: cannot be read: {error}; check the disk and its permissions") from error
+
+    def write(self, name: str, content: bytes | str) -> None:
+        """Write a document into its folder, which is made if it is missing."""
+        path = self._folder / name
+        make_folder(path.parent)
+        write_whole(path, content)
