@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 import shapely
 
 from pipeline.band_file import BandFile
-from pipeline.catalog_area import outline, touches
 from pipeline.catalog_layers import MAGIC, open_layer
 from pipeline.catalog_rows import Row, open_csv, read_list
 from pipeline.catalog_rules import checked_id, locate
 from pipeline.catalog_spec import CatalogSpec
 from pipeline.errors import SceneError, ScenemillError, SettingsError
 from pipeline.location import resolve_location, tidy_name
+from pipeline.lonlat import outlined, touches
 from pipeline.scene import ReadingSpec, describe_scene
 
 SUFFIXES = (".tif", ".tiff", ".gtiff")
@@ -187,7 +187,7 @@ def _selected(candidates: Iterator[_Candidate], spec: CatalogSpec, reading: Read
 
 def _footprint(entry: CatalogEntry, reading: ReadingSpec) -> shapely.Geometry:
     scene = describe_scene(entry.location, replace(reading, resolution_m="native"), scene_id=entry.id)
-    return outline(scene.grid)
+    return outlined(scene.grid)
 
 
 def _gdal_path(place: str) -> str:

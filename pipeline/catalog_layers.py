@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
-from pipeline.catalog_area import to_lonlat
 from pipeline.catalog_rows import Columns, Row, choose_columns, cut_short
 from pipeline.catalog_spec import CatalogSpec
 from pipeline.errors import SceneError, SettingsError
+from pipeline.lonlat import to_lonlat
 
 if TYPE_CHECKING:
     import pyarrow

@@ -11,8 +11,9 @@ from affine import Affine
 from pyproj import Transformer
 from rasterio.crs import CRS
 
-from pipeline.footprint import DIGITS, Footprint, join_bboxes, resolve_footprint
+from pipeline.footprint import Footprint, join_bboxes, resolve_footprint
 from pipeline.grid import RasterGrid
+from pipeline.lonlat import DIGITS
 
 WORLD_M = 20_037_508.342789244
 """Half the side of the Web Mercator world."""
