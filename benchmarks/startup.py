@@ -4,7 +4,7 @@
     python -m benchmarks.startup --base 16 --json startup.json
 
 The run is `scenemill segment` on a CPU, with the classic U-Net and a scene of 4096 x 4096 px; it is stopped when the
-network gets the first tile of the first strip. The flow is `segment-scenes` on a scene of 512 x 512 px without a
+network gets the first tile of the first strip. The flow is `segment-catalog` on a scene of 512 x 512 px without a
 server, so that Prefect starts one of its own. Every figure is the best of some processes. Steps are taken from
 the interpreter's trace of calls, so nothing of the product is replaced; importing is done beforehand, in the
 order in which a run would meet it.
@@ -134,9 +134,9 @@ def begin(kind: str, paths: list[str], since: float) -> None:
 
         scenemill(["segment", scene, "--model", model, "--out", out, "--set", "inference.device=cpu"])
     else:
-        from flows.segment import segment_scenes
+        from flows.segment import segment_catalog
 
-        segment_scenes(scenes=[scene], model=model, out=out, device="cpu")
+        segment_catalog(scenes=[scene], model=model, out=out, device="cpu")
 
 
 class Trace:

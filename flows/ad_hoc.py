@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter
 from prefect.client.schemas.objects import State
@@ -15,6 +14,7 @@ from pipeline.errors import ModelError, ScenemillError, SettingsError
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
+Settings = TypeVar("Settings")
 Overrides = Annotated[tuple[str, ...], Parameter(name="--set", help="One setting as section.key=value.")]
 Labels = Annotated[
     list[str],
@@ -24,12 +24,11 @@ Labels = Annotated[
 
 def run_once(
     app: App,
-    start: Callable[[dict[str, Any]], State[Any]],
-    kind: type[Any],
+    start: Callable[[Settings], State[Any]],
+    kind: type[Settings],
     config: Path | None,
     overrides: tuple[str, ...],
     *,
-    usage: tuple[type[ScenemillError], ...] = (SettingsError, ModelError),
     code: Callable[[Any], int] = lambda _: EXIT_DONE,
 ) -> int:
     """Start a flow with settings of a kind, unless they are wrong; Prefect's log tells the rest.
@@ -40,15 +39,14 @@ def run_once(
         kind: the frozen dataclass of the settings.
         config: YAML file of settings.
         overrides: `section.key=value`, stronger than the file.
-        usage: errors that are the caller's.
         code: the exit code for what a completed flow returned.
     """
     try:
-        settings = asdict(load_settings(kind, config, overrides))
+        settings = load_settings(kind, config, overrides)
     except ScenemillError as error:
         app.error_console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return EXIT_USAGE
     state = start(settings)
     if state.is_completed():
         return code(state.result())
-    return EXIT_USAGE if isinstance(state.result(raise_on_failure=False), usage) else EXIT_FAILED
+    return EXIT_USAGE if isinstance(state.result(raise_on_failure=False), SettingsError | ModelError) else EXIT_FAILED

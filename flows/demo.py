@@ -13,14 +13,15 @@ import rasterio
 import shapely
 from rasterio.windows import Window
 
-from flows.segment import segment_scenes
+from flows.segment import segment_catalog
+from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import WorldError
 from pipeline.report import SceneReport
 from pipeline.scoring import ObjectScore, PixelScore, score_pixels, score_polygons
 from pipeline.town import Town, write_town
 
 MODEL = Path(__file__).parents[1] / "pipeline" / "data" / "demo.safetensors"
-SETTINGS = {"polygons": {"min_area_m2": 4.0, "fill_holes_m2": 4.0}}
+SETTINGS = ("polygons.min_area_m2=4", "polygons.fill_holes_m2=4")
 
 
 def run_demo(out: Path, *, size: int, seed: int) -> Iterator[str]:
@@ -40,7 +41,8 @@ def run_demo(out: Path, *, size: int, seed: int) -> Iterator[str]:
     town = write_town(scene, seed, height=size, width=size)
     town.write_truth(truth)
     yield f"town:       {scene} ({size} x {size} px, {len(town.buildings):,} buildings; truth in {truth})"
-    state = segment_scenes(scenes=[str(scene)], model=str(MODEL), out=str(out), settings=SETTINGS, return_state=True)
+    settings = load_settings(SegmentSpec, overrides=SETTINGS)
+    state = segment_catalog(scenes=[str(scene)], model=str(MODEL), out=str(out), settings=settings, return_state=True)
     if state.is_failed():
         raise WorldError(f"the demo's flow failed: {state.message}")
     report: SceneReport = state.result()[0]

@@ -7,6 +7,7 @@ prefect deployment run evaluate-scenes/ad-hoc                                  o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -18,11 +19,15 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.ad_hoc import Labels, Overrides, run_once
+from flows.artifacts import unless_away
+from flows.device_limits import device_turn
+from flows.forms import form, reader
+from flows.hooks import ON_END
+from flows.run_names import run_name
 from flows.tasks import evaluate_one, plainly
-from pipeline.config import build_settings
 from pipeline.errors import ScenemillError
 from pipeline.evaluation.evaluate import conclude, failed_evaluation
-from pipeline.evaluation.plan import find_label_files, load_plan_model, on_plan_devices, plan_evaluation
+from pipeline.evaluation.plan import EvaluationPlan, find_label_files, load_plan_model, on_plan_devices, plan_evaluation
 from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, SceneEvaluation
 
 
@@ -35,11 +40,16 @@ class EvaluationFailedError(ScenemillError):
         """The evaluation, failed scenes included."""
 
 
+EvaluateForm = Annotated[EvaluateSpec, reader(EvaluateSpec), form(EvaluateSpec)]
+DEFAULTS = EvaluateSpec()
+
+
 @flow(
     name="evaluate-scenes",
-    flow_run_name="evaluate-into-{out}",
+    flow_run_name=run_name("scenes"),
     task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=2)),
     validate_parameters=True,
+    **ON_END,
 )
 @plainly
 def evaluate_scenes(
@@ -49,7 +59,7 @@ def evaluate_scenes(
     model: str | list[str] | None = None,
     mosaics: str | None = None,
     polygons: str | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: EvaluateForm = DEFAULTS,
 ) -> EvaluationReport:
     """Compare a model, mosaics or polygons (exactly one) with labels; see `pipeline.evaluation.evaluate.evaluate`.
 
@@ -60,7 +70,7 @@ def evaluate_scenes(
         model: a checkpoint, or several whose probabilities are averaged.
         mosaics: the folder of a run, or one `probability.tif`.
         polygons: a vector file, or a folder of them, or the folder of a run.
-        settings: the sections of an evaluation settings file, e.g. `{"bootstrap": {"block_size": 512}}`.
+        settings: as in an evaluation settings file, e.g. `{"bootstrap": {"block_size": 512}}`.
 
     Raises:
         EvaluationFailedError: with the report, when every scene has had its turn and some failed.
@@ -68,11 +78,10 @@ def evaluate_scenes(
         LabelError: before any scene, when there are no labels.
         ModelError: before any scene, when the checkpoint cannot be used.
     """
-    spec = build_settings(EvaluateSpec, settings or {}, place="flow parameter settings")
-    plan = plan_evaluation(scenes, labels, out, model=model, mosaics=mosaics, polygons=polygons, spec=spec)
-    files, predictor = find_label_files(plan), load_plan_model(plan)
+    plan = plan_evaluation(scenes, labels, out, model=model, mosaics=mosaics, polygons=polygons, spec=settings)
     done = []
-    with on_plan_devices(plan) as running:
+    with _turn_of(plan), on_plan_devices(plan) as running:
+        files, predictor = find_label_files(plan), load_plan_model(plan)
         futures = [evaluate_one.submit(running, entry, files, predictor) for entry in plan.entries]
         for entry, future in zip(plan.entries, futures, strict=True):
             future.wait()
@@ -82,10 +91,18 @@ def evaluate_scenes(
     return cast("EvaluationReport", summarise(conclude(plan, done, files)))
 
 
+def _turn_of(plan: EvaluationPlan) -> AbstractContextManager[None]:
+    """The devices of the settings, where a model is run."""
+    segment = plan.spec.segment
+    runs = plan.kind == "model"
+    return device_turn(segment.inference.device, scheduler=segment.distribute.scheduler) if runs else nullcontext()
+
+
 def summarise(report: EvaluationReport) -> State[Any]:
-    """Write the summary artifact, and settle the run's final state."""
+    """Show the summary, and settle the run's final state."""
     page = Path(report.folder) / report.page
-    create_table_artifact(key="evaluate-scenes", table=[*_rows(report)], description=str(page))
+    with unless_away():
+        create_table_artifact(key="evaluate-scenes", table=[*_rows(report)], description=str(page))
     if report.failed:
         reasons = "; ".join(f"{scene.scene}: {scene.reason}" for scene in report.failed)
         message = f"{len(report.failed)} of {len(report.scenes)} scenes could not be evaluated: {reasons}"
@@ -130,7 +147,7 @@ def _run_once(
     given = {name: str(path) for name, path in {"mosaics": mosaics, "polygons": polygons}.items() if path is not None}
     models = None if model is None else [*map(str, model)]
 
-    def start(settings: dict[str, Any]) -> State[Any]:
+    def start(settings: EvaluateSpec) -> State[Any]:
         return evaluate_scenes([*scenes], labels, str(out), models, settings=settings, return_state=True, **given)
 
     return run_once(app, start, EvaluateSpec, config, overrides)

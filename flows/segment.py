@@ -1,12 +1,13 @@
-"""The flow `segment-scenes`: one task per scene; one failing scene never stops the others.
+"""The flow `segment-catalog`: one task per scene; one failing scene never stops the others.
 
 python -m flows.segment SCENE... --model MODEL --out OUT        ad hoc, no server needed
-prefect deployment run segment-scenes/nightly                    on a server, see prefect.yaml
+prefect deployment run segment-catalog/nightly                   on a server, see prefect.yaml
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,16 +15,20 @@ from typing import Annotated, Any, cast
 
 from cyclopts import App, Parameter
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.ad_hoc import Overrides, run_once
+from flows.artifacts import RunPage, show_summary
+from flows.device_limits import device_turn
+from flows.forms import form, reader
+from flows.hooks import ON_END
+from flows.run_names import run_name
 from flows.tasks import load_model, plainly, segment_one, world_faults_retried
 from pipeline.catalog import CatalogEntry, read_catalog
-from pipeline.config import SegmentSpec, build_settings
+from pipeline.config import SegmentSpec
 from pipeline.errors import ScenemillError
 from pipeline.report import SceneReport, exit_code
 from pipeline.run import check_out, check_settings, on_devices
@@ -34,6 +39,9 @@ IN_HAND = 2
 """Scenes at once: one is vectorized while the next is inferred."""
 
 Submit = Callable[[CatalogEntry], PrefectFuture[SceneReport]]
+Settled = Callable[[SceneReport], None]
+SegmentForm = Annotated[SegmentSpec, reader(SegmentSpec), form(SegmentSpec)]
+DEFAULTS = SegmentSpec()
 
 
 class ScenesFailedError(ScenemillError):
@@ -46,17 +54,18 @@ class ScenesFailedError(ScenemillError):
 
 
 @flow(
-    name="segment-scenes",
-    flow_run_name="segment-into-{out}",
+    name="segment-catalog",
+    flow_run_name=run_name("scenes"),
     task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=IN_HAND)),
     validate_parameters=True,
+    **ON_END,
 )
 @plainly
-def segment_scenes(
+def segment_catalog(
     scenes: list[str],
     model: str | list[str],
     out: str,
-    settings: dict[str, Any] | None = None,
+    settings: SegmentForm = DEFAULTS,
     device: str | None = None,
     max_failures: int | None = None,
     retry_quarantined: bool | None = None,
@@ -70,7 +79,7 @@ def segment_scenes(
         scenes: files, folders, globs, lists and tables, or `s3://` and `https://` addresses.
         model: checkpoint, or several whose probabilities are averaged.
         out: folder of the results.
-        settings: the sections of a settings file, e.g. `{"tiling": {"tile_size": 256}}`.
+        settings: as in a settings file, e.g. `{"tiling": {"tile_size": 256}}`.
         device: overrides `inference.device`.
         max_failures: overrides `run.max_failures`: so many failed scenes end the run.
         retry_quarantined: overrides `run.retry_quarantined`: scenes in quarantine are tried again.
@@ -83,21 +92,35 @@ def segment_scenes(
         SettingsError: before any scene.
         ModelError: before any scene, when the checkpoint cannot be loaded.
     """
-    given = _with(settings, "inference", device=device)
-    given = _with(given, "run", max_failures=max_failures, retry_quarantined=retry_quarantined)
-    spec = build_settings(SegmentSpec, given, place="flow parameter settings")
+    spec = overridden(settings, device=device, max_failures=max_failures, retry_quarantined=retry_quarantined)
     entries = [*read_catalog(scenes, spec.catalog, spec.reading)]
-    predictor = load_model(model, spec)
-    check_settings(spec, predictor)
-    check_out(out)
-    one = segment_one.with_options(**world_faults_retried(spec.run))
-    with on_devices(spec) as spec, open_ledger(entries, out, predictor=predictor, spec=spec) as ledger:
-        run_scenes(ledger, entries, lambda entry: one.submit(entry, model, out, spec))
+    with device_turn(spec.inference.device, scheduler=spec.distribute.scheduler):
+        predictor = load_model(model, spec)
+        check_settings(spec, predictor)
+        check_out(out)
+        one = segment_one.with_options(**world_faults_retried(spec.run))
+        with on_devices(spec) as spec, open_ledger(entries, out, predictor=predictor, spec=spec) as ledger:
+            page = RunPage(len(entries))
+            run_scenes(ledger, entries, lambda entry: one.submit(entry, model, out, spec), page.settled)
     # Prefect takes a returned State for the run's own, and what it holds for the result.
     return cast("list[SceneReport]", summarise(ledger.reports, out))
 
 
-def run_scenes(ledger: RunLedger, entries: Sequence[CatalogEntry], submit: Submit) -> None:
+def overridden(
+    spec: SegmentSpec, *, device: str | None, max_failures: int | None, retry_quarantined: bool | None
+) -> SegmentSpec:
+    """Settings with what was given beside them, which is stronger."""
+    run = replace(
+        spec.run,
+        max_failures=spec.run.max_failures if max_failures is None else max_failures,
+        retry_quarantined=spec.run.retry_quarantined if retry_quarantined is None else retry_quarantined,
+    )
+    return replace(spec, run=run, inference=replace(spec.inference, device=device or spec.inference.device))
+
+
+def run_scenes(
+    ledger: RunLedger, entries: Sequence[CatalogEntry], submit: Submit, settled: Settled = lambda _: None
+) -> None:
     """Keep scenes in hand until all are settled; none is begun once the ledger says that the run is stopped.
 
     A run that is cancelled finishes what is in hand. It may be killed meanwhile, so the ledger is saved before.
@@ -107,16 +130,18 @@ def run_scenes(ledger: RunLedger, entries: Sequence[CatalogEntry], submit: Submi
 
     def settle(entry: CatalogEntry) -> None:
         in_hand[entry].wait()
-        ledger.settle(entry, in_hand[entry].state.result(raise_on_failure=False))
+        settled(ledger.settle(entry, in_hand[entry].state.result(raise_on_failure=False)))
         del in_hand[entry]
 
     try:
         for entry in entries:
             if len(in_hand) == IN_HAND:
                 settle(finished.get())
-            if ledger.passed_over(entry) is None:
-                in_hand[entry] = submit(entry)
-                in_hand[entry].add_done_callback(partial(_tell, finished, entry))
+            if passed := ledger.passed_over(entry):
+                settled(passed)
+                continue
+            in_hand[entry] = submit(entry)
+            in_hand[entry].add_done_callback(partial(_tell, finished, entry))
     except BaseException:
         ledger.save()
         raise
@@ -130,8 +155,8 @@ def _tell(finished: SimpleQueue[CatalogEntry], entry: CatalogEntry, _: PrefectFu
 
 
 def summarise(reports: Sequence[SceneReport], out: str) -> State[Any]:
-    """Write the summary artifact, and settle the run's final state."""
-    create_table_artifact(key="segment-scenes", table=[_row(report) for report in reports], description=out)
+    """Show the summary, and settle the run's final state."""
+    show_summary(reports, out)
     failed = [report for report in reports if report.status == "failed"]
     if failed:
         reasons = "; ".join(f"{report.scene}: {report.reason}" for report in failed)
@@ -146,27 +171,7 @@ def _count(reports: Sequence[SceneReport], status: str) -> str:
     return f", {count} {status}" if count else ""
 
 
-def _with(settings: dict[str, Any] | None, section: str, **given: object) -> dict[str, Any]:
-    """Settings in which what is given replaces values of a section."""
-    settings = dict(settings or {})
-    chosen = {key: value for key, value in given.items() if value is not None}
-    return {**settings, section: {**(settings.get(section) or {}), **chosen}} if chosen else settings
-
-
-def _row(report: SceneReport) -> dict[str, Any]:
-    return {
-        "scene": report.scene,
-        "status": report.status,
-        "polygons": report.polygons,
-        "area_m2": round(sum(report.area_m2.values()), 1),
-        "megapixels": round(report.pixels / 1e6, 1),
-        "seconds": round(sum(report.seconds.values()), 1),
-        "folder": report.folder,
-        "reason": report.reason or "",
-    }
-
-
-app = App(name="python -m flows.segment", help="Run the flow segment-scenes once, with or without a Prefect server.")
+app = App(name="python -m flows.segment", help="Run the flow segment-catalog once, with or without a Prefect server.")
 
 
 @app.default
@@ -182,8 +187,8 @@ def _run_once(
     """Exit code 0: all done; 1: something failed, the log says what; 2: wrong usage or settings; 3: see quarantine."""
     given = [*scenes], [*map(str, model)], out
 
-    def start(settings: dict[str, Any]) -> State[Any]:
-        return segment_scenes(
+    def start(settings: SegmentSpec) -> State[Any]:
+        return segment_catalog(
             *given,
             settings,
             max_failures=max_failures,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -58,6 +59,8 @@ def plainly(body: Callable[Given, Result]) -> Callable[Given, Result]:
             # Prefect takes a returned State for the run's own, and raises what it holds.
             return cast("Result", Failed(message=str(error), data=error))
 
+    # Prefect reads types of parameters from here, and would look up their names in this module.
+    run.__signature__ = inspect.signature(body, eval_str=True)  # type: ignore[attr-defined]
     return run
 
 
@@ -79,7 +82,7 @@ def _load(
     return load_models(paths, inference, scheduler=scheduler, threshold=threshold)
 
 
-@task(name="segment-scene", task_run_name="{entry.id}", tags=["scene"], **world_faults_retried(RunSpec()))
+@task(name="segment-scene", task_run_name="{entry.id}", **world_faults_retried(RunSpec()))
 def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: SegmentSpec) -> SceneReport:
     """Segment one scene of a catalog into its folder under `out`."""
     try:
@@ -90,7 +93,7 @@ def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: Seg
         return segment_entry(entry, out, predictor=predictor, spec=spec, client=client)
 
 
-@task(name="train", task_run_name="{out}", tags=["training"], **world_faults_retried(RunSpec()))
+@task(name="train", task_run_name="{out}", **world_faults_retried(RunSpec()))
 def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -> TrainReport | ScenemillError:
     """Train a network; a retry goes on from the last saved state. What no retry can mend is returned, not raised."""
     try:
@@ -101,7 +104,7 @@ def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -
         return error
 
 
-@task(name="evaluate-scene", task_run_name="{entry.id}", tags=["scene"], **world_faults_retried(RunSpec()))
+@task(name="evaluate-scene", task_run_name="{entry.id}", **world_faults_retried(RunSpec()))
 def evaluate_one(
     plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, predictor: Prepared | None
 ) -> SceneEvaluation:

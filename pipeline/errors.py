@@ -5,6 +5,7 @@
     ├── SceneError          the scene cannot be processed correctly: refused    never retried, quarantined
     │   └── DamagedSceneError   its bytes are damaged                           never retried, quarantined
     ├── ModelError          the checkpoint or predictor is unusable or unfit    never retried, quarantined
+    ├── DivergedError       training found no weights worth keeping             never retried
     ├── LabelError          labels cannot be used for training or evaluation    never retried
     └── WorldError          disk, network or a worker failed; a retry may help  retried
 
@@ -31,6 +32,10 @@ class DamagedSceneError(SceneError):
 
 class ModelError(ScenemillError):
     """A checkpoint cannot be loaded, does not fit the scene, or returned impossible values."""
+
+
+class DivergedError(ScenemillError):
+    """Loss or weights became NaN or infinite before any checkpoint was worth keeping."""
 
 
 class LabelError(ScenemillError):

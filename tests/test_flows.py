@@ -36,7 +36,7 @@ from prefect.testing.utilities import prefect_test_harness  # noqa: E402
 
 from flows import segment as flow_room  # noqa: E402
 from flows import tasks as task_room  # noqa: E402
-from flows.segment import ScenesFailedError, segment_scenes  # noqa: E402
+from flows.segment import ScenesFailedError, segment_catalog  # noqa: E402
 from pipeline.catalog import CatalogEntry  # noqa: E402
 from pipeline.cli import main  # noqa: E402
 from pipeline.config import SegmentSpec  # noqa: E402
@@ -68,7 +68,7 @@ def test_a_damaged_scene_fails_the_run_and_stops_no_other_scene(
 ) -> None:
     scenes = [make_scene(name="a.tif"), write_damaged(tmp_path / "b.tif"), make_scene(name="c.tif", seed=1)]
     out = tmp_path / "out"
-    state = segment_scenes([str(s) for s in scenes], model, str(out), SETTINGS, return_state=True)
+    state = segment_catalog([str(s) for s in scenes], model, str(out), SETTINGS, return_state=True)
     assert state.is_failed()
     assert state.message is not None
     assert state.message.startswith("1 of 3 scenes failed: b: ")
@@ -96,8 +96,8 @@ def test_a_run_again_skips_what_is_done_and_completes(
     ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     scene, out = make_scene(name="a.tif"), str(tmp_path / "out")
-    first = segment_scenes([str(scene)], model, out, SETTINGS)
-    again = segment_scenes([str(scene)], model, out, SETTINGS)
+    first = segment_catalog([str(scene)], model, out, SETTINGS)
+    again = segment_catalog([str(scene)], model, out, SETTINGS)
     assert [report.status for report in (*first, *again)] == ["done", "skipped"]
 
 
@@ -108,11 +108,11 @@ def test_a_table_of_scenes_is_a_catalog_of_the_flow_too(
     index, out = tmp_path / "scenes.csv", str(tmp_path / "out")
     index.write_text("path\na.tif\n../b.tif\n")
     with pytest.raises(ScenesFailedError, match=r"1 of 2 scenes failed: .*line 3: .* leads out of") as caught:
-        segment_scenes([str(index)], model, out, SETTINGS)
+        segment_catalog([str(index)], model, out, SETTINGS)
     assert [report.status for report in caught.value.reports] == ["done", "failed"]
     nowhere = {**SETTINGS, "catalog": {"bbox": [0, 0, 1, 1]}}
     index.write_text("path\na.tif\n")
-    assert segment_scenes([str(index)], model, out, nowhere) == []
+    assert segment_catalog([str(index)], model, out, nowhere) == []
 
 
 def test_faults_of_the_world_are_tried_again_and_bad_data_is_not(
@@ -132,7 +132,7 @@ def test_faults_of_the_world_are_tried_again_and_bad_data_is_not(
     settings = {**SETTINGS, "run": {"retries": 2, "retry_delay_s": 0}}
     scenes = [str(make_scene(name=f"{name}.tif")) for name in tries]
     with pytest.raises(ScenesFailedError, match="2 of 3 scenes failed: bad: no CRS; hopeless: the disk") as caught:
-        segment_scenes(scenes, model, str(tmp_path / "out"), settings)
+        segment_catalog(scenes, model, str(tmp_path / "out"), settings)
     assert [report.status for report in caught.value.reports] == ["done", "failed", "failed"]
     assert tries == {"shaky": 3, "bad": 1, "hopeless": 3}
 
@@ -141,11 +141,11 @@ def test_a_quarantined_scene_is_left_alone_by_the_next_run_which_completes(
     ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     scenes, out = [str(make_scene(name="a.tif")), str(write_damaged(tmp_path / "b.tif"))], str(tmp_path / "out")
-    assert segment_scenes(scenes, model, out, SETTINGS, return_state=True).is_failed()
-    state = segment_scenes(scenes, model, out, SETTINGS, return_state=True)
+    assert segment_catalog(scenes, model, out, SETTINGS, return_state=True).is_failed()
+    state = segment_catalog(scenes, model, out, SETTINGS, return_state=True)
     assert (state.is_completed(), state.message) == (True, "2 scenes, 1 quarantined")
     assert [report.status for report in state.result()] == ["skipped", "quarantined"]
-    tried = segment_scenes(scenes, model, out, SETTINGS, retry_quarantined=True, return_state=True)
+    tried = segment_catalog(scenes, model, out, SETTINGS, retry_quarantined=True, return_state=True)
     assert tried.is_failed()
 
 
@@ -164,7 +164,7 @@ def test_a_hopeless_run_is_ended_and_what_is_in_work_is_finished(
     monkeypatch.setattr(task_room, "segment_entry", segment_entry)
     scenes, out = [str(make_scene(name=f"{name}.tif")) for name in begun], tmp_path / "out"
     with pytest.raises(ScenesFailedError, match=r"1 of 6 scenes failed, \d not run: a: no CRS") as caught:
-        segment_scenes(scenes, model, str(out), SETTINGS, max_failures=1)
+        segment_catalog(scenes, model, str(out), SETTINGS, max_failures=1)
     statuses = {report.scene: report.status for report in caught.value.reports}
     assert {name: statuses[name] for name in "ab"} == {"a": "failed", "b": "done"}
     assert all((statuses[name] == "done") == event.is_set() for name, event in begun.items() if name != "a")
@@ -229,9 +229,9 @@ def test_wrong_settings_fail_before_any_scene(
     ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, change: dict[str, Any], error: Any, reason: str
 ) -> None:
     given = {"scenes": [str(make_scene())], "model": model, "out": str(tmp_path / "out"), "settings": SETTINGS}
-    state: Any = segment_scenes.fn(**{**given, **change})  # what Prefect takes for the run's end, and raises
+    state: Any = segment_catalog(**{**given, **change}, return_state=True)
     assert state.is_failed()
-    assert isinstance(state.data, error)
+    assert isinstance(state.result(raise_on_failure=False), error)
     assert reason in state.message
     assert not (tmp_path / "out").exists()
 
@@ -241,7 +241,7 @@ def test_the_tasks_run_on_the_cluster_that_the_settings_name(
 ) -> None:
     settings = {**SETTINGS, "distribute": {"scheduler": "tcp://127.0.0.1:1"}, "run": {"retries": 0}}
     with pytest.raises(ScenesFailedError, match=r"no dask scheduler .* at tcp://127.0.0.1:1"):
-        segment_scenes([str(make_scene())], model, str(tmp_path / "out"), settings)
+        segment_catalog([str(make_scene())], model, str(tmp_path / "out"), settings)
 
 
 @pytest.mark.slow
@@ -250,8 +250,8 @@ def test_scenes_share_the_processes_of_several_devices_and_several_models(
 ) -> None:
     models = [model, str(write_checkpoint(tmp_path / "other.safetensors", seed=1))]
     scenes = [str(make_scene(name=f"{name}.tif", height=100, seed=seed)) for seed, name in enumerate("ab")]
-    one = segment_scenes(scenes, models, str(tmp_path / "one"), SETTINGS)
-    two = segment_scenes(scenes, models, str(tmp_path / "two"), SETTINGS, device="cpu,cpu")
+    one = segment_catalog(scenes, models, str(tmp_path / "one"), SETTINGS)
+    two = segment_catalog(scenes, models, str(tmp_path / "two"), SETTINGS, device="cpu,cpu")
     assert [report.passes for report in (*one, *two)] == [2, 2, 2, 2]
     assert [report.content_key for report in one] == [report.content_key for report in two]
     for here, there in zip(one, two, strict=True):
@@ -407,12 +407,12 @@ def test_deployments_run_on_a_server_with_a_worker(make_scene: MakeScene, tmp_pa
         until(lambda: healthy(api), 120, "a healthy server")
         call("work-pool", "create", "local-proc", "--type", "process")
         call("deploy", "--all")
-        nightly = call("deployment", "inspect", "segment-scenes/nightly")
+        nightly = call("deployment", "inspect", "segment-catalog/nightly")
         assert "0 2 * * *" in nightly
         scene = make_scene(name="town.tif")
         parameters = {"scenes": [str(scene)], "model": model, "out": str(tmp_path / "out"), "settings": SETTINGS}
         with running([*prefect, "worker", "start", "--pool", "local-proc"], environment, tmp_path / "worker.log"):
-            told = call("deployment", "run", "segment-scenes/ad-hoc", "--params", json.dumps(parameters), "--watch")
+            told = call("deployment", "run", "segment-catalog/ad-hoc", "--params", json.dumps(parameters), "--watch")
     assert "Completed" in told
     assert json.loads((tmp_path / "out" / "run.json").read_text())["counts"]["done"] == 1
     assert not healthy(api)

@@ -211,6 +211,7 @@ def test_flows_reach_the_steps_only_through_the_library():
         "card",
         "catalog",
         "config",
+        "devices",
         "distribute",
         "errors",
         "evaluation",

@@ -16,7 +16,7 @@ from conftest import SHARED_DATA, MakeScene
 from labelled import ORIGIN, SMALL, UTM, Town
 
 from pipeline.checkpoint import load_checkpoint
-from pipeline.errors import LabelError, ModelError, SettingsError
+from pipeline.errors import DivergedError, LabelError, SettingsError
 from pipeline.networks import NetworkSpec
 from pipeline.normalize import InputTransform
 from pipeline.ready import activate
@@ -230,7 +230,7 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(
     assert load_checkpoint(report.checkpoint).sha256 == report.sha256
     assert "the loss became NaN or infinite in epoch 3, step 4; epoch 2 is kept; lower learning" in caplog.text
     monkeypatch.setattr("pipeline.training.setup.make_loss", nan_after(3))
-    with pytest.raises(ModelError, match=r"in epoch 1, step 4, before any checkpoint.*lower learning.learning_rate"):
+    with pytest.raises(DivergedError, match=r"in epoch 1, step 4, before any checkpoint.*lower learning.learning_rate"):
         train([town.image], town.labels, tmp_path / "n.safetensors", spec=SMALL)
     assert not (tmp_path / "n.safetensors").exists()
 

@@ -142,10 +142,10 @@ def segment(scenes: list[str], checkpoint: str, out: str, settings: dict[str, ob
     with tempfile.TemporaryDirectory() as home:
         os.environ.update(PREFECT_HOME=home, PREFECT_LOGGING_LEVEL="WARNING", PREFECT_SERVER_ANALYTICS_ENABLED="false")
         os.environ.pop("PREFECT_API_URL", None)
-        from flows.segment import segment_scenes
+        from flows.segment import segment_catalog
 
         start = time.perf_counter()
-        state = segment_scenes(scenes=scenes, model=checkpoint, out=out, settings=settings, return_state=True)
+        state = segment_catalog(scenes=scenes, model=checkpoint, out=out, settings=settings, return_state=True)
         wall_s = time.perf_counter() - start
     if state.is_failed():
         raise RuntimeError(f"the flow failed: {state.message}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.checkpoint import save_checkpoint
 from pipeline.durable import sweep
-from pipeline.errors import ModelError, SettingsError
+from pipeline.errors import DivergedError, SettingsError
 from pipeline.predictor import resolve_device
 from pipeline.training.event_log import EventLog
 from pipeline.training.feed import Batch
@@ -59,7 +59,7 @@ def train(
         SettingsError: a setting is wrong or does not fit the data; nothing is written.
         SceneError: a scene cannot be read or does not fit the others.
         LabelError: labels cannot be used.
-        ModelError: the loss was not finite before the first epoch's end.
+        DivergedError: the loss was not finite before the first epoch's end.
         WorldError: the disk refuses, or another training writes to the same place.
     """
     spec, out = spec or TrainSpec(), Path(out)
@@ -175,14 +175,14 @@ class _Loop:
         """Say where and why nothing more can be learned; the epoch kept so far is left.
 
         Raises:
-            ModelError: there is none.
+            DivergedError: there is none.
         """
         at, kept = self.standing, self.standing.kept(self.learning.keep)
         what = "weights" if math.isfinite(at.loss_sum) else "loss"
         reason = f"the {what} became NaN or infinite in epoch {at.epoch}, step {at.batch}"
         advice = f"lower learning.learning_rate (now {self.learning.learning_rate:g}) and check the pixels"
         if kept is None:
-            raise ModelError(f"{reason}, before any checkpoint was worth keeping; {advice}")
+            raise DivergedError(f"{reason}, before any checkpoint was worth keeping; {advice}")
         log.warning("%s; epoch %d is kept; %s", reason, kept.epoch, advice)
         return "diverged"
 

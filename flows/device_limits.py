@@ -1,0 +1,75 @@
+"""One run at a time on a device: a global concurrency limit of the Prefect server guards each, across all runs.
+
+A run holds the limits of its devices from its first scene to its last. Without a server there is nothing to ask, and a
+run on the workers of a dask scheduler leaves it to them: there, `device: 1` is a resource of each worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import PREFECT_API_URL
+
+from pipeline.devices import environment_for, kind_of, resolve_devices
+from pipeline.predictor import resolve_device
+
+log = logging.getLogger(__name__)
+
+MACHINE = "SCENEMILL_MACHINE"
+"""Environment variable with the machine's name in limits, for containers, whose host names change."""
+LEASE_S = 180.0
+"""A run that dies without a word frees its devices after so long; the server may be away for a quarter of it."""
+
+
+@contextmanager
+def device_turn(device: str | Sequence[str], *, scheduler: str | None = None) -> Iterator[None]:
+    """Wait for the devices of a run, and hold them.
+
+    A limit that is not there is created, with one slot. The run goes on when the server is away while it holds them.
+
+    Args:
+        device: the setting `inference.device`.
+        scheduler: whose workers run the model, if not this machine's devices.
+
+    Raises:
+        SettingsError: the devices contradict each other.
+    """
+    if scheduler is not None or PREFECT_API_URL.value() is None:
+        yield
+        return
+    names = sorted({limit_name(each) for each in resolve_devices(device)})
+    for name in names:
+        _create(name)
+    log.info("waiting for %s", ", ".join(names))
+    with concurrency(names, strict=True, lease_duration=LEASE_S, raise_on_lease_renewal_failure=False):
+        yield
+
+
+def limit_name(device: str, surroundings: Mapping[str, str] = os.environ) -> str:
+    """The limit of a device, by the machine's name and the number that the machine has for it.
+
+    >>> limit_name("cuda:1", {"SCENEMILL_MACHINE": "mill", "CUDA_VISIBLE_DEVICES": "4,6"})
+    'scenemill-mill-cuda-6'
+    >>> limit_name("cuda", {"SCENEMILL_MACHINE": "mill"}), limit_name("cpu", {"SCENEMILL_MACHINE": "mill"})
+    ('scenemill-mill-cuda-0', 'scenemill-mill-cpu')
+    """
+    device = str(resolve_device("auto")) if device == "auto" else device
+    machine, kind = surroundings.get(MACHINE) or platform.node(), kind_of(device)
+    numbered = f"cuda:{device.partition(':')[2] or 0}" if kind == "cuda" else device
+    number = environment_for(numbered, surroundings).get("CUDA_VISIBLE_DEVICES")
+    return re.sub(r"[^\w.]+", "-", "-".join(part for part in ("scenemill", machine, kind, number) if part))
+
+
+def _create(name: str) -> None:
+    """Make a limit of one slot, unless there is one; an operator may have given it more."""
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))

@@ -1,0 +1,85 @@
+"""What the world is told when a run ends: a line in the run's log and, if one is named, a POST to a webhook.
+
+Prefect calls a hook with the arguments `flow`, `flow_run` and `state`, by these very names. Hooks of runs that fail or
+complete run in the flow's process, those of cancelled and crashed runs in the worker's, which knows the environment of
+both.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import urlsplit
+
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.logging.loggers import flow_run_logger
+from prefect.utilities.urls import url_for
+
+WEBHOOK = "SCENEMILL_WEBHOOK_URL"
+"""Environment variable with the address; it often holds a secret, so it is never logged."""
+TIMEOUT_S = 10.0
+LONGEST_MESSAGE = 2000
+"""Characters of a run's message that are sent."""
+
+
+def tell_end(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Log the end of a run and tell the webhook; whatever goes wrong with that is logged, and the run is as it is."""
+    log = flow_run_logger(flow_run, flow)
+    log.log(logging.INFO if state.is_completed() else logging.ERROR, "run %s: %s", flow_run.name, state.name)
+    address = os.environ.get(WEBHOOK, "").strip()
+    if not address:
+        return
+    try:
+        post(address, notice(flow, flow_run, state))
+    except urllib.error.HTTPError as error:
+        log.warning("the webhook of %s answered %d", WEBHOOK, error.code)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        log.warning("the webhook of %s could not be told: %s", WEBHOOK, type(error).__name__)
+
+
+ON_END: dict[str, Any] = {
+    "on_completion": [tell_end],
+    "on_failure": [tell_end],
+    "on_cancellation": [tell_end],
+    "on_crashed": [tell_end],
+}
+"""Options of every flow."""
+
+
+def notice(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> dict[str, object]:
+    """What the webhook is told; chat services show `text`."""
+    message = (state.message or "")[:LONGEST_MESSAGE]
+    return {
+        "text": f"{flow.name}, {flow_run.name}: {state.name}. {message}".strip(),
+        "flow": flow.name,
+        "run": flow_run.name,
+        "run_id": str(flow_run.id),
+        "deployment_id": str(flow_run.deployment_id) if flow_run.deployment_id else None,
+        "tags": [*flow_run.tags],
+        "state": state.name,
+        "type": state.type.value,
+        "message": message,
+        "url": url_for(flow_run),
+    }
+
+
+def post(address: str, content: dict[str, object]) -> None:
+    """Send JSON to an address.
+
+    Raises:
+        ValueError: not an `http` or `https` address.
+        OSError: nobody answered, or not with success.
+    """
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise ValueError("a webhook is an http or https address")
+    request = urllib.request.Request(
+        address, data=json.dumps(content).encode(), headers={"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        answer.read(1)

@@ -1,0 +1,27 @@
+"""How a run is called in Prefect's pages: what it works on, and where the results go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from prefect.runtime import flow_run
+
+
+def run_name(sources: str) -> Callable[[], str]:
+    """What names a run after the parameter that lists its sources, and after `out`."""
+
+    def name() -> str:
+        parameters = flow_run.parameters
+        return f"{brief(parameters[sources])} into {parameters['out']}"
+
+    return name
+
+
+def brief(sources: Sequence[str]) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> brief(["/data/a.tif"]), brief(["a.tif", "b.tif", "c.tif"]), brief([])
+    ('/data/a.tif', 'a.tif and 2 more', 'nothing')
+    """
+    first, more = next(iter(sources), "nothing"), len(sources) - 1
+    return f"{first} and {more} more" if more > 0 else first
