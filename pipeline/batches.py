@@ -8,6 +8,7 @@ pixels are mirrored.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.processors import usable_cpus
+from pipeline.resample import Stretch
 from pipeline.scene import Scene, SceneReader
 from pipeline.tiling import Axis, TilePlan
 
@@ -29,6 +31,8 @@ CHUNK_COLS = 1024
 """Target width of a chunk, rounded up to whole storage blocks."""
 MOST_READERS = 12
 """Threads that decode, unless somebody asks for more; so many feed the fastest device."""
+MOST_CHUNK_ROWS = 1024
+"""Height up to which a chunk grows to hold whole storage blocks of files with larger pixels."""
 BANDS_AHEAD = 2
 """Row bands decoded ahead of the strip at hand; bounds the memory of read-ahead."""
 
@@ -138,13 +142,31 @@ def read_strips(scene: Scene, plan: TilePlan, rows: range, cols: range, *, threa
 
 
 def chunk_shape(scene: Scene) -> tuple[int, int]:
-    """Rows and columns of a chunk: whole storage blocks, or round figures for a resampled scene."""
-    if scene.resampled:
-        return CHUNK_ROWS, CHUNK_COLS
-    rows, cols = (
-        -(-target // block) * block for target, block in zip((CHUNK_ROWS, CHUNK_COLS), scene.block_shape, strict=True)
-    )
+    """Rows and columns of a chunk: whole storage blocks of the files that are not resampled, else round figures.
+
+    It is enlarged, to `MOST_CHUNK_ROWS` rows at most, for the blocks of coarser files, so that few are decoded twice.
+    """
+    stored = [(layer, file.block_shape) for layer in scene.layers for file in layer.files]
+    rows = _whole_blocks(CHUNK_ROWS, MOST_CHUNK_ROWS, [(layer.rows, block[0]) for layer, block in stored])
+    cols = _whole_blocks(CHUNK_COLS, scene.grid.width, [(layer.cols, block[1]) for layer, block in stored])
     return rows, cols
+
+
+def _whole_blocks(target: int, most: int, blocks: Sequence[tuple[Stretch, int]]) -> int:
+    """Scene pixels of whole storage blocks along one axis, `target` or somewhat more.
+
+    >>> from fractions import Fraction
+    >>> half = Stretch(stored=500, outputs=1000, first=Fraction(0), last=Fraction(500))
+    >>> _whole_blocks(512, 1024, [(Stretch.over(1000, 1000), 200), (half, 400)])
+    800
+    """
+    own = sorted({block for axis, block in blocks if axis.is_identity})
+    if not own:
+        return target
+    step = math.lcm(*own) if math.lcm(*own) <= most else own[-1]
+    others = (math.ceil(block / axis.step) for axis, block in blocks if not axis.is_identity)
+    wanted = max([target, *(size for size in others if size <= most)])
+    return -(-wanted // step) * step
 
 
 def _plan_bands(scene: Scene, top: int, bottom: int, lo: int, hi: int) -> list[list[Window]]:

@@ -21,7 +21,7 @@ from pipeline.grid import RasterGrid
 from pipeline.location import Location
 
 if TYPE_CHECKING:
-    from pipeline.scene import ReadingSpec
+    from pipeline.scene_spec import ReadingSpec
 
 Reopen = Callable[[], DatasetReader]
 
@@ -144,8 +144,8 @@ def _check_sidecar(dataset: DatasetReader, place: Location, reopen: Reopen) -> N
         moved = (own.c or own.f) and not own.almost_equals(outer, precision=abs(own.a) * 1e-3)
         if moved or (inner.crs is not None and inner.crs != dataset.crs):
             raise SceneError(
-                f"{place}: the georeferencing inside the file ({_short(inner.crs)}, {tuple(own)[:6]}) contradicts its "
-                f".aux.xml sidecar ({_short(dataset.crs)}, {tuple(outer)[:6]}); remove whichever is wrong"
+                f"{place}: the georeferencing inside the file ({short_crs(inner.crs)}, {tuple(own)[:6]}) contradicts "
+                f"its .aux.xml sidecar ({short_crs(dataset.crs)}, {tuple(outer)[:6]}); remove whichever is wrong"
             )
 
 
@@ -154,7 +154,7 @@ def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location) -> CRS:
     given = None if spec.crs is None else crs_of(spec.crs)
     if own is None or not is_on_earth(own):
         if given is None:
-            lack = "no CRS" if own is None else f"a local CRS that is not tied to the Earth ({_short(own)})"
+            lack = "no CRS" if own is None else f"a local CRS that is not tied to the Earth ({short_crs(own)})"
             raise SceneError(
                 f"{place}: has a geotransform but {lack}; if you know its CRS, give it with --crs, "
                 "e.g. --crs EPSG:32633"
@@ -162,13 +162,13 @@ def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location) -> CRS:
         return given
     if given is not None and own != given:
         raise SceneError(
-            f"{place}: has its own CRS ({_short(own)}), which reading.crs = {spec.crs} contradicts; "
+            f"{place}: has its own CRS ({short_crs(own)}), which reading.crs = {spec.crs} contradicts; "
             "leave the setting out, or correct the file with gdal_edit -a_srs"
         )
     return own
 
 
-def _short(crs: CRS | None) -> str:
+def short_crs(crs: CRS | None) -> str:
     """A CRS in a message: its code, or the beginning of its definition."""
     if crs is None:
         return "no CRS"

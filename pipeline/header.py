@@ -16,7 +16,7 @@ from pipeline.errors import SceneError
 from pipeline.location import Location
 
 if TYPE_CHECKING:
-    from pipeline.scene import ReadingSpec
+    from pipeline.scene_spec import ReadingSpec
 
 LARGEST_BLOCK_BYTES = 2**31
 """A storage block is decoded whole; a header that declares a larger one is refused."""
@@ -24,16 +24,30 @@ MOST_SAMPLED_BLOCKS = 256
 """Blocks that make the fingerprint of a remote scene."""
 
 
-def find_bands(dataset: DatasetReader, spec: ReadingSpec, card: ModelCard | None, place: Location) -> dict[str, int]:
+def find_bands(
+    dataset: DatasetReader,
+    spec: ReadingSpec,
+    card: ModelCard | None,
+    place: Location,
+    told: Mapping[str, int] | None = None,
+) -> dict[str, int]:
     """Name and 1-based number of each band that is read, in the model's order.
+
+    Args:
+        dataset: the open file.
+        spec: corrections.
+        card: the model; None takes every band that is not alpha.
+        place: for messages.
+        told: names and numbers that a catalog gives; the settings' go before them.
 
     Raises:
         SceneError: a band is missing, or tagged as something else.
     """
+    explicit = {name: number for name, number in (told or {}).items() if number not in spec.bands.values()}
     offered = offered_bands(
         dataset.descriptions,
         [interp.name for interp in dataset.colorinterp],
-        explicit=spec.bands,
+        explicit=explicit | dict(spec.bands),
         use_alpha=spec.ignore_alpha,
     )
     too_high = {name: number for name, number in spec.bands.items() if number > dataset.count}

@@ -16,7 +16,7 @@ from pipeline.external import SUFFIX, ExternalFacts, describe_external
 from pipeline.grid import RasterGrid
 from pipeline.location import resolve_location
 from pipeline.mosaic import MosaicReader
-from pipeline.scene import ReadingSpec, Scene, describe_scene
+from pipeline.scene import ReadingSpec, Scene, SceneFile, describe_scene
 
 Fact = tuple[str, str]
 """A name and its value, for a person to read."""
@@ -110,12 +110,13 @@ def _mosaic_facts(path: Path) -> Iterator[Fact]:
 
 
 def _scene_facts(scene: Scene) -> Iterator[Fact]:
-    yield "driver", scene.driver
+    (file,) = scene.files
+    yield "driver", file.driver
     yield from _grid_facts(scene.grid)
     yield "type", scene.dtype
     yield "bands", ", ".join(f"{n}: {name}" for name, n in zip(scene.bands, scene.band_numbers, strict=True))
-    yield "blocks", f"{scene.block_shape[0]} x {scene.block_shape[1]} px"
-    yield "valid pixels", _validity(scene)
+    yield "blocks", f"{file.block_shape[0]} x {file.block_shape[1]} px"
+    yield "valid pixels", _validity(scene, file)
     tags = [
         f"{name} = pixel * {scale:g} + {offset:g}"
         for name, scale, offset in zip(scene.bands, scene.scales, scene.offsets, strict=True)
@@ -134,16 +135,16 @@ def _grid_facts(grid: RasterGrid) -> Iterator[Fact]:
         yield "orientation", f"not north-up: transform {tuple(round(v, 6) for v in tuple(grid.transform)[:6])}"
 
 
-def _validity(scene: Scene) -> str:
+def _validity(scene: Scene, file: SceneFile) -> str:
     rules = []
     values = sorted({value for value in scene.nodata if value is not None})
     if values:
         which = "all bands" if scene.nodata_when == "all_bands" else "any band"
         rules.append(f"not {' or '.join(f'{value:g}' for value in values)} in {which}")
-    if scene.alpha_number:
-        rules.append(f"alpha band {scene.alpha_number} over 0")
-    if scene.mask != "none":
-        rules.append(f"{scene.mask} mask set")
+    if file.alpha_number:
+        rules.append(f"alpha band {file.alpha_number} over 0")
+    if file.mask != "none":
+        rules.append(f"{file.mask} mask set")
     if scene.dtype.startswith("float"):
         rules.append("no NaN in any band")
     return " and ".join(rules) or "all"

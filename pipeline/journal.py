@@ -19,7 +19,8 @@ from pathlib import Path
 
 from pipeline.durable import flush, lock
 from pipeline.errors import WorldError
-from pipeline.scene import Scene
+from pipeline.grid import RasterGrid
+from pipeline.scene import Scene, SceneFile
 
 RESULT_FORMAT = 3
 """Raised whenever the same inputs give different outputs than before."""
@@ -29,16 +30,15 @@ REPORT = "report.json"
 def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> str:
     """Identity of a result: scene (name, size, time, header), model and every setting that changes it.
 
-    A local scene is known by size and time, wherever it lies; a remote one, which has neither, by its address and
-    its fingerprint.
+    A local file is known by size and time, wherever it lies; a remote one, which has neither, by its address and
+    its fingerprint; a scene of several files by all of them, and by what the catalog says of them.
 
     Returns:
         64 hexadecimal digits.
     """
-    place = scene.location.gdal_path if scene.location.is_remote else None
     what = {
         "format": RESULT_FORMAT,
-        "scene": {**asdict(scene), "grid": _grid_facts(scene), "location": place},
+        "scene": {**asdict(scene), "grid": _grid_facts(scene.grid), "files": [_file_facts(f) for f in scene.files]},
         "model": model_id,
         "settings": settings,
     }
@@ -163,6 +163,10 @@ def _former(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.former")
 
 
-def _grid_facts(scene: Scene) -> dict[str, object]:
-    grid = scene.grid
+def _file_facts(file: SceneFile) -> dict[str, object]:
+    place = file.location.gdal_path if file.location.is_remote else None
+    return {**asdict(file), "grid": _grid_facts(file.grid), "location": place}
+
+
+def _grid_facts(grid: RasterGrid) -> dict[str, object]:
     return {"crs": grid.crs.to_wkt(), "transform": tuple(grid.transform)[:6], "shape": grid.shape}

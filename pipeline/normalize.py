@@ -40,7 +40,7 @@ class InputTransform:
 
 def input_transform(scene: Scene, normalization: Normalization) -> InputTransform:
     """Fold a scene's scale and offset tags into the model's normalisation."""
-    count = len(scene.band_numbers)
+    count = len(scene.bands)
     gains = normalization.gain or (1.0,) * count
     biases = normalization.bias or (0.0,) * count
     return InputTransform(

@@ -3,18 +3,62 @@
 Each axis is resampled on its own. An output pixel is a weighted mean of the stored pixels it touches,
 invalid ones left out; it is valid when at least half of its weight fell on valid pixels:
 
-    shrinking   weight = length of the stored pixel inside the output pixel   (area average)
-    enlarging   weight = closeness to the two stored centres around its own   (linear)
+    by area     weight = length of the stored pixel inside the output pixel   (also what lies past the file has weight)
+    linear      weight = closeness to the two stored centres around its own   (enlarging a scene of one grid)
 
 Weights follow from the global position of a pixel, so reading by windows equals reading at once.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """How the stored pixels of one axis lie under those of a scene, which go in equal steps from `first` to `last`."""
+
+    stored: int
+    """Pixels of the file."""
+    outputs: int
+    """Pixels of the scene."""
+    first: Fraction
+    """Stored pixels between the file's edge and the scene's first edge; below 0 where the scene begins earlier."""
+    last: Fraction
+    """The same of the scene's last edge; over `stored` where the scene ends later."""
+    linear: bool = False
+    """Interpolate between stored centres; needs `first` and `last` to be the file's own edges."""
+
+    @classmethod
+    def over(cls, stored: int, outputs: int) -> Stretch:
+        """The whole file onto the whole scene."""
+        return cls(stored=stored, outputs=outputs, first=Fraction(0), last=Fraction(stored), linear=stored < outputs)
+
+    @property
+    def step(self) -> Fraction:
+        """Stored pixels to one output pixel."""
+        return (self.last - self.first) / self.outputs
+
+    @property
+    def is_identity(self) -> bool:
+        """Each output pixel is the stored pixel of the same index."""
+        return self.first == 0 and self.last == self.stored == self.outputs
+
+    @property
+    def is_nested(self) -> bool:
+        """Each output pixel lies in a single stored pixel."""
+        return not self.linear and (1 / self.step).denominator == 1 and (self.first / self.step).denominator == 1
+
+    def edges(self, start: int, stop: int) -> tuple[NDArray[np.int64], int]:
+        """Left edges of outputs `start : stop` in stored pixels, as numerators and their common denominator."""
+        common = math.lcm(self.first.denominator, self.last.denominator)
+        first, last = int(self.first * common), int(self.last * common)
+        return np.arange(start, stop) * (last - first) + first * self.outputs, common * self.outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,34 +66,61 @@ class Taps:
     """What each output pixel of one axis is made of; at most `taps` stored pixels each."""
 
     index: NDArray[np.intp]
-    """`(outputs, taps)` stored pixel, inside the scene."""
+    """`(outputs, taps)` stored pixel, inside the file."""
     weight: NDArray[np.float64]
-    """`(outputs, taps)` weight of it, 0 or more; the sum of each row is positive."""
+    """`(outputs, taps)` weight of it, 0 or more."""
+    whole: NDArray[np.float64]
+    """`(outputs,)` positive weight of the output pixel, over the sum of its taps where it reaches past the file."""
+    inside: NDArray[np.bool_]
+    """`(outputs,)` True where any of it lies on the file."""
 
     @property
     def span(self) -> tuple[int, int]:
-        """First and one-past-last stored pixel touched."""
-        return int(self.index.min()), int(self.index.max()) + 1
+        """First and one-past-last stored pixel touched; equal when there is none."""
+        if not self.inside.any():
+            return 0, 0
+        index = self.index[self.inside]
+        return int(index.min()), int(index.max()) + 1
 
 
-def plan_taps(stored: int, outputs: int, start: int, stop: int) -> Taps:
-    """Taps of output pixels `start:stop` of an axis on which `stored` pixels become `outputs`.
+def plan_taps(stretch: Stretch, start: int, stop: int) -> Taps:
+    """Taps of output pixels `start : stop` of an axis.
 
-    >>> taps = plan_taps(6, 4, 1, 2)
+    >>> taps = plan_taps(Stretch.over(6, 4), 1, 2)
     >>> taps.index.tolist(), taps.weight.tolist()
     ([[1, 2, 3]], [[0.5, 1.0, 0.0]])
     """
-    place = np.arange(start, stop)
-    if stored >= outputs:
-        low, high = place * stored / outputs, (place + 1) * stored / outputs
-        index = low.astype(np.intp)[:, None] + np.arange(-(-stored // outputs) + 1)
-        weight = np.clip(np.minimum(index + 1, high[:, None]) - np.maximum(index, low[:, None]), 0, None)
-    else:
-        centre = (2 * place + 1) * stored / (2 * outputs) - 0.5
+    stored, outputs = stretch.stored, stretch.outputs
+    if stretch.linear:
+        centre = (2 * np.arange(start, stop) + 1) * stored / (2 * outputs) - 0.5
         first = np.floor(centre)
         index = first.astype(np.intp)[:, None] + np.arange(2)
         weight = np.stack([first + 1 - centre, centre - first], axis=1)
-    return Taps(index=np.clip(index, 0, stored - 1), weight=weight)
+        inside = np.ones(len(index), bool)
+    else:
+        numerators, denominator = stretch.edges(start, stop + 1)
+        low, high = numerators[:-1] / denominator, numerators[1:] / denominator
+        index = np.floor(low).astype(np.intp)[:, None] + np.arange(math.ceil(stretch.step) + 1)
+        weight = np.clip(np.minimum(index + 1, high[:, None]) - np.maximum(index, low[:, None]), 0, None)
+        inside = (high > 0) & (low < stored)
+    whole = weight.sum(axis=1)
+    if not stretch.linear:
+        weight = np.where((index >= 0) & (index < stored), weight, 0)
+    return Taps(index=np.clip(index, 0, stored - 1), weight=weight, whole=whole, inside=inside)
+
+
+def plan_nested(stretch: Stretch, start: int, stop: int) -> Taps:
+    """The one stored pixel in which each output pixel of a nested axis lies, as taps of weight 1.
+
+    >>> half = Stretch(stored=3, outputs=4, first=Fraction(1, 2), last=Fraction(5, 2))
+    >>> plan_nested(half, 0, 4).index.ravel().tolist()
+    [0, 1, 1, 2]
+    """
+    numerators, denominator = stretch.edges(start, stop)
+    place = numerators // denominator
+    inside = (place >= 0) & (place < stretch.stored)
+    index = np.clip(place, 0, stretch.stored - 1).astype(np.intp)[:, None]
+    return Taps(index=index, weight=inside[:, None].astype(float), whole=np.ones(len(index)), inside=inside)
 
 
 def resample(
@@ -68,8 +139,7 @@ def resample(
     """
     kind = np.dtype(np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64)
     share = _weighted(valid.astype(kind), rows, cols)
-    whole = rows.weight.sum(axis=1)[:, None] * cols.weight.sum(axis=1)
-    enough = share >= whole * 0.5
+    enough = share >= _half(rows, cols)
     divisor = np.where(enough, share, 1)
     result = np.empty((len(pixels), *enough.shape), pixels.dtype)
     for out, band in zip(result, pixels, strict=True):
@@ -78,12 +148,27 @@ def resample(
     return result, enough
 
 
+def resample_plane(plane: NDArray[np.bool_], rows: Taps, cols: Taps) -> NDArray[np.bool_]:
+    """Where at least half of an output pixel's weight fell on True: `(h, w)` -> `(H, W)`."""
+    return np.asarray(_weighted(plane.astype(np.float32), rows, cols) >= _half(rows, cols))
+
+
+def _half(rows: Taps, cols: Taps) -> NDArray[np.float64]:
+    return rows.whole[:, None] * cols.whole * 0.5
+
+
 def _weighted(values: NDArray[np.floating], rows: Taps, cols: Taps) -> NDArray[np.floating]:
     """Sums of weight times value: `(h, w)` -> `(H, W)`."""
     down = np.zeros((len(rows.index), values.shape[1]), values.dtype)
-    for index, weight in zip((rows.index - rows.span[0]).T, rows.weight.T.astype(values.dtype), strict=True):
+    for index, weight in zip(_local(rows), rows.weight.T.astype(values.dtype), strict=True):
         down += weight[:, None] * values[index]
     across = np.zeros((len(down), len(cols.index)), values.dtype)
-    for index, weight in zip((cols.index - cols.span[0]).T, cols.weight.T.astype(values.dtype), strict=True):
+    for index, weight in zip(_local(cols), cols.weight.T.astype(values.dtype), strict=True):
         across += weight * down[:, index]
     return across
+
+
+def _local(taps: Taps) -> NDArray[np.intp]:
+    """`(taps, outputs)` indices within the span; where an output lies past the file, any index, of weight 0."""
+    first, last = taps.span
+    return np.clip(taps.index - first, 0, last - first - 1).T

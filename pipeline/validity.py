@@ -14,14 +14,17 @@ from pipeline.errors import SceneError
 from pipeline.location import Location
 
 if TYPE_CHECKING:
-    from pipeline.scene import ReadingSpec
+    from pipeline.scene_spec import ReadingSpec
+
+NodataWhen = Literal["all_bands", "any_band"]
+"""Whether all bands or any band must hold nodata for a pixel to be nodata."""
 
 
-def resolve_nodata(dataset: DatasetReader, number: int, spec: ReadingSpec) -> float | None:
-    """The nodata value of a band: the settings', or the file's tag. NaN is nodata without being named."""
+def resolve_nodata(dataset: DatasetReader, number: int, spec: ReadingSpec, told: float | None = None) -> float | None:
+    """The nodata value of a band: the settings', the catalog's (`told`), or the file's tag. NaN needs no naming."""
     if spec.nodata is not None:
         return spec.nodata
-    value = dataset.nodatavals[number - 1]
+    value = dataset.nodatavals[number - 1] if told is None else told
     if spec.ignore_nodata or value is None or np.isnan(value):
         return None
     return float(value)
@@ -54,30 +57,46 @@ def resolve_mask(dataset: DatasetReader, numbers: Iterable[int]) -> Literal["non
     return "dataset" if all(MaskFlags.per_dataset in flag for flag in flags) else "band"
 
 
-def valid_pixels(
-    pixels: NDArray[np.generic], nodata: Sequence[float | None], nodata_when: Literal["all_bands", "any_band"]
-) -> NDArray[np.bool_]:
-    """Which pixels hold real data, from their values alone.
+def present_pixels(pixels: NDArray[np.generic], nodata: Sequence[float | None], when: NodataWhen) -> NDArray[np.bool_]:
+    """Where pixels are not nodata by their nodata values.
 
     Args:
         pixels: `(bands, height, width)`.
         nodata: the nodata value of each band, or None.
-        nodata_when: a pixel is nodata when all bands hold it, or when any does.
+        when: a pixel is nodata when all bands hold it, or when any does.
 
     Returns:
-        bool `(height, width)`, True = real data; a NaN or infinite value in any band is never valid.
+        bool `(height, width)`; real data is present and `sound_pixels` too.
     """
-    valid = np.ones(pixels.shape[1:], bool)
     named = [(band, value) for band, value in zip(pixels, nodata, strict=True) if value is not None]
-    if nodata_when == "any_band":
+    present = np.ones(pixels.shape[1:], bool)
+    if when == "any_band":
         for band, value in named:
             if _may_hold(band, value):
-                valid &= ~_holds(band, value)
+                present &= ~_holds(band, value)
     elif named and len(named) == len(nodata) and all(_may_hold(band, value) for band, value in named):
-        valid = ~np.logical_and.reduce([_holds(band, value) for band, value in named])
-    if pixels.dtype.kind == "f" and not (np.isfinite(pixels.min()) and np.isfinite(pixels.max())):
-        valid &= np.isfinite(pixels).all(axis=0)
-    return valid
+        present = ~np.logical_and.reduce([_holds(band, value) for band, value in named])
+    return present
+
+
+def sound_pixels(pixels: NDArray[np.generic]) -> NDArray[np.bool_] | None:
+    """Where all bands of `(bands, height, width)` pixels are finite numbers; None where that is everywhere."""
+    if pixels.dtype.kind != "f" or (np.isfinite(pixels.min()) and np.isfinite(pixels.max())):
+        return None
+    return np.asarray(np.isfinite(pixels).all(axis=0))
+
+
+def agree(planes: Sequence[NDArray[np.bool_]], when: NodataWhen) -> NDArray[np.bool_]:
+    """Where data is present, from where it is in parts of the bands: in one part at least, or in all."""
+    if len(planes) == 1:
+        return planes[0]
+    return np.asarray((np.logical_or if when == "all_bands" else np.logical_and).reduce(planes))
+
+
+def all_sound(planes: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+    """Where every part of the bands is sound; None where that is everywhere."""
+    known = [plane for plane in planes if plane is not None]
+    return np.asarray(np.logical_and.reduce(known)) if known else None
 
 
 def _may_hold(band: NDArray[np.generic], value: float) -> bool:

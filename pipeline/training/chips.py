@@ -141,5 +141,5 @@ class ChipReader:
 
 def open_reader(scene: Scene) -> SceneReader | ChipReader:
     """Keeps large images open and small ones closed."""
-    height, width = scene.file_shape
+    height, width = scene.files[0].grid.shape
     return ChipReader(scene) if height * width <= SMALL_PIXELS else SceneReader(scene)

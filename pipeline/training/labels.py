@@ -20,7 +20,8 @@ from rasterio.windows import Window
 from pipeline.errors import LabelError
 from pipeline.georeference import is_on_earth
 from pipeline.grid import RasterGrid
-from pipeline.scene import SILENCING, Scene
+from pipeline.scene import Scene
+from pipeline.scene_file import SILENCING
 from pipeline.training.class_map import (
     NO_CLASS,
     NOT_LOOKED_AT,

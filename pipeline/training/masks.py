@@ -47,7 +47,8 @@ class MaskLabels:
         self._mask, self._under = mask, under
         self._names, self._meanings = names, meanings
         self._nodata = mask.nodata[0]
-        self._reader = open_reader(replace(mask, nodata=(None,)))
+        (file,) = mask.files
+        self._reader = open_reader(replace(mask, files=(replace(file, nodata=(None,)),)))
         self._table = self._code_table(np.dtype(mask.dtype))
 
     def burn(self, window: Window) -> NDArray[np.uint8]:

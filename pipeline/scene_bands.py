@@ -1,0 +1,70 @@
+"""Which of a scene's several files are needed, and for which of their bands: by name, opening none without need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from pipeline.band_file import BandFile
+from pipeline.bands import canonical_name
+from pipeline.errors import SceneError
+
+Found = dict[str, tuple[int, int]]
+"""Name of a band -> index of its file, 1-based number in it."""
+
+
+def bands_told(file: BandFile) -> dict[str, int]:
+    """`{name: 1-based number}` of the bands that a catalog names; of two equal names the first counts."""
+    told: dict[str, int] = {}
+    for number, name in enumerate(file.names, start=1):
+        if name is not None:
+            told.setdefault(name, number)
+    return told
+
+
+def find_in_files(
+    files: Sequence[BandFile],
+    wanted: Sequence[str] | None,
+    *,
+    own_names: Callable[[BandFile], Mapping[str, int]],
+    place: str,
+) -> Found:
+    """File and number of each band: in the model's order, or that of the files when it has no wish.
+
+    What the catalog names goes before what files call their bands, and the first file before later ones.
+
+    Args:
+        files: what the catalog lists.
+        wanted: names of the bands that the model wants; None: all.
+        own_names: opens a file and returns `{name: number}` of all its bands.
+        place: for messages.
+
+    Raises:
+        SceneError: no file offers a wanted band.
+    """
+    offered: dict[str, tuple[str, int, int]] = {}
+    for index, file in enumerate(files):
+        _offer(offered, index, bands_told(file))
+    for index, file in enumerate(files):
+        if wanted is None or (None in file.names and _missing(offered, wanted)):
+            _offer(offered, index, own_names(file))
+    if wanted is None:
+        return {name: (index, number) for name, index, number in sorted(offered.values(), key=lambda one: one[1:])}
+    if missing := _missing(offered, wanted):
+        has = ", ".join(f"{name} ({files[index].location})" for name, index, _ in offered.values())
+        raise SceneError(
+            f"{place}: the model needs band(s) {', '.join(missing)}, but the {len(files)} files of this scene offer "
+            f"{has or 'none by name'}; name the bands in the catalog, e.g. by common_name"
+        )
+    return {name: offered[canonical_name(name)][1:] for name in wanted}
+
+
+def _offer(offered: dict[str, tuple[str, int, int]], index: int, names: Mapping[str, int]) -> None:
+    """Add the bands of a file, by the form in which names are compared, where nobody offered one of that name."""
+    taken = {place[1:] for place in offered.values()}
+    for name, number in names.items():
+        if (index, number) not in taken:
+            offered.setdefault(canonical_name(name), (name, index, number))
+
+
+def _missing(offered: Mapping[str, object], wanted: Sequence[str]) -> list[str]:
+    return [name for name in wanted if canonical_name(name) not in offered]

@@ -1,0 +1,253 @@
+"""One raster file of a scene: opened, described, and read as it is stored. Only here are source rasters opened."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from pipeline.band_file import BandFile
+from pipeline.card import ModelCard
+from pipeline.dates import parse_tiff_date
+from pipeline.errors import DamagedSceneError, SceneError, WorldError
+from pipeline.georeference import file_grid, is_on_earth
+from pipeline.grid import RasterGrid
+from pipeline.header import check_size, check_type, fingerprint
+from pipeline.location import Location
+from pipeline.scene_spec import ReadingSpec
+from pipeline.validity import (
+    NodataWhen,
+    present_pixels,
+    resolve_alpha,
+    resolve_mask,
+    resolve_nodata,
+    sound_pixels,
+)
+
+SILENCING = threading.Lock()
+"""Held by threads around what silences warnings with `warnings.catch_warnings`, which must not interleave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneFile:
+    """A raster file, and what of it belongs to a scene; plain data, no open handle."""
+
+    location: Location
+    """Where it lies."""
+    driver: str
+    """The GDAL driver that opens it."""
+    grid: RasterGrid
+    """The pixel plane that it stores."""
+    block_shape: tuple[int, int]
+    """Rows and columns of one storage block."""
+    bands: tuple[str, ...]
+    """Names of the bands read of it."""
+    band_numbers: tuple[int, ...]
+    """Their 1-based numbers."""
+    dtype: str
+    """numpy name of the stored type, wide enough for these bands."""
+    scales: tuple[float, ...]
+    """Scale of each of them, 1 when nobody says."""
+    offsets: tuple[float, ...]
+    """Offset of each, 0 when nobody says."""
+    nodata: tuple[float | None, ...]
+    """Nodata value of each; None where there is none (NaN is always nodata)."""
+    alpha_number: int | None
+    """1-based number of the alpha band; its 0 is nodata."""
+    mask: Literal["none", "dataset", "band"]
+    """Whether an internal mask or a .msk sidecar decides, for all bands at once or for each."""
+    size_bytes: int | None
+    """Size of the file, None when remote."""
+    modified_ns: int | None
+    """Modification time of the file, None when remote."""
+    fingerprint: str | None = None
+    """Digest of where a remote TIFF keeps its blocks and how long they are; changes when compressed content does."""
+    acquired: str | None = None
+    """When it was taken, ISO 8601 in UTC; None when the file does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """Pixels of some bands in a window, and where they are data."""
+
+    bands: NDArray[np.generic]
+    """`(bands, height, width)`."""
+    present: NDArray[np.bool_]
+    """`(height, width)`, False = nodata by value, mask or alpha."""
+    sound: NDArray[np.bool_] | None
+    """`(height, width)`, False = no number, or past the file; None where all are sound."""
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """`(height, width)`, True = real data."""
+        return self.present if self.sound is None else self.present & self.sound
+
+
+@contextmanager
+def opened(place: Location, drivers: Sequence[str]) -> Iterator[rasterio.DatasetReader]:
+    """Open a raster for a look at its header.
+
+    Raises:
+        SceneError: no raster that these drivers open, or a damaged one.
+        WorldError: the network fails.
+    """
+    with place.environment(), _damage_told(place), _open(place, drivers) as dataset:
+        yield dataset
+
+
+def describe_file(
+    dataset: rasterio.DatasetReader,
+    place: Location,
+    spec: ReadingSpec,
+    numbers: Mapping[str, int],
+    *,
+    card: ModelCard | None = None,
+    told: BandFile | None = None,
+    placed: bool = True,
+) -> SceneFile:
+    """Settle how a file is read, or refuse it.
+
+    Args:
+        dataset: the open file.
+        place: where it lies.
+        spec: corrections and permissions.
+        numbers: name and 1-based number of each band that is read of it.
+        card: the model that will see it.
+        told: what a catalog says of it; goes before what the file says.
+        placed: see `describe_scene`.
+
+    Raises:
+        SceneError: it cannot be read correctly, or its type is not the model's.
+    """
+    if max(numbers.values()) > dataset.count:
+        raise SceneError(f"{place}: the catalog names more bands of it than the {dataset.count} it has; correct that")
+    check_type(dataset, numbers, card, place)
+    check_size(dataset, spec, place)
+    reopen = partial(rasterio.open, place.gdal_path, driver=dataset.driver)
+    grid = file_grid(dataset, spec, place, reopen=reopen, placed=placed)
+    scales, offsets, nodata = (_told(told, fact, dataset.count) for fact in ("scales", "offsets", "nodata"))
+    chosen = [*numbers.values()]
+    return SceneFile(
+        location=place,
+        driver=dataset.driver,
+        grid=grid,
+        block_shape=dataset.block_shapes[0],
+        bands=tuple(numbers),
+        band_numbers=tuple(chosen),
+        dtype=np.result_type(*(dataset.dtypes[n - 1] for n in chosen)).name,
+        scales=tuple(_first(scales[n - 1], float(dataset.scales[n - 1])) for n in chosen),
+        offsets=tuple(_first(offsets[n - 1], float(dataset.offsets[n - 1])) for n in chosen),
+        nodata=tuple(resolve_nodata(dataset, n, spec, nodata[n - 1]) for n in chosen),
+        alpha_number=resolve_alpha(dataset, spec, numbers, place),
+        mask=resolve_mask(dataset, chosen),
+        size_bytes=place.size_bytes,
+        modified_ns=place.modified_ns,
+        fingerprint=fingerprint(dataset) if place.is_remote else None,
+        acquired=parse_tiff_date(dataset.tags().get("TIFFTAG_DATETIME")),
+    )
+
+
+def open_again(file: SceneFile) -> rasterio.DatasetReader:
+    """A new handle, without the warning where we know that georeferencing is missing."""
+    if is_on_earth(file.grid.crs):
+        return rasterio.open(file.location.gdal_path, driver=file.driver)
+    with SILENCING:
+        return _open_quietly(file.location, file.driver)
+
+
+def read_stored(
+    dataset: rasterio.DatasetReader, file: SceneFile, window: Window, *, dtype: str, when: NodataWhen
+) -> Pixels:
+    """Pixels of a window of the file itself, in the type `dtype`, with what it says of their validity."""
+    numbers = [*file.band_numbers] + ([file.alpha_number] if file.alpha_number else [])
+    pixels = dataset.read(numbers, window=window, out_dtype=dtype)
+    bands = pixels[: len(file.band_numbers)]
+    present = present_pixels(bands, file.nodata, when)
+    if file.alpha_number:
+        present &= pixels[-1] > 0
+    if file.mask == "dataset":
+        present &= dataset.read_masks(file.band_numbers[0], window=window) > 0
+    elif file.mask == "band":
+        masks = dataset.read_masks(file.band_numbers, window=window) > 0
+        present &= masks.any(axis=0) if when == "all_bands" else masks.all(axis=0)
+    return Pixels(bands=bands, present=present, sound=sound_pixels(bands))
+
+
+@contextmanager
+def read_faults(file: SceneFile, window: Window) -> Iterator[None]:
+    """What GDAL raises while a window is read, as our errors, which name the file."""
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        raise _read_fault(file.location, window, error) from error
+
+
+def _told(told: BandFile | None, fact: Literal["scales", "offsets", "nodata"], count: int) -> list[float | None]:
+    """What a catalog says of each band of a file."""
+    known: tuple[float | None, ...] = () if told is None else getattr(told, fact)
+    return [*known, *[None] * count][:count]
+
+
+def _first(told: float | None, own: float) -> float:
+    return own if told is None else told
+
+
+@contextmanager
+def _damage_told(place: Location) -> Iterator[None]:
+    """GDAL's complaints about single tags reach us as errors of its own or as undecodable text."""
+    try:
+        yield
+    except (CPLE_BaseError, UnicodeDecodeError) as error:
+        raise DamagedSceneError(f"{place}: its header is damaged: {error}; fetch or write the file again") from error
+
+
+def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
+    place.check_exists()
+    faults = []
+    for driver in drivers:
+        try:
+            dataset = _open_quietly(place, driver)
+        except RasterioError as error:
+            faults.append(str(error))
+        except OSError as error:
+            raise WorldError(
+                f"{place}: cannot be opened: {error}; check the disk or the network and run again"
+            ) from error
+        else:
+            if dataset.count == 0:
+                dataset.close()
+                raise SceneError(f"{place}: holds no raster band (a container of subdatasets?); name one raster file")
+            return dataset
+    if place.is_remote:
+        raise WorldError(f"{place}: cannot be opened: {faults[0]}; check the address, credentials and network")
+    raise place.unreadable(drivers, faults)
+
+
+def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
+    """Open without rasterio's warning of missing georeferencing, which we answer with a refusal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        dataset: rasterio.DatasetReader = rasterio.open(place.gdal_path, driver=driver)
+    return dataset
+
+
+def _read_fault(place: Location, window: Window, error: Exception) -> DamagedSceneError | WorldError:
+    where = f"rows {window.row_off}..{window.row_off + window.height - 1}, columns {window.col_off}.."
+    where += str(window.col_off + window.width - 1)
+    cause = str(error.__cause__ or error).strip().rstrip(".")
+    if place.is_remote or place.has_vanished:
+        return WorldError(f"{place}: reading {where} failed: {cause}; check the network or disk and run again")
+    return DamagedSceneError(
+        f"{place}: damaged at {where}: {cause}; fetch or write the file again, nothing of it was published"
+    )
