@@ -20,11 +20,12 @@ from pipeline.band_file import BandFile
 from pipeline.catalog_layers import MAGIC, open_layer
 from pipeline.catalog_rows import Row, open_csv, read_list
 from pipeline.catalog_rules import checked_id, locate
+from pipeline.catalog_scene import describe_entry
 from pipeline.catalog_spec import CatalogSpec
 from pipeline.errors import SceneError, ScenemillError, SettingsError
 from pipeline.location import resolve_location, tidy_name
 from pipeline.lonlat import outlined, touches
-from pipeline.scene import ReadingSpec, describe_scene
+from pipeline.scene import ReadingSpec
 
 SUFFIXES = (".tif", ".tiff", ".gtiff")
 """Files of a folder that are taken for scenes; name others by a glob, since they need a driver in the settings."""
@@ -186,7 +187,7 @@ def _selected(candidates: Iterator[_Candidate], spec: CatalogSpec, reading: Read
 
 
 def _footprint(entry: CatalogEntry, reading: ReadingSpec) -> shapely.Geometry:
-    scene = describe_scene(entry.location, replace(reading, resolution_m="native"), scene_id=entry.id)
+    scene = describe_entry(entry, replace(reading, resolution_m="native"))
     return outlined(scene.grid)
 
 

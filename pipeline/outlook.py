@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.catalog import CatalogEntry
+from pipeline.catalog_scene import describe_entry
 from pipeline.config import SegmentSpec
 from pipeline.distribute import cluster
 from pipeline.errors import ScenemillError, SettingsError
 from pipeline.predictor import Prepared
 from pipeline.results import open_results
 from pipeline.run import check_out, check_settings, load_run_models, on_devices
-from pipeline.scene import Scene, describe_scene
+from pipeline.scene import Scene
 from pipeline.segment import find_finished
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _foresee_one(
         return Outlook(entry=entry, verdict="refused", reason=entry.refused)
     card = predictor.card if predictor is not None else None
     try:
-        scene = describe_scene(entry.location, spec.reading, card=card, scene_id=entry.id)
+        scene = describe_entry(entry, spec.reading, card=card)
         if predictor is None or out_dir is None:
             return Outlook(entry=entry, verdict="runs", reason=_facts(scene, fits=card is not None))
         found = find_finished(scene, out_dir, predictor=predictor, spec=spec, client=client)

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 from pipeline.averaging import EnsemblePredictor
 from pipeline.batches import MOST_READERS
 from pipeline.catalog import CatalogEntry
+from pipeline.catalog_scene import describe_entry
 from pipeline.config import SegmentSpec
 from pipeline.devices import kind_of, resolve_devices, share_of
 from pipeline.distant import DistantPredictor
 from pipeline.distribute_devices import device_workers
-from pipeline.errors import SceneError, SettingsError
+from pipeline.errors import SettingsError
 from pipeline.predictor import InferenceSpec, Prepared, load_predictor
 from pipeline.processors import usable_cpus
 from pipeline.report import SceneReport
 from pipeline.results import open_results
 from pipeline.retrying import RunSpec, retry_world_faults
 from pipeline.run_ledger import open_ledger
-from pipeline.scene import describe_scene
 from pipeline.segment import Watch, resolve_settings, segment_scene
 from pipeline.stac_files import write_item
 
@@ -111,9 +111,7 @@ def segment_entry(
     watch: Watch | None = None,
 ) -> SceneReport:
     """Describe and segment one scene of a catalog, with its STAC Item; raises what `segment_scene` raises."""
-    if entry.refused is not None:
-        raise SceneError(entry.refused)
-    scene = describe_scene(entry.location, spec.reading, card=predictor.card, scene_id=entry.id)
+    scene = describe_entry(entry, spec.reading, card=predictor.card)
     report = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
     write_item(open_results(out_dir), report)
     log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.passes)

@@ -40,7 +40,10 @@ class QuarantinedScene:
     since: str
     """When it failed: ISO 8601, UTC."""
     source: Mapping[str, str]
-    """What its bytes are known by: file name -> size and time, of it and its sidecars; or address -> fingerprint."""
+    """What its bytes are known by: file name -> size and time, of it and its sidecars; or address -> fingerprint.
+
+    Of several files the names follow their addresses, and `catalog` is a digest of what the catalog says of them.
+    """
     inputs: str
     """SHA-256 of model, settings and version: with others the scene may fit."""
 
@@ -109,8 +112,8 @@ class Quarantine:
 
     def begin(self, entry: CatalogEntry) -> None:
         """Note what a local scene is now: one that is replaced while it is read has changed, and is tried again."""
-        place = _place_of(entry)
-        if place is not None and not place.is_remote:
+        places = [_place_of(text) for text in _locations(entry)]
+        if all(place is not None and not place.is_remote for place in places):
             self._begun[entry.id] = self._source_facts(entry)
 
     def add(self, entry: CatalogEntry, error: BaseException) -> None:
@@ -144,8 +147,18 @@ class Quarantine:
             self._write({name: scene for name, scene in self._read().items() if name != entry.id})
 
     def _source_facts(self, entry: CatalogEntry) -> dict[str, str]:
-        """What a scene's bytes are known by; of a remote one the header is fetched. Empty: nothing is known."""
-        place = _place_of(entry)
+        """What a scene's bytes are known by; of remote ones the headers are fetched. Empty: nothing is known."""
+        if not entry.files:
+            return self._place_facts(_place_of(entry.location))
+        facts = {
+            f"{text}: {name}": fact
+            for text in _locations(entry)
+            for name, fact in self._place_facts(_place_of(text)).items()
+        }
+        return {"catalog": hashlib.sha256(repr(entry.files).encode()).hexdigest(), **facts} if facts else {}
+
+    def _place_facts(self, place: Location | None) -> dict[str, str]:
+        """What one file is known by."""
         if place is None:
             return {}
         if not place.is_remote:
@@ -174,9 +187,14 @@ class Quarantine:
         self._results.write(QUARANTINE, json.dumps(listed, indent=2) + "\n")
 
 
-def _place_of(entry: CatalogEntry) -> Location | None:
+def _locations(entry: CatalogEntry) -> tuple[str, ...]:
+    """Where the files of a scene lie."""
+    return tuple(file.location for file in entry.files) or (entry.location,)
+
+
+def _place_of(location: str) -> Location | None:
     """None for an address that is not accepted, which the scene will fail with."""
     try:
-        return resolve_location(entry.location)
+        return resolve_location(location)
     except SceneError:
         return None

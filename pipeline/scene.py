@@ -207,7 +207,8 @@ def _own_names(file: BandFile, spec: ReadingSpec) -> dict[str, int]:
     place = resolve_location(file.location)
     with opened(place, spec.drivers) as dataset:
         kinds = ["alpha" if interp.name == "alpha" else "undefined" for interp in dataset.colorinterp]
-        plain = [text or f"{place.stem}_{n}" for n, text in enumerate(dataset.descriptions, start=1)]
+        stems = [f"{place.stem}_{n + 1}" for n in range(dataset.count)] if dataset.count > 1 else [place.stem]
+        plain = [text or stem for text, stem in zip(dataset.descriptions, stems, strict=True)]
     return offered_bands(plain, kinds, explicit=bands_told(file), use_alpha=spec.ignore_alpha)
 
 

@@ -71,7 +71,7 @@ def test_every_block_is_read_exactly_once(
     times = np.zeros((333, 401), int)
     for window in seen:
         times[window.toslices()] += 1
-        rows, cols = scene.block_shape
+        rows, cols = scene.files[0].block_shape
         assert window.row_off % rows == 0
         assert window.col_off % cols == 0
     assert (times == 1).all()

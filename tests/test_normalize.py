@@ -18,7 +18,7 @@ from pipeline.cutting import TileCutter
 from pipeline.grid import RasterGrid
 from pipeline.location import resolve_location
 from pipeline.normalize import InputTransform, input_transform
-from pipeline.scene import Scene
+from pipeline.scene import Scene, SceneFile
 from pipeline.transfer import DirectTransfer
 
 CPU = torch.device("cpu")
@@ -30,12 +30,11 @@ gains = numbers.filter(lambda value: abs(value) > 0.01)
 @pytest.fixture(scope="module")
 def scene() -> Scene:
     """Two bands without tags; nothing of it is read from a file."""
-    return Scene(
-        id="drawn",
+    grid = RasterGrid(crs=CRS.from_epsg(32633), transform=Affine.identity(), height=8, width=8)
+    file = SceneFile(
         location=resolve_location("drawn.tif"),
         driver="GTiff",
-        grid=RasterGrid(crs=CRS.from_epsg(32633), transform=Affine.identity(), height=8, width=8),
-        file_shape=(8, 8),
+        grid=grid,
         block_shape=(8, 8),
         bands=("red", "nir"),
         band_numbers=(1, 2),
@@ -43,19 +42,19 @@ def scene() -> Scene:
         scales=(1.0, 1.0),
         offsets=(0.0, 0.0),
         nodata=(None, None),
-        nodata_when="all_bands",
         alpha_number=None,
         mask="none",
         size_bytes=None,
         modified_ns=None,
     )
+    return Scene(id="drawn", grid=grid, files=(file,), bands=("red", "nir"), dtype="uint8", nodata_when="all_bands")
 
 
 @given(st.lists(gains, min_size=8, max_size=8), st.lists(numbers, min_size=2, max_size=2))
 def test_tags_come_before_the_models_normalisation(scene: Scene, factors: list[float], pixel: list[float]) -> None:
     """`((pixel * scale + offset) * gain + bias)`, band by band."""
     scales, offsets, gain, bias = (np.array(factors[k : k + 2]) for k in range(0, 8, 2))
-    tagged = replace(scene, scales=tuple(scales), offsets=tuple(offsets))
+    tagged = replace(scene, files=(replace(scene.files[0], scales=tuple(scales), offsets=tuple(offsets)),))
     fold = input_transform(tagged, Normalization(gain=tuple(gain), bias=tuple(bias)))
     result = fold.apply(np.array(pixel)[:, None, None], np.ones((1, 1), bool))[:, 0, 0]
     expected = (np.array(pixel) * scales + offsets) * gain + bias

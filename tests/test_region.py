@@ -30,7 +30,8 @@ from pipeline.tiling import Tiling, TilingSpec, plan_tiles
 def test_buffers_of_a_region_fit_the_budget(
     make_scene: MakeScene, bands: int, dtype: str, classes: int, stored: LevelType, tile: int
 ) -> None:
-    scene = replace(describe_scene(make_scene(bands=1, height=8, width=8)), bands=("red",) * bands, dtype=dtype)
+    path = make_scene(bands=1, height=8, width=8, descriptions=["red"])
+    scene = replace(describe_scene(path), bands=("red",) * bands, dtype=dtype)
     card = ModelCard(bands=("red",), classes=tuple(f"class {k}" for k in range(classes)))
     plan = plan_tiles((100_000, 100_000), Tiling(tile_size=tile, overlap=tile // 8))
     width = widest_region(scene, plan, card, MosaicSpec(dtype=stored))

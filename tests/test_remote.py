@@ -58,7 +58,7 @@ def test_the_fingerprint_of_a_remote_scene_follows_its_content(store: Path, make
         make_scene(np.ones((1, height, 300), np.uint8), name=f"store/bucket/{height}.tif", tiled=128)
         address = f"s3://bucket/{height}.tif"
         prints.append(remote_fingerprint(resolve_location(address), ("GTiff",)))
-        assert prints[-1] == describe_scene(address).fingerprint
+        assert prints[-1] == describe_scene(address).files[0].fingerprint
     assert prints[0] != prints[1]
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from pipeline.card import REAL_DTYPES, ModelCard
 from pipeline.errors import DamagedSceneError, SceneError, ScenemillError, SettingsError, WorldError
 from pipeline.scene import ReadingSpec, Scene, SceneReader, describe_scene
 from pipeline.tiling import Tiling, plan_tiles
-from pipeline.validity import valid_pixels
+from pipeline.validity import NodataWhen, present_pixels, sound_pixels
 
 RGB = ModelCard(bands=("red", "green", "blue"), classes=("roof",))
 
@@ -44,6 +44,11 @@ def read_all(scene: Scene) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
 
 def read_path(path: Path, card: ModelCard | None = None, **reading: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     return read_all(describe_scene(path, ReadingSpec(**reading), card=card))
+
+
+def valid_pixels(pixels: NDArray[Any], nodata: Sequence[float | None], when: NodataWhen) -> NDArray[np.bool_]:
+    present, sound = present_pixels(pixels, nodata, when), sound_pixels(pixels)
+    return present if sound is None else present & sound
 
 
 def card_for(*bands: str, **facts: Any) -> ModelCard:
@@ -150,7 +155,7 @@ def test_bands_are_found_by_colour_interpretation(make_scene: MakeScene) -> None
     path = make_scene(bands=3, colorinterp=["blue", "green", "red"], photometric="minisblack", alpha=np.ones((40, 50)))
     scene = describe_scene(path, card=RGB)
     assert scene.band_numbers == (3, 2, 1)
-    assert scene.alpha_number == 4
+    assert scene.files[0].alpha_number == 4
 
 
 def test_an_explicit_mapping_wins_over_what_the_file_says(make_scene: MakeScene) -> None:
@@ -463,7 +468,7 @@ def test_a_vrt_is_opened_only_when_its_driver_is_named(make_scene: MakeScene, tm
     )
     with pytest.raises(SceneError, match=r"is a GDAL virtual raster \(VRT\); allowed drivers are GTiff"):
         describe_scene(path)
-    assert describe_scene(path, ReadingSpec(drivers=("GTiff", "VRT"))).driver == "VRT"
+    assert describe_scene(path, ReadingSpec(drivers=("GTiff", "VRT"))).files[0].driver == "VRT"
 
 
 def test_other_formats_are_named_in_the_refusal(make_scene: MakeScene) -> None:
@@ -577,7 +582,7 @@ def test_a_large_window_is_resampled_in_parts_to_the_same_pixels(
 ) -> None:
     scene = describe_scene(make_scene(height=97, width=120), ReadingSpec(resolution_m=3.3))
     whole, valid = read_all(scene)
-    monkeypatch.setattr("pipeline.scene.MOST_RESAMPLED_PIXELS", 40)
+    monkeypatch.setattr("pipeline.scene_reader.MOST_RESAMPLED_PIXELS", 40)
     pixels, good = read_all(scene)
     np.testing.assert_array_equal(pixels, whole)
     np.testing.assert_array_equal(good, valid)
@@ -683,7 +688,7 @@ def test_new_content_behind_an_address_is_another_scene(make_scene: MakeScene, a
     for name, seed in (("a.tif", 0), ("b.tif", 0), ("c.tif", 1)):
         (tmp_path / name).unlink(missing_ok=True)
         make_scene(name=name, seed=seed, height=200, width=200, tiled=64, compress="deflate")
-    one, same, other = (describe_scene(f"{address}/{name}.tif").fingerprint for name in "abc")
+    one, same, other = (describe_scene(f"{address}/{name}.tif").files[0].fingerprint for name in "abc")
     assert one == same != other
 
 
