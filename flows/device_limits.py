@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from pipeline.devices import environment_for, kind_of, resolve_devices
@@ -72,4 +72,7 @@ def limit_name(device: str, surroundings: Mapping[str, str] = os.environ) -> str
 def _create(name: str) -> None:
     """Make a limit of one slot, unless there is one; an operator may have given it more."""
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+        try:
+            client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))

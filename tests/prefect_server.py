@@ -1,0 +1,193 @@
+"""A Prefect server of its own on loopback, with its worker and a webhook, for tests; every process ends with the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+}
+"""What keeps Prefect from talking to anybody outside."""
+PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
+
+
+@dataclass(kw_only=True)
+class Server:
+    """A server on a port and a database of its own, which can be killed and started again on both."""
+
+    folder: Path
+    """Database, logs and settings."""
+    port: int
+    """Free when it was looked for."""
+    process: subprocess.Popen[bytes] | None = None
+    """The server, None when it is not running."""
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """Workers that were started."""
+    more: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the environment of all processes."""
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            **QUIET,
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_API_URL": self.api,
+            "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            **self.more,
+        }
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers."""
+        command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        self.process = self._spawn(command, "server.log")
+        until(self.is_healthy, 120, "a healthy server")
+
+    def kill(self) -> None:
+        """End the server as a power cut would."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(20)
+
+    def start_worker(self) -> None:
+        """Start a worker of the pool `local-proc`."""
+        self.workers.append(self._spawn([*PREFECT, "worker", "start", "--pool", "local-proc"], "worker.log"))
+
+    def stop(self) -> None:
+        """End every process, gently if it may."""
+        for process in (*self.workers, *filter(None, [self.process])):
+            end(process)
+
+    def is_healthy(self) -> bool:
+        try:
+            return bool(self.ask("GET", "/health"))
+        except OSError:
+            return False
+
+    def call(self, *arguments: str, code: int = 0) -> str:
+        """What a command of Prefect says."""
+        done = subprocess.run(
+            [*PREFECT, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=180
+        )
+        assert done.returncode == code, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def ask(self, method: str, path: str, content: object = None) -> Any:
+        """What the server answers."""
+        body = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(
+            self.api + path, data=body, headers={"Content-Type": "application/json"}, method=method
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read() or "null")
+
+    def begin(self, deployment: str, parameters: Mapping[str, object]) -> str:
+        """The id of a new run of a deployment, `flow/name`."""
+        found = self.ask("GET", f"/deployments/name/{deployment}")
+        run = self.ask("POST", f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+        return str(run["id"])
+
+    def run(self, run_id: str) -> Any:
+        return self.ask("GET", f"/flow_runs/{run_id}")
+
+    def finished(self, run_id: str, seconds: float = 90) -> Any:
+        """A run that has come to its end."""
+        ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        until(lambda: self.run(run_id)["state_type"] in ends, seconds, f"the end of {run_id}")
+        return self.run(run_id)
+
+    def artifacts(self, run_id: str) -> list[Any]:
+        """What a run shows."""
+        filters = {"flow_runs": {"id": {"any_": [run_id]}}}
+        return list(self.ask("POST", "/artifacts/filter", filters))
+
+    def _spawn(self, command: list[str], log: str) -> subprocess.Popen[bytes]:
+        with (self.folder / log).open("ab") as sink:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=self.environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+
+@contextmanager
+def prefect_server(folder: Path, **more: str) -> Iterator[Server]:
+    """Yield a running server."""
+    folder.mkdir(parents=True, exist_ok=True)
+    server = Server(folder=folder, port=free_port(), more=more)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process of its own session, and all its children."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+
+
+def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.2)
+
+
+@contextmanager
+def webhook(status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the address of a webhook, and what it was told."""
+    told: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Tests are quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/hook?token=secret", told
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
