@@ -1,4 +1,4 @@
-"""A Prefect server of its own on loopback, with its worker and a webhook, for tests; every process ends with the test."""
+"""A Prefect server on loopback with its worker, and a webhook, for tests; every process ends with the test."""
 
 from __future__ import annotations
 
@@ -169,9 +169,8 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 @contextmanager
-def webhook(status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield the address of a webhook, and what it was told."""
-    told: list[dict[str, Any]] = []
+def webhook(*, told: list[dict[str, Any]], status: int = 200) -> Iterator[str]:
+    """Yield the address of a webhook that writes down what it is told."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -186,7 +185,7 @@ def webhook(status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     thread = Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/hook?token=secret", told
+        yield f"http://127.0.0.1:{server.server_address[1]}/hook?token=secret"
     finally:
         server.shutdown()
         thread.join()

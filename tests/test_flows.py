@@ -4,50 +4,47 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from conftest import MakeScene
 from models import write_checkpoint, write_damaged
+from prefect_server import QUIET, ROOT, webhook
 
-QUIET = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
-    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
-    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-}
-"""What keeps Prefect from talking to anybody outside."""
 os.environ.update(QUIET)
 
-from prefect.client.orchestration import get_client  # noqa: E402
-from prefect.testing.utilities import prefect_test_harness  # noqa: E402
+from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.concurrency.sync import concurrency
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Failed
+from prefect.testing.utilities import prefect_test_harness
+from prefect.utilities.schema_tools.validation import validate
 
-from flows import segment as flow_room  # noqa: E402
-from flows import tasks as task_room  # noqa: E402
-from flows.segment import ScenesFailedError, segment_catalog  # noqa: E402
-from pipeline.catalog import CatalogEntry  # noqa: E402
-from pipeline.cli import main  # noqa: E402
-from pipeline.config import SegmentSpec  # noqa: E402
-from pipeline.errors import ModelError, SceneError, SettingsError, WorldError  # noqa: E402
-from pipeline.predictor import InferenceSpec  # noqa: E402
-from pipeline.report import SceneReport  # noqa: E402
-from pipeline.retrying import RunSpec  # noqa: E402
-from pipeline.run_ledger import RunLedger  # noqa: E402
-from pipeline.run_quarantine import Quarantine  # noqa: E402
+from flows import artifacts as pages
+from flows import segment as flow_room
+from flows import tasks as task_room
+from flows.device_limits import MACHINE, device_turn
+from flows.hooks import WEBHOOK, tell_end
+from flows.segment import ScenesFailedError, segment_catalog
+from pipeline.catalog import CatalogEntry
+from pipeline.cli import main
+from pipeline.config import SegmentSpec
+from pipeline.errors import ModelError, SceneError, SettingsError, WorldError
+from pipeline.predictor import InferenceSpec
+from pipeline.report import SceneReport
+from pipeline.retrying import RunSpec
+from pipeline.run_ledger import RunLedger
+from pipeline.run_quarantine import Quarantine
 
-ROOT = Path(__file__).parents[1]
 SETTINGS = {"tiling": {"tile_size": 32, "overlap": 8}, "reading": {"threads": 1}, "inference": {"device": "cpu"}}
 
 
@@ -206,6 +203,95 @@ def test_a_cancelled_run_finishes_what_is_in_hand_and_records_it(tmp_path: Path)
     assert [report.status for report in ledger.reports] == ["done", "done", "not run", "not run"]
 
 
+def test_a_webhook_is_told_how_a_run_ended_and_its_address_is_no_ones_business(
+    ephemeral: None,
+    tmp_path: Path,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[dict[str, Any]] = []
+    with webhook(told=told) as address:
+        monkeypatch.setenv(WEBHOOK, address)
+        out, damaged = str(tmp_path / "out"), str(write_damaged(tmp_path / "b.tif"))
+        state = segment_catalog([damaged], model, out, SETTINGS, return_state=True)
+        segment_catalog([damaged], model, out, SETTINGS)
+    assert [(each["flow"], each["state"], each["run"]) for each in told] == [
+        ("segment-catalog", end, f"{damaged} into {out}") for end in ("Failed", "Completed")
+    ]
+    assert told[0]["message"] == state.message
+    assert told[0]["text"] == f"segment-catalog, {damaged} into {out}: Failed. {state.message}"
+    assert "token" not in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["refuses", "is not there", "is a file", "is nonsense"])
+def test_a_webhook_that_fails_changes_no_run(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flow: Flow[Any, Any] = segment_catalog
+    with webhook(told=[], status=500) as address:
+        addresses = {
+            "refuses": address,
+            "is not there": "http://127.0.0.1:1/secret",
+            "is a file": f"file://{tmp_path}/secret",
+            "is nonsense": "http://[secret",
+        }
+        monkeypatch.setenv(WEBHOOK, addresses[fault])
+        tell_end(flow, FlowRun(name="mine", flow_id="00000000-0000-4000-8000-000000000000"), Failed(message="why"))
+    assert f"the webhook of {WEBHOOK}" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_device_serves_one_run_at_a_time_and_one_without_a_server_at_any(
+    ephemeral: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MACHINE, "mill")
+    name = "scenemill-mill-cpu"
+    for _ in range(2):  # a limit is created once, and left alone when it is there
+        with device_turn(("cpu", "cpu")), pytest.raises(TimeoutError), concurrency(name, timeout_seconds=0.1):
+            pass
+    with device_turn("cpu", scheduler="tcp://127.0.0.1:1"), concurrency(name, timeout_seconds=10):
+        pass
+    with concurrency(name), temporary_settings(restore_defaults={PREFECT_API_URL}), device_turn("cpu"):
+        pass
+
+
+def test_a_server_that_goes_away_costs_pictures_and_no_result(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def away(**given: object) -> None:
+        asked.append(str(given.get("key", given.get("artifact_id"))))
+        raise httpx.ConnectError("gone")
+
+    monkeypatch.setattr(pages, "create_table_artifact", away)
+    monkeypatch.setattr(pages, "update_progress_artifact", away)
+    scenes = [str(make_scene(name=f"{name}.tif")) for name in "abc"]
+    assert len(segment_catalog(scenes, model, str(tmp_path / "out"), SETTINGS)) == 3
+    assert len(asked) == 2  # the progress once, though three scenes were settled, and the table
+
+
+def test_long_runs_have_pages_of_bounded_size(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MOST_CARDS", 1)
+    monkeypatch.setattr(pages, "MOST_ROWS", 2)
+    scenes = [str(make_scene(name="a.tif", height=300, width=400)), str(make_scene(name="b.tif"))]
+    scenes += [str(write_damaged(tmp_path / "c.tif"))]
+    state = segment_catalog(scenes, model, str(tmp_path / "out"), SETTINGS, return_state=True)
+    with get_client(sync_client=True) as client:
+        shown = client.request(
+            "POST", "/artifacts/filter", json={"flow_runs": {"id": {"any_": [str(state.state_details.flow_run_id)]}}}
+        ).json()
+    cards = [each for each in shown if each["type"] == "markdown"]
+    (table,) = (each for each in shown if each["type"] == "table")
+    assert len(cards) == 1
+    assert len(cards[0]["data"]) < 40_000
+    assert [row["scene"] for row in json.loads(table["data"])] == ["c", "a"]
+    assert table["description"].endswith("2 done, 1 failed; 1 more in run.json")
+
+
 def test_a_model_that_vanishes_during_a_run_is_no_fault_of_the_scene(tmp_path: Path) -> None:
     entry = CatalogEntry(id="a", location=str(tmp_path / "a.tif"))
     with pytest.raises(WorldError, match=r"no such checkpoint .* it was whole when the run began"):
@@ -268,23 +354,35 @@ def test_a_retrained_model_under_the_same_name_is_loaded_again(tmp_path: Path) -
     assert task_room.load_model(str(path), spec).identity != first.identity
 
 
-def test_every_deployment_names_a_flow_that_is_there_and_parameters_that_it_takes() -> None:
+@pytest.mark.parametrize("file", ["prefect.yaml", "prefect.docker.yaml"])
+def test_every_deployment_names_a_flow_that_is_there_and_parameters_that_it_takes(file: str) -> None:
     import importlib
-    import inspect
 
     from prefect.client.schemas.schedules import CronSchedule
 
-    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert {deployment["name"] for deployment in deployments} >= {"ad-hoc", "nightly"}
+    deployments = yaml.safe_load((ROOT / file).read_text())["deployments"]
+    names = {(deployment["entrypoint"], deployment["name"]) for deployment in deployments}
+    assert len(names) == len(deployments)
+    assert {name for _, name in names} == {"ad-hoc", "nightly"}
     for deployment in deployments:
-        file, _, function = deployment["entrypoint"].partition(":")
-        assert (ROOT / file).is_file()
-        named = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
-        assert set(deployment["parameters"]) <= set(inspect.signature(named.fn).parameters)
+        room, _, function = deployment["entrypoint"].partition(":")
+        assert (ROOT / room).is_file()
+        named = getattr(importlib.import_module(room.removesuffix(".py").replace("/", ".")), function)
+        assert validate(deployment["parameters"], named.parameters.model_dump(), ignore_required=True) == []
+        assert deployment["description"]
+        assert "scenemill" in deployment["tags"]
         for schedule in deployment["schedules"]:
             CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
     nightly = next(deployment for deployment in deployments if deployment["name"] == "nightly")
     assert nightly["schedules"][0]["active"]
+    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+
+
+def test_the_image_is_made_of_files_that_are_there() -> None:
+    lines = [line.split() for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("COPY ")]
+    sources = [word for line in lines if "--from" not in line[1] for word in line[1:-1] if not word.startswith("--")]
+    assert {"flows", "pipeline", "prefect.yaml"} <= set(sources)
+    assert [source for source in sources if not (ROOT / source).exists()] == []
 
 
 def test_the_ad_hoc_entry_gives_the_same_files_as_the_command(
@@ -342,77 +440,3 @@ def test_the_ad_hoc_entry_refuses_wrong_settings_before_prefect_starts(capsys: p
     code = flow_room.app(arguments, result_action="return_value")
     assert code == 2
     assert "did you mean tiling.tile_size?" in capsys.readouterr().err
-
-
-# Against a real server
-
-
-@contextmanager
-def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of its own session, killed with all its children afterwards."""
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(20)
-
-
-def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        time.sleep(0.5)
-
-
-def healthy(api: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{api}/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-@pytest.mark.slow
-def test_deployments_run_on_a_server_with_a_worker(make_scene: MakeScene, tmp_path: Path, model: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    api = f"http://127.0.0.1:{port}/api"
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": api,
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
-    }
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-
-    def call(*arguments: str) -> str:
-        done = subprocess.run(
-            [*prefect, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
-        )
-        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    server = [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with running(server, environment, tmp_path / "server.log"):
-        until(lambda: healthy(api), 120, "a healthy server")
-        call("work-pool", "create", "local-proc", "--type", "process")
-        call("deploy", "--all")
-        nightly = call("deployment", "inspect", "segment-catalog/nightly")
-        assert "0 2 * * *" in nightly
-        scene = make_scene(name="town.tif")
-        parameters = {"scenes": [str(scene)], "model": model, "out": str(tmp_path / "out"), "settings": SETTINGS}
-        with running([*prefect, "worker", "start", "--pool", "local-proc"], environment, tmp_path / "worker.log"):
-            told = call("deployment", "run", "segment-catalog/ad-hoc", "--params", json.dumps(parameters), "--watch")
-    assert "Completed" in told
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["counts"]["done"] == 1
-    assert not healthy(api)

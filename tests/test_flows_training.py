@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from labelled import SMALL, Town
-from test_flows import QUIET
+from prefect_server import QUIET
 
 os.environ.update(QUIET)
 
