@@ -1,4 +1,4 @@
-"""Many scenes from few words: paths, globs, folders, addresses, lists and tables become a stream of named scenes.
+"""Many scenes from few words: paths, globs, folders, addresses, lists, tables and STAC become a stream of named scenes.
 
 A row of a list or table can name a file of the table's own folder by a relative path, and anything else only by an
 absolute path or an address that is written out. What is wrong with a row refuses that row and nothing else.
@@ -14,23 +14,29 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import shapely
-
 from pipeline.band_file import BandFile
+from pipeline.catalog_geoparquet import column_names, is_item_table, read_item_table
+from pipeline.catalog_items import ItemRules
 from pipeline.catalog_layers import MAGIC, open_layer
 from pipeline.catalog_rows import Row, open_csv, read_list
 from pipeline.catalog_rules import checked_id, locate
 from pipeline.catalog_scene import describe_entry
 from pipeline.catalog_spec import CatalogSpec
+from pipeline.catalog_stac import STAC, is_stac, open_stac
+from pipeline.dates import parse_date
 from pipeline.errors import SceneError, ScenemillError, SettingsError
 from pipeline.location import resolve_location, tidy_name
 from pipeline.lonlat import outlined, touches
-from pipeline.scene import ReadingSpec
+from pipeline.scene import ReadingSpec, Scene
 
 SUFFIXES = (".tif", ".tiff", ".gtiff")
 """Files of a folder that are taken for scenes; name others by a glob, since they need a driver in the settings."""
-INDEX_SUFFIXES = (".txt", ".csv", *MAGIC)
+DOCUMENT_SUFFIX = ".json"
+"""Files that are STAC documents; those of a glob are each read."""
+INDEX_SUFFIXES = (".txt", ".csv", DOCUMENT_SUFFIX, *MAGIC)
 """Files that list scenes instead of being one."""
+PARQUET = (".parquet", ".geoparquet")
+"""Tables of paths, or of STAC Items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,24 +72,30 @@ def read_catalog(
 ) -> Iterator[CatalogEntry]:
     """Yield the scenes of sources one by one, each once: first those of `list_scenes`, then those of lists and tables.
 
-    Lists are `.txt`, tables `.csv`, `.gpkg`, `.geojson`, `.parquet` and `.geoparquet`; they are read as far as
-    scenes are asked for, and only after each has been found readable. A scene of theirs is called by its id, or by its
-    file stem; the second of two equal ids is refused.
+    Lists are `.txt`, tables `.csv`, `.gpkg`, `.geojson`, `.parquet` and `.geoparquet`, STAC `.json`, tables of Items,
+    and what `stac+` stands before; they are read as far as scenes are asked for, and only after each has been found
+    readable. A scene of theirs is called by its id, or by its file stem; the second of two equal ids is refused.
 
     Args:
-        sources: files, folders, globs, addresses, lists and tables.
-        spec: columns and selections.
-        reading: how scenes are opened to see where they lie; used with `bbox` where no footprint says it.
+        sources: files, folders, globs, addresses, lists, tables and STAC.
+        spec: columns, assets and selections.
+        reading: how scenes are opened: which kinds of files count, and to see where a scene lies and when it was taken
+            where only the scene itself says it.
 
     Raises:
         SettingsError: at once, when a source matches nothing, cannot be read, or lacks a column.
+        WorldError: at once, when disk, network or server failed.
     """
-    spec = spec or CatalogSpec()
+    spec, reading = spec or CatalogSpec(), reading or ReadingSpec()
     indexes = [str(source) for source in sources if _is_index(str(source))]
     plain = [source for source in sources if str(source) not in indexes]
     named = list_scenes(plain) if plain or not indexes else ()
-    opened = [(Path(index).expanduser(), _open_index(index, spec)) for index in dict.fromkeys(indexes)]
-    return islice(_selected(_candidates(named, opened), spec, reading or ReadingSpec()), spec.limit)
+    rules = ItemRules(spec=spec, drivers=reading.drivers)
+    opened = [
+        (Path(index).expanduser().parent, _open_index(index, rules))
+        for index in dict.fromkeys(index for source in indexes for index in _index_files(source))
+    ]
+    return islice(_selected(_candidates(named, opened), spec, reading), spec.limit)
 
 
 def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
@@ -115,17 +127,30 @@ def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
 
 
 def _is_index(source: str) -> bool:
+    if source.startswith(STAC):
+        return True
     if "://" in source:
         return urlsplit(source).path.lower().endswith(INDEX_SUFFIXES)
     path = Path(source).expanduser()
     named = path.is_file() or not (glob.has_magic(source) or path.is_dir())
-    return named and path.name.lower().endswith(INDEX_SUFFIXES)
+    return path.name.lower().endswith(INDEX_SUFFIXES if named else DOCUMENT_SUFFIX)
 
 
-def _open_index(source: str, spec: CatalogSpec) -> Iterator[Row]:
-    index = Path(source).expanduser()
+def _index_files(source: str) -> list[str]:
+    """The source, or the STAC documents of a glob."""
+    is_glob = "://" not in source and glob.has_magic(source) and not Path(source).expanduser().is_file()
+    return _expand(source) if is_glob else [source]
+
+
+def _open_index(source: str, rules: ItemRules) -> Iterator[Row]:
+    if is_stac(source):
+        return open_stac(source, rules)
+    spec, index = rules.spec, Path(source).expanduser()
     if "://" in source:
-        raise SettingsError(f"{source}: lists of scenes are read from local files only; fetch it first")
+        raise SettingsError(
+            f"{source}: lists and tables of scenes are read from local files only; fetch it first. STAC is read from "
+            f"addresses, and where the suffix does not say so, as stac+{source}"
+        )
     try:
         index.open("rb").close()
     except OSError as error:
@@ -133,7 +158,11 @@ def _open_index(source: str, spec: CatalogSpec) -> Iterator[Row]:
     kind = index.suffix.lower()
     if kind == ".txt":
         return read_list(index)
-    return open_csv(index, spec) if kind == ".csv" else open_layer(index, spec)
+    if kind == ".csv":
+        return open_csv(index, spec)
+    if kind in PARQUET and is_item_table(column_names(index), spec):
+        return read_item_table(index, rules)
+    return open_layer(index, spec)
 
 
 def _candidates(named: Sequence[CatalogEntry], indexes: Sequence[tuple[Path, Iterator[Row]]]) -> Iterator[_Candidate]:
@@ -141,9 +170,9 @@ def _candidates(named: Sequence[CatalogEntry], indexes: Sequence[tuple[Path, Ite
     yield from (_Candidate(entry=entry) for entry in named)
     places = {resolve_location(entry.location).gdal_path for entry in named}
     ids = {entry.id.lower() for entry in named}
-    for index, rows in indexes:
+    for folder, rows in indexes:
         for row in rows:
-            entry = _entry_of(row, index.parent, places, ids)
+            entry = _entry_of(row, folder, places, ids)
             if entry is not None:
                 yield _Candidate(entry=entry, row=row)
 
@@ -151,19 +180,20 @@ def _candidates(named: Sequence[CatalogEntry], indexes: Sequence[tuple[Path, Ite
 def _entry_of(row: Row, folder: Path, places: set[str], ids: set[str]) -> CatalogEntry | None:
     """The scene of a row, refused where the row is at fault, None where it was listed before.
 
-    Its GDAL path and its id are added to `places` and `ids`.
+    What its files are and its id are added to `places` and `ids`.
     """
     try:
         location = locate(row, folder)
         place = resolve_location(location)
-        if place.gdal_path in places:
+        what = " ".join(resolve_location(file.location).gdal_path for file in row.files) or place.gdal_path
+        if what in places:
             return None
         name = checked_id(row.id or place.stem, ids)
     except SceneError as error:
         return CatalogEntry(id=row.place, location=_printable(row.path), refused=str(error))
-    places.add(place.gdal_path)
+    places.add(what)
     ids.add(name.lower())
-    return CatalogEntry(id=name, location=location)
+    return CatalogEntry(id=name, location=location, files=row.files, acquired=parse_date(row.date), source=row.source)
 
 
 def _printable(text: str) -> str:
@@ -172,23 +202,49 @@ def _printable(text: str) -> str:
 
 
 def _selected(candidates: Iterator[_Candidate], spec: CatalogSpec, reading: ReadingSpec) -> Iterator[CatalogEntry]:
-    """The scenes that touch the bounding box, and those that cannot be placed, with the reason."""
+    """The scenes that were taken in time and touch the bounding box; those of which nobody knows, with the reason."""
     for candidate in candidates:
-        entry, row = candidate.entry, candidate.row
-        if spec.bbox is None or entry.refused is not None:
-            yield entry
-            continue
+        entry = candidate.entry
         try:
-            drawn = row.footprint if row is not None else None
-            if touches(drawn if drawn is not None else _footprint(entry, reading), spec.bbox):
+            if _is_in_time(candidate, spec, reading) and _is_in_box(candidate, spec, reading):
                 yield entry
         except ScenemillError as error:
             yield replace(entry, refused=str(error))
 
 
-def _footprint(entry: CatalogEntry, reading: ReadingSpec) -> shapely.Geometry:
-    scene = describe_entry(entry, replace(reading, resolution_m="native"))
-    return outlined(scene.grid)
+def _is_in_time(candidate: _Candidate, spec: CatalogSpec, reading: ReadingSpec) -> bool:
+    """Whether a scene was taken between `since` and `until`, by its catalog, else by its own tag.
+
+    Raises:
+        SceneError: neither says when.
+    """
+    entry, row = candidate.entry, candidate.row
+    if spec.since is None and spec.until is None:
+        return True
+    date = entry.acquired if row is None else parse_date(row.date)
+    if date is None and entry.refused is None:
+        date = _described(entry, reading).acquired
+    if date is None and entry.refused is None:
+        raise SceneError(
+            f"{entry.location}: nothing says when it was taken, which catalog.since and catalog.until ask for; "
+            "say it in a column called datetime, or leave them out"
+        )
+    return date is None or (spec.first or date) <= date <= (spec.last or date)
+
+
+def _is_in_box(candidate: _Candidate, spec: CatalogSpec, reading: ReadingSpec) -> bool:
+    """Whether a scene touches the bounding box, by its footprint, else by its grid; raises where it has none."""
+    entry, row = candidate.entry, candidate.row
+    if spec.bbox is None:
+        return True
+    drawn = row.footprint if row is not None else None
+    if drawn is None and entry.refused is not None:
+        return True
+    return touches(drawn if drawn is not None else outlined(_described(entry, reading).grid), spec.bbox)
+
+
+def _described(entry: CatalogEntry, reading: ReadingSpec) -> Scene:
+    return describe_entry(entry, replace(reading, resolution_m="native"))
 
 
 def _gdal_path(place: str) -> str:

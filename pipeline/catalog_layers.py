@@ -30,7 +30,7 @@ def open_layer(index: Path, spec: CatalogSpec) -> Iterator[Row]:
     Raises:
         SettingsError: the file is not what its suffix says, or lacks a column.
     """
-    _check_magic(index)
+    check_magic(index)
     wants_footprints = spec.bbox is not None
     try:
         if index.suffix.lower() in (".parquet", ".geoparquet"):
@@ -38,10 +38,11 @@ def open_layer(index: Path, spec: CatalogSpec) -> Iterator[Row]:
         layer, columns = _choose_layer(index, spec)
     except (OSError, RuntimeError, ValueError) as error:
         raise SettingsError(f"{index}: cannot be read as an index of scenes: {error}; check the file") from error
-    return _streamed(index, _layer_rows(index, layer, columns, wants_footprints))
+    return streamed(index, _layer_rows(index, layer, columns, wants_footprints))
 
 
-def _check_magic(index: Path) -> None:
+def check_magic(index: Path) -> None:
+    """Raise SettingsError when a file does not begin as its suffix says."""
     wanted = MAGIC[index.suffix.lower()]
     with index.open("rb") as file:
         head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -49,7 +50,7 @@ def _check_magic(index: Path) -> None:
         raise SettingsError(f"{index}: does not begin like a {index.suffix} file; write it again, or rename it")
 
 
-def _streamed(index: Path, rows: Iterator[Row]) -> Iterator[Row]:
+def streamed(index: Path, rows: Iterator[Row]) -> Iterator[Row]:
     """The rows up to a fault of the file, which is the last one."""
     try:
         yield from rows
@@ -82,6 +83,8 @@ def _layer_rows(index: Path, layer: str, columns: Columns, wants_footprints: boo
     import pyogrio
 
     given: dict[str, Any] = {"layer": layer, "columns": columns.names, "read_geometry": wants_footprints}
+    if index.suffix.lower() == ".geojson":
+        given["DATE_AS_STRING"] = "YES"  # GDAL loses the zones of a column that has several
     with pyogrio.open_arrow(index, batch_size=ROWS_AT_ONCE, use_pyarrow=True, **given) as (meta, batches):
         geometry = (meta["geometry_name"] or "wkb_geometry") if wants_footprints else None
         yield from _rows(index, batches, columns, geometry, meta["crs"])
@@ -94,7 +97,7 @@ def _open_parquet(index: Path, spec: CatalogSpec, wants_footprints: bool) -> Ite
         schema = file.schema_arrow
     columns = choose_columns(schema.names, spec, index)
     geometry, crs = _parquet_geometry(schema) if wants_footprints else (None, None)
-    return _streamed(index, _parquet_rows(index, columns, geometry, crs))
+    return streamed(index, _parquet_rows(index, columns, geometry, crs))
 
 
 def _parquet_geometry(schema: pyarrow.Schema) -> tuple[str | None, str | None]:
@@ -121,18 +124,19 @@ def _rows(
 ) -> Iterator[Row]:
     number = 0
     for batch in batches:
-        paths = _texts(batch.column(columns.path))
-        ids = _texts(batch.column(columns.id)) if columns.id is not None else [""] * len(paths)
+        texts = [_texts(batch, column) for column in (columns.path, columns.id, columns.date)]
         drawn = _footprints(batch, geometry, crs)
-        for path, name, footprint in zip(paths, ids, drawn, strict=True):
+        for path, name, date, footprint in zip(*texts, drawn, strict=True):
             number += 1
-            yield Row(place=f"{index}, row {number}", path=path, id=name, footprint=footprint)
+            yield Row(place=f"{index}, row {number}", path=path, id=name, date=date, footprint=footprint)
 
 
-def _texts(column: pyarrow.Array) -> list[str]:
-    """Each value as text: nothing for null, U+FFFD for what is no UTF-8."""
+def _texts(batch: pyarrow.RecordBatch, column: str | None) -> list[str]:
+    """Each value as text: nothing for null or where there is no column, U+FFFD for what is no UTF-8."""
+    if column is None:
+        return [""] * batch.num_rows
     texts = []
-    for value in column:
+    for value in batch.column(column):
         try:
             plain = value.as_py()
         except UnicodeDecodeError:
@@ -145,10 +149,10 @@ def _footprints(batch: pyarrow.RecordBatch, geometry: str | None, crs: str | Non
     if geometry is None or crs is None:
         return [None] * batch.num_rows
     drawn = shapely.from_wkb(batch.column(geometry).to_numpy(zero_copy_only=False), on_invalid="ignore")
-    return [_footprint(each, crs) for each in drawn]
+    return [usable_footprint(each, crs) for each in drawn]
 
 
-def _footprint(drawn: shapely.Geometry | None, crs: str) -> shapely.Geometry | None:
+def usable_footprint(drawn: shapely.Geometry | None, crs: str) -> shapely.Geometry | None:
     """Where a scene lies, None where nothing of use is drawn."""
     if drawn is None or drawn.is_empty or not np.isfinite(shapely.get_coordinates(drawn)).all():
         return None

@@ -10,6 +10,7 @@ from typing import TextIO
 
 import shapely
 
+from pipeline.band_file import BandFile
 from pipeline.catalog_spec import CatalogSpec
 from pipeline.errors import SettingsError
 
@@ -17,13 +18,15 @@ PATH_COLUMNS = ("path", "location", "href")
 """Columns that are taken for paths when the settings name none."""
 ID_COLUMN = "id"
 """The column that is taken for ids when the settings name none."""
+DATE_COLUMNS = ("datetime", "date")
+"""Columns that are taken for dates when the settings name none; the first that there is."""
 DELIMITERS = ",;\t"
 """What may stand between the columns of a CSV file; the most frequent one of its first line does."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one row of an index says, as it is written."""
+    """What one row of an index says, as it is written, or a STAC Item."""
 
     place: str
     """The file and the row in it, for messages."""
@@ -33,6 +36,12 @@ class Row:
     """Name of the scene; empty: it is named after its file."""
     footprint: shapely.Geometry | None = None
     """Where the scene lies, in longitudes and latitudes; None when the index does not say."""
+    date: str = ""
+    """When the scene was taken; empty when the index does not say."""
+    files: tuple[BandFile, ...] = ()
+    """The raster files of its bands, where they are told one by one; `path` is then the first of them."""
+    source: str | None = None
+    """Where the STAC Item lies that the row is made of."""
     fault: str = ""
     """Why the row cannot be used; empty when it can."""
 
@@ -45,11 +54,13 @@ class Columns:
     """The one with paths or addresses."""
     id: str | None
     """The one with ids, None where scenes are named after their files."""
+    date: str | None = None
+    """The one that says when scenes were taken, None where there is none."""
 
     @property
     def names(self) -> list[str]:
-        """Both, or the one that there is."""
-        return [self.path] if self.id is None else [self.path, self.id]
+        """Those that there are, each once."""
+        return list(dict.fromkeys(name for name in (self.path, self.id, self.date) if name is not None))
 
 
 def choose_columns(names: Sequence[str], spec: CatalogSpec, index: Path) -> Columns:
@@ -58,7 +69,8 @@ def choose_columns(names: Sequence[str], spec: CatalogSpec, index: Path) -> Colu
     Raises:
         SettingsError: a column that the settings name is missing, or none or several could hold the paths.
     """
-    for wanted, key in ((spec.path_column, "path_column"), (spec.id_column, "id_column")):
+    asked = {"path_column": spec.path_column, "id_column": spec.id_column, "date_column": spec.date_column}
+    for key, wanted in asked.items():
         if wanted is not None and names.count(wanted) != 1:
             said = "more than one column" if wanted in names else "no column"
             raise SettingsError(
@@ -70,8 +82,17 @@ def choose_columns(names: Sequence[str], spec: CatalogSpec, index: Path) -> Colu
         raise SettingsError(
             f"{index}: {said}; say which one does with catalog.path_column, its columns are {', '.join(names)}"
         )
-    ids = [name for name in names if name.lower() == ID_COLUMN]
-    return Columns(path=spec.path_column or found[0], id=spec.id_column or (ids[0] if len(ids) == 1 else None))
+    return Columns(
+        path=spec.path_column or found[0],
+        id=spec.id_column or _only(names, ID_COLUMN),
+        date=spec.date_column or next(filter(None, (_only(names, usual) for usual in DATE_COLUMNS)), None),
+    )
+
+
+def _only(names: Sequence[str], usual: str) -> str | None:
+    """The one column of a usual name, None where none or several have it."""
+    found = [name for name in names if name.lower() == usual]
+    return found[0] if len(found) == 1 else None
 
 
 def read_list(index: Path) -> Iterator[Row]:
@@ -99,13 +120,13 @@ def open_csv(index: Path, spec: CatalogSpec) -> Iterator[Row]:
     return _csv_rows(index, names, choose_columns(names, spec, index), delimiter)
 
 
-def cut_short(index: Path, error: BaseException) -> Row:
+def cut_short(index: Path | str, error: object) -> Row:
     """The last row of an index that ends in a fault: scenes may be missing, and this one says so."""
     return Row(place=str(index), fault=f"cannot be read to its end ({error}); what follows is missing, mend the file")
 
 
 def _csv_rows(index: Path, names: Sequence[str], columns: Columns, delimiter: str) -> Iterator[Row]:
-    path_at, id_at = names.index(columns.path), None if columns.id is None else names.index(columns.id)
+    at = {name: names.index(name) for name in columns.names}
     try:
         with _open(index) as file:
             for place, cells in _records(index, file, delimiter):
@@ -114,9 +135,11 @@ def _csv_rows(index: Path, names: Sequence[str], columns: Columns, delimiter: st
                 elif len(cells) != len(names):
                     yield Row(place=place, fault=f"has {len(cells)} columns, the first line {len(names)}; correct it")
                 else:
-                    yield Row(
-                        place=place, path=cells[path_at].strip(), id="" if id_at is None else cells[id_at].strip()
+                    path, name, date = (
+                        "" if column is None else cells[at[column]].strip()
+                        for column in (columns.path, columns.id, columns.date)
                     )
+                    yield Row(place=place, path=path, id=name, date=date)
     except OSError as error:
         yield cut_short(index, error)
 

@@ -1,30 +1,60 @@
-"""What can be set about catalogs: which columns of an index count, and which of its scenes are wanted."""
+"""What can be set about catalogs: which columns and assets count, and which scenes are wanted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.dates import parse_date
 from pipeline.errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogSpec:
-    """How lists and tables of scenes are read, and which scenes of them run."""
+    """How lists, tables and STAC catalogs of scenes are read, and which scenes of them run."""
 
     path_column: str | None = None
     """Column of an index that holds paths or addresses; None: `path`, `location` or `href`, whichever is there."""
     id_column: str | None = None
     """Column that names the scenes; None: `id` if there is one, else scenes are named after their files."""
+    date_column: str | None = None
+    """Column that says when scenes were taken; None: `datetime` or `date`, if there is one."""
+    assets: tuple[str, ...] = ()
+    """Keys of the assets of STAC Items that hold the bands, the preferred first; none: found by media type and role."""
+    cloud_cover: float | None = None
+    """Only STAC Items with at most so many percent of clouds; None: all."""
+    since: str | None = None
+    """Only scenes that were taken then or later, `YYYY-MM-DD` or with a time (UTC, or with its zone); None: all."""
+    until: str | None = None
+    """Only scenes that were taken then or earlier; a date alone means its end; None: all."""
     bbox: tuple[float, float, float, float] | None = None
     """`(left, bottom, right, top)` in degrees (EPSG:4326); only scenes that touch it run. None: all."""
     limit: int | None = None
     """Only so many scenes run, the first ones; None: all."""
 
     def __post_init__(self) -> None:
+        for key, text in (("since", self.since), ("until", self.until)):
+            if text is not None and parse_date(text) is None:
+                raise SettingsError(f"{key} must be a date, e.g. 2026-05-01 or 2026-05-01T12:00:00Z, not {text!r}")
+        if self.first is not None and self.last is not None and self.first > self.last:
+            raise SettingsError(f"since must not be later than until, but {self.since} is later than {self.until}")
+        if self.cloud_cover is not None and not 0 <= self.cloud_cover <= 100:
+            raise SettingsError(f"cloud_cover must be 0 to 100 percent, not {self.cloud_cover:g}")
+        if len(set(self.assets)) < len(self.assets):
+            raise SettingsError(f"assets must name each asset once, not {', '.join(self.assets)}")
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit must be at least 1, not {self.limit}")
         if self.bbox is not None:
             _check_bbox(*self.bbox)
+
+    @property
+    def first(self) -> str | None:
+        """The first second that counts, in UTC."""
+        return parse_date(self.since)
+
+    @property
+    def last(self) -> str | None:
+        """The last second that counts, in UTC."""
+        return parse_date(self.until, end=True)
 
 
 def _check_bbox(left: float, bottom: float, right: float, top: float) -> None:

@@ -28,13 +28,18 @@ if TYPE_CHECKING:
     from pipeline.report import SceneReport
 
 Sources = Annotated[
-    str, Parameter(help="Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), s3:// and https:// addresses.")
+    str,
+    Parameter(
+        help="Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), STAC (.json, stac+), s3:// and https://."
+    ),
 ]
 Limit = Annotated[int | None, Parameter(help="Only so many scenes, the first ones.")]
 Bbox = Annotated[
     str | None,
     Parameter(help="Only scenes that touch left,bottom,right,top in degrees.", allow_leading_hyphen=True),
 ]
+
+Since = Annotated[str | None, Parameter(help="Only scenes taken on this day or later, e.g. 2026-05-01.")]
 
 
 def segment(
@@ -49,6 +54,7 @@ def segment(
     retry_quarantined: Annotated[bool, Parameter(negative="", help="Try scenes in quarantine again.")] = False,
     limit: Limit = None,
     bbox: Bbox = None,
+    since: Since = None,
 ) -> int:
     """Segment scenes: probability mosaic, mask, polygons, preview and report for each."""
     from pipeline.catalog import read_catalog
@@ -65,7 +71,7 @@ def segment(
         "run.max_failures": max_failures,
         "run.retry_quarantined": retry_quarantined or None,
     }
-    spec = load_settings(SegmentSpec, config, [*overrides, *shortcuts(given), *_selection(limit, bbox)])
+    spec = load_settings(SegmentSpec, config, [*overrides, *shortcuts(given), *_selection(limit, bbox, since)])
     entries = [*read_catalog(scenes, spec.catalog, spec.reading)]
     predictor = load_run_models(model, spec)
     reports: list[SceneReport] = []
@@ -102,13 +108,16 @@ def catalog(
     crs: Crs = None,
     limit: Limit = None,
     bbox: Bbox = None,
+    since: Since = None,
 ) -> int:
     """List the scenes that a run would process, one by one, and why, or why not; processes nothing."""
     from pipeline.catalog import read_catalog
     from pipeline.config import SegmentSpec, load_settings
     from pipeline.outlook import foresee
 
-    spec = load_settings(SegmentSpec, config, [*overrides, *shortcuts({"reading.crs": crs}), *_selection(limit, bbox)])
+    spec = load_settings(
+        SegmentSpec, config, [*overrides, *shortcuts({"reading.crs": crs}), *_selection(limit, bbox, since)]
+    )
     entries = read_catalog(scenes, spec.catalog, spec.reading)
     output = Console()
     counts = {"runs": 0, "done": 0, "refused": 0}
@@ -120,10 +129,12 @@ def catalog(
     return EXIT_SOME_FAILED if counts["refused"] else EXIT_DONE
 
 
-def _selection(limit: int | None, bbox: str | None) -> list[str]:
+def _selection(limit: int | None, bbox: str | None, since: str | None) -> list[str]:
     if bbox is not None and bbox.count(",") != 3:
         raise SettingsError(f"--bbox {bbox}: must be left,bottom,right,top in degrees, e.g. --bbox 85.2,27.6,85.5,27.8")
-    return shortcuts({"catalog.limit": limit, "catalog.bbox": None if bbox is None else f"[{bbox}]"})
+    return shortcuts(
+        {"catalog.limit": limit, "catalog.bbox": None if bbox is None else f"[{bbox}]", "catalog.since": since}
+    )
 
 
 def _show_report(report: SceneReport) -> None:

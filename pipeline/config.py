@@ -174,8 +174,19 @@ def _read_yaml(file: Path) -> dict[str, object]:
     return values
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, which would let the second of two equal keys win silently."""
+class _PlainYaml(yaml.SafeLoader):
+    """YAML's safe loader without dates: they stay as they are written."""
+
+
+def _as_written(loader: _PlainYaml, node: yaml.ScalarNode) -> str:
+    return loader.construct_scalar(node)
+
+
+_PlainYaml.add_constructor("tag:yaml.org,2002:timestamp", _as_written)
+
+
+class _UniqueKeys(_PlainYaml):
+    """Says so where a key is there twice, of which the second would win silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.value != "<<"]
@@ -190,7 +201,7 @@ def _parse_override(override: str) -> tuple[list[str], object]:
     if not equals or not path:
         raise SettingsError(f"--set {override}: must read section.key=value, e.g. --set tiling.tile_size=256")
     try:
-        return path.split("."), yaml.safe_load(text)
+        return path.split("."), yaml.load(text, _PlainYaml)
     except yaml.YAMLError as error:
         raise SettingsError(f"--set {override}: the value is no valid YAML: {' '.join(str(error).split())}") from error
 

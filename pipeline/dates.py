@@ -1,12 +1,16 @@
-"""When a scene was taken, as far as its file tells."""
+"""When a scene was taken, as far as its file or its catalog tells."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
 NANOSECONDS = 1_000_000_000
+
+WRITTEN_DATE = re.compile(r"[1-9]\d{3}-\d{2}-\d{2}")
+"""How dates in settings and catalogs begin; bare numbers could mean anything."""
 
 DateOf = Literal["scene", "file", "processing"]
 """What a date tells: when the scene was taken, when its file last changed, or when it was processed."""
@@ -33,6 +37,27 @@ def parse_tiff_date(text: str | None) -> str | None:
     except ValueError:
         return None
     return _iso(taken)
+
+
+def parse_date(text: str | None, *, end: bool = False) -> str | None:
+    """A date, or a date and time, as ISO 8601 in UTC and whole seconds; without a zone it is taken for UTC.
+
+    A date alone means its first second, or with `end` its last.
+
+    >>> parse_date("2024-06-01"), parse_date("2024-06-01 12:00:00.5+02:00"), parse_date("June")
+    ('2024-06-01T00:00:00Z', '2024-06-01T10:00:00Z', None)
+    >>> parse_date("2024-06-01", end=True)
+    '2024-06-01T23:59:59Z'
+    """
+    text = (text or "").strip()
+    if not WRITTEN_DATE.match(text):
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return _iso(moment.replace(hour=23, minute=59, second=59) if end and len(text) == len("2024-06-01") else moment)
+    except (ValueError, OverflowError):
+        return None
 
 
 def resolve_date(acquired: str | None, modified_ns: int | None, *, now: datetime) -> SceneDate:

@@ -80,6 +80,8 @@ class SceneReport:
     """The best date that is known of the scene, ISO 8601 in UTC."""
     date_of: DateOf = "processing"
     """What `date` tells: when the scene was taken, when its file last changed, or when it was processed."""
+    source: str | None = None
+    """Where the STAC Item lies that the scene comes from; None when it comes from elsewhere."""
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> SceneReport:

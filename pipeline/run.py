@@ -112,7 +112,8 @@ def segment_entry(
 ) -> SceneReport:
     """Describe and segment one scene of a catalog, with its STAC Item; raises what `segment_scene` raises."""
     scene = describe_entry(entry, spec.reading, card=predictor.card)
-    report = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
+    made = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
+    report = replace(made, source=entry.source)
     write_item(open_results(out_dir), report)
     log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.passes)
     return report

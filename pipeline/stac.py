@@ -54,6 +54,7 @@ class AssetKind:
     """What it is for, in the words of the STAC best practices."""
 
 
+GEOJSON = "application/geo+json"
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 ASSETS: Mapping[str, AssetKind] = {
     "probability": AssetKind(title="Probability of each class", media_type=COG, roles=("data", "probability")),
@@ -95,7 +96,7 @@ def item_of(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> 
         "properties": _properties(report, grid),
         "links": [
             *(_link(rel, f"../{COLLECTION}") for rel in ("root", "parent", "collection")),
-            {"rel": "derived_from", "href": _address(report.location), "title": "The scene"},
+            _origin(report),
         ],
         "assets": _assets(report, grid, sizes),
     }
@@ -126,7 +127,7 @@ def collection_of(results: Sequence[Described]) -> Json:
         **model_fields(models),
         "links": [
             _link("root", f"./{COLLECTION}"),
-            *({**_link("item", f"./{item['id']}/{ITEM}"), "type": "application/geo+json"} for item in items),
+            *({**_link("item", f"./{item['id']}/{ITEM}"), "type": GEOJSON} for item in items),
         ],
     }
 
@@ -210,6 +211,13 @@ def _mask_bands(card: ModelCard, grid: RasterGrid) -> Json:
     classes = [class_record(value, name) for value, name in names.items()]
     nodata = {**class_record(255, "nodata"), "nodata": True}
     return {"bands": [{"name": "class"}], "raster:bands": [band], "classification:classes": [*classes, nodata]}
+
+
+def _origin(report: SceneReport) -> Json:
+    """The link to what the scene was: the STAC Item that it comes from, or else the scene itself."""
+    if report.source is None:
+        return {"rel": "derived_from", "href": _address(report.location), "title": "The scene"}
+    return {"rel": "derived_from", "href": _address(report.source), "title": "The scene", "type": GEOJSON}
 
 
 def _link(rel: str, href: str) -> Json:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pystac.extensions.raster import RasterExtension
 from pystac.validation import validate_dict
 
 from pipeline.card import ModelCard, Normalization
-from pipeline.catalog import list_scenes
+from pipeline.catalog import list_scenes, read_catalog
 from pipeline.config import SegmentSpec
 from pipeline.mosaic import MosaicSpec
 from pipeline.predictor import LoadedPredictor, load_predictor
@@ -127,6 +128,27 @@ def test_an_item_names_its_scene_and_its_model(
     assert item.properties["scenemill:model"] == predictor.sha256
     assert item.properties["processing:software"] == {"scenemill": pipeline_version()}
     assert item.properties["processing:level"] == "L4"
+
+
+def test_an_item_links_to_the_item_that_its_scene_comes_from_and_has_its_date(
+    make_scene: MakeScene, tmp_path: Path, predictor: LoadedPredictor
+) -> None:
+    taken = datetime(2026, 5, 1, 10, 30, tzinfo=UTC)
+    origin = pystac.Item(id="S2", geometry=None, bbox=None, datetime=taken, properties={})
+    scene = make_scene(name="town.tif")
+    bands = [{"name": "1", "eo:common_name": "red"}, {"name": "2"}, {"name": "3"}]
+    asset = pystac.Asset(str(scene), media_type=pystac.MediaType.COG, extra_fields={"bands": bands})
+    origin.add_asset("image", asset)
+    origin.save_object(dest_href=str(tmp_path / "source.json"), include_self_link=False)
+    for status in ("done", "skipped"):
+        entries = [*read_catalog([tmp_path / "source.json"])]
+        (report,) = segment_catalog(entries, tmp_path / "out", predictor=predictor, spec=SMALL)
+        assert (report.status, report.source) == (status, str(tmp_path / "source.json"))
+        item = item_in(tmp_path / "out", "S2")
+        check_core(item.to_dict(include_self_link=False))
+        assert item.datetime == taken
+        (link,) = item.get_links("derived_from")
+        assert pystac.Item.from_file(link.href.removeprefix("file://")).id == "S2"
 
 
 def pipeline_version() -> str:
