@@ -136,7 +136,7 @@ def test_an_item_links_to_the_item_that_its_scene_comes_from_and_has_its_date(
     taken = datetime(2026, 5, 1, 10, 30, tzinfo=UTC)
     origin = pystac.Item(id="S2", geometry=None, bbox=None, datetime=taken, properties={})
     scene = make_scene(name="town.tif")
-    bands = [{"name": "1", "eo:common_name": "red"}, {"name": "2"}, {"name": "3"}]
+    bands = [{"name": f"B0{k}", "eo:common_name": name} for k, name in enumerate(("red", "green", "blue"))]
     asset = pystac.Asset(str(scene), media_type=pystac.MediaType.COG, extra_fields={"bands": bands})
     origin.add_asset("image", asset)
     origin.save_object(dest_href=str(tmp_path / "source.json"), include_self_link=False)
