@@ -15,7 +15,7 @@ from prefect.states import Failed
 
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.distribute import cluster
+from pipeline.distribute import DistributeSpec, cluster
 from pipeline.errors import ModelError, ScenemillError, WorldError
 from pipeline.evaluation.evaluate import evaluate_scene
 from pipeline.evaluation.plan import EvaluationPlan
@@ -68,7 +68,7 @@ def load_model(models: str | Sequence[str], spec: SegmentSpec) -> Prepared:
     """The model or models of a run, loaded once per process, and again when a file has changed."""
     paths = (models,) if isinstance(models, str) else tuple(models)
     changed_ns = tuple(Path(path).stat().st_mtime_ns if Path(path).is_file() else None for path in paths)
-    return _load(paths, changed_ns, spec.inference, spec.distribute.scheduler, spec.polygons.threshold)
+    return _load(paths, changed_ns, spec.inference, spec.distribute, spec.polygons.threshold)
 
 
 @lru_cache(maxsize=1)
@@ -76,10 +76,10 @@ def _load(
     paths: tuple[str, ...],
     changed_ns: tuple[int | None, ...],
     inference: InferenceSpec,
-    scheduler: str | None,
+    distribute: DistributeSpec,
     threshold: float | None,
 ) -> Prepared:
-    return load_models(paths, inference, scheduler=scheduler, threshold=threshold)
+    return load_models(paths, inference, distribute=distribute, threshold=threshold)
 
 
 @task(name="segment-scene", task_run_name="{entry.id}", **world_faults_retried(RunSpec()))

@@ -83,7 +83,7 @@ def segment(
                 predictor=predictor,
                 spec=spec,
                 client=client,
-                watcher=lambda entry: scene_watch(bars, entry.id),
+                watcher=lambda entry: scene_watch(bars, entry.id, beside=client is not None),
             )
             with closing(scenes_done):
                 for report in scenes_done:

@@ -24,8 +24,8 @@ def resolve_devices(device: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         SettingsError: several names that are not of one kind, one of them twice, or a CUDA device that is not there.
 
-    >>> resolve_devices("auto"), resolve_devices("cpu,cpu")
-    (('auto',), ('cpu', 'cpu'))
+    >>> resolve_devices("auto"), resolve_devices(["cpu"])
+    (('auto',), ('cpu',))
     """
     names = [name.strip() for name in (device.split(",") if isinstance(device, str) else device)]
     if names == [EVERY_CUDA]:
@@ -38,6 +38,42 @@ def resolve_devices(device: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def resolve_workers(devices: Sequence[str], workers: int) -> tuple[str, ...]:
+    """The device of each worker process of this machine; none, where this process does the work.
+
+    Args:
+        devices: what `resolve_devices` returned.
+        workers: processes asked for; 0: one for each of several devices.
+
+    Raises:
+        SettingsError: several processes are wanted for one CUDA device, or another number of them than of devices.
+
+    >>> resolve_workers(["cpu"], 0), resolve_workers(["cpu"], 2)
+    ((), ('cpu', 'cpu'))
+    """
+    if len(devices) > 1:
+        if workers not in (0, len(devices)):
+            raise SettingsError(
+                f"distribute.workers = {workers}, but inference.device names {len(devices)} devices, and each of them "
+                "gets one process; leave distribute.workers out"
+            )
+        return tuple(devices)
+    if not workers:
+        return ()
+    device = _cpu_where_nothing_else(devices[0])
+    if device != "cpu" and workers > 1:
+        raise SettingsError(
+            f"distribute.workers = {workers} processes share the CPUs, not a device like {device!r}; "
+            "set inference.device=cpu, or name several devices and leave distribute.workers out"
+        )
+    return (device,) * workers
+
+
+def _cpu_where_nothing_else(device: str) -> str:
+    elsewhere = torch.cuda.device_count() or torch.backends.mps.is_available()
+    return "cpu" if device == "auto" and not elsewhere else device
+
+
 def kind_of(device: str) -> str:
     """The kind of a device, which decides results: `cuda:1` -> `cuda`."""
     return device.partition(":")[0]
@@ -47,14 +83,14 @@ def environment_for(device: str, surroundings: Mapping[str, str] = os.environ) -
     """Environment of a process that shall see one device only, and see it as the first of its kind.
 
     Args:
-        device: `cpu` or `cuda:N`, as this process numbers it.
+        device: `cpu`, `cuda`, or `cuda:N`, as this process numbers it.
         surroundings: this process's environment.
 
     >>> environment_for("cuda:1", {"CUDA_VISIBLE_DEVICES": "4,6"}), environment_for("cpu")
     ({'CUDA_VISIBLE_DEVICES': '6'}, {})
     """
     kind, _, index = device.partition(":")
-    if kind != "cuda":
+    if kind != "cuda" or not index:
         return {}
     visible = [each.strip() for each in surroundings.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
     return {"CUDA_VISIBLE_DEVICES": visible[int(index)] if visible else index}
@@ -71,6 +107,8 @@ def share_of(threads: int, processes: int) -> int:
 
 def _check_several(names: Sequence[str]) -> None:
     place = f"inference.device = {','.join(names)!r}"
+    if {*names} == {"cpu"}:
+        raise SettingsError(f"{place}: for several processes on the CPU set distribute.workers={len(names)}")
     if not names or any(name != "cpu" and not name.removeprefix("cuda:").isdecimal() for name in names):
         raise SettingsError(
             f"{place}: several devices are named as cuda:0,cuda:1 (or {EVERY_CUDA}), each with a number"
@@ -78,7 +116,7 @@ def _check_several(names: Sequence[str]) -> None:
     if len({kind_of(name) for name in names}) > 1:
         raise SettingsError(f"{place}: devices of different kinds give results that differ; name devices of one kind")
     for name in names:
-        if name != "cpu" and names.count(name) > 1:
+        if names.count(name) > 1:
             raise SettingsError(f"{place}: {name} is there twice, and would run two regions at once; name it once")
-        if name != "cpu" and int(name.removeprefix("cuda:")) >= torch.cuda.device_count():
+        if int(name.removeprefix("cuda:")) >= torch.cuda.device_count():
             raise SettingsError(f"{place}: there is no {name} here, but {torch.cuda.device_count()} CUDA device(s)")

@@ -1,24 +1,27 @@
 """Regions as tasks: one after another here, or on any dask.distributed cluster by address.
 
-On a cluster each region is one task of at least a second; work in flight is bounded; a loaded
-predictor pickles as its path, and each worker process loads it once. A lost worker costs the region it
-had in hand. Workers and client must see one file system under the output folder and the checkpoint.
+On a cluster each region is one task of at least a second; work in flight is bounded; a loaded predictor pickles as its
+path and hash, and each worker process loads it once. A lost worker costs the region it had in hand. What needs no
+model, mosaic and polygons, is a task for any worker. Client and workers share a folder or an exchange place.
 """
 
 from __future__ import annotations
 
-import socket
+import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
-from uuid import uuid4
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.card import ModelCard
-from pipeline.errors import SettingsError, WorldError
+from pipeline.distribute_client import Tasks, connect, workers_of, world_faults
+from pipeline.distribute_tasks import Sent, call, fetch_all, finish, infer, packed, prove
+from pipeline.errors import SettingsError
+from pipeline.exchange import Exchange, open_exchange
 from pipeline.precision import choose_precision
 from pipeline.predictor import ArrayFunction, Predictor, Prepared, Proof, identity_of
 from pipeline.region import Watch, infer_region
@@ -29,53 +32,40 @@ from pipeline.tiling import Region, TilePlan
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
 
-PATIENCE_S = 10
-"""How long a scheduler may take to answer, and a worker to join it."""
-DESERTED_S = 60
-"""How long a cluster may be without any worker while regions wait."""
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistributeSpec:
-    """Where the regions of a scene run; changes the time taken, never the result."""
+    """Where the work of a run is done; changes the time taken, never the result."""
 
     scheduler: str | None = None
-    """Address of a dask scheduler, e.g. `tcp://10.0.0.5:8786`; None runs in this process."""
+    """Address of a dask scheduler, e.g. `tcp://10.0.0.5:8786`; None: no cluster but that of `workers`."""
+    workers: int = 0
+    """Worker processes that the run starts on this machine; 0: one for each of several devices, else none."""
+    dask_cuda: bool = False
+    """True: processes of CUDA devices are started by dask-cuda, each bound to the CPUs nearest to its device."""
+    exchange: str | None = None
+    """Folder that client and workers see, for files that travel; None: workers see the results' folder itself."""
     regions: int = 0
-    """Regions a scene is cut into; 0 takes one here, and two per worker on a scheduler."""
+    """Regions a scene is cut into; 0: one here, and on a cluster so many that each worker has two to do."""
+    scenes: int = 0
+    """Scenes in hand at once; 0: one here, and one more than workers on a cluster."""
 
     def __post_init__(self) -> None:
-        if self.regions < 0:
-            raise SettingsError(f"regions must be at least 0, not {self.regions}")
-
-
-def run_regions(
-    job: RegionJob,
-    regions: Sequence[Region],
-    predictor: Predictor | ArrayFunction,
-    *,
-    client: Client | None = None,
-    watch: Watch | None = None,
-) -> Iterator[RegionResult]:
-    """Run every region, here or on the client's cluster, and yield results as they finish.
-
-    Raises:
-        WorldError: a worker was lost repeatedly.
-        ScenemillError: whatever a region raised.
-    """
-    if client is None:
-        return (infer_region(job, region, predictor, watch) for region in regions)
-    return _run_on_cluster(job, regions, predictor, client, watch)
+        for key in ("workers", "regions", "scenes"):
+            if getattr(self, key) < 0:
+                raise SettingsError(f"{key} must be at least 0, not {getattr(self, key)}")
 
 
 @contextmanager
 def cluster(spec: DistributeSpec) -> Iterator[Client | None]:
-    """Yield a client of the settings' cluster and close it afterwards; None where regions run here.
+    """Yield a client of the settings' cluster and close it afterwards; None where the work is done here.
 
     Raises:
-        SettingsError: the address is malformed.
+        SettingsError: the address is malformed, or a worker has another version.
         WorldError: nobody answers, or no worker joins within 10 s.
     """
     if spec.scheduler is None:
@@ -88,79 +78,174 @@ def cluster(spec: DistributeSpec) -> Iterator[Client | None]:
         client.close()
 
 
-def connect(scheduler: str) -> Client:
-    """Connect to a scheduler that has at least one worker; see `cluster` for what is raised."""
-    from distributed import Client
+def resolve_exchange(spec: DistributeSpec) -> Exchange | None:
+    """The exchange place of a run, where there is one; raises SettingsError, and WorldError where it is not there."""
+    return None if spec.exchange is None else open_exchange(spec.exchange)
 
-    _knock(scheduler)
+
+@contextmanager
+def exchanging(spec: DistributeSpec, work: Path, client: Client | None) -> Iterator[Exchange | None]:
+    """Yield the part of the exchange place that belongs to a work folder, empty before and after; None: there is none.
+
+    Raises:
+        SettingsError: no address that can be one.
+        WorldError: it is not there.
+    """
+    place = None if client is None else resolve_exchange(spec)
+    if place is None:
+        yield None
+        return
+    place = place.below(f"{work.name.strip('.')}-{sha256(str(work.absolute()).encode()).hexdigest()[:8]}")
+    place.clear()
     try:
-        client = Client(scheduler, timeout=PATIENCE_S, set_as_default=False)
-    except (OSError, TimeoutError) as error:
-        raise _nobody(scheduler, error) from error
-    try:
-        client.wait_for_workers(1, timeout=PATIENCE_S)
-    except TimeoutError as error:
-        client.close()
-        raise _nobody(scheduler, "it has no worker") from error
-    return client
+        yield place
+    finally:
+        place.clear()
 
 
-def _knock(scheduler: str) -> None:
-    """Find out at once whether anybody listens: a dask client tries for its whole timeout, and hangs when dropped."""
-    from distributed.comm.addressing import get_address_host_port
-
-    try:
-        host, port = get_address_host_port(scheduler, strict=True)
-    except (ValueError, TypeError) as error:
-        raise SettingsError(
-            f"distribute.scheduler must be an address like tcp://10.0.0.5:8786, not {scheduler!r}: {error}"
-        ) from error
-    try:
-        socket.create_connection((host, port), timeout=PATIENCE_S).close()
-    except OSError as error:
-        raise _nobody(scheduler, error) from error
+def scene_count(spec: DistributeSpec, client: Client | None, scenes: int) -> int:
+    """How many scenes of a run are in hand at once, at least 1: while some become polygons, others are inferred."""
+    if client is None:
+        return 1
+    return max(1, min(scenes, spec.scenes or workers_of(client) + 1))
 
 
-def _nobody(scheduler: str, reason: object) -> WorldError:
-    return WorldError(f"no dask scheduler with a worker at {scheduler}: {reason}; start them or correct --scheduler")
+def region_count(spec: DistributeSpec, client: Client | None, scenes: int = 1) -> int:
+    """How many regions a scene is cut into; with so many scenes in hand, two regions for each worker in all."""
+    if spec.regions:
+        return spec.regions
+    return 1 if client is None else -(-2 * workers_of(client) // scenes)
 
 
-def predictor_identity(predictor: Predictor | ArrayFunction, client: Client | None) -> str | None:
+def predictor_identity(
+    predictor: Predictor | ArrayFunction, client: Client | None, watch: Watch | None = None
+) -> str | None:
     """What decides the results where regions run: a worker may have another device than this process."""
     if client is None or identity_of(predictor) is None:
         return identity_of(predictor)
-    return _ask(client, "loading the model", identity_of, predictor)
+    return _ask(client, "loading the model", watch, identity_of, predictor)
 
 
 def prove_precision(
-    scene: Scene, plan: TilePlan, card: ModelCard, predictor: Predictor | ArrayFunction, client: Client | None
+    scene: Scene,
+    plan: TilePlan,
+    card: ModelCard,
+    predictor: Predictor | ArrayFunction,
+    client: Client | None,
+    watch: Watch | None = None,
 ) -> Proof:
     """See `choose_precision`; where regions run on a cluster, a worker tries it, on a device like that of all."""
     if client is None or not isinstance(predictor, Prepared):
         return choose_precision(scene, plan, card, predictor)
-    return _ask(client, f"{scene.location}: the trial", choose_precision, scene, plan, card, predictor)
+    return _ask(client, f"{scene.location}: the trial", watch, prove, scene, plan, card, predictor)
 
 
-def _ask(client: Client, what: str, function: Callable[..., Answer], *given: object) -> Answer:
+def run_regions(
+    job: RegionJob,
+    regions: Sequence[Region],
+    predictor: Predictor | ArrayFunction,
+    *,
+    client: Client | None = None,
+    watch: Watch | None = None,
+) -> Iterator[RegionResult]:
+    """Run every region, here or on the client's cluster, and yield results as they finish, their rasters in the folder.
+
+    Args:
+        job: what they have in common.
+        regions: which.
+        predictor: the model.
+        client: of the cluster; None runs them here.
+        watch: told the pixels that are done, on a cluster also of none now and then; what it raises ends the work.
+
+    Raises:
+        WorldError: a worker was lost repeatedly, or the scheduler.
+        ScenemillError: whatever a region raised.
+    """
+    if client is None:
+        return (infer_region(job, region, predictor, watch) for region in regions)
+    return _run_on_cluster(job, regions, predictor, client, watch)
+
+
+def run_finish(
+    function: Callable[[Any, Any, Path], Answer],
+    inferred: Any,
+    spec: object,
+    work: Path,
+    *,
+    client: Client,
+    watch: Watch | None = None,
+) -> Answer:
+    """Call `function(inferred, spec, work)` on any worker, device or not; its files are in the work folder then.
+
+    Args:
+        function: makes outputs of regions in a work folder; needs no model.
+        inferred: what regions left: `inferred.job`, and `inferred.results`.
+        spec: settings for it.
+        work: the work folder, here.
+        client: of the cluster.
+        watch: called with 0 now and then; what it raises ends the work.
+
+    Raises:
+        WorldError: workers were lost repeatedly, or the scheduler.
+        ScenemillError: whatever the function raised.
+    """
+    job: RegionJob = inferred.job
+    names = {} if job.exchange is None else _offered(job, inferred.results)
+    given = packed(function, inferred, spec, work.absolute(), names)
+    what, name = f"{job.scene.location}: mosaic or polygons", f"finish-{job.scene.id}"
+    sent = _one(client, what, finish, given, name=name, watch=watch)
+    if job.exchange is not None:
+        fetch_all(sent.files, job.exchange, work)
+        shutil.rmtree(job.folder)
+    return cast("Answer", sent.answer)
+
+
+def _offered(job: RegionJob, results: Sequence[RegionResult]) -> dict[str, int]:
+    """Names and bytes of the regions' rasters, all of which are in the exchange place then, whoever made them."""
+    assert job.exchange is not None
+    attempts = {raster.attempt for result in results for raster in result.rasters}
+    paths = [path for path in sorted(job.folder.iterdir()) if _attempt_of(path) in attempts]
+    for path in paths:
+        if not job.exchange.holds(path.name):
+            job.exchange.send(path, path.name)
+    return {path.name: path.stat().st_size for path in paths}
+
+
+def _attempt_of(path: Path) -> str:
+    """The last part of what `RegionJob.path` made, before the suffixes of levels.
+
+    >>> _attempt_of(Path("probability-00001-1a2b3c4d.2.tif"))
+    '1a2b3c4d'
+    """
+    return path.name.partition(".")[0].rpartition("-")[2]
+
+
+def _ask(client: Client, what: str, watch: Watch | None, function: Callable[..., Answer], *given: object) -> Answer:
     """What a function returns in a worker that holds its device meanwhile; `what` names it in messages."""
-    from distributed.protocol.pickle import dumps
-
-    finished: SimpleQueue[Future[Answer]] = SimpleQueue()
-    future = client.submit(_call, dumps((function, given)), pure=False, resources=_device_resource(client))
-    future.add_done_callback(finished.put)
-    with _world_faults(what):
-        return _next(finished, client).result()
+    answer: Answer = _one(
+        client, what, call, packed(function, *given), name=function.__name__, device=True, watch=watch
+    )
+    return answer
 
 
-def region_count(spec: DistributeSpec, client: Client | None) -> int:
-    """How many regions a scene is cut into."""
-    if spec.regions:
-        return spec.regions
-    return 1 if client is None else 2 * _workers(client)
-
-
-def _workers(client: Client) -> int:
-    return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+def _one(
+    client: Client,
+    what: str,
+    task: Callable[[bytes], Answer],
+    given: bytes,
+    *,
+    name: str,
+    device: bool = False,
+    watch: Watch | None = None,
+) -> Answer:
+    """What one task returns, before all that waits."""
+    tasks: Tasks[Answer] = Tasks(client, watch=watch)
+    try:
+        with world_faults(what):
+            tasks.submit(task, given, name=name, device=device, urgent=True)
+            return tasks.next().result()
+    finally:
+        tasks.cancel()
 
 
 def _run_on_cluster(
@@ -170,78 +255,70 @@ def _run_on_cluster(
     client: Client,
     watch: Watch | None,
 ) -> Iterator[RegionResult]:
-    from distributed.protocol.pickle import dumps
+    """All regions, a bounded number of them in hand; those that died with others are tried again, one by one."""
+    suspects: list[Region] = []
+    yield from _side_by_side(job, regions, predictor, client, watch, most=2 * workers_of(client), suspects=suspects)
+    if suspects:
+        log.warning("%s: %d region(s) lost their workers; each is tried again alone", job.scene.location, len(suspects))
+    yield from _side_by_side(job, suspects, predictor, client, watch, most=1)
 
-    resources = _device_resource(client)
+
+def _side_by_side(
+    job: RegionJob,
+    regions: Sequence[Region],
+    predictor: Predictor | ArrayFunction,
+    client: Client,
+    watch: Watch | None,
+    *,
+    most: int,
+    suspects: list[Region] | None = None,
+) -> Iterator[RegionResult]:
+    """Run regions, at most so many in hand. One that loses its workers joins the suspects: it may not be its fault."""
+    from distributed.scheduler import KilledWorker
+
+    tasks: Tasks[Sent[RegionResult]] = Tasks(client, watch=watch)
     # A task rather than scattered data, which would be lost with the worker that holds it.
-    shared = client.submit(bytes, dumps((job, predictor)), pure=False)
-    waiting = iter(regions)
-    running: set[Future[RegionResult]] = set()
-    finished: SimpleQueue[Future[RegionResult]] = SimpleQueue()
+    with world_faults(f"{job.scene.location}: the scene"):
+        shared = client.submit(bytes, packed(job, predictor), pure=False)
+    waiting, running = iter(regions), dict["Future[Sent[RegionResult]]", Region]()
 
     def submit(count: int) -> None:
         for region in islice(waiting, count):
-            key = f"region-{job.scene.id}-{region.index}-{uuid4().hex[:8]}"
-            future = client.submit(_infer_shared, shared, region, pure=False, resources=resources, key=key)
-            running.add(future)
-            future.add_done_callback(finished.put)
+            name = f"region-{job.scene.id}-{region.index}"
+            running[tasks.submit(infer, shared, region, name=name, device=True)] = region
 
     try:
-        with _world_faults(f"{job.scene.location}: a region"):
-            submit(2 * _workers(client))
-            while running:
-                future = _next(finished, client)
-                running.remove(future)
-                result = future.result()
-                if watch is not None:
-                    watch(int(result.region.core.width * result.region.core.height))
+        with world_faults(f"{job.scene.location}: the first region"):
+            submit(most)
+        while running:
+            future = tasks.next()
+            region = running.pop(future)
+            with world_faults(f"{job.scene.location}: the region of {_place(region)}"):
+                try:
+                    sent = future.result()
+                except KilledWorker:
+                    if suspects is None:
+                        raise
+                    suspects.append(region)
+                    sent = None
                 submit(1)
-                yield result
+            if sent is not None:
+                yield _arrived(job, sent, watch)
     finally:
-        client.cancel([*running])
+        tasks.cancel()
 
 
-@contextmanager
-def _world_faults(what: str) -> Iterator[None]:
-    """Say in our words what dask says when workers die."""
-    from distributed.scheduler import KilledWorker
-
-    try:
-        yield
-    except KilledWorker as error:
-        raise WorldError(f"{what} killed its workers repeatedly: {error}; look at their memory") from error
-    except CancelledError as error:
-        raise WorldError(f"{what} was given up by the cluster: {error}; run again") from error
+def _arrived(job: RegionJob, sent: Sent[RegionResult], watch: Watch | None) -> RegionResult:
+    """A region's result, with its rasters in the job's folder."""
+    core = sent.answer.region.core
+    if job.exchange is not None:
+        fetch_all(sent.files, job.exchange, job.folder)
+    if watch is not None:
+        watch(int(core.width * core.height))
+    return sent.answer
 
 
-def _next(finished: SimpleQueue[Future[Answer]], client: Client) -> Future[Answer]:
-    """Wait for a future to finish, however long, as long as somebody may be at it."""
-    deserted_s = 0
-    while True:
-        with suppress(Empty):
-            return finished.get(timeout=PATIENCE_S)
-        deserted_s = 0 if client.scheduler_info(n_workers=-1)["workers"] else deserted_s + PATIENCE_S
-        if deserted_s >= DESERTED_S:
-            raise WorldError(f"the cluster has had no worker for {deserted_s} s; start workers and run again")
-
-
-def _call(task: bytes) -> object:
-    """Call a function in a worker; what it is given may be loaded only there."""
-    from distributed.protocol.pickle import loads
-
-    function, given = loads(task)
-    return function(*given)
-
-
-def _infer_shared(shared: bytes, region: Region) -> RegionResult:
-    """Unpickle here, in the worker's own thread: loading a network takes a while, and its errors are a task's."""
-    from distributed.protocol.pickle import loads
-
-    job, predictor = loads(shared)
-    return infer_region(job, region, predictor)
-
-
-def _device_resource(client: Client) -> dict[str, int] | None:
-    """`{"device": 1}` when workers declare such a resource, so that a device runs one region at a time."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return {"device": 1} if any("device" in worker["resources"] for worker in workers) else None
+def _place(region: Region) -> str:
+    core = region.core
+    last = core.row_off + core.height - 1, core.col_off + core.width - 1
+    return f"rows {core.row_off} to {last[0]}, columns {core.col_off} to {last[1]}"

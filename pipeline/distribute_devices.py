@@ -1,22 +1,27 @@
-"""A worker process for each of several devices of this machine, under a scheduler of their own on loopback.
+"""Worker processes on this machine, with a device or a share of the CPU each, under a scheduler of their own.
 
-Each process sees one device only, runs one region at a time, and is replaced when it dies. They end with the process
-that started them, however that ends.
+Each process sees one device only, runs one region at a time, and is replaced when it dies. Beside the region it may
+finish a scene, which needs no device. They end with the process that started them, however that ends.
 """
 
 from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from pipeline.devices import environment_for
-from pipeline.errors import WorldError
+from pipeline.errors import SettingsError, WorldError
 
 LOOPBACK = "127.0.0.1"
 NEVER = "1000 days"
 """dask's cluster gives up a worker that has not come back after 15 s, whether or not a new process is on its way."""
+SHARED_OPTIONS = ("host", "nthreads", "resources", "memory_limit", "silence_logs", "preload")
+"""Those of our options that dask-cuda hands on to its workers."""
+TASKS = 2
+"""What a process does at once: a region on its device, and the end of a scene that needs none."""
 
 
 @contextmanager
@@ -30,7 +35,6 @@ def device_workers(devices: Sequence[str], *, threads: int) -> Iterator[str]:
     Raises:
         WorldError: the processes cannot be started.
     """
-    import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
     here = {"host": LOOPBACK, "port": 0, "dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
@@ -39,9 +43,49 @@ def device_workers(devices: Sequence[str], *, threads: int) -> Iterator[str]:
         f"{device}-{index}": {"cls": Nanny, "options": _worker_options(device, threads)}
         for index, device in enumerate(devices)
     }
+    with _started(lambda: SpecCluster(workers=workers, scheduler=scheduler), devices) as address:
+        yield address
+
+
+@contextmanager
+def dask_cuda_workers(devices: Sequence[str]) -> Iterator[str]:
+    """`device_workers` for CUDA devices, started by dask-cuda: each process is bound to the CPUs nearest to its device.
+
+    Raises:
+        SettingsError: a device is not CUDA, or dask-cuda is not installed.
+        WorldError: the processes cannot be started.
+    """
+    if not devices or any(not device.startswith("cuda:") for device in devices):
+        raise SettingsError(
+            f"distribute.dask_cuda starts processes for CUDA devices, and inference.device is {', '.join(devices)!r}; "
+            "name them, e.g. inference.device=cuda:all, or leave distribute.dask_cuda out"
+        )
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError as error:
+        raise SettingsError(
+            f"distribute.dask_cuda needs the package dask-cuda, which cannot be imported ({error}); install it, or "
+            "leave distribute.dask_cuda out: the processes are then started without it"
+        ) from error
+    visible = [environment_for(device)["CUDA_VISIBLE_DEVICES"] for device in devices]
+    options = {key: value for key, value in _worker_options("cpu", 1).items() if key in SHARED_OPTIONS}
+    scheduler = {"dashboard_address": f"{LOOPBACK}:0", "scheduler_port": 0}
+    threads = options.pop("nthreads")
+    with _started(
+        lambda: LocalCUDACluster(CUDA_VISIBLE_DEVICES=visible, threads_per_worker=threads, **options, **scheduler),
+        devices,
+    ) as address:
+        yield address
+
+
+@contextmanager
+def _started(start: Callable[[], Any], devices: Sequence[str]) -> Iterator[str]:
+    """Yield the address of a cluster's scheduler, and end the cluster afterwards."""
+    import dask
+
     with _warnings_only(), dask.config.set({"distributed.deploy.lost-worker-timeout": NEVER}):
         try:
-            cluster = SpecCluster(workers=workers, scheduler=scheduler)
+            cluster = start()
         except (OSError, RuntimeError, TimeoutError) as error:
             raise WorldError(
                 f"no worker process could be started for {', '.join(devices)}: {error} See what the processes printed; "
@@ -59,7 +103,7 @@ def dask_setup(_: object) -> None:
 def _worker_options(device: str, threads: int) -> dict[str, object]:
     return {
         "host": LOOPBACK,
-        "nthreads": 1,
+        "nthreads": TASKS,
         "resources": {"device": 1},
         "memory_limit": 0,
         "dashboard": False,

@@ -40,9 +40,15 @@ def progress_bars(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def scene_watch(progress: Progress, scene_id: str) -> Watch:
-    """A callback that shows the stage at hand of one scene as a bar; bars of former scenes go."""
-    for former in progress.task_ids:
+def scene_watch(progress: Progress, scene_id: str, *, beside: bool = False) -> Watch:
+    """A callback that shows the stage at hand of one scene as a bar.
+
+    Args:
+        progress: the display.
+        scene_id: the scene.
+        beside: True: other scenes are in hand; False: bars of former scenes go.
+    """
+    for former in () if beside else progress.task_ids:
         progress.remove_task(former)
     bars: dict[str, TaskID] = {}
 

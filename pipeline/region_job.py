@@ -16,6 +16,7 @@ from rasterio.windows import Window
 from pipeline.batches import BANDS_AHEAD, chunk_shape
 from pipeline.blend import Blend
 from pipeline.card import ModelCard
+from pipeline.exchange import Exchange
 from pipeline.glance import Glance
 from pipeline.grid import RasterGrid
 from pipeline.mosaic import WRITES_BEHIND, MosaicSpec, mask_form, probability_form, write_cog
@@ -55,7 +56,9 @@ class RegionJob:
     tags: Mapping[str, str]
     """Provenance, stored in the rasters."""
     folder: Path
-    """An existing folder for region rasters alone; every worker must see it."""
+    """An existing folder for region rasters alone."""
+    exchange: Exchange | None = None
+    """The place through which rasters travel from workers elsewhere; None: every worker sees the folder."""
 
     def path(self, kind: str, region: Region, attempt: str) -> Path:
         """The file of one attempt at a region: `kind` is `probability` or `mask`."""

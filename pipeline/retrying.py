@@ -60,7 +60,7 @@ def retry_world_faults(
     spec: RunSpec,
     *,
     tell: Callable[[BaseException, float], None] = lambda *_: None,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> Result:
     """What `work` returns, tried again after faults of the world; the last fault, or any other, is raised.
 

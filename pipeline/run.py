@@ -1,4 +1,4 @@
-"""Many scenes, one after another, on one model and the devices of the settings.
+"""Many scenes on one model and the devices of the settings: one after another, or on a cluster several at once.
 
 A scene's failure is recorded and stops no other, unless the settings limit how many may fail.
 """
@@ -6,11 +6,13 @@ A scene's failure is recorded and stops no other, unless the settings limit how 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from pipeline.averaging import EnsemblePredictor
@@ -18,16 +20,19 @@ from pipeline.batches import MOST_READERS
 from pipeline.catalog import CatalogEntry
 from pipeline.catalog_scene import describe_entry
 from pipeline.config import SegmentSpec
-from pipeline.devices import kind_of, resolve_devices, share_of
+from pipeline.devices import kind_of, resolve_devices, resolve_workers, share_of
 from pipeline.distant import DistantPredictor
-from pipeline.distribute_devices import device_workers
-from pipeline.errors import SettingsError
+from pipeline.distribute import DistributeSpec, region_count, resolve_exchange, scene_count
+from pipeline.distribute_client import is_lost
+from pipeline.distribute_devices import dask_cuda_workers, device_workers
+from pipeline.errors import SettingsError, WorldError
 from pipeline.predictor import InferenceSpec, Prepared, load_predictor
 from pipeline.processors import usable_cpus
 from pipeline.report import SceneReport
 from pipeline.results import open_results
 from pipeline.retrying import RunSpec, retry_world_faults
-from pipeline.run_ledger import open_ledger
+from pipeline.run_in_hand import ScenesInHand, stoppable
+from pipeline.run_ledger import RunLedger, open_ledger
 from pipeline.segment import Watch, resolve_settings, segment_scene
 from pipeline.stac_files import write_item
 
@@ -38,27 +43,29 @@ log = logging.getLogger(__name__)
 
 
 def load_models(
-    paths: Sequence[str | Path], inference: InferenceSpec, *, scheduler: str | None, threshold: float | None
+    paths: Sequence[str | Path], inference: InferenceSpec, *, distribute: DistributeSpec, threshold: float | None
 ) -> Prepared:
     """The model of a run, or the ensemble of several; only verified here when it runs in other processes.
 
     Args:
         paths: checkpoints or imported networks, at least one.
         inference: devices and precision.
-        scheduler: whose workers run it; None: this process, or one per device if there are several.
+        distribute: which processes run it.
         threshold: stands in for those of several models.
 
     Raises:
         ModelError: a file is missing, damaged or none of ours, or the models contradict each other.
         SettingsError: no path, the device is not there, or the models' thresholds differ and none is set.
+        WorldError: the models cannot be laid into the exchange place.
     """
     if not paths:
         raise SettingsError("no model is named; name one checkpoint, or several to average")
     devices = resolve_devices(inference.device)
     models: list[Prepared]
-    if len(devices) > 1 or scheduler is not None:
+    if len(devices) > 1 or distribute.workers or distribute.scheduler is not None:
         device = devices[0] if len(devices) == 1 else kind_of(devices[0])
-        models = [DistantPredictor(Path(path), device, precision=inference.precision) for path in paths]
+        exchange, precision = resolve_exchange(distribute), inference.precision
+        models = [DistantPredictor(Path(path), device, precision=precision, exchange=exchange) for path in paths]
     else:
         models = [load_predictor(path, devices[0], precision=inference.precision) for path in paths]
     return models[0] if len(models) == 1 else EnsemblePredictor(models, threshold=threshold)
@@ -66,38 +73,48 @@ def load_models(
 
 def load_run_models(paths: Sequence[str | Path], spec: SegmentSpec) -> Prepared:
     """`load_models` as the settings of a run say."""
-    scheduler, threshold = spec.distribute.scheduler, spec.polygons.threshold
-    return load_models(paths, spec.inference, scheduler=scheduler, threshold=threshold)
+    return load_models(paths, spec.inference, distribute=spec.distribute, threshold=spec.polygons.threshold)
 
 
 @contextmanager
 def on_devices(spec: SegmentSpec) -> Iterator[SegmentSpec]:
-    """Yield settings that run on the devices of `inference.device`; of several, each has a worker process meanwhile.
+    """Yield settings that run on the devices of `inference.device`; each of several workers has a process meanwhile.
 
     These settings name one device, the scheduler of the workers, and each worker's share of the CPU's threads.
 
     Raises:
-        SettingsError: the devices are not there, or a scheduler is set beside several.
+        SettingsError: the devices are not there, or a scheduler is set beside workers of this machine.
         WorldError: the processes cannot be started.
     """
-    devices = resolve_devices(spec.inference.device)
-    if len(devices) == 1:
+    distribute, devices = spec.distribute, resolve_devices(spec.inference.device)
+    if distribute.scheduler is not None:
+        _check_scheduler_alone(distribute, devices)
+    workers = resolve_workers(devices, distribute.workers)
+    if not workers:
         yield replace(spec, inference=replace(spec.inference, device=devices[0]))
         return
-    if spec.distribute.scheduler is not None:
+    cpus = usable_cpus()
+    threads = share_of(spec.inference.threads or cpus, len(workers))
+    readers = share_of(spec.reading.threads or min(cpus, MOST_READERS * len(workers)), len(workers))
+    started = dask_cuda_workers(workers) if distribute.dask_cuda else device_workers(workers, threads=threads)
+    with started as scheduler:
+        yield replace(
+            spec,
+            reading=replace(spec.reading, threads=readers),
+            inference=replace(spec.inference, device=kind_of(workers[0]), threads=threads),
+            distribute=replace(distribute, scheduler=scheduler, workers=len(workers)),
+        )
+
+
+def _check_scheduler_alone(distribute: DistributeSpec, devices: Sequence[str]) -> None:
+    if len(devices) > 1:
         raise SettingsError(
             f"inference.device names {len(devices)} devices, but distribute.scheduler has workers of its own; name one "
             "kind of device, e.g. cuda, and start a worker for each device"
         )
-    cpus = usable_cpus()
-    threads = share_of(spec.inference.threads or cpus, len(devices))
-    readers = share_of(spec.reading.threads or min(cpus, MOST_READERS * len(devices)), len(devices))
-    with device_workers(devices, threads=threads) as scheduler:
-        yield replace(
-            spec,
-            reading=replace(spec.reading, threads=readers),
-            inference=replace(spec.inference, device=kind_of(devices[0]), threads=threads),
-            distribute=replace(spec.distribute, scheduler=scheduler),
+    if distribute.workers or distribute.dask_cuda:
+        raise SettingsError(
+            "distribute.scheduler has workers of its own; leave distribute.workers and distribute.dask_cuda out"
         )
 
 
@@ -137,32 +154,65 @@ def segment_catalog(
         out_dir: their folders go here.
         predictor: the model.
         spec: settings.
-        client: runs regions on a cluster.
-        watcher: gives the progress callback of a scene.
+        client: runs regions on a cluster; several scenes are in hand then.
+        watcher: gives the progress callback of a scene; with a client it is called in threads.
 
     Raises:
         SettingsError: before the first scene, when settings and model do not fit or `out_dir` is a file.
-        WorldError: `run.json` cannot be written.
+        WorldError: `run.json` cannot be written, or the cluster is lost.
     """
     check_settings(spec, predictor)
     check_out(out_dir)
     with open_ledger(entries, out_dir, predictor=predictor, spec=spec) as ledger:
+        if client is not None:
+            work = partial(segment_entry, out_dir=out_dir, predictor=predictor, client=client)
+            yield from _side_by_side(entries, ledger, work, spec, client, watcher)
+            return
         for entry in entries:
-            report = ledger.passed_over(entry)
-            if report is None:
-                work = partial(segment_entry, entry, out_dir, predictor=predictor, spec=spec, client=client)
-                report = ledger.settle(entry, _outcome(entry, partial(work, watch=watcher(entry)), spec.run))
-            yield report
+            work = partial(segment_entry, entry, out_dir, predictor=predictor, spec=spec)
+            yield ledger.passed_over(entry) or ledger.settle(
+                entry, _outcome(entry, partial(work, watch=watcher(entry)), spec.run)
+            )
 
 
-def _outcome(entry: CatalogEntry, work: Callable[[], SceneReport], spec: RunSpec) -> SceneReport | Exception:
+def _side_by_side(
+    entries: Sequence[CatalogEntry],
+    ledger: RunLedger,
+    work: Callable[..., SceneReport],
+    spec: SegmentSpec,
+    client: Client,
+    watcher: Callable[[CatalogEntry], Watch | None],
+) -> Generator[SceneReport]:
+    """Reports of scenes on a cluster, several of which are in hand."""
+    most = scene_count(spec.distribute, client, len(entries))
+    cut = replace(spec, distribute=replace(spec.distribute, regions=region_count(spec.distribute, client, most)))
+
+    def attempt(entry: CatalogEntry, stop: Event) -> SceneReport | Exception:
+        watch = stoppable(watcher(entry), stop)
+        return _outcome(entry, partial(work, entry, spec=cut, watch=watch), spec.run, sleep=stop.wait)
+
+    def settle(entry: CatalogEntry, outcome: SceneReport | Exception) -> SceneReport:
+        report = ledger.settle(entry, outcome)
+        if is_lost(client):
+            raise WorldError(f"the run ends here, for its cluster is lost: {report.reason}")
+        return report
+
+    yield from ScenesInHand(ledger.passed_over, attempt, settle).run(entries, most=most)
+
+
+def _outcome(
+    entry: CatalogEntry,
+    work: Callable[[], SceneReport],
+    spec: RunSpec,
+    sleep: Callable[[float], object] = time.sleep,
+) -> SceneReport | Exception:
     """The report of a scene, or what it failed with after all retries."""
 
     def tell(error: BaseException, pause_s: float) -> None:
         log.warning("%s: %s; trying again in %g s", entry.id, error, pause_s)
 
     try:
-        return retry_world_faults(work, spec, tell=tell)
+        return retry_world_faults(work, spec, tell=tell, sleep=sleep)
     except SettingsError:
         raise
     except Exception as error:

@@ -18,8 +18,16 @@ from pipeline.averaging import augmented, passes_of
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.decide import resolve_threshold
-from pipeline.distribute import predictor_identity, prove_precision, region_count, run_regions
+from pipeline.distribute import (
+    exchanging,
+    predictor_identity,
+    prove_precision,
+    region_count,
+    run_finish,
+    run_regions,
+)
 from pipeline.errors import ModelError
+from pipeline.exchange import Exchange
 from pipeline.export import PolygonTotals, write_polygons
 from pipeline.glance import join_glances
 from pipeline.grid import RasterGrid
@@ -79,16 +87,21 @@ def segment_scene(
     if not isinstance(scene, Scene):
         scene = describe_scene(scene, spec.reading, card=card)
     results = open_results(out_dir)
-    identity = predictor_identity(predictor, client)
+    identity = predictor_identity(predictor, client, _staged(watch, "infer", scene.grid))
     report = opening_report(scene, results.address(scene.id), card, spec, identity, passes_of(predictor))
     if found := results.finished(scene.id, report.content_key):
         return SceneReport.from_json(found).found_again(report.location, report.folder)
-    with results.publishing(scene.id) as work, ThreadPoolExecutor(1, "prepare") as meanwhile:
-        job = _region_job(scene, tiling, card, spec, identity, provenance(report), work)
-        meanwhile.submit(_prepare_polygons, scene.grid, spec)
+    with (
+        results.publishing(scene.id) as work,
+        exchanging(spec.distribute, work, client) as exchange,
+        ThreadPoolExecutor(1, "prepare") as meanwhile,
+    ):
+        job = _region_job(scene, tiling, card, spec, identity, provenance(report), work, exchange)
+        if client is None:
+            meanwhile.submit(_prepare_polygons, scene.grid, spec)
         rows = region_count(spec.distribute, client)
         inferred = infer_scene(job, predictor, regions=rows, client=client, watch=watch)
-        finished = finish_scene(inferred, spec.polygons, work, watch=watch)
+        finished = finish_anywhere(inferred, spec.polygons, work, client=client, watch=watch)
         report = closing_report(report, inferred, finished)
         write_report(work, report)
     return report
@@ -115,12 +128,22 @@ def infer_scene(
     widest = widest_region(job.scene, job.plan, job.card, job.mosaic)
     planned = plan_regions(job.plan, rows=regions, widest=widest)
     with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
-        proof = prove_precision(job.scene, job.plan, job.card, predictor, client)
+        told = _staged(watch, "infer", job.scene.grid)
+        proof = prove_precision(job.scene, job.plan, job.card, predictor, client, told)
         job = replace(job, precision=proof.precision)
         job.folder.mkdir()
-        told = _staged(watch, "infer", job.scene.grid)
         results = tuple(run_regions(job, planned, predictor, client=client, watch=told))
     return Inferred(job=job, proof=proof, results=results, seconds=timer.seconds)
+
+
+def finish_anywhere(
+    inferred: Inferred, spec: PolygonSpec, work: Path, *, client: Client | None = None, watch: Watch | None = None
+) -> Finished:
+    """`finish_scene` here, or on any worker of the client's cluster, where it is no burden to who infers."""
+    if client is None:
+        return finish_scene(inferred, spec, work, watch=watch)
+    told = _staged(watch, "polygons", inferred.job.scene.grid)
+    return run_finish(finish_scene, inferred, spec, work, client=client, watch=told)
 
 
 def finish_scene(inferred: Inferred, spec: PolygonSpec, work: Path, *, watch: Watch | None = None) -> Finished:
@@ -228,6 +251,7 @@ def _region_job(
     identity: str | None,
     tags: Mapping[str, str],
     work: Path,
+    exchange: Exchange | None,
 ) -> RegionJob:
     """What every region of the scene has in common."""
     return RegionJob(
@@ -243,6 +267,7 @@ def _region_job(
         threads=spec.reading.threads,
         tags=tags,
         folder=work.absolute() / "regions",
+        exchange=exchange,
     )
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -33,10 +34,10 @@ from pipeline.tiling import TilingSpec
 ROOT = Path(__file__).parents[1]
 TWO = SegmentSpec(
     tiling=TilingSpec(tile_size=32, overlap=8),
-    inference=InferenceSpec(device="cpu,cpu", precision="float32"),
-    distribute=DistributeSpec(regions=5),
+    inference=InferenceSpec(device="cpu", precision="float32"),
+    distribute=DistributeSpec(workers=2, regions=5),
 )
-ONE = replace(TWO, inference=replace(TWO.inference, device="cpu"), distribute=DistributeSpec())
+ONE = replace(TWO, distribute=DistributeSpec())
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,6 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("auto", ("auto",)),
         ("cuda", ("cuda",)),
-        ("cpu,cpu", ("cpu", "cpu")),
         ("cuda:0, cuda:1", ("cuda:0", "cuda:1")),
         (("cuda:1", "cuda:0"), ("cuda:1", "cuda:0")),
         (("cuda:1",), ("cuda:1",)),
@@ -79,6 +79,7 @@ def test_devices_are_a_name_or_several(two_gpus: None, device: Any, meant: tuple
         ("cuda:all,cuda:0", "each with a number"),
         ("mps,mps", "each with a number"),
         ("cpu,", "each with a number"),
+        ("cpu,cpu", "set distribute.workers=2"),
         ((), "each with a number"),
     ],
 )
@@ -95,7 +96,13 @@ def test_all_cuda_devices_of_a_machine_without_any_are_refused(monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("device", "visible", "seen"),
-    [("cuda:1", None, "1"), ("cuda:1", "", "1"), ("cuda:1", "GPU-a, GPU-b", "GPU-b"), ("cpu", "3", None)],
+    [
+        ("cuda:1", None, "1"),
+        ("cuda:1", "", "1"),
+        ("cuda:1", "GPU-a, GPU-b", "GPU-b"),
+        ("cuda", "3", None),
+        ("cpu", "3", None),
+    ],
 )
 def test_a_worker_sees_its_own_device_only(device: str, visible: str | None, seen: str | None) -> None:
     surroundings = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
@@ -147,10 +154,50 @@ def test_one_device_starts_nothing() -> None:
         assert spec == ONE
 
 
-def test_several_devices_beside_a_scheduler_are_refused() -> None:
-    spec = replace(TWO, distribute=DistributeSpec(scheduler="tcp://127.0.0.1:1"))
-    with pytest.raises(SettingsError, match=r"names 2 devices, but distribute\.scheduler"), on_devices(spec):
+@pytest.mark.parametrize(
+    ("device", "distribute", "reason"),
+    [
+        ("cuda:all", DistributeSpec(scheduler="tcp://a:1"), r"names 2 devices, but distribute\.scheduler"),
+        ("cpu", DistributeSpec(scheduler="tcp://a:1", workers=2), "has workers of its own"),
+        ("cuda", DistributeSpec(scheduler="tcp://a:1", dask_cuda=True), "has workers of its own"),
+        ("cuda:all", DistributeSpec(workers=3), "names 2 devices, and each of them gets one process"),
+        ("cuda:1", DistributeSpec(workers=2), "share the CPUs, not a device like 'cuda:1'"),
+        ("auto", DistributeSpec(workers=2), "share the CPUs, not a device like 'auto'"),
+        ("cpu", DistributeSpec(workers=2, dask_cuda=True), r"inference\.device is 'cpu, cpu'"),
+        ("cuda", DistributeSpec(workers=1, dask_cuda=True), r"inference\.device is 'cuda'"),
+        ("cuda:all", DistributeSpec(dask_cuda=True), "needs the package dask-cuda, which cannot be imported"),
+    ],
+)
+def test_workers_that_cannot_be_are_refused(
+    two_gpus: None, device: str, distribute: DistributeSpec, reason: str
+) -> None:
+    spec = replace(TWO, inference=InferenceSpec(device=device), distribute=distribute)
+    with pytest.raises(SettingsError, match=reason), on_devices(spec):
         pass
+
+
+def test_dask_cuda_starts_a_process_per_device(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class Cluster:
+        """Stands for dask-cuda's own."""
+
+        scheduler_address = "tcp://127.0.0.1:7"
+
+        def __init__(self, **options: Any) -> None:
+            asked.update(options)
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None:
+            asked["closed"] = True
+
+    monkeypatch.setitem(sys.modules, "dask_cuda", SimpleNamespace(LocalCUDACluster=Cluster))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    spec = replace(TWO, inference=InferenceSpec(device="cuda:all"), distribute=DistributeSpec(dask_cuda=True))
+    with on_devices(spec) as running:
+        assert (running.inference.device, running.distribute.scheduler) == ("cuda", "tcp://127.0.0.1:7")
+    assert (asked["CUDA_VISIBLE_DEVICES"], asked["resources"], asked["closed"]) == (["4", "6"], {"device": 1}, True)
 
 
 @pytest.fixture(scope="module")

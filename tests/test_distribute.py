@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster
 from models import ROOF, brightness, write_checkpoint
 from numpy.typing import NDArray
 
-from pipeline import distribute
+from pipeline import distribute, distribute_client
 from pipeline.config import SegmentSpec
 from pipeline.distant import DistantPredictor
 from pipeline.distribute import DistributeSpec, cluster, region_count
@@ -38,18 +38,6 @@ SPEC = SegmentSpec(
 )
 
 
-@pytest.fixture(scope="module")
-def threads() -> Iterator[Client]:
-    """A client of a cluster inside this process: one worker with three threads and one device."""
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=3, processes=False, dashboard_address=":0", resources={"device": 1}
-        ) as local,
-        Client(local, set_as_default=False) as client,
-    ):
-        yield client
-
-
 @pytest.fixture
 def scene(make_scene: MakeScene) -> Path:
     return make_scene(name="town.tif", bands=1, descriptions=["red"], height=200, nodata=0)
@@ -65,9 +53,11 @@ class FakeClient:
     def __init__(self, workers: int) -> None:
         self._workers = workers
 
+    status = "running"
+
     def scheduler_info(self, n_workers: int) -> dict[str, object]:
         assert n_workers == -1
-        return {"workers": dict.fromkeys(range(self._workers))}
+        return {"workers": {number: {"resources": {}} for number in range(self._workers)}}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +104,7 @@ def test_an_address_must_name_protocol_and_port(address: str) -> None:
 
 
 def test_a_scheduler_without_workers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distribute, "PATIENCE_S", 1)
+    monkeypatch.setattr(distribute_client, "PATIENCE_S", 1)
     with LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address=":0") as local:
         address = local.scheduler_address
         with pytest.raises(WorldError, match="it has no worker"), cluster(DistributeSpec(scheduler=address)):
@@ -260,8 +250,8 @@ def test_bad_data_is_not_tried_again(threads: Client, scene: Path, tmp_path: Pat
 def test_a_cluster_that_lost_all_its_workers_is_given_up(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distribute, "PATIENCE_S", 1)
-    monkeypatch.setattr(distribute, "DESERTED_S", 2)
+    monkeypatch.setattr(distribute_client, "PATIENCE_S", 1)
+    monkeypatch.setattr(distribute_client, "DESERTED_S", 2)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as local,
         Client(local, set_as_default=False) as client,
@@ -306,7 +296,7 @@ def test_a_region_that_kills_every_worker_is_a_fault_of_the_world(processes: Any
         return tiles
 
     with processes() as client:
-        with pytest.raises(WorldError, match=r"town\.tif: a region killed its workers repeatedly") as caught:
+        with pytest.raises(WorldError, match=r"town\.tif: the region of rows \d+ to .* killed its workers") as caught:
             segment_scene(scene, tmp_path / "out", predictor=always, card=ROOF, spec=SPEC, client=client)
         assert isinstance(caught.value, ScenemillError)
         assert [*(tmp_path / "out").iterdir()] == []

@@ -337,7 +337,7 @@ def test_scenes_share_the_processes_of_several_devices_and_several_models(
     models = [model, str(write_checkpoint(tmp_path / "other.safetensors", seed=1))]
     scenes = [str(make_scene(name=f"{name}.tif", height=100, seed=seed)) for seed, name in enumerate("ab")]
     one = segment_catalog(scenes, models, str(tmp_path / "one"), SETTINGS)
-    two = segment_catalog(scenes, models, str(tmp_path / "two"), SETTINGS, device="cpu,cpu")
+    two = segment_catalog(scenes, models, str(tmp_path / "two"), {**SETTINGS, "distribute": {"workers": 2}})
     assert [report.passes for report in (*one, *two)] == [2, 2, 2, 2]
     assert [report.content_key for report in one] == [report.content_key for report in two]
     for here, there in zip(one, two, strict=True):

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 RANKS: tuple[tuple[str, ...], ...] = (
     ("errors", "allocator", "band_file", "dates", "durable", "levels", "overviews", "cog", "processors", "scoring"),
-    ("grid", "handles", "lonlat"),
+    ("grid", "handles", "lonlat", "exchange"),
     (
         "scene",
         "resample",

@@ -1,0 +1,211 @@
+"""Several scenes in hand: reports in order, one thread for the ledger, one scene inferred while another is finished."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from conftest import MakeScene
+from distributed import Client
+from models import write_checkpoint
+
+from pipeline import distribute, segment
+from pipeline.catalog import CatalogEntry
+from pipeline.config import SegmentSpec
+from pipeline.distribute import DistributeSpec, region_count, scene_count
+from pipeline.errors import SettingsError, WorldError
+from pipeline.predictor import InferenceSpec, LoadedPredictor, load_predictor
+from pipeline.report import SceneReport
+from pipeline.retrying import RunSpec
+from pipeline.run import segment_catalog
+from pipeline.run_in_hand import ScenesInHand, StoppedError, stoppable
+from pipeline.scene import ReadingSpec
+from pipeline.tiling import TilingSpec
+
+SPEC = SegmentSpec(
+    tiling=TilingSpec(tile_size=32, overlap=8),
+    reading=ReadingSpec(threads=1),
+    inference=InferenceSpec(device="cpu", precision="float32"),
+    distribute=DistributeSpec(scenes=2),
+    run=RunSpec(retries=0),
+)
+WAIT_S = 60
+"""Far longer than anything takes that does not hang."""
+
+
+def entries(count: int) -> list[CatalogEntry]:
+    return [CatalogEntry(id=f"s{number}", location=f"s{number}.tif") for number in range(count)]
+
+
+def report(entry: CatalogEntry, status: Any = "done") -> SceneReport:
+    return SceneReport(scene=entry.id, location=entry.location, status=status)
+
+
+@pytest.fixture
+def predictor(tmp_path: Path) -> LoadedPredictor:
+    return load_predictor(write_checkpoint(tmp_path / "model.safetensors"), "cpu", precision="float32")
+
+
+def test_reports_come_in_order_though_scenes_end_in_another() -> None:
+    later, settled = Event(), []
+
+    def work(entry: CatalogEntry, _: Event) -> str:
+        if entry.id == "s0":
+            assert later.wait(WAIT_S)
+        if entry.id == "s3":
+            later.set()
+        return threading.current_thread().name
+
+    def settle(entry: CatalogEntry, outcome: str) -> SceneReport:
+        assert outcome.startswith("scene")
+        assert threading.current_thread() is threading.main_thread()
+        settled.append(entry.id)
+        return report(entry)
+
+    def begin(entry: CatalogEntry) -> SceneReport | None:
+        return report(entry, "quarantined") if entry.id == "s2" else None
+
+    found = [*ScenesInHand(begin, work, settle).run(entries(5), most=2)]
+    assert [each.scene for each in found] == ["s0", "s1", "s2", "s3", "s4"]
+    assert found[2].status == "quarantined"
+    assert settled.index("s0") > settled.index("s1")
+
+
+def test_no_more_scenes_are_in_hand_than_asked() -> None:
+    inside, most = threading.Semaphore(3), []
+
+    def work(entry: CatalogEntry, _: Event) -> None:
+        most.append(inside.acquire(blocking=False))
+        inside.release()
+
+    begun: list[str] = []
+    hand: ScenesInHand[None] = ScenesInHand(lambda entry: begun.append(entry.id), work, lambda entry, _: report(entry))
+    assert len([*hand.run(entries(20), most=3)]) == 20
+    assert all(most)
+    assert len(begun) == 20
+
+
+@pytest.mark.parametrize("ended", ["closed", "failed"])
+def test_scenes_in_hand_end_with_the_run(ended: str) -> None:
+    stopped = []
+
+    def work(entry: CatalogEntry, stop: Event) -> None:
+        if entry.id == "s0":
+            if ended == "failed":
+                raise SettingsError("no")
+            return
+        assert stop.wait(WAIT_S)
+        with pytest.raises(StoppedError):
+            stoppable(None, stop)("infer", 0, 1)
+        stopped.append(entry.id)
+
+    hand: ScenesInHand[None] = ScenesInHand(lambda _: None, work, lambda entry, _: report(entry))
+    if ended == "failed":
+        with pytest.raises(SettingsError):
+            [*hand.run(entries(3), most=2)]
+    else:
+        with closing(hand.run(entries(3), most=2)) as reports:
+            assert next(reports).scene == "s0"
+    assert stopped == ["s1"]
+
+
+def test_one_scene_is_inferred_while_another_becomes_polygons(
+    threads: Client, make_scene: MakeScene, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inferred = [Event(), Event()]
+    begun = iter(inferred)
+    infer, finish = segment.infer_scene, segment.finish_scene
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        result = infer(*args, **kwargs)
+        next(begun).set()
+        return result
+
+    monkeypatch.setattr(segment, "infer_scene", noted)
+    monkeypatch.setattr(segment, "finish_scene", _Patient(inferred, finish))
+    scenes = [CatalogEntry(id=name, location=str(make_scene(name=f"{name}.tif"))) for name in ("a", "b")]
+    reports = [*segment_catalog(scenes, tmp_path / "out", predictor=predictor, spec=SPEC, client=threads)]
+    assert [(each.scene, each.status) for each in reports] == [("a", "done"), ("b", "done")]
+
+
+class _Patient:
+    """Finishes a scene only when another is inferred too; travels by reference, as threads share it."""
+
+    def __init__(self, inferred: list[Event], finish: Any) -> None:
+        global _PATIENT
+        _PATIENT = self
+        self._inferred, self._finish = inferred, finish
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _patient, ()
+
+    def __call__(self, *args: Any) -> Any:
+        assert all(event.wait(WAIT_S) for event in self._inferred)
+        return self._finish(*args)
+
+
+_PATIENT: Any = None
+
+
+def _patient() -> Any:
+    return _PATIENT
+
+
+def test_scenes_of_a_cluster_fail_alone_and_in_their_place(
+    threads: Client, make_scene: MakeScene, predictor: LoadedPredictor, tmp_path: Path
+) -> None:
+    scenes = [CatalogEntry(id=name, location=str(make_scene(name=f"{name}.tif"))) for name in ("a", "b", "c")]
+    Path(scenes[1].location).write_bytes(b"II*\0 no TIFF")
+    run = segment_catalog(scenes, tmp_path / "out", predictor=predictor, spec=SPEC, client=threads)
+    assert [(each.scene, each.status) for each in run] == [("a", "done"), ("b", "failed"), ("c", "done")]
+
+
+def test_a_run_ends_when_its_cluster_is_lost(
+    threads: Client, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.run.is_lost", lambda _: True)
+    run = segment_catalog(entries(3), tmp_path / "out", predictor=predictor, spec=SPEC, client=threads)
+    with pytest.raises(WorldError, match=r"the run ends here, for its cluster is lost: .*s\d\.tif: no such file"):
+        next(run)
+
+
+class FakeClient:
+    """A scheduler with so many workers, of which some have a device."""
+
+    status = "running"
+
+    def __init__(self, workers: int, devices: int = 0) -> None:
+        self._resources = [{"device": 1.0}] * devices + [{}] * (workers - devices)
+
+    def scheduler_info(self, n_workers: int) -> dict[str, object]:
+        return {"workers": {number: {"resources": each} for number, each in enumerate(self._resources)}}
+
+
+@pytest.mark.parametrize(
+    ("client", "asked", "scenes", "in_hand", "regions"),
+    [
+        (None, 0, 9, 1, 1),
+        (None, 4, 9, 1, 1),
+        (FakeClient(1), 0, 9, 2, 1),
+        (FakeClient(8), 0, 100, 9, 2),
+        (FakeClient(8), 0, 3, 3, 6),
+        (FakeClient(8), 0, 1, 1, 16),
+        (FakeClient(8), 2, 100, 2, 8),
+        (FakeClient(8, devices=2), 0, 100, 3, 2),
+        (FakeClient(8), 0, 0, 1, 16),
+    ],
+    ids=["here", "asked, but here", "1 worker", "8", "few scenes", "1 scene", "as asked", "2 devices", "no scene"],
+)
+def test_the_regions_in_hand_are_two_per_worker_in_all(
+    client: Any, asked: int, scenes: int, in_hand: int, regions: int
+) -> None:
+    spec = DistributeSpec(scenes=asked)
+    found = scene_count(spec, client, scenes)
+    assert (found, region_count(spec, client, found)) == (in_hand, regions)
+    assert distribute.region_count(replace(spec, regions=7), client, found) == 7
