@@ -143,7 +143,8 @@ def _stack(parts: Sequence[Pixels], planes: Sequence[Sequence[int]], when: Nodat
     first = parts[0].bands
     bands = np.empty((sum(map(len, planes)), *first.shape[1:]), first.dtype)
     for part, places in zip(parts, planes, strict=True):
-        bands[[*places]] = part.bands
+        for place, band in zip(places, part.bands, strict=True):
+            bands[place] = band
     return Pixels(
         bands=bands,
         present=agree([part.present for part in parts], when),
@@ -154,12 +155,14 @@ def _stack(parts: Sequence[Pixels], planes: Sequence[Sequence[int]], when: Nodat
 def _take(stored: Pixels, rows: Taps, cols: Taps) -> Pixels:
     """For each output pixel the stored one in which it lies."""
     down, across = (taps.index[:, 0].clip(*_bounds(taps)) - taps.span[0] for taps in (rows, cols))
-    inside = rows.inside[:, None] & cols.inside
-    sound = inside if stored.sound is None else inside & stored.sound[down[:, None], across]
+    sound = None if stored.sound is None else stored.sound.take(across, axis=1).take(down, axis=0)
+    if not (rows.inside.all() and cols.inside.all()):
+        inside = rows.inside[:, None] & cols.inside
+        sound = inside if sound is None else inside & sound
     return Pixels(
-        bands=stored.bands[:, down[:, None], across],
-        present=stored.present[down[:, None], across],
-        sound=None if sound.all() else sound,
+        bands=stored.bands.take(across, axis=2).take(down, axis=1),
+        present=stored.present.take(across, axis=1).take(down, axis=0),
+        sound=sound,
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,13 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.band_file import BandFile
+from pipeline.batches import chunk_shape
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
-from pipeline.errors import SceneError
+from pipeline.errors import DamagedSceneError, SceneError
+from pipeline.journal import content_key
+from pipeline.mosaic import MosaicSpec
+from pipeline.resample import Stretch, plan_nested, plan_taps
 from pipeline.scene import ReadingSpec, Scene, SceneReader, describe_scene
 from pipeline.segment import segment_scene
 
@@ -236,3 +243,216 @@ def _area_mean(
 def _lengths(count: int, low: float, step: float) -> NDArray[np.float64]:
     places = np.arange(count)
     return np.clip(np.minimum(places + 1, low + step) - np.maximum(places, low), 0, None)
+
+
+def test_the_finest_file_gives_the_grid_and_what_others_do_not_cover_is_nodata(make_scene: MakeScene) -> None:
+    """Extents may differ: here the coarser file begins one of its pixels later and ends two earlier."""
+    fine = make_scene(np.ones((1, 20, 20), np.uint16), transform=TEN)
+    coarse = make_scene(np.full((1, 7, 7), 9, np.uint16), transform=TWENTY @ Affine.translation(1, 1))
+    files = [band_file(coarse, "red"), band_file(fine, "blue")]
+    scene = describe(files, ModelCard(bands=("red", "blue"), classes=("x",)))
+    assert (scene.grid.shape, scene.grid.transform) == ((20, 20), TEN)
+    pixels, valid = read(scene)
+    expected = np.zeros((20, 20), bool)
+    expected[2:16, 2:16] = True
+    np.testing.assert_array_equal(valid, expected)
+    assert set(pixels[0][valid]) == {9}
+    assert not read(scene, Window(17, 17, 3, 3))[1].any()
+
+
+@pytest.mark.parametrize("wanted", [10.0, 40.0, 7.0])
+def test_a_model_of_another_resolution_gets_all_files_at_its_own(make_scene: MakeScene, wanted: float) -> None:
+    shades = [make_scene(np.full((1, n, n), v, np.uint8), transform=t) for n, v, t in ((40, 5, TEN), (20, 7, TWENTY))]
+    files = [band_file(path, name) for path, name in zip(shades, ("red", "blue"), strict=True)]
+    card = ModelCard(bands=("blue", "red"), classes=("x",), resolution_m=wanted)
+    if wanted == 40:
+        with pytest.raises(SceneError, match=r"scene0\.tif: its pixels are 10 m .*reading.resolution_m=model"):
+            describe(files, card)
+    scene = describe(files, card, resolution_m="model")
+    assert scene.grid.resolution_m == pytest.approx(wanted, rel=0.02)
+    pixels, valid = read(scene)
+    assert valid.all()
+    assert [set(band.ravel()) for band in pixels] == [{7}, {5}]
+
+
+@settings(max_examples=25)
+@given(st.data(), st.sampled_from([7.0, 10.0, 13.0, 40.0]), st.sampled_from(["all_bands", "any_band"]))
+def test_windows_of_several_resolutions_equal_the_whole(data: st.DataObject, metres: float, when: Any) -> None:
+    """Also where a window is read in parts to bound memory, and where numbers are missing."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    sizes = ((24, 10), (12, 20), (5, 60))
+    with folder() as place, pytest.MonkeyPatch.context() as patch:
+        files = []
+        for name, (size, pixel) in zip(NAMES, sizes, strict=True):
+            pixels = rng.integers(0, 4, (1, size, size)).astype(np.float32)
+            pixels[rng.random(pixels.shape) < 0.05] = np.nan
+            files.append(
+                band_file(write(place / f"{name}.tif", pixels, TEN @ Affine.scale(pixel / 10), nodata=0), name)
+            )
+        scene = describe(files, resolution_m=metres, nodata_when=when)
+        whole, valid = read(scene)
+        window = data.draw(windows(*scene.grid.shape))
+        if data.draw(st.booleans()):
+            patch.setattr("pipeline.scene_reader.MOST_RESAMPLED_PIXELS", 9)
+        pixels, good = read(scene, window)
+    np.testing.assert_array_equal(good, valid[window.toslices()])
+    np.testing.assert_array_equal(pixels, whole[(slice(None), *window.toslices())])
+    assert np.isfinite(pixels[:, good]).all()
+
+
+def test_a_nested_position_is_the_area_mean_of_one_pixel() -> None:
+    """Two ways to the same pixel: where every output pixel lies in one stored pixel, its only tap is that one."""
+    axis = Stretch(stored=5, outputs=18, first=Fraction(1, 3), last=Fraction(19, 3))
+    assert axis.is_nested
+    nested, taps = plan_nested(axis, 0, 18), plan_taps(axis, 0, 18)
+    np.testing.assert_array_equal(nested.inside, taps.inside)
+    heaviest = taps.index[np.arange(18), taps.weight.argmax(axis=1)]
+    np.testing.assert_array_equal(heaviest[taps.inside], nested.index[:, 0][taps.inside])
+    np.testing.assert_allclose(taps.weight.max(axis=1)[taps.inside], 1 / 3)
+
+
+def test_chunks_hold_whole_blocks_of_all_files_as_far_as_that_is_bounded(make_scene: MakeScene) -> None:
+    fine = band_file(make_scene(bands=1, height=2000, width=2000, tiled=256, transform=TEN), "red")
+    card = ModelCard(bands=("red", "blue"), classes=("x",))
+
+    def chunk(block: int, size: float) -> tuple[int, int]:
+        side = round(20_000 / size)
+        path = make_scene(bands=1, height=side, width=side, tiled=block, transform=TEN @ Affine.scale(size / 10))
+        return chunk_shape(describe([fine, band_file(path, "blue")], card))
+
+    assert chunk(256, 20) == (512, 1024)
+    assert chunk(512, 20) == (1024, 1024)
+    assert chunk(512, 60) == (512, 1024)  # 3072 rows would be too many
+
+
+# What the catalog and the files say of validity and brightness
+
+
+def test_masks_and_alpha_of_each_file_count(make_scene: MakeScene) -> None:
+    rng = np.random.default_rng(2)
+    masks = rng.random((3, 20, 20)) > 0.4
+    files = [
+        band_file(make_scene(bands=1, height=20, width=20, mask=masks[0], transform=TEN), "red"),
+        band_file(make_scene(bands=1, height=20, width=20, alpha=masks[1], transform=TEN), "green"),
+        band_file(make_scene(np.where(masks[2], 7, 9)[None].astype(np.uint8), nodata=9, transform=TEN), "blue"),
+    ]
+    np.testing.assert_array_equal(read(describe(files))[1], masks.any(axis=0))
+    np.testing.assert_array_equal(read(describe(files, nodata_when="any_band"))[1], masks.all(axis=0))
+
+
+def test_the_catalogs_nodata_goes_before_the_tag_and_the_settings_before_both(make_scene: MakeScene) -> None:
+    pixels = np.array([[[0, 5, 9, 7]]], np.uint8)
+    card = ModelCard(bands=("red",), classes=("x",))
+    path = make_scene(pixels, nodata=5, transform=TEN)
+
+    def valid(told: float | None, **reading: Any) -> list[bool]:
+        return [bool(value) for value in read(describe([band_file(path, "red", nodata=[told])], card, **reading))[1][0]]
+
+    assert valid(None) == [True, False, True, True]
+    assert valid(9.0) == [True, True, False, True]
+    assert valid(9.0, nodata=7) == [True, True, True, False]
+    assert valid(9.0, ignore_nodata=True) == [True] * 4
+    assert valid(float("nan")) == [True] * 4
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_catalogs_scale_and_offset_reach_the_model(make_scene: MakeScene, tmp_path: Path, several: bool) -> None:
+    """A pointwise model gives what hand computation gives: stored * scale + offset, from the catalog or the file."""
+    pixels = np.random.default_rng(0).integers(0, 100, (2, 40, 40)).astype(np.uint16)
+    tags: dict[str, Any] = {"transform": TEN}
+    told: dict[str, Any] = {"scales": (0.01, None), "offsets": (None, 0.25)}
+    if several:
+        paths = [make_scene(band[None], scales=[0.002], offsets=[0.0], **tags) for band in pixels]
+        files = [
+            band_file(path, name, scales=[told["scales"][k]], offsets=[told["offsets"][k]])
+            for k, (path, name) in enumerate(zip(paths, ("red", "blue"), strict=True))
+        ]
+    else:
+        path = make_scene(pixels, scales=[0.002, 0.002], offsets=[0.0, 0.0], **tags)
+        files = [band_file(path, "red", "blue", **told)]
+    card = ModelCard(bands=("blue", "red"), classes=("x",))
+    spec = SegmentSpec(mosaic=MosaicSpec(dtype="float32"))
+    report = segment_scene(
+        describe(files, card),
+        tmp_path / "out",
+        predictor=lambda tiles: tiles.mean(1, keepdims=True),
+        card=card,
+        spec=spec,
+    )
+    with rasterio.open(Path(report.folder) / "probability.tif") as dataset:
+        got = dataset.read(1)
+    expected = (pixels[0] * 0.01 + 0.0 + pixels[1] * 0.002 + 0.25) / 2
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+# Refusals and faults
+
+
+def test_files_that_do_not_fit_one_another_are_refused(make_scene: MakeScene) -> None:
+    red = band_file(make_scene(bands=1, name="red.tif", transform=TEN), "red")
+    card = ModelCard(bands=("red", "blue"), classes=("x",))
+
+    def refused(said: str, *names: str | None, **facts: Any) -> None:
+        path = make_scene(**{"bands": 1, "name": "blue.tif", "transform": TEN} | facts)
+        with pytest.raises(SceneError, match=said):
+            describe([red, band_file(path, *(names or ("blue",)))], card)
+
+    refused(
+        r"blue\.tif: is in EPSG:32634, but .*red\.tif of the same scene in EPSG:32633; .*gdalwarp", crs="EPSG:32634"
+    )
+    refused(r"blue\.tif, beside .*red\.tif: the rows .* different directions", transform=TEN @ Affine.rotation(5))
+    refused(r"blue\.tif, beside .*red\.tif: the rows .* different directions", transform=TEN @ Affine.scale(1, -1))
+    far = TEN @ Affine.translation(60, 0)
+    refused(r"blue\.tif: does not overlap .*red\.tif.*x 600600 to 601100.*correct the catalog", transform=far)
+    refused(r"needs band\(s\) blue, but the 2 files .* offer red \(.*red\.tif\), nir \(.*blue\.tif\)", "nir")
+    refused(r"blue\.tif: the catalog names more bands of it than the 1 it has", "nir", "blue")
+    refused(r"blue\.tif: has a geotransform but no CRS", crs=None)
+    with pytest.raises(SceneError, match=r"needs band.* blue, but the 2 files of this scene offer red"):
+        describe([red, band_file(make_scene(bands=1, transform=TEN), None)], card)
+    with pytest.raises(SceneError, match=r"reading\.bands numbers the bands of one file, and this scene has 2"):
+        describe([red, red], card, bands={"blue": 1})
+
+
+def test_rotated_files_that_share_their_rotation_are_read(make_scene: MakeScene) -> None:
+    turned = TEN @ Affine.rotation(30)
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 10, 10), np.uint8)
+    fine = band_file(make_scene(bands=1, height=20, width=20, transform=turned), "red")
+    coarse = band_file(make_scene(pixels, transform=turned @ Affine.scale(2)), "blue")
+    got, _ = read(describe([fine, coarse], ModelCard(bands=("blue", "red"), classes=("x",))))
+    np.testing.assert_array_equal(got[0], pixels[0].repeat(2, 0).repeat(2, 1))
+
+
+def test_damage_names_the_file_that_is_damaged(make_scene: MakeScene) -> None:
+    paths = [make_scene(bands=1, transform=TEN, tiled=16, compress="deflate", name=f"{name}.tif") for name in NAMES]
+    scene = describe([band_file(path, name) for path, name in zip(paths, NAMES, strict=True)])
+    content = bytearray(paths[1].read_bytes())
+    content[600:1500] = bytes(900)
+    paths[1].write_bytes(content)
+    with pytest.raises(DamagedSceneError, match=r"green\.tif: damaged at rows"):
+        read(scene)
+
+
+# Who a scene is
+
+
+def test_the_content_key_follows_every_file_and_what_is_told_of_it(make_scene: MakeScene) -> None:
+    paths = [make_scene(bands=1, transform=TEN) for _ in NAMES]
+    files = [band_file(path, name) for path, name in zip(paths, NAMES, strict=True)]
+
+    def key(files: Sequence[BandFile]) -> str:
+        return content_key(describe(files), "model", {})
+
+    keys = {key(files), key([files[1], files[0], files[2]])}
+    for change in ({"nodata": (1.0,)}, {"scales": (2.0,)}, {"offsets": (1.0,)}):
+        keys.add(key([files[0], replace(files[1], **change), files[2]]))
+    os.utime(paths[2], ns=(0, 0))
+    keys.add(key(files))
+    assert len(keys) == 6
+
+
+def test_a_catalogs_date_goes_before_the_files(make_scene: MakeScene) -> None:
+    path = make_scene(bands=1, transform=TEN)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.update_tags(TIFFTAG_DATETIME="2020:01:02 03:04:05")
+    assert describe_scene(path).acquired == "2020-01-02T03:04:05Z"
+    assert describe_scene(path, acquired="2024-05-06T00:00:00Z").acquired == "2024-05-06T00:00:00Z"
