@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from conftest import MakeScene
+from rasterio.windows import Window
 
+from pipeline.band_file import BandFile
 from pipeline.card import ModelCard
 from pipeline.errors import WorldError
 from pipeline.location import resolve_location
-from pipeline.scene import describe_scene, remote_fingerprint
+from pipeline.scene import SceneReader, describe_scene, remote_fingerprint
 from pipeline.segment import segment_scene
 
 CARD = ModelCard(bands=("red",), classes=("bright",))
+COARSE = Affine(1, 0, 500_000, 0, -1, 5_400_000)
 
 
 @pytest.fixture
@@ -50,6 +54,28 @@ def test_a_scene_on_s3_gives_the_mosaic_of_the_local_one(store: Path, make_scene
     assert reports[1].scene == "far"
     fetched = (store / "requests.log").read_text().splitlines()
     assert any("bytes=" in line for line in fetched), "the scene was fetched whole instead of by ranges"
+
+
+def test_a_scene_of_several_files_on_s3_reads_like_the_local_one(store: Path, make_scene: MakeScene) -> None:
+    """Bands of 0.5 and 1 m, each in its file; only what the model wants is fetched."""
+    make_scene(bands=1, height=400, width=400, name="store/bucket/fine.tif", tiled=128, nodata=0)
+    make_scene(bands=1, height=200, width=200, name="store/bucket/coarse.tif", tiled=128, transform=COARSE, seed=1)
+    make_scene(bands=1, name="store/bucket/unwanted.tif")
+    card = ModelCard(bands=("nir", "red"), classes=("bright",))
+    read = []
+    for folder in (str(store / "bucket"), "s3://bucket"):
+        files = [
+            BandFile(location=f"{folder}/{name}.tif", names=(band,), nodata=(None,), scales=(None,), offsets=(None,))
+            for name, band in (("fine", "red"), ("unwanted", "blue"), ("coarse", "nir"))
+        ]
+        scene = describe_scene(files[0].location, card=card, scene_id="s", files=files)
+        with SceneReader(scene) as reader:
+            read.append(reader.read(Window(30, 50, 300, 200)))
+    np.testing.assert_array_equal(read[0][0], read[1][0])
+    np.testing.assert_array_equal(read[0][1], read[1][1])
+    assert all(file.fingerprint for file in scene.files)
+    assert scene.modified_ns is None
+    assert not any("unwanted" in line for line in (store / "requests.log").read_text().splitlines())
 
 
 def test_the_fingerprint_of_a_remote_scene_follows_its_content(store: Path, make_scene: MakeScene) -> None:

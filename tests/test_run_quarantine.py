@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from pipeline import run_quarantine
+from pipeline.band_file import BandFile
 from pipeline.catalog import CatalogEntry
 from pipeline.errors import DamagedSceneError, SettingsError, WorldError
 from pipeline.run_quarantine import QUARANTINE, Quarantine, is_data_fault
@@ -80,6 +82,25 @@ def test_a_scene_that_is_replaced_while_it_is_read_has_changed(tmp_path: Path, s
     quarantine.begin(scene)
     Path(scene.location).write_bytes(b"now it is whole")
     quarantine.add(scene, DamagedSceneError("torn"))
+    assert opened(tmp_path / "out").holding(scene) is None
+
+
+def test_a_scene_of_several_files_is_known_by_all_and_by_what_the_catalog_says(tmp_path: Path) -> None:
+    for folder in ("10m", "20m"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "b.tif").write_bytes(b"torn")
+    files = tuple(
+        BandFile(location=str(tmp_path / folder / "b.tif"), names=(folder,), nodata=(0,), scales=(1,), offsets=(0,))
+        for folder in ("10m", "20m")
+    )
+    scene = CatalogEntry(id="b", location=files[0].location, files=files)
+    quarantine = opened(tmp_path / "out")
+    quarantine.begin(scene)
+    quarantine.add(scene, DamagedSceneError("torn"))
+    assert opened(tmp_path / "out").holding(scene) is not None
+    renamed = replace(scene, files=(files[0], replace(files[1], names=("red",))))
+    assert opened(tmp_path / "out").holding(renamed) is None
+    (tmp_path / "20m" / "b.tif").write_bytes(b"whole now")
     assert opened(tmp_path / "out").holding(scene) is None
 
 

@@ -20,19 +20,28 @@ from affine import Affine
 from conftest import MakeScene
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import write_checkpoint
 from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from pipeline.band_file import BandFile
 from pipeline.batches import chunk_shape
 from pipeline.card import ModelCard
+from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
 from pipeline.errors import DamagedSceneError, SceneError
 from pipeline.journal import content_key
 from pipeline.mosaic import MosaicSpec
+from pipeline.outlook import foresee
+from pipeline.predictor import load_predictor
+from pipeline.report import SceneReport
 from pipeline.resample import Stretch, plan_nested, plan_taps
+from pipeline.run import segment_catalog
 from pipeline.scene import ReadingSpec, Scene, SceneReader, describe_scene
 from pipeline.segment import segment_scene
+from pipeline.tiling import TilingSpec
 
 NAMES = ("blue", "green", "red")
 CARD = ModelCard(bands=("red", "blue", "green"), classes=("bright",))
@@ -325,6 +334,24 @@ def test_chunks_hold_whole_blocks_of_all_files_as_far_as_that_is_bounded(make_sc
     assert chunk(512, 60) == (512, 1024)  # 3072 rows would be too many
 
 
+def test_a_real_sentinel_chip_with_a_coarser_band_is_what_gdal_makes_of_it(shared_data: Path, tmp_path: Path) -> None:
+    """Near infrared averaged to 20 m, beside red of 10 m; GDAL brings it back to 10 m by nearest neighbour."""
+    with rasterio.open(next((shared_data / "mangrove_4band").rglob("*.tif"))) as chip:
+        crs, fine, pixels = chip.crs, chip.transform, chip.read()
+    coarse, near = np.zeros((1, 256, 256), np.uint8), np.zeros((1, 512, 512), np.uint8)
+    half = fine @ Affine.scale(2)
+    place = {"src_crs": crs, "dst_crs": crs}
+    reproject(pixels[3:], coarse, src_transform=fine, dst_transform=half, resampling=Resampling.average, **place)
+    reproject(coarse, near, src_transform=half, dst_transform=fine, resampling=Resampling.nearest, **place)
+    files = [
+        band_file(write(tmp_path / "nir.tif", coarse, half), "nir"),
+        band_file(write(tmp_path / "visible.tif", pixels[:3], fine), "red", "green", "blue"),
+    ]
+    got, valid = read(describe(files, ModelCard(bands=("red", "nir"), classes=("mangrove",), resolution_m=10.0)))
+    assert valid.all()
+    np.testing.assert_array_equal(got, [pixels[0], near[0]])
+
+
 # What the catalog and the files say of validity and brightness
 
 
@@ -456,3 +483,29 @@ def test_a_catalogs_date_goes_before_the_files(make_scene: MakeScene) -> None:
         dataset.update_tags(TIFFTAG_DATETIME="2020:01:02 03:04:05")
     assert describe_scene(path).acquired == "2020-01-02T03:04:05Z"
     assert describe_scene(path, acquired="2024-05-06T00:00:00Z").acquired == "2024-05-06T00:00:00Z"
+
+
+def test_a_run_follows_every_file_of_a_scene(make_scene: MakeScene, tmp_path: Path) -> None:
+    """Done, then known as done, then done anew when any file changes, then in quarantine for the damage of one."""
+    predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu")
+    paths = [make_scene(bands=1, height=64, width=64, transform=TEN, tiled=16, name=f"{name}.tif") for name in NAMES]
+    files = tuple(band_file(path, name) for path, name in zip(paths, NAMES, strict=True))
+    entry = CatalogEntry(id="s", location=str(paths[0]), files=files, acquired="2024-05-06T07:08:09Z")
+    spec = SegmentSpec(tiling=TilingSpec(tile_size=64, overlap=8))
+
+    def run() -> SceneReport:
+        return next(iter(segment_catalog([entry], tmp_path / "out", predictor=predictor, spec=spec)))
+
+    assert (run().status, run().status) == ("done", "skipped")
+    (outlook,) = foresee([entry], spec, models=[tmp_path / "m.safetensors"], out_dir=tmp_path / "out")
+    assert (outlook.verdict, run().date) == ("done", "2024-05-06T07:08:09Z")
+    os.utime(paths[2], ns=(0, 0))
+    assert (run().status, run().status) == ("done", "skipped")
+    content = paths[1].read_bytes()
+    paths[1].write_bytes(content[:-2000])
+    failed = run()
+    assert failed.status == "failed"
+    assert "green.tif: damaged" in str(failed.reason)
+    assert run().status == "quarantined"
+    paths[1].write_bytes(content)
+    assert run().status == "done"
