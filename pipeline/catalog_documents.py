@@ -16,7 +16,7 @@ from pipeline.retrying import RunSpec, retry_world_faults
 if TYPE_CHECKING:
     from requests import Response, Session
 
-LARGEST_BYTES = 2**28
+LARGEST_BYTES = 2**27
 """A document is held in memory; a larger one is refused."""
 PATIENCE = RunSpec(retries=4, retry_delay_s=0.5)
 """How often a document is asked for again when network or server fail."""

@@ -235,6 +235,8 @@ def test_what_is_selected_is_asked_of_the_server(api: StacApi) -> None:
     api.extensions, api.asked[:] = (), []
     assert ids(source, cloud_cover=20, bbox=box) == ["s0", "s1", "s2"]
     assert api.asked[-1][2].keys() == {"collections", "bbox", "limit"}
+    assert ids(source, since="2026-05-05T10:00:00+02:00") == ["s4", "s5"]
+    assert api.asked[-1][2]["datetime"] == "2026-05-05T08:00:00Z/.."
 
 
 def test_items_of_a_collection_of_an_api_are_paged_through_without_a_search(api: StacApi) -> None:
