@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import __version__
+from pipeline.cli_merge import merge
 from pipeline.cli_output import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -95,7 +96,7 @@ def inspect(
     return EXIT_SOME_FAILED if facts[-1][1].startswith("no:") else EXIT_DONE
 
 
-for _command in (segment, catalog, train, evaluate, import_model, export_onnx):
+for _command in (segment, catalog, merge, train, evaluate, import_model, export_onnx):
     app.command(_command)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
+from pipeline.cli_merge import MergeInto, show_merge
 from pipeline.cli_output import (
     EXIT_DONE,
     EXIT_SOME_FAILED,
@@ -52,6 +53,7 @@ def segment(
     scheduler: Annotated[str | None, Parameter(help="Address of a dask scheduler, e.g. tcp://host:8786.")] = None,
     max_failures: Annotated[int | None, Parameter(help="End the run when so many scenes have failed.")] = None,
     retry_quarantined: Annotated[bool, Parameter(negative="", help="Try scenes in quarantine again.")] = False,
+    merge: MergeInto = None,
     limit: Limit = None,
     bbox: Bbox = None,
     since: Since = None,
@@ -70,6 +72,7 @@ def segment(
         "distribute.scheduler": scheduler,
         "run.max_failures": max_failures,
         "run.retry_quarantined": retry_quarantined or None,
+        "merge.into": merge,
     }
     spec = load_settings(SegmentSpec, config, [*overrides, *shortcuts(given), *_selection(limit, bbox, since)])
     entries = [*read_catalog(scenes, spec.catalog, spec.reading)]
@@ -94,6 +97,8 @@ def segment(
     finally:
         if reports:
             say(f"summary: {open_results(out).address(RUN)}")
+    if spec.merge.into is not None:
+        show_merge(out, spec.merge)
     if not reports:
         say("no scene to process")
     return exit_code(reports)

@@ -21,6 +21,7 @@ from pipeline.blend import Blend
 from pipeline.catalog_spec import CatalogSpec
 from pipeline.distribute import DistributeSpec
 from pipeline.errors import SettingsError
+from pipeline.merge_spec import MergeSpec
 from pipeline.mosaic import MosaicSpec
 from pipeline.predictor import InferenceSpec
 from pipeline.retrying import RunSpec
@@ -53,11 +54,13 @@ class SegmentSpec:
     """Where the work runs; never changes the result."""
     run: RunSpec = field(default_factory=RunSpec)
     """What a run over many scenes does about failures; never changes a result."""
+    merge: MergeSpec = field(default_factory=MergeSpec)
+    """Whether and how the polygons of all scenes become one file; never changes the result of a scene."""
 
     def result_settings(self) -> dict[str, object]:
         """The settings that change the result, as plain JSON values."""
         plain = dataclasses.asdict(self)
-        del plain["catalog"], plain["distribute"], plain["run"], plain["reading"]["threads"]
+        del plain["catalog"], plain["distribute"], plain["run"], plain["merge"], plain["reading"]["threads"]
         plain["inference"] = {key: plain["inference"][key] for key in ("precision", "augment", "deterministic")}
         return plain
 

@@ -85,87 +85,119 @@ def write_polygons(
         SettingsError: the ending is none of these, or there is no such folder.
         WorldError: the disk is full or refuses.
     """
+    totals = PolygonTotals()
+    totals.area_m2.update(dict.fromkeys(classes.values(), 0.0))
+    rows = _rows(polygons, totals, {"scene": scene_id, "model": model_id}, classes)
+    write_rows(path, rows, polygon_schema(), crs=crs, classes=classes)
+    return totals
+
+
+def write_rows(
+    path: str | Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema, *, crs: CRS, classes: Mapping[int, str]
+) -> int:
+    """Write the layer `polygons` of Arrow batches, as `write_polygons` does.
+
+    Args:
+        path: as there.
+        rows: batches of a column `geom`, WKB of multipolygons, and others; consumed lazily.
+        schema: theirs.
+        crs: of the coordinates.
+        classes: class value -> name, in the order of the legend.
+
+    Returns:
+        Number of polygons.
+
+    Raises:
+        SettingsError: the ending is none of those, or there is no such folder.
+        WorldError: the disk is full or refuses.
+    """
     path = Path(path)
     driver = DRIVERS.get(path.suffix.lower())
     if driver is None:
         raise SettingsError(f"{path}: polygons are written as {', '.join(DRIVERS)}; {path.suffix!r} is none of them")
     if not path.parent.is_dir():
         raise SettingsError(f"{path}: there is no folder {path.parent}; create it or name another")
-    totals = PolygonTotals()
     sweep(path)
     with appearing(path, ending=path.suffix) as beside:
-        stream = _Stream(polygons, totals, scene_id, model_id, classes)
+        stream = _Stream(rows, schema)
         if driver == "Parquet":
             _write_parquet(beside, stream, crs)
         else:
             _write_with_gdal(beside, stream, crs, driver)
         if driver == "GPKG":
-            _finish_geopackage(beside, totals.count, layer_style(classes))
-    return totals
+            _finish_geopackage(beside, stream.count, layer_style(classes))
+    return stream.count
+
+
+def polygon_schema() -> pa.Schema:
+    """The columns of a scene's polygons."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field(GEOMETRY, pa.binary(), metadata={"ARROW:extension:name": "ogc.wkb"}),
+            pa.field("class", pa.string()),
+            pa.field("class_value", pa.int16()),
+            pa.field("area_m2", pa.float64()),
+            pa.field("perimeter_m", pa.float64()),
+            pa.field("mean_probability", pa.float64()),
+            pa.field("max_probability", pa.float64()),
+            pa.field("pixel_count", pa.int64()),
+            pa.field("scene", pa.string()),
+            pa.field("model", pa.string()),
+        ]
+    )
+
+
+def as_wkb(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Polygons and multipolygons as WKB of multipolygons."""
+    written: NDArray[np.object_] = shapely.to_wkb(_as_multipolygons(geometry), flavor="iso")
+    return written
 
 
 class _Stream:
-    """Polygons as Arrow record batches; remembers what went wrong, since a stream through C forgets it."""
+    """Arrow record batches; counts rows and remembers what went wrong, since a stream through C forgets it."""
 
-    def __init__(
-        self,
-        polygons: Iterable[Polygons],
-        totals: PolygonTotals,
-        scene_id: str,
-        model_id: str,
-        classes: Mapping[int, str],
-    ):
-        self._polygons = polygons
-        self._totals = totals
-        self._ids = {"scene": scene_id, "model": model_id}
-        self._classes = classes
+    def __init__(self, rows: Iterable[pa.RecordBatch], schema: pa.Schema):
+        self._rows = rows
+        self.schema = schema
+        self.count = 0
         self.error: BaseException | None = None
-        totals.area_m2.update(dict.fromkeys(classes.values(), 0.0))
-
-    @property
-    def schema(self) -> pa.Schema:
-        import pyarrow as pa
-
-        return pa.schema(
-            [
-                pa.field(GEOMETRY, pa.binary(), metadata={"ARROW:extension:name": "ogc.wkb"}),
-                pa.field("class", pa.string()),
-                pa.field("class_value", pa.int16()),
-                pa.field("area_m2", pa.float64()),
-                pa.field("perimeter_m", pa.float64()),
-                pa.field("mean_probability", pa.float64()),
-                pa.field("max_probability", pa.float64()),
-                pa.field("pixel_count", pa.int64()),
-                pa.field("scene", pa.string()),
-                pa.field("model", pa.string()),
-            ]
-        )
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        import pyarrow as pa
-
-        schema = self.schema
         try:
-            for polygons in self._polygons:
-                self._totals.add(polygons, self._classes)
-                yield pa.record_batch(self._columns(polygons), schema=schema)
+            for batch in self._rows:
+                self.count += batch.num_rows
+                yield batch
         except BaseException as error:
             self.error = error
             raise
 
-    def _columns(self, polygons: Polygons) -> dict[str, object]:
-        n = len(polygons)
-        return {
-            GEOMETRY: shapely.to_wkb(_as_multipolygons(polygons.geometry), flavor="iso"),
-            "class": [self._classes[value] for value in polygons.class_value.tolist()],
-            "class_value": polygons.class_value.astype(np.int16),
-            "area_m2": polygons.area_m2,
-            "perimeter_m": polygons.perimeter_m,
-            "mean_probability": polygons.mean_probability,
-            "max_probability": polygons.max_probability,
-            "pixel_count": polygons.pixel_count,
-            **{name: [value] * n for name, value in self._ids.items()},
-        }
+
+def _rows(
+    batches: Iterable[Polygons], totals: PolygonTotals, ids: Mapping[str, str], classes: Mapping[int, str]
+) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    schema = polygon_schema()
+    for polygons in batches:
+        totals.add(polygons, classes)
+        yield pa.record_batch(_columns(polygons, ids, classes), schema=schema)
+
+
+def _columns(polygons: Polygons, ids: Mapping[str, str], classes: Mapping[int, str]) -> dict[str, object]:
+    n = len(polygons)
+    return {
+        GEOMETRY: as_wkb(polygons.geometry),
+        "class": [classes[value] for value in polygons.class_value.tolist()],
+        "class_value": polygons.class_value.astype(np.int16),
+        "area_m2": polygons.area_m2,
+        "perimeter_m": polygons.perimeter_m,
+        "mean_probability": polygons.mean_probability,
+        "max_probability": polygons.max_probability,
+        "pixel_count": polygons.pixel_count,
+        **{name: [value] * n for name, value in ids.items()},
+    }
 
 
 def _as_multipolygons(geometry: NDArray[np.object_]) -> NDArray[np.object_]:

@@ -273,6 +273,23 @@ def read_mask(path: Path, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], di
         return dataset.read(1, out_shape=shape), dataset.colormap(1)
 
 
+def read_mask_blocks(path: Path, side: int) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+    """Yield the windows that partition `mask.tif`, at most `side` px wide and high, and their class values.
+
+    Raises:
+        SceneError: the file is damaged or gone.
+    """
+    try:
+        with rasterio.open(path, driver="GTiff") as dataset:
+            height, width = dataset.shape
+            for row in range(0, height, side):
+                for col in range(0, width, side):
+                    window = Window(col, row, min(side, width - col), min(side, height - row))
+                    yield window, dataset.read(1, window=window)
+    except RasterioError as error:
+        raise SceneError(f"{path}: cannot be read: {error}; delete its folder and run again") from error
+
+
 def _read_joined(parts: Sequence[tuple[Path, Window]], level: int) -> Iterator[NDArray[np.generic]]:
     """Yield `(bands, <= BLOCK, width)` of a level of the whole, top to bottom; regions start on its pixels."""
     for top in sorted({window.row_off for _, window in parts}):

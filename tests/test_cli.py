@@ -445,6 +445,33 @@ def test_a_quarantine_that_cannot_be_read_stops_before_any_work(
 # vectorize, inspect, train
 
 
+def test_polygons_of_all_scenes_are_merged_on_request(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    scene = make_scene(name="one.tif")
+    (tmp_path / "two.tif").write_bytes(scene.read_bytes())
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(b"no scene")
+    out = tmp_path / "out"
+    code, stdout, stderr = call(
+        "segment", scene, tmp_path / "two.tif", broken, "--model", model, "--out", out, "--merge", "gpkg", *FAST
+    )
+    assert (code, stdout) == (1, "")
+    merged = geopandas.read_file(out / "polygons.gpkg", layer="polygons")
+    alone = geopandas.read_file(out / "two" / "polygons.gpkg", layer="polygons")
+    assert len(merged) == len(alone) > 0
+    assert f"{out / 'polygons.gpkg'}: {len(merged)} polygons of 2 scenes; left out {len(alone)} seen twice" in stderr
+    code, _, stderr = call("merge", out)
+    assert code == 0
+    assert "is up to date with 2 scenes" in stderr
+    code, _, stderr = call("merge", out, "--into", "parquet", "--set", "merge.crs=EPSG:4326")
+    assert code == 0
+    assert len(geopandas.read_parquet(out / "polygons.parquet").to_crs(merged.crs)) == len(merged)
+    code, _, stderr = call("merge", tmp_path / "nowhere")
+    assert code == 2
+    assert "holds no whole result" in stderr
+
+
 def test_vectorize_makes_polygons_again_with_other_settings(
     call: Call, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:

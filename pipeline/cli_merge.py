@@ -1,0 +1,51 @@
+"""The command that makes one file of the polygons of all scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from pipeline.cli_output import EXIT_DONE, ConfigFile, Overrides, console, say, shortcuts
+from pipeline.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pipeline.merge_record import MergeReport
+    from pipeline.merge_spec import MergeSpec
+
+MergeInto = Annotated[
+    Literal["gpkg", "parquet"] | None, Parameter(help="Merge the polygons of all scenes into one file of this kind.")
+]
+
+
+def merge(
+    out: Annotated[str, Parameter(help="Where the results of runs lie, a folder for each scene.")],
+    *,
+    into: MergeInto = None,
+    config: ConfigFile = None,
+    overrides: Overrides = (),
+) -> int:
+    """Make one file of the polygons of all scenes; what several scenes saw comes out once and whole."""
+    from pipeline.config import SegmentSpec, load_settings
+
+    spec = load_settings(SegmentSpec, config, [*overrides, *shortcuts({"merge.into": into})])
+    if show_merge(out, spec.merge) is None:
+        raise SettingsError(f"{out}: holds no whole result of a scene; name the folder that a run wrote with --out")
+    return EXIT_DONE
+
+
+def show_merge(out: str, spec: MergeSpec) -> MergeReport | None:
+    """Merge, and say what it came to; None where there is nothing to merge."""
+    from pipeline.merge import merge_scenes
+    from pipeline.progress import progress_bars, scene_watch
+
+    with progress_bars(console) as bars:
+        found = merge_scenes(out, spec, watch=scene_watch(bars, "merge"))
+    if found is not None:
+        state = "of" if found.is_new else "is up to date with"
+        say(
+            f"{Path(out) / found.file}: {found.polygons:,} polygons {state} {len(found.scenes):,} scenes; left out "
+            f"{found.left_out:,} seen twice and {found.lone:,} lone, joined {found.joined:,} into {found.made:,}"
+        )
+    return found

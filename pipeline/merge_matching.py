@@ -1,0 +1,224 @@
+"""Two scenes that saw the same ground: which of their polygons are one thing, and which scene saw it better.
+
+What both saw is compared: the parts of polygons on the ground that the scenes share. Two parts of one class are the
+same where they have so much of the smaller in common. Where scenes only meet, polygons go on that share a stretch
+of the line on which the data of both end.
+
+    both saw it whole     the preferred scene's stands, or that of the scene in which it lies farther from the edge
+    one saw it whole      that one stands
+    neither saw it whole  both stand, and are joined
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from pipeline.grid import RasterGrid
+from pipeline.merge_ground import Grounds
+from pipeline.merge_plane import off_plane, onto_plane
+from pipeline.merge_reading import Outlines, read_outlines
+from pipeline.merge_scenes import MergedScene
+from pipeline.merge_spec import MergeSpec
+
+Geometries = NDArray[np.object_]
+Pairs = NDArray[np.int64]
+
+SLACK_PX = 0.25
+"""A polygon lies on the ground when it leaves it by no more than this."""
+SPECK_PX2 = 1e-6
+"""Smaller parts are the rounding of floats."""
+UNSEEN, NEAR_EDGE, WELL = 0, 1, 2
+"""How a scene saw the place of a polygon: not all of it; all of it; all of it and away from the end of its data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """What two scenes say about each other's polygons; numbers are those of the polygons in their files."""
+
+    beats: Pairs
+    """`(n, 2)`: the preferred scene's polygon stands for the other's."""
+    yields: Pairs
+    """`(n, 2)`: the other's polygon, second, stands for the preferred scene's, first."""
+    joins: Pairs
+    """`(n, 2)`: polygons that go on in each other."""
+    lone: NDArray[np.int64]
+    """`(n,)`: polygons of the other scene where the preferred scene saw all and shows nothing like them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two scenes, on the plane that they share."""
+
+    outlines: Outlines
+    """Its polygons that touch the other's ground; the geometry is on the plane."""
+    ground: shapely.Geometry
+    """What it saw."""
+    margin_px: float
+    """How near to the end of its data it is less trusted; pixels of the plane."""
+
+
+def match_scenes(preferred: MergedScene, other: MergedScene, grounds: Grounds, spec: MergeSpec) -> Links:
+    """Compare two scenes.
+
+    Args:
+        preferred: whose word counts where both saw all.
+        other: the other.
+        grounds: what they saw.
+        spec: the rule.
+
+    Raises:
+        SceneError: a file is damaged, or the CRS of one has no place for the other.
+    """
+    plane = preferred.grid
+    mine = grounds.of(preferred)
+    theirs = _moved_ground(other, grounds.of(other), plane)
+    if shapely.distance(mine, theirs) > SLACK_PX or shapely.is_empty(mine) or shapely.is_empty(theirs):
+        return _links(np.empty((0, 2), np.int64))
+    scale = other.grid.resolution_m / plane.resolution_m
+    window = _shared_window(mine, theirs, SLACK_PX)
+    first = _side(preferred, mine, plane, window, others=theirs, margin_px=spec.margin_px)
+    second = _side(other, theirs, plane, window, others=mine, margin_px=spec.margin_px * scale)
+    return link_sides(first, second, same=spec.same, silences={*preferred.classes.values()})
+
+
+def link_sides(first: Side, second: Side, *, same: float, silences: set[str]) -> Links:
+    """Compare two scenes on one plane, the first preferred.
+
+    Args:
+        first: the preferred scene.
+        second: the other.
+        same: so much of the smaller of two parts is common where they are the same.
+        silences: names of classes that the model of the first looks for.
+    """
+    pairs = np.unique(np.vstack([_same_parts(first, second, same), _touching(first, second)]), axis=0)
+    in_second = _seen(first.outlines.geometry, second)[pairs[:, 0]]
+    second_seen = _seen(second.outlines.geometry, first)
+    in_first = second_seen[pairs[:, 1]]
+    fids = np.column_stack([first.outlines.fid[pairs[:, 0]], second.outlines.fid[pairs[:, 1]]])
+    joined = (in_first == UNSEEN) & (in_second == UNSEEN)
+    lone = second_seen == WELL
+    lone[pairs[:, 1]] = False
+    lone &= np.isin(second.outlines.class_name.astype(str), sorted(silences))
+    return Links(
+        beats=fids[(in_first >= in_second) & ~joined],
+        yields=fids[in_first < in_second],
+        joins=fids[joined],
+        lone=second.outlines.fid[lone],
+    )
+
+
+def _links(none: Pairs) -> Links:
+    return Links(beats=none, yields=none, joins=none, lone=none[:, 0])
+
+
+def _moved_ground(scene: MergedScene, ground: shapely.Geometry, plane: RasterGrid) -> shapely.Geometry:
+    on_earth = off_plane(np.array([ground]), scene.grid.transform)
+    moved = onto_plane(on_earth, scene.grid.crs, plane)[0]
+    return moved if moved.is_valid else shapely.make_valid(moved)
+
+
+def _shared_window(mine: shapely.Geometry, theirs: shapely.Geometry, slack: float) -> shapely.Geometry:
+    """The box, on the plane, of what both may have seen."""
+    left, top, right, bottom = np.r_[
+        np.maximum(mine.bounds[:2], theirs.bounds[:2]), np.minimum(mine.bounds[2:], theirs.bounds[2:])
+    ]
+    return shapely.box(
+        min(left, right) - slack, min(top, bottom) - slack, max(left, right) + slack, max(top, bottom) + slack
+    )
+
+
+def _side(
+    scene: MergedScene,
+    ground: shapely.Geometry,
+    plane: RasterGrid,
+    window: shapely.Geometry,
+    *,
+    others: shapely.Geometry,
+    margin_px: float,
+) -> Side:
+    """The polygons of a scene that touch the other's ground, on the plane."""
+    corners = onto_plane(off_plane(np.array([window]), plane.transform), plane.crs, scene.grid)
+    bounds = off_plane(corners, scene.grid.transform)[0].bounds
+    found = read_outlines(scene, bounds)
+    geometry = onto_plane(found.geometry, scene.grid.crs, plane)
+    shapely.prepare(others)
+    kept = shapely.intersects(others, geometry)
+    outlines = Outlines(fid=found.fid[kept], class_name=found.class_name[kept], geometry=geometry[kept])
+    return Side(outlines=outlines, ground=ground, margin_px=margin_px)
+
+
+def _same_parts(first: Side, second: Side, same: float) -> Pairs:
+    """Pairs of polygons with parts that are the same on the ground that both saw."""
+    parts, owner = _parts_on(first.outlines.geometry, second.ground)
+    others, other_owner = _parts_on(second.outlines.geometry, first.ground)
+    near, far = shapely.STRtree(others).query(parts, predicate="intersects")
+    alike = first.outlines.class_name[owner[near]] == second.outlines.class_name[other_owner[far]]
+    near, far = near[alike], far[alike]
+    common = shapely.area(shapely.intersection(parts[near], others[far]))
+    smaller = np.minimum(shapely.area(parts)[near], shapely.area(others)[far])
+    linked = (common > SPECK_PX2) & (common >= same * smaller)
+    return np.column_stack([owner[near[linked]], other_owner[far[linked]]]).astype(np.int64)
+
+
+def _parts_on(geometry: Geometries, ground: shapely.Geometry) -> tuple[Geometries, NDArray[np.int64]]:
+    """The parts of polygons that lie on a ground, each with the place of its polygon."""
+    shapely.prepare(ground)
+    clipped = np.array(geometry, dtype=object)
+    across = np.flatnonzero(~shapely.covers(ground, geometry))
+    clipped[across] = shapely.intersection(clipped[across], ground)
+    parts, owner = shapely.get_parts(clipped, return_index=True)
+    # What only touches leaves points and lines, at times within a collection.
+    if (shapely.get_type_id(parts) == shapely.GeometryType.GEOMETRYCOLLECTION).any():
+        parts, nested = shapely.get_parts(parts, return_index=True)
+        owner = owner[nested]
+    kept = shapely.area(parts) > SPECK_PX2
+    return parts[kept], owner[kept]
+
+
+def _touching(first: Side, second: Side) -> Pairs:
+    """Pairs of polygons that share a stretch of the line on which the data of both scenes end, and no area."""
+    seam = _lines(shapely.intersection(shapely.boundary(first.ground), shapely.boundary(second.ground)))
+    none = np.empty((0, 2), np.int64)
+    if not shapely.length(seam):
+        return none
+    (stretches, owner), (others, other_owner) = (_stretches(side.outlines.geometry, seam) for side in (first, second))
+    near, far = shapely.STRtree(others).query(stretches, predicate="intersects")
+    if not len(near):
+        return none
+    shared = shapely.length(shapely.intersection(stretches[near], others[far])) > SPECK_PX2
+    pairs: Pairs = np.column_stack([owner[near[shared]], other_owner[far[shared]]]).astype(np.int64)
+    pairs = pairs[first.outlines.class_name[pairs[:, 0]] == second.outlines.class_name[pairs[:, 1]]]
+    common = shapely.intersection(first.outlines.geometry[pairs[:, 0]], second.outlines.geometry[pairs[:, 1]])
+    apart: Pairs = pairs[shapely.area(common) <= SPECK_PX2]
+    return apart
+
+
+def _lines(geometry: shapely.Geometry) -> shapely.Geometry:
+    """The lines of what two boundaries have in common."""
+    parts = shapely.get_parts(geometry)
+    return shapely.line_merge(shapely.union_all(parts[shapely.get_dimensions(parts) == 1]))
+
+
+def _stretches(geometry: Geometries, seam: shapely.Geometry) -> tuple[Geometries, NDArray[np.int64]]:
+    """What polygons have of a line, each with the place of its polygon."""
+    shapely.prepare(seam)
+    place = np.flatnonzero(shapely.intersects(seam, geometry))
+    found = shapely.intersection(shapely.boundary(geometry[place]), seam)
+    long = shapely.length(found) > SPECK_PX2
+    return found[long], place[long]
+
+
+def _seen(geometry: Geometries, by: Side) -> NDArray[np.int64]:
+    """How a scene saw the places of polygons."""
+    wide = shapely.buffer(by.ground, SLACK_PX, join_style="mitre")
+    deep = shapely.buffer(by.ground, -by.margin_px, join_style="mitre")
+    for area in (wide, deep):
+        shapely.prepare(area)
+    levels = np.full(len(geometry), UNSEEN)
+    levels[shapely.covers(wide, geometry)] = NEAR_EDGE
+    levels[shapely.covers(deep, geometry)] = WELL
+    return levels
