@@ -10,6 +10,7 @@ import glob
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -86,7 +87,7 @@ def read_catalog(
         SettingsError: at once, when a source matches nothing, cannot be read, or lacks a column.
         WorldError: at once, when disk, network or server failed.
     """
-    spec, reading = spec or CatalogSpec(), reading or ReadingSpec()
+    spec, reading = (spec or CatalogSpec()).at(datetime.now(UTC)), reading or ReadingSpec()
     indexes = [str(source) for source in sources if _is_index(str(source))]
     plain = [source for source in sources if str(source) not in indexes]
     named = list_scenes(plain) if plain or not indexes else ()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
-from pipeline.dates import parse_date
+from pipeline.dates import parse_ago, parse_date
 from pipeline.errors import SettingsError
 
 
@@ -23,7 +24,8 @@ class CatalogSpec:
     cloud_cover: float | None = None
     """Only STAC Items with at most so many percent of clouds; None: all."""
     since: str | None = None
-    """Only scenes that were taken then or later, `YYYY-MM-DD` or with a time (UTC, or with its zone); None: all."""
+    """Only scenes that were taken then or later, `YYYY-MM-DD` or with a time (UTC, or with its zone), or in the days or
+    hours before the run, `7d` or `36h`; None: all."""
     until: str | None = None
     """Only scenes that were taken then or earlier; a date alone means its end; None: all."""
     bbox: tuple[float, float, float, float] | None = None
@@ -32,11 +34,7 @@ class CatalogSpec:
     """Only so many scenes run, the first ones; None: all."""
 
     def __post_init__(self) -> None:
-        for key, text in (("since", self.since), ("until", self.until)):
-            if text is not None and parse_date(text) is None:
-                raise SettingsError(f"{key} must be a date, e.g. 2026-05-01 or 2026-05-01T12:00:00Z, not {text!r}")
-        if self.first is not None and self.last is not None and self.first > self.last:
-            raise SettingsError(f"since must not be later than until, but {self.since} is later than {self.until}")
+        self._check_dates()
         if self.cloud_cover is not None and not 0 <= self.cloud_cover <= 100:
             raise SettingsError(f"cloud_cover must be 0 to 100 percent, not {self.cloud_cover:g}")
         if len(set(self.assets)) < len(self.assets):
@@ -46,15 +44,28 @@ class CatalogSpec:
         if self.bbox is not None:
             _check_bbox(*self.bbox)
 
+    def at(self, now: datetime) -> CatalogSpec:
+        """The same with `since` as a date, where it counts back from now."""
+        ago = parse_ago(self.since, now)
+        return self if ago is None else replace(self, since=ago)
+
     @property
     def first(self) -> str | None:
-        """The first second that counts, in UTC."""
+        """The first second that counts, in UTC; None: all, or `since` counts back from a time unknown here."""
         return parse_date(self.since)
 
     @property
     def last(self) -> str | None:
         """The last second that counts, in UTC."""
         return parse_date(self.until, end=True)
+
+    def _check_dates(self) -> None:
+        if self.since is not None and self.first is None and parse_ago(self.since, datetime.now(UTC)) is None:
+            raise SettingsError(f"since must be a date, e.g. 2026-05-01, or days or hours, e.g. 7d, not {self.since!r}")
+        if self.until is not None and self.last is None:
+            raise SettingsError(f"until must be a date, e.g. 2026-05-01 or 2026-05-01T12:00:00Z, not {self.until!r}")
+        if self.first is not None and self.last is not None and self.first > self.last:
+            raise SettingsError(f"since must not be later than until, but {self.since} is later than {self.until}")
 
 
 def _check_bbox(left: float, bottom: float, right: float, top: float) -> None:

@@ -40,7 +40,7 @@ Bbox = Annotated[
     Parameter(help="Only scenes that touch left,bottom,right,top in degrees.", allow_leading_hyphen=True),
 ]
 
-Since = Annotated[str | None, Parameter(help="Only scenes taken on this day or later, e.g. 2026-05-01.")]
+Since = Annotated[str | None, Parameter(help="Only scenes taken since then, e.g. 2026-05-01, or 7d.")]
 
 
 def segment(

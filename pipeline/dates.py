@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 NANOSECONDS = 1_000_000_000
 
 WRITTEN_DATE = re.compile(r"[1-9]\d{3}-\d{2}-\d{2}")
 """How dates in settings and catalogs begin; bare numbers could mean anything."""
+AGO = re.compile(r"(\d{1,5})(d|h)")
+"""Days or hours before now."""
 
 DateOf = Literal["scene", "file", "processing"]
 """What a date tells: when the scene was taken, when its file last changed, or when it was processed."""
@@ -58,6 +60,18 @@ def parse_date(text: str | None, *, end: bool = False) -> str | None:
         return _iso(moment.replace(hour=23, minute=59, second=59) if end and len(text) == len("2024-06-01") else moment)
     except (ValueError, OverflowError):
         return None
+
+
+def parse_ago(text: str | None, now: datetime) -> str | None:
+    """So many days or hours before now, written as `7d` or `36h`, as `parse_date` writes it; None for other texts.
+
+    >>> parse_ago("36h", datetime(2024, 6, 2, tzinfo=UTC)), parse_ago("a week", datetime(2024, 6, 2, tzinfo=UTC))
+    ('2024-05-31T12:00:00Z', None)
+    """
+    found = AGO.fullmatch((text or "").strip())
+    if found is None:
+        return None
+    return _iso(now - timedelta(**{"days" if found[2] == "d" else "hours": int(found[1])}))
 
 
 def resolve_date(acquired: str | None, modified_ns: int | None, *, now: datetime) -> SceneDate:

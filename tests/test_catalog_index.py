@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -294,6 +295,13 @@ def test_dates_take_scenes_between_them_both_counting(tmp_path: Path, name: str)
     assert ids(index, since="2026-05-01T00:00:01Z", until="2026-05-02T01:30:00Z") == ["c"]
 
 
+def test_since_may_count_back_from_the_run(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    days = [(now - timedelta(hours=hours)).isoformat() for hours in (1, 47, 49)]
+    index = table(tmp_path / "t.csv", ["a.tif", "b.tif", "c.tif"], datetime=days)
+    assert ids(index, since="2d") == ids(index, since="48h") == ["a", "b"]
+
+
 def test_a_scene_without_a_date_is_known_by_its_own_tag_and_refused_when_nothing_tells(make_scene: MakeScene) -> None:
     scene, plain = make_scene(name="dated.tif"), make_scene(name="plain.tif")
     with rasterio.open(scene, "r+") as dataset:
@@ -343,6 +351,7 @@ def test_a_scene_round_the_pole_covers_the_pole(make_scene: MakeScene) -> None:
     [
         {"limit": 0},
         {"since": "June"},
+        {"since": "7"},
         {"until": "20260501"},
         {"since": "2026-05-02", "until": "2026-05-01"},
         {"cloud_cover": 101},

@@ -16,6 +16,7 @@ import rasterio
 from conftest import MakeScene
 from models import RGB, write_checkpoint
 
+from pipeline import cli
 from pipeline.catalog import read_catalog
 from pipeline.catalog_spec import CatalogSpec
 from pipeline.config import SegmentSpec
@@ -103,6 +104,22 @@ def test_a_scene_gives_the_same_mosaic_from_stac_here_and_on_a_server_as_from_a_
     (link,) = item.get_links("derived_from")
     assert (item.id, item.datetime, link.href) == ("town", TAKEN, f"{address}/cat/town/town.json")
     assert run(f"{address}/cat/catalog.json", tmp_path / "there", predictor).status == "skipped"
+
+
+def test_the_command_selects_by_date_and_a_file_of_settings_does_too(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def counts(*options: object) -> str:
+        with pytest.raises(SystemExit):
+            cli.main([str(each) for each in ("catalog", bundle, *options)])
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert counts("--since", "2026-05-01") == "1 runs, 0 done, 0 refused"
+    assert counts("--since", "2026-05-01T10:30:01Z") == "0 runs, 0 done, 0 refused"
+    settings = tmp_path / "run.yaml"
+    settings.write_text("catalog:\n  since: 2026-05-01\n  until: 2026-05-01 10:29:59\n")
+    assert counts("--config", settings) == "0 runs, 0 done, 0 refused"
+    assert "catalog.since = 20260501: Input should be a valid string" in counts("--since", "20260501")
 
 
 def test_what_would_run_is_said_of_stac_too(
