@@ -8,8 +8,7 @@ model, mosaic and polygons, is a task for any worker. Client and workers share a
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,10 +23,10 @@ from pipeline.errors import SettingsError
 from pipeline.exchange import Exchange, open_exchange
 from pipeline.precision import choose_precision
 from pipeline.predictor import ArrayFunction, Predictor, Prepared, Proof, identity_of
-from pipeline.region import Watch, infer_region
-from pipeline.region_job import RegionJob, RegionResult
+from pipeline.region import Watch, infer_stack
+from pipeline.region_job import RegionJob, RegionResult, widest_region
 from pipeline.scene import Scene
-from pipeline.tiling import Region, TilePlan
+from pipeline.tiling import Region, TilePlan, plan_parts, plan_regions, stacks
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -35,6 +34,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
+
+PART_PIXELS = 2**25
+"""About so many pixels are a region where nobody asks for more of them: what a kill may lose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class DistributeSpec:
     exchange: str | None = None
     """Folder that client and workers see, for files that travel; None: workers see the results' folder itself."""
     regions: int = 0
-    """Regions a scene is cut into; 0: one here, and on a cluster so many that each worker has two to do."""
+    """Regions a scene is cut into; 0: one for 2^25 px here, and on a cluster so many that each worker has two to do."""
     scenes: int = 0
     """Scenes in hand at once; 0: one here, and one more than workers on a cluster."""
 
@@ -110,6 +112,14 @@ def scene_count(spec: DistributeSpec, client: Client | None, scenes: int) -> int
     return max(1, min(scenes, spec.scenes or workers_of(client) + 1))
 
 
+def plan_work(job: RegionJob, spec: DistributeSpec, client: Client | None) -> tuple[Region, ...]:
+    """The regions a scene is cut into: for workers to share, or here so that a stopped run has something done."""
+    widest = widest_region(job.scene, job.plan, job.card, job.mosaic)
+    if client is None and not spec.regions:
+        return plan_parts(job.plan, pixels=PART_PIXELS, widest=widest)
+    return plan_regions(job.plan, rows=region_count(spec, client), widest=widest)
+
+
 def region_count(spec: DistributeSpec, client: Client | None, scenes: int = 1) -> int:
     """How many regions a scene is cut into; with so many scenes in hand, two regions for each worker in all."""
     if spec.regions:
@@ -147,7 +157,7 @@ def run_regions(
     *,
     client: Client | None = None,
     watch: Watch | None = None,
-) -> Iterator[RegionResult]:
+) -> Generator[RegionResult]:
     """Run every region, here or on the client's cluster, and yield results as they finish, their rasters in the folder.
 
     Args:
@@ -162,7 +172,7 @@ def run_regions(
         ScenemillError: whatever a region raised.
     """
     if client is None:
-        return (infer_region(job, region, predictor, watch) for region in regions)
+        return (result for stack in stacks(regions) for result in infer_stack(job, stack, predictor, watch))
     return _run_on_cluster(job, regions, predictor, client, watch)
 
 
@@ -170,18 +180,18 @@ def run_finish(
     function: Callable[[Any, Any, Path], Answer],
     inferred: Any,
     spec: object,
-    work: Path,
+    folder: Path,
     *,
     client: Client,
     watch: Watch | None = None,
 ) -> Answer:
-    """Call `function(inferred, spec, work)` on any worker, device or not; its files are in the work folder then.
+    """Call `function(inferred, spec, folder)` on any worker, device or not; its files are in the folder then.
 
     Args:
-        function: makes outputs of regions in a work folder; needs no model.
+        function: makes outputs of regions in a folder; needs no model.
         inferred: what regions left: `inferred.job`, and `inferred.results`.
         spec: settings for it.
-        work: the work folder, here.
+        folder: that of the outputs, here.
         client: of the cluster.
         watch: called with 0 now and then; what it raises ends the work.
 
@@ -191,12 +201,11 @@ def run_finish(
     """
     job: RegionJob = inferred.job
     names = {} if job.exchange is None else _offered(job, inferred.results)
-    given = packed(function, inferred, spec, work.absolute(), names)
+    given = packed(function, inferred, spec, folder.absolute(), names)
     what, name = f"{job.scene.location}: mosaic or polygons", f"finish-{job.scene.id}"
     sent = _one(client, what, finish, given, name=name, watch=watch)
     if job.exchange is not None:
-        fetch_all(sent.files, job.exchange, work)
-        shutil.rmtree(job.folder)
+        fetch_all(sent.files, job.exchange, folder)
     return cast("Answer", sent.answer)
 
 
@@ -254,7 +263,7 @@ def _run_on_cluster(
     predictor: Predictor | ArrayFunction,
     client: Client,
     watch: Watch | None,
-) -> Iterator[RegionResult]:
+) -> Generator[RegionResult]:
     """All regions, a bounded number of them in hand; those that died with others are tried again, one by one."""
     suspects: list[Region] = []
     yield from _side_by_side(job, regions, predictor, client, watch, most=2 * workers_of(client), suspects=suspects)
@@ -272,7 +281,7 @@ def _side_by_side(
     *,
     most: int,
     suspects: list[Region] | None = None,
-) -> Iterator[RegionResult]:
+) -> Generator[RegionResult]:
     """Run regions, at most so many in hand. One that loses its workers joins the suspects: it may not be its fault."""
     from distributed.scheduler import KilledWorker
 
@@ -310,11 +319,10 @@ def _side_by_side(
 
 def _arrived(job: RegionJob, sent: Sent[RegionResult], watch: Watch | None) -> RegionResult:
     """A region's result, with its rasters in the job's folder."""
-    core = sent.answer.region.core
     if job.exchange is not None:
         fetch_all(sent.files, job.exchange, job.folder)
     if watch is not None:
-        watch(int(core.width * core.height))
+        watch(sent.answer.region.pixels)
     return sent.answer
 
 

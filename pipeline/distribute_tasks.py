@@ -90,21 +90,22 @@ def infer(given: bytes, region: Region) -> Sent[RegionResult]:
 def finish(given: bytes) -> Sent[Any]:
     """Make the outputs of a scene of its regions.
 
-    `given` packs function, what regions left, settings and work folder, as in `distribute.run_finish`, and the names of
-    the region rasters in the exchange place with their bytes.
+    `given` packs function, what regions left, settings and folder of the outputs, as in `distribute.run_finish`, and
+    the names of the region rasters in the exchange place with their bytes.
     """
-    function, inferred, spec, work, names = unpacked(given)
+    function, inferred, spec, folder, names = unpacked(given)
     job: RegionJob = inferred.job
     exchange = job.exchange
     if exchange is None:
-        _check_seen(work)
-        return Sent(answer=function(inferred, spec, work), files={})
+        _check_seen(folder)
+        return Sent(answer=function(inferred, spec, folder), files={})
     with TemporaryDirectory(prefix=OWN) as own:
-        job = replace(job, folder=Path(own) / job.folder.name)
+        job, folder = replace(job, folder=Path(own) / job.folder.name), Path(own) / folder.name
         job.folder.mkdir()
+        folder.mkdir()
         fetch_all(names, exchange, job.folder)
-        answer = function(replace(inferred, job=job), spec, Path(own))
-        return Sent(answer=answer, files=_sent(Path(own), exchange))
+        answer = function(replace(inferred, job=job), spec, folder)
+        return Sent(answer=answer, files=_sent(folder, exchange))
 
 
 def fetch_all(files: Mapping[str, int], exchange: Exchange, folder: Path) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.batches import RawStrip
+from pipeline.batches import RawStrip, read_strips
+from pipeline.scene import Scene
+from pipeline.tiling import TilePlan
 
 SCREEN = 1600
 """Longest side of a glance, px."""
@@ -62,6 +64,15 @@ def join_glances(glances: Sequence[Glance]) -> NDArray[np.generic]:
         _, height, width = glance.pixels.shape
         whole[:, glance.top : glance.top + height, glance.left : glance.left + width] = glance.pixels
     return whole
+
+
+def read_glance(scene: Scene, plan: TilePlan, threads: int) -> NDArray[np.generic]:
+    """The glance of a scene that no network runs over now, `(bands, rows, columns)`."""
+    taker = GlanceTaker(scene.grid.shape, scene.grid.window, len(scene.bands), scene.dtype)
+    rows, cols = (range(count) for count in plan.shape)
+    for strip in read_strips(scene, plan, rows, cols, threads=threads):
+        taker.see(strip, plan.rows.starts[strip.row] - plan.rows.margin)
+    return taker.glance.pixels
 
 
 def _step(shape: tuple[int, int]) -> int:

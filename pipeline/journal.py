@@ -1,8 +1,14 @@
 """What is done: content keys, and results that appear whole or not at all.
 
-A scene's outputs are written into a hidden work folder beside their target, and the folder takes the
-target's name when everything in it is complete. The report inside holds a content key made of what
-went in; a rerun with the same key finds its work done.
+A scene's outputs are written in a hidden work folder beside their target, and take the target's name when
+everything is complete:
+
+    .ID.partial/result/     becomes ID/
+    .ID.partial/stages/     records of what is done, see `stages`
+    .ID.partial/...         what only the work itself needs
+
+The report in the result holds a content key made of what went in; a rerun with the same key finds its work done.
+A work folder that was stopped half-way is taken up again, if anything in it is done.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,10 +27,13 @@ from pipeline.durable import flush, lock
 from pipeline.errors import WorldError
 from pipeline.grid import RasterGrid
 from pipeline.scene import Scene, SceneFile
+from pipeline.stages import Stages
 
 RESULT_FORMAT = 3
 """Raised whenever the same inputs give different outputs than before."""
 REPORT = "report.json"
+RESULT = "result"
+"""What becomes the scene's folder, in its work folder."""
 
 
 def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> str:
@@ -48,8 +57,7 @@ def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> 
 def finished_report(folder: Path, key: str | None) -> dict[str, object] | None:
     """The report of a finished scene with this content key, or None; also when the disk keeps it from us."""
     try:
-        if not _is_claimed(folder):
-            _heal(folder)
+        _sweep(folder)
     except OSError:
         return None
     path = folder / REPORT
@@ -68,28 +76,44 @@ def finished_report(folder: Path, key: str | None) -> dict[str, object] | None:
 
 @contextmanager
 def publishing(folder: Path) -> Iterator[Path]:
-    """A work folder that becomes `folder` on success and vanishes on failure.
+    """A folder for outputs, inside of a work folder, that becomes `folder` on success.
 
     The former `folder` stays whole until the new one replaces it; files in it that we did not write
-    are carried over.
+    are carried over. What an earlier run has done in the work folder is still there. It stays there when the work is
+    stopped or the world fails, and vanishes on any other failure, or if no stage is done.
 
     Raises:
         WorldError: the disk refuses, or another run is writing the same folder.
     """
-    work = _work_of(folder)
+    work = work_folder(folder)
     try:
         claim = _claim(folder)
         _heal(folder)
+        Stages(work).sweep()
+        (work / RESULT).mkdir(exist_ok=True)
     except OSError as error:
         raise WorldError(f"{folder}: cannot be written: {error}; check the disk and its permissions") from error
+    goes_on = False
     try:
-        yield work
-        _swap(work, folder)
+        yield work / RESULT
+        _swap(work / RESULT, folder)
     except OSError as error:
+        goes_on = True
         raise WorldError(f"{folder}: writing failed: {error}; check the disk and run again") from error
+    except BaseException as error:
+        goes_on = isinstance(error, WorldError) or not isinstance(error, Exception)
+        raise
     finally:
-        _remove(work)
+        if goes_on and Stages(work).any_done:
+            Stages(work).sweep()
+        else:
+            _remove(work)
         os.close(claim)
+
+
+def work_folder(folder: Path) -> Path:
+    """Where a scene's outputs are made that will appear as `folder`."""
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def _remove(work: Path) -> None:
@@ -101,48 +125,59 @@ def _remove(work: Path) -> None:
         time.sleep(0.05)
 
 
-def _swap(work: Path, folder: Path) -> None:
-    for path in work.iterdir():
+def _swap(result: Path, folder: Path) -> None:
+    for path in result.iterdir():
         flush(path)
-    flush(work)
+    flush(result)
     try:
         if folder.exists():
             folder.rename(_former(folder))
-        work.rename(folder)
+        result.rename(folder)
     finally:
         _heal(folder)
     flush(folder.parent)
 
 
 def _claim(folder: Path) -> int:
-    """Make the work folder anew and lock it; the system frees the lock when the handle closes, or the process dies."""
-    if _is_claimed(folder):
-        raise WorldError(f"{folder}: another run is writing this folder; wait for it, or write to another --out")
-    work = _work_of(folder)
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    handle = os.open(work, os.O_RDONLY)
-    lock(handle)
-    return handle
+    """Lock the work folder, made if it is not there; the system frees the lock when the process dies.
 
-
-def _is_claimed(folder: Path) -> bool:
-    """Whether a live run holds the work folder, under its own name or already renamed."""
-    for path in (_work_of(folder), folder):
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            if not lock(handle):
-                return True
-        finally:
+    Another try shortly after: the lock may be held by somebody who only looks, or has just finished.
+    """
+    work = work_folder(folder)
+    for _ in range(5):
+        work.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            handle = os.open(work, os.O_RDONLY)
+            if lock(handle) and _is_at(handle, work):
+                return handle
             os.close(handle)
-    return False
+        time.sleep(0.02)
+    raise WorldError(f"{folder}: another run is writing this folder; wait for it, or write to another --out")
 
 
-def _work_of(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.partial")
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether a path still leads to what was opened."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sweep(folder: Path) -> None:
+    """Finish what a killed run left of a swap, unless a live run is at it."""
+    work = work_folder(folder)
+    try:
+        handle = os.open(work, os.O_RDONLY)
+    except FileNotFoundError:
+        _heal(folder)
+        return
+    try:
+        if lock(handle):
+            _heal(folder)
+            if folder.exists() and not (work / RESULT).exists():
+                _remove(work)
+    finally:
+        os.close(handle)
 
 
 def _heal(folder: Path) -> None:

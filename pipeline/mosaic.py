@@ -290,6 +290,19 @@ def read_mask_blocks(path: Path, side: int) -> Iterator[tuple[Window, NDArray[np
         raise SceneError(f"{path}: cannot be read: {error}; delete its folder and run again") from error
 
 
+def write_mask(mosaic: Path, target: Path, form: RasterForm, *, threshold: float | None) -> None:
+    """Decide `mask.tif` anew from a mosaic: the bytes that regions make with this threshold.
+
+    Raises:
+        WorldError: the disk is full or not writable.
+    """
+    with MosaicReader(mosaic) as source, writing_cog(target, form) as writer:
+        for top in range(0, source.grid.height, BLOCK):
+            rows = min(BLOCK, source.grid.height - top)
+            levels = source.read_levels(Window(0, top, source.grid.width, rows))
+            writer.write(decide(levels, source.card, threshold, top=source.levels)[None])
+
+
 def _read_joined(parts: Sequence[tuple[Path, Window]], level: int) -> Iterator[NDArray[np.generic]]:
     """Yield `(bands, <= BLOCK, width)` of a level of the whole, top to bottom; regions start on its pixels."""
     for top in sorted({window.row_off for _, window in parts}):

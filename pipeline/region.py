@@ -1,25 +1,29 @@
 """One region from raster to finished rows: read, predict, blend, store.
 
 A region is what one process with one device does without asking anybody: what it needs and what it leaves is told
-in `region_job`.
+in `region_job`. Regions that lie one below the other are run in one go: the cut between them costs nothing.
 """
 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from uuid import uuid4
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rasterio.windows import Window
 from torch import nn
 
 from pipeline.allocator import give_back, keep_memory
-from pipeline.batches import read_strips
+from pipeline.batches import RawStrip, read_strips
 from pipeline.blend import StripBlender, covering, plan_shares, to_levels
 from pipeline.engine import (
     Engine,
@@ -31,7 +35,7 @@ from pipeline.engine import (
     ran_out_of_memory,
     resolve_batch_size,
 )
-from pipeline.errors import ModelError, WorldError
+from pipeline.errors import ModelError, ScenemillError, WorldError
 from pipeline.glance import GlanceTaker
 from pipeline.lanes import resolve_lanes
 from pipeline.levels import BLOCK
@@ -41,8 +45,9 @@ from pipeline.overviews import overview_count
 from pipeline.predictor import ArrayFunction, Predictor, Prepared, identity_of
 from pipeline.processors import usable_cpus
 from pipeline.region_job import RegionJob, RegionRasters, RegionResult, raster_forms
-from pipeline.tiling import Region, halve_region
+from pipeline.tiling import Axis, Region, halve_region
 from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer
+from pipeline.unchanged import check_unchanged
 
 log = logging.getLogger(__name__)
 
@@ -54,50 +59,67 @@ def infer_region(
     job: RegionJob, region: Region, predictor: Predictor | ArrayFunction, watch: Watch | None = None
 ) -> RegionResult:
     """Run a region and leave its `probability-` and `mask-` rasters in the job's folder."""
+    (result,) = infer_stack(job, [region], predictor, watch)
+    return result
+
+
+def infer_stack(
+    job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction, watch: Watch | None = None
+) -> Generator[RegionResult]:
+    """Run regions that lie one below the other, and yield each as soon as its rasters are whole.
+
+    Raises:
+        WorldError: also when the scene's file was replaced meanwhile.
+    """
     _check_identity(job, predictor)
     device = predictor.device if isinstance(predictor, Prepared) else torch.device("cpu")
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            return _infer(job, region, predictor, watch)
+            yield from _infer(job, stack, predictor, watch)
+    except ScenemillError:
+        check_unchanged(job.scene)
+        raise
     finally:
         give_back()
 
 
-def _infer(job: RegionJob, region: Region, predictor: Predictor | ArrayFunction, watch: Watch | None) -> RegionResult:
-    """Run a region, in halves where the device has no room for its strips."""
+def _infer(
+    job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction, watch: Watch | None
+) -> Generator[RegionResult]:
+    """Run regions, in halves where the device has no room for their strips."""
     try:
-        run = _RegionRun(job, region, predictor)
+        run = _RegionRun(job, stack, predictor)
     except (RuntimeError, MemoryError) as error:
         if not ran_out_of_memory(error):
             raise
-        halves = halve_region(job.plan, region)
-        if len(halves) == 1:
+        columns = stack[0].core.width
+        halves = [halve_region(job.plan, region) for region in stack]
+        if len(halves[0]) == 1:
             raise WorldError(
-                f"no memory for strips that are one tile ({region.core.width} px) wide; "
+                f"no memory for strips that are one tile ({columns} px) wide; "
                 "set a smaller tiling.tile_size, or run on a larger machine"
             ) from error
-        log.warning("no memory for strips of %d columns: %s; going on with halves", region.core.width, error)
+        log.warning("no memory for strips of %d columns: %s; going on with halves", columns, error)
     else:
-        return _store(job, region, run, watch)
-    return _side_by_side(region, [_infer(job, half, predictor, watch) for half in halves])
+        yield from _store(job, stack, run, watch)
+        return
+    for region, parts in zip(stack, halves, strict=True):
+        yield _side_by_side(region, [one for half in parts for one in _infer(job, [half], predictor, watch)])
 
 
-def _store(job: RegionJob, region: Region, run: _RegionRun, watch: Watch | None) -> RegionResult:
+def _store(job: RegionJob, stack: Sequence[Region], run: _RegionRun, watch: Watch | None) -> Generator[RegionResult]:
     """Write what a run yields."""
-    attempt = uuid4().hex[:8]
-    with _mosaic_writer(job, region, attempt) as writer, closing(run.stored_rows()) as finished:
-        for stored in finished:
-            writer.write(stored)
-            if watch is not None:
-                watch(stored.shape[1] * stored.shape[2])
-    return RegionResult(
-        region=region,
-        rasters=(RegionRasters(core=region.core, attempt=attempt),),
-        tiles_run=run.tiles_run,
-        tiles_skipped=run.tiles_total - run.tiles_run,
-        valid_pixels=run.valid_pixels,
-        glance=run.taker.glance,
-    )
+    with closing(run.stored_rows()) as finished:
+        for position, pieces in groupby(finished, key=itemgetter(0)):
+            region, attempt = stack[position], uuid4().hex[:8]
+            with _mosaic_writer(job, region, attempt) as writer:
+                for _, stored in pieces:
+                    writer.write(stored)
+                    if watch is not None:
+                        watch(stored.shape[1] * stored.shape[2])
+            check_unchanged(job.scene)
+            rasters = (RegionRasters(core=region.core, attempt=attempt),)
+            yield run.seen[position].result(region, rasters)
 
 
 def _side_by_side(region: Region, results: Sequence[RegionResult]) -> RegionResult:
@@ -130,17 +152,56 @@ def _check_identity(job: RegionJob, predictor: Predictor | ArrayFunction) -> Non
         )
 
 
-class _RegionRun:
-    """Makes the stored rows of a region's core, top to bottom, and counts tiles."""
+class _Seen:
+    """What is counted of one region on the way; a tile counts where its core begins, however the scene is cut."""
 
-    def __init__(self, job: RegionJob, region: Region, predictor: Predictor | ArrayFunction) -> None:
-        plan, core = job.plan, region.core
-        self._job, self._core = job, core
+    def __init__(self, job: RegionJob, core: Window) -> None:
+        self.core = core
+        self._rows = _starting(job.plan.rows, core.row_off, core.row_off + core.height)
+        self._cols = _starting(job.plan.cols, core.col_off, core.col_off + core.width)
+        self._taker = GlanceTaker(job.scene.grid.shape, core, len(job.scene.bands), job.scene.dtype)
+        self._valid_pixels = self._tiles_run = 0
+
+    def see_tile(self, row: int, col: int) -> None:
+        """Count a tile that went through the network."""
+        self._tiles_run += row in self._rows and col in self._cols
+
+    def see_strip(self, strip: RawStrip, top: int) -> None:
+        """Look at a strip whose first pixel row is scene row `top`."""
+        if top < self.core.row_off + self.core.height and top + strip.shape[0] > self.core.row_off:
+            self._taker.see(strip, top)
+
+    def see_valid(self, pixels: int) -> None:
+        """Count pixels of the core that are not nodata."""
+        self._valid_pixels += pixels
+
+    def result(self, region: Region, rasters: tuple[RegionRasters, ...]) -> RegionResult:
+        """What it came to."""
+        return RegionResult(
+            region=region,
+            rasters=rasters,
+            tiles_run=self._tiles_run,
+            tiles_skipped=len(self._rows) * len(self._cols) - self._tiles_run,
+            valid_pixels=self._valid_pixels,
+            glance=self._taker.glance,
+        )
+
+
+def _starting(axis: Axis, start: int, stop: int) -> range:
+    """Indices of the tiles whose cores begin at scene pixels `start : stop`."""
+    return range(bisect_left(axis.cuts, start), min(bisect_left(axis.cuts, stop), len(axis.cuts) - 1))
+
+
+class _RegionRun:
+    """Makes the stored rows of the cores of a stack of regions, top to bottom."""
+
+    def __init__(self, job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction) -> None:
+        plan, first, last = job.plan, stack[0].core, stack[-1].core
+        self._job = job
         self._rows, cols = plan_shares(plan.rows, job.blend), plan_shares(plan.cols, job.blend)
-        self._span = slice(core.col_off, core.col_off + core.width)
-        self._tile_rows = covering(self._rows, core.row_off, core.row_off + core.height)
+        self._span = slice(first.col_off, first.col_off + first.width)
+        self._tile_rows = covering(self._rows, first.row_off, last.row_off + last.height)
         self._tile_cols = covering(cols, self._span.start, self._span.stop)
-        self.tiles_total = len(self._tile_rows) * len(self._tile_cols)
         self._row = TileRow(
             lefts=tuple(plan.cols.starts[col] - plan.cols.margin for col in self._tile_cols),
             height=plan.rows.tile,
@@ -150,21 +211,22 @@ class _RegionRun:
         self._blender = StripBlender(
             self._rows, cols, span=self._span, classes=len(job.card.classes), device=self._transfer.device
         )
-        self.taker = GlanceTaker(job.scene.grid.shape, core, len(job.scene.bands), job.scene.dtype)
-        self.valid_pixels = 0
-        self.tiles_run = 0
+        self.seen = [_Seen(job, region.core) for region in stack]
 
-    def stored_rows(self) -> Generator[NDArray[np.generic]]:
-        """Yield `(classes, rows, columns)` as stored; an array is good until two more have been asked for."""
-        travelling: deque[FinishedRows] = deque()
-        for rows in self._finished_rows():
-            travelling.append(rows)
+    def stored_rows(self) -> Generator[tuple[int, NDArray[np.generic]]]:
+        """Yield a region's place in the stack, and `(classes, rows, columns)` of it as stored.
+
+        An array is good until two more have been asked for.
+        """
+        travelling: deque[tuple[int, FinishedRows]] = deque()
+        for each in self._finished_rows():
+            travelling.append(each)
             if len(travelling) > self._transfer.behind:
-                yield _arrived(travelling.popleft())
+                yield _arrived(*travelling.popleft())
         while travelling:
-            yield _arrived(travelling.popleft())
+            yield _arrived(*travelling.popleft())
 
-    def _finished_rows(self) -> Iterator[FinishedRows]:
+    def _finished_rows(self) -> Iterator[tuple[int, FinishedRows]]:
         """Read, predict, blend and quantise."""
         job = self._job
         strips = read_strips(job.scene, job.plan, self._tile_rows, self._tile_cols, threads=job.threads)
@@ -172,7 +234,8 @@ class _RegionRun:
             batch = predicted.batch
             for position, probabilities in zip(batch.positions, predicted.tiles, strict=True):
                 self._blender.add(self._tile_cols[position], probabilities)
-            self.tiles_run += len(batch.positions)
+                for seen in self.seen:
+                    seen.see_tile(batch.strip.raw.row, self._tile_cols[position])
             if batch.ends_strip:
                 yield from self._end_strip(batch.strip)
 
@@ -208,31 +271,32 @@ class _RegionRun:
             device,
             strip=(len(job.scene.bands), self._row.height, last - first),
             dtype=job.scene.dtype,
-            rows=(len(job.card.classes), tallest, self._core.width),
+            rows=(len(job.card.classes), tallest, self._span.stop - self._span.start),
             stored=job.mosaic.dtype,
         )
 
-    def _end_strip(self, strip: LoadedStrip) -> Iterator[FinishedRows]:
-        """Finished rows of the core, as stored, and what is counted on the way."""
+    def _end_strip(self, strip: LoadedStrip) -> Iterator[tuple[int, FinishedRows]]:
+        """Finished rows of each core, as stored, and what is counted on the way."""
         row, margin = strip.raw.row, self._job.plan.rows.margin
-        share, core = self._rows[row], self._core
-        self.taker.see(strip.raw, self._job.plan.rows.starts[row] - margin)
+        share, top = self._rows[row], self._job.plan.rows.starts[row] - margin
         mean = self._blender.end_strip(row, last=row == self._tile_rows[-1])
-        first = max(core.row_off - share.start, 0)
-        stop = min(core.row_off + core.height - share.start, mean.shape[1])
-        if first >= stop:
-            return
-        rows = slice(margin + share.skip + first, margin + share.skip + stop)
         cols = slice(self._span.start - strip.raw.left, self._span.stop - strip.raw.left)
-        self.valid_pixels += strip.raw.count_valid(rows, cols)
-        levels = to_levels(mean[:, first:stop], strip.validity(rows, cols), self._job.mosaic.dtype)
-        yield self._transfer.fetch(levels, self._engine.range.take())
+        for position, seen in enumerate(self.seen):
+            seen.see_strip(strip.raw, top)
+            first = max(seen.core.row_off - share.start, 0)
+            stop = min(seen.core.row_off + seen.core.height - share.start, mean.shape[1])
+            if first >= stop:
+                continue
+            rows = slice(margin + share.skip + first, margin + share.skip + stop)
+            seen.see_valid(strip.raw.count_valid(rows, cols))
+            levels = to_levels(mean[:, first:stop], strip.validity(rows, cols), self._job.mosaic.dtype)
+            yield position, self._transfer.fetch(levels, self._engine.range.take())
 
 
-def _arrived(rows: FinishedRows) -> NDArray[np.generic]:
+def _arrived(position: int, rows: FinishedRows) -> tuple[int, NDArray[np.generic]]:
     stored, extremes = rows.wait()
     check_range(*extremes)
-    return stored
+    return position, stored
 
 
 def ready_members(

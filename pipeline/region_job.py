@@ -6,7 +6,7 @@ cover its core.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,8 @@ class RegionJob:
     """An existing folder for region rasters alone."""
     exchange: Exchange | None = None
     """The place through which rasters travel from workers elsewhere; None: every worker sees the folder."""
+    key: str | None = None
+    """Identity of the mosaic: scene, model, and all settings but those of polygons; None for a plain function."""
 
     def path(self, kind: str, region: Region, attempt: str) -> Path:
         """The file of one attempt at a region: `kind` is `probability` or `mask`."""
@@ -92,6 +94,11 @@ class RegionResult:
     glance: Glance
     """The core at screen size."""
 
+    @property
+    def regions_split(self) -> int:
+        """1 where it ran in narrower parts, for the device had no room for strips of its whole width."""
+        return int(len(self.rasters) > 1)
+
 
 def widest_region(scene: Scene, plan: TilePlan, card: ModelCard, mosaic: MosaicSpec) -> int:
     """Columns of a region whose strips take about `REGION_BYTES`, from what one column takes.
@@ -107,9 +114,13 @@ def widest_region(scene: Scene, plan: TilePlan, card: ModelCard, mosaic: MosaicS
     return max(plan.cols.tile, REGION_BYTES // (decoded + len(card.classes) * (blended + finished)))
 
 
-def join_regions(job: RegionJob, results: Sequence[RegionResult], folder: Path) -> None:
-    """Publish the regions' rasters as one `probability.tif` and one `mask.tif` in a folder."""
+def join_regions(
+    job: RegionJob, results: Sequence[RegionResult], folder: Path, kinds: Collection[str] = ("probability", "mask")
+) -> None:
+    """Publish the regions' rasters as one `probability.tif` and one `mask.tif` in a folder, or one of them."""
     for kind, form in raster_forms(job, job.scene.grid).items():
+        if kind not in kinds:
+            continue
         parts = [
             (job.path(kind, result.region, raster.attempt), raster.core)
             for result in results

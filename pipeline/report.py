@@ -46,6 +46,12 @@ class SceneReport:
     """Kind of output -> file name in `folder`."""
     content_key: str | None = None
     """Identity of the result, None for a predictor without identity."""
+    mosaic_key: str | None = None
+    """Identity of the mosaic alone: scene, model, and all settings but those of polygons."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each file in `outputs`; none for a predictor without identity."""
+    reused: Sequence[str] = ()
+    """What was taken over from a run that was stopped, or from the former result, and not done again."""
     pixels: int = 0
     """Pixels of the mosaic."""
     valid_pixels: int = 0

@@ -38,6 +38,9 @@ class Results(Protocol):
     def place(self, name: str) -> Location:
         """Where a raster is, for opening it."""
 
+    def folder(self, scene_id: str) -> Path | None:
+        """The folder of a scene's result, there or not; None where it is not on this machine."""
+
     def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """The report of a scene's whole result with this content key; None where there is none that is believed."""
 
@@ -109,6 +112,10 @@ class LocalResults:
     def place(self, name: str) -> Location:
         """Where a raster is, for opening it."""
         return resolve_location(self._folder / name)
+
+    def folder(self, scene_id: str) -> Path | None:
+        """The folder of a scene's result, there or not."""
+        return self._folder / scene_id
 
     def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """See `journal.finished_report`."""

@@ -5,10 +5,9 @@ scene --describe--> grid --plan--> tiles, regions --infer--> strips --> mosaic -
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -19,28 +18,42 @@ from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.decide import resolve_threshold
 from pipeline.distribute import (
+    DistributeSpec,
     exchanging,
+    plan_work,
     predictor_identity,
     prove_precision,
-    region_count,
     run_finish,
     run_regions,
 )
 from pipeline.errors import ModelError
 from pipeline.exchange import Exchange
 from pipeline.export import PolygonTotals, write_polygons
-from pipeline.glance import join_glances
 from pipeline.grid import RasterGrid
 from pipeline.levels import TOP_LEVEL
-from pipeline.mosaic import MosaicReader, read_mask
+from pipeline.mosaic import MosaicReader
 from pipeline.predictor import ArrayFunction, Predictor, Prepared, exclusive
-from pipeline.region_job import RegionJob, join_regions, widest_region
-from pipeline.report import SceneReport, Stopwatch, write_preview, write_report
+from pipeline.region_job import RegionJob
+from pipeline.region_records import RegionPlan, RegionRecords
+from pipeline.report import SceneReport, Stopwatch, write_report
 from pipeline.results import open_results
 from pipeline.scene import Scene, describe_scene
-from pipeline.segment_report import OUTPUTS, Finished, Inferred, closing_report, opening_report, provenance
+from pipeline.segment_report import closing_report, opening_report, provenance
+from pipeline.segment_stages import (
+    Finished,
+    Inferred,
+    SceneWork,
+    adopt,
+    find_inferred,
+    make_polygons,
+    make_preview,
+    make_rasters,
+    record_inferred,
+    record_outputs,
+)
 from pipeline.shaping import PolygonSpec, shape_polygons
-from pipeline.tiling import Tiling, plan_regions, plan_tiles, resolve_tiling
+from pipeline.tiling import Tiling, plan_tiles, resolve_tiling
+from pipeline.unchanged import check_unchanged
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -91,80 +104,114 @@ def segment_scene(
     report = opening_report(scene, results.address(scene.id), card, spec, identity, passes_of(predictor))
     if found := results.finished(scene.id, report.content_key):
         return SceneReport.from_json(found).found_again(report.location, report.folder)
-    with (
-        results.publishing(scene.id) as work,
-        exchanging(spec.distribute, work, client) as exchange,
-        ThreadPoolExecutor(1, "prepare") as meanwhile,
-    ):
-        job = _region_job(scene, tiling, card, spec, identity, provenance(report), work, exchange)
+    with results.publishing(scene.id) as folder, ThreadPoolExecutor(1, "prepare") as meanwhile:
+        work = SceneWork(folder)
+        adopt(work, results.folder(scene.id), report, spec.polygons.threshold)
         if client is None:
             meanwhile.submit(_prepare_polygons, scene.grid, spec)
-        rows = region_count(spec.distribute, client)
-        inferred = infer_scene(job, predictor, regions=rows, client=client, watch=watch)
-        finished = finish_anywhere(inferred, spec.polygons, work, client=client, watch=watch)
-        report = closing_report(report, inferred, finished)
-        write_report(work, report)
+        with exchanging(spec.distribute, work.folder, client) as exchange:
+            job = _region_job(scene, tiling, card, spec, identity, report, work, exchange)
+            inferred = infer_scene(job, predictor, work, spec=spec.distribute, client=client, watch=watch)
+            finished = finish_anywhere(inferred, spec.polygons, work, client=client, watch=watch)
+        report = closing_report(report, inferred, finished, work.digests())
+        write_report(folder, report)
     return report
 
 
 def infer_scene(
     job: RegionJob,
     predictor: Predictor | ArrayFunction,
+    work: SceneWork,
     *,
-    regions: int,
+    spec: DistributeSpec,
     client: Client | None = None,
     watch: Watch | None = None,
 ) -> Inferred:
     """The first stage: the precision is proven, and every region leaves its rasters in the job's folder.
 
+    What a run that was stopped has done of it is not done again.
+
     Args:
         job: what the regions have in common; its precision is settled here.
         predictor: the model.
-        regions: about how many there are from top to bottom.
-        client: runs them; None runs them here.
+        work: the work folder.
+        spec: how the scene is cut.
+        client: runs the regions; None runs them here.
         watch: told about progress.
+
+    Raises:
+        WorldError: also when the scene's file was replaced meanwhile.
     """
-    timer = Stopwatch()
-    widest = widest_region(job.scene, job.plan, job.card, job.mosaic)
-    planned = plan_regions(job.plan, rows=regions, widest=widest)
-    with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
+    inferred, timer = find_inferred(work, job), Stopwatch()
+    if inferred is None:
+        with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
+            inferred = _infer_missing(job, predictor, work, spec, client, watch)
+    return replace(inferred, seconds=timer.seconds)
+
+
+def _infer_missing(
+    job: RegionJob,
+    predictor: Predictor | ArrayFunction,
+    work: SceneWork,
+    spec: DistributeSpec,
+    client: Client | None,
+    watch: Watch | None,
+) -> Inferred:
+    """Run the regions that are not done, by the plan of an earlier run if there is one."""
+    records = RegionRecords(work.stages, job)
+    plan = records.plan()
+    if plan is None:
         told = _staged(watch, "infer", job.scene.grid)
         proof = prove_precision(job.scene, job.plan, job.card, predictor, client, told)
-        job = replace(job, precision=proof.precision)
-        job.folder.mkdir()
-        results = tuple(run_regions(job, planned, predictor, client=client, watch=told))
-    return Inferred(job=job, proof=proof, results=results, seconds=timer.seconds)
+        plan = RegionPlan(proof=proof, threshold=job.threshold, regions=plan_work(job, spec, client))
+        records.begin(plan)
+    job.folder.mkdir(exist_ok=True)
+    job = replace(job, precision=plan.proof.precision, threshold=plan.threshold)
+    results = records.done(plan)
+    reused = (f"{len(results)} of {len(plan.regions)} regions",) if results else ()
+    done = {result.region.index for result in results}
+    missing = [region for region in plan.regions if region.index not in done]
+    told = _staged(watch, "infer", job.scene.grid, done=sum(result.region.pixels for result in results))
+    with closing(run_regions(job, missing, predictor, client=client, watch=told)) as found:
+        for result in found:
+            records.add(result)
+            results.append(result)
+    check_unchanged(job.scene)
+    return replace(record_inferred(work, job, plan.proof, results), reused=reused)
 
 
 def finish_anywhere(
-    inferred: Inferred, spec: PolygonSpec, work: Path, *, client: Client | None = None, watch: Watch | None = None
+    inferred: Inferred, spec: PolygonSpec, work: SceneWork, *, client: Client | None = None, watch: Watch | None = None
 ) -> Finished:
     """`finish_scene` here, or on any worker of the client's cluster, where it is no burden to who infers."""
-    if client is None:
-        return finish_scene(inferred, spec, work, watch=watch)
-    told = _staged(watch, "polygons", inferred.job.scene.grid)
-    return run_finish(finish_scene, inferred, spec, work, client=client, watch=told)
+    job = inferred.job
+    if client is None or (job.exchange is not None and not inferred.results):
+        return finish_scene(inferred, spec, work.result, watch=watch)
+    told = _staged(watch, "polygons", job.scene.grid)
+    finished = run_finish(finish_scene, inferred, spec, work.result, client=client, watch=told)
+    if job.exchange is not None:
+        record_outputs(work, job, spec, finished.totals)
+    return finished
 
 
-def finish_scene(inferred: Inferred, spec: PolygonSpec, work: Path, *, watch: Watch | None = None) -> Finished:
+def finish_scene(inferred: Inferred, spec: PolygonSpec, folder: Path, *, watch: Watch | None = None) -> Finished:
     """The other stages: mosaic, polygons and preview. They need no model, only the work folder, and run anywhere.
 
     Args:
         inferred: what the first stage left.
         spec: threshold and shaping.
-        work: the work folder.
+        folder: that of the outputs, in the work folder.
         watch: told about progress.
     """
-    timer = Stopwatch()
+    work, job, timer = SceneWork(folder), inferred.job, Stopwatch()
     with timer.stage("mosaic"):
-        join_regions(inferred.job, inferred.results, work)
+        make_rasters(work, inferred, spec.threshold)
     with timer.stage("polygons"):
-        totals = vectorize_mosaic(work / OUTPUTS["probability"], work / OUTPUTS["polygons"], spec=spec, watch=watch)
+        mosaic, target = work.output("probability"), work.output("polygons")
+        totals = make_polygons(work, job.key, spec, lambda: vectorize_mosaic(mosaic, target, spec=spec, watch=watch))
     with timer.stage("preview"):
-        glance = join_glances([result.glance for result in inferred.results])
-        write_preview(work / OUTPUTS["preview"], glance, *read_mask(work / OUTPUTS["mask"], glance.shape[1:]))
-    shutil.rmtree(inferred.job.folder)
-    return Finished(totals=totals, seconds=timer.seconds)
+        make_preview(work, inferred, spec.threshold)
+    return Finished(totals=totals, reused=tuple(work.reused), seconds=timer.seconds)
 
 
 def find_finished(
@@ -249,8 +296,8 @@ def _region_job(
     card: ModelCard,
     spec: SegmentSpec,
     identity: str | None,
-    tags: Mapping[str, str],
-    work: Path,
+    report: SceneReport,
+    work: SceneWork,
     exchange: Exchange | None,
 ) -> RegionJob:
     """What every region of the scene has in common."""
@@ -265,17 +312,18 @@ def _region_job(
         mosaic=spec.mosaic,
         threshold=spec.polygons.threshold,
         threads=spec.reading.threads,
-        tags=tags,
-        folder=work.absolute() / "regions",
+        tags=provenance(report),
+        folder=work.folder.absolute() / "regions",
         exchange=exchange,
+        key=report.mosaic_key,
     )
 
 
-def _staged(watch: Watch | None, stage: str, grid: RasterGrid) -> Callable[[int], None] | None:
-    """Count the pixels of a stage, from any thread, for the watcher."""
+def _staged(watch: Watch | None, stage: str, grid: RasterGrid, done: int = 0) -> Callable[[int], None] | None:
+    """Count the pixels of a stage, from any thread, for the watcher; so many are done already."""
     if watch is None:
         return None
-    total, done, turn = grid.height * grid.width, 0, Lock()
+    total, turn = grid.height * grid.width, Lock()
 
     def advance(pixels: int) -> None:
         nonlocal done

@@ -14,7 +14,7 @@ past the scene by it, and there the input is mirrored. Cores partition the scene
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -24,6 +24,9 @@ from rasterio.windows import Window
 from pipeline.card import ModelCard
 from pipeline.errors import SettingsError
 from pipeline.levels import BLOCK
+
+PART_ROWS = 4 * BLOCK
+"""Regions that are run in one go begin at multiples of this: blocks of the mosaic and of two overviews stay whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +148,11 @@ class Region:
     core: Window
     """Scene pixels this region delivers."""
 
+    @property
+    def pixels(self) -> int:
+        """Their number."""
+        return int(self.core.width * self.core.height)
+
 
 def resolve_tiling(spec: TilingSpec, card: ModelCard, *, exact: bool) -> Tiling:
     """Combine the settings with what the network needs.
@@ -223,15 +231,45 @@ def plan_regions(
     >>> [r.core.col_off for r in plan_regions(plan, cols=2)]
     [0, 114]
     """
-    if cols is None:
-        cols = 1 if widest is None else -(-plan.cols.length // widest)
-    tops, lefts = _at_blocks(_group(plan.rows.cuts, rows)), _at_blocks(_group(plan.cols.cuts, cols))
-    cores = [
-        Window(left, top, right - left, bottom - top)
-        for top, bottom in pairwise(tops)
-        for left, right in pairwise(lefts)
-    ]
-    return tuple(Region(index=index, core=core) for index, core in enumerate(cores))
+    cols = cols or _columns(plan, widest)
+    return _regions(_at_blocks(_group(plan.rows.cuts, rows)), _at_blocks(_group(plan.cols.cuts, cols)))
+
+
+def plan_parts(plan: TilePlan, *, pixels: int, widest: int | None = None) -> tuple[Region, ...]:
+    """Cut the scene into regions of at most about so many pixels, which cost nothing when they run in one go.
+
+    They begin at whole storage blocks, and so do their first overviews.
+
+    Args:
+        plan: the tiles.
+        pixels: of a region, unless `PART_ROWS` rows have more.
+        widest: columns that the memory of a region allows; None allows any number.
+
+    >>> plan = plan_tiles((10_000, 10_000), Tiling(tile_size=512, overlap=64))
+    >>> [part.core.height for part in plan_parts(plan, pixels=5 * 10**7)]
+    [4096, 4096, 1808]
+    """
+    lefts = _at_blocks(_group(plan.cols.cuts, _columns(plan, widest)))
+    height = PART_ROWS * max(1, pixels // (PART_ROWS * max(right - left for left, right in pairwise(lefts))))
+    return _regions([*range(0, plan.rows.length, height), plan.rows.length], lefts)
+
+
+def stacks(regions: Sequence[Region]) -> list[list[Region]]:
+    """Regions that can be run in one go: those that lie one below the other without a gap.
+
+    >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
+    >>> [[region.index for region in stack] for stack in stacks(plan_regions(plan, cols=2))]
+    [[0], [1]]
+    """
+    found: list[list[Region]] = []
+    for region in sorted(regions, key=lambda region: (region.core.col_off, region.core.row_off)):
+        above = found[-1][-1].core if found else None
+        columns = (region.core.col_off, region.core.width)
+        if above and (above.col_off, above.width) == columns and above.row_off + above.height == region.core.row_off:
+            found[-1].append(region)
+        else:
+            found.append([region])
+    return found
 
 
 def halve_region(plan: TilePlan, region: Region) -> tuple[Region, ...]:
@@ -250,6 +288,20 @@ def halve_region(plan: TilePlan, region: Region) -> tuple[Region, ...]:
         Region(index=region.index, core=Window(left, core.row_off, right - left, core.height))
         for left, right in pairwise(edges)
     )
+
+
+def _columns(plan: TilePlan, widest: int | None) -> int:
+    """How many regions lie side by side."""
+    return 1 if widest is None else -(-plan.cols.length // widest)
+
+
+def _regions(tops: Sequence[int], lefts: Sequence[int]) -> tuple[Region, ...]:
+    cores = [
+        Window(left, top, right - left, bottom - top)
+        for top, bottom in pairwise(tops)
+        for left, right in pairwise(lefts)
+    ]
+    return tuple(Region(index=index, core=core) for index, core in enumerate(cores))
 
 
 def _plan_axis(length: int, tiling: Tiling) -> Axis:

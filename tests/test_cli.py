@@ -356,7 +356,7 @@ def test_a_fault_of_our_own_is_one_paragraph_too(
     assert "Traceback" not in stderr
 
 
-def test_ctrl_c_leaves_finished_scenes_whole_and_no_partial_folder(
+def test_ctrl_c_leaves_finished_scenes_whole_and_what_is_done_of_the_one_in_work(
     call: Call, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pipeline.segment as segment
@@ -365,7 +365,7 @@ def test_ctrl_c_leaves_finished_scenes_whole_and_no_partial_folder(
     shape = segment.vectorize_mosaic
 
     def interrupted(mosaic: Path, target: Path, **kwargs: Any) -> Any:
-        if mosaic.parent.name == ".b.partial":
+        if mosaic.parents[1].name == ".b.partial":
             raise KeyboardInterrupt
         return shape(mosaic, target, **kwargs)
 
@@ -374,10 +374,12 @@ def test_ctrl_c_leaves_finished_scenes_whole_and_no_partial_folder(
     code, _, stderr = call("segment", *scenes, "--model", model, "--out", out, *FAST)
     assert code == 130
     assert "run again to continue" in stderr
-    assert {path.name for path in out.iterdir()} == {"a", "run.json", "collection.json"}
+    assert {path.name for path in out.iterdir()} == {"a", ".b.partial", "run.json", "collection.json"}
     assert statuses(out) == {"a": "done", "b": "not run", "c": "not run"}
     monkeypatch.setattr(segment, "vectorize_mosaic", shape)
     assert call("segment", *scenes, "--model", model, "--out", out, *FAST)[0] == 0
+    assert json.loads((out / "b" / "report.json").read_text())["reused"] == ["mosaic", "mask"]
+    assert not (out / ".b.partial").exists()
     assert statuses(out) == {"a": "skipped", "b": "done", "c": "done"}
 
 

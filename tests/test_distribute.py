@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,13 +131,13 @@ def test_an_attempt_elsewhere_that_was_thought_lost_disturbs_nothing(
 ) -> None:
     calm = segment_scene(scene, tmp_path / "calm", predictor=brightness, card=ROOF, spec=SPEC)
 
-    def twice(job: RegionJob, region: Region, *args: Any) -> RegionResult:
-        result = infer_region(job, region, *args)
-        with pytest.raises(ZeroDivisionError):
-            infer_region(job, region, _our_fault)
-        return result
+    def twice(job: RegionJob, stack: Sequence[Region], *args: Any) -> Iterator[RegionResult]:
+        for region in stack:
+            yield infer_region(job, region, *args)
+            with pytest.raises(ZeroDivisionError):
+                infer_region(job, region, _our_fault)
 
-    monkeypatch.setattr(distribute, "infer_region", twice)
+    monkeypatch.setattr(distribute, "infer_stack", twice)
     report = segment_scene(scene, tmp_path / "twice", predictor=brightness, card=ROOF, spec=SPEC)
     assert contents(Path(report.folder)) == contents(Path(calm.folder))
 

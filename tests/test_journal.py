@@ -108,7 +108,7 @@ def test_the_former_result_comes_back_when_the_last_rename_fails(
     rename = Path.rename
 
     def refuse(path: Path, target: Path) -> Path:
-        if path.name == ".scene.partial":
+        if path.name == "result":
             raise OSError(5, "input/output error")
         return rename(path, target)
 

@@ -15,7 +15,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RANKS: tuple[tuple[str, ...], ...] = (
-    ("errors", "allocator", "band_file", "dates", "durable", "levels", "overviews", "cog", "processors", "scoring"),
+    (
+        "errors",
+        "allocator",
+        "band_file",
+        "dates",
+        "durable",
+        "levels",
+        "overviews",
+        "cog",
+        "processors",
+        "scoring",
+        "stages",
+    ),
     ("grid", "handles", "lonlat", "exchange"),
     (
         "scene",
@@ -26,6 +38,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
         "validity",
         "footprint",
         "location",
+        "unchanged",
         "card",
         "checkpoint",
         "unet",

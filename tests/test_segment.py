@@ -459,6 +459,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pipeline.segment as segment
+import pipeline.segment_stages as stages
 import pipeline.region as region
 import pipeline.journal as journal
 from models import brightness, ROOF
@@ -479,9 +480,9 @@ def stop_after(function, calls):
 
 STAGES = {
     "infer": (region, "to_levels", 3),
-    "mosaic": (segment, "join_regions", 0),
+    "mosaic": (stages, "join_regions", 0),
     "polygons": (segment, "write_polygons", 0),
-    "preview": (segment, "write_preview", 0),
+    "preview": (stages, "write_preview", 0),
     "report": (segment, "write_report", 0),
     "flush": (journal, "flush", 2),
 }

@@ -33,7 +33,7 @@ from pipeline.report import SceneReport
 from pipeline.results import open_results
 from pipeline.run import segment_catalog
 from pipeline.scene import ReadingSpec
-from pipeline.segment_report import OUTPUTS
+from pipeline.segment_stages import OUTPUTS
 from pipeline.stac import ASSETS, EXTENSIONS
 from pipeline.stac_files import write_collection
 from pipeline.stac_model import architecture_of, model_fields

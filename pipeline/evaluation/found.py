@@ -18,7 +18,7 @@ from pipeline.evaluation.result_files import Objects, is_ours, our_table, read_o
 from pipeline.grid import RasterGrid
 from pipeline.mosaic import MosaicReader
 from pipeline.scene import Scene
-from pipeline.segment_report import OUTPUTS
+from pipeline.segment_stages import OUTPUTS
 from pipeline.shaping import PolygonSpec, shape_polygons
 from pipeline.training.labels import open_polygon_labels, read_polygons
 from pipeline.vectorize import vectorize

@@ -12,7 +12,7 @@ from pipeline.errors import LabelError, SceneError
 from pipeline.export import LAYER
 from pipeline.grid import RasterGrid
 from pipeline.journal import REPORT
-from pipeline.segment_report import OUTPUTS
+from pipeline.segment_stages import OUTPUTS
 from pipeline.training.labels import VECTOR_SUFFIXES, PolygonTable, polygons_on
 
 Objects = dict[str, NDArray[np.object_]]

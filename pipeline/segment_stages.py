@@ -1,0 +1,263 @@
+"""The stages of a scene, in the work folder: what each leaves, and by what it is known again.
+
+    plan, regions --> infer --> mosaic --> polygons
+                                mosaic --> mask --> preview
+
+Each has the key of what went into it, so that only what a change concerns is done anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.export import PolygonTotals
+from pipeline.glance import join_glances, read_glance
+from pipeline.journal import REPORT
+from pipeline.mosaic import read_mask, write_mask
+from pipeline.predictor import Proof
+from pipeline.region_job import RegionJob, RegionResult, join_regions, raster_forms
+from pipeline.report import SceneReport, write_preview
+from pipeline.shaping import PolygonSpec
+from pipeline.stages import Stages, digest_of, stage_key
+
+OUTPUTS = {
+    "probability": "probability.tif",
+    "mask": "mask.tif",
+    "polygons": "polygons.gpkg",
+    "preview": "preview.png",
+}
+COUNTS = ("tiles_run", "tiles_skipped", "valid_pixels", "regions_split")
+"""What is summed up over the regions."""
+GLANCE = "glance.npy"
+"""The scene at screen size, in the work folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inferred:
+    """What the regions of a scene came to; it pickles, so that the rest can be done elsewhere."""
+
+    job: RegionJob
+    """What they had in common."""
+    proof: Proof
+    """The precision they ran in, and why."""
+    results: tuple[RegionResult, ...] = ()
+    """What each left; none where the mosaic is there already."""
+    tiles_run: int = 0
+    """Tiles that went through the network."""
+    tiles_skipped: int = 0
+    """Tiles without a valid pixel."""
+    valid_pixels: int = 0
+    """Pixels that are not nodata."""
+    regions_split: int = 0
+    """Regions that ran in narrower parts."""
+    reused: tuple[str, ...] = ()
+    """What was done before."""
+    seconds: Mapping[str, float]
+    """Wall time of each stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What was made of the regions."""
+
+    totals: PolygonTotals
+    """Polygons written."""
+    reused: tuple[str, ...] = ()
+    """What was done before."""
+    seconds: Mapping[str, float]
+    """Wall time of each stage."""
+
+
+class SceneWork:
+    """A scene's work folder, in which each stage is done once."""
+
+    def __init__(self, result: Path) -> None:
+        """`result` is the folder of the outputs; beside it lies what only the work itself needs."""
+        self.result, self.folder, self.stages = result, result.parent, Stages(result.parent)
+        self.reused: list[str] = []
+
+    def once(
+        self, stage: str, key: str | None, make: Callable[[], Mapping[str, object] | None], file: Path
+    ) -> Mapping[str, Any]:
+        """The facts of a stage: known from its record, or of what is made now and recorded."""
+        found = self.stages.find(stage, key)
+        if found is not None:
+            self.reused.append(stage)
+            return found
+        facts = make() or {}
+        self.stages.record(stage, key, facts, [file])
+        return facts
+
+    def output(self, kind: str) -> Path:
+        """The file of an output."""
+        return self.result / OUTPUTS[kind]
+
+    def digests(self) -> dict[str, str]:
+        """What is recorded of the outputs."""
+        return {path.name: digest for path, digest in self.stages.digests().items() if path.parent == self.result}
+
+
+def find_inferred(work: SceneWork, job: RegionJob) -> Inferred | None:
+    """What the regions came to, where the mosaic is there already."""
+    facts: Mapping[str, Any] | None = work.stages.find("infer", job.key)
+    if facts is None or work.stages.find("mosaic", job.key) is None:
+        return None
+    proof = Proof(**facts["proof"])
+    return Inferred(job=replace(job, precision=proof.precision), proof=proof, seconds={}, **facts["counts"])
+
+
+def record_inferred(work: SceneWork, job: RegionJob, proof: Proof, results: Sequence[RegionResult]) -> Inferred:
+    """Sum up all regions, and keep their glances as one.
+
+    Raises:
+        WorldError: the disk refuses.
+    """
+    counts = {name: sum(getattr(result, name) for result in results) for name in COUNTS}
+    glance = work.folder / GLANCE
+    np.save(glance, join_glances([result.glance for result in results]))
+    work.stages.record("infer", job.key, {"proof": asdict(proof), "counts": counts}, [glance])
+    return Inferred(job=job, proof=proof, results=tuple(results), seconds={}, **counts)
+
+
+def make_rasters(work: SceneWork, inferred: Inferred, threshold: float | None) -> None:
+    """The stages `mosaic` and `mask`; the rasters of the regions go when both are there.
+
+    Args:
+        work: the work folder.
+        inferred: what the regions left.
+        threshold: decides the mask.
+    """
+    job, results = inferred.job, inferred.results
+
+    def make_mask() -> None:
+        if results and job.threshold == threshold:
+            join_regions(job, results, work.result, ["mask"])
+        else:
+            form = raster_forms(job, job.scene.grid)["mask"]
+            write_mask(work.output("probability"), work.output("mask"), form, threshold=threshold)
+
+    def make_mosaic() -> None:
+        join_regions(job, results, work.result, ["probability"])
+
+    work.once("mosaic", job.key, make_mosaic, work.output("probability"))
+    work.once("mask", _mask_key(job.key, threshold), make_mask, work.output("mask"))
+    _forget_regions(work, job)
+
+
+def make_polygons(
+    work: SceneWork, key: str | None, spec: PolygonSpec, make: Callable[[], PolygonTotals]
+) -> PolygonTotals:
+    """The stage `polygons`."""
+    facts = work.once("polygons", _polygons_key(key, spec), lambda: asdict(make()), work.output("polygons"))
+    return PolygonTotals(**facts)
+
+
+def make_preview(work: SceneWork, inferred: Inferred, threshold: float | None) -> None:
+    """The stage `preview`."""
+
+    def make() -> None:
+        glance = _glance(work, inferred)
+        write_preview(work.output("preview"), glance, *read_mask(work.output("mask"), glance.shape[1:]))
+
+    work.once("preview", _mask_key(inferred.job.key, threshold), make, work.output("preview"))
+
+
+def record_outputs(work: SceneWork, job: RegionJob, spec: PolygonSpec, totals: PolygonTotals) -> None:
+    """Record every stage at once, where a worker elsewhere has made all of them.
+
+    Raises:
+        WorldError: the disk refuses.
+    """
+    of_mask = _mask_key(job.key, spec.threshold)
+    work.stages.record("mosaic", job.key, {}, [work.output("probability")])
+    work.stages.record("mask", of_mask, {}, [work.output("mask")])
+    work.stages.record("polygons", _polygons_key(job.key, spec), asdict(totals), [work.output("polygons")])
+    work.stages.record("preview", of_mask, {}, [work.output("preview")])
+    _forget_regions(work, job)
+
+
+def _forget_regions(work: SceneWork, job: RegionJob) -> None:
+    work.stages.discard("region*")
+    shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def _glance(work: SceneWork, inferred: Inferred) -> NDArray[np.generic]:
+    if inferred.results:
+        return join_glances([result.glance for result in inferred.results])
+    kept, job = work.folder / GLANCE, inferred.job
+    if kept.is_file():
+        pixels: NDArray[np.generic] = np.load(kept, allow_pickle=False)
+        return pixels
+    return read_glance(job.scene, job.plan, job.threads)
+
+
+def _polygons_key(key: str | None, spec: PolygonSpec) -> str | None:
+    return stage_key(key, asdict(spec))
+
+
+def _mask_key(key: str | None, threshold: float | None) -> str | None:
+    return None if key is None else stage_key(key, str(threshold))
+
+
+def adopt(work: SceneWork, former: Path | None, report: SceneReport, threshold: float | None) -> None:
+    """Take the mosaic over from the former result, where only settings of polygons are others now.
+
+    Its files are believed by their digests, and shared rather than copied where the disk can.
+
+    Args:
+        work: the work folder.
+        former: the folder of the former result, if there is one on this machine.
+        report: of the new one.
+        threshold: decides its mask.
+    """
+    key = report.mosaic_key
+    if former is None or key is None or work.stages.find("mosaic", key) is not None:
+        return
+    found = former_report(former, key)
+    if found is None or not _shared(work, former, found, "probability"):
+        return
+    work.stages.discard()
+    facts = {
+        "proof": {"precision": found.precision, "change": found.precision_change, "note": found.precision_note},
+        "counts": {name: getattr(found, name) for name in COUNTS},
+    }
+    work.stages.record("infer", key, facts)
+    work.stages.record("mosaic", key, {}, [work.output("probability")])
+    if found.settings["polygons"]["threshold"] == threshold:  # type: ignore[index]
+        for stage in ("mask", "preview"):
+            if _shared(work, former, found, stage):
+                work.stages.record(stage, _mask_key(key, threshold), {}, [work.output(stage)])
+
+
+def former_report(folder: Path, mosaic_key: str | None) -> SceneReport | None:
+    """The report of a result whose mosaic has this key; None where there is none."""
+    try:
+        found = SceneReport.from_json(json.loads((folder / REPORT).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if mosaic_key is not None and found.mosaic_key == mosaic_key else None
+
+
+def _shared(work: SceneWork, former: Path, report: SceneReport, kind: str) -> bool:
+    """Whether a file of the former result is what its report says, and is now in the work folder too."""
+    source, target = former / OUTPUTS[kind], work.output(kind)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        shutil.copyfile(source, target)
+    if digest_of(target) == report.digests.get(OUTPUTS[kind]):
+        return True
+    target.unlink()
+    return False
