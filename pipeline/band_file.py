@@ -19,8 +19,12 @@ class BandFile:
     """Scale of each band: value = stored * scale + offset."""
     offsets: tuple[float | None, ...]
     """Offset of each band."""
+    own_names: tuple[str | None, ...] = ()
+    """What the provider calls each band, by which it is found where none is called so; none: as in `names`."""
 
     def __post_init__(self) -> None:
-        lengths = {len(each) for each in (self.names, self.nodata, self.scales, self.offsets)}
+        lengths = {
+            len(each) for each in (self.names, self.nodata, self.scales, self.offsets, self.own_names or self.names)
+        }
         if len(lengths) != 1 or not self.names:
             raise ValueError("names, nodata, scales and offsets must be equally many, one per band and at least one")

@@ -291,6 +291,7 @@ def _file(
         nodata=tuple(band.nodata for band in bands),
         scales=tuple(band.scale for band in bands),
         offsets=tuple(band.offset for band in bands),
+        own_names=tuple(band.own for band in bands),
     )
 
 

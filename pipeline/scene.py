@@ -23,7 +23,7 @@ from pipeline.georeference import resolve_grid
 from pipeline.grid import RasterGrid
 from pipeline.header import find_bands, fingerprint
 from pipeline.location import Location, resolve_location
-from pipeline.scene_bands import bands_told, find_in_files
+from pipeline.scene_bands import bands_told, called_as, find_in_files
 from pipeline.scene_file import SceneFile, describe_file, opened
 from pipeline.scene_grid import Layer, finest_file, layers_of, on_one_grid
 from pipeline.scene_reader import SceneReader
@@ -136,6 +136,7 @@ def describe_scene(
     spec = spec or ReadingSpec()
     place = resolve_location(location)
     name = _folder_name(scene_id or place.stem)
+    files = called_as(files, card.bands) if card is not None else files
     if len(files) > 1:
         found, bands = _describe_files(files, place, spec, card)
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from pipeline.band_file import BandFile
 from pipeline.bands import canonical_name
@@ -19,6 +21,23 @@ def bands_told(file: BandFile) -> dict[str, int]:
         if name is not None:
             told.setdefault(name, number)
     return told
+
+
+def called_as(files: Sequence[BandFile], wanted: Sequence[str]) -> tuple[BandFile, ...]:
+    """The files, in which a band goes by a wanted name when no band is called so, and it alone is by its provider."""
+    forms = {canonical_name(name): name for name in wanted}
+    taken = {canonical_name(name) for file in files for name in file.names if name}
+    own = Counter(canonical_name(name) for file in files for name in file.own_names if name)
+    found = {form: name for form, name in forms.items() if form not in taken and own[form] == 1}
+
+    def called(name: str | None, own_name: str | None) -> str | None:
+        is_wanted = name is not None and canonical_name(name) in forms
+        return name if is_wanted or own_name is None else found.get(canonical_name(own_name), name)
+
+    return tuple(
+        replace(file, names=tuple(map(called, file.names, file.own_names))) if file.own_names else file
+        for file in files
+    )
 
 
 def find_in_files(

@@ -12,6 +12,7 @@ from pipeline.band_file import BandFile
 from pipeline.catalog_assets import ItemFiles, find_files
 from pipeline.catalog_links import place_of
 from pipeline.errors import SceneError
+from pipeline.scene_bands import called_as
 
 PLACE = place_of("/data/item.json")
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
@@ -72,7 +73,12 @@ def test_facts_about_bands_are_told_as_stac_1_0_and_1_1_tell_them() -> None:
     single = {**asset("a.tif"), "eo:common_name": "red", "nodata": 0}
     assert find({"x": old}).files == (
         BandFile(
-            location="/data/a.tif", names=("red", "nir"), nodata=(0, None), scales=(0.1, None), offsets=(-1, None)
+            location="/data/a.tif",
+            names=("red", "nir"),
+            nodata=(0, None),
+            scales=(0.1, None),
+            offsets=(-1, None),
+            own_names=(None, None),
         ),
     )
     (file,) = find({"x": new}).files
@@ -126,6 +132,19 @@ def test_bands_of_one_name_that_nothing_tells_apart_go_by_their_own_names() -> N
     assert names(assets, chosen=["b", "c"]) == {"6.tif": ("rededge",), "4.tif": ("red",)}
     many = asset("567.tif", **{"eo:bands": [{"common_name": "rededge"}] * 2})
     assert names({"edges": many}) == {"567.tif": ("edges_1", "edges_2")}
+
+
+def test_a_model_may_want_bands_by_the_names_of_their_provider() -> None:
+    def told(common: str, name: str) -> dict[str, object]:
+        return {"eo:bands": [{"common_name": common, "name": name}]}
+
+    assets = {"a": asset("4.tif", **told("red", "B04")), "b": asset("8.tif", **told("nir", "B08"))}
+    found = find(assets).files
+    assert [file.names for file in called_as(found, ("b08", "red"))] == [("red",), ("b08",)]
+    assert [file.names for file in called_as(found, ("B04", "B08"))] == [("B04",), ("B08",)]
+    assert called_as(found, ("red", "B04", "B03")) == found
+    twins = find({**assets, "c": asset("9.tif", **told("nir09", "B08"))}).files
+    assert called_as(twins, ("B08",)) == twins
 
 
 def test_assets_that_are_chosen_count_in_the_order_of_the_choice() -> None:
