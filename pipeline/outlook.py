@@ -96,4 +96,5 @@ def _foresee_one(
 def _facts(scene: Scene, *, fits: bool) -> str:
     grid = scene.grid
     facts = f"{grid.height} x {grid.width} px of {grid.resolution_m:.3g} m, {len(scene.bands)} bands of {scene.dtype}"
+    facts += f" in {len(scene.files)} files" if len(scene.files) > 1 else ""
     return f"fits the model, {facts}" if fits else facts

@@ -146,8 +146,8 @@ def describe_file(
         bands=tuple(numbers),
         band_numbers=tuple(chosen),
         dtype=np.result_type(*(dataset.dtypes[n - 1] for n in chosen)).name,
-        scales=tuple(_first(scales[n - 1], float(dataset.scales[n - 1])) for n in chosen),
-        offsets=tuple(_first(offsets[n - 1], float(dataset.offsets[n - 1])) for n in chosen),
+        scales=tuple(1.0 if spec.ignore_scale else _first(scales[n - 1], dataset.scales[n - 1]) for n in chosen),
+        offsets=tuple(0.0 if spec.ignore_scale else _first(offsets[n - 1], dataset.offsets[n - 1]) for n in chosen),
         nodata=tuple(resolve_nodata(dataset, n, spec, nodata[n - 1]) for n in chosen),
         alpha_number=resolve_alpha(dataset, spec, numbers, place),
         mask=resolve_mask(dataset, chosen),
@@ -200,7 +200,7 @@ def _told(told: BandFile | None, fact: Literal["scales", "offsets", "nodata"], c
 
 
 def _first(told: float | None, own: float) -> float:
-    return own if told is None else told
+    return float(own if told is None else told)
 
 
 @contextmanager

@@ -28,6 +28,8 @@ class ReadingSpec:
     """Take the file's nodata tag for ordinary data."""
     ignore_alpha: bool = False
     """Take a band tagged alpha for ordinary data."""
+    ignore_scale: bool = False
+    """Give the model stored values, whatever scale and offset the file or its catalog tells."""
     nodata_when: Literal["all_bands", "any_band"] = "all_bands"
     """A pixel is nodata when all bands the model uses hold nodata, or when any does. NaN in any band always is."""
     resolution_m: float | Literal["native", "model"] = "native"

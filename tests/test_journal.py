@@ -216,6 +216,7 @@ def test_a_key_is_the_same_for_the_same_inputs(make_scene: MakeScene) -> None:
         "reading.nodata=3",
         "reading.ignore_nodata=true",
         "reading.ignore_alpha=true",
+        "reading.ignore_scale=true",
         "reading.nodata_when=any_band",
         "reading.resolution_m=2",
         "tiling.tile_size=256",

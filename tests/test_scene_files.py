@@ -211,41 +211,47 @@ def test_aligned_coarser_bands_are_repeated(data: st.DataObject, dtype: str, tim
     st.sampled_from([10.0, 15.0, 20.0, 23.7, 60.0]),
 )
 def test_files_of_any_phase_are_averaged_by_area(data: st.DataObject, east: float, south: float, size: float) -> None:
-    """Each pixel of the scene is the mean of the valid stored pixels it lies in, by area; past the file, nodata."""
+    """Each pixel is the mean of the valid stored pixels it lies in, by area; past the file, nodata.
+
+    A band that is missing in a pixel that others make valid holds its nodata value; no number is never data.
+    """
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     fine = np.ones((1, 20, 24), np.float32)
     coarse = rng.integers(1, 200, (1, 13, 12)).astype(np.float32)
     coarse[rng.random(coarse.shape) < 0.2] = -1
+    coarse[rng.random(coarse.shape) < 0.05] = np.nan
     moved = Affine(size, 0, TEN.c + east, 0, -size, TEN.f - south)
+    when: Any = data.draw(st.sampled_from(["all_bands", "any_band"]))
     with folder() as place:
         files = [
             band_file(write(place / "fine.tif", fine), "blue"),
             band_file(write(place / "coarse.tif", coarse, moved, nodata=-1), "red"),
         ]
-        card = ModelCard(bands=("red", "blue"), classes=("x",))
-        scene = describe(files, card, nodata_when="any_band")
+        scene = describe(files, ModelCard(bands=("red", "blue"), classes=("x",)), nodata_when=when)
         window = data.draw(windows(20, 24))
         got, valid = read(scene, window)
-    step, (top, left) = 10 / size, (-south / size, -east / size)
-    mean, share = _area_mean(coarse[0], top, left, step, (20, 24))
-    mean, share = mean[window.toslices()], share[window.toslices()]
-    sure = np.abs(share - 0.5) > 0.02  # positions are kept to a thousandth of a pixel
-    np.testing.assert_array_equal(valid[sure], (share >= 0.5)[sure])
-    np.testing.assert_allclose(got[0][valid & sure], mean[valid & sure], atol=0.5)
+    ground: dict[str, Any] = {"first": (-south / size, -east / size), "step": 10 / size, "shape": (20, 24)}
+    mean, share = (each[window.toslices()] for each in _area_mean(coarse[0], coarse[0] > 0, **ground))
+    _, sound = (each[window.toslices()] for each in _area_mean(coarse[0], np.isfinite(coarse[0]), **ground))
+    sure = (np.abs(share - 0.5) > 0.02) & (np.abs(sound - 0.5) > 0.02)  # positions are kept to a thousandth of a pixel
+    counted = share if when == "any_band" else sound
+    np.testing.assert_array_equal(valid[sure], (counted >= 0.5)[sure])
+    held = np.where(share >= 0.5, mean, -1)
+    np.testing.assert_allclose(got[0][valid & sure], held[valid & sure], atol=0.5)
 
 
 def _area_mean(
-    band: NDArray[Any], top: float, left: float, step: float, shape: tuple[int, int]
+    band: NDArray[Any], counts: NDArray[np.bool_], *, first: tuple[float, float], step: float, shape: tuple[int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Brute force: mean over valid stored pixels under each output pixel, and which share of it they cover."""
+    """Brute force: mean over the stored pixels that count under each output pixel, and which share of it they cover."""
     mean, share = np.zeros(shape), np.zeros(shape)
+    values = np.where(counts, band, 0)
     for row, col in np.ndindex(shape):
-        rows = _lengths(band.shape[0], top + row * step, step)
-        cols = _lengths(band.shape[1], left + col * step, step)
-        weights = np.outer(rows, cols)
-        weights *= band >= 0
+        rows = _lengths(band.shape[0], first[0] + row * step, step)
+        cols = _lengths(band.shape[1], first[1] + col * step, step)
+        weights = np.outer(rows, cols) * counts
         share[row, col] = weights.sum() / step**2
-        mean[row, col] = (weights * band).sum() / max(weights.sum(), 1e-12)
+        mean[row, col] = (weights * values).sum() / max(weights.sum(), 1e-12)
     return mean, share
 
 
@@ -408,6 +414,8 @@ def test_the_catalogs_scale_and_offset_reach_the_model(make_scene: MakeScene, tm
     )
     with rasterio.open(Path(report.folder) / "probability.tif") as dataset:
         got = dataset.read(1)
+    plain = describe(files, card, ignore_scale=True)
+    assert (plain.scales, plain.offsets) == ((1.0, 1.0), (0.0, 0.0))
     expected = (pixels[0] * 0.01 + 0.0 + pixels[1] * 0.002 + 0.25) / 2
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -499,6 +507,8 @@ def test_a_run_follows_every_file_of_a_scene(make_scene: MakeScene, tmp_path: Pa
     assert (run().status, run().status) == ("done", "skipped")
     (outlook,) = foresee([entry], spec, models=[tmp_path / "m.safetensors"], out_dir=tmp_path / "out")
     assert (outlook.verdict, run().date) == ("done", "2024-05-06T07:08:09Z")
+    (outlook,) = foresee([entry], spec)
+    assert outlook.reason == "64 x 64 px of 10 m, 3 bands of uint8 in 3 files"
     os.utime(paths[2], ns=(0, 0))
     assert (run().status, run().status) == ("done", "skipped")
     content = paths[1].read_bytes()
