@@ -99,13 +99,20 @@ class Server:
         return done.stdout + done.stderr
 
     def ask(self, method: str, path: str, content: object = None) -> Any:
-        """What the server answers."""
+        """What the server answers; a busy SQLite makes it say 503 for a moment."""
         body = None if content is None else json.dumps(content).encode()
         request = urllib.request.Request(
             self.api + path, data=body, headers={"Content-Type": "application/json"}, method=method
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read() or "null")
+        for attempts_left in reversed(range(10)):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.loads(answer.read() or "null")
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or not attempts_left:
+                    raise
+                time.sleep(0.5)
+        return None
 
     def begin(self, deployment: str, parameters: Mapping[str, object]) -> str:
         """The id of a new run of a deployment, `flow/name`."""
