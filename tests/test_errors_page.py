@@ -50,9 +50,7 @@ def written(node: ast.expr) -> str:
 def test_every_message_that_is_raised_has_a_row() -> None:
     patterns, messages = known_messages(), [*raised()]
     assert len(messages) > 300
-    unknown = [
-        f"{place}: {text}" for place, text in messages if not any(pattern.search(text) for pattern in patterns)
-    ]
+    unknown = [f"{place}: {text}" for place, text in messages if not any(pattern.search(text) for pattern in patterns)]
     assert unknown == [], "give the message a row in docs/errors.md"
 
 
