@@ -64,11 +64,11 @@ def item_row(content: Mapping[str, Any], place: Place, rules: ItemRules, *, labe
 def _parse(content: Mapping[str, Any]) -> Item:
     """The Item that JSON of any STAC version says."""
     from pystac import Item
-    from pystac.errors import STACError
+    from pystac.errors import STACError, STACTypeError
 
     try:
         item = Item.from_dict(dict(content), preserve_dict=False)
-    except STACError as error:
+    except (STACError, STACTypeError) as error:
         raise ValueError(str(error)) from error
     if not isinstance(content["id"], str):
         raise TypeError(f"its id is {item.id!r}")

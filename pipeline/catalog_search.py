@@ -117,11 +117,11 @@ def _rows(search: ItemSearch, place: Place, rules: ItemRules) -> Iterator[Row]:
 
 def _faults() -> tuple[type[Exception], ...]:
     """What an answer that is none makes our reader, pystac-client and pystac raise."""
-    from pystac.errors import STACError
+    from pystac.errors import STACError, STACTypeError
     from pystac_client.exceptions import APIError
     from pystac_client.warnings import PystacClientWarning
 
-    known = (SceneError, WorldError, APIError, STACError, PystacClientWarning)
+    known = (SceneError, WorldError, APIError, STACError, STACTypeError, PystacClientWarning)
     return (*known, NotImplementedError, LookupError, TypeError, ValueError, AttributeError)
 
 

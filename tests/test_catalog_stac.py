@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -18,6 +21,8 @@ from stac_api import StacApi, serving
 
 from pipeline import catalog_documents
 from pipeline.catalog import CatalogEntry, read_catalog
+from pipeline.catalog_items import ItemRules, item_row
+from pipeline.catalog_links import place_of
 from pipeline.catalog_spec import CatalogSpec
 from pipeline.errors import SettingsError, WorldError
 from pipeline.retrying import RunSpec
@@ -356,6 +361,33 @@ def test_items_at_fault_are_refused_by_their_place_and_the_others_run(tmp_path: 
     refused = {entry.id: entry.refused for entry in entries if entry.refused is not None}
     assert len(refused) >= 7
     assert all("no valid STAC Item" in str(said) for said in refused.values()), refused
+
+
+def places_in(document: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Keys that lead to each value of a JSON document."""
+    keys = document if isinstance(document, dict) else range(len(document)) if isinstance(document, list) else ()
+    for key in keys:
+        yield (*above, key)
+        yield from places_in(document[key], (*above, key))
+
+
+@pytest.mark.parametrize(
+    "junk", [None, -1, True, math.inf, "x", "\0", "../../x", [], [None], {}, {"a": 1}, [{"rel": "self"}]]
+)
+def test_an_item_spoilt_anywhere_is_a_scene_or_a_fault_and_nothing_else(junk: Any) -> None:
+    item = make_item("a", clouds=5).to_dict()
+    item["assets"]["B04"] |= {
+        "raster:bands": [{"nodata": 0, "scale": 1}],
+        "gsd": 10,
+        "proj:transform": [1, 0, 0, 0, 1, 0],
+    }
+    item["links"] = [{"rel": "self", "href": "https://host/a.json"}]
+    rules = ItemRules(spec=CatalogSpec(cloud_cover=10), drivers=("GTiff",))
+    for *above, last in places_in(item):
+        spoilt = copy.deepcopy(item)
+        functools.reduce(lambda part, key: part[key], above, spoilt)[last] = junk
+        row = item_row(spoilt, place_of("/data/a.json"), rules, label="a", itself=False)
+        assert row is None or bool(row.path) != bool(row.fault)
 
 
 def test_items_are_selected_by_date_clouds_and_place_before_they_are_refused(tmp_path: Path) -> None:
