@@ -47,6 +47,13 @@ def test_the_polygons_benchmark_finds_the_polygons_that_rasterio_finds(tmp_path:
     assert found["mask"] == found["streamed"] == found["rasterio"] > 0
 
 
+@pytest.mark.slow
+def test_the_merge_benchmark_merges_scenes_side_by_side_and_stacked(tmp_path: Path) -> None:
+    figures = run_toy(tmp_path, "merge")
+    assert [(row["layout"], row["scenes"]) for row in figures["merges"]] == [("side by side", 4), ("stacked", 2)]
+    assert all(0 < row["polygons"] < row["read"] for row in figures["merges"])
+
+
 def test_the_startup_benchmark_follows_a_run_to_its_first_tile(tmp_path: Path) -> None:
     figures = run_toy(tmp_path, "startup")
     assert min(figures[key] for key in ("help_s", "import_s")) > 0
