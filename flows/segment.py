@@ -93,7 +93,7 @@ def segment_catalog(
         ModelError: before any scene, when the checkpoint cannot be loaded.
     """
     spec = overridden(settings, device=device, max_failures=max_failures, retry_quarantined=retry_quarantined)
-    entries = [*read_catalog(scenes, spec.catalog, spec.reading)]
+    entries = [*read_catalog(scenes, spec.catalog, spec.reading, area=spec.area)]
     with device_turn(spec.inference.device, scheduler=spec.distribute.scheduler):
         predictor = load_model(model, spec)
         check_settings(spec, predictor)

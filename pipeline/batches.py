@@ -77,7 +77,9 @@ class RawStrip:
     shape: tuple[int, int]
     """`(tile height, columns)`."""
     pieces: tuple[Piece, ...]
-    """Partition the strip; mirrored past the scene."""
+    """Partition the windows of the tiles that are wanted; mirrored past the scene."""
+    tiles: tuple[int, ...] | None = None
+    """Positions of the tiles that are wanted, counted from the first of the region; None: all."""
 
     def window(self, rows: slice, cols: slice) -> tuple[Piece, ...]:
         """The pieces of a window of the strip, placed relative to it."""
@@ -99,6 +101,26 @@ class RawStrip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Need:
+    """What one strip takes of the scene."""
+
+    rows: NDArray[np.intp]
+    """Scene row of each of its rows."""
+    spans: tuple[tuple[int, int], ...]
+    """First and one-past-last scene columns of the windows that are wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunks:
+    """The chunks of one row band of the scene that are needed."""
+
+    bottom: int
+    """One past the band's last scene row."""
+    windows: tuple[Window, ...]
+    """Those that a strip needs, from left to right."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Band:
     """A decoded row band of the scene."""
 
@@ -108,37 +130,62 @@ class _Band:
     """Its chunks, placed in the scene."""
 
 
-def read_strips(scene: Scene, plan: TilePlan, rows: range, cols: range, *, threads: int = 0) -> Iterator[RawStrip]:
-    """Yield the input of each tile row of a region, read ahead on `threads` threads (0 = one per CPU).
+def read_strips(
+    scene: Scene,
+    plan: TilePlan,
+    rows: range,
+    cols: range,
+    *,
+    wanted: Sequence[tuple[int, ...]] | None = None,
+    threads: int = 0,
+) -> Iterator[RawStrip]:
+    """Yield the input of each tile row of a region, read ahead.
+
+    Args:
+        scene: the scene.
+        plan: its tile plan.
+        rows: tile rows of the region.
+        cols: tile columns of the region.
+        wanted: for each row the positions in `cols` of the tiles that will be asked for; chunks that none of them
+            touches are not read. None: all.
+        threads: that decode; 0 = one per CPU.
 
     Raises:
         DamagedSceneError: when the strip that holds the damage is due.
     """
     across = _mirrored(plan.cols, cols)
-    needs = [_mirrored(plan.rows, range(row, row + 1)) for row in rows]
-    first_needed = np.minimum.accumulate([need.min() for need in needs][::-1])[::-1]
-    lo, hi = int(across.min()), int(across.max()) + 1
+    needs = [_need(plan, row, cols, None if wanted is None else wanted[k]) for k, row in enumerate(rows)]
+    first_needed = np.minimum.accumulate([need.rows.min() for need in needs][::-1])[::-1]
     threads = threads or min(usable_cpus(), MOST_READERS)
     with (
         SceneReader(scene) as reader,
         ThreadPoolExecutor(threads, "decode") as pool,
         ThreadPoolExecutor(1, "read-ahead") as ahead,
     ):
-        bands = _read_ahead(
-            _plan_bands(scene, int(first_needed[0]), max(int(n.max()) for n in needs) + 1, lo, hi),
-            reader,
-            pool,
-            ahead,
-        )
+        bands = _read_ahead(_plan_bands(scene, needs), reader, pool, ahead)
         held: deque[_Band] = deque()
-        for row, need, keep_from in zip(rows, needs, first_needed, strict=True):
-            while not held or held[-1].bottom <= need.max():
+        for index, (row, need, keep_from) in enumerate(zip(rows, needs, first_needed, strict=True)):
+            while not held or held[-1].bottom <= need.rows.max():
                 held.append(next(bands))
             while held[0].bottom <= keep_from:
                 held.popleft()
-            pieces = _assemble([piece for band in held for piece in band.pieces], need, across)
-            left = plan.tile(row, cols.start).window.col_off
-            yield RawStrip(row=row, left=left, shape=(len(need), len(across)), pieces=pieces)
+            pieces = _assemble([piece for band in held for piece in band.pieces], need.rows, across)
+            yield RawStrip(
+                row=row,
+                left=plan.tile(row, cols.start).window.col_off,
+                shape=(len(need.rows), len(across)),
+                pieces=pieces,
+                tiles=None if wanted is None else wanted[index],
+            )
+
+
+def _need(plan: TilePlan, row: int, cols: range, wanted: tuple[int, ...] | None) -> _Need:
+    windows = [cols] if wanted is None else [cols[k : k + 1] for k in wanted]
+    spans = (_mirrored(plan.cols, window) for window in windows)
+    return _Need(
+        rows=_mirrored(plan.rows, range(row, row + 1)),
+        spans=tuple((int(span.min()), int(span.max()) + 1) for span in spans),
+    )
 
 
 def chunk_shape(scene: Scene) -> tuple[int, int]:
@@ -169,21 +216,24 @@ def _whole_blocks(target: int, most: int, blocks: Sequence[tuple[Stretch, int]])
     return -(-wanted // step) * step
 
 
-def _plan_bands(scene: Scene, top: int, bottom: int, lo: int, hi: int) -> list[list[Window]]:
-    """Windows of whole chunks that cover rows `top:bottom`, columns `lo:hi`; a list for each row band."""
+def _plan_bands(scene: Scene, needs: Sequence[_Need]) -> list[_Chunks]:
+    """Whole chunks that cover what strips need, for each row band from the first to the last of them."""
     height, width = scene.grid.shape
     down, across = chunk_shape(scene)
-    return [
-        [
-            Window(col, row, min(across, width - col), min(down, height - row))
-            for col in range(lo // across * across, hi, across)
-        ]
-        for row in range(top // down * down, bottom, down)
-    ]
+    first, last = min(int(need.rows.min()) for need in needs), max(int(need.rows.max()) for need in needs)
+    bands = []
+    for row in range(first // down * down, last + 1, down):
+        there = [need for need in needs if need.rows.min() < row + down and need.rows.max() >= row]
+        spans = {span for need in there for span in need.spans}
+        lefts = sorted({col for lo, hi in spans for col in range(lo // across * across, hi, across)})
+        tall = min(down, height - row)
+        windows = tuple(Window(col, row, min(across, width - col), tall) for col in lefts)
+        bands.append(_Chunks(bottom=row + tall, windows=windows))
+    return bands
 
 
 def _read_ahead(
-    bands: Sequence[Sequence[Window]],
+    bands: Sequence[_Chunks],
     reader: SceneReader,
     pool: ThreadPoolExecutor,
     ahead: ThreadPoolExecutor,
@@ -191,23 +241,23 @@ def _read_ahead(
     waiting = iter(bands)
     pending: deque[Future[_Band]] = deque()
     try:
-        for windows in islice(waiting, BANDS_AHEAD):
-            pending.append(ahead.submit(_read_band, reader, windows, pool))
+        for chunks in islice(waiting, BANDS_AHEAD):
+            pending.append(ahead.submit(_read_band, reader, chunks, pool))
         while pending:
             band = pending.popleft().result()
-            for windows in islice(waiting, 1):
-                pending.append(ahead.submit(_read_band, reader, windows, pool))
+            for chunks in islice(waiting, 1):
+                pending.append(ahead.submit(_read_band, reader, chunks, pool))
             yield band
     finally:
         for future in pending:
             future.cancel()
 
 
-def _read_band(reader: SceneReader, windows: Sequence[Window], pool: ThreadPoolExecutor) -> _Band:
+def _read_band(reader: SceneReader, chunks: _Chunks, pool: ThreadPoolExecutor) -> _Band:
     """Decode the chunks of one band in parallel."""
-    graph = {index: (_read_piece, reader, window) for index, window in enumerate(windows)}
-    pieces = dask.threaded.get(graph, [*graph], pool=pool)
-    return _Band(bottom=int(windows[0].row_off + windows[0].height), pieces=tuple(pieces))
+    graph = {index: (_read_piece, reader, window) for index, window in enumerate(chunks.windows)}
+    pieces = dask.threaded.get(graph, [*graph], pool=pool) if graph else ()
+    return _Band(bottom=chunks.bottom, pieces=tuple(pieces))
 
 
 def _read_piece(reader: SceneReader, window: Window) -> Piece:
@@ -220,10 +270,10 @@ def _assemble(pieces: Sequence[Piece], rows: NDArray[np.intp], cols: NDArray[np.
     straight = all(len(axis) == axis[-1] - axis[0] + 1 for axis in (rows, cols))
     top, left = int(rows.min()), int(cols.min())
     found = _window(pieces, slice(top, int(rows.max()) + 1), slice(left, int(cols.max()) + 1))
-    if straight:
+    if straight or not found:
         return found
     first, shape = found[0].pixels, (int(rows.max()) + 1 - top, int(cols.max()) + 1 - left)
-    pixels = np.empty((len(first), *shape), first.dtype)
+    pixels = np.zeros((len(first), *shape), first.dtype)
     for piece in found:
         height, width = piece.pixels.shape[1:]
         pixels[:, piece.top : piece.top + height, piece.left : piece.left + width] = piece.pixels
@@ -238,7 +288,7 @@ def _window(pieces: Sequence[Piece], rows: slice, cols: slice) -> tuple[Piece, .
 
 
 def _lay_out_validity(pieces: Sequence[Piece], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """`(rows, columns)`, True = real data, of pieces that partition a window."""
+    """`(rows, columns)`, True = real data, of pieces of a window; True where there is none."""
     valid = np.ones(shape, bool)
     for piece in pieces:
         if piece.valid is not None:

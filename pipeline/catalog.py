@@ -9,32 +9,31 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.band_file import BandFile
+from pipeline.catalog_choice import Candidate, Choice, LeftOut
 from pipeline.catalog_geoparquet import column_names, is_item_table, read_item_table
 from pipeline.catalog_items import ItemRules
-from pipeline.catalog_layers import MAGIC, open_layer
+from pipeline.catalog_layers import LAYERS, open_layer
 from pipeline.catalog_rows import Row, open_csv, read_list
 from pipeline.catalog_rules import checked_id, locate
-from pipeline.catalog_scene import describe_entry
 from pipeline.catalog_spec import CatalogSpec
 from pipeline.catalog_stac import STAC, is_stac, open_stac
 from pipeline.dates import parse_date
-from pipeline.errors import SceneError, ScenemillError, SettingsError
+from pipeline.errors import SceneError, SettingsError
 from pipeline.location import resolve_location, tidy_name
-from pipeline.lonlat import outlined, touches
-from pipeline.scene import ReadingSpec, Scene
+from pipeline.scene import ReadingSpec
 
 SUFFIXES = (".tif", ".tiff", ".gtiff")
 """Files of a folder that are taken for scenes; name others by a glob, since they need a driver in the settings."""
 DOCUMENT_SUFFIX = ".json"
 """Files that are STAC documents; those of a glob are each read."""
-INDEX_SUFFIXES = (".txt", ".csv", DOCUMENT_SUFFIX, *MAGIC)
+INDEX_SUFFIXES = (".txt", ".csv", DOCUMENT_SUFFIX, *LAYERS)
 """Files that list scenes instead of being one."""
 PARQUET = (".parquet", ".geoparquet")
 """Tables of paths, or of STAC Items."""
@@ -58,18 +57,13 @@ class CatalogEntry:
     """Why it cannot be processed, where the catalog is at fault; then the id may be a row, as `a.csv, line 3`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """A scene before it is chosen."""
-
-    entry: CatalogEntry
-    """The scene."""
-    row: Row | None = None
-    """The row that it comes from, None for a scene that is named by itself."""
-
-
 def read_catalog(
-    sources: Sequence[str | Path], spec: CatalogSpec | None = None, reading: ReadingSpec | None = None
+    sources: Sequence[str | Path],
+    spec: CatalogSpec | None = None,
+    reading: ReadingSpec | None = None,
+    *,
+    area: str | Path | None = None,
+    left_out: LeftOut = lambda entry, reason: None,
 ) -> Iterator[CatalogEntry]:
     """Yield the scenes of sources one by one, each once: first those of `list_scenes`, then those of lists and tables.
 
@@ -82,12 +76,16 @@ def read_catalog(
         spec: columns, assets and selections.
         reading: how scenes are opened: which kinds of files count, and to see where a scene lies and when it was taken
             where only the scene itself says it.
+        area: file of polygons; only scenes that touch them are yielded.
+        left_out: told each scene that the selections leave out, and why.
 
     Raises:
-        SettingsError: at once, when a source matches nothing, cannot be read, or lacks a column.
+        SettingsError: at once, when a source matches nothing, a file cannot be read, or lacks a column.
         WorldError: at once, when disk, network or server failed.
     """
-    spec, reading = (spec or CatalogSpec()).at(datetime.now(UTC)), reading or ReadingSpec()
+    now = datetime.now(UTC)
+    choice = Choice((spec or CatalogSpec()).at(now), reading or ReadingSpec(), area=area, left_out=left_out)
+    spec, reading = choice.spec, choice.reading
     indexes = [str(source) for source in sources if _is_index(str(source))]
     plain = [source for source in sources if str(source) not in indexes]
     named = list_scenes(plain) if plain or not indexes else ()
@@ -96,7 +94,7 @@ def read_catalog(
         (Path(index).expanduser().parent, _open_index(index, rules))
         for index in dict.fromkeys(index for source in indexes for index in _index_files(source))
     ]
-    return islice(_selected(_candidates(named, opened), spec, reading), spec.limit)
+    return islice(choice.among(_candidates(named, opened)), spec.limit)
 
 
 def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
@@ -166,16 +164,16 @@ def _open_index(source: str, rules: ItemRules) -> Iterator[Row]:
     return open_layer(index, spec)
 
 
-def _candidates(named: Sequence[CatalogEntry], indexes: Sequence[tuple[Path, Iterator[Row]]]) -> Iterator[_Candidate]:
+def _candidates(named: Sequence[CatalogEntry], indexes: Sequence[tuple[Path, Iterator[Row]]]) -> Iterator[Candidate]:
     """Every scene once, and every row at fault."""
-    yield from (_Candidate(entry=entry) for entry in named)
+    yield from (Candidate(entry=entry) for entry in named)
     places = {resolve_location(entry.location).gdal_path for entry in named}
     ids = {entry.id.lower() for entry in named}
     for folder, rows in indexes:
         for row in rows:
             entry = _entry_of(row, folder, places, ids)
             if entry is not None:
-                yield _Candidate(entry=entry, row=row)
+                yield Candidate(entry=entry, row=row)
 
 
 def _entry_of(row: Row, folder: Path, places: set[str], ids: set[str]) -> CatalogEntry | None:
@@ -200,52 +198,6 @@ def _entry_of(row: Row, folder: Path, places: set[str], ids: set[str]) -> Catalo
 def _printable(text: str) -> str:
     """Text that does nothing to a terminal."""
     return text if text.isprintable() else repr(text)
-
-
-def _selected(candidates: Iterator[_Candidate], spec: CatalogSpec, reading: ReadingSpec) -> Iterator[CatalogEntry]:
-    """The scenes that were taken in time and touch the bounding box; those of which nobody knows, with the reason."""
-    for candidate in candidates:
-        entry = candidate.entry
-        try:
-            if _is_in_time(candidate, spec, reading) and _is_in_box(candidate, spec, reading):
-                yield entry
-        except ScenemillError as error:
-            yield replace(entry, refused=str(error))
-
-
-def _is_in_time(candidate: _Candidate, spec: CatalogSpec, reading: ReadingSpec) -> bool:
-    """Whether a scene was taken between `since` and `until`, by its catalog, else by its own tag.
-
-    Raises:
-        SceneError: neither says when.
-    """
-    entry, row = candidate.entry, candidate.row
-    if spec.since is None and spec.until is None:
-        return True
-    date = entry.acquired if row is None else parse_date(row.date)
-    if date is None and entry.refused is None:
-        date = _described(entry, reading).acquired
-    if date is None and entry.refused is None:
-        raise SceneError(
-            f"{entry.location}: nothing says when it was taken, which catalog.since and catalog.until ask for; "
-            "say it in a column called datetime, or leave them out"
-        )
-    return date is None or (spec.first or date) <= date <= (spec.last or date)
-
-
-def _is_in_box(candidate: _Candidate, spec: CatalogSpec, reading: ReadingSpec) -> bool:
-    """Whether a scene touches the bounding box, by its footprint, else by its grid; raises where it has none."""
-    entry, row = candidate.entry, candidate.row
-    if spec.bbox is None:
-        return True
-    drawn = row.footprint if row is not None else None
-    if drawn is None and entry.refused is not None:
-        return True
-    return touches(drawn if drawn is not None else outlined(_described(entry, reading).grid), spec.bbox)
-
-
-def _described(entry: CatalogEntry, reading: ReadingSpec) -> Scene:
-    return describe_entry(entry, replace(reading, resolution_m="native"))
 
 
 def _gdal_path(place: str) -> str:

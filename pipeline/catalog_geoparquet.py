@@ -11,11 +11,12 @@ from typing import Any
 import shapely
 
 from pipeline.catalog_items import CLOUDS, ItemRules, item_row
-from pipeline.catalog_layers import check_magic, streamed
+from pipeline.catalog_layers import streamed
 from pipeline.catalog_links import place_of
 from pipeline.catalog_rows import PATH_COLUMNS, Row
 from pipeline.catalog_spec import CatalogSpec
 from pipeline.errors import SettingsError
+from pipeline.magic import check_magic
 
 COLUMNS = ("id", "stac_version", "geometry", "bbox", "assets", "links")
 """Columns that are fields of an Item."""

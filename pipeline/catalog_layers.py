@@ -14,12 +14,13 @@ from pipeline.catalog_rows import Columns, Row, choose_columns, cut_short
 from pipeline.catalog_spec import CatalogSpec
 from pipeline.errors import SceneError, SettingsError
 from pipeline.lonlat import to_lonlat
+from pipeline.magic import check_magic
 
 if TYPE_CHECKING:
     import pyarrow
 
-MAGIC = {".gpkg": b"SQLite format 3\0", ".geojson": b"{", ".parquet": b"PAR1", ".geoparquet": b"PAR1"}
-"""How each kind begins; GDAL goes by content, and might take another file for one that names further files."""
+LAYERS = (".gpkg", ".geojson", ".parquet", ".geoparquet")
+"""Files that are read as layers."""
 ROWS_AT_ONCE = 1024
 """Rows in memory at a time."""
 
@@ -39,15 +40,6 @@ def open_layer(index: Path, spec: CatalogSpec) -> Iterator[Row]:
     except (OSError, RuntimeError, ValueError) as error:
         raise SettingsError(f"{index}: cannot be read as an index of scenes: {error}; check the file") from error
     return streamed(index, _layer_rows(index, layer, columns, wants_footprints))
-
-
-def check_magic(index: Path) -> None:
-    """Raise SettingsError when a file does not begin as its suffix says."""
-    wanted = MAGIC[index.suffix.lower()]
-    with index.open("rb") as file:
-        head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not head.startswith(wanted):
-        raise SettingsError(f"{index}: does not begin like a {index.suffix} file; write it again, or rename it")
 
 
 def streamed(index: Path, rows: Iterator[Row]) -> Iterator[Row]:

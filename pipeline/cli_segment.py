@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +28,7 @@ from pipeline.cli_output import (
 from pipeline.errors import SettingsError
 
 if TYPE_CHECKING:
+    from pipeline.catalog import CatalogEntry
     from pipeline.report import SceneReport
 
 Sources = Annotated[
@@ -40,6 +43,9 @@ Bbox = Annotated[
     Parameter(help="Only scenes that touch left,bottom,right,top in degrees.", allow_leading_hyphen=True),
 ]
 
+AreaFile = Annotated[
+    Path | None, Parameter(help="File of polygons: only what lies in them is done, scenes and pixels.")
+]
 Since = Annotated[str | None, Parameter(help="Only scenes taken since then, e.g. 2026-05-01, or 7d.")]
 
 
@@ -57,6 +63,7 @@ def segment(
     limit: Limit = None,
     bbox: Bbox = None,
     since: Since = None,
+    area: AreaFile = None,
 ) -> int:
     """Segment scenes: probability mosaic, mask, polygons, preview and report for each."""
     from pipeline.catalog import read_catalog
@@ -69,13 +76,14 @@ def segment(
 
     given = {
         "reading.crs": crs,
+        "area": _quoted(area),
         "distribute.scheduler": scheduler,
         "run.max_failures": max_failures,
         "run.retry_quarantined": retry_quarantined or None,
         "merge.into": merge,
     }
     spec = load_settings(SegmentSpec, config, [*overrides, *shortcuts(given), *_selection(limit, bbox, since)])
-    entries = [*read_catalog(scenes, spec.catalog, spec.reading)]
+    entries = [*read_catalog(scenes, spec.catalog, spec.reading, area=spec.area)]
     predictor = load_run_models(model, spec)
     reports: list[SceneReport] = []
     try:
@@ -114,6 +122,7 @@ def catalog(
     limit: Limit = None,
     bbox: Bbox = None,
     since: Since = None,
+    area: AreaFile = None,
 ) -> int:
     """List the scenes that a run would process, one by one, and why, or why not; processes nothing."""
     from pipeline.catalog import read_catalog
@@ -121,17 +130,29 @@ def catalog(
     from pipeline.outlook import foresee
 
     spec = load_settings(
-        SegmentSpec, config, [*overrides, *shortcuts({"reading.crs": crs}), *_selection(limit, bbox, since)]
+        SegmentSpec,
+        config,
+        [*overrides, *shortcuts({"reading.crs": crs, "area": _quoted(area)}), *_selection(limit, bbox, since)],
     )
-    entries = read_catalog(scenes, spec.catalog, spec.reading)
     output = Console()
-    counts = {"runs": 0, "done": 0, "refused": 0}
-    for each in foresee(entries, spec, models=model or (), out_dir=out):
-        counts[each.verdict] += 1
-        line = f"{each.verdict:7} {each.entry.id}: {each.entry.location}: {each.reason}"
+    counts = {"runs": 0, "done": 0, "refused": 0, "left out": 0}
+
+    def tell(verdict: str, entry: CatalogEntry, reason: str) -> None:
+        counts[verdict] += 1
+        line = f"{verdict:7} {entry.id}: {entry.location}: {reason}"
         output.print(line, markup=False, highlight=False, soft_wrap=True)
-    say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+
+    left_out = partial(tell, "left out")
+    entries = read_catalog(scenes, spec.catalog, spec.reading, area=spec.area, left_out=left_out)
+    for each in foresee(entries, spec, models=model or (), out_dir=out):
+        tell(each.verdict, each.entry, each.reason)
+    say(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count or verdict != "left out"))
     return EXIT_SOME_FAILED if counts["refused"] else EXIT_DONE
+
+
+def _quoted(path: Path | None) -> str | None:
+    """A path as a YAML value, whatever characters are in it."""
+    return None if path is None else json.dumps(str(path))
 
 
 def _selection(limit: int | None, bbox: str | None, since: str | None) -> list[str]:

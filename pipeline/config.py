@@ -40,6 +40,8 @@ class SegmentSpec:
     """How lists of scenes are read, and which scenes of them run; never changes a result."""
     reading: ReadingSpec = field(default_factory=ReadingSpec)
     """How scenes are read."""
+    area: str | None = None
+    """File of polygons that results are restricted to: nodata outside, and nothing is done there; None: everything."""
     tiling: TilingSpec = field(default_factory=TilingSpec)
     """How they are cut into tiles."""
     blend: Blend = "hann"
@@ -58,9 +60,10 @@ class SegmentSpec:
     """Whether and how the polygons of all scenes become one file; never changes the result of a scene."""
 
     def result_settings(self) -> dict[str, object]:
-        """The settings that change the result, as plain JSON values."""
+        """The settings that change the result, as plain JSON values; the area counts by its pixels on a scene."""
         plain = dataclasses.asdict(self)
-        del plain["catalog"], plain["distribute"], plain["run"], plain["merge"], plain["reading"]["threads"]
+        del plain["catalog"], plain["area"], plain["distribute"], plain["run"], plain["merge"]
+        del plain["reading"]["threads"]
         plain["inference"] = {key: plain["inference"][key] for key in ("precision", "augment", "deterministic")}
         return plain
 

@@ -59,7 +59,7 @@ class TileBatch:
     strip: LoadedStrip
     """Where they are cut from."""
     positions: tuple[int, ...]
-    """Which tiles of the row; none when no tile of the strip holds a valid pixel."""
+    """Which tiles of the row; none when no tile of the strip is wanted and holds a valid pixel."""
     ends_strip: bool
     """True for the last batch of a strip."""
 
@@ -114,7 +114,7 @@ class Engine:
         self.range = RangeCheck(self._device)
 
     def run(self, strips: Iterable[RawStrip]) -> Iterator[Predicted]:
-        """Predict the tiles that hold a valid pixel, in plan order; every strip ends with a batch, if an empty one.
+        """Predict the tiles that are wanted and hold a valid pixel, in plan order; a strip ends with a batch, if empty.
 
         Raises:
             ModelError: an output is of a wrong shape or range.
@@ -128,9 +128,9 @@ class Engine:
     def _batches(self, strips: Iterable[RawStrip]) -> Iterator[TileBatch]:
         for raw in strips:
             strip, size = self._transfer.load(raw), self._size
-            wanted = [
-                k for k, left in enumerate(self._lefts(raw)) if raw.any_valid(slice(left, left + self._row.width))
-            ]
+            lefts = self._lefts(raw)
+            asked = range(len(lefts)) if raw.tiles is None else raw.tiles
+            wanted = [k for k in asked if raw.any_valid(slice(lefts[k], lefts[k] + self._row.width))]
             for first in range(0, max(1, len(wanted)), size):
                 positions = tuple(wanted[first : first + size])
                 yield TileBatch(strip=strip, positions=positions, ends_strip=first + size >= len(wanted))

@@ -40,13 +40,13 @@ Points = NDArray[np.float64]
 def outline(grid: RasterGrid) -> Points | None:
     """Longitudes and latitudes once round a grid; None when no point of it lies on the Earth."""
     corners = np.array([(0, 0), (0, grid.height), (grid.width, grid.height), (grid.width, 0), (0, 0)], float)
-    ring = _follow(_placed(grid, corners), grid.crs.to_wkt())
+    ring = _follow(placed(grid, corners), grid.crs.to_wkt())
     if not np.isfinite(ring).all():
         return _box(grid)
     # On a pole only the longitude of a grid in degrees means something.
     if not grid.crs.is_geographic and (np.abs(ring[:, 1]) >= 90 - AT_POLE).any():
         return _box(grid)
-    return _once_round(ring)
+    return once_round(ring)
 
 
 def outlined(grid: RasterGrid) -> shapely.Geometry:
@@ -72,9 +72,13 @@ def touches(footprint: shapely.Geometry, bbox: tuple[float, float, float, float]
     A box whose left is over its right crosses the antimeridian.
     """
     left, bottom, right, top = bbox
-    right += TURN if left > right else 0
-    boxes = [shapely.box(left + turn, bottom, right + turn, top) for turn in (-TURN, 0, TURN)]
-    return bool(shapely.intersects(footprint, boxes).any())
+    return meet(footprint, shapely.box(left, bottom, right + (TURN if left > right else 0), top))
+
+
+def meet(one: shapely.Geometry, other: shapely.Geometry) -> bool:
+    """Whether two valid geometries in longitudes and latitudes have a point in common, in whichever turn they are."""
+    turned = [shapely.transform(other, partial(eastwards, by=turn)) for turn in (-TURN, 0.0, TURN)]
+    return bool(shapely.intersects(one, turned).any())
 
 
 def narrowest(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -102,6 +106,24 @@ def eastwards(points: Points, by: float) -> Points:
     return moved
 
 
+def once_round(ring: Points) -> Points:
+    """A followed ring with unwrapped longitudes; one that goes once round the Earth bounds the cap of its pole."""
+    lon, lat = np.unwrap(ring[:, 0], period=TURN), ring[:, 1]
+    ring = np.column_stack([lon, lat])
+    if abs(lon[-1] - lon[0]) < TURN / 2:
+        return ring
+    pole = math.copysign(90, lat.mean())
+    return np.vstack([ring, [(lon[-1], pole), (lon[0], pole)]])
+
+
+def placed(grid: RasterGrid, pixels: Points) -> Points:
+    """`(x, y)` in the grid's CRS of `(col, row)`."""
+    t = grid.transform
+    return np.column_stack(
+        [t.a * pixels[:, 0] + t.b * pixels[:, 1] + t.c, t.d * pixels[:, 0] + t.e * pixels[:, 1] + t.f]
+    )
+
+
 def _moved(part: shapely.Geometry, crs: str) -> shapely.Geometry:
     """A part in longitudes and latitudes: a polygon, or the points of anything else and of what is too small."""
     if part.geom_type != "Polygon":
@@ -110,7 +132,7 @@ def _moved(part: shapely.Geometry, crs: str) -> shapely.Geometry:
     seen = [ring[np.isfinite(ring).all(axis=1)] for ring in rings]
     if len(seen[0]) < 4:
         return _as_points(seen[0])
-    shell, *holes = [shapely.make_valid(shapely.Polygon(_once_round(ring))) for ring in seen if len(ring) >= 4]
+    shell, *holes = [shapely.make_valid(shapely.Polygon(once_round(ring))) for ring in seen if len(ring) >= 4]
     return shapely.difference(shell, shapely.union_all([_beside(hole, shell) for hole in holes]))
 
 
@@ -137,35 +159,17 @@ def _lonlat(points: Points, crs: str) -> Points:
     return np.round(np.column_stack([lon, lat]), DIGITS)
 
 
-def _once_round(ring: Points) -> Points:
-    """A followed ring with unwrapped longitudes; one that goes once round the Earth bounds the cap of its pole."""
-    lon, lat = np.unwrap(ring[:, 0], period=TURN), ring[:, 1]
-    ring = np.column_stack([lon, lat])
-    if abs(lon[-1] - lon[0]) < TURN / 2:
-        return ring
-    pole = math.copysign(90, lat.mean())
-    return np.vstack([ring, [(lon[-1], pole), (lon[0], pole)]])
-
-
 def _box(grid: RasterGrid) -> Points | None:
     """The box around the points of a mesh that lie on the Earth."""
     rows, cols = np.meshgrid(np.linspace(0, grid.height, MESH), np.linspace(0, grid.width, MESH), indexing="ij")
-    mesh = _lonlat(_placed(grid, np.column_stack([cols.ravel(), rows.ravel()])), grid.crs.to_wkt())
+    mesh = _lonlat(placed(grid, np.column_stack([cols.ravel(), rows.ravel()])), grid.crs.to_wkt())
     found = mesh[np.isfinite(mesh).all(axis=1)]
     if not len(found):
         return None
     south, north = found[:, 1].min(), found[:, 1].max()
-    placed = found[np.abs(found[:, 1]) < 90 - AT_POLE, 0]
-    west, east = narrowest([(each, each) for each in ((placed + 180) % 360 - 180).tolist()] or [(-180.0, 180.0)])
+    apart = found[np.abs(found[:, 1]) < 90 - AT_POLE, 0]
+    west, east = narrowest([(each, each) for each in ((apart + 180) % 360 - 180).tolist()] or [(-180.0, 180.0)])
     return np.array([(west, south), (east, south), (east, north), (west, north)])
-
-
-def _placed(grid: RasterGrid, pixels: Points) -> Points:
-    """`(x, y)` in the grid's CRS of `(col, row)`."""
-    t = grid.transform
-    return np.column_stack(
-        [t.a * pixels[:, 0] + t.b * pixels[:, 1] + t.c, t.d * pixels[:, 0] + t.e * pixels[:, 1] + t.f]
-    )
 
 
 @lru_cache(maxsize=16)

@@ -23,8 +23,9 @@ from rasterio.windows import Window
 from torch import nn
 
 from pipeline.allocator import give_back, keep_memory
+from pipeline.area_pixels import AreaPixels
 from pipeline.batches import RawStrip, read_strips
-from pipeline.blend import StripBlender, covering, plan_shares, to_levels
+from pipeline.blend import Share, StripBlender, covering, plan_shares, to_levels
 from pipeline.engine import (
     Engine,
     Member,
@@ -44,6 +45,7 @@ from pipeline.normalize import input_transform
 from pipeline.overviews import overview_count
 from pipeline.predictor import ArrayFunction, Predictor, Prepared, identity_of
 from pipeline.processors import usable_cpus
+from pipeline.region_area import RegionClip, wanted_tiles
 from pipeline.region_job import RegionJob, RegionRasters, RegionResult, raster_forms
 from pipeline.tiling import Axis, Region, halve_region
 from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer
@@ -157,6 +159,7 @@ class _Seen:
 
     def __init__(self, job: RegionJob, core: Window) -> None:
         self.core = core
+        self._clip = None if job.area is None else RegionClip(job.area, core, job.mosaic.dtype)
         self._rows = _starting(job.plan.rows, core.row_off, core.row_off + core.height)
         self._cols = _starting(job.plan.cols, core.col_off, core.col_off + core.width)
         self._taker = GlanceTaker(job.scene.grid.shape, core, len(job.scene.bands), job.scene.dtype)
@@ -171,9 +174,15 @@ class _Seen:
         if top < self.core.row_off + self.core.height and top + strip.shape[0] > self.core.row_off:
             self._taker.see(strip, top)
 
-    def see_valid(self, pixels: int) -> None:
-        """Count pixels of the core that are not nodata."""
-        self._valid_pixels += pixels
+    def see_valid(self, strip: RawStrip, rows: slice, cols: slice) -> None:
+        """Count pixels of the core that are not nodata, unless finished rows will tell."""
+        if self._clip is None:
+            self._valid_pixels += strip.count_valid(rows, cols)
+
+    def see_stored(self, stored: NDArray[np.generic]) -> None:
+        """Restrict the next finished rows to the area, if there is one."""
+        if self._clip is not None:
+            self._valid_pixels += self._clip.keep(stored)
 
     def result(self, region: Region, rasters: tuple[RegionRasters, ...]) -> RegionResult:
         """What it came to."""
@@ -202,6 +211,7 @@ class _RegionRun:
         self._span = slice(first.col_off, first.col_off + first.width)
         self._tile_rows = covering(self._rows, first.row_off, last.row_off + last.height)
         self._tile_cols = covering(cols, self._span.start, self._span.stop)
+        self._wanted = None if job.area is None else self._wanted_in(job.area, stack, cols)
         self._row = TileRow(
             lefts=tuple(plan.cols.starts[col] - plan.cols.margin for col in self._tile_cols),
             height=plan.rows.tile,
@@ -218,6 +228,12 @@ class _RegionRun:
 
         An array is good until two more have been asked for.
         """
+        for position, stored in self._arriving_rows():
+            self.seen[position].see_stored(stored)
+            yield position, stored
+
+    def _arriving_rows(self) -> Iterator[tuple[int, NDArray[np.generic]]]:
+        """Rows from the device, in the order in which they were sent."""
         travelling: deque[tuple[int, FinishedRows]] = deque()
         for each in self._finished_rows():
             travelling.append(each)
@@ -229,7 +245,9 @@ class _RegionRun:
     def _finished_rows(self) -> Iterator[tuple[int, FinishedRows]]:
         """Read, predict, blend and quantise."""
         job = self._job
-        strips = read_strips(job.scene, job.plan, self._tile_rows, self._tile_cols, threads=job.threads)
+        strips = read_strips(
+            job.scene, job.plan, self._tile_rows, self._tile_cols, wanted=self._wanted, threads=job.threads
+        )
         for predicted in self._engine.run(strips):
             batch = predicted.batch
             for position, probabilities in zip(batch.positions, predicted.tiles, strict=True):
@@ -239,6 +257,12 @@ class _RegionRun:
             if batch.ends_strip:
                 yield from self._end_strip(batch.strip)
 
+    def _wanted_in(self, area: AreaPixels, stack: Sequence[Region], cols: Sequence[Share]) -> list[tuple[int, ...]]:
+        first, last = stack[0].core, stack[-1].core
+        whole = Window(first.col_off, first.row_off, first.width, last.row_off + last.height - first.row_off)
+        shares = [self._rows[row] for row in self._tile_rows], [cols[col] for col in self._tile_cols]
+        return wanted_tiles(area, whole, *shares)
+
     def _build_engine(self, predictor: Predictor | ArrayFunction) -> Engine:
         job, row = self._job, self._row
         plain = not isinstance(predictor, Prepared | nn.Module)
@@ -247,7 +271,8 @@ class _RegionRun:
             keep_memory()
         asked, pixels = job.inference.batch_size, row.height * row.width
         size = resolve_batch_size(device, pixels, asked=asked, most=job.plan.shape[1], plain=plain)
-        batches = len(self._tile_rows) * -(-len(self._tile_cols) // size)
+        tiles = [len(self._tile_cols)] * len(self._tile_rows) if self._wanted is None else map(len, self._wanted)
+        batches = sum(-(-count // size) for count in tiles)
         threads = job.inference.threads or usable_cpus()
         self._transfer = self._build_transfer(device)
         return Engine(
@@ -288,7 +313,7 @@ class _RegionRun:
             if first >= stop:
                 continue
             rows = slice(margin + share.skip + first, margin + share.skip + stop)
-            seen.see_valid(strip.raw.count_valid(rows, cols))
+            seen.see_valid(strip.raw, rows, cols)
             levels = to_levels(mean[:, first:stop], strip.validity(rows, cols), self._job.mosaic.dtype)
             yield position, self._transfer.fetch(levels, self._engine.range.take())
 

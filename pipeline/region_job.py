@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from rasterio.windows import Window
 
+from pipeline.area_pixels import AreaPixels
 from pipeline.batches import BANDS_AHEAD, chunk_shape
 from pipeline.blend import Blend
 from pipeline.card import ModelCard
@@ -55,6 +56,8 @@ class RegionJob:
     """Decoding threads, 0 = one per CPU."""
     tags: Mapping[str, str]
     """Provenance, stored in the rasters."""
+    area: AreaPixels | None = None
+    """The pixels that the result is restricted to; None: all of the scene."""
     folder: Path
     """An existing folder for region rasters alone."""
     exchange: Exchange | None = None
@@ -88,9 +91,9 @@ class RegionResult:
     tiles_run: int
     """Tiles that went through the network."""
     tiles_skipped: int
-    """Tiles without a valid pixel."""
+    """Tiles without a valid pixel, or of which no pixel is wanted."""
     valid_pixels: int
-    """Pixels of the core that are not nodata."""
+    """Pixels of the core that are not nodata in the result."""
     glance: Glance
     """The core at screen size."""
 

@@ -52,6 +52,10 @@ class SceneReport:
     """SHA-256 of each file in `outputs`; none for a predictor without identity."""
     reused: Sequence[str] = ()
     """What was taken over from a run that was stopped, or from the former result, and not done again."""
+    area: str = ""
+    """Name of the file of polygons that the result is restricted to; empty: none, or all of the scene lies in it."""
+    area_share: float = 1.0
+    """Share of the pixels that lie in it."""
     pixels: int = 0
     """Pixels of the mosaic."""
     valid_pixels: int = 0
@@ -59,7 +63,7 @@ class SceneReport:
     tiles_run: int = 0
     """Tiles that went through the network."""
     tiles_skipped: int = 0
-    """Tiles without a valid pixel."""
+    """Tiles without a valid pixel, or of which no pixel is in the area."""
     polygons: int = 0
     """Polygons written."""
     area_m2: Mapping[str, float] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
+from pipeline.area import load_area
 from pipeline.averaging import EnsemblePredictor
 from pipeline.batches import MOST_READERS
 from pipeline.catalog import CatalogEntry
@@ -221,8 +222,10 @@ def _outcome(
 
 
 def check_settings(spec: SegmentSpec, predictor: Prepared) -> None:
-    """Raise SettingsError when tile size, overlap, blend or threshold do not suit the network."""
+    """Raise SettingsError when tile size, overlap, blend or threshold do not suit the network, or the area is none."""
     resolve_settings(spec, predictor.card)
+    if spec.area is not None:
+        load_area(spec.area)
 
 
 def check_out(out_dir: str | Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from pipeline.area import load_area
+from pipeline.area_pixels import AreaPixels, lay_area
 from pipeline.averaging import augmented, passes_of
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
@@ -101,7 +103,8 @@ def segment_scene(
         scene = describe_scene(scene, spec.reading, card=card)
     results = open_results(out_dir)
     identity = predictor_identity(predictor, client, _staged(watch, "infer", scene.grid))
-    report = opening_report(scene, results.address(scene.id), card, spec, identity, passes_of(predictor))
+    area = area_on(scene, spec)
+    report = opening_report(scene, results.address(scene.id), card, spec, identity, passes_of(predictor), area)
     if found := results.finished(scene.id, report.content_key):
         return SceneReport.from_json(found).found_again(report.location, report.folder)
     with results.publishing(scene.id) as folder, ThreadPoolExecutor(1, "prepare") as meanwhile:
@@ -110,7 +113,7 @@ def segment_scene(
         if client is None:
             meanwhile.submit(_prepare_polygons, scene.grid, spec)
         with exchanging(spec.distribute, work.folder, client) as exchange:
-            job = _region_job(scene, tiling, card, spec, identity, report, work, exchange)
+            job = _region_job(scene, tiling, card, spec, identity, area, report, work, exchange)
             inferred = infer_scene(job, predictor, work, spec=spec.distribute, client=client, watch=watch)
             finished = finish_anywhere(inferred, spec.polygons, work, client=client, watch=watch)
         report = closing_report(report, inferred, finished, work.digests())
@@ -226,9 +229,8 @@ def find_finished(
     predictor = augmented(predictor, spec.inference.augment)
     identity = predictor_identity(predictor, client)
     results = open_results(out_dir)
-    report = opening_report(
-        scene, results.address(scene.id), _card_of(predictor, None), spec, identity, passes_of(predictor)
-    )
+    card, area = _card_of(predictor, None), area_on(scene, spec)
+    report = opening_report(scene, results.address(scene.id), card, spec, identity, passes_of(predictor), area)
     found = results.finished(scene.id, report.content_key)
     return SceneReport.from_json(found).found_again(report.location, report.folder) if found else None
 
@@ -270,6 +272,16 @@ def _prepare_polygons(grid: RasterGrid, spec: SegmentSpec) -> None:
     compile_kernels(grid, spec.polygons, spec.mosaic.dtype)
 
 
+def area_on(scene: Scene, spec: SegmentSpec) -> AreaPixels | None:
+    """The pixels of a scene that the settings' area restricts it to; None where it does not.
+
+    Raises:
+        SettingsError: the file of the area cannot be used.
+        SceneError: the CRS of the scene does not show the area.
+    """
+    return None if spec.area is None else lay_area(load_area(spec.area), scene.grid)
+
+
 def resolve_settings(spec: SegmentSpec, card: ModelCard) -> Tiling:
     """Settings and model put together, before any work.
 
@@ -296,6 +308,7 @@ def _region_job(
     card: ModelCard,
     spec: SegmentSpec,
     identity: str | None,
+    area: AreaPixels | None,
     report: SceneReport,
     work: SceneWork,
     exchange: Exchange | None,
@@ -313,6 +326,7 @@ def _region_job(
         threshold=spec.polygons.threshold,
         threads=spec.reading.threads,
         tags=provenance(report),
+        area=area,
         folder=work.folder.absolute() / "regions",
         exchange=exchange,
         key=report.mosaic_key,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from pipeline import __version__
+from pipeline.area_pixels import AreaPixels
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.dates import resolve_date
@@ -17,10 +18,19 @@ from pipeline.segment_stages import COUNTS, OUTPUTS, Finished, Inferred
 
 
 def opening_report(
-    scene: Scene, folder: str, card: ModelCard, spec: SegmentSpec, identity: str | None, passes: int
+    scene: Scene,
+    folder: str,
+    card: ModelCard,
+    spec: SegmentSpec,
+    identity: str | None,
+    passes: int,
+    area: AreaPixels | None,
 ) -> SceneReport:
     """What is known before the work: what goes in."""
     settings = {**spec.result_settings(), "card": card.to_json()}
+    pixels = scene.grid.height * scene.grid.width
+    if area is not None:
+        settings["area"] = area.digest
     of_mosaic = {name: section for name, section in settings.items() if name != "polygons"}
     date = resolve_date(scene.acquired, scene.modified_ns, now=datetime.now(UTC))
     return SceneReport(
@@ -31,7 +41,9 @@ def opening_report(
         outputs=OUTPUTS,
         content_key=content_key(scene, identity, settings) if identity else None,
         mosaic_key=content_key(scene, identity, of_mosaic) if identity else None,
-        pixels=scene.grid.height * scene.grid.width,
+        area="" if area is None else area.name,
+        area_share=1.0 if area is None else area.count / pixels,
+        pixels=pixels,
         model=identity.split()[0] if identity else "function",
         passes=passes,
         settings=settings,

@@ -50,7 +50,7 @@ class LoadedStrip:
     raw: RawStrip
     """What it was loaded from."""
     pieces: tuple[LoadedPiece, ...]
-    """Partition the strip."""
+    """Partition the windows of the tiles that are wanted."""
 
     def validity(self, rows: slice, cols: slice) -> Tensor | None:
         """`(rows, columns)` bool of a window, True = real data, on the device; None where every pixel is."""
@@ -146,6 +146,8 @@ class CudaTransfer:
 
     def load(self, strip: RawStrip) -> LoadedStrip:
         """See `Transfer.load`."""
+        if not strip.pieces:
+            return LoadedStrip(raw=strip, pieces=())
         computing = torch.cuda.current_stream(self.device)
         self._strips[self._loaded % STRIPS_UNDER_WAY].used.record(computing)
         self._loaded += 1

@@ -248,6 +248,29 @@ def test_catalog_tells_what_would_run_what_is_done_and_what_is_refused(
     assert stdout.splitlines()[0].endswith("; the result in its folder is of other inputs")
 
 
+def test_an_area_leaves_out_scenes_and_what_of_scenes_lies_outside(
+    call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    make_scene(name="a.tif")
+    make_scene(name="b.tif", transform=rasterio.Affine(0.5, 0, 600_000, 0, -0.5, 5_400_000))
+    index, out = write_list(tmp_path, "a,a.tif", "b,b.tif", "gone,gone.tif"), tmp_path / "out"
+    half = geopandas.GeoSeries([shapely.box(500_000, 5_399_000, 500_010, 5_400_001)], crs="EPSG:32633")
+    area = tmp_path / "the #1 area.geojson"
+    half.to_crs(4326).to_file(area)
+    code, stdout, stderr = call("catalog", index, "--area", area)
+    assert (code, stderr) == (1, "1 runs, 0 done, 1 refused, 1 left out\n")
+    assert f"left out b: {tmp_path}/b.tif: does not touch the area\n" in stdout
+    assert call("segment", index, "--model", model, "--out", out, "--area", area, *FAST)[0] == 1
+    assert statuses(out) == {"a": "done", "gone": "failed"}
+    with rasterio.open(out / "a" / "mask.tif") as mask:
+        kept = mask.read(1) != 255
+    assert kept[:, :20].all()
+    assert not kept[:, 20:].any()
+    assert json.loads((out / "a" / "report.json").read_text())["area_share"] == 0.4
+    code, _, stderr = call("segment", index, "--model", model, "--out", out, "--area", tmp_path / "none.gpkg")
+    assert (code, "area: " in stderr, "check the path" in stderr) == (2, True, True)
+
+
 def test_catalog_without_a_model_lists_what_can_be_read(call: Call, make_scene: MakeScene, tmp_path: Path) -> None:
     make_scene(name="gray.tif", bands=1)
     code, stdout, _ = call("catalog", tmp_path / "gray.tif")

@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from rasterio.features import rasterize
 
 from pipeline import region
+from pipeline.area import Area
+from pipeline.area_pixels import lay_area
 from pipeline.averaging import EnsemblePredictor
 from pipeline.blend import Blend, StripBlender
 from pipeline.card import ModelCard, Normalization
@@ -111,7 +113,13 @@ def write_scene(path: Path, pixels: NDArray[Any], *, nodata: float | None = None
 
 
 def mosaic_of(
-    place: Path, scene_path: Path, predictor: Any, card: ModelCard, cut: Cut, dtype: LevelType = "float32"
+    place: Path,
+    scene_path: Path,
+    predictor: Any,
+    card: ModelCard,
+    cut: Cut,
+    dtype: LevelType = "float32",
+    area: Area | None = None,
 ) -> tuple[NDArray[Any], bytes, bytes]:
     """Probabilities as stored, and the bytes of both rasters."""
     scene = describe_scene(scene_path, card=card)
@@ -130,6 +138,7 @@ def mosaic_of(
         threshold=None,
         threads=cut.threads,
         tags={},
+        area=None if area is None else lay_area(area, scene.grid),
         folder=work,
     )
     regions = plan_regions(plan, rows=cut.rows, cols=cut.cols)
@@ -448,6 +457,47 @@ def peak_mib(place: Path, rows: int) -> int:
 def test_memory_does_not_follow_the_height_of_a_scene(tmp_path: Path) -> None:
     """Twelve times the rows would be 176 MiB more in a single float32 sum over the scene."""
     assert peak_mib(tmp_path, 48 * 1024) - peak_mib(tmp_path, 4 * 1024) < 70
+
+
+# An area: what it leaves is what would have been there
+
+
+@st.composite
+def areas(draw: st.DrawFn, shape: tuple[int, int]) -> shapely.Geometry:
+    """One or two polygons in pixels, perhaps with a hole, that may reach past the scene."""
+    most = max(shape)
+    place = st.floats(-0.2 * most, 1.2 * most, allow_nan=False)
+    drawn = []
+    for _ in range(draw(st.integers(1, 2))):
+        points = draw(st.lists(st.tuples(place, place), min_size=3, max_size=6))
+        hull = shapely.convex_hull(shapely.multipoints(points)).buffer(0.3)
+        hole = draw(st.booleans()) * 0.4
+        drawn.append(hull - shapely.affinity.scale(hull, hole, hole) if hole else hull)
+    return shapely.union_all(drawn)
+
+
+def ramps(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Says where in its tile a pixel lies, so that every tile that adds to a pixel can be told from the result."""
+    _, _, height, width = tiles.shape
+    down, across = np.arange(height)[:, None] / height, np.arange(width) / width
+    return np.broadcast_to((down + across) / 2, (len(tiles), 1, height, width)).astype(np.float32) * tiles[:, :1]
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_inside_an_area_is_what_a_run_without_it_gives_and_outside_is_nodata(data: st.DataObject) -> None:
+    shape, cut = data.draw(cut_scenes(most=24))
+    shown, dtype = data.draw(areas(shape)), data.draw(st.sampled_from(["uint8", "float32"]))
+    with folder() as place:
+        path = write_scene(place / "scene.tif", np.random.default_rng(0).random((1, *shape), np.float32))
+        grid = describe_scene(path).grid
+        placed = shapely.affinity.affine_transform(shown, grid.transform.to_shapely()).buffer(0)
+        whole, _, _ = mosaic_of(place, path, ramps, POINTWISE, replace(cut, rows=1, cols=1), dtype)
+        clipped, _, _ = mosaic_of(place, path, ramps, POINTWISE, cut, dtype, Area(name="a", crs=grid.crs, shape=placed))
+    inside = rasterize([shown], out_shape=shape, fill=0).astype(bool)
+    blank = np.isnan(clipped[0]) if dtype == "float32" else clipped[0] == 255
+    assert np.array_equal(clipped[:, inside], whole[:, inside])
+    assert np.array_equal(blank, ~inside)
 
 
 # Promise 5: nodata is nodata to the end
