@@ -97,7 +97,7 @@ def segment_catalog(
     with device_turn(spec.inference.device, scheduler=spec.distribute.scheduler):
         predictor = load_model(model, spec)
         check_settings(spec, predictor)
-        check_out(out)
+        check_out(out, spec.run.work_dir)
         one = segment_one.with_options(**world_faults_retried(spec.run))
         with on_devices(spec) as spec, open_ledger(entries, out, predictor=predictor, spec=spec) as ledger:
             page = RunPage(len(entries))

@@ -24,6 +24,7 @@ from pipeline.catalog_rows import Row, open_csv, read_list
 from pipeline.catalog_rules import checked_id, locate
 from pipeline.catalog_spec import CatalogSpec
 from pipeline.catalog_stac import STAC, is_stac, open_stac
+from pipeline.catalog_store import list_addresses, names_many
 from pipeline.dates import parse_date
 from pipeline.errors import SceneError, SettingsError
 from pipeline.location import resolve_location, tidy_name
@@ -208,6 +209,8 @@ def _gdal_path(place: str) -> str:
 
 
 def _expand(source: str) -> list[str]:
+    if names_many(source):
+        return list_addresses(source, SUFFIXES)
     if "://" in source or source.startswith("/vsi"):
         return [source]
     path = Path(source).expanduser()

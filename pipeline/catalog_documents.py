@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import SceneError, WorldError
+from pipeline.errors import AccessError, MissingError, SceneError, WorldError
 from pipeline.location import resolve_location
+from pipeline.object_store import read_pieces
 from pipeline.retrying import RunSpec, retry_world_faults
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ TIMEOUT_S = (10.0, 60.0)
 """Seconds until a server must have answered a call, and until each further piece must have come."""
 BUSY = (408, 425, 429)
 """Answers that mean "later", as those from 500 on do."""
-MISSING_KEYS = ("NoSuchKey", "NoSuchBucket", "404")
-"""What object stores say of what is not there."""
 PIECE_BYTES = 2**20
 
 Json = dict[str, Any]
@@ -116,24 +115,11 @@ def _read_file(path: Path) -> bytes:
 
 
 def _read_object(address: str) -> bytes:
-    """An object of a store, with the credentials and the endpoint of the usual AWS environment."""
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    bucket, _, key = address.partition("://")[2].partition("/")
+    """An object of a store."""
     try:
-        body = boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"]
-        with body:
-            return _joined(address, body.iter_chunks(PIECE_BYTES))
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in MISSING_KEYS:
-            raise SceneError(f"{address}: no such object: {error}; check the address") from error
-        if code in ("AccessDenied", "403"):
-            raise SceneError(f"{address}: may not be read: {error}; check the credentials") from error
-        raise WorldError(f"{address}: cannot be fetched: {error}; run again when the store is well") from error
-    except (BotoCoreError, OSError) as error:
-        raise WorldError(f"{address}: cannot be fetched: {error}; check network and credentials") from error
+        return _joined(address, read_pieces(address, PIECE_BYTES))
+    except (MissingError, AccessError) as error:
+        raise SceneError(str(error)) from error
 
 
 def _joined(address: str, pieces: Iterable[bytes]) -> bytes:

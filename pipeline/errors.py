@@ -8,6 +8,9 @@
     ├── DivergedError       training found no weights worth keeping             never retried
     ├── LabelError          labels cannot be used for training or evaluation    never retried
     └── WorldError          disk, network or a worker failed; a retry may help  retried
+        ├── AccessError         a store refuses us, for who we are              never retried
+        ├── MissingError        a store has no such bucket or object            retried
+        └── ConflictError       somebody else wrote the same object             retried
 
 Each message gives the rule, the offending value, where it was found and the way out, in one
 paragraph that an operator can act on without reading code.
@@ -44,3 +47,15 @@ class LabelError(ScenemillError):
 
 class WorldError(ScenemillError):
     """A fault outside the data (disk, network, worker); the same work may succeed later."""
+
+
+class AccessError(WorldError):
+    """A store or server refuses for want of credentials or permission; only the operator can mend that."""
+
+
+class MissingError(WorldError):
+    """A store has no such bucket or object."""
+
+
+class ConflictError(WorldError):
+    """What was to be written only under a condition was written by somebody else."""

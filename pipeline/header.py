@@ -98,11 +98,16 @@ def check_size(dataset: DatasetReader, spec: ReadingSpec, place: Location) -> No
         )
 
 
-def fingerprint(dataset: DatasetReader) -> str:
-    """Digest of up to `MOST_SAMPLED_BLOCKS` blocks' places and lengths; a network tells us no time of change."""
+def fingerprint(dataset: DatasetReader, version: str | None) -> str:
+    """Digest of what a server says of a file's version, and of up to `MOST_SAMPLED_BLOCKS` blocks' places and lengths.
+
+    Args:
+        dataset: the open file.
+        version: asked before it was opened, so that a file that is replaced meanwhile has another fingerprint later.
+    """
     (down, across), (rows, cols) = dataset.block_shapes[0], dataset.shape
     per_row, count = -(-cols // across), -(-cols // across) * -(-rows // down)
     sampled = range(0, count, -(-count // MOST_SAMPLED_BLOCKS))
     names = [f"BLOCK_{what}_{k % per_row}_{k // per_row}" for k in sampled for what in ("OFFSET", "SIZE")]
     facts = [dataset.get_tag_item(name, "TIFF", bidx=1) for name in names]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+    return hashlib.sha256(repr([version, *facts]).encode()).hexdigest()

@@ -14,8 +14,11 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import rasterio
+from rasterio.session import DummySession
 
 from pipeline.errors import DamagedSceneError, SceneError, WorldError
+from pipeline.object_store import store_access
+from pipeline.remote_facts import remote_version
 
 _PREFIX_OF_SCHEME = {"s3": "/vsis3/", "https": "/vsicurl/https://", "http": "/vsicurl/http://"}
 
@@ -26,6 +29,8 @@ _REMOTE_OPTIONS = {
     "GDAL_HTTP_RETRY_DELAY": "0.5",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
+    # Nothing is kept of a file once it is closed: it may be replaced, and a worker lives for many scenes.
+    "CPL_VSIL_CURL_NON_CACHED": "/vsis3/:/vsicurl/",
     "VSI_CACHE": "TRUE",
     "VSI_CACHE_SIZE": "67108864",
 }
@@ -83,13 +88,31 @@ class Location:
         return not self.is_remote and not Path(self.gdal_path).exists()
 
     def environment(self) -> rasterio.Env:
-        """GDAL's settings for reading from here; use as a context manager around every GDAL call."""
-        return rasterio.Env(**(_REMOTE_OPTIONS | _sidecar_options(self.text) if self.is_remote else {}))
+        """GDAL's settings for reading from here; use as a context manager around every GDAL call.
 
-    def check_exists(self) -> None:
-        """Raise SceneError when a local file is missing, a folder, unreadable or empty; WorldError for a bad disk."""
+        Raises:
+            AccessError: the place needs credentials, and there are none.
+        """
+        if not self.is_remote:
+            return rasterio.Env(session=DummySession())
+        options = _REMOTE_OPTIONS | _sidecar_options(self.text)
+        if not self.gdal_path.startswith(_PREFIX_OF_SCHEME["s3"]):
+            return rasterio.Env(session=DummySession(), **options)
+        access = store_access()
+        return rasterio.Env(session=access.session, **options, **access.options)
+
+    def check_exists(self) -> str | None:
+        """Find out whether a file is there that can be read.
+
+        Returns:
+            What tells this version of a remote file from any other, where its server says it; see `remote_version`.
+
+        Raises:
+            SceneError: it is missing, a folder or empty, or a local one may not be read.
+            WorldError: disk, network or store refuse.
+        """
         if self.is_remote:
-            return
+            return remote_version(self.text)
         path = Path(self.gdal_path)
         try:
             size = path.stat().st_size
@@ -104,6 +127,7 @@ class Location:
             raise WorldError(f"{self}: cannot be read: {error.strerror}; check the path and the disk") from error
         if size == 0:
             raise DamagedSceneError(f"{self}: an empty file (0 bytes); fetch it again")
+        return None
 
     def unreadable(self, drivers: Sequence[str], faults: list[str]) -> SceneError:
         """The error for a local file that none of the allowed drivers opens."""

@@ -14,7 +14,7 @@ from pipeline.distribute import cluster
 from pipeline.errors import ScenemillError, SettingsError
 from pipeline.predictor import Prepared
 from pipeline.results import open_results
-from pipeline.run import check_out, check_settings, load_run_models, on_devices
+from pipeline.run import check_settings, load_run_models, on_devices
 from pipeline.scene import Scene
 from pipeline.segment import find_finished
 
@@ -63,7 +63,7 @@ def foresee(
     if out_dir is None:
         yield from (_foresee_one(entry, spec, predictor) for entry in entries)
         return
-    check_out(out_dir)
+    open_results(out_dir).check(writing=False)
     with on_devices(spec) as spec, cluster(spec.distribute) as client:
         for entry in entries:
             yield _foresee_one(entry, spec, predictor, out_dir, client)

@@ -14,6 +14,7 @@ from pipeline.durable import make_folder, write_whole
 from pipeline.errors import SettingsError, WorldError
 from pipeline.journal import finished_report, publishing
 from pipeline.location import Location, resolve_location
+from pipeline.results_store import StoreResults
 
 COLLAPSED = ("s3:/", "http:/", "https:/", "gs:/", "az:/")
 """How an address begins that was taken for a path."""
@@ -29,8 +30,8 @@ class Results(Protocol):
     def text(self) -> str:
         """The address, as the operator wrote it."""
 
-    def check(self) -> None:
-        """Raise SettingsError when nothing can be written there, and WorldError when nobody can tell now."""
+    def check(self, *, writing: bool = True) -> None:
+        """Raise SettingsError when nothing can be written there, or read, and WorldError when nobody can tell now."""
 
     def address(self, name: str) -> str:
         """Where something is or would be, for reports and messages."""
@@ -43,6 +44,13 @@ class Results(Protocol):
 
     def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """The report of a scene's whole result with this content key; None where there is none that is believed."""
+
+    def recovered(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+        """The same, after what a killed run left whole has been brought there.
+
+        Raises:
+            WorldError: disk or network refuse, or another run is writing the same scene.
+        """
 
     def publishing(self, scene_id: str) -> AbstractContextManager[Path]:
         """A local work folder whose files are the scene's result on success; the former stays whole until then.
@@ -72,16 +80,22 @@ class Results(Protocol):
         """
 
 
-def open_results(out: str | Path) -> Results:
-    """The results under an address: a folder, made when something is written.
+def open_results(out: str | Path, work_dir: str | Path | None = None) -> Results:
+    """The results under an address: a folder, or a place in an object store, made when something is written.
+
+    Args:
+        out: a path, or `s3://bucket/prefix` as text.
+        work_dir: where results for an object store are made; None: below the system's temporary folder.
 
     Raises:
         SettingsError: no address that results can have.
     """
     text = str(out)
     scheme, is_address, _ = text.partition("://")
+    if is_address and scheme.lower() == "s3":
+        return StoreResults(text, work_dir)
     if is_address:
-        raise SettingsError(f"{text}: results cannot be written to {scheme}://; name a folder with --out")
+        raise SettingsError(f"{text}: results cannot be written to {scheme}://; name a folder or s3:// with --out")
     if text.startswith(COLLAPSED):
         raise SettingsError(
             f"{text}: an address that lost a slash, as in a Path; give it as text, e.g. s3://bucket/out"
@@ -96,7 +110,7 @@ class LocalResults:
         """`text` is the folder, as the operator wrote it."""
         self.text, self._folder = text, Path(text)
 
-    def check(self) -> None:
+    def check(self, *, writing: bool = True) -> None:
         """Raise SettingsError when the folder, or one above it, is a file."""
         folder = self._folder
         blocking = next((path for path in (folder, *folder.parents) if path.exists()), folder)
@@ -120,6 +134,10 @@ class LocalResults:
     def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """See `journal.finished_report`."""
         return finished_report(self._folder / scene_id, key)
+
+    def recovered(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+        """The same: a folder is healed whenever it is looked at."""
+        return self.finished(scene_id, key)
 
     def publishing(self, scene_id: str) -> AbstractContextManager[Path]:
         """See `journal.publishing`."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipeline.errors import SettingsError, WorldError
+from pipeline.errors import AccessError, SettingsError, WorldError
 
 MOST_RETRIES = 50
 """More pauses than these Prefect does not take for a task."""
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What a run over many scenes does about failures; never changes a result."""
+    """What a run over many scenes does about failures, and where it works; never changes a result."""
 
     retries: int = 3
     """How often a scene is tried again after a fault of disk, network or workers; faults of the data never are."""
@@ -30,6 +30,8 @@ class RunSpec:
     """So many failed scenes end the run: those in work are finished, no other is begun. 0: no limit."""
     retry_quarantined: bool = False
     """Try scenes in quarantine again, though neither they nor model and settings have changed."""
+    work_dir: str | None = None
+    """Folder in which results for an object store are made before they are uploaded; None: a temporary one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.retries <= MOST_RETRIES:
@@ -51,8 +53,8 @@ class RunSpec:
 
 
 def is_world_fault(error: object) -> bool:
-    """Whether the same work may succeed later: a fault of disk, network or workers, not of the data."""
-    return isinstance(error, WorldError)
+    """Whether the same work may succeed later: a fault of disk, network or workers, not of data or permissions."""
+    return isinstance(error, WorldError) and not isinstance(error, AccessError)
 
 
 def retry_world_faults(

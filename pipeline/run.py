@@ -163,7 +163,7 @@ def segment_catalog(
         WorldError: `run.json` cannot be written, or the cluster is lost.
     """
     check_settings(spec, predictor)
-    check_out(out_dir)
+    check_out(out_dir, spec.run.work_dir)
     with open_ledger(entries, out_dir, predictor=predictor, spec=spec) as ledger:
         if client is not None:
             work = partial(segment_entry, out_dir=out_dir, predictor=predictor, client=client)
@@ -228,6 +228,6 @@ def check_settings(spec: SegmentSpec, predictor: Prepared) -> None:
         load_area(spec.area)
 
 
-def check_out(out_dir: str | Path) -> None:
+def check_out(out_dir: str | Path, work_dir: str | None = None) -> None:
     """Raise SettingsError when results cannot go there, before any work."""
-    open_results(out_dir).check()
+    open_results(out_dir, work_dir).check()

@@ -156,23 +156,23 @@ def describe_scene(
 
 
 def remote_fingerprint(place: Location, drivers: Sequence[str]) -> str:
-    """What a remote file is known by, from its header alone; see `header.fingerprint`.
+    """What a remote file is known by now, from its header and its server's word; see `header.fingerprint`.
 
     Raises:
         SceneError: no raster that these drivers open, or a damaged one.
         WorldError: the network fails.
     """
-    with opened(place, drivers) as dataset:
-        return fingerprint(dataset)
+    with opened(place, drivers) as (dataset, version):
+        return fingerprint(dataset, version)
 
 
 def _describe_whole(
     place: Location, spec: ReadingSpec, card: ModelCard | None, told: BandFile | None, placed: bool
 ) -> SceneFile:
     """The one file of a scene."""
-    with opened(place, spec.drivers) as dataset:
+    with opened(place, spec.drivers) as (dataset, version):
         numbers = find_bands(dataset, spec, card, place, bands_told(told) if told else None)
-        return describe_file(dataset, place, spec, numbers, card=card, told=told, placed=placed)
+        return describe_file(dataset, place, spec, numbers, version=version, card=card, told=told, placed=placed)
 
 
 def _describe_files(
@@ -196,8 +196,8 @@ def _describe_files(
 def _describe_part(told: BandFile, numbers: Mapping[str, int], spec: ReadingSpec, card: ModelCard | None) -> SceneFile:
     """One of several files."""
     place = resolve_location(told.location)
-    with opened(place, spec.drivers) as dataset:
-        return describe_file(dataset, place, spec, numbers, card=card, told=told)
+    with opened(place, spec.drivers) as (dataset, version):
+        return describe_file(dataset, place, spec, numbers, version=version, card=card, told=told)
 
 
 def _own_names(file: BandFile, spec: ReadingSpec) -> dict[str, int]:
@@ -206,7 +206,7 @@ def _own_names(file: BandFile, spec: ReadingSpec) -> dict[str, int]:
     Colour interpretations are left out: that of a single band is always grey.
     """
     place = resolve_location(file.location)
-    with opened(place, spec.drivers) as dataset:
+    with opened(place, spec.drivers) as (dataset, _):
         kinds = ["alpha" if interp.name == "alpha" else "undefined" for interp in dataset.colorinterp]
         stems = [f"{place.stem}_{n + 1}" for n in range(dataset.count)] if dataset.count > 1 else [place.stem]
         plain = [text or stem for text, stem in zip(dataset.descriptions, stems, strict=True)]

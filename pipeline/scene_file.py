@@ -72,7 +72,7 @@ class SceneFile:
     modified_ns: int | None
     """Modification time of the file, None when remote."""
     fingerprint: str | None = None
-    """Digest of where a remote TIFF keeps its blocks and how long they are; changes when compressed content does."""
+    """Digest of a remote file's version, if its server tells one, and of where it keeps its blocks; see `header`."""
     acquired: str | None = None
     """When it was taken, ISO 8601 in UTC; None when the file does not say."""
 
@@ -95,15 +95,16 @@ class Pixels:
 
 
 @contextmanager
-def opened(place: Location, drivers: Sequence[str]) -> Iterator[rasterio.DatasetReader]:
-    """Open a raster for a look at its header.
+def opened(place: Location, drivers: Sequence[str]) -> Iterator[tuple[rasterio.DatasetReader, str | None]]:
+    """Open a raster for a look at its header; yields it with its version, where a server told one before.
 
     Raises:
         SceneError: no raster that these drivers open, or a damaged one.
         WorldError: the network fails.
     """
+    version = place.check_exists()
     with place.environment(), _damage_told(place), _open(place, drivers) as dataset:
-        yield dataset
+        yield dataset, version
 
 
 def describe_file(
@@ -112,6 +113,7 @@ def describe_file(
     spec: ReadingSpec,
     numbers: Mapping[str, int],
     *,
+    version: str | None = None,
     card: ModelCard | None = None,
     told: BandFile | None = None,
     placed: bool = True,
@@ -123,6 +125,7 @@ def describe_file(
         place: where it lies.
         spec: corrections and permissions.
         numbers: name and 1-based number of each band that is read of it.
+        version: of a remote file, as its server told it before it was opened.
         card: the model that will see it.
         told: what a catalog says of it; goes before what the file says.
         placed: see `describe_scene`.
@@ -153,7 +156,7 @@ def describe_file(
         mask=resolve_mask(dataset, chosen),
         size_bytes=place.size_bytes,
         modified_ns=place.modified_ns,
-        fingerprint=fingerprint(dataset) if place.is_remote else None,
+        fingerprint=fingerprint(dataset, version) if place.is_remote else None,
         acquired=parse_tiff_date(dataset.tags().get("TIFFTAG_DATETIME")),
     )
 
@@ -213,7 +216,6 @@ def _damage_told(place: Location) -> Iterator[None]:
 
 
 def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
-    place.check_exists()
     faults = []
     for driver in drivers:
         try:

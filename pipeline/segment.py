@@ -101,11 +101,11 @@ def segment_scene(
     tiling = resolve_settings(spec, card)
     if not isinstance(scene, Scene):
         scene = describe_scene(scene, spec.reading, card=card)
-    results = open_results(out_dir)
+    results = open_results(out_dir, spec.run.work_dir)
     identity = predictor_identity(predictor, client, _staged(watch, "infer", scene.grid))
     area = area_on(scene, spec)
     report = opening_report(scene, results.address(scene.id), card, spec, identity, passes_of(predictor), area)
-    if found := results.finished(scene.id, report.content_key):
+    if found := results.recovered(scene.id, report.content_key):
         return SceneReport.from_json(found).found_again(report.location, report.folder)
     with results.publishing(scene.id) as folder, ThreadPoolExecutor(1, "prepare") as meanwhile:
         work = SceneWork(folder)

@@ -28,6 +28,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
         "scoring",
         "stages",
     ),
+    ("object_store", "remote_facts"),
     ("grid", "handles", "lonlat", "magic", "exchange"),
     (
         "scene",
@@ -122,6 +123,9 @@ PIPELINE_ONLY_IN: dict[str, tuple[str, ...]] = {
     "jinja2": ("evaluation",),
     "onnx": ("onnx",),
     "cyclopts": ("cli",),
+    "boto3": ("object_store",),
+    "botocore": ("object_store",),
+    "s3transfer": ("object_store",),
     "PIL": ("report", "glance", "training", "evaluation"),
 }
 """Third-party packages that only these rooms of `pipeline/` may import, lazily or not."""

@@ -1,10 +1,7 @@
-"""Scenes behind `s3://`, served on loopback as S3 serves path-style addresses: by HEAD and ranged GET."""
+"""Scenes behind `s3://`, on a local S3 server: read by ranges, tried again, known by version, refused with reason."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,57 +10,68 @@ import rasterio
 from affine import Affine
 from conftest import MakeScene
 from rasterio.windows import Window
+from stores import Store
 
 from pipeline.band_file import BandFile
 from pipeline.card import ModelCard
-from pipeline.errors import WorldError
+from pipeline.errors import AccessError, DamagedSceneError, SceneError, WorldError
 from pipeline.location import resolve_location
+from pipeline.retrying import is_world_fault
+from pipeline.run_quarantine import is_data_fault
 from pipeline.scene import SceneReader, describe_scene, remote_fingerprint
 from pipeline.segment import segment_scene
 
 CARD = ModelCard(bands=("red",), classes=("bright",))
 COARSE = Affine(1, 0, 500_000, 0, -1, 5_400_000)
+PIXELS = np.random.default_rng(0).integers(1, 255, (1, 700, 900), np.uint8)
+
+
+def red(address: str) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    """All pixels of a scene."""
+    scene = describe_scene(address)
+    with SceneReader(scene) as reader:
+        return reader.read(Window(0, 0, scene.grid.width, scene.grid.height))[0]
+
+
+def signers(store: Store) -> set[str]:
+    """Whose keys signed the requests for the scene."""
+    return {line.split()[-1] for line in store.requests if line.startswith(f"GET /{store.bucket}/in/far.tif")}
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of a local object store that GDAL's usual variables lead to."""
-    folder = tmp_path / "store"
-    (folder / "bucket").mkdir(parents=True)
-    command = [sys.executable, str(Path(__file__).with_name("range_server.py")), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        monkeypatch.setenv("AWS_S3_ENDPOINT", f"127.0.0.1:{server.stdout.readline().strip()}")
-        monkeypatch.setenv("AWS_HTTPS", "NO")
-        monkeypatch.setenv("AWS_VIRTUAL_HOSTING", "FALSE")
-        monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
-        yield folder
-        server.kill()
+def far(store: Store, make_scene: MakeScene) -> str:
+    """Address of a scene on the store, whose local twin is `far.tif` in the test's folder."""
+    return store.put("in/far.tif", make_scene(PIXELS, name="far.tif", descriptions=["red"], tiled=256))
 
 
-def test_a_scene_on_s3_gives_the_mosaic_of_the_local_one(store: Path, make_scene: MakeScene, tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(1, 255, (1, 700, 900), np.uint8)
-    local = make_scene(pixels, name="store/bucket/far.tif", descriptions=["red"], tiled=256)
+def test_a_scene_on_s3_gives_the_mosaic_of_the_local_one(store: Store, far: str, tmp_path: Path) -> None:
     reports = [
         segment_scene(place, tmp_path / name, predictor=lambda tiles: tiles / 255, card=CARD)
-        for name, place in (("near", local), ("far", "s3://bucket/far.tif"))
+        for name, place in (("near", str(tmp_path / "far.tif")), ("far", far))
     ]
-    near, far = (rasterio.open(Path(report.folder) / "probability.tif") for report in reports)
-    with near, far:
-        assert (near.read() == far.read()).all()
+    near, away = (rasterio.open(Path(report.folder) / "probability.tif") for report in reports)
+    with near, away:
+        assert (near.read() == away.read()).all()
     assert reports[1].scene == "far"
-    fetched = (store / "requests.log").read_text().splitlines()
-    assert any("bytes=" in line for line in fetched), "the scene was fetched whole instead of by ranges"
+    fetched = [line for line in store.requests if f"GET /{store.bucket}/in/far.tif" in line]
+    assert len(fetched) > 2
+    assert all("bytes=" in line for line in fetched), "the scene was fetched whole instead of by ranges"
 
 
-def test_a_scene_of_several_files_on_s3_reads_like_the_local_one(store: Path, make_scene: MakeScene) -> None:
+def test_a_scene_of_several_files_on_s3_reads_like_the_local_one(
+    store: Store, make_scene: MakeScene, tmp_path: Path
+) -> None:
     """Bands of 0.5 and 1 m, each in its file; only what the model wants is fetched."""
-    make_scene(bands=1, height=400, width=400, name="store/bucket/fine.tif", tiled=128, nodata=0)
-    make_scene(bands=1, height=200, width=200, name="store/bucket/coarse.tif", tiled=128, transform=COARSE, seed=1)
-    make_scene(bands=1, name="store/bucket/unwanted.tif")
+    paths = [
+        make_scene(bands=1, height=400, width=400, name="fine.tif", tiled=128, nodata=0),
+        make_scene(bands=1, height=200, width=200, name="coarse.tif", tiled=128, transform=COARSE, seed=1),
+        make_scene(bands=1, name="unwanted.tif"),
+    ]
+    for path in paths:
+        store.put(path.name, path)
     card = ModelCard(bands=("nir", "red"), classes=("bright",))
     read = []
-    for folder in (str(store / "bucket"), "s3://bucket"):
+    for folder in (str(tmp_path), f"s3://{store.bucket}"):
         files = [
             BandFile(location=f"{folder}/{name}.tif", names=(band,), nodata=(None,), scales=(None,), offsets=(None,))
             for name, band in (("fine", "red"), ("unwanted", "blue"), ("coarse", "nir"))
@@ -75,19 +83,145 @@ def test_a_scene_of_several_files_on_s3_reads_like_the_local_one(store: Path, ma
     np.testing.assert_array_equal(read[0][1], read[1][1])
     assert all(file.fingerprint for file in scene.files)
     assert scene.modified_ns is None
-    assert not any("unwanted" in line for line in (store / "requests.log").read_text().splitlines())
+    assert not any(f"GET /{store.bucket}/unwanted" in line for line in store.requests)
 
 
-def test_the_fingerprint_of_a_remote_scene_follows_its_content(store: Path, make_scene: MakeScene) -> None:
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"AWS_ENDPOINT_URL_S3": "{endpoint}"},
+        {"AWS_S3_ENDPOINT": "{host}", "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE"},
+        {"AWS_CONFIG_FILE": "{profile}", "AWS_PROFILE": "mill", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
+    ],
+    ids=["variable", "gdal", "profile"],
+)
+def test_one_account_of_endpoint_and_credentials_is_enough_for_listing_and_reading(
+    store: Store, far: str, given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = tmp_path / "profile"
+    profile.write_text(
+        f"[profile mill]\nendpoint_url = {store.endpoint}\nregion = us-east-1\n"
+        "aws_access_key_id = other\naws_secret_access_key = secret\n"
+    )
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    for name, text in given.items():
+        value = text.format(endpoint=store.endpoint, host=store.endpoint.partition("://")[2], profile=profile)
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    assert (red(far) == PIXELS).all()
+    signed = "other" if "AWS_PROFILE" in given else "key"
+    assert signers(store) == {signed}
+
+
+def test_what_is_public_is_asked_for_without_a_signature(
+    store: Store, far: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.client.put_object_acl(Bucket=store.bucket, Key="in/far.tif", ACL="public-read")
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    assert (red(far) == PIXELS).all()
+    assert signers(store) == {"nobody"}
+
+
+# Versions
+
+
+def test_the_fingerprint_of_a_remote_scene_follows_its_content(store: Store, make_scene: MakeScene) -> None:
     prints = []
-    for height in (300, 500):
-        make_scene(np.ones((1, height, 300), np.uint8), name=f"store/bucket/{height}.tif", tiled=128)
-        address = f"s3://bucket/{height}.tif"
+    for seed in (0, 1, 1):
+        address = store.put("in/a.tif", make_scene(name="a.tif", seed=seed, height=300, width=300, tiled=128))
         prints.append(remote_fingerprint(resolve_location(address), ("GTiff",)))
         assert prints[-1] == describe_scene(address).files[0].fingerprint
-    assert prints[0] != prints[1]
+    assert prints[0] != prints[1] == prints[2], "equal places of blocks, but other bytes"
 
 
-def test_a_scene_that_is_not_on_s3_is_a_fault_of_the_world(store: Path) -> None:
-    with pytest.raises(WorldError, match=r"missing\.tif"):
-        describe_scene("s3://bucket/missing.tif")
+def test_a_scene_that_is_replaced_is_read_anew_by_the_same_process(store: Store, make_scene: MakeScene) -> None:
+    for seed in (0, 1):
+        path = make_scene(name="a.tif", seed=seed, height=300, width=300, tiled=128, bands=1)
+        with rasterio.open(path) as dataset:
+            assert (red(store.put("in/a.tif", path)) == dataset.read()).all()
+
+
+def test_of_a_scene_that_is_replaced_while_it_is_read_no_result_is_made(
+    store: Store, far: str, make_scene: MakeScene, tmp_path: Path
+) -> None:
+    other = make_scene(PIXELS, name="other.tif", descriptions=["red"], tiled=256, nodata=0)
+
+    def replacing(tiles: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> object:
+        store.put("in/far.tif", other)
+        return tiles / 255
+
+    with pytest.raises(WorldError, match=r"far\.tif: was replaced, changed or removed while it was read"):
+        segment_scene(far, tmp_path / "out", predictor=replacing, card=CARD)
+    assert not (tmp_path / "out" / "far").exists()
+    assert segment_scene(far, tmp_path / "out", predictor=lambda tiles: tiles / 255, card=CARD).status == "done"
+
+
+def test_a_signed_address_is_read_and_known_by_what_its_server_says(
+    store: Store, far: str, make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = store.client.generate_presigned_url("get_object", Params={"Bucket": store.bucket, "Key": "in/far.tif"})
+    assert (red(address) == PIXELS).all()
+    before = describe_scene(address)
+    store.put("in/far.tif", make_scene(PIXELS + 1, name="other.tif", descriptions=["red"], tiled=256))
+    assert describe_scene(address).files[0].fingerprint != before.files[0].fingerprint
+    monkeypatch.setattr("pipeline.remote_facts.PAUSES_S", (0.0, 0.0))
+    store.fail("GET /in/far.tif 503 2")
+    assert describe_scene(address).grid == before.grid
+
+
+# Faults
+
+
+@pytest.mark.parametrize("status", [503, 500, 429])
+def test_a_store_that_is_busy_is_asked_again(store: Store, far: str, status: int) -> None:
+    scene = describe_scene(far)
+    store.fail(f"GET /in/far.tif {status} 2")
+    with SceneReader(scene) as reader:
+        assert (reader.read(Window(0, 0, 900, 700))[0] == PIXELS).all()
+    assert sum(f"{store.bucket}/in/far.tif" in line for line in store.requests) > 3
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("s3://{bucket}/in/none.tif", r"none\.tif: nothing is there; check the address"),
+        ("s3://{bucket}/in", r"nothing is there; .*; a folder ends with a slash"),
+        ("s3://nowhere-at-all/a.tif", "there is no bucket nowhere-at-all; check the address"),
+    ],
+)
+def test_what_is_not_there_is_refused(store: Store, address: str, said: str) -> None:
+    with pytest.raises(SceneError, match=said):
+        describe_scene(address.format(bucket=store.bucket))
+
+
+def test_an_empty_object_is_refused(store: Store) -> None:
+    with pytest.raises(DamagedSceneError, match="an empty file"):
+        describe_scene(store.put("in/empty.tif", b""))
+
+
+def test_who_may_not_read_is_told_so_and_neither_retried_nor_held_against_the_scene(store: Store, far: str) -> None:
+    store.fail("GET /in/far.tif 403 99")
+    with pytest.raises(AccessError, match=r"far\.tif: the store refuses .*; check the credentials") as caught:
+        describe_scene(far)
+    assert not is_world_fault(caught.value)
+    assert not is_data_fault(caught.value)
+
+
+def test_nobodys_credentials_are_told_before_anything_is_asked(
+    store: Store, far: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(AccessError, match="no usable credentials: none were found; set AWS_PROFILE"):
+        describe_scene(far)
+
+
+def test_a_store_that_fails_for_good_is_the_worlds_fault(
+    store: Store, far: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    store.fail("GET /in/far.tif 503 99")
+    with pytest.raises(WorldError, match=r"the store failed .*; run again") as caught:
+        describe_scene(far)
+    assert is_world_fault(caught.value)

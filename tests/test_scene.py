@@ -692,11 +692,9 @@ def test_new_content_behind_an_address_is_another_scene(make_scene: MakeScene, a
     assert one == same != other
 
 
-def test_an_address_without_a_file_is_the_worlds_fault(address: str) -> None:
-    start = time.perf_counter()
-    with pytest.raises(WorldError, match=r"cannot be opened.*check the address, credentials and network"):
+def test_an_address_without_a_file_is_refused(address: str) -> None:
+    with pytest.raises(SceneError, match=r"nothing\.tif: nothing is there \(404\); check the address"):
         describe_scene(f"{address}/nothing.tif")
-    assert time.perf_counter() - start < 5
 
 
 def test_a_server_that_dies_half_way_is_the_worlds_fault(make_scene: MakeScene, address: str, tmp_path: Path) -> None:
@@ -711,8 +709,7 @@ def test_a_server_that_dies_half_way_is_the_worlds_fault(make_scene: MakeScene, 
     assert time.perf_counter() - start < 20
 
 
-def test_nobody_at_an_address_is_the_worlds_fault() -> None:
-    start = time.perf_counter()
-    with pytest.raises(WorldError, match="cannot be opened"):
+def test_nobody_at_an_address_is_the_worlds_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.remote_facts.PAUSES_S", (0.0,))
+    with pytest.raises(WorldError, match=r"cannot be reached: .*refused; check the address and the network"):
         describe_scene("http://127.0.0.1:9/scene.tif")
-    assert time.perf_counter() - start < 20

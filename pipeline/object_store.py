@@ -1,0 +1,191 @@
+"""S3 and stores that speak its language: one account of endpoint and credentials, for boto3 and for GDAL.
+
+The usual variables, profiles and roles decide (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `AWS_ENDPOINT_URL` ...), as boto3
+reads them; GDAL is told what came of it. GDAL's own variables for the endpoint count where boto3's are not set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from rasterio.session import AWSSession
+
+from pipeline.errors import AccessError, ConflictError, MissingError, WorldError
+
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+TRIES = 5
+"""Requests that fail for the network or with 429 or 5xx are sent so often, with growing pauses."""
+CONNECTIONS = 32
+"""At most so many at once."""
+
+_MISSING = ("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "404", "NotFound")
+_CONFLICT = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+_SIGNED_OFF = ("Credential", "Token", "SSO", "Profile")
+"""In the names of botocore's errors before a request is sent: nobody knows who we are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreAccess:
+    """How object stores are reached in this process."""
+
+    endpoint: str
+    """URL of the store."""
+    client: Any
+    """boto3's client; safe to use from several threads."""
+    session: AWSSession
+    """The same credentials for GDAL, renewed as boto3 renews them."""
+    options: Mapping[str, str]
+    """GDAL's options for the endpoint."""
+
+
+def store_access() -> StoreAccess:
+    """How object stores are reached, as the environment says now.
+
+    Raises:
+        AccessError: there are no credentials.
+    """
+    return _access(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """Bucket and key, or prefix, of an `s3://` address.
+
+    >>> split_address("s3://bucket/a/b.tif")
+    ('bucket', 'a/b.tif')
+    """
+    bucket, _, key = address.partition("://")[2].partition("/")
+    return bucket, key
+
+
+def list_keys(bucket: str, prefix: str, *, flat: bool) -> Iterator[str]:
+    """Yield the keys that begin with a prefix, in order, page by page; flat: none with a slash after it.
+
+    Raises:
+        MissingError: no such bucket.
+        AccessError: these credentials may not list it.
+        WorldError: the store or the network failed.
+    """
+    more = {"Delimiter": "/"} if flat else {}
+    with store_faults(f"s3://{bucket}/{prefix}"):
+        pages = store_access().client.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix, **more):
+            yield from (str(each["Key"]) for each in page.get("Contents", ()))
+
+
+def read_pieces(address: str, size_bytes: int) -> Iterator[bytes]:
+    """Yield an object in pieces of so many bytes, the last one shorter; raises what `store_faults` does."""
+    bucket, key = split_address(address)
+    with store_faults(address), store_access().client.get_object(Bucket=bucket, Key=key)["Body"] as body:
+        yield from body.iter_chunks(size_bytes)
+
+
+@contextmanager
+def store_faults(address: str) -> Iterator[None]:
+    """Tell in our own words what a store refuses, and what it cannot do now.
+
+    Raises:
+        MissingError: no such bucket or object.
+        AccessError: these credentials may not, or there are none.
+        ConflictError: a condition of the request does not hold.
+        WorldError: the store or the network failed.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        raise _told(address, error.response) from error
+    except (BotoCoreError, Boto3Error) as error:
+        if any(word in type(error).__name__ for word in _SIGNED_OFF):
+            raise _no_credentials(address, error) from error
+        raise WorldError(f"{address}: {error}; check the network and AWS_ENDPOINT_URL, and run again") from error
+
+
+def _told(address: str, response: Mapping[str, Any]) -> WorldError:
+    fault, status = response.get("Error", {}), response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code, text = str(fault.get("Code", status)), str(fault.get("Message", "")).rstrip(".")
+    if code in _MISSING or status == 404:
+        what = f"there is no bucket {split_address(address)[0]}" if code == "NoSuchBucket" else "nothing is there"
+        return MissingError(f"{address}: {what}; check the address, and AWS_ENDPOINT_URL if it is not Amazon's")
+    if status in (401, 403):
+        return AccessError(
+            f"{address}: the store refuses ({code}: {text}); check the credentials (AWS_PROFILE or AWS_ACCESS_KEY_ID) "
+            "and what they may do. A store can say this of what is not there, too"
+        )
+    if code in _CONFLICT or status in (409, 412):
+        return ConflictError(f"{address}: changed by somebody else meanwhile ({code}: {text}); run again")
+    return WorldError(f"{address}: the store failed ({code}: {text}); run again")
+
+
+def _no_credentials(address: str, error: Exception) -> AccessError:
+    return AccessError(
+        f"{address}: no usable credentials: {error}; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+        "or AWS_NO_SIGN_REQUEST=YES for what is public"
+    )
+
+
+@lru_cache(maxsize=4)
+def _access(variables: tuple[tuple[str, str], ...]) -> StoreAccess:
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    given = dict(variables)
+    unsigned = _is_yes(given.get("AWS_NO_SIGN_REQUEST", ""))
+    endpoint, style = _endpoint_for_gdal(given)
+    tries = None if "AWS_MAX_ATTEMPTS" in given else {"mode": "standard", "total_max_attempts": TRIES}
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        retries=tries,
+        max_pool_connections=CONNECTIONS,
+        signature_version=UNSIGNED if unsigned else None,
+        s3=style,
+    )
+    with store_faults("s3://"):
+        session = boto3.Session()
+        client = session.client("s3", endpoint_url=endpoint, config=config)
+        if not unsigned and session.get_credentials() is None:
+            raise _no_credentials("s3://", LookupError("none were found"))
+    payer = given.get("AWS_REQUEST_PAYER") == "requester"
+    return StoreAccess(
+        endpoint=client.meta.endpoint_url,
+        client=client,
+        session=AWSSession(session, aws_unsigned=unsigned, requester_pays=payer),
+        options=_gdal_options(client),
+    )
+
+
+def _endpoint_for_gdal(given: Mapping[str, str]) -> tuple[str | None, dict[str, str] | None]:
+    """Endpoint and addressing style by GDAL's own variables, where boto3's are not set."""
+    host = given.get("AWS_S3_ENDPOINT")
+    if host is None or {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & given.keys():
+        return None, None
+    scheme = "https" if _is_yes(given.get("AWS_HTTPS", "YES")) else "http"
+    virtual = _is_yes(given.get("AWS_VIRTUAL_HOSTING", "YES"))
+    url = host if "://" in host else f"{scheme}://{host}"
+    return url, {"addressing_style": "virtual" if virtual else "path"}
+
+
+def _gdal_options(client: Any) -> dict[str, str]:
+    """GDAL's names for the endpoint that boto3 uses; none for Amazon's own."""
+    url = urlsplit(client.meta.endpoint_url)
+    if url.hostname is None or url.hostname.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        return {}
+    style = (client.meta.config.s3 or {}).get("addressing_style")
+    return {
+        "AWS_S3_ENDPOINT": url.netloc + url.path.rstrip("/"),
+        "AWS_HTTPS": "YES" if url.scheme == "https" else "NO",
+        "AWS_VIRTUAL_HOSTING": "TRUE" if style == "virtual" else "FALSE",
+    }
+
+
+def _is_yes(text: str) -> bool:
+    return text.upper() in ("YES", "TRUE", "ON", "1")

@@ -1,0 +1,136 @@
+"""Runs from an object store into an object store: the same results as between folders, and as safe from kills."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pystac
+import pytest
+from conftest import MakeScene
+from models import write_checkpoint
+from stores import Store
+
+import pipeline.segment
+from pipeline import cli
+from pipeline.segment_report import OUTPUTS
+
+ROOT = Path(__file__).parents[1]
+FAST = [
+    *("--set", "tiling.tile_size=32", "--set", "reading.threads=1", "--set", "run.retries=0"),
+    *("--set", "inference.device=cpu", "--set", "inference.precision=float32"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors"))
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command here; `(exit code, stdout, stderr)`."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as done:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert isinstance(done.value.code, int)
+        return done.value.code, captured.out, captured.err
+
+    return run
+
+
+def statuses(store: Store) -> dict[str, str]:
+    return {scene["scene"]: scene["status"] for scene in json.loads(store.get("out/run.json"))["scenes"]}
+
+
+def test_a_run_into_a_store_leaves_the_bytes_of_a_run_into_a_folder(
+    store: Store, call: Call, make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
+    far, out = f"s3://{store.bucket}/in", f"s3://{store.bucket}/out"
+    for seed, name in enumerate(("one.tif", "two.tif")):
+        store.put(f"in/{name}", make_scene(name=f"in/{name}", seed=seed))
+    store.put("in/lost.tif", make_scene(name="in/lost.tif", crs=None))
+    code, _, stderr = call("segment", f"{far}/", "--model", model, "--out", out, *FAST)
+    assert (code, statuses(store)) == (1, {"lost": "failed", "one": "done", "two": "done"})
+    assert f"summary: {out}/run.json" in stderr
+    assert f"-> {out}/one" in stderr.replace("\n", "")
+    assert call("segment", f"{far}/", "--model", model, "--out", tmp_path / "out", *FAST)[0] == 1
+
+    documents = {"run.json", "quarantine.json", "collection.json"}
+    results = {f"{name}/{file}" for name in ("one", "two") for file in (*OUTPUTS.values(), "report.json", "item.json")}
+    assert {*store.names("out/")} == documents | results
+    for name in ("one", "two"):
+        for file in OUTPUTS.values():
+            assert store.get(f"out/{name}/{file}") == (tmp_path / "out" / name / file).read_bytes(), f"{name}/{file}"
+    near, away = (
+        json.loads(text) for text in ((tmp_path / "out/one/report.json").read_text(), store.get("out/one/report.json"))
+    )
+    differing = {key for key in near if near[key] != away[key]}
+    assert differing <= {"date", "folder", "seconds"}
+    assert [*away["objects"]] == sorted(OUTPUTS.values())
+
+    # what is read back of it: finished scenes, the catalog's forecast, the Collection
+    code, stdout, _ = call("catalog", f"{far}/*.tif", "--model", model, "--out", out, *FAST)
+    assert stdout.count(f"an equal result is in {out}/") == 2
+    assert call("segment", f"{far}/*o*.tif", "--model", model, "--out", out, *FAST)[0] == 3
+    assert statuses(store) == {"lost": "quarantined", "one": "skipped", "two": "skipped"}
+    folder = tmp_path / "fetched"
+    for name in store.names("out/"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(store.get(f"out/{name}"))
+    collection = pystac.Collection.from_file(str(folder / "collection.json"))
+    assert [item.id for item in collection.get_items()] == ["one", "two"]
+    assert {link.href for item in collection.get_items() for link in item.get_links("derived_from")} == {
+        f"{far}/one.tif",
+        f"{far}/two.tif",
+    }
+    assert not [*tmp_path.rglob("*.partial")], "the local disk is freed"
+
+
+def test_a_run_that_is_killed_while_it_uploads_goes_on_without_inference(
+    store: Store, call: Call, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make_scene(name="town.tif")
+    run = ["segment", str(scene), "--model", model, "--out", f"s3://{store.bucket}/out", *FAST]
+    with subprocess.Popen(
+        [sys.executable, "-c", "from pipeline.cli import main; main()", *run], cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as child:
+        store.fail(f"PUT town/.partial/preview.png kill:{child.pid} 1")
+        assert child.wait() == -9
+    store.fail()
+    left = store.names("out/")
+    assert "town/.lock" in left
+    assert "town/report.json" not in left
+    monkeypatch.setattr(pipeline.segment, "infer_scene", lambda *_, **__: pytest.fail("inferred twice"))
+    assert call(*run)[0] == 0
+    assert statuses(store) == {"town": "skipped"}
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert call(*run[: -len(FAST) - 1], tmp_path / "near", *FAST)[0] == 0
+    for file in OUTPUTS.values():
+        assert store.get(f"out/town/{file}") == (tmp_path / "near" / "town" / file).read_bytes()
+    assert not [name for name in store.names("out/town/") if name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("s3://nowhere-at-all/out", "there is no bucket nowhere-at-all"),
+        ("s3:/bucket/out", "lost a slash"),
+        ("s3://", "must read"),
+    ],
+)
+def test_an_out_that_cannot_be_is_refused_before_any_work(
+    store: Store, call: Call, make_scene: MakeScene, model: str, out: str, said: str
+) -> None:
+    code, _, stderr = call("segment", make_scene(name="a.tif"), "--model", model, "--out", out, *FAST)
+    assert code == 2
+    assert said in stderr.replace("\n", " ")
