@@ -26,7 +26,7 @@ from flows.device_limits import device_turn
 from flows.forms import form, reader
 from flows.hooks import ON_END
 from flows.run_names import run_name
-from flows.tasks import load_model, plainly, segment_one, world_faults_retried
+from flows.tasks import load_model, merge_all, plainly, segment_one, world_faults_retried
 from pipeline.catalog import CatalogEntry, read_catalog
 from pipeline.config import SegmentSpec
 from pipeline.errors import ScenemillError
@@ -102,6 +102,8 @@ def segment_catalog(
         with on_devices(spec) as spec, open_ledger(entries, out, predictor=predictor, spec=spec) as ledger:
             page = RunPage(len(entries))
             run_scenes(ledger, entries, lambda entry: one.submit(entry, model, out, spec), page.settled)
+    if spec.merge.into is not None:
+        merge_all.with_options(**world_faults_retried(spec.run))(out, spec.merge)
     # Prefect takes a returned State for the run's own, and what it holds for the result.
     return cast("list[SceneReport]", summarise(ledger.reports, out))
 

@@ -21,6 +21,7 @@ from pipeline.evaluation.evaluate import evaluate_scene
 from pipeline.evaluation.plan import EvaluationPlan
 from pipeline.evaluation.records import SceneEvaluation
 from pipeline.evaluation.truth import LabelFiles
+from pipeline.merge import MergeReport, MergeSpec, merge_scenes
 from pipeline.predictor import InferenceSpec, Prepared
 from pipeline.report import SceneReport
 from pipeline.retrying import RunSpec, is_world_fault
@@ -91,6 +92,12 @@ def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: Seg
         raise WorldError(f"{error}; it was whole when the run began") from error
     with cluster(spec.distribute) as client:
         return segment_entry(entry, out, predictor=predictor, spec=spec, client=client)
+
+
+@task(name="merge-scenes", task_run_name="{out}", **world_faults_retried(RunSpec()))
+def merge_all(out: str, spec: MergeSpec) -> MergeReport | None:
+    """Merge the polygons of all whole results under `out`."""
+    return merge_scenes(out, spec)
 
 
 @task(name="train", task_run_name="{out}", **world_faults_retried(RunSpec()))

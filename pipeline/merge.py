@@ -27,6 +27,11 @@ from pipeline.merge_record import FILES, MergeReport, former_merge, is_there, me
 from pipeline.merge_rows import MergedRows, Watch
 from pipeline.merge_scenes import MergedScene, finished_scenes, in_order, meeting
 from pipeline.merge_spec import MergeSpec
+from pipeline.results import open_results
+from pipeline.stac import COLLECTION
+from pipeline.stac_files import write_collection
+
+__all__ = ["MergeReport", "MergeSpec", "compare_scenes", "merge_scenes"]
 
 LOCK = ".merge.lock"
 """Name of the file that one process at a time holds."""
@@ -71,6 +76,9 @@ def merge_scenes(out_dir: str | Path, spec: MergeSpec, *, watch: Watch | None = 
         write_record(out, report)
         if former is not None and former.file != file:
             (out / former.file).unlink(missing_ok=True)
+        results = open_results(out_dir)
+        if results.read(COLLECTION) is not None:
+            write_collection(results)
     return report
 
 

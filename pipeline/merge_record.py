@@ -11,12 +11,12 @@ from pathlib import Path
 from pipeline.durable import write_whole
 from pipeline.merge_scenes import MergedScene
 from pipeline.merge_spec import MergeSpec
+from pipeline.stac_files import MERGE_RECORD
 
 MERGE_FORMAT = 1
 """Raised whenever the same results of scenes give another file than before."""
 FILES = {"gpkg": "polygons.gpkg", "parquet": "polygons.parquet"}
 """Name of each kind of file."""
-RECORD = "merge.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def merge_key(scenes: Sequence[MergedScene], spec: MergeSpec) -> str:
 def former_merge(out: Path) -> MergeReport | None:
     """What the last merge of a folder came to; None where there is no record, or none of ours."""
     try:
-        former = MergeReport(**json.loads((out / RECORD).read_text(encoding="utf-8")))
+        former = MergeReport(**json.loads((out / MERGE_RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     return former if former.file in FILES.values() else None
@@ -89,4 +89,4 @@ def write_record(out: Path, report: MergeReport) -> None:
         WorldError: the disk refuses.
     """
     record = {name: value for name, value in asdict(report).items() if name != "is_new"}
-    write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
+    write_whole(out / MERGE_RECORD, json.dumps(record, indent=2) + "\n")

@@ -54,12 +54,15 @@ class AssetKind:
     """What it is for, in the words of the STAC best practices."""
 
 
+GEOPACKAGE = "application/geopackage+sqlite3"
+MERGED: Mapping[object, str] = {"polygons.gpkg": GEOPACKAGE, "polygons.parquet": "application/vnd.apache.parquet"}
+"""Name of a file of the polygons of all scenes -> its media type."""
 GEOJSON = "application/geo+json"
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 ASSETS: Mapping[str, AssetKind] = {
     "probability": AssetKind(title="Probability of each class", media_type=COG, roles=("data", "probability")),
     "mask": AssetKind(title="Class of each pixel", media_type=COG, roles=("data", "classification")),
-    "polygons": AssetKind(title="Polygons", media_type="application/geopackage+sqlite3", roles=("data",)),
+    "polygons": AssetKind(title="Polygons", media_type=GEOPACKAGE, roles=("data",)),
     "preview": AssetKind(title="Scene and outlines", media_type="image/png", roles=("overview",)),
     "report": AssetKind(title="What went in and came out", media_type="application/json", roles=("metadata",)),
 }
@@ -102,11 +105,12 @@ def item_of(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> 
     }
 
 
-def collection_of(results: Sequence[Described]) -> Json:
+def collection_of(results: Sequence[Described], merged: Mapping[str, object] | None = None) -> Json:
     """The Collection of these results, to lie beside their folders.
 
     Args:
         results: at least one.
+        merged: the record of the merge of their polygons, `merge.json`; None where there is none.
     """
     items = [result.item for result in results]
     bboxes = [cast("Bbox", tuple(cast("Sequence[float]", item["bbox"]))) for item in items if "bbox" in item]
@@ -129,7 +133,18 @@ def collection_of(results: Sequence[Described]) -> Json:
             _link("root", f"./{COLLECTION}"),
             *({**_link("item", f"./{item['id']}/{ITEM}"), "type": GEOJSON} for item in items),
         ],
+        **_merged(merged or {}),
     }
+
+
+def _merged(record: Mapping[str, object]) -> Json:
+    """The asset of the polygons of all scenes, if there is one."""
+    file, scenes = record.get("file"), record.get("scenes")
+    if file not in MERGED or not isinstance(scenes, list):
+        return {}
+    title = f"Polygons of {len(scenes)} scene(s); what several saw is in it once"
+    asset = {"href": f"./{file}", "title": title, "type": MERGED[file], "roles": ["data"]}
+    return {"assets": {"polygons": asset}}
 
 
 def _description(results: Sequence[Described], models: Mapping[str, ModelCard]) -> str:

@@ -12,6 +12,9 @@ from pipeline.report import SceneReport
 from pipeline.results import Results
 from pipeline.stac import COLLECTION, ITEM, KEY, Described, collection_of, item_of
 
+MERGE_RECORD = "merge.json"
+"""Says what is in the file of the polygons of all scenes."""
+
 
 def write_item(results: Results, report: SceneReport) -> None:
     """Describe a whole result by `item.json` in its folder.
@@ -38,7 +41,7 @@ def write_collection(results: Results) -> None:
         WorldError: disk or network refuse.
     """
     if described := [*_described(results)]:
-        _write(results, COLLECTION, collection_of(described))
+        _write(results, COLLECTION, collection_of(described, _read(results, MERGE_RECORD)))
 
 
 def _described(results: Results) -> Iterator[Described]:

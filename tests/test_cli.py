@@ -485,6 +485,8 @@ def test_polygons_of_all_scenes_are_merged_on_request(
     merged = geopandas.read_file(out / "polygons.gpkg", layer="polygons")
     alone = geopandas.read_file(out / "two" / "polygons.gpkg", layer="polygons")
     assert len(merged) == len(alone) > 0
+    (asset,) = json.loads((out / "collection.json").read_text())["assets"].values()
+    assert (asset["href"], asset["type"]) == ("./polygons.gpkg", "application/geopackage+sqlite3")
     assert f"{out / 'polygons.gpkg'}: {len(merged)} polygons of 2 scenes; left out {len(alone)} seen twice" in stderr
     code, _, stderr = call("merge", out)
     assert code == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import geopandas
 import httpx
 import pytest
 import yaml
@@ -93,9 +94,12 @@ def test_a_run_again_skips_what_is_done_and_completes(
     ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     scene, out = make_scene(name="a.tif"), str(tmp_path / "out")
-    first = segment_catalog([str(scene)], model, out, SETTINGS)
+    first = segment_catalog([str(scene)], model, out, {**SETTINGS, "merge": {"into": "gpkg"}})
     again = segment_catalog([str(scene)], model, out, SETTINGS)
     assert [report.status for report in (*first, *again)] == ["done", "skipped"]
+    alone = Path(out) / "a" / "polygons.gpkg"
+    merged, expected = (geopandas.read_file(path, layer="polygons") for path in (Path(out) / "polygons.gpkg", alone))
+    assert len(merged) == len(expected) > 0
 
 
 def test_a_table_of_scenes_is_a_catalog_of_the_flow_too(

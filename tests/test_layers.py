@@ -233,6 +233,7 @@ def test_flows_reach_the_steps_only_through_the_library():
         "distribute",
         "errors",
         "evaluation",
+        "merge",
         "predictor",
         "report",
         "retrying",

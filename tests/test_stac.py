@@ -27,6 +27,7 @@ from pystac.validation import validate_dict
 from pipeline.card import ModelCard, Normalization
 from pipeline.catalog import list_scenes, read_catalog
 from pipeline.config import SegmentSpec
+from pipeline.merge import MergeSpec, merge_scenes
 from pipeline.mosaic import MosaicSpec
 from pipeline.predictor import LoadedPredictor, load_predictor
 from pipeline.report import SceneReport
@@ -92,6 +93,18 @@ def test_pystac_finds_every_scene_of_a_run_and_its_files(run: Run, make_scene: M
         assert item.get_root() is collection
         for asset in item.assets.values():
             assert Path(asset.get_absolute_href() or "").is_file()
+
+
+def test_the_polygons_of_all_scenes_are_an_asset_of_the_collection(
+    run: Run, make_scene: MakeScene, tmp_path: Path
+) -> None:
+    run(make_scene(name="town.tif"), make_scene(name="isle.tif", crs="EPSG:4326", transform=DEGREES))
+    merge_scenes(tmp_path / "out", MergeSpec(into="parquet"))
+    collection = pystac.Collection.from_file(str(tmp_path / "out" / "collection.json"))
+    check_core(collection.to_dict(include_self_link=False))
+    (asset,) = collection.assets.values()
+    assert asset.title == "Polygons of 2 scene(s); what several saw is in it once"
+    assert Path(asset.get_absolute_href() or "").name == "polygons.parquet"
 
 
 def test_every_output_has_an_asset_with_type_roles_and_size(run: Run, make_scene: MakeScene, tmp_path: Path) -> None:
