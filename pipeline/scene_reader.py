@@ -184,6 +184,6 @@ def _beside(parts: Sequence[Pixels], axis: int) -> Pixels:
 def _as_stored(value: float, dtype: np.dtype[np.generic]) -> float:
     """A nodata value that pixels can hold, else 0."""
     if dtype.kind == "f":
-        return value if abs(value) <= np.finfo(dtype.name).max else 0
+        return value if abs(value) <= float(np.finfo(dtype.name).max) else 0
     info = np.iinfo(dtype.name)
     return int(value) if float(value).is_integer() and info.min <= value <= info.max else 0

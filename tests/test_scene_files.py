@@ -181,6 +181,24 @@ def test_types_of_files_meet_in_one_that_holds_all(make_scene: MakeScene) -> Non
 # Several resolutions
 
 
+def test_noise_in_the_last_digits_of_a_transform_resamples_nothing(make_scene: MakeScene) -> None:
+    """Two files of 10 m and two of 20 m make two layers, though no two transforms are equal."""
+    noise = [Affine.translation(shift, -shift) @ Affine.scale(1 + shift * 1e-6) for shift in (0, 1e-6, 3e-6, 7e-6)]
+    sizes = ((20, TEN), (20, TEN), (10, TWENTY), (10, TWENTY))
+    names = ("red", "green", "blue", "nir")
+    files = [
+        band_file(make_scene(bands=1, height=side, width=side, seed=k, transform=each @ noise[k]), names[k])
+        for k, (side, each) in enumerate(sizes)
+    ]
+    scene = describe(files, ModelCard(bands=names, classes=("x",)))
+    assert [layer.planes for layer in scene.layers] == [(0, 1), (2, 3)]
+    pixels, _ = read(scene)
+    for band, file in zip(pixels, files, strict=True):
+        with rasterio.open(file.location) as dataset:
+            stored = dataset.read(1)
+        np.testing.assert_array_equal(band, stored if len(stored) == 20 else stored.repeat(2, 0).repeat(2, 1))
+
+
 @settings(max_examples=40)
 @given(st.data(), st.sampled_from(["uint16", "float32"]), st.sampled_from([2, 3, 6]), st.booleans())
 def test_aligned_coarser_bands_are_repeated(data: st.DataObject, dtype: str, times: int, any_band: bool) -> None:
@@ -273,6 +291,30 @@ def test_the_finest_file_gives_the_grid_and_what_others_do_not_cover_is_nodata(m
     np.testing.assert_array_equal(valid, expected)
     assert set(pixels[0][valid]) == {9}
     assert not read(scene, Window(17, 17, 3, 3))[1].any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "held"),
+    [
+        ("float32", -3.4028234663852886e38, np.finfo("float32").min),
+        ("float32", -1.7976931348623157e308, 0),  # a tag outside the type's range, which no pixel can hold
+        ("uint8", -9999.0, 0),
+        ("uint8", 0.5, 0),
+        ("int16", -9999.0, -9999),
+    ],
+)
+def test_a_missing_band_holds_its_nodata_value_where_its_type_can(
+    make_scene: MakeScene, dtype: str, nodata: float, held: float
+) -> None:
+    """The coarser file begins half a pixel later and is masked throughout, so its band has no mean anywhere."""
+    nothing = np.zeros((10, 10), bool)
+    moved = TWENTY @ Affine.translation(0.25, 0.25)
+    coarse = make_scene(np.ones((1, 10, 10), dtype), transform=moved, mask=nothing)
+    fine = make_scene(np.ones((1, 20, 20), dtype), transform=TEN)
+    files = [band_file(coarse, "red", nodata=[nodata]), band_file(fine, "blue")]
+    pixels, valid = read(describe(files, ModelCard(bands=("red", "blue"), classes=("x",))))
+    assert valid[2:18, 2:18].all()
+    assert (pixels[0] == held).all()
 
 
 @pytest.mark.parametrize("wanted", [10.0, 40.0, 7.0])
