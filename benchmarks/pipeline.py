@@ -244,13 +244,13 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def write_scene(path: Path, side: int) -> None:
-    """A square scene that repeats one pattern, everywhere or along the diagonal."""
+def write_scene(path: Path, side: int, width: int | None = None) -> None:
+    """A scene that repeats one pattern, everywhere or along the diagonal; square, unless its width is another."""
     pattern = soft_blobs(PATTERN)
     profile = {
         "driver": "GTiff",
         "height": side,
-        "width": side,
+        "width": width or side,
         "count": 4,
         "dtype": "uint16",
         "crs": "EPSG:32633",
@@ -268,10 +268,10 @@ def write_scene(path: Path, side: int) -> None:
     }
     with rasterio.open(path, "w", **profile) as dataset:
         for top in range(0, side, PATTERN):
-            for left in range(0, side, PATTERN):
+            for left in range(0, width or side, PATTERN):
                 if side < SPARSE_FROM or abs(left - top) <= 2 * PATTERN:
-                    height, width = min(PATTERN, side - top), min(PATTERN, side - left)
-                    dataset.write(pattern[:, :height, :width], window=Window(left, top, width, height))
+                    rows, columns = min(PATTERN, side - top), min(PATTERN, (width or side) - left)
+                    dataset.write(pattern[:, :rows, :columns], window=Window(left, top, columns, rows))
         for number, name in enumerate(("red", "green", "blue", "nir"), start=1):
             dataset.set_band_description(number, name)
 
