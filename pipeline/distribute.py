@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.card import ModelCard
 from pipeline.distribute_client import Tasks, connect, workers_of, world_faults
-from pipeline.distribute_tasks import Sent, call, fetch_all, finish, infer, packed, prove
+from pipeline.distribute_tasks import Sent, call, fetch_all, finish, infer, packed, prove, take_up
 from pipeline.errors import SettingsError
 from pipeline.exchange import Exchange, open_exchange
 from pipeline.precision import choose_precision
@@ -121,10 +121,12 @@ def plan_work(job: RegionJob, spec: DistributeSpec, client: Client | None) -> tu
 
 
 def region_count(spec: DistributeSpec, client: Client | None, scenes: int = 1) -> int:
-    """How many regions a scene is cut into; with so many scenes in hand, two regions for each worker in all."""
-    if spec.regions:
-        return spec.regions
-    return 1 if client is None else -(-2 * workers_of(client) // scenes)
+    """How many regions a scene is cut into; with so many scenes in hand, two regions for each worker in all.
+
+    A single worker has nobody to share with, and a region for itself.
+    """
+    workers = 1 if client is None else workers_of(client)
+    return spec.regions or (1 if workers == 1 else -(-2 * workers // scenes))
 
 
 def predictor_identity(
@@ -183,6 +185,7 @@ def run_finish(
     folder: Path,
     *,
     client: Client,
+    beside: Sequence[Path] = (),
     watch: Watch | None = None,
 ) -> Answer:
     """Call `function(inferred, spec, folder)` on any worker, device or not; its files are in the folder then.
@@ -193,6 +196,7 @@ def run_finish(
         spec: settings for it.
         folder: that of the outputs, here.
         client: of the cluster.
+        beside: files of the work folder that the function needs, in addition to the regions' rasters.
         watch: called with 0 now and then; what it raises ends the work.
 
     Raises:
@@ -200,7 +204,7 @@ def run_finish(
         ScenemillError: whatever the function raised.
     """
     job: RegionJob = inferred.job
-    names = {} if job.exchange is None else _offered(job, inferred.results)
+    names = {} if job.exchange is None else _offered(job, inferred.results, beside)
     given = packed(function, inferred, spec, folder.absolute(), names)
     what, name = f"{job.scene.location}: mosaic or polygons", f"finish-{job.scene.id}"
     sent = _one(client, what, finish, given, name=name, watch=watch)
@@ -209,15 +213,19 @@ def run_finish(
     return cast("Answer", sent.answer)
 
 
-def _offered(job: RegionJob, results: Sequence[RegionResult]) -> dict[str, int]:
-    """Names and bytes of the regions' rasters, all of which are in the exchange place then, whoever made them."""
+def _offered(job: RegionJob, results: Sequence[RegionResult], beside: Sequence[Path]) -> dict[str, int]:
+    """Regions' rasters and files beside, by their place in the work folder, with their bytes.
+
+    All of them are in the exchange place then, whoever made them.
+    """
     assert job.exchange is not None
     attempts = {raster.attempt for result in results for raster in result.rasters}
-    paths = [path for path in sorted(job.folder.iterdir()) if _attempt_of(path) in attempts]
-    for path in paths:
-        if not job.exchange.holds(path.name):
-            job.exchange.send(path, path.name)
-    return {path.name: path.stat().st_size for path in paths}
+    rasters = [path for path in sorted(job.folder.iterdir()) if _attempt_of(path) in attempts]
+    files = {path.relative_to(job.folder.parent).as_posix(): path for path in (*rasters, *beside)}
+    for name, path in files.items():
+        if not job.exchange.holds(name):
+            job.exchange.send(path, name)
+    return {name: path.stat().st_size for name, path in files.items()}
 
 
 def _attempt_of(path: Path) -> str:
@@ -320,10 +328,10 @@ def _side_by_side(
 def _arrived(job: RegionJob, sent: Sent[RegionResult], watch: Watch | None) -> RegionResult:
     """A region's result, with its rasters in the job's folder."""
     if job.exchange is not None:
-        fetch_all(sent.files, job.exchange, job.folder)
+        fetch_all(sent.files, job.exchange, job.folder.parent)
     if watch is not None:
         watch(sent.answer.region.pixels)
-    return sent.answer
+    return take_up(sent.answer, job.folder)
 
 
 def _place(region: Region) -> str:

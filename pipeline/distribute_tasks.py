@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from pipeline.card import ModelCard
 from pipeline.distribute_code import check_code, facts_of_code
 from pipeline.errors import SettingsError
@@ -81,17 +83,38 @@ def infer(given: bytes, region: Region) -> Sent[RegionResult]:
     check_scene_seen(job.scene)
     if job.exchange is None:
         _check_seen(job.folder)
-        return Sent(answer=infer_region(job, region, predictor), files={})
+        return Sent(answer=_lay_down(infer_region(job, region, predictor), job.folder), files={})
     with TemporaryDirectory(prefix=OWN) as own:
-        result = infer_region(replace(job, folder=Path(own)), region, predictor)
-        return Sent(answer=result, files=_sent(Path(own), job.exchange))
+        folder = Path(own) / job.folder.name
+        folder.mkdir()
+        result = _lay_down(infer_region(replace(job, folder=folder), region, predictor), folder)
+        return Sent(answer=result, files=_sent(folder, job.exchange, under=f"{folder.name}/"))
+
+
+def _lay_down(result: RegionResult, folder: Path) -> RegionResult:
+    """A result whose glance lies in a file beside the rasters: it may have megabytes, too many for the scheduler."""
+    glance = result.glance
+    np.save(_glance(result, folder), glance.pixels)
+    return replace(result, glance=replace(glance, pixels=glance.pixels[:, :0, :0]))
+
+
+def take_up(result: RegionResult, folder: Path) -> RegionResult:
+    """The result of `infer` with its glance, whose file goes."""
+    path = _glance(result, folder)
+    pixels = np.load(path, allow_pickle=False)
+    path.unlink()
+    return replace(result, glance=replace(result.glance, pixels=pixels))
+
+
+def _glance(result: RegionResult, folder: Path) -> Path:
+    return folder / f"glance-{result.region.index:05d}-{result.rasters[0].attempt}.npy"
 
 
 def finish(given: bytes) -> Sent[Any]:
     """Make the outputs of a scene of its regions.
 
     `given` packs function, what regions left, settings and folder of the outputs, as in `distribute.run_finish`, and
-    the names of the region rasters in the exchange place with their bytes.
+    the files in the exchange place that the function needs, with their bytes.
     """
     function, inferred, spec, folder, names = unpacked(given)
     job: RegionJob = inferred.job
@@ -103,7 +126,7 @@ def finish(given: bytes) -> Sent[Any]:
         job, folder = replace(job, folder=Path(own) / job.folder.name), Path(own) / folder.name
         job.folder.mkdir()
         folder.mkdir()
-        fetch_all(names, exchange, job.folder)
+        fetch_all(names, exchange, Path(own))
         answer = function(replace(inferred, job=job), spec, folder)
         return Sent(answer=answer, files=_sent(folder, exchange))
 
@@ -133,5 +156,6 @@ def _check_seen(folder: Path) -> None:
         )
 
 
-def _sent(folder: Path, exchange: Exchange) -> dict[str, int]:
-    return {path.name: exchange.send(path, path.name) for path in sorted(folder.iterdir()) if path.is_file()}
+def _sent(folder: Path, exchange: Exchange, *, under: str = "") -> dict[str, int]:
+    names = {f"{under}{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
+    return {name: exchange.send(path, name) for name, path in names.items()}

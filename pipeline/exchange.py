@@ -27,7 +27,7 @@ class Exchange(Protocol):
         """A place inside this one."""
 
     def send(self, path: Path, name: str) -> int:
-        """Bring a local file there, whole, under a name; returns its bytes.
+        """Bring a local file there, whole, under a name that may have slashes; returns its bytes.
 
         Raises:
             WorldError: this machine does not reach the place, or disk or network refuse.
@@ -84,8 +84,9 @@ class FolderExchange:
         """See `Exchange`."""
         if not self.root.is_dir():
             raise _unseen(self.root)
-        make_folder(self.folder)
-        with appearing(self.folder / name) as partial:
+        target = self.folder / name
+        make_folder(target.parent)
+        with appearing(target) as partial:
             shutil.copyfile(path, partial)
             return partial.stat().st_size
 

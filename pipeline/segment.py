@@ -42,6 +42,7 @@ from pipeline.results import open_results
 from pipeline.scene import Scene, describe_scene
 from pipeline.segment_report import closing_report, opening_report, provenance
 from pipeline.segment_stages import (
+    GLANCE,
     Finished,
     Inferred,
     SceneWork,
@@ -191,7 +192,8 @@ def finish_anywhere(
     if client is None or (job.exchange is not None and not inferred.results):
         return finish_scene(inferred, spec, work.result, watch=watch)
     told = _staged(watch, "polygons", job.scene.grid)
-    finished = run_finish(finish_scene, inferred, spec, work.result, client=client, watch=told)
+    beside = [work.folder / GLANCE]
+    finished = run_finish(finish_scene, inferred, spec, work.result, client=client, beside=beside, watch=told)
     if job.exchange is not None:
         record_outputs(work, job, spec, finished.totals)
     return finished

@@ -125,7 +125,12 @@ def record_inferred(work: SceneWork, job: RegionJob, proof: Proof, results: Sequ
     glance = work.folder / GLANCE
     np.save(glance, join_glances([result.glance for result in results]))
     work.stages.record("infer", job.key, {"proof": asdict(proof), "counts": counts}, [glance])
-    return Inferred(job=job, proof=proof, results=tuple(results), seconds={}, **counts)
+    return Inferred(job=job, proof=proof, results=tuple(map(_lightly, results)), seconds={}, **counts)
+
+
+def _lightly(result: RegionResult) -> RegionResult:
+    """A result without the pixels of its glance: they are in the work folder, and need not travel."""
+    return replace(result, glance=replace(result.glance, pixels=result.glance.pixels[:, :0, :0]))
 
 
 def make_rasters(work: SceneWork, inferred: Inferred, threshold: float | None) -> None:
@@ -191,8 +196,6 @@ def _forget_regions(work: SceneWork, job: RegionJob) -> None:
 
 
 def _glance(work: SceneWork, inferred: Inferred) -> NDArray[np.generic]:
-    if inferred.results:
-        return join_glances([result.glance for result in inferred.results])
     kept, job = work.folder / GLANCE, inferred.job
     if kept.is_file():
         pixels: NDArray[np.generic] = np.load(kept, allow_pickle=False)

@@ -62,7 +62,7 @@ class FakeClient:
 
 @pytest.mark.parametrize(
     ("asked", "workers", "regions"),
-    [(0, None, 1), (7, None, 7), (0, 1, 2), (0, 8, 16), (3, 8, 3), (0, 0, 2)],
+    [(0, None, 1), (7, None, 7), (0, 1, 1), (0, 8, 16), (3, 8, 3), (0, 0, 1)],
     ids=["here", "here, as asked", "one worker", "two per worker", "as asked", "no worker yet"],
 )
 def test_a_scene_is_cut_into_two_regions_per_worker(asked: int, workers: int | None, regions: int) -> None:

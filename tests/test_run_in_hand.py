@@ -198,8 +198,20 @@ class FakeClient:
         (FakeClient(8), 2, 100, 2, 8),
         (FakeClient(8, devices=2), 0, 100, 3, 2),
         (FakeClient(8), 0, 0, 1, 16),
+        (FakeClient(1), 0, 1, 1, 1),
     ],
-    ids=["here", "asked, but here", "1 worker", "8", "few scenes", "1 scene", "as asked", "2 devices", "no scene"],
+    ids=[
+        "here",
+        "asked, but here",
+        "1 worker",
+        "8",
+        "few scenes",
+        "1 scene",
+        "as asked",
+        "2 devices",
+        "no scene",
+        "1 of each",
+    ],
 )
 def test_the_regions_in_hand_are_two_per_worker_in_all(
     client: Any, asked: int, scenes: int, in_hand: int, regions: int
