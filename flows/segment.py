@@ -103,7 +103,7 @@ def segment_catalog(
             page = RunPage(len(entries))
             run_scenes(ledger, entries, lambda entry: one.submit(entry, model, out, spec), page.settled)
     if spec.merge.into is not None:
-        merge_all.with_options(**world_faults_retried(spec.run))(out, spec.merge)
+        merge_all.with_options(**world_faults_retried(spec.run))(out, spec.merge, spec.run.work_dir)
     # Prefect takes a returned State for the run's own, and what it holds for the result.
     return cast("list[SceneReport]", summarise(ledger.reports, out))
 

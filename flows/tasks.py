@@ -95,9 +95,9 @@ def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: Seg
 
 
 @task(name="merge-scenes", task_run_name="{out}", **world_faults_retried(RunSpec()))
-def merge_all(out: str, spec: MergeSpec) -> MergeReport | None:
+def merge_all(out: str, spec: MergeSpec, work_dir: str | None) -> MergeReport | None:
     """Merge the polygons of all whole results under `out`."""
-    return merge_scenes(out, spec)
+    return merge_scenes(out, spec, work_dir=work_dir)
 
 
 @task(name="train", task_run_name="{out}", **world_faults_retried(RunSpec()))

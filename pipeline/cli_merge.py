@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -30,22 +29,24 @@ def merge(
     from pipeline.config import SegmentSpec, load_settings
 
     spec = load_settings(SegmentSpec, config, [*overrides, *shortcuts({"merge.into": into})])
-    if show_merge(out, spec.merge) is None:
+    if show_merge(out, spec.merge, spec.run.work_dir) is None:
         raise SettingsError(f"{out}: holds no whole result of a scene; name the folder that a run wrote with --out")
     return EXIT_DONE
 
 
-def show_merge(out: str, spec: MergeSpec) -> MergeReport | None:
+def show_merge(out: str, spec: MergeSpec, work_dir: str | None) -> MergeReport | None:
     """Merge, and say what it came to; None where there is nothing to merge."""
     from pipeline.merge import merge_scenes
     from pipeline.progress import progress_bars, scene_watch
+    from pipeline.results import open_results
 
     with progress_bars(console) as bars:
-        found = merge_scenes(out, spec, watch=scene_watch(bars, "merge"))
+        found = merge_scenes(out, spec, work_dir=work_dir, watch=scene_watch(bars, "merge"))
     if found is not None:
         state = "of" if found.is_new else "is up to date with"
+        file = open_results(out).address(found.file)
         say(
-            f"{Path(out) / found.file}: {found.polygons:,} polygons {state} {len(found.scenes):,} scenes; left out "
+            f"{file}: {found.polygons:,} polygons {state} {len(found.scenes):,} scenes; left out "
             f"{found.left_out:,} seen twice and {found.lone:,} lone, joined {found.joined:,} into {found.made:,}"
         )
     return found

@@ -106,7 +106,7 @@ def segment(
         if reports:
             say(f"summary: {open_results(out).address(RUN)}")
     if spec.merge.into is not None:
-        show_merge(out, spec.merge)
+        show_merge(out, spec.merge, spec.run.work_dir)
     if not reports:
         say("no scene to process")
     return exit_code(reports)

@@ -8,6 +8,7 @@ No polygon is ever cut. Each one stays as it is, is left out since another stand
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -25,9 +26,9 @@ from pipeline.merge_ground import Grounds
 from pipeline.merge_matching import match_scenes
 from pipeline.merge_record import FILES, MergeReport, former_merge, is_there, merge_key, write_record
 from pipeline.merge_rows import MergedRows, Watch
-from pipeline.merge_scenes import MergedScene, finished_scenes, in_order, meeting
+from pipeline.merge_scenes import MergedScene, brought, finished_scenes, in_order, meeting
 from pipeline.merge_spec import MergeSpec
-from pipeline.results import open_results
+from pipeline.results import Results, open_results
 from pipeline.stac import COLLECTION
 from pipeline.stac_files import write_collection
 
@@ -37,49 +38,59 @@ LOCK = ".merge.lock"
 """Name of the file that one process at a time holds."""
 
 
-def merge_scenes(out_dir: str | Path, spec: MergeSpec, *, watch: Watch | None = None) -> MergeReport | None:
+def merge_scenes(
+    out_dir: str | Path, spec: MergeSpec, *, work_dir: str | Path | None = None, watch: Watch | None = None
+) -> MergeReport | None:
     """Merge the polygons of all whole results of a folder; a file that is there and up to date is left as it is.
 
     Args:
-        out_dir: folder of a run's results.
+        out_dir: folder or `s3://` address of a run's results.
         spec: kind of file, and the rule; GeoPackage when it names none.
+        work_dir: where results of an object store are brought meanwhile; None: the system's temporary folder.
         watch: told about progress.
 
     Returns:
         What it came to; None where there is no whole result.
 
     Raises:
-        SettingsError: the CRS of the settings is none.
+        SettingsError: the CRS of the settings is none, or nothing can be written there.
         SceneError: a result is damaged, or the CRS has no place for a scene.
-        WorldError: the disk refuses, or another process is merging the same folder.
+        WorldError: disk or network refuse, or another process is merging the same folder.
     """
-    out = Path(out_dir)
-    scenes = in_order(finished_scenes(out), spec.prefer)
+    results = open_results(out_dir, work_dir)
+    results.check()
+    scenes = in_order(finished_scenes(results), spec.prefer)
     if not scenes:
         return None
     crs = _resolve_crs(scenes, spec.crs)
-    file = FILES[spec.into or "gpkg"]
     report = MergeReport(
         key=merge_key(scenes, spec),
-        file=file,
+        file=FILES[spec.into or "gpkg"],
         crs=crs.to_string(),
         settings=asdict(replace(spec, into=None)),
         scenes=[scene.id for scene in scenes],
     )
-    with _alone(out):
-        former = former_merge(out)
-        if former is not None and (former.key, former.file) == (report.key, file) and is_there(out, former):
+    with _workplace(results, work_dir) as folder:
+        former = former_merge(results)
+        if former is not None and (former.key, former.file) == (report.key, report.file) and is_there(results, former):
             return replace(former, is_new=False)
-        rows = MergedRows(scenes, compare_scenes(scenes, spec, watch=watch), crs, watch=watch)
-        write_rows(out / file, rows.batches(), rows.schema, crs=crs, classes=rows.legend)
-        report = replace(rows.counted(report), file_bytes=(out / file).stat().st_size)
-        write_record(out, report)
-        if former is not None and former.file != file:
-            (out / former.file).unlink(missing_ok=True)
-        results = open_results(out_dir)
+        report = _write(brought(scenes, results, folder), folder / report.file, crs, spec, report, watch)
+        results.put(report.file, folder / report.file)
+        write_record(results, report)
+        if former is not None and former.file != report.file:
+            results.remove(former.file)
         if results.read(COLLECTION) is not None:
             write_collection(results)
     return report
+
+
+def _write(
+    scenes: Sequence[MergedScene], path: Path, crs: CRS, spec: MergeSpec, report: MergeReport, watch: Watch | None
+) -> MergeReport:
+    """Write the file; returns the report with what it came to."""
+    rows = MergedRows(scenes, compare_scenes(scenes, spec, watch=watch), crs, watch=watch)
+    write_rows(path, rows.batches(), rows.schema, crs=crs, classes=rows.legend)
+    return replace(rows.counted(report), file_bytes=path.stat().st_size)
 
 
 def compare_scenes(scenes: Sequence[MergedScene], spec: MergeSpec, *, watch: Watch | None = None) -> Choice:
@@ -114,6 +125,18 @@ def _resolve_crs(scenes: Sequence[MergedScene], wanted: str | None) -> CRS:
             raise SettingsError(f"merge.crs = {wanted!r} is no CRS: {error}; give one such as EPSG:3035") from error
     first = scenes[0].grid.crs
     return first if all(scene.grid.crs == first for scene in scenes) else CRS.from_epsg(4326)
+
+
+@contextmanager
+def _workplace(results: Results, work_dir: str | Path | None) -> Iterator[Path]:
+    """Where the file is written: the folder of the results, or one that passes, for results in a store."""
+    folder = results.folder("")
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="scenemill-merge-", dir=work_dir) as name:
+            yield Path(name)
+        return
+    with _alone(folder):
+        yield folder
 
 
 @contextmanager

@@ -6,11 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
-from pipeline.durable import write_whole
 from pipeline.merge_scenes import MergedScene
 from pipeline.merge_spec import MergeSpec
+from pipeline.results import Results
 from pipeline.stac_files import MERGE_RECORD
 
 MERGE_FORMAT = 1
@@ -67,26 +66,25 @@ def merge_key(scenes: Sequence[MergedScene], spec: MergeSpec) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def former_merge(out: Path) -> MergeReport | None:
+def former_merge(results: Results) -> MergeReport | None:
     """What the last merge of a folder came to; None where there is no record, or none of ours."""
     try:
-        former = MergeReport(**json.loads((out / MERGE_RECORD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        former = MergeReport(**json.loads(results.read(MERGE_RECORD) or b""))
+    except (ValueError, TypeError):
         return None
     return former if former.file in FILES.values() else None
 
 
-def is_there(out: Path, report: MergeReport) -> bool:
+def is_there(results: Results, report: MergeReport) -> bool:
     """Whether the file of a record lies beside it."""
-    path = out / report.file
-    return path.is_file() and path.stat().st_size == report.file_bytes
+    return results.size(report.file) == report.file_bytes
 
 
-def write_record(out: Path, report: MergeReport) -> None:
+def write_record(results: Results, report: MergeReport) -> None:
     """Write `merge.json`.
 
     Raises:
-        WorldError: the disk refuses.
+        WorldError: disk or network refuse.
     """
     record = {name: value for name, value in asdict(report).items() if name != "is_new"}
-    write_whole(out / MERGE_RECORD, json.dumps(record, indent=2) + "\n")
+    results.write(MERGE_RECORD, json.dumps(record, indent=2) + "\n")

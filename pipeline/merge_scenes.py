@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,10 +14,11 @@ import numpy as np
 import shapely
 
 from pipeline.grid import RasterGrid
-from pipeline.journal import REPORT, finished_report
+from pipeline.journal import REPORT
 from pipeline.lonlat import TURN, eastwards, outlined
 from pipeline.mosaic import MosaicReader
 from pipeline.report import SceneReport
+from pipeline.results import Results
 
 NEAR = 1e-3
 """Scenes whose outlines are nearer than this share of a degree may meet; whether they do, their pixels tell."""
@@ -44,14 +46,31 @@ class MergedScene:
     """Changes whenever the polygons do."""
 
 
-def finished_scenes(out_dir: Path) -> tuple[MergedScene, ...]:
-    """All whole results of a folder, in the order of their ids.
+def finished_scenes(results: Results) -> tuple[MergedScene, ...]:
+    """All whole results under an address, in the order of their ids; `brought` fetches their files.
 
     Raises:
         SceneError: a mosaic among them is damaged.
+        WorldError: disk or network refuse.
     """
-    found = (_finished(path.parent) for path in sorted(out_dir.glob(f"[!.]*/{REPORT}")))
+    found = (_finished(results, scene_id) for scene_id in results.scenes())
     return tuple(sorted((scene for scene in found if scene is not None), key=lambda scene: scene.id))
+
+
+def brought(scenes: Iterable[MergedScene], results: Results, folder: Path) -> tuple[MergedScene, ...]:
+    """The scenes with their files on this machine, copies below a folder where they lie elsewhere.
+
+    Raises:
+        WorldError: disk or network refuse.
+    """
+    return tuple(
+        replace(
+            scene,
+            polygons=results.bring(str(scene.polygons), folder),
+            mask=scene.mask if scene.is_full else results.bring(str(scene.mask), folder),
+        )
+        for scene in scenes
+    )
 
 
 def in_order(scenes: Sequence[MergedScene], prefer: Literal["newest", "oldest", "finest"]) -> tuple[MergedScene, ...]:
@@ -75,27 +94,33 @@ def meeting(scenes: Sequence[MergedScene]) -> list[tuple[int, int]]:
     return [(int(first), int(second)) for first, second in ordered]
 
 
-def _finished(folder: Path) -> MergedScene | None:
+def _finished(results: Results, scene_id: str) -> MergedScene | None:
+    content = results.read(f"{scene_id}/{REPORT}") or b""
     try:
-        record = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        found = SceneReport.from_json(record)
-    except (OSError, ValueError, TypeError):
+        found = SceneReport.from_json(_of_a_scene(json.loads(content)))
+    except (ValueError, TypeError):
         return None
-    outputs = {kind: folder / str(name) for kind, name in found.outputs.items()}
-    whole = all(path.is_file() for path in outputs.values()) and {"polygons", "mask", "probability"} <= set(outputs)
-    if not whole or (found.content_key is not None and finished_report(folder, found.content_key) is None):
+    names, sizes = found.outputs, results.sizes(scene_id)
+    if not {"polygons", "mask", "probability"} <= {*names} or not {*names.values()} <= {*sizes}:
         return None
-    with MosaicReader(outputs["probability"]) as mosaic:
+    if found.content_key is not None and results.finished(scene_id, found.content_key) is None:
+        return None
+    place = results.place(f"{scene_id}/{names['probability']}")
+    with place.environment(), MosaicReader(Path(place.gdal_path)) as mosaic:
         grid, card = mosaic.grid, mosaic.card
-    written = outputs["polygons"].stat()
-    known_by = (found.content_key,) if found.content_key else (str(written.st_mtime_ns),)
+    size, key = str(sizes[names["polygons"]]), found.content_key or hashlib.sha256(content).hexdigest()
     return MergedScene(
-        id=folder.name,
-        polygons=outputs["polygons"],
-        mask=outputs["mask"],
+        id=scene_id,
+        polygons=Path(scene_id, names["polygons"]),
+        mask=Path(scene_id, names["mask"]),
         grid=grid,
         is_full=found.valid_pixels == found.pixels,
         classes={value: name for _, value, name in card.foreground},
         date=found.date,
-        identity=(folder.name, found.date, str(written.st_size), *known_by),
+        identity=(scene_id, found.date, size, key),
     )
+
+
+def _of_a_scene(record: Mapping[str, object]) -> Mapping[str, object]:
+    """What a report says of its scene; in a store it says more."""
+    return {field.name: record[field.name] for field in fields(SceneReport) if field.name in record}

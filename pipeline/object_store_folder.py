@@ -144,6 +144,13 @@ class StoreFolder:
             return None
         return str(found) if found else None
 
+    def size_of(self, name: str) -> int | None:
+        """Bytes of an object; None where there is none."""
+        try:
+            return int(self._call("head_object", name)["ContentLength"])
+        except MissingError:
+            return None
+
     def upload(self, files: Mapping[str, LocalFile]) -> None:
         """Write local files whole, by name, in parallel and with checksums."""
         with self._transfer(PART_BYTES) as transfer:

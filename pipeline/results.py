@@ -5,12 +5,13 @@ Rooms that make results name them by scene and file, and ask here where these ar
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.durable import make_folder, write_whole
+from pipeline.durable import appearing, make_folder, write_whole
 from pipeline.errors import SettingsError, WorldError
 from pipeline.journal import finished_report, publishing
 from pipeline.location import Location, resolve_location
@@ -74,6 +75,30 @@ class Results(Protocol):
 
     def write(self, name: str, content: bytes | str) -> None:
         """Write a document, text as UTF-8, whole or not at all.
+
+        Raises:
+            WorldError: disk or network refuse.
+        """
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there.
+
+        Raises:
+            WorldError: disk or network refuse.
+        """
+
+    def bring(self, name: str, folder: Path) -> Path:
+        """A file on this machine: itself where it is here, else a copy below a folder.
+
+        Raises:
+            WorldError: disk or network refuse, or it is gone.
+        """
+
+    def put(self, name: str, path: Path) -> None:
+        """Make a file of this machine appear under a name, whole or not at all.
 
         Raises:
             WorldError: disk or network refuse.
@@ -167,3 +192,27 @@ class LocalResults:
         path = self._folder / name
         make_folder(path.parent)
         write_whole(path, content)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        path = self._folder / name
+        return path.stat().st_size if path.is_file() else None
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        path = self._folder / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise WorldError(f"{path}: cannot be removed: {error}; check the disk and its permissions") from error
+
+    def bring(self, name: str, folder: Path) -> Path:
+        """The file itself."""
+        return self._folder / name
+
+    def put(self, name: str, path: Path) -> None:
+        """Copy a file to its place, or leave it where it is there already."""
+        target = self._folder / name
+        if path != target:
+            with appearing(target, ending=target.suffix) as beside:
+                shutil.copyfile(path, beside)

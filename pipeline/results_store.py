@@ -188,6 +188,25 @@ class StoreResults:
         """Write a document, text as UTF-8; a store shows it whole or not at all."""
         self._store.write(name, content.encode() if isinstance(content, str) else content)
 
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        return self._store.size_of(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        self._store.remove([name])
+
+    def bring(self, name: str, folder: Path) -> Path:
+        """Fetch a file into a folder, under its name."""
+        path = folder / name
+        make_folder(path.parent)
+        self._store.download(name, path)
+        return path
+
+    def put(self, name: str, path: Path) -> None:
+        """Upload a file; a store shows it whole or not at all."""
+        self._store.upload({name: LocalFile(path=path, sha256=digest_of(path))})
+
     @property
     def _local(self) -> Path:
         """The folder of local work for this store; a rerun finds it again."""

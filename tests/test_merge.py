@@ -26,6 +26,7 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from stores import Store
 
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
@@ -37,6 +38,7 @@ from pipeline.merge_choice import choose
 from pipeline.merge_rows import MergedRows
 from pipeline.merge_scenes import MergedScene, in_order
 from pipeline.merge_spec import MergeSpec
+from pipeline.results import open_results
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
 from pipeline.shaping import PolygonSpec, shape_polygons
@@ -436,6 +438,25 @@ def test_a_merge_is_made_again_only_when_something_has_changed(sheets: Path, mak
     assert third is not None
     assert third.is_new
     assert sorted(third.scenes) == ["left", "right", "third"]
+
+
+def test_scenes_in_a_store_are_merged_as_in_a_folder(sheets: Path, store: Store, tmp_path: Path):
+    away = f"s3://{store.bucket}/out"
+    for name in ("left", "right"):
+        with open_results(away, tmp_path / "work").publishing(name) as work:
+            shutil.copytree(sheets / name, work, dirs_exist_ok=True)
+    near, far = merge_scenes(sheets, MergeSpec()), merge_scenes(away, MergeSpec(), work_dir=tmp_path)
+    assert far is not None
+    assert near is not None
+    assert (far.scenes, far.file_bytes, far.left_out) == (near.scenes, near.file_bytes, near.left_out)
+    assert store.get("out/polygons.gpkg") == (sheets / "polygons.gpkg").read_bytes()
+    again = merge_scenes(away, MergeSpec())
+    assert again == far
+    assert not again.is_new
+    merge_scenes(away, MergeSpec(into="parquet"), work_dir=tmp_path)
+    assert {*store.names("out/")} >= {"polygons.parquet", "merge.json"}
+    assert "polygons.gpkg" not in store.names("out/")
+    assert [*tmp_path.glob("scenemill-merge-*")] == []
 
 
 def test_another_kind_of_file_takes_the_place_of_the_former(sheets: Path):
