@@ -34,7 +34,7 @@ IMPORTS = {
 }
 """Kind of run -> what it imports, the slow ones by themselves."""
 STEPS = {
-    "list_scenes": "begin: settings, and the server of a flow",
+    "read_catalog": "begin: settings, and the server of a flow",
     "load_predictor": "load the checkpoint",
     "segment_entry": "start the scene's task",
     "describe_scene": "describe the scene",
@@ -43,7 +43,7 @@ STEPS = {
     "read_strips": "read the first strip",
 }
 """Function of ours -> the step that ends with it, in the order of a run."""
-BEFORE = ("list_scenes", "segment_entry", "infer_region")
+BEFORE = ("read_catalog", "segment_entry", "infer_region")
 """Those whose step ends when they are called, not when they return."""
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "ERROR"}
 

@@ -64,6 +64,15 @@ def test_the_startup_benchmark_follows_a_run_to_its_first_tile(tmp_path: Path) -
     assert [*moments] == sorted(moments)
 
 
+@pytest.mark.slow
+def test_the_orchestration_benchmark_begins_runs_and_counts_what_a_scene_costs(tmp_path: Path) -> None:
+    figures = run_toy(tmp_path, "orchestration", "--folder", str(tmp_path))
+    assert min(figures["first_pixel_s"].values()) > 0
+    assert [(cost["by"], cost["finished"]) for cost in figures["per_scene"]] == [
+        (by, finished) for by in ("library", "flow on a server") for finished in (False, True)
+    ]
+
+
 @pytest.mark.parametrize("part", ["bounds", "engine", "stages", "precision"])
 def test_every_benchmark_for_a_gpu_machine_runs_on_a_cpu(part: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.device", "--toy", "--device", "cpu"]

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import rasterio
 from models import write_checkpoint, write_damaged
-from prefect_server import Server, prefect_server, until, webhook
+from webhook import webhook
 
+from benchmarks.prefect_server import Server, prefect_server, until
 from pipeline.catalog import read_catalog
 from pipeline.config import SegmentSpec, build_settings
 from pipeline.report import exit_code

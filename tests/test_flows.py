@@ -17,7 +17,9 @@ import pytest
 import yaml
 from conftest import MakeScene
 from models import write_checkpoint, write_damaged
-from prefect_server import QUIET, ROOT, webhook
+from webhook import webhook
+
+from benchmarks.prefect_server import QUIET, ROOT
 
 os.environ.update(QUIET)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from labelled import SMALL, Town
-from prefect_server import QUIET
+
+from benchmarks.prefect_server import QUIET
 
 os.environ.update(QUIET)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from jsonschema import ValidationError
 from prefect.utilities.schema_tools.validation import is_valid_schema, validate
-from prefect_server import ROOT
 
+from benchmarks.prefect_server import ROOT
 from flows.evaluate import evaluate_scenes
 from flows.forms import section_schema
 from flows.segment import segment_catalog
@@ -39,6 +40,12 @@ def nested(path: tuple[str, ...], value: object) -> dict[str, Any]:
         value = {name: value}
     assert isinstance(value, dict)
     return value
+
+
+def out_of_bounds(errors: Sequence[ValidationError]) -> bool:
+    """Whether a number was refused for its value, not for being a number."""
+    bounds = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+    return any(error.validator in bounds or out_of_bounds(error.context or ()) for error in errors)
 
 
 def refused(kind: type[Any], values: dict[str, Any]) -> bool:
@@ -72,10 +79,9 @@ def test_a_form_is_never_stricter_than_the_settings_and_knows_their_signs(kind: 
     refusals = 0
     for path, field in fields(schema):
         for number in NUMBERS:
-            values = nested(path, number)
-            if validate(values, schema):
+            if out_of_bounds(validate({"number": number}, {"properties": {"number": field}})):
                 refusals += 1
-                assert refused(kind, values) or "type" in str(field), (path, number)
+                assert refused(kind, nested(path, number)), (path, number)
     assert refusals > 50
 
 

@@ -1,4 +1,4 @@
-"""A Prefect server on loopback with its worker, and a webhook, for tests; every process ends with the test."""
+"""A Prefect server on loopback and its worker, for benchmarks and tests; every process ends with them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -48,10 +46,12 @@ class Server:
 
     @property
     def api(self) -> str:
+        """The address that clients are given."""
         return f"http://127.0.0.1:{self.port}/api"
 
     @property
     def environment(self) -> dict[str, str]:
+        """Of the server, its worker and its clients."""
         return {
             **os.environ,
             **QUIET,
@@ -85,6 +85,7 @@ class Server:
             end(process)
 
     def is_healthy(self) -> bool:
+        """Whether the server answers."""
         try:
             return bool(self.ask("GET", "/health"))
         except OSError:
@@ -121,6 +122,7 @@ class Server:
         return str(run["id"])
 
     def run(self, run_id: str) -> Any:
+        """A run as it is now."""
         return self.ask("GET", f"/flow_runs/{run_id}")
 
     def finished(self, run_id: str, seconds: float = 90) -> Any:
@@ -173,27 +175,3 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
         time.sleep(0.2)
-
-
-@contextmanager
-def webhook(*, told: list[dict[str, Any]], status: int = 200) -> Iterator[str]:
-    """Yield the address of a webhook that writes down what it is told."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Tests are quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/hook?token=secret"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
