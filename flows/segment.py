@@ -6,17 +6,14 @@ prefect deployment run segment-catalog/nightly                   on a server, se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Annotated, Any, cast
 
 from cyclopts import App, Parameter
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -25,21 +22,17 @@ from flows.artifacts import RunPage, show_summary
 from flows.device_limits import device_turn
 from flows.forms import form, reader
 from flows.hooks import ON_END
+from flows.in_hand import MOST_IN_HAND, run_scenes, shared_out
 from flows.run_names import run_name
 from flows.tasks import load_model, merge_all, plainly, segment_one, world_faults_retried
-from pipeline.catalog import CatalogEntry, read_catalog
+from pipeline.catalog import read_catalog
 from pipeline.config import SegmentSpec
 from pipeline.errors import ScenemillError
 from pipeline.report import SceneReport, exit_code
 from pipeline.run import check_out, check_settings, on_devices
-from pipeline.run_ledger import RunLedger, open_ledger
+from pipeline.run_ledger import open_ledger
 
 SOURCES = "Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), or s3:// and https:// addresses."
-IN_HAND = 2
-"""Scenes at once: one is vectorized while the next is inferred."""
-
-Submit = Callable[[CatalogEntry], PrefectFuture[SceneReport]]
-Settled = Callable[[SceneReport], None]
 SegmentForm = Annotated[SegmentSpec, reader(SegmentSpec), form(SegmentSpec)]
 DEFAULTS = SegmentSpec()
 
@@ -56,7 +49,7 @@ class ScenesFailedError(ScenemillError):
 @flow(
     name="segment-catalog",
     flow_run_name=run_name("scenes"),
-    task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=IN_HAND)),
+    task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=MOST_IN_HAND)),
     validate_parameters=True,
     **ON_END,
 )
@@ -73,7 +66,7 @@ def segment_catalog(
     """Segment scenes into `out/<scene id>/`.
 
     Two scenes are in hand at once, so that one is vectorized while the next is inferred; a device
-    runs one at a time.
+    runs one at a time. A cluster has one more in hand than it has workers.
 
     Args:
         scenes: files, folders, globs, lists and tables, or `s3://` and `https://` addresses.
@@ -100,8 +93,9 @@ def segment_catalog(
         check_out(out, spec.run.work_dir)
         one = segment_one.with_options(**world_faults_retried(spec.run))
         with on_devices(spec) as spec, open_ledger(entries, out, predictor=predictor, spec=spec) as ledger:
+            most, cut = shared_out(spec, len(entries))
             page = RunPage(len(entries))
-            run_scenes(ledger, entries, lambda entry: one.submit(entry, model, out, spec), page.settled)
+            run_scenes(ledger, entries, lambda entry: one.submit(entry, model, out, cut), page.settled, most=most)
     if spec.merge.into is not None:
         merge_all.with_options(**world_faults_retried(spec.run))(out, spec.merge, spec.run.work_dir)
     # Prefect takes a returned State for the run's own, and what it holds for the result.
@@ -118,42 +112,6 @@ def overridden(
         retry_quarantined=spec.run.retry_quarantined if retry_quarantined is None else retry_quarantined,
     )
     return replace(spec, run=run, inference=replace(spec.inference, device=device or spec.inference.device))
-
-
-def run_scenes(
-    ledger: RunLedger, entries: Sequence[CatalogEntry], submit: Submit, settled: Settled = lambda _: None
-) -> None:
-    """Keep scenes in hand until all are settled; none is begun once the ledger says that the run is stopped.
-
-    A run that is cancelled finishes what is in hand. It may be killed meanwhile, so the ledger is saved before.
-    """
-    in_hand: dict[CatalogEntry, PrefectFuture[SceneReport]] = {}
-    finished: SimpleQueue[CatalogEntry] = SimpleQueue()
-
-    def settle(entry: CatalogEntry) -> None:
-        in_hand[entry].wait()
-        settled(ledger.settle(entry, in_hand[entry].state.result(raise_on_failure=False)))
-        del in_hand[entry]
-
-    try:
-        for entry in entries:
-            if len(in_hand) == IN_HAND:
-                settle(finished.get())
-            if passed := ledger.passed_over(entry):
-                settled(passed)
-                continue
-            in_hand[entry] = submit(entry)
-            in_hand[entry].add_done_callback(partial(_tell, finished, entry))
-    except BaseException:
-        ledger.save()
-        raise
-    finally:
-        for entry in [*in_hand]:
-            settle(entry)
-
-
-def _tell(finished: SimpleQueue[CatalogEntry], entry: CatalogEntry, _: PrefectFuture[SceneReport]) -> None:
-    finished.put(entry)
 
 
 def summarise(reports: Sequence[SceneReport], out: str) -> State[Any]:

@@ -14,6 +14,8 @@ from typing import Any
 import geopandas
 import httpx
 import pytest
+import rasterio
+import shapely
 import yaml
 from conftest import MakeScene
 from models import write_checkpoint, write_damaged
@@ -37,6 +39,7 @@ from flows import segment as flow_room
 from flows import tasks as task_room
 from flows.device_limits import MACHINE, device_turn
 from flows.hooks import WEBHOOK, tell_end
+from flows.in_hand import run_scenes
 from flows.segment import ScenesFailedError, segment_catalog
 from pipeline.catalog import CatalogEntry
 from pipeline.cli import main
@@ -204,7 +207,7 @@ def test_a_cancelled_run_finishes_what_is_in_hand_and_records_it(tmp_path: Path)
     quarantine = Quarantine(tmp_path, inputs="", drivers=())
     ledger = RunLedger(entries, tmp_path, spec=RunSpec(), quarantine=quarantine)
     with pytest.raises(KeyboardInterrupt):
-        flow_room.run_scenes(ledger, entries, submit)
+        run_scenes(ledger, entries, submit)
     assert records == [{"done": 1, "skipped": 0, "failed": 0, "quarantined": 0, "not run": 3}]
     assert [report.status for report in ledger.reports] == ["done", "done", "not run", "not run"]
 
@@ -254,7 +257,7 @@ def test_a_device_serves_one_run_at_a_time_and_one_without_a_server_at_any(
     monkeypatch.setenv(MACHINE, "mill")
     name = "scenemill-mill-cpu"
     for _ in range(2):  # a limit is created once, and left alone when it is there
-        with device_turn(("cpu", "cpu")), pytest.raises(TimeoutError), concurrency(name, timeout_seconds=0.1):
+        with device_turn("cpu"), pytest.raises(TimeoutError), concurrency(name, timeout_seconds=0.1):
             pass
     with device_turn("cpu", scheduler="tcp://127.0.0.1:1"), concurrency(name, timeout_seconds=10):
         pass
@@ -391,19 +394,34 @@ def test_the_image_is_made_of_files_that_are_there() -> None:
     assert [source for source in sources if not (ROOT / source).exists()] == []
 
 
+def write_half(scene: Path) -> Path:
+    """An area file: the left half of a scene."""
+    with rasterio.open(scene) as dataset:
+        left, bottom, right, top = dataset.bounds
+        crs = dataset.crs
+    target = scene.with_suffix(".gpkg")
+    geopandas.GeoSeries([shapely.box(left, bottom, (left + right) / 2, top)], crs=crs).to_file(target)
+    return target
+
+
 def test_the_ad_hoc_entry_gives_the_same_files_as_the_command(
     ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
-    arguments = [str(make_scene(name="town.tif")), "--model", model, "--set", "tiling.tile_size=32"]
+    scenes = [str(make_scene(name=name)) for name in ("town.tif", "village.tif", "wood.tif")]
+    settings = ["tiling.tile_size=32", "catalog.limit=2", "merge.into=gpkg", f"area={write_half(Path(scenes[0]))}"]
+    arguments = [*scenes, "--model", model, *(f"--set={setting}" for setting in settings)]
     assert flow_room.app([*arguments, "--out", str(tmp_path / "flow")], result_action="return_value") == 0
     with pytest.raises(SystemExit) as done:
         main(["segment", *arguments, "--out", str(tmp_path / "command")])
     assert done.value.code == 0
-    flow, command = (tmp_path / out / "town" for out in ("flow", "command"))
-    names = {path.name for path in flow.iterdir()}
-    assert names == {path.name for path in command.iterdir()}
-    for name in names - {"report.json"}:
-        assert (flow / name).read_bytes() == (command / name).read_bytes(), name
+    flow, command = (files_below(tmp_path / out) for out in ("flow", "command"))
+    assert {"town/polygons.gpkg", "village/polygons.gpkg", "polygons.gpkg"} < set(flow) == set(command)
+    assert [name for name in flow if flow[name] != command[name] and not name.endswith(".json")] == []
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Name and bytes of every file of a run."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_ad_hoc_entry_tells_a_new_failure_from_one_in_quarantine(

@@ -1,0 +1,73 @@
+"""Scenes in hand: as many at once as there is use for, each a task, settled as they finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from queue import SimpleQueue
+
+from prefect.futures import PrefectFuture
+
+from pipeline.catalog import CatalogEntry
+from pipeline.config import SegmentSpec
+from pipeline.distribute import cluster, region_count, scene_count
+from pipeline.report import SceneReport
+from pipeline.run_ledger import RunLedger
+
+IN_HAND, MOST_IN_HAND = 2, 64
+"""Scenes at once here, where one is vectorized while the next is inferred, and on a cluster."""
+
+Submit = Callable[[CatalogEntry], PrefectFuture[SceneReport]]
+Settled = Callable[[SceneReport], None]
+
+
+def shared_out(spec: SegmentSpec, scenes: int) -> tuple[int, SegmentSpec]:
+    """How many scenes are in hand at once, and the settings of each, with its share of a cluster's workers."""
+    with cluster(spec.distribute) as client:
+        if client is None:
+            return IN_HAND, spec
+        most = min(MOST_IN_HAND, scene_count(spec.distribute, client, scenes))
+        regions = region_count(spec.distribute, client, most)
+    return most, replace(spec, distribute=replace(spec.distribute, regions=regions))
+
+
+def run_scenes(
+    ledger: RunLedger,
+    entries: Sequence[CatalogEntry],
+    submit: Submit,
+    settled: Settled = lambda _: None,
+    *,
+    most: int = IN_HAND,
+) -> None:
+    """Keep scenes in hand until all are settled; none is begun once the ledger says that the run is stopped.
+
+    A run that is cancelled finishes what is in hand. It may be killed meanwhile, so the ledger is saved before.
+    """
+    in_hand: dict[CatalogEntry, PrefectFuture[SceneReport]] = {}
+    finished: SimpleQueue[CatalogEntry] = SimpleQueue()
+
+    def settle(entry: CatalogEntry) -> None:
+        in_hand[entry].wait()
+        settled(ledger.settle(entry, in_hand[entry].state.result(raise_on_failure=False)))
+        del in_hand[entry]
+
+    try:
+        for entry in entries:
+            if len(in_hand) == most:
+                settle(finished.get())
+            if passed := ledger.passed_over(entry):
+                settled(passed)
+                continue
+            in_hand[entry] = submit(entry)
+            in_hand[entry].add_done_callback(partial(_tell, finished, entry))
+    except BaseException:
+        ledger.save()
+        raise
+    finally:
+        for entry in [*in_hand]:
+            settle(entry)
+
+
+def _tell(finished: SimpleQueue[CatalogEntry], entry: CatalogEntry, _: PrefectFuture[SceneReport]) -> None:
+    finished.put(entry)
