@@ -132,7 +132,9 @@ def _is_index(source: str) -> bool:
     if "://" in source:
         return urlsplit(source).path.lower().endswith(INDEX_SUFFIXES)
     path = Path(source).expanduser()
-    named = path.is_file() or not (glob.has_magic(source) or path.is_dir())
+    if path.is_dir():
+        return False
+    named = path.is_file() or not glob.has_magic(source)
     return path.name.lower().endswith(INDEX_SUFFIXES if named else DOCUMENT_SUFFIX)
 
 

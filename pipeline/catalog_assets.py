@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -80,8 +80,8 @@ class _Candidate:
 
     key: str
     """Its key in the Item."""
-    location: str
-    """Path or address."""
+    href: object
+    """Its link, as it is written."""
     rank: int
     """Place of its driver among those that may open scenes; of a chosen asset, its place in the choice."""
     bands: tuple[_Band, ...]
@@ -108,7 +108,7 @@ def find_files(item: Item, place: Place, *, drivers: Sequence[str], chosen: Sequ
     Raises:
         SceneError: no asset counts, a chosen one is missing, a link leads astray, or a fact about a band is none.
     """
-    found = _chosen(item, place, chosen) if chosen else [*_fitting(item, place, drivers)]
+    found = _chosen(item, chosen) if chosen else [*_fitting(item, drivers)]
     told = found if chosen else [each for each in found if each.is_told] or found
     if not told:
         has = ", ".join(f"{key} ({asset.media_type or 'no type'})" for key, asset in item.assets.items()) or "none"
@@ -116,24 +116,30 @@ def find_files(item: Item, place: Place, *, drivers: Sequence[str], chosen: Sequ
             f"no asset is a raster that {', '.join(drivers)} may open; it has {has}. "
             "Name the right ones with catalog.assets, or their driver in reading.drivers"
         )
-    return _found(told)
+    return _found(told, place)
 
 
-def _chosen(item: Item, place: Place, keys: Sequence[str]) -> list[_Candidate]:
+def unscaled(file: BandFile) -> BandFile:
+    """The file without what is told of scales and offsets."""
+    nothing = (None,) * len(file.names)
+    return replace(file, scales=nothing, offsets=nothing)
+
+
+def _chosen(item: Item, keys: Sequence[str]) -> list[_Candidate]:
     missing = [key for key in keys if key not in item.assets]
     if missing:
         raise SceneError(
             f"has no asset {', '.join(missing)}, which catalog.assets asks for; "
             f"it has {', '.join(item.assets) or 'none'}"
         )
-    return [_candidate(item, key, place, rank) for rank, key in enumerate(keys)]
+    return [_candidate(item, key, rank) for rank, key in enumerate(keys)]
 
 
-def _fitting(item: Item, place: Place, drivers: Sequence[str]) -> Iterator[_Candidate]:
+def _fitting(item: Item, drivers: Sequence[str]) -> Iterator[_Candidate]:
     for key, asset in item.assets.items():
         rank = _driver_rank(asset.media_type, asset.href, drivers)
         if rank is not None and not NO_BANDS & {key.lower(), *(str(role).lower() for role in asset.roles or ())}:
-            yield _candidate(item, key, place, rank)
+            yield _candidate(item, key, rank)
 
 
 def _driver_rank(media_type: str | None, href: object, drivers: Sequence[str]) -> int | None:
@@ -147,15 +153,14 @@ def _driver_rank(media_type: str | None, href: object, drivers: Sequence[str]) -
     return None
 
 
-def _candidate(item: Item, key: str, place: Place, rank: int) -> _Candidate:
+def _candidate(item: Item, key: str, rank: int) -> _Candidate:
     asset = item.assets[key]
     said = {**item.properties, **asset.extra_fields}
     try:
         bands = _bands(asset.extra_fields, said)
-        location = resolve_href(asset.href, place)
     except SceneError as error:
         raise SceneError(f"asset {key}: {error}") from error
-    return _Candidate(key=key, location=location, rank=rank, bands=bands)
+    return _Candidate(key=key, href=asset.href, rank=rank, bands=bands)
 
 
 def _bands(asset: Facts, said: Facts) -> tuple[_Band, ...]:
@@ -236,14 +241,26 @@ def _step(transform: object) -> float | None:
     return _size(math.sqrt(abs(a * e - b * d)))
 
 
-def _found(candidates: Sequence[_Candidate]) -> ItemFiles:
+def _found(candidates: Sequence[_Candidate], place: Place) -> ItemFiles:
     if len(candidates) == 1 and not candidates[0].bands:
-        return ItemFiles(location=candidates[0].location, files=())
+        return ItemFiles(location=_location(candidates[0], place), files=())
     owners = _owners(candidates)
     own = Counter(canonical_name(band.own) for each in candidates for band in each.bands if band.own)
     taken = {name for name, owner in owners.items() if owner is not None} | {n for n, count in own.items() if count > 1}
-    files = [file for each in candidates if (file := _file(each, owners, taken, alone=len(candidates) == 1))]
+    alone = len(candidates) == 1
+    files = []
+    for candidate in candidates:
+        names = _names(candidate, owners, taken, alone=alone)
+        if names is not None:
+            files.append(_file(candidate, names, _location(candidate, place)))
     return ItemFiles(location=files[0].location, files=tuple(files))
+
+
+def _location(candidate: _Candidate, place: Place) -> str:
+    try:
+        return resolve_href(candidate.href, place)
+    except SceneError as error:
+        raise SceneError(f"asset {candidate.key}: {error}") from error
 
 
 def _owners(candidates: Sequence[_Candidate]) -> dict[str, tuple[str, int] | None]:
@@ -269,15 +286,15 @@ def _owner(held: Sequence[tuple[_Candidate, int]]) -> tuple[str, int] | None:
     return (candidate.key, number) if len(left) == 1 else None
 
 
-def _file(
+def _names(
     candidate: _Candidate, owners: Mapping[str, tuple[str, int] | None], taken: set[str], *, alone: bool
-) -> BandFile | None:
-    """The file of an asset, None when all of its bands are those of better ones; names are added to `taken`."""
+) -> list[str | None] | None:
+    """What an asset's bands are called, None when all are those of better ones; own names are added to `taken`."""
     bands = candidate.bands or (UNTOLD,)
     owner_of = [owners.get(canonical_name(band.common)) if band.common else None for band in bands]
     if all(owner is not None and owner[0] != candidate.key for owner in owner_of):
         return None
-    names = []
+    names: list[str | None] = []
     for number, (band, owner) in enumerate(zip(bands, owner_of, strict=True)):
         if owner == (candidate.key, number):
             names.append(band.common)
@@ -285,8 +302,13 @@ def _file(
             names.append(_free_name(band, candidate.key, number if len(bands) > 1 else None, taken))
         else:
             names.append(None)
+    return names
+
+
+def _file(candidate: _Candidate, names: Sequence[str | None], location: str) -> BandFile:
+    bands = candidate.bands or (UNTOLD,)
     return BandFile(
-        location=candidate.location,
+        location=location,
         names=tuple(names),
         nodata=tuple(band.nodata for band in bands),
         scales=tuple(band.scale for band in bands),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import shapely
 
-from pipeline.catalog_assets import find_files
+from pipeline.catalog_assets import find_files, unscaled
 from pipeline.catalog_layers import usable_footprint
 from pipeline.catalog_links import Place, linked_place
 from pipeline.catalog_rows import Row
@@ -83,7 +83,8 @@ def _filled(known: Row, item: Item, own: Place | None, place: Place, rules: Item
         found = find_files(item, own or place, drivers=rules.drivers, chosen=rules.spec.assets)
     except SceneError as error:
         return replace(known, fault=str(error))
-    return replace(known, path=found.location, files=found.files, source=own.address if own else None)
+    files = found.files if rules.spec.item_scales else tuple(unscaled(file) for file in found.files)
+    return replace(known, path=found.location, files=files, source=own.address if own else None)
 
 
 def _own_place(item: Item, place: Place) -> Place | None:

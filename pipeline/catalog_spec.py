@@ -21,6 +21,8 @@ class CatalogSpec:
     """Column that says when scenes were taken; None: `datetime` or `date`, if there is one."""
     assets: tuple[str, ...] = ()
     """Keys of the assets of STAC Items that hold the bands, the preferred first; none: found by media type and role."""
+    item_scales: bool = True
+    """Take scale and offset of bands from STAC Items where they tell them; false: from the files alone."""
     cloud_cover: float | None = None
     """Only STAC Items with at most so many percent of clouds; None: all."""
     since: str | None = None

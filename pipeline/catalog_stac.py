@@ -82,6 +82,8 @@ def open_stac(source: str, rules: ItemRules) -> Iterator[Row]:
         kind = _kind_of(content, place.address)
     except SceneError as error:
         raise SettingsError(str(error)) from error
+    if kind == "item":  # The row is small, the document is not, and a glob may name thousands.
+        return iter([*_rows(content, kind, place, rules)])
     return _walk(content, kind, place, rules, documents)
 
 

@@ -37,7 +37,7 @@ class SegmentSpec:
     """Everything that can be set about segmenting scenes, one section per module."""
 
     catalog: CatalogSpec = field(default_factory=CatalogSpec)
-    """How lists of scenes are read, and which scenes of them run; never changes a result."""
+    """How lists, tables and STAC catalogs are read, and which scenes run; never changes a result of the same files."""
     reading: ReadingSpec = field(default_factory=ReadingSpec)
     """How scenes are read."""
     area: str | None = None

@@ -177,6 +177,18 @@ def item_table(items: Sequence[pystac.Item], form: str) -> pyarrow.Table:
     )
 
 
+def test_scales_of_items_may_be_left_to_the_files(tmp_path: Path) -> None:
+    item = make_item("a")
+    item.assets["B04"].extra_fields["bands"][0] |= {"raster:scale": 0.0001, "raster:offset": -0.1}
+    path = write(tmp_path / "item.json", item.to_dict())
+    (told,), (left,) = read(path), read(path, item_scales=False)
+    assert [(file.scales, file.offsets) for file in (told.files[0], left.files[0])] == [
+        ((0.0001,), (-0.1,)),
+        ((None,),) * 2,
+    ]
+    assert left.files[0].nodata == told.files[0].nodata == (0,)
+
+
 # Behind addresses
 
 
