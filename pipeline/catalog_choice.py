@@ -1,7 +1,8 @@
-"""Which scenes of a catalog are wanted: taken in time, touching the box, touching the area."""
+"""Which scenes of a catalog are wanted: taken in time, clear of clouds, touching the box, touching the area."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -46,7 +47,7 @@ class Choice:
         """Take the selections of a run.
 
         Args:
-            spec: dates and box.
+            spec: dates, clouds and box.
             reading: how scenes are opened where only they say when or where they were taken.
             area: file of polygons.
             left_out: told what is not chosen.
@@ -78,6 +79,8 @@ class Choice:
         """Why a scene is not wanted, None where it is."""
         if not self._is_in_time(candidate, describe):
             return "was not taken in time"
+        if not self._is_clear(candidate):
+            return "is too cloudy"
         if not self._is_in_box(candidate, describe):
             return f"does not touch the {self._box}"
         return None if self._area is None or _is_in(self._area, candidate, describe) else "does not touch the area"
@@ -100,6 +103,19 @@ class Choice:
                 "say it in a column called datetime, or leave them out"
             )
         return date is None or (spec.first or date) <= date <= (spec.last or date)
+
+    def _is_clear(self, candidate: Candidate) -> bool:
+        """Whether a STAC Item has few enough clouds; scenes of other kinds have no say.
+
+        Raises:
+            SceneError: it does not say.
+        """
+        most, clouds = self.spec.cloud_cover, candidate.row.clouds if candidate.row is not None else None
+        if most is None or clouds is None:
+            return True
+        if math.isnan(clouds) and candidate.entry.refused is None:
+            raise SceneError("does not say eo:cloud_cover, which catalog.cloud_cover asks for; leave that setting out")
+        return not clouds > most
 
     def _is_in_box(self, candidate: Candidate, describe: Describe) -> bool:
         """Whether a scene touches the bounding box, by its footprint, else by its grid; raises where it has none."""

@@ -49,7 +49,7 @@ def column_names(table: Path) -> list[str]:
 
 
 def read_item_table(table: Path, rules: ItemRules) -> Iterator[Row]:
-    """A row for each Item that is not too cloudy."""
+    """A row for each Item."""
     return streamed(table, _rows(table, rules))
 
 
@@ -63,9 +63,7 @@ def _rows(table: Path, rules: ItemRules) -> Iterator[Row]:
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=wanted):
             for record in batch.to_pylist():
                 number += 1
-                row = item_row(_item(record), place, rules, label=f"{table}, row {number}", itself=False)
-                if row is not None:
-                    yield row
+                yield item_row(_item(record), place, rules, label=f"{table}, row {number}", itself=False)
 
 
 def _item(record: Mapping[str, Any]) -> dict[str, Any]:

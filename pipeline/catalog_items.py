@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from pystac import Item
 
-MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 """What JSON of another shape than an Item's makes Python raise."""
 LONLAT = "OGC:CRS84"
 """What the footprints of Items are in."""
@@ -41,20 +42,22 @@ class ItemRules:
     """GDAL drivers that may open scenes, the preferred first."""
 
 
-def item_row(content: Mapping[str, Any], place: Place, rules: ItemRules, *, label: str, itself: bool) -> Row | None:
-    """The row of an Item, at fault where it cannot be used, None where it is too cloudy.
+def item_row(content: Mapping[str, Any], place: Place, rules: ItemRules, *, label: str, itself: bool) -> Row:
+    """The row of an Item, at fault where it cannot be used.
 
     Args:
         content: its JSON.
         place: where the document lies that it stands in.
-        rules: which assets count, and how cloudy it may be.
+        rules: which assets count.
         label: its place, for messages.
         itself: whether the document is the Item; else it stands among others, and its links count from where it says
             that it lies.
     """
     try:
         item = _parse(content)
-        known = Row(place=label, id=tidy_name(item.id), footprint=_footprint(item), date=_date(item))
+        known = Row(
+            place=label, id=tidy_name(item.id), footprint=_footprint(item), date=_date(item), clouds=_clouds(item)
+        )
         return _filled(known, item, place if itself else _own_place(item, place), place, rules)
     except MALFORMED as error:
         reason = f"no valid STAC Item: {type(error).__name__}: {error}; correct it"
@@ -75,11 +78,9 @@ def _parse(content: Mapping[str, Any]) -> Item:
     return item
 
 
-def _filled(known: Row, item: Item, own: Place | None, place: Place, rules: ItemRules) -> Row | None:
-    """The row with its files or its fault, None where the Item is too cloudy."""
+def _filled(known: Row, item: Item, own: Place | None, place: Place, rules: ItemRules) -> Row:
+    """The row with its files or its fault."""
     try:
-        if _is_too_cloudy(item, rules.spec.cloud_cover):
-            return None
         found = find_files(item, own or place, drivers=rules.drivers, chosen=rules.spec.assets)
     except SceneError as error:
         return replace(known, fault=str(error))
@@ -102,13 +103,12 @@ def _date(item: Item) -> str:
     return "" if moment is None else parse_date(moment.isoformat()) or ""
 
 
-def _is_too_cloudy(item: Item, most: float | None) -> bool:
-    if most is None:
-        return False
+def _clouds(item: Item) -> float:
+    """Percent of it under clouds, NaN where it does not say."""
     cover = item.properties.get(CLOUDS)
     if isinstance(cover, bool) or not isinstance(cover, int | float):
-        raise SceneError(f"does not say {CLOUDS}, which catalog.cloud_cover asks for; leave that setting out")
-    return cover > most
+        return math.nan
+    return float(cover)
 
 
 def _footprint(item: Item) -> shapely.Geometry | None:

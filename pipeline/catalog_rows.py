@@ -38,6 +38,8 @@ class Row:
     """Where the scene lies, in longitudes and latitudes; None when the index does not say."""
     date: str = ""
     """When the scene was taken; empty when the index does not say."""
+    clouds: float | None = None
+    """Percent of the scene under clouds; NaN for a STAC Item that does not say, None for rows of other kinds."""
     files: tuple[BandFile, ...] = ()
     """The raster files of its bands, where they are told one by one; `path` is then the first of them."""
     source: str | None = None

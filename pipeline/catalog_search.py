@@ -108,9 +108,7 @@ def _rows(search: ItemSearch, place: Place, rules: ItemRules) -> Iterator[Row]:
         for page in search.pages_as_dicts():
             for feature in page["features"]:
                 number += 1
-                row = item_row(feature, place, rules, label=f"{place.address}, item {number}", itself=False)
-                if row is not None:
-                    yield row
+                yield item_row(feature, place, rules, label=f"{place.address}, item {number}", itself=False)
     except _faults() as error:
         yield cut_short(place.address, _said(error))
 

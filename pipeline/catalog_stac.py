@@ -137,9 +137,7 @@ def _rows(content: Mapping[str, Any], kind: Kind, place: Place, rules: ItemRules
     features = content["features"] if kind == "items" else [content] if kind == "item" else []
     for number, feature in enumerate(features, start=1):
         label = place.address if kind == "item" else f"{place.address}, feature {number}"
-        row = item_row(feature, place, rules, label=label, itself=kind == "item")
-        if row is not None:
-            yield row
+        yield item_row(feature, place, rules, label=label, itself=kind == "item")
 
 
 def _onward(content: Mapping[str, Any], kind: Kind, place: Place) -> list[_Link]:

@@ -115,10 +115,10 @@ def test_the_command_selects_by_date_and_a_file_of_settings_does_too(
         return capsys.readouterr().err.splitlines()[-1]
 
     assert counts("--since", "2026-05-01") == "1 runs, 0 done, 0 refused"
-    assert counts("--since", "2026-05-01T10:30:01Z") == "0 runs, 0 done, 0 refused"
+    assert counts("--since", "2026-05-01T10:30:01Z") == "0 runs, 0 done, 0 refused, 1 left out"
     settings = tmp_path / "run.yaml"
     settings.write_text("catalog:\n  since: 2026-05-01\n  until: 2026-05-01 10:29:59\n")
-    assert counts("--config", settings) == "0 runs, 0 done, 0 refused"
+    assert counts("--config", settings) == "0 runs, 0 done, 0 refused, 1 left out"
     assert "catalog.since = 20260501: Input should be a valid string" in counts("--since", "20260501")
 
 
