@@ -141,7 +141,7 @@ def _is_index(source: str) -> bool:
 def _index_files(source: str) -> list[str]:
     """The source, or the STAC documents of a glob."""
     is_glob = "://" not in source and glob.has_magic(source) and not Path(source).expanduser().is_file()
-    return _expand(source) if is_glob else [source]
+    return _expand(source) if is_glob or names_many(source) else [source]
 
 
 def _open_index(source: str, rules: ItemRules) -> Iterator[Row]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LARGEST_BYTES = 2**27
 """A document is held in memory; a larger one is refused."""
 PATIENCE = RunSpec(retries=4, retry_delay_s=0.5)
-"""How often a document is asked for again when network or server fail."""
+"""How often a web server is asked again when it or the network fails; object stores are as `object_store` says."""
 TIMEOUT_S = (10.0, 60.0)
 """Seconds until a server must have answered a call, and until each further piece must have come."""
 BUSY = (408, 425, 429)
@@ -63,7 +63,7 @@ class DocumentReader:
         if not place.is_remote:
             return _parse(address, _read_file(Path(place.gdal_path)))
         if address.lower().startswith("s3:"):
-            return _parse(address, retry_world_faults(partial(_read_object, address), PATIENCE))
+            return _parse(address, _read_object(address))
         return _parse(address, self.ask(Question(address=address)))
 
     def ask(self, question: Question) -> bytes:

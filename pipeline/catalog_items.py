@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import shapely
 
 from pipeline.catalog_assets import find_files, unscaled
@@ -116,7 +117,8 @@ def _footprint(item: Item) -> shapely.Geometry | None:
     drawn = item.geometry or (_ring(item.bbox) if item.bbox else None)
     if not drawn:
         return None
-    return usable_footprint(shapely.from_geojson(json.dumps(drawn), on_invalid="ignore"), LONLAT)
+    with np.errstate(over="ignore"):
+        return usable_footprint(shapely.from_geojson(json.dumps(drawn), on_invalid="ignore"), LONLAT)
 
 
 def _ring(bbox: Sequence[float]) -> Mapping[str, object] | None:

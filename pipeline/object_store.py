@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -81,7 +81,7 @@ def list_keys(bucket: str, prefix: str, *, flat: bool) -> Iterator[str]:
 def read_pieces(address: str, size_bytes: int) -> Iterator[bytes]:
     """Yield an object in pieces of so many bytes, the last one shorter; raises what `store_faults` does."""
     bucket, key = split_address(address)
-    with store_faults(address), store_access().client.get_object(Bucket=bucket, Key=key)["Body"] as body:
+    with store_faults(address), closing(store_access().client.get_object(Bucket=bucket, Key=key)["Body"]) as body:
         yield from body.iter_chunks(size_bytes)
 
 

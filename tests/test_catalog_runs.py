@@ -15,6 +15,7 @@ import pytest
 import rasterio
 from conftest import MakeScene
 from models import RGB, write_checkpoint
+from stores import Store
 
 from pipeline import cli
 from pipeline.catalog import read_catalog
@@ -89,17 +90,24 @@ def pixels_of(folder: Path, name: str) -> bytes:
         return bytes(dataset.read().tobytes())
 
 
-def test_a_scene_gives_the_same_mosaic_from_stac_here_and_on_a_server_as_from_a_stacked_file(
-    tmp_path: Path, bundle: Path, address: str, predictor: LoadedPredictor
+def test_a_scene_gives_the_same_mosaic_from_stac_wherever_it_lies_as_from_a_stacked_file(
+    tmp_path: Path, bundle: Path, address: str, store: Store, predictor: LoadedPredictor
 ) -> None:
+    for path in bundle.parent.rglob("*.*"):
+        store.put(str(path.relative_to(tmp_path)), path)
     stacked = run(tmp_path / "stacked.tif", tmp_path / "out", predictor)
     here = run(bundle, tmp_path / "here", predictor)
     there = run(f"{address}/cat/catalog.json", tmp_path / "there", predictor)
-    assert [stacked.status, here.status, there.status] == ["done"] * 3
+    bucket = run(f"s3://{store.bucket}/cat/*/*.json", tmp_path / "bucket", predictor)
+    assert [each.status for each in (stacked, here, there, bucket)] == ["done"] * 4
     for name in ("probability.tif", "mask.tif"):
         wanted = pixels_of(Path(stacked.folder), name)
-        assert pixels_of(Path(here.folder), name) == pixels_of(Path(there.folder), name) == wanted
-    assert [here.polygons, there.polygons] == [stacked.polygons] * 2
+        assert [pixels_of(Path(each.folder), name) == wanted for each in (here, there, bucket)] == [True] * 3
+    assert [each.polygons for each in (here, there, bucket)] == [stacked.polygons] * 3
+    assert (bucket.location, bucket.source) == (
+        f"s3://{store.bucket}/cat/town/red.tif",
+        f"s3://{store.bucket}/cat/town/town.json",
+    )
     item = pystac.Item.from_file(str(Path(there.folder) / "item.json"))
     (link,) = item.get_links("derived_from")
     assert (item.id, item.datetime, link.href) == ("town", TAKEN, f"{address}/cat/town/town.json")

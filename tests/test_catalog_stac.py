@@ -383,9 +383,10 @@ def places_in(document: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any,
         yield from places_in(document[key], (*above, key))
 
 
-@pytest.mark.parametrize(
-    "junk", [None, -1, True, math.inf, 10**400, "x", "\0", "../../x", [], [None], {}, {"a": 1}, [{"rel": "self"}]]
-)
+JUNK = (None, -1, True, math.inf, 10**400, "x", "\0", "../../x", [], [None], {}, {"a": 1}, [{"rel": "self"}])
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda junk: ascii(junk)[:20])
 def test_an_item_spoilt_anywhere_is_a_scene_or_a_fault_and_nothing_else(junk: Any) -> None:
     item = make_item("a", clouds=5).to_dict()
     item["assets"]["B04"] |= {
