@@ -161,6 +161,15 @@ def test_files_say_what_the_catalog_does_not(make_scene: MakeScene) -> None:
     assert describe([unnamed, files[1]], None).bands == ("B04", "blue")
 
 
+def test_the_settings_name_the_bands_of_one_file_before_its_catalog(make_scene: MakeScene) -> None:
+    file = band_file(make_scene(bands=2, transform=TEN), "red", "blue")
+    card = ModelCard(bands=("red",), classes=("x",))
+    assert describe([file], card).band_numbers == (1,)
+    assert describe([file], card, bands={"red": 2}).band_numbers == (2,)
+    with pytest.raises(SceneError, match=r"needs band\(s\) red, but the file offers 1: nir, 2: blue"):
+        describe([file], card, bands={"nir": 1})
+
+
 def test_of_two_files_with_one_band_the_first_counts(make_scene: MakeScene) -> None:
     files = [band_file(make_scene(bands=1, seed=seed, transform=TEN), "red") for seed in (1, 2)]
     np.testing.assert_array_equal(
@@ -486,6 +495,8 @@ def test_files_that_do_not_fit_one_another_are_refused(make_scene: MakeScene) ->
     refused(r"blue\.tif: has a geotransform but no CRS", crs=None)
     with pytest.raises(SceneError, match=r"needs band.* blue, but the 2 files of this scene offer red"):
         describe([red, band_file(make_scene(bands=1, transform=TEN), None)], card)
+    with pytest.raises(SceneError, match=r"needs band.* blue, but the 3 files"):  # nothing unnamed, so nothing to open
+        describe([red, red, band_file("missing.tif", "nir")], card)
     with pytest.raises(SceneError, match=r"reading\.bands numbers the bands of one file, and this scene has 2"):
         describe([red, red], card, bands={"blue": 1})
 
