@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from labelled import SMALL, Town
@@ -17,8 +18,12 @@ os.environ.update(QUIET)
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
+from flows import tasks as task_room
+from flows import train as flow_room
 from flows.train import app, train_network
-from pipeline.errors import LabelError, SettingsError
+from pipeline.cli import main
+from pipeline.errors import DivergedError, LabelError, SettingsError, WorldError
+from pipeline.training.records import TrainReport
 from pipeline.training.train import train
 
 
@@ -54,3 +59,36 @@ def test_the_ad_hoc_entry_refuses_settings_before_prefect_starts(
     given = ["--images", str(town.image), "--labels", str(town.labels), "--out", str(tmp_path / "m.safetensors")]
     assert app([*given, "--set", key], result_action="return_value") == code
     assert key.partition("=")[0] in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_fault_of_the_world_is_tried_again_and_goes_on_where_the_training_stopped(
+    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    def shaky(*given: Any, **options: Any) -> TrainReport:
+        tries.append(1)
+        if len(tries) < 3:
+            raise WorldError("the disk is away")
+        return train(*given, **options)
+
+    monkeypatch.setattr(task_room, "train", shaky)
+    monkeypatch.setattr(flow_room, "train_one", task_room.train_one.with_options(retry_delay_seconds=0))
+    report = train_network([str(town.image)], [str(town.labels)], str(tmp_path / "m.safetensors"), SMALL)
+    assert len(tries) == 3
+    assert report.checkpoint.is_file()
+
+
+def test_a_training_that_diverges_ends_with_the_same_code_in_flow_and_command(
+    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*given: Any, **options: Any) -> TrainReport:
+        raise DivergedError("the loss became NaN, before any checkpoint was worth keeping")
+
+    monkeypatch.setattr(task_room, "train", diverge)
+    monkeypatch.setattr("pipeline.training.train.train", diverge)
+    given = ["--images", str(town.image), "--labels", str(town.labels), "--out", str(tmp_path / "m.safetensors")]
+    assert app(given, result_action="return_value") == 1
+    with pytest.raises(SystemExit) as done:
+        main(["train", *given])
+    assert done.value.code == 1
