@@ -133,15 +133,25 @@ class StripBlender:
             `(classes, rows, columns)` probabilities of the rows from the first of this strip's share on; a view of
             the strip buffer, good until the next tile is added.
         """
-        share = self._rows[row]
+        share, overlap = self._rows[row], self._rows_held
         strip = self._strip[:, share.skip : share.skip + len(share.factor)]
-        if self._rows_held:
-            above, new = self._held[:, : self._rows_held], strip[:, : self._rows_held]
-            torch.lerp(above, new, self._down[row][: self._rows_held], out=new)
-        finished = len(share.factor) if last else self._rows[row + 1].start - share.start
-        self._rows_held = len(share.factor) - finished
+        if overlap:
+            above, new = self._held[:, :overlap], strip[:, :overlap]
+            torch.lerp(above, new, self._down[row][:overlap], out=new)
+        finished = self.pass_over(row, last=last)
         self._held[:, : self._rows_held].copy_(strip[:, finished:])
         return strip[:, :finished]
+
+    def pass_over(self, row: int, *, last: bool) -> int:
+        """End a strip whose pixels do not matter, nor what neighbours make of them; see `end_strip`.
+
+        Returns:
+            The number of rows that are finished.
+        """
+        share = self._rows[row]
+        finished = len(share.factor) if last else self._rows[row + 1].start - share.start
+        self._rows_held = len(share.factor) - finished
+        return finished
 
 
 @torch.inference_mode()

@@ -48,7 +48,7 @@ from pipeline.processors import usable_cpus
 from pipeline.region_area import RegionClip, wanted_tiles
 from pipeline.region_job import RegionJob, RegionRasters, RegionResult, raster_forms
 from pipeline.tiling import Axis, Region, halve_region
-from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer
+from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer, blank_rows
 from pipeline.unchanged import check_unchanged
 
 log = logging.getLogger(__name__)
@@ -304,17 +304,23 @@ class _RegionRun:
         """Finished rows of each core, as stored, and what is counted on the way."""
         row, margin = strip.raw.row, self._job.plan.rows.margin
         share, top = self._rows[row], self._job.plan.rows.starts[row] - margin
-        mean = self._blender.end_strip(row, last=row == self._tile_rows[-1])
+        last, dtype = row == self._tile_rows[-1], self._job.mosaic.dtype
+        mean = self._blender.end_strip(row, last=last) if strip.raw.tiles != () else None
+        finished = self._blender.pass_over(row, last=last) if mean is None else mean.shape[1]
         cols = slice(self._span.start - strip.raw.left, self._span.stop - strip.raw.left)
         for position, seen in enumerate(self.seen):
             seen.see_strip(strip.raw, top)
             first = max(seen.core.row_off - share.start, 0)
-            stop = min(seen.core.row_off + seen.core.height - share.start, mean.shape[1])
+            stop = min(seen.core.row_off + seen.core.height - share.start, finished)
             if first >= stop:
+                continue
+            if mean is None:
+                shape = (len(self._job.card.classes), stop - first, cols.stop - cols.start)
+                yield position, blank_rows(shape, dtype)
                 continue
             rows = slice(margin + share.skip + first, margin + share.skip + stop)
             seen.see_valid(strip.raw, rows, cols)
-            levels = to_levels(mean[:, first:stop], strip.validity(rows, cols), self._job.mosaic.dtype)
+            levels = to_levels(mean[:, first:stop], strip.validity(rows, cols), dtype)
             yield position, self._transfer.fetch(levels, self._engine.range.take())
 
 

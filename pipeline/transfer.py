@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batches import Piece, RawStrip
+from pipeline.levels import LevelType, stored_nodata
 
 STRIPS_UNDER_WAY = 2
 """Strips that may be on the device at once."""
@@ -99,6 +100,11 @@ class _HostRows:
 
     def wait(self) -> tuple[NDArray[np.generic], tuple[float, float]]:
         return self.rows, self.extremes
+
+
+def blank_rows(shape: tuple[int, int, int], stored: LevelType) -> FinishedRows:
+    """Rows that are all nodata, `(classes, rows, columns)`, which come from no device."""
+    return _HostRows(np.full(shape, stored_nodata(stored), stored), (0.0, 1.0))
 
 
 class DirectTransfer:
