@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -36,6 +37,12 @@ class Area:
     """What its coordinates are in."""
     shape: shapely.Geometry
     """Valid polygons in plain `(x, y)`, united; edges are straight in `crs`."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of its polygons and its CRS."""
+        drawn = shapely.to_wkb(shapely.normalize(self.shape), byte_order=1)
+        return hashlib.sha256(drawn + self.crs.to_wkt().encode()).hexdigest()
 
     @cached_property
     def lonlat(self) -> shapely.Geometry:

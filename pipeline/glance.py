@@ -66,11 +66,20 @@ def join_glances(glances: Sequence[Glance]) -> NDArray[np.generic]:
     return whole
 
 
-def read_glance(scene: Scene, plan: TilePlan, threads: int) -> NDArray[np.generic]:
-    """The glance of a scene that no network runs over now, `(bands, rows, columns)`."""
+def read_glance(
+    scene: Scene, plan: TilePlan, threads: int, wanted: Sequence[tuple[int, ...]] | None = None
+) -> NDArray[np.generic]:
+    """The glance of a scene that no network runs over now, `(bands, rows, columns)`; 0 where nothing is wanted.
+
+    Args:
+        scene: the scene.
+        plan: its tile plan.
+        threads: that decode; 0 = one per CPU.
+        wanted: see `read_strips`.
+    """
     taker = GlanceTaker(scene.grid.shape, scene.grid.window, len(scene.bands), scene.dtype)
     rows, cols = (range(count) for count in plan.shape)
-    for strip in read_strips(scene, plan, rows, cols, threads=threads):
+    for strip in read_strips(scene, plan, rows, cols, wanted=wanted, threads=threads):
         taker.see(strip, plan.rows.starts[strip.row] - plan.rows.margin)
     return taker.glance.pixels
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline import __version__
+from pipeline.area import load_area
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
 from pipeline.errors import ModelError, SceneError, ScenemillError, SettingsError, WorldError
@@ -56,6 +57,8 @@ def is_data_fault(error: object) -> bool:
 def run_inputs(predictor: Prepared, spec: SegmentSpec) -> str:
     """What a refusal depends on beside the scene: model, settings that change results, and our version, as a digest."""
     what = [predictor.identity, spec.result_settings(), __version__]
+    if spec.area is not None:
+        what.append(load_area(spec.area).digest)
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
 

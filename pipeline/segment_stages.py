@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.blend import plan_shares
 from pipeline.export import PolygonTotals
 from pipeline.glance import join_glances, read_glance
 from pipeline.journal import REPORT
 from pipeline.mosaic import read_mask, write_mask
 from pipeline.predictor import Proof
+from pipeline.region_area import wanted_tiles
 from pipeline.region_job import RegionJob, RegionResult, join_regions, raster_forms
 from pipeline.report import SceneReport, write_preview
 from pipeline.shaping import PolygonSpec
@@ -200,7 +202,9 @@ def _glance(work: SceneWork, inferred: Inferred) -> NDArray[np.generic]:
     if kept.is_file():
         pixels: NDArray[np.generic] = np.load(kept, allow_pickle=False)
         return pixels
-    return read_glance(job.scene, job.plan, job.threads)
+    window, cores = job.scene.grid.window, (plan_shares(axis, "crop") for axis in (job.plan.rows, job.plan.cols))
+    wanted = None if job.area is None else wanted_tiles(job.area, window, *cores)
+    return read_glance(job.scene, job.plan, job.threads, wanted)
 
 
 def _polygons_key(key: str | None, spec: PolygonSpec) -> str | None:

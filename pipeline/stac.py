@@ -161,7 +161,8 @@ def _properties(report: SceneReport, grid: RasterGrid) -> Json:
     return {
         "datetime": report.date,
         "title": report.scene,
-        "description": f"{', '.join(card.classes)} of the scene {report.scene}.{DATE_TOLD[report.date_of]}",
+        "description": f"{', '.join(card.classes)} of the scene {report.scene}.{_restriction(report)}"
+        f"{DATE_TOLD[report.date_of]}",
         "gsd": round(grid.resolution_m, 6),
         **_projection(grid),
         "processing:level": LEVEL,
@@ -170,6 +171,11 @@ def _properties(report: SceneReport, grid: RasterGrid) -> Json:
         "scenemill:model": report.model,
         KEY: report.content_key,
     }
+
+
+def _restriction(report: SceneReport) -> str:
+    """What the description adds where an area restricts the result."""
+    return f" Restricted to {report.area}, {100 * report.area_share:.3g} % of the scene." if report.area else ""
 
 
 def _projection(grid: RasterGrid) -> Json:

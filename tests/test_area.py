@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from pipeline.predictor import load_predictor
 from pipeline.run import load_run_models
 from pipeline.scene import SceneReader
 from pipeline.segment import segment_scene
+from pipeline.shaping import PolygonSpec
 from pipeline.tiling import TilingSpec, plan_tiles, resolve_tiling
 
 UTM = "EPSG:32633"
@@ -391,6 +393,27 @@ def test_the_content_key_follows_the_pixels_of_the_area_not_its_file(make_scene:
         assert segment_scene(scene, tmp_path / "out", predictor=model, spec=spec).status == status, name
     whole = segment_scene(scene, tmp_path / "out", predictor=model)
     assert (whole.status, whole.area_share) == ("skipped", 1.0), "an area that holds all of a scene changes nothing"
+
+
+def test_other_polygons_of_a_finished_scene_read_no_more_of_it_than_the_area(
+    make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(batches, "CHUNK_COLS", 16)
+    scene = make_scene(bands=3, height=150, width=200, colorinterp=["red", "green", "blue"], tiled=16)
+    model = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
+    area = str(write(tmp_path / "a.gpkg", [CORNER]))
+    spec = build_settings(SegmentSpec, {"area": area, "tiling": {"tile_size": 32, "overlap": 8}}, place="test")
+    segment_scene(scene, tmp_path / "out", predictor=model, spec=spec)
+    seen: list[Window] = []
+    read = SceneReader.read
+    monkeypatch.setattr(SceneReader, "read", lambda reader, window: seen.append(window) or read(reader, window))
+    other = replace(spec, polygons=PolygonSpec(threshold=0.6))
+    again = segment_scene(scene, tmp_path / "out", predictor=model, spec=other)
+    assert again.tiles_run < 20
+    assert 0 < len(seen) < 60
+    afresh = segment_scene(scene, tmp_path / "afresh", predictor=model, spec=other)
+    assert (Path(again.folder) / "preview.png").read_bytes() == (Path(afresh.folder) / "preview.png").read_bytes()
 
 
 def test_what_regions_are_told_of_an_area_travels() -> None:

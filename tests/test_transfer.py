@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from strips import assembled, raw_strip
 
 from pipeline import transfer as transfers
 from pipeline.batches import RawStrip
-from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer
+from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer, blank_rows
 
 CPU = torch.device("cpu")
 
@@ -106,3 +107,21 @@ def test_buffers_are_used_again_without_mixing_strips(device: torch.device, dtyp
             for before, still in written[-3:]:
                 assert (still == before).all()
     assert len(written) == 10
+
+
+def test_of_a_strip_with_gaps_what_is_there_arrives(device: torch.device) -> None:
+    transfer = CudaTransfer(device, strip=(3, 8, 40), dtype="uint16", rows=(2, 8, 40), stored="uint8")
+    for strip in strips(4):
+        gap = replace(strip, pieces=strip.pieces[::2], tiles=(0,))
+        (piece,) = transfer.load(gap).pieces
+        for there in gap.pieces:
+            columns = slice(there.left, there.left + there.pixels.shape[2])
+            assert (piece.pixels[:, :, columns].cpu().numpy() == there.pixels).all()
+            assert piece.valid is None or (piece.valid[:, columns].cpu().numpy() == there.valid).all()
+        assert transfer.load(replace(strip, pieces=(), tiles=())).pieces == ()
+
+
+def test_blank_rows_are_nodata() -> None:
+    found, extremes = blank_rows((2, 3, 4), "uint16").wait()
+    assert (found.shape, found.dtype, set(found.ravel().tolist())) == ((2, 3, 4), np.uint16, {65535})
+    assert extremes == (0.0, 1.0)
