@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import geopandas
 import pytest
+import shapely
 from conftest import MakeScene
 from distributed import Client, LocalCluster
 from models import ROOF, brightness, write_checkpoint
@@ -114,16 +116,23 @@ def test_a_scheduler_without_workers_is_refused(monkeypatch: pytest.MonkeyPatch)
 # On a cluster
 
 
-def test_a_cluster_gives_the_same_bytes_as_this_process(threads: Client, scene: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("restricted", [False, True])
+def test_a_cluster_gives_the_same_bytes_as_this_process(
+    threads: Client, scene: Path, tmp_path: Path, restricted: bool
+) -> None:
     told: list[int] = []
-    here = segment_scene(scene, tmp_path / "here", predictor=brightness, card=ROOF, spec=SPEC)
+    spot = shapely.Point(500_015, 5_399_940).buffer(20)
+    geopandas.GeoSeries([spot], crs="EPSG:32633").to_file(tmp_path / "spot.gpkg")
+    spec = replace(SPEC, area=str(tmp_path / "spot.gpkg") if restricted else None)
+    here = segment_scene(scene, tmp_path / "here", predictor=brightness, card=ROOF, spec=spec)
     there = segment_scene(
-        scene, tmp_path / "there", predictor=brightness, card=ROOF, spec=SPEC, client=threads,
+        scene, tmp_path / "there", predictor=brightness, card=ROOF, spec=spec, client=threads,
         watch=lambda stage, done, total: told.append(done) if stage == "infer" else None,
     )  # fmt: skip
     assert contents(Path(here.folder)) == contents(Path(there.folder))
     assert replace(there, seconds={}, folder="") == replace(here, seconds={}, folder="")
     assert (len(told), told[-1]) == (5, 200 * 50)
+    assert restricted == (there.area_share < 1)
 
 
 def test_an_attempt_elsewhere_that_was_thought_lost_disturbs_nothing(
