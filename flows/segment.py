@@ -32,7 +32,7 @@ from pipeline.report import SceneReport, exit_code
 from pipeline.run import check_out, check_settings, on_devices
 from pipeline.run_ledger import open_ledger
 
-SOURCES = "Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), or s3:// and https:// addresses."
+SOURCES = "Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), STAC (.json, stac+), s3:// and https://."
 SegmentForm = Annotated[SegmentSpec, reader(SegmentSpec), form(SegmentSpec)]
 DEFAULTS = SegmentSpec()
 
@@ -69,7 +69,7 @@ def segment_catalog(
     runs one at a time. A cluster has one more in hand than it has workers.
 
     Args:
-        scenes: files, folders, globs, lists and tables, or `s3://` and `https://` addresses.
+        scenes: files, folders, globs, lists, tables and STAC, or `s3://` and `https://` addresses.
         model: checkpoint, or several whose probabilities are averaged.
         out: folder of the results.
         settings: as in a settings file, e.g. `{"tiling": {"tile_size": 256}}`.
