@@ -50,7 +50,7 @@ class DistributeSpec:
     dask_cuda: bool = False
     """True: processes of CUDA devices are started by dask-cuda, each bound to the CPUs nearest to its device."""
     exchange: str | None = None
-    """Folder that client and workers see, for files that travel; None: workers see the results' folder itself."""
+    """Folder or `s3://` address that client and workers reach, for files that travel; None: workers see the results."""
     regions: int = 0
     """Regions a scene is cut into; 0: one for 2^25 px here, and on a cluster so many that each worker has two to do."""
     scenes: int = 0

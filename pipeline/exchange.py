@@ -1,7 +1,7 @@
 """The exchange place: where machines that share no other folder leave files for one another.
 
 A file is made where its maker works, and then sent whole: it appears in the exchange place under its name, or not at
-all. So the place may be anything that takes whole files, such as a network file system.
+all. So the place may be anything that takes whole files: a network file system, or an object store.
 """
 
 from __future__ import annotations
@@ -53,15 +53,21 @@ class Exchange(Protocol):
 
 
 def open_exchange(address: str) -> Exchange:
-    """The exchange place at an address: a folder, which is made if it is missing.
+    """The exchange place at an address: `s3://...`, or a folder, which is made if it is missing.
 
     Raises:
         SettingsError: no address that can be one.
-        WorldError: the folder cannot be made.
+        WorldError: the folder cannot be made, or the store not be reached.
     """
     scheme, is_address, _ = address.partition("://")
+    if scheme == "s3" and is_address:
+        from pipeline.exchange_store import open_store
+
+        return open_store(address)
     if is_address:
-        raise SettingsError(f"distribute.exchange = {address!r}: files cannot be exchanged through {scheme}://")
+        raise SettingsError(
+            f"distribute.exchange = {address!r}: files cannot be exchanged through {scheme}://; name a folder, or s3://"
+        )
     folder = Path(address).expanduser().absolute()
     make_folder(folder)
     return FolderExchange(root=folder, folder=folder)

@@ -92,6 +92,15 @@ def test_a_part_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
     assert "failed: stages" in done.stdout
 
 
+@pytest.mark.slow
+def test_the_cluster_benchmark_compares_workers_with_this_process(tmp_path: Path) -> None:
+    figures = run_toy(tmp_path, "cluster", "--folder", str(tmp_path))
+    assert figures["equal"]
+    assert min(figures["tasks"].values()) > 0
+    assert {*figures["costs"]["cluster"]} == {"region_s", "scene_s"}
+    assert len(figures["scaling"]["infer_s"]) == 2
+
+
 def test_rivals_and_ours_agree_on_the_same_scene(tmp_path: Path) -> None:
     ours, loop = run_toy(tmp_path, "peers")
     assert (ours["contestant"], loop["contestant"]) == ("ours", "loop")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from clusters import ROOT, RealCluster, real_cluster
 from conftest import MakeScene
-from models import ROOF, brightness, write_checkpoint
+from models import write_checkpoint
 
 from pipeline.config import SegmentSpec
 from pipeline.distribute import DistributeSpec, cluster
@@ -104,27 +104,26 @@ def test_workers_share_only_the_exchange_place_with_the_client(scene: Path, mode
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_is_killed_costs_nothing_but_another_run(scene: Path, tmp_path: Path) -> None:
-    spec = replace(SPEC, reading=replace(SPEC.reading, bands={"red": 1}))
-    here = segment_scene(scene, tmp_path / "here", predictor=brightness, card=ROOF, spec=spec)
-    with real_cluster(2) as processes:
+def test_a_scheduler_that_is_killed_costs_only_what_was_in_work(scene: Path, model: Path, tmp_path: Path) -> None:
+    here = segment_scene(scene, tmp_path / "here", predictor=load_run_models([model], SPEC), spec=SPEC)
+    with real_cluster(1) as processes:
+        spec = on(processes.address)
+        predictor = load_run_models([model], spec)
 
         def kill(stage: str, done: int, total: int) -> None:
             if done:
                 processes.scheduler.kill()
 
         with (
-            cluster(DistributeSpec(scheduler=processes.address)) as client,
+            cluster(spec.distribute) as client,
             pytest.raises(WorldError, match=r"lost with its cluster.*start the scheduler and workers, and run again"),
         ):
-            segment_scene(
-                scene, tmp_path / "out", predictor=brightness, card=ROOF, spec=spec, client=client, watch=kill
-            )
+            segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec, client=client, watch=kill)
         assert not (tmp_path / "out" / "town").exists()
         for worker in processes.workers:
             assert worker.wait(60) is not None
-    with real_cluster(1) as processes, cluster(DistributeSpec(scheduler=processes.address)) as client:
-        again = segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, spec=spec, client=client)
+    again = segment_scene(scene, tmp_path / "out", predictor=load_run_models([model], SPEC), spec=SPEC)
+    assert again.reused[0].endswith(" of 4 regions")
     assert contents(again.folder) == contents(here.folder)
 
 

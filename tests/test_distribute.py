@@ -13,6 +13,7 @@ from typing import Any
 
 import dask
 import geopandas
+import numpy as np
 import pytest
 import shapely
 from conftest import MakeScene
@@ -299,17 +300,28 @@ def test_the_loss_of_a_worker_costs_nothing_but_time(processes: Any, scene: Path
 
 
 @pytest.mark.slow
-def test_a_region_that_kills_every_worker_is_a_fault_of_the_world(processes: Any, scene: Path, tmp_path: Path) -> None:
-    def always(tiles: NDArray[Any]) -> NDArray[Any]:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return tiles
+def test_a_region_that_kills_every_worker_is_told_from_those_beside_it(
+    processes: Any, make_scene: MakeScene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = np.full((1, 200, 50), 100, np.uint8)
+    pixels[:, 180:] = 255
+    scene = make_scene(pixels, name="town.tif", descriptions=["red"])
 
+    def poisoned(tiles: NDArray[Any]) -> NDArray[Any]:
+        if tiles.max() == 255:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return tiles / 255
+
+    spec = replace(SPEC, distribute=DistributeSpec(regions=3))
     with processes() as client:
-        with pytest.raises(WorldError, match=r"town\.tif: the region of rows \d+ to .* killed its workers") as caught:
-            segment_scene(scene, tmp_path / "out", predictor=always, card=ROOF, spec=SPEC, client=client)
+        with pytest.raises(
+            WorldError, match=r"town\.tif: the region of rows \d+ to 199, .* killed its workers"
+        ) as caught:
+            segment_scene(scene, tmp_path / "out", predictor=poisoned, card=ROOF, spec=spec, client=client)
         assert isinstance(caught.value, ScenemillError)
+        assert "is tried again alone" in caplog.text
         assert [*(tmp_path / "out").iterdir()] == []
-        report = segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, spec=SPEC, client=client)
+        report = segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, spec=spec, client=client)
         assert report.status == "done"
 
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import MakeScene
 from distributed import Client
 from models import ROOF, brightness, write_checkpoint
+from stores import Store
 
 from pipeline import distant, distribute_tasks
 from pipeline.config import SegmentSpec
@@ -36,22 +37,35 @@ def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "exchange"
 
 
-def test_files_arrive_as_they_were_sent_or_not_at_all(tmp_path: Path) -> None:
-    place = open_exchange(str(tmp_path / "exchange")).below("town")
+@pytest.fixture(params=["folder", "store"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where files are exchanged."""
+    if request.param == "folder":
+        return str(tmp_path / "exchange")
+    return f"s3://{request.getfixturevalue('store').bucket}/exchange"
+
+
+def test_files_arrive_as_they_were_sent_or_not_at_all(address: str, tmp_path: Path) -> None:
+    root = open_exchange(address)
+    place, beside = root.below("town"), root.below("town-2")
+    assert pickle.loads(pickle.dumps(place)) == place
+    assert hash(place) != hash(beside)
     (tmp_path / "a").write_bytes(b"levels")
-    assert place.send(tmp_path / "a", "region.tif") == 6
-    assert place.holds("region.tif")
-    assert not place.holds("other.tif")
-    place.fetch("region.tif", tmp_path / "b", size=6)
+    for each in (place, beside):
+        assert each.send(tmp_path / "a", "regions/1.tif") == 6
+    assert root.holds("town/regions/1.tif")
+    assert not place.holds("regions/2.tif")
+    place.fetch("regions/1.tif", tmp_path / "b", size=6)
     assert (tmp_path / "b").read_bytes() == b"levels"
     with pytest.raises(WorldError, match="6 bytes arrived of 7"):
-        place.fetch("region.tif", tmp_path / "c", size=7)
-    with pytest.raises(WorldError, match=r"other\.tif: not to be seen on .*client and workers see under one path"):
-        place.fetch("other.tif", tmp_path / "c")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "exchange"]
+        place.fetch("regions/1.tif", tmp_path / "c", size=7)
+    with pytest.raises(WorldError, match=r"2\.tif: (not to be seen on .*client and workers see|nothing is there)"):
+        place.fetch("regions/2.tif", tmp_path / "c")
+    assert {path.name for path in tmp_path.iterdir()} <= {"a", "b", "exchange"}
     place.clear()
-    assert not place.holds("region.tif")
-    assert [*(tmp_path / "exchange").iterdir()] == []
+    place.clear()
+    assert not place.holds("regions/1.tif")
+    assert beside.holds("regions/1.tif")
 
 
 def test_a_machine_that_does_not_see_the_place_does_not_make_it(tmp_path: Path) -> None:
@@ -81,8 +95,13 @@ def test_places_of_different_results_do_not_meet(threads: Client, tmp_path: Path
 
 
 def test_only_some_addresses_can_be_exchange_places() -> None:
-    with pytest.raises(SettingsError, match="files cannot be exchanged through ftp://"):
+    with pytest.raises(SettingsError, match=r"files cannot be exchanged through ftp://; name a folder, or s3://"):
         open_exchange("ftp://host/place")
+
+
+def test_a_store_that_is_not_there_is_said_at_once(store: Store) -> None:
+    with pytest.raises(WorldError, match="there is no bucket nowhere"):
+        open_exchange("s3://nowhere/exchange")
 
 
 def test_a_model_travels_by_its_hash(apart: Path, tmp_path: Path) -> None:
@@ -108,11 +127,11 @@ def test_a_worker_without_the_model_says_who_it_is(apart: Path, tmp_path: Path) 
 
 
 def test_a_scene_made_through_the_exchange_place_is_the_same(
-    threads: Client, apart: Path, make_scene: MakeScene, tmp_path: Path
+    address: str, threads: Client, apart: Path, make_scene: MakeScene, tmp_path: Path
 ) -> None:
     scene = make_scene(name="town.tif", bands=1, descriptions=["red"], height=200, nodata=0)
     spec = SegmentSpec(tiling=TilingSpec(tile_size=32, overlap=8), reading=ReadingSpec(threads=1))
-    there = replace(spec, distribute=DistributeSpec(regions=3, exchange=str(apart)))
+    there = replace(spec, distribute=DistributeSpec(regions=3, exchange=address))
     folders = [
         segment_scene(scene, tmp_path / name, predictor=brightness, card=ROOF, spec=each, client=client).folder
         for name, each, client in (("here", spec, None), ("there", there, threads))
@@ -122,7 +141,6 @@ def test_a_scene_made_through_the_exchange_place_is_the_same(
         for folder in folders
     )
     assert one == other
-    assert [*apart.iterdir()] == []
     assert [*(tmp_path / "own").iterdir()] == []
 
 
