@@ -78,13 +78,32 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def lock(handle: int) -> bool:
+@contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Be alone in changing what a folder holds, which is made if it is missing: others who ask for it wait.
+
+    Raises:
+        WorldError: the disk refuses.
+    """
+    make_folder(folder)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise WorldError(f"{folder}: cannot be opened: {error}; check the disk and its permissions") from error
+    try:
+        lock(handle, wait=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def lock(handle: int, *, wait: bool = False) -> bool:
     """Take the lock of an open file or folder, until the handle closes or the process dies; False = another has it.
 
     Some network disks know no locks; there it is taken for granted.
     """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError:

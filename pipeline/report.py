@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from pipeline.dates import DateOf
 from pipeline.durable import write_whole
 from pipeline.journal import REPORT
-from pipeline.results import Results
 
 PNG_LEVEL = 3
 """zlib's effort for previews: five times faster than its best, and here no larger."""
@@ -50,7 +48,7 @@ class SceneReport:
     """Identity of the mosaic alone: scene, model, and all settings but those of polygons."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file in `outputs`; none for a predictor without identity."""
-    reused: Sequence[str] = ()
+    reused: Sequence[str] = field(default_factory=list)
     """What was taken over from a run that was stopped, or from the former result, and not done again."""
     area: str = ""
     """Name of the file of polygons that the result is restricted to; empty: none, or all of the scene lies in it."""
@@ -122,32 +120,6 @@ class Stopwatch:
 def write_report(folder: Path, report: SceneReport) -> None:
     """Write `report.json`, the record that vouches for the outputs beside it."""
     write_whole(folder / REPORT, json.dumps(asdict(report), indent=2, sort_keys=True) + "\n")
-
-
-def write_run(results: Results, reports: Sequence[SceneReport]) -> None:
-    """Write `run.json`: every scene with its status, and the counts.
-
-    Raises:
-        WorldError: disk or network refuse.
-    """
-    counts = Counter(report.status for report in reports)
-    summary = {
-        "counts": {status: counts.get(status, 0) for status in get_args(Status)},
-        "scenes": [
-            {
-                "scene": report.scene,
-                "location": report.location,
-                "status": report.status,
-                "reason": report.reason,
-                "polygons": report.polygons,
-                "area_m2": dict(report.area_m2),
-                "seconds": dict(report.seconds),
-                "folder": report.folder,
-            }
-            for report in reports
-        ],
-    }
-    results.write(RUN, json.dumps(summary, indent=2) + "\n")
 
 
 def exit_code(reports: Sequence[SceneReport]) -> int:

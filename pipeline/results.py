@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.durable import appearing, make_folder, write_whole
+from pipeline.durable import appearing, make_folder, turn, write_whole
 from pipeline.errors import SettingsError, WorldError
 from pipeline.journal import finished_report, publishing
 from pipeline.location import Location, resolve_location
@@ -58,6 +58,13 @@ class Results(Protocol):
 
         Raises:
             WorldError: disk or network refuse, or another run is writing the same scene.
+        """
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Held while a document is read, changed and written: of several runs that do so, one at a time does.
+
+        Raises:
+            WorldError: the disk refuses.
         """
 
     def scenes(self) -> Iterator[str]:
@@ -167,6 +174,10 @@ class LocalResults:
     def publishing(self, scene_id: str) -> AbstractContextManager[Path]:
         """See `journal.publishing`."""
         return publishing(self._folder / scene_id)
+
+    def turn(self) -> AbstractContextManager[None]:
+        """See `durable.turn`."""
+        return turn(self._folder)
 
     def scenes(self) -> Iterator[str]:
         """Names of visible folders, in order."""

@@ -8,28 +8,57 @@ Each scene of a run ends in exactly one of five ways:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
 from pipeline.errors import ScenemillError
 from pipeline.predictor import Prepared
-from pipeline.report import SceneReport, Status, write_run
+from pipeline.report import RUN, SceneReport, Status
 from pipeline.results import open_results
 from pipeline.retrying import RunSpec
 from pipeline.run_quarantine import Quarantine, is_data_fault, run_inputs
+from pipeline.run_record import RunRecord
 from pipeline.stac_files import write_collection
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WhyNotRun:
+    """What is said of scenes without an outcome."""
+
+    in_work: str
+    """Of those that were begun."""
+    waiting: str
+    """Of the others."""
+
+
+_STOPPED = _WhyNotRun(
+    in_work="the run was stopped while it was in work; run again to continue",
+    waiting="the run was stopped before its turn; run again to continue",
+)
+_GOING_ON = _WhyNotRun(
+    in_work="it was in work when this was written; if no run is going on, run again to continue",
+    waiting="its turn had not come when this was written; if no run is going on, run again to continue",
+)
 
 
 class RunLedger:
     """What became of every scene of a run; used by one thread."""
 
     def __init__(
-        self, entries: Sequence[CatalogEntry], out_dir: str | Path, *, spec: RunSpec, quarantine: Quarantine
+        self,
+        entries: Sequence[CatalogEntry],
+        out_dir: str | Path,
+        *,
+        spec: RunSpec,
+        quarantine: Quarantine,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Open a ledger in which nothing is settled.
 
@@ -38,9 +67,10 @@ class RunLedger:
             out_dir: where the results go.
             spec: when the run ends early, and whether quarantine counts.
             quarantine: scenes that failed before.
+            clock: seconds; says how often `run.json` is written.
         """
         self._entries, self._results, self._spec = tuple(entries), open_results(out_dir), spec
-        self._quarantine = quarantine
+        self._quarantine, self._record = quarantine, RunRecord(self._results, clock=clock)
         self._begun: set[str] = set()
         self._settled: dict[str, SceneReport] = {}
         self._failures = 0
@@ -53,12 +83,12 @@ class RunLedger:
     @property
     def reports(self) -> tuple[SceneReport, ...]:
         """A report for every scene, in order, also for those that were not run."""
-        return tuple(self._settled.get(entry.id) or self._not_run(entry) for entry in self._entries)
+        return self._reports(_STOPPED)
 
     def passed_over(self, entry: CatalogEntry) -> SceneReport | None:
         """Why a scene is left out: the run is stopped, or the scene in quarantine; None: it is begun now."""
         if self.is_stopped:
-            return self._settle(entry, self._not_run(entry))
+            return self._settle(entry, self._not_run(entry, _STOPPED))
         asked_for = self._spec.retry_quarantined or entry.refused is not None
         held = None if asked_for else self._quarantine.holding(entry)
         if held is not None:
@@ -66,6 +96,7 @@ class RunLedger:
             return self._settle(entry, _without_result(entry, "quarantined", reason))
         self._begun.add(entry.id)
         self._quarantine.begin(entry)
+        self._note()
         return None
 
     def settle(self, entry: CatalogEntry, outcome: SceneReport | BaseException) -> SceneReport:
@@ -82,28 +113,45 @@ class RunLedger:
             log.warning("%s: quarantine is not up to date: %s", entry.id, error)
         return self._settle(entry, outcome if isinstance(outcome, SceneReport) else failed_report(entry, outcome))
 
-    def save(self) -> None:
+    def save(self, *, ended: bool = False) -> None:
         """Write `run.json` and the STAC Collection as things are now; nothing before a scene is begun or left out.
+
+        Args:
+            ended: whether nothing more will be entered.
 
         Raises:
             WorldError: disk or network refuse.
         """
         if self._begun or self._settled:
-            write_run(self._results, self.reports)
-            write_collection(self._results)
+            self._record.write(self.reports, ended=ended)
+            with self._results.turn():
+                write_collection(self._results)
+
+    def _note(self) -> None:
+        """Keep `run.json` up to date now and then, so that it tells something after a kill too."""
+        if not self._record.is_due:
+            return
+        try:
+            self._record.write(self._reports(_GOING_ON), ended=False)
+        except ScenemillError as error:
+            log.warning("%s is not up to date: %s", RUN, error)
 
     def _settle(self, entry: CatalogEntry, report: SceneReport) -> SceneReport:
         self._settled[entry.id] = report
         self._failures += report.status == "failed"
+        self._note()
         return report
 
-    def _not_run(self, entry: CatalogEntry) -> SceneReport:
+    def _reports(self, why: _WhyNotRun) -> tuple[SceneReport, ...]:
+        return tuple(self._settled.get(entry.id) or self._not_run(entry, why) for entry in self._entries)
+
+    def _not_run(self, entry: CatalogEntry, why: _WhyNotRun) -> SceneReport:
         if entry.id in self._begun:
-            return _without_result(entry, "not run", "the run was stopped while it was in work; run again to continue")
+            return _without_result(entry, "not run", why.in_work)
         if self.is_stopped:
             reason = f"the run was stopped after {self._spec.max_failures} failures (run.max_failures)"
             return _without_result(entry, "not run", reason)
-        return _without_result(entry, "not run", "the run was stopped before its turn; run again to continue")
+        return _without_result(entry, "not run", why.waiting)
 
 
 @contextmanager
@@ -122,7 +170,7 @@ def open_ledger(
     try:
         yield ledger
     finally:
-        ledger.save()
+        ledger.save(ended=True)
 
 
 def failed_report(entry: CatalogEntry, error: BaseException) -> SceneReport:

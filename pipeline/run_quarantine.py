@@ -78,10 +78,7 @@ def _size_and_time(file: Path) -> str | None:
 
 
 class Quarantine:
-    """`quarantine.json` of an output folder: read anew and rewritten whole at each change.
-
-    Of two runs that change it at the same moment one change may be lost; that scene is then tried once more.
-    """
+    """`quarantine.json` of a place for results: read anew and rewritten whole at each change, by one run at a time."""
 
     def __init__(
         self,
@@ -137,7 +134,8 @@ class Quarantine:
             source=source,
             inputs=self._inputs,
         )
-        self._write({**self._read(), entry.id: scene})
+        with self._results.turn():
+            self._write({**self._read(), entry.id: scene})
 
     def release(self, entry: CatalogEntry) -> None:
         """Take a scene off the list, since there is a result of it now.
@@ -147,7 +145,8 @@ class Quarantine:
         """
         self._begun.pop(entry.id, None)
         if entry.id in self._scenes:
-            self._write({name: scene for name, scene in self._read().items() if name != entry.id})
+            with self._results.turn():
+                self._write({name: scene for name, scene in self._read().items() if name != entry.id})
 
     def _source_facts(self, entry: CatalogEntry) -> dict[str, str]:
         """What a scene's bytes are known by; of remote ones the headers are fetched. Empty: nothing is known."""

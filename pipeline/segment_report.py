@@ -61,7 +61,7 @@ def closing_report(
     return replace(
         report,
         digests=digests,
-        reused=(*inferred.reused, *finished.reused),
+        reused=[*inferred.reused, *finished.reused],
         precision=proof.precision,
         precision_change=proof.change,
         precision_note=proof.note,

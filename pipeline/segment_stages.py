@@ -215,8 +215,8 @@ def _mask_key(key: str | None, threshold: float | None) -> str | None:
     return None if key is None else stage_key(key, str(threshold))
 
 
-def adopt(work: SceneWork, former: Path | None, report: SceneReport, threshold: float | None) -> None:
-    """Take the mosaic over from the former result, where only settings of polygons are others now.
+def adopt(work: SceneWork, former: Path | None, report: SceneReport, spec: PolygonSpec) -> None:
+    """Take over what is still right of the former result: the mosaic, where only settings of polygons are others now.
 
     Its files are believed by their digests, and shared rather than copied where the disk can.
 
@@ -224,7 +224,7 @@ def adopt(work: SceneWork, former: Path | None, report: SceneReport, threshold: 
         work: the work folder.
         former: the folder of the former result, if there is one on this machine.
         report: of the new one.
-        threshold: decides its mask.
+        spec: threshold and shaping.
     """
     key = report.mosaic_key
     if former is None or key is None or work.stages.find("mosaic", key) is not None:
@@ -239,10 +239,13 @@ def adopt(work: SceneWork, former: Path | None, report: SceneReport, threshold: 
     }
     work.stages.record("infer", key, facts)
     work.stages.record("mosaic", key, {}, [work.output("probability")])
-    if found.settings["polygons"]["threshold"] == threshold:  # type: ignore[index]
+    if found.settings["polygons"]["threshold"] == spec.threshold:  # type: ignore[index]
         for stage in ("mask", "preview"):
             if _shared(work, former, found, stage):
-                work.stages.record(stage, _mask_key(key, threshold), {}, [work.output(stage)])
+                work.stages.record(stage, _mask_key(key, spec.threshold), {}, [work.output(stage)])
+    if found.content_key == report.content_key and _shared(work, former, found, "polygons"):
+        totals = PolygonTotals(count=found.polygons, area_m2=dict(found.area_m2))
+        work.stages.record("polygons", _polygons_key(key, spec), asdict(totals), [work.output("polygons")])
 
 
 def former_report(folder: Path, mosaic_key: str | None) -> SceneReport | None:

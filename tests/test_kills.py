@@ -1,4 +1,4 @@
-"""The kill matrix: the command is killed anywhere, run again, and leaves what an undisturbed run leaves, byte by byte."""
+"""The kill matrix: the command is killed anywhere and run again, and leaves the bytes of a run that was not killed."""
 
 from __future__ import annotations
 

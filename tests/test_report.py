@@ -11,9 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import WorldError
-from pipeline.report import SceneReport, Stopwatch, write_preview, write_report, write_run
-from pipeline.results import open_results
+from pipeline.report import SceneReport, Stopwatch, write_preview, write_report
 
 DONE = SceneReport(
     scene="town",
@@ -29,7 +27,6 @@ DONE = SceneReport(
     seconds={"infer": 1.5},
     settings={"tiling": {"tile_size": 32}},
 )
-FAILED = SceneReport(scene="broken", location="/data/broken.tif", status="failed", reason="truncated")
 RED = {1: (255, 0, 0, 255)}
 
 
@@ -45,28 +42,6 @@ def test_a_report_found_again_tells_where_things_are_now() -> None:
     assert {k: v for k, v in asdict(found).items() if k not in kept} == {
         k: v for k, v in asdict(DONE).items() if k not in kept
     }
-
-
-def test_a_run_lists_every_scene_and_counts_them(tmp_path: Path) -> None:
-    write_run(open_results(tmp_path / "deep" / "out"), [DONE, FAILED, DONE.found_again("a", "b")])
-    run = json.loads((tmp_path / "deep" / "out" / "run.json").read_text())
-    assert run["counts"] == {"done": 1, "skipped": 1, "failed": 1, "quarantined": 0, "not run": 0}
-    assert [scene["scene"] for scene in run["scenes"]] == ["town", "broken", "town"]
-    assert [scene["reason"] for scene in run["scenes"]] == [None, "truncated", None]
-    assert run["scenes"][0]["area_m2"] == {"roof": 12.5}
-
-
-def test_a_new_run_replaces_the_list_of_the_former(tmp_path: Path) -> None:
-    write_run(open_results(tmp_path), [DONE, FAILED])
-    write_run(open_results(tmp_path), [FAILED])
-    assert json.loads((tmp_path / "run.json").read_text())["counts"]["done"] == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
-
-
-def test_a_run_that_cannot_be_written_is_a_fault_of_the_world(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("")
-    with pytest.raises(WorldError, match="out: cannot be made"):
-        write_run(open_results(tmp_path / "out"), [DONE])
 
 
 def test_a_stage_is_timed_even_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
