@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.durable import appearing, make_folder, turn, write_whole
+from pipeline.durable import appearing, make_folder, sweep, turn, write_whole
 from pipeline.errors import SettingsError, WorldError
 from pipeline.journal import finished_report, publishing
 from pipeline.location import Location, resolve_location
@@ -81,7 +81,7 @@ class Results(Protocol):
         """
 
     def write(self, name: str, content: bytes | str) -> None:
-        """Write a document, text as UTF-8, whole or not at all.
+        """Write a document, text as UTF-8, whole or not at all; whoever does so has its turn.
 
         Raises:
             WorldError: disk or network refuse.
@@ -199,9 +199,10 @@ class LocalResults:
             raise WorldError(f"{path}: cannot be read: {error}; check the disk and its permissions") from error
 
     def write(self, name: str, content: bytes | str) -> None:
-        """Write a document into its folder, which is made if it is missing."""
+        """Write a document into its folder, which is made if it is missing; what killed writers left of it goes."""
         path = self._folder / name
         make_folder(path.parent)
+        sweep(path)
         write_whole(path, content)
 
     def size(self, name: str) -> int | None:

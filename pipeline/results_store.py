@@ -21,11 +21,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.durable import make_folder
+from pipeline.durable import make_folder, turn
 from pipeline.errors import AccessError, MissingError, SettingsError, WorldError
 from pipeline.journal import REPORT, finished_report, publishing
 from pipeline.location import Location, resolve_location
@@ -169,6 +169,10 @@ class StoreResults:
             with publishing(local) as work:
                 yield work
             self._upload(scene_id, local, lease)
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Of the runs on this machine one at a time changes documents; those on others are not waited for."""
+        return turn(self._local)
 
     def scenes(self) -> Iterator[str]:
         """Names of what may be scenes' folders, in order."""

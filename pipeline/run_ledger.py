@@ -124,8 +124,7 @@ class RunLedger:
         """
         if self._begun or self._settled:
             self._record.write(self.reports, ended=ended)
-            with self._results.turn():
-                write_collection(self._results)
+            write_collection(self._results)
 
     def _note(self) -> None:
         """Keep `run.json` up to date now and then, so that it tells something after a kill too."""

@@ -28,7 +28,8 @@ def write_item(results: Results, report: SceneReport) -> None:
         grid = mosaic.grid
     outputs = {*report.outputs.values()}
     sizes = {name: size for name, size in results.sizes(report.scene).items() if name in outputs}
-    _write(results, f"{report.scene}/{ITEM}", item_of(report, grid, sizes))
+    with results.turn():
+        _write(results, f"{report.scene}/{ITEM}", item_of(report, grid, sizes))
 
 
 def write_collection(results: Results) -> None:
@@ -40,8 +41,9 @@ def write_collection(results: Results) -> None:
     Raises:
         WorldError: disk or network refuse.
     """
-    if described := [*_described(results)]:
-        _write(results, COLLECTION, collection_of(described, _read(results, MERGE_RECORD)))
+    with results.turn():
+        if described := [*_described(results)]:
+            _write(results, COLLECTION, collection_of(described, _read(results, MERGE_RECORD)))
 
 
 def _described(results: Results) -> Iterator[Described]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import rasterio
 from affine import Affine
 from killing import Kill, Killer, Outcome, killer
-from models import write_checkpoint
+from models import write_checkpoint, write_damaged
 
 FAST = (
     *("--set", "tiling.tile_size=32", "--set", "reading.threads=1", "--set", "distribute.regions=3"),
@@ -123,3 +125,96 @@ def test_a_kill_anywhere_in_our_code_or_in_a_library_leaves_nothing_torn(case: C
         later_us = DELAYS_US[number % len(DELAYS_US)]
         found |= case.killed_and_run_again("out", Kill(event="call", count=count, later_us=later_us))
     assert {"regions", "scene"} <= found
+
+
+# Two runs at once
+
+
+PATIENT = ("--set", "run.retries=50", "--set", "run.retry_delay_s=0.05")
+
+
+def test_two_runs_at_once_share_the_work_and_lose_no_record(case: Case) -> None:
+    """The same scenes in both; and a scene, and a damaged one, that only one of them has."""
+    folder, out = case.folder, case.folder / "both"
+    lost = [write_damaged(folder / f"torn{number}.tif") for number in range(2)]
+    own = [write_scene(folder / f"own{number}.tif", 5 + number) for number in range(2)]
+    commands = [
+        ("segment", *case.scenes, own[number], lost[number], *case.command("both", *PATIENT)[3:]) for number in range(2)
+    ]
+    for outcome in case.killer.runs(commands):
+        assert outcome.code == 1, outcome.said
+        failed = [line for line in outcome.said.splitlines() if line.startswith("failed")]
+        assert len(failed) == 1, outcome.said  # the damaged one
+    run = json.loads((out / "run.json").read_bytes())
+    statuses = {scene["scene"]: scene["status"] for scene in run["scenes"]}
+    assert statuses.keys() == {"a", "b", "own0", "own1", "torn0", "torn1"}
+    assert {name for name, status in statuses.items() if status == "failed"} == {"torn0", "torn1"}
+    quarantined = json.loads((out / "quarantine.json").read_bytes())["scenes"]
+    assert {scene["scene"] for scene in quarantined} == {"torn0", "torn1"}
+    items = [
+        link["href"] for link in json.loads((out / "collection.json").read_bytes())["links"] if link["rel"] == "item"
+    ]
+    assert sorted(items) == [f"./{name}/item.json" for name in ("a", "b", "own0", "own1")]
+    left = contents(out)
+    assert {name: left[name] for name in case.calm if name[:2] in ("a/", "b/")} == {
+        name: content for name, content in case.calm.items() if name[:2] in ("a/", "b/")
+    }
+    assert not [name for name in left if name.startswith(".") or "/." in name]
+    shutil.rmtree(out)
+
+
+# A full disk
+
+
+@pytest.mark.parametrize("file_bytes", [2_000, 20_000, 150_000])
+def test_a_file_that_cannot_grow_stops_the_run_and_room_lets_it_go_on(case: Case, file_bytes: int) -> None:
+    refused = case.killer.run(*case.command("small"), file_bytes=file_bytes)
+    assert refused.code == 1, refused.said
+    assert "disk" in refused.said
+    assert "Traceback" not in refused.said
+    check_only_whole_scenes(case, case.folder / "small")
+    assert case.run("small").code == 0
+    assert contents(case.folder / "small") == case.calm
+    shutil.rmtree(case.folder / "small")
+
+
+@pytest.fixture
+def small_disk(case: Case) -> Iterator[Callable[[int], Path]]:
+    """Makes a disk of so many KiB, or gives the one that is there so many; for who may mount one."""
+    place = case.folder / "disk"
+    place.mkdir()
+
+    def give(kib: int) -> Path:
+        options = [*(["remount"] if os.path.ismount(place) else []), f"size={kib}k"]
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", place], capture_output=True)
+        if done.returncode:
+            pytest.skip("only root may make a small disk")
+        return place
+
+    yield give
+    if os.path.ismount(place):
+        subprocess.run(["umount", place], check=True)
+    place.rmdir()
+
+
+@pytest.mark.parametrize("kib", [40, 200, 700])
+def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
+    case: Case, small_disk: Callable[[int], Path], kib: int
+) -> None:
+    out = small_disk(kib) / "out"
+    refused = case.run(str(out))
+    assert refused.code == 1, refused.said
+    assert "disk" in refused.said
+    assert "Traceback" not in refused.said
+    check_only_whole_scenes(case, out)
+    small_disk(64_000)
+    again = case.run(str(out))
+    assert again.code == 0, again.said
+    assert contents(out) == case.calm
+
+
+def check_only_whole_scenes(case: Case, out: Path) -> None:
+    left = contents(out)
+    for name in case.calm:
+        if name.endswith(("tif", "gpkg", "png")) and name in left:
+            assert left[name] == case.calm[name]
