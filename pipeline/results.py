@@ -43,6 +43,12 @@ class Results(Protocol):
     def folder(self, scene_id: str) -> Path | None:
         """The folder of a scene's result, there or not; None where it is not on this machine."""
 
+    def former(self, scene_id: str, mosaic_key: str | None) -> Path | None:
+        """A local folder with the former result of a scene, if its mosaic has this key; None: it is not worth a look.
+
+        It is there while a new result is being published.
+        """
+
     def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """The report of a scene's whole result with this content key; None where there is none that is believed."""
 
@@ -162,6 +168,10 @@ class LocalResults:
     def folder(self, scene_id: str) -> Path | None:
         """The folder of a scene's result, there or not."""
         return self._folder / scene_id
+
+    def former(self, scene_id: str, mosaic_key: str | None) -> Path | None:
+        """The folder of a scene's result, there or not."""
+        return self.folder(scene_id)
 
     def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """See `journal.finished_report`."""

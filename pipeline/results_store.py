@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.durable import make_folder, turn
+from pipeline.durable import make_folder, turn, write_whole
 from pipeline.errors import AccessError, MissingError, SettingsError, WorldError
 from pipeline.journal import REPORT, finished_report, publishing
 from pipeline.location import Location, resolve_location
@@ -134,6 +134,19 @@ class StoreResults:
         """None: nothing of a published result is on this machine."""
         return None
 
+    def former(self, scene_id: str, mosaic_key: str | None) -> Path | None:
+        """The former result, fetched if its mosaic has this key; it goes when the new one is published."""
+        report = self._report(scene_id, REPORT)
+        if report is None or mosaic_key is None or report.record.get("mosaic_key") != mosaic_key:
+            return None
+        folder = self._fetched(scene_id)
+        shutil.rmtree(folder, ignore_errors=True)
+        make_folder(folder)
+        for name in report.files:
+            self._store.download(f"{scene_id}/{name}", folder / name)
+        write_whole(folder / REPORT, json.dumps(report.record))
+        return folder
+
     def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """The report of a scene's whole result with this content key; None where there is none that is believed."""
         return self._look(scene_id, key)[0]
@@ -166,8 +179,11 @@ class StoreResults:
         with leased(self._store, scene_id, self._local) as lease:
             self._complete(scene_id, lease)
             shutil.rmtree(local, ignore_errors=True)
-            with publishing(local) as work:
-                yield work
+            try:
+                with publishing(local) as work:
+                    yield work
+            finally:
+                shutil.rmtree(self._fetched(scene_id), ignore_errors=True)
             self._upload(scene_id, local, lease)
 
     def turn(self) -> AbstractContextManager[None]:
@@ -217,6 +233,10 @@ class StoreResults:
         named = f"{store_access().endpoint} {self.text}"
         above = _private_folder() if self._work_dir is None else Path(self._work_dir)
         return above / hashlib.sha256(named.encode()).hexdigest()[:16]
+
+    def _fetched(self, scene_id: str) -> Path:
+        """Where a former result lies for a while."""
+        return self._local / ".fetched" / scene_id
 
     def _look(self, scene_id: str, key: str | None) -> tuple[dict[str, object] | None, Mapping[str, StoredFile]]:
         """The report of the result, if it is whole and has this key, and what is in the scene's folder."""

@@ -248,8 +248,18 @@ def _read_fault(place: Location, window: Window, error: Exception) -> DamagedSce
     where = f"rows {window.row_off}..{window.row_off + window.height - 1}, columns {window.col_off}.."
     where += str(window.col_off + window.width - 1)
     cause = str(error.__cause__ or error).strip().rstrip(".")
-    if place.is_remote or place.has_vanished:
+    if place.has_vanished or (place.is_remote and not _is_undecodable(error)):
         return WorldError(f"{place}: reading {where} failed: {cause}; check the network or disk and run again")
     return DamagedSceneError(
         f"{place}: damaged at {where}: {cause}; fetch or write the file again, nothing of it was published"
     )
+
+
+def _is_undecodable(error: BaseException) -> bool:
+    """Whether the bytes of a block came and made no sense; where they did not come, GDAL tells of a read error."""
+    told = []
+    cause: BaseException | None = error
+    while cause is not None:
+        told.append(str(cause))
+        cause = cause.__cause__
+    return any("IReadBlock failed" in text for text in told) and not any("Read error" in text for text in told)

@@ -110,7 +110,7 @@ def segment_scene(
         return SceneReport.from_json(found).found_again(report.location, report.folder)
     with results.publishing(scene.id) as folder, ThreadPoolExecutor(1, "prepare") as meanwhile:
         work = SceneWork(folder)
-        adopt(work, results.folder(scene.id), report, spec.polygons)
+        adopt(work, results.former(scene.id, report.mosaic_key), report, spec.polygons)
         if client is None:
             meanwhile.submit(_prepare_polygons, scene.grid, spec)
         with exchanging(spec.distribute, work.folder, client) as exchange:

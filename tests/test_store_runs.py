@@ -120,6 +120,53 @@ def test_a_run_that_is_killed_while_it_uploads_goes_on_without_inference(
     assert not [name for name in store.names("out/town/") if name.startswith(".")]
 
 
+def test_what_is_made_of_results_in_a_store_is_what_is_made_of_those_in_a_folder(
+    store: Store, call: Call, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged polygons, and new polygons of a mosaic that is there."""
+    scenes = [make_scene(name=f"{name}.tif", seed=seed) for seed, name in enumerate(("one", "two"))]
+    near, out = str(tmp_path / "out"), f"s3://{store.bucket}/out"
+    for each in (near, out):
+        code, _, stderr = call("segment", *scenes, "--model", model, "--out", each, "--merge", "gpkg", *FAST)
+        assert code == 0
+        assert f"{each}/polygons.gpkg: " in stderr.replace("\n", " ")
+    assert store.get("out/polygons.gpkg") == (tmp_path / "out" / "polygons.gpkg").read_bytes()
+    assert json.loads(store.get("out/merge.json")) == json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert json.loads(store.get("out/collection.json"))["assets"].keys() == {"polygons"}
+    assert "is up to date with 2 scenes" in call("merge", out, "--into", "gpkg")[2].replace("\n", " ")
+    assert call("merge", out, "--into", "parquet")[0] == 0
+    assert {"polygons.parquet", "merge.json"} <= {*store.names("out/")}
+    assert "polygons.gpkg" not in store.names("out/")
+
+    monkeypatch.setattr(pipeline.segment, "run_regions", lambda *_, **__: pytest.fail("inferred again"))
+    other = ["--set", "polygons.min_area_m2=2"]
+    for each in (near, out):
+        assert call("segment", *scenes, "--model", model, "--out", each, *FAST, *other)[0] == 0
+    assert statuses(store) == {"one": "done", "two": "done"}
+    for file in OUTPUTS.values():
+        assert store.get(f"out/one/{file}") == (tmp_path / "out" / "one" / file).read_bytes()
+    assert {path.name for path in tmp_path.glob("scenemill-*/*/*")} <= {"owner", ".fetched"}, "the disk is freed"
+
+
+def test_a_scene_whose_bytes_are_damaged_goes_into_quarantine_though_it_is_remote(
+    store: Store, call: Call, make_scene: MakeScene, model: str
+) -> None:
+    content = bytearray(make_scene(height=200, width=200, tiled=64, compress="deflate").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 999] = bytes(byte ^ 0x5A for byte in content[middle : middle + 999])
+    run = [
+        "segment",
+        store.put("in/torn.tif", bytes(content)),
+        "--model",
+        model,
+        "--out",
+        f"s3://{store.bucket}/out",
+        *FAST,
+    ]
+    assert (call(*run)[0], call(*run)[0]) == (1, 3)
+    assert json.loads(store.get("out/quarantine.json"))["scenes"][0]["kind"] == "DamagedSceneError"
+
+
 @pytest.mark.parametrize(
     ("out", "said"),
     [
