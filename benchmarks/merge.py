@@ -64,6 +64,8 @@ class Merge:
     """Polygons that became parts of others."""
     seconds: float
     """Of the clock."""
+    core_s: float
+    """Of all cores together."""
     memory_mib: float
     """Peak of the resident set beyond the loaded packages."""
 
@@ -103,7 +105,7 @@ def write_scene(folder: Path, world: NDArray[np.uint8], row: int, col: int, numb
 def measure(folder: Path, layout: str) -> Merge:
     """Merge a folder here, in a process that has done nothing else."""
     loaded = resident_mib("VmRSS")
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), time.process_time()
     report = merge_scenes(folder, MergeSpec())
     assert report is not None
     return Merge(
@@ -113,6 +115,7 @@ def measure(folder: Path, layout: str) -> Merge:
         polygons=report.polygons,
         joined=report.joined,
         seconds=time.perf_counter() - start,
+        core_s=time.process_time() - spent,
         memory_mib=resident_mib("VmHWM") - loaded,
     )
 
@@ -129,8 +132,8 @@ def main() -> None:
     layouts = [("side by side", number) for number in numbers]
     layouts.append(("stacked", 2 if arguments.toy else DATES))
     world = dense_mask(PATTERN if not arguments.toy else 300, sigma=1.5)
-    print("| layout | scenes | polygons read | in the file | joined | seconds | peak memory |")
-    print("|---|---|---|---|---|---|---|")
+    print("| layout | scenes | polygons read | in the file | joined | seconds | of cores | peak memory |")
+    print("|---|---|---|---|---|---|---|---|")
     merges = []
     for layout, number in layouts:
         with tempfile.TemporaryDirectory() as name:
@@ -142,7 +145,7 @@ def main() -> None:
         merges.append(merge)
         print(
             f"| {merge.layout} | {merge.scenes:,} | {merge.read:,} | {merge.polygons:,} | {merge.joined:,} | "
-            f"{merge.seconds:.1f} | {merge.memory_mib:,.0f} MiB |",
+            f"{merge.seconds:.1f} | {merge.core_s:.1f} | {merge.memory_mib:,.0f} MiB |",
             flush=True,
         )
     if arguments.json:

@@ -10,11 +10,13 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.grid import measure_on_ground
-from pipeline.merge_plane import onto_plane
+from pipeline.merge_plane import onto_plane, repaired
 from pipeline.merge_reading import FID, read_rows
 from pipeline.merge_scenes import MergedScene
 from pipeline.shaping import to_ground
 
+FINEST_PX = 2.0**-10
+"""Joined outlines have vertices at steps of this, so that nothing in them is as thin as the rounding of floats."""
 MEMBERS = 4096
 """Polygons are joined in lots of about so many."""
 
@@ -69,7 +71,7 @@ def _joined(lot: Sequence[Sequence[tuple[MergedScene, int]]]) -> Joined:
     pieces = _read([member for group in lot for member in group], lead)
     groups = [[pieces[scene.id, fid] for scene, fid in group] for group in lot]
     merged = [_union([piece.geometry for piece in group]) for group in groups]
-    geometry = to_ground(np.array(merged, dtype=object), lead.grid.transform)
+    geometry = repaired(to_ground(np.array(merged, dtype=object), lead.grid.transform))
     area_m2, perimeter_m = measure_on_ground(geometry, lead.grid.crs)
     rows = [
         {**_row(group, whole), "area_m2": float(area), "perimeter_m": float(perimeter)}
@@ -95,8 +97,7 @@ def _read(members: Iterable[tuple[MergedScene, int]], lead: MergedScene) -> dict
 
 def _union(geometry: Sequence[shapely.Geometry]) -> shapely.Geometry:
     """The union without vertices on straight edges; shells counter-clockwise."""
-    sound = [each if each.is_valid else shapely.make_valid(each) for each in geometry]
-    parts = shapely.get_parts(shapely.get_parts(shapely.union_all(sound)))
+    parts = shapely.get_parts(shapely.get_parts(shapely.union_all(geometry, grid_size=FINEST_PX)))
     parts = shapely.simplify(parts[shapely.get_dimensions(parts) == 2], 0)
     parts = shapely.orient_polygons(shapely.normalize(parts))
     return parts[0] if len(parts) == 1 else shapely.multipolygons(parts)

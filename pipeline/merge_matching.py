@@ -119,8 +119,7 @@ def _links(none: Pairs) -> Links:
 
 def _moved_ground(scene: MergedScene, ground: shapely.Geometry, plane: RasterGrid) -> shapely.Geometry:
     on_earth = off_plane(np.array([ground]), scene.grid.transform)
-    moved = onto_plane(on_earth, scene.grid.crs, plane)[0]
-    return moved if moved.is_valid else shapely.make_valid(moved)
+    return onto_plane(on_earth, scene.grid.crs, plane)[0]
 
 
 def _shared_window(mine: shapely.Geometry, theirs: shapely.Geometry, slack: float) -> shapely.Geometry:

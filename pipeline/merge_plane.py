@@ -42,7 +42,8 @@ def onto_plane(geometry: Geometries, crs: CRS, grid: RasterGrid) -> Geometries:
         return _on_corners(np.column_stack([a * xy[:, 0] + b * xy[:, 1] + c, d * xy[:, 0] + e * xy[:, 1] + f]))
 
     moved: Geometries = shapely.transform(placed, to_pixels)
-    return moved
+    vertices = shapely.get_coordinates(moved)
+    return moved if np.array_equal(vertices, np.round(vertices)) else _sound(moved)
 
 
 def off_plane(geometry: Geometries, transform: Affine) -> Geometries:
@@ -70,17 +71,31 @@ def to_result(geometry: Geometries, grid: RasterGrid, target: CRS) -> Geometries
     if grid.crs == target or not len(geometry):
         return geometry
     if not target.is_geographic:
-        return _valid(_reprojected(geometry, grid.crs, target, None))
+        return repaired(_reprojected(geometry, grid.crs, target, None))
     left, _, right, _ = outlined(grid).bounds
     moved = _reprojected(geometry, grid.crs, target, (left + right) / 2)
     west, _, east, _ = shapely.bounds(moved).T
     for place in np.flatnonzero(east - west > TURN / 2):  # round a pole, or half the Earth
-        moved[place] = to_lonlat(geometry[place], grid.crs.to_wkt())
-    moved = _valid(moved)
+        moved[place] = _areas(to_lonlat(geometry[place], grid.crs.to_wkt()))
+    moved = repaired(moved)
     west, _, east, _ = shapely.bounds(moved).T
     for place in np.flatnonzero((west < -TURN / 2) | (east > TURN / 2)):
         moved[place] = _within_a_turn(moved[place])
     return moved
+
+
+def repaired(geometry: Geometries) -> Geometries:
+    """Polygons, made valid where rounding or a change of CRS has folded them; shells counter-clockwise."""
+    oriented: Geometries = shapely.orient_polygons(_sound(geometry))
+    return oriented
+
+
+def _sound(geometry: Geometries) -> Geometries:
+    """Geometry; of what is not valid the areas."""
+    sound = np.array(geometry, dtype=object)
+    for place in np.flatnonzero(~shapely.is_valid(geometry)):
+        sound[place] = _areas(shapely.make_valid(geometry[place]))
+    return sound
 
 
 def _within_a_turn(geometry: shapely.Geometry) -> shapely.Geometry:
@@ -88,15 +103,6 @@ def _within_a_turn(geometry: shapely.Geometry) -> shapely.Geometry:
     turns = [shapely.transform(geometry, partial(eastwards, by=by)) for by in (-TURN, 0.0, TURN)]
     inside = shapely.intersection(turns, shapely.box(-TURN / 2, -90, TURN / 2, 90))
     return _areas(shapely.union_all(inside))
-
-
-def _valid(geometry: Geometries) -> Geometries:
-    """Polygons, repaired where a change of CRS has folded them; shells counter-clockwise."""
-    broken = np.flatnonzero(~shapely.is_valid(geometry))
-    for place in broken:
-        geometry[place] = _areas(shapely.make_valid(geometry[place]))
-    oriented: Geometries = shapely.orient_polygons(geometry)
-    return oriented
 
 
 def _areas(geometry: shapely.Geometry) -> shapely.Geometry:

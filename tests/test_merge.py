@@ -61,12 +61,13 @@ def write_result(
     date: str = "2024-06-01T00:00:00Z",
     crs: str = UTM33,
     origin: Affine = ORIGIN,
+    shaped: PolygonSpec | None = None,
     classes: Sequence[str] = NAMES[1:],
 ) -> MergedScene:
     """Polygons and mask of a scene whose first pixel is `(row, col)` of a lattice; values 0..4, 255 = nodata."""
     values = np.asarray(mask, np.uint8)
     source = classes_source(values, crs=crs, transform=origin @ Affine.translation(col, row))
-    grid, spec = source.grid, PolygonSpec()
+    grid, spec = source.grid, shaped or PolygonSpec()
     place = folder / name
     place.mkdir(parents=True)
     polygons = shape_polygons(vectorize(source, spec), grid, spec)
@@ -168,7 +169,7 @@ RULES = {"prefer": st.sampled_from(["newest", "oldest", "finest"]), "margin_px":
 
 
 @given(ground=grounds(), rule=st.fixed_dictionaries(RULES))
-@settings(max_examples=12)
+@settings(max_examples=25)
 def test_scenes_that_agree_make_the_polygons_of_one_scene_that_saw_it_all(
     ground: tuple[NDArray[np.uint8], list[Look]], rule: dict[str, object]
 ):
@@ -192,6 +193,29 @@ def check_agreeing(truth: NDArray[np.uint8], looks: Sequence[Look], **rule: obje
         assert shapes_of(found) == shapes_of(expected)
         assert len(found) == len(expected)
         assert found.area_m2.sum() == pytest.approx(expected.area_m2.sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scenes_on_lattices_of_their_own_make_valid_polygons_of_true_size(seed: int, tmp_path: Path):
+    """Turned, mirrored, of other pixel sizes and CRSs, simplified: nothing is exact, and all of it is sound."""
+    generator = np.random.default_rng(seed)
+    scenes = []
+    for number in range(4):
+        mask = np.kron(generator.integers(0, 3, (8, 9)), np.ones((4, 4))).astype(np.uint8)
+        mask[generator.random(mask.shape) < 0.05] = generator.choice([0, NODATA])
+        crs = str(generator.choice([UTM33, UTM33, "EPSG:32632", "EPSG:4326", "EPSG:3857"]))
+        corner = shapely.Point(500_000 + generator.uniform(0, 10), 5_000_000 - generator.uniform(0, 10))
+        place = geopandas.GeoSeries([corner], crs=UTM33).to_crs(crs).iloc[0]
+        size = generator.choice([0.3, 0.5]) / {"EPSG:4326": 111_000, "EPSG:3857": 0.7}.get(crs, 1)
+        turned = Affine.rotation(generator.choice([0.0, 17.3])) @ Affine.scale(size, size * generator.choice([1, -1]))
+        shaped = PolygonSpec(connectivity=generator.choice([4, 8]), simplify_m=generator.choice([0.0, 0.4]))
+        origin = Affine.translation(place.x, place.y) @ turned
+        scenes.append(write_result(tmp_path, mask, name=f"s{number}", crs=crs, origin=origin, shaped=shaped))
+    for crs in (UTM33, "EPSG:4326"):
+        found = merged(scenes, crs=crs, margin_px=2.0, lone="keep")
+        assert found.is_valid.all()
+        assert {*found.geom_type} == {"MultiPolygon"}
+        assert found.to_crs(UTM33).area.to_numpy() == pytest.approx(found.area_m2.to_numpy(), rel=2e-3)
 
 
 @given(seeds=st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=4), order=st.randoms(use_true_random=False))
