@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -95,7 +96,8 @@ def read_catalog(
         (Path(index).expanduser().parent, _open_index(index, rules))
         for index in dict.fromkeys(index for source in indexes for index in _index_files(source))
     ]
-    return islice(choice.among(_candidates(named, opened)), spec.limit)
+    root = None if spec.root is None else Path(spec.root)
+    return islice(choice.among(_candidates(named, opened, root)), spec.limit)
 
 
 def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
@@ -167,25 +169,27 @@ def _open_index(source: str, rules: ItemRules) -> Iterator[Row]:
     return open_layer(index, spec)
 
 
-def _candidates(named: Sequence[CatalogEntry], indexes: Sequence[tuple[Path, Iterator[Row]]]) -> Iterator[Candidate]:
+def _candidates(
+    named: Sequence[CatalogEntry], indexes: Sequence[tuple[Path, Iterator[Row]]], root: Path | None
+) -> Iterator[Candidate]:
     """Every scene once, and every row at fault."""
     yield from (Candidate(entry=entry) for entry in named)
     places = {resolve_location(entry.location).gdal_path for entry in named}
     ids = {entry.id.lower() for entry in named}
     for folder, rows in indexes:
         for row in rows:
-            entry = _entry_of(row, folder, places, ids)
+            entry = _entry_of(row, partial(locate, row, folder, root), places, ids)
             if entry is not None:
                 yield Candidate(entry=entry, row=row)
 
 
-def _entry_of(row: Row, folder: Path, places: set[str], ids: set[str]) -> CatalogEntry | None:
+def _entry_of(row: Row, located: Callable[[], str], places: set[str], ids: set[str]) -> CatalogEntry | None:
     """The scene of a row, refused where the row is at fault, None where it was listed before.
 
     What its files are and its id are added to `places` and `ids`.
     """
     try:
-        location = locate(row, folder)
+        location = located()
         place = resolve_location(location)
         what = " ".join(resolve_location(file.location).gdal_path for file in row.files) or place.gdal_path
         if what in places:

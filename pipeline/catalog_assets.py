@@ -1,14 +1,13 @@
-"""Which assets of a STAC Item are a scene's bands, and what each band is called.
+"""Which assets of a STAC Item are a scene's bands, and what is told of each band.
 
 An asset counts when a driver that may open scenes reads its kind and no role says that it is a picture, a mask or a
-record. A band is called by its common name, which belongs to one asset: to the finest, else to the one whose driver
-stands first. Where neither decides, nothing is guessed: each goes by its own name, or by its asset's key.
+record.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipeline.band_file import BandFile
-from pipeline.bands import canonical_name
+from pipeline.catalog_band_names import ToldAsset, ToldBand, call_bands
 from pipeline.catalog_links import Place, resolve_href
 from pipeline.errors import SceneError
 
@@ -52,47 +51,6 @@ class ItemFiles:
     """All of them with their bands; none where there is one and the Item tells nothing of its bands."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Band:
-    """One band as its asset tells it."""
-
-    common: str | None
-    """Name in the vocabulary of common names."""
-    own: str | None
-    """Name that sensor or provider give it."""
-    nodata: float | None
-    """Stored value that means nodata."""
-    scale: float | None
-    """Scale: value = stored * scale + offset."""
-    offset: float | None
-    """Offset."""
-    steps: tuple[float | None, ...]
-    """Pixel size by its transform, by the raster extension and by gsd; None where not told."""
-
-
-UNTOLD = _Band(common=None, own=None, nodata=None, scale=None, offset=None, steps=(None, None, None))
-"""The band of an asset of which nothing is told."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """An asset that may hold bands of the scene."""
-
-    key: str
-    """Its key in the Item."""
-    href: object
-    """Its link, as it is written."""
-    rank: int
-    """Place of its driver among those that may open scenes; of a chosen asset, its place in the choice."""
-    bands: tuple[_Band, ...]
-    """In the order of the file; none where the Item tells nothing of them."""
-
-    @property
-    def is_told(self) -> bool:
-        """Whether a band of it has a name."""
-        return any(band.common or band.own for band in self.bands)
-
-
 def find_files(item: Item, place: Place, *, drivers: Sequence[str], chosen: Sequence[str]) -> ItemFiles:
     """The files that hold bands of an Item's scene, in the order of its assets.
 
@@ -111,7 +69,8 @@ def find_files(item: Item, place: Place, *, drivers: Sequence[str], chosen: Sequ
     found = _chosen(item, chosen) if chosen else [*_fitting(item, drivers)]
     told = found if chosen else [each for each in found if each.is_told] or found
     if not told:
-        has = ", ".join(f"{key} ({asset.media_type or 'no type'})" for key, asset in item.assets.items()) or "none"
+        kinds = Counter(str(asset.media_type or "without a type") for asset in item.assets.values())
+        has = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
         raise SceneError(
             f"no asset is a raster that {', '.join(drivers)} may open; it has {has}. "
             "Name the right ones with catalog.assets, or their driver in reading.drivers"
@@ -125,21 +84,21 @@ def unscaled(file: BandFile) -> BandFile:
     return replace(file, scales=nothing, offsets=nothing)
 
 
-def _chosen(item: Item, keys: Sequence[str]) -> list[_Candidate]:
+def _chosen(item: Item, keys: Sequence[str]) -> list[ToldAsset]:
     missing = [key for key in keys if key not in item.assets]
     if missing:
         raise SceneError(
             f"has no asset {', '.join(missing)}, which catalog.assets asks for; "
             f"it has {', '.join(item.assets) or 'none'}"
         )
-    return [_candidate(item, key, rank) for rank, key in enumerate(keys)]
+    return [_told_asset(item, key, rank) for rank, key in enumerate(keys)]
 
 
-def _fitting(item: Item, drivers: Sequence[str]) -> Iterator[_Candidate]:
+def _fitting(item: Item, drivers: Sequence[str]) -> Iterator[ToldAsset]:
     for key, asset in item.assets.items():
         rank = _driver_rank(asset.media_type, asset.href, drivers)
         if rank is not None and not NO_BANDS & {key.lower(), *(str(role).lower() for role in asset.roles or ())}:
-            yield _candidate(item, key, rank)
+            yield _told_asset(item, key, rank)
 
 
 def _driver_rank(media_type: str | None, href: object, drivers: Sequence[str]) -> int | None:
@@ -153,17 +112,17 @@ def _driver_rank(media_type: str | None, href: object, drivers: Sequence[str]) -
     return None
 
 
-def _candidate(item: Item, key: str, rank: int) -> _Candidate:
+def _told_asset(item: Item, key: str, rank: int) -> ToldAsset:
     asset = item.assets[key]
     said = {**item.properties, **asset.extra_fields}
     try:
         bands = _bands(asset.extra_fields, said)
     except SceneError as error:
         raise SceneError(f"asset {key}: {error}") from error
-    return _Candidate(key=key, href=asset.href, rank=rank, bands=bands)
+    return ToldAsset(key=key, href=asset.href, rank=rank, bands=bands)
 
 
-def _bands(asset: Facts, said: Facts) -> tuple[_Band, ...]:
+def _bands(asset: Facts, said: Facts) -> tuple[ToldBand, ...]:
     """The bands of an asset: `bands` of STAC 1.1, or `eo:bands` and `raster:bands` of before, or the asset as one."""
     lists = [_records(asset, name) for name in ("raster:bands", "eo:bands", "bands")]
     lengths = {len(records) for records in lists if records}
@@ -183,14 +142,14 @@ def _records(asset: Facts, name: str) -> Sequence[Facts]:
     return value
 
 
-def _band(band: Facts, said: Facts) -> _Band:
+def _band(band: Facts, said: Facts) -> ToldBand:
     scale = _number(_first((band, "raster:scale"), (band, "scale"), (said, "raster:scale")), "scale")
     if scale is not None and (not math.isfinite(scale) or scale == 0):
         raise SceneError(f"a band's scale is {scale:g}; correct the Item")
     offset = _number(_first((band, "raster:offset"), (band, "offset"), (said, "raster:offset")), "offset")
     if offset is not None and not math.isfinite(offset):
         raise SceneError(f"a band's offset is {offset:g}; correct the Item")
-    return _Band(
+    return ToldBand(
         common=_text(band, "eo:common_name") or _text(band, "common_name") or _text(said, "eo:common_name"),
         own=_text(band, "name") or _text(band, "description"),
         nodata=_number(_first((band, "nodata"), (said, "nodata")), "nodata"),
@@ -241,86 +200,28 @@ def _step(transform: object) -> float | None:
     return _size(math.sqrt(abs(a * e - b * d)))
 
 
-def _found(candidates: Sequence[_Candidate], place: Place) -> ItemFiles:
-    if len(candidates) == 1 and not candidates[0].bands:
-        return ItemFiles(location=_location(candidates[0], place), files=())
-    owners = _owners(candidates)
-    own = Counter(canonical_name(band.own) for each in candidates for band in each.bands if band.own)
-    taken = {name for name, owner in owners.items() if owner is not None} | {n for n, count in own.items() if count > 1}
-    alone = len(candidates) == 1
-    files = []
-    for candidate in candidates:
-        names = _names(candidate, owners, taken, alone=alone)
-        if names is not None:
-            files.append(_file(candidate, names, _location(candidate, place)))
+def _found(assets: Sequence[ToldAsset], place: Place) -> ItemFiles:
+    if len(assets) == 1 and not assets[0].bands:
+        return ItemFiles(location=_location(assets[0], place), files=())
+    names = call_bands(assets)
+    files = [_file(asset, names[asset.key], _location(asset, place)) for asset in assets if asset.key in names]
     return ItemFiles(location=files[0].location, files=tuple(files))
 
 
-def _location(candidate: _Candidate, place: Place) -> str:
+def _location(asset: ToldAsset, place: Place) -> str:
     try:
-        return resolve_href(candidate.href, place)
+        return resolve_href(asset.href, place)
     except SceneError as error:
-        raise SceneError(f"asset {candidate.key}: {error}") from error
+        raise SceneError(f"asset {asset.key}: {error}") from error
 
 
-def _owners(candidates: Sequence[_Candidate]) -> dict[str, tuple[str, int] | None]:
-    """Common name -> asset and number of the band that has it; None where several have and nothing tells them apart."""
-    holders: dict[str, list[tuple[_Candidate, int]]] = defaultdict(list)
-    for candidate in candidates:
-        for number, band in enumerate(candidate.bands):
-            if band.common:
-                holders[canonical_name(band.common)].append((candidate, number))
-    return {name: _owner(held) for name, held in holders.items()}
-
-
-def _owner(held: Sequence[tuple[_Candidate, int]]) -> tuple[str, int] | None:
-    """The one with the finest pixels, by each measure that all that are left tell, then the one of lowest rank."""
-    measures = [[candidate.bands[number].steps[k] for candidate, number in held] for k in range(3)]
-    measures.append([float(candidate.rank) for candidate, _ in held])
-    left = [*range(len(held))]
-    for sizes in measures:
-        told = [size for k in left if (size := sizes[k]) is not None]
-        if len(told) == len(left):
-            left = [k for k in left if sizes[k] == min(told)]
-    candidate, number = held[left[0]]
-    return (candidate.key, number) if len(left) == 1 else None
-
-
-def _names(
-    candidate: _Candidate, owners: Mapping[str, tuple[str, int] | None], taken: set[str], *, alone: bool
-) -> list[str | None] | None:
-    """What an asset's bands are called, None when all are those of better ones; own names are added to `taken`."""
-    bands = candidate.bands or (UNTOLD,)
-    owner_of = [owners.get(canonical_name(band.common)) if band.common else None for band in bands]
-    if all(owner is not None and owner[0] != candidate.key for owner in owner_of):
-        return None
-    names: list[str | None] = []
-    for number, (band, owner) in enumerate(zip(bands, owner_of, strict=True)):
-        if owner == (candidate.key, number):
-            names.append(band.common)
-        elif band.common or band.own or (len(bands) == 1 and not alone):
-            names.append(_free_name(band, candidate.key, number if len(bands) > 1 else None, taken))
-        else:
-            names.append(None)
-    return names
-
-
-def _file(candidate: _Candidate, names: Sequence[str | None], location: str) -> BandFile:
-    bands = candidate.bands or (UNTOLD,)
+def _file(asset: ToldAsset, names: tuple[str | None, ...], location: str) -> BandFile:
+    bands = asset.bands or (ToldBand(),)
     return BandFile(
         location=location,
-        names=tuple(names),
+        names=names,
         nodata=tuple(band.nodata for band in bands),
         scales=tuple(band.scale for band in bands),
         offsets=tuple(band.offset for band in bands),
         own_names=tuple(band.own for band in bands),
     )
-
-
-def _free_name(band: _Band, key: str, number: int | None, taken: set[str]) -> str:
-    """The band's own name, else its asset's key, else both, whichever no other band has."""
-    numbered = key if number is None else f"{key}_{number + 1}"
-    options = [name for name in (band.own, numbered) if name and canonical_name(name) not in taken]
-    name = options[0] if options else f"{numbered}_{band.own or band.common}"
-    taken.add(canonical_name(name))
-    return name

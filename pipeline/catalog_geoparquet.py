@@ -56,7 +56,7 @@ def read_item_table(table: Path, rules: ItemRules) -> Iterator[Row]:
 def _rows(table: Path, rules: ItemRules) -> Iterator[Row]:
     from pyarrow.parquet import ParquetFile
 
-    place = place_of(str(table))
+    place = place_of(str(table), rules.spec.root)
     number = 0
     with ParquetFile(table) as file:
         wanted = [name for name in (*COLUMNS, *PROPERTIES) if name in file.schema_arrow.names]

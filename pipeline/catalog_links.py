@@ -24,12 +24,12 @@ class Place:
     """Folder that its relative links must stay in; None for a remote document, which can name no local file."""
 
 
-def place_of(address: str) -> Place:
-    """The place of a document that is named by itself; relative links may go as far as its folder."""
+def place_of(address: str, root: str | None = None) -> Place:
+    """The place of a document that is named by itself; relative links may go as far as its folder, or as `root`."""
     if "://" in address:
         return Place(address=address, root=None)
     path = Path(address).expanduser().absolute()
-    return Place(address=str(path), root=path.parent)
+    return Place(address=str(path), root=path.parent if root is None else Path(root).expanduser().absolute())
 
 
 def linked_place(href: object, place: Place) -> Place:
@@ -78,8 +78,8 @@ def _local(href: str, address: str, root: Path) -> str:
         raise SceneError(f"its link {href} leads nowhere: {error}; correct the document") from error
     if not inside:
         raise SceneError(
-            f"its link {href} leads out of {root}; name a catalog that lies above both, "
-            "or write the absolute path out if it is meant"
+            f"its link {href} leads out of {root}; name a catalog that lies above both, write the absolute path out "
+            "if it is meant, or allow a higher folder with catalog.root"
         )
     return str(path)
 

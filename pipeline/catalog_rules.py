@@ -13,8 +13,13 @@ OF_A_RUN = (".json", ".gpkg", ".parquet")
 """How files that a run keeps beside the scenes' folders end; no scene's id may."""
 
 
-def locate(row: Row, folder: Path) -> str:
+def locate(row: Row, folder: Path, root: Path | None = None) -> str:
     """Where the scene of a row lies: an address, an absolute path, or a file in the folder of the index or below.
+
+    Args:
+        row: the row.
+        folder: of the index; relative paths count from here.
+        root: in its place, the folder that they must stay in.
 
     Raises:
         SceneError: the row names no place, or one outside by a relative path, also through a link.
@@ -29,13 +34,13 @@ def locate(row: Row, folder: Path) -> str:
         return row.path
     path = folder / row.path
     try:
-        inside = path.resolve().is_relative_to(folder.resolve())
+        inside = path.resolve().is_relative_to((root or folder).expanduser().resolve())
     except (OSError, RuntimeError) as error:
         raise SceneError(f"{row.path}: leads nowhere: {error}; correct the path") from error
     if not inside:
         raise SceneError(
-            f"{row.path}: leads out of {folder.absolute()}, the folder of the list; "
-            "write the absolute path out if it is meant"
+            f"{row.path}: leads out of {(root or folder).absolute()}, the folder of the list; "
+            "write the absolute path out if it is meant, or allow a higher folder with catalog.root"
         )
     return str(path)
 

@@ -19,6 +19,8 @@ class CatalogSpec:
     """Column that names the scenes; None: `id` if there is one, else scenes are named after their files."""
     date_column: str | None = None
     """Column that says when scenes were taken; None: `datetime` or `date`, if there is one."""
+    root: str | None = None
+    """Folder in which relative paths of lists and links of local STAC documents must stay; None: that of the source."""
     assets: tuple[str, ...] = ()
     """Keys of the assets of STAC Items that hold the bands, the preferred first; none: found by media type and role."""
     item_scales: bool = True

@@ -72,7 +72,7 @@ def open_stac(source: str, rules: ItemRules) -> Iterator[Row]:
 
     documents = DocumentReader()
     address, collections = collections_of(source.removeprefix(STAC))
-    place = place_of(address)
+    place = place_of(address, rules.spec.root)
     try:
         content = documents.read(place.address)
         if _is_api(content, place):

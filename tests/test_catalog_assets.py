@@ -147,6 +147,26 @@ def test_a_model_may_want_bands_by_the_names_of_their_provider() -> None:
     assert called_as(twins, ("B08",)) == twins
 
 
+def test_bands_of_one_name_in_several_resolutions_are_told_apart_and_the_finest_of_each_counts() -> None:
+    def edge(name: str, size: int) -> dict[str, object]:
+        bands = [{"name": name, "eo:common_name": "rededge"}]
+        return asset(f"{name}_{size}.tif", bands=bands, **{"proj:transform": [size, 0, 0, 0, -size, 0]})
+
+    assets = {f"{name}_{size}": edge(name, size) for name in ("B05", "B06") for size in (60, 20)}
+    assert names(assets) == {"B05_20.tif": ("B05",), "B06_20.tif": ("B06",)}
+
+
+def test_an_own_name_that_is_a_common_one_elsewhere_or_several_bands_have_gives_way_to_the_key() -> None:
+    def told(*names: str, **more: Any) -> dict[str, object]:
+        return {"eo:bands": [{"name": name} for name in names], **more}
+
+    assets = {"a": asset("a.tif", **told("red")), "b": asset("b.tif", "red"), "c": asset("c.tif", **told("1", gsd=10))}
+    assert names(assets) == {"a.tif": ("a",), "b.tif": ("red",), "c.tif": ("1",)}
+    assets["d"] = asset("d.tif", **told("1", "2", gsd=20))
+    assert names(assets)["c.tif"] == ("c",)
+    assert names(assets)["d.tif"] == ("d_1", "2")
+
+
 def test_assets_that_are_chosen_count_in_the_order_of_the_choice() -> None:
     assets = {"l1": asset("1.tif", "red"), "l2": asset("2.tif", "red")}
     assert names(assets) == {"1.tif": ("l1",), "2.tif": ("l2",)}
@@ -160,7 +180,7 @@ def test_assets_that_are_chosen_count_in_the_order_of_the_choice() -> None:
     ("assets", "how", "said"),
     [
         ({}, {}, "no asset is a raster that GTiff may open; it has none. Name the right ones with catalog.assets"),
-        ({"a": asset("a.jp2", type="image/jp2")}, {}, r"it has a \(image/jp2\)"),
+        ({"a": asset("a.jp2", type="image/jp2")}, {}, "it has 1 image/jp2"),
         ({"a": asset("a.tif")}, {"chosen": ["b"]}, "has no asset b, which catalog.assets asks for; it has a"),
         ({"a": asset("../a.tif", "red")}, {}, "asset a: its link ../a.tif leads out of /data"),
         ({"a": asset("file:///etc/a.tif", "red")}, {}, "scheme file:// is not accepted"),

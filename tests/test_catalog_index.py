@@ -211,6 +211,7 @@ def test_a_relative_path_that_leaves_the_folder_of_the_list_is_refused(tmp_path:
     index = write(folder / "list.txt", f"{path}\nsub/../c.tif\n")
     assert ids(index) == ["c"]
     assert f"{path}: leads out of {folder}, the folder of the list; write the absolute path" in refusals(index)[0]
+    assert ids(index, root=str(tmp_path)) == (["b", "c"] if path != "out.tif" else ["out", "c"])
     assert ids(write(index, f"{tmp_path / 'b.tif'}\n")) == ["b"]
 
 

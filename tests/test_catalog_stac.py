@@ -347,6 +347,8 @@ def test_a_local_document_leads_by_relative_links_only_into_the_folder_of_the_so
         assert (by_catalog.refused is None) == (place is not None), href
         assert place is None or by_catalog.location == f"{tmp_path}/{place}"
         assert (by_itself.refused is None) == (href == str(tmp_path / "out.tif"))
+    item.write_text(text.replace("./a_B04.tif", "../../out.tif"))
+    assert read(item, root=str(tmp_path))[0].location == f"{tmp_path}/cat/a/../../out.tif"
     (tmp_path / "cat" / "link").symlink_to(tmp_path)
     item.write_text(text.replace("./a_B04.tif", "../link/out.tif"))
     assert "leads out of" in str(read(tmp_path / "cat" / "catalog.json")[0].refused)
