@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from pipeline.errors import SceneError, SettingsError
@@ -21,7 +22,7 @@ from pipeline.magic import check_magic
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-POLYGONS = ("Polygon", "MultiPolygon")
+POLYGONS = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 """What an area is made of."""
 LATITUDE = 90.0
 """Degrees; no latitude is larger."""
@@ -123,24 +124,24 @@ def _crs_of(frame: GeoDataFrame, path: Path) -> CRS:
     return CRS.from_wkt(found.to_wkt())
 
 
-def _check_shapes(shapes: np.ndarray[tuple[int], np.dtype[np.object_]], path: Path) -> None:
-    """Refuse what is not made of valid polygons."""
-    drawn = [(row, each) for row, each in enumerate(shapes, start=1) if each is not None and not each.is_empty]
-    if not drawn:
+def _check_shapes(shapes: NDArray[np.object_], path: Path) -> None:
+    """Refuse what is not made of valid polygons; a row without a geometry is passed over."""
+    drawn = np.flatnonzero(~shapely.is_missing(shapes) & ~shapely.is_empty(shapes))
+    if not len(drawn):
         raise SettingsError(f"area: {path}: holds no polygon, so nothing would be left of any scene; check the file")
-    for row, each in drawn:
-        if each.geom_type not in POLYGONS:
-            fault = f"is a {each.geom_type}; an area is made of polygons"
-        elif not np.isfinite(shapely.get_coordinates(each)).all():
-            fault = "has coordinates that are no numbers; draw it again"
-        elif not each.is_valid:
-            fault = f"is no valid polygon ({shapely.is_valid_reason(each)}); repair it, e.g. with ST_MakeValid"
-        else:
-            continue
-        raise SettingsError(f"area: {path}, row {row}: {fault}")
+    is_area = np.isin(shapely.get_type_id(shapes[drawn]), POLYGONS)
+    wrong = drawn[~(is_area & shapely.is_valid(shapes[drawn]))]
+    if len(wrong):
+        raise SettingsError(f"area: {path}, row {wrong[0] + 1}: {_fault_of(shapes[wrong[0]])}")
 
 
-def _check_degrees(bounds: np.ndarray[tuple[int], np.dtype[np.float64]], path: Path) -> None:
+def _fault_of(shape: shapely.Geometry) -> str:
+    if shape.geom_type not in ("Polygon", "MultiPolygon"):
+        return f"is a {shape.geom_type}; an area is made of polygons"
+    return f"is no valid polygon ({shapely.is_valid_reason(shape)}); repair it, e.g. with ST_MakeValid"
+
+
+def _check_degrees(bounds: NDArray[np.float64], path: Path) -> None:
     """Refuse metres that are said to be degrees, as in GeoJSON, which has no other CRS."""
     left, bottom, right, top = map(float, bounds)
     if max(-left, right) > TURN or max(-bottom, top) > LATITUDE:
