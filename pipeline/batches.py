@@ -1,14 +1,12 @@
 """Read a region's pixels ahead of the engine, strip by strip; each storage block is decoded once.
 
-The scene is cut, once for all regions, into chunks of whole storage blocks. The chunks of one row
-band are decoded in parallel on dask's threaded scheduler while the engine works on earlier strips; a
-strip is made of views of the chunks it touches, uncopied, unless its windows reach past the scene: there
-pixels are mirrored.
+The chunks of one row band are decoded in parallel on dask's threaded scheduler while the engine works on
+earlier strips; a strip is made of views of the chunks it touches, uncopied, unless its windows reach past the
+scene: there pixels are mirrored.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,19 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from pipeline.chunks import Chunks, Need, plan_bands
 from pipeline.processors import usable_cpus
-from pipeline.resample import Stretch
 from pipeline.scene import Scene, SceneReader
 from pipeline.tiling import Axis, TilePlan
 
-CHUNK_ROWS = 512
-"""Target height of a chunk, rounded up to whole storage blocks."""
-CHUNK_COLS = 1024
-"""Target width of a chunk, rounded up to whole storage blocks."""
 MOST_READERS = 12
 """Threads that decode, unless somebody asks for more; so many feed the fastest device."""
-MOST_CHUNK_ROWS = 1024
-"""Height up to which a chunk grows to hold whole storage blocks of files with larger pixels."""
 BANDS_AHEAD = 2
 """Row bands decoded ahead of the strip at hand; bounds the memory of read-ahead."""
 
@@ -101,26 +93,6 @@ class RawStrip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Need:
-    """What one strip takes of the scene."""
-
-    rows: NDArray[np.intp]
-    """Scene row of each of its rows."""
-    spans: tuple[tuple[int, int], ...]
-    """First and one-past-last scene columns of the windows that are wanted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Chunks:
-    """The chunks of one row band of the scene that are needed."""
-
-    bottom: int
-    """One past the band's last scene row."""
-    windows: tuple[Window, ...]
-    """Those that a strip needs, from left to right."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Band:
     """A decoded row band of the scene."""
 
@@ -162,7 +134,7 @@ def read_strips(
         ThreadPoolExecutor(threads, "decode") as pool,
         ThreadPoolExecutor(1, "read-ahead") as ahead,
     ):
-        bands = _read_ahead(_plan_bands(scene, needs), reader, pool, ahead)
+        bands = _read_ahead(plan_bands(scene, needs), reader, pool, ahead)
         held: deque[_Band] = deque()
         for index, (row, need, keep_from) in enumerate(zip(rows, needs, first_needed, strict=True)):
             while not held or held[-1].bottom <= need.rows.max():
@@ -179,61 +151,17 @@ def read_strips(
             )
 
 
-def _need(plan: TilePlan, row: int, cols: range, wanted: tuple[int, ...] | None) -> _Need:
+def _need(plan: TilePlan, row: int, cols: range, wanted: tuple[int, ...] | None) -> Need:
     windows = [cols] if wanted is None else [cols[k : k + 1] for k in wanted]
     spans = (_mirrored(plan.cols, window) for window in windows)
-    return _Need(
+    return Need(
         rows=_mirrored(plan.rows, range(row, row + 1)),
         spans=tuple((int(span.min()), int(span.max()) + 1) for span in spans),
     )
 
 
-def chunk_shape(scene: Scene) -> tuple[int, int]:
-    """Rows and columns of a chunk: whole storage blocks of the files that are not resampled, else round figures.
-
-    It is enlarged, to `MOST_CHUNK_ROWS` rows at most, for the blocks of coarser files, so that few are decoded twice.
-    """
-    stored = [(layer, file.block_shape) for layer in scene.layers for file in layer.files]
-    rows = _whole_blocks(CHUNK_ROWS, MOST_CHUNK_ROWS, [(layer.rows, block[0]) for layer, block in stored])
-    cols = _whole_blocks(CHUNK_COLS, scene.grid.width, [(layer.cols, block[1]) for layer, block in stored])
-    return rows, cols
-
-
-def _whole_blocks(target: int, most: int, blocks: Sequence[tuple[Stretch, int]]) -> int:
-    """Scene pixels of whole storage blocks along one axis, `target` or somewhat more.
-
-    >>> from fractions import Fraction
-    >>> half = Stretch(stored=500, outputs=1000, first=Fraction(0), last=Fraction(500))
-    >>> _whole_blocks(512, 1024, [(Stretch.over(1000, 1000), 200), (half, 400)])
-    800
-    """
-    own = sorted({block for axis, block in blocks if axis.is_identity})
-    if not own:
-        return target
-    step = math.lcm(*own) if math.lcm(*own) <= most else own[-1]
-    others = (math.ceil(block / axis.step) for axis, block in blocks if not axis.is_identity)
-    wanted = max([target, *(size for size in others if size <= most)])
-    return -(-wanted // step) * step
-
-
-def _plan_bands(scene: Scene, needs: Sequence[_Need]) -> list[_Chunks]:
-    """Whole chunks that cover what strips need, for each row band from the first to the last of them."""
-    height, width = scene.grid.shape
-    down, across = chunk_shape(scene)
-    first, last = min(int(need.rows.min()) for need in needs), max(int(need.rows.max()) for need in needs)
-    bands = []
-    for row in range(first // down * down, last + 1, down):
-        there = [need for need in needs if need.rows.min() < row + down and need.rows.max() >= row]
-        spans = {span for need in there for span in need.spans}
-        lefts = sorted({col for lo, hi in spans for col in range(lo // across * across, hi, across)})
-        tall = min(down, height - row)
-        windows = tuple(Window(col, row, min(across, width - col), tall) for col in lefts)
-        bands.append(_Chunks(bottom=row + tall, windows=windows))
-    return bands
-
-
 def _read_ahead(
-    bands: Sequence[_Chunks],
+    bands: Sequence[Chunks],
     reader: SceneReader,
     pool: ThreadPoolExecutor,
     ahead: ThreadPoolExecutor,
@@ -253,7 +181,7 @@ def _read_ahead(
             future.cancel()
 
 
-def _read_band(reader: SceneReader, chunks: _Chunks, pool: ThreadPoolExecutor) -> _Band:
+def _read_band(reader: SceneReader, chunks: Chunks, pool: ThreadPoolExecutor) -> _Band:
     """Decode the chunks of one band in parallel."""
     graph = {index: (_read_piece, reader, window) for index, window in enumerate(chunks.windows)}
     pieces = dask.threaded.get(graph, [*graph], pool=pool) if graph else ()

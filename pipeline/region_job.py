@@ -14,9 +14,10 @@ import numpy as np
 from rasterio.windows import Window
 
 from pipeline.area_pixels import AreaPixels
-from pipeline.batches import BANDS_AHEAD, chunk_shape
+from pipeline.batches import BANDS_AHEAD
 from pipeline.blend import Blend
 from pipeline.card import ModelCard
+from pipeline.chunks import chunk_shape
 from pipeline.exchange import Exchange
 from pipeline.glance import Glance
 from pipeline.grid import RasterGrid

@@ -25,7 +25,7 @@ from rasterio.features import geometry_mask, rasterize
 from rasterio.windows import Window
 from rasterio.windows import intersect as meet
 
-from pipeline import batches
+from pipeline import chunks
 from pipeline.area import Area, load_area
 from pipeline.area_pixels import AreaPixels, lay_area
 from pipeline.blend import Blend, plan_shares
@@ -300,8 +300,8 @@ CORNER = shapely.Polygon([(500_030, 5_399_950), (500_055, 5_399_950), (500_055, 
 def test_only_chunks_and_tiles_that_add_to_the_area_are_read_and_run(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blend: Blend
 ) -> None:
-    monkeypatch.setattr(batches, "CHUNK_ROWS", 16)
-    monkeypatch.setattr(batches, "CHUNK_COLS", 16)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(chunks, "CHUNK_COLS", 16)
     seen: list[Window] = []
     read = SceneReader.read
     monkeypatch.setattr(SceneReader, "read", lambda reader, window: seen.append(window) or read(reader, window))
@@ -318,12 +318,12 @@ def test_only_chunks_and_tiles_that_add_to_the_area_are_read_and_run(
         for col, across in enumerate(shares[1])
         if inside[down.start : down.stop, across.start : across.stop].any()
     ]
-    chunks = [
+    every = [
         Window(col, row, min(16, 200 - col), min(16, 150 - row))
         for row in range(0, 150, 16)
         for col in range(0, 200, 16)
     ]
-    expected = [chunk for chunk in chunks if any(meet([chunk, window]) for window in wanted)]
+    expected = [chunk for chunk in every if any(meet([chunk, window]) for window in wanted)]
     assert sorted(map(str, seen)) == sorted(map(str, expected))
     assert report.tiles_run == len(wanted) < len(plan) / 2
     assert report.tiles_run + report.tiles_skipped == len(plan)
@@ -398,8 +398,8 @@ def test_the_content_key_follows_the_pixels_of_the_area_not_its_file(make_scene:
 def test_other_polygons_of_a_finished_scene_read_no_more_of_it_than_the_area(
     make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "CHUNK_ROWS", 16)
-    monkeypatch.setattr(batches, "CHUNK_COLS", 16)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(chunks, "CHUNK_COLS", 16)
     scene = make_scene(bands=3, height=150, width=200, colorinterp=["red", "green", "blue"], tiled=16)
     model = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
     area = str(write(tmp_path / "a.gpkg", [CORNER]))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rasterio.windows import Window
 from strips import assembled
 
-from pipeline import batches
+from pipeline import batches, chunks
 from pipeline.batches import read_strips
 from pipeline.errors import DamagedSceneError
 from pipeline.scene import SceneReader, describe_scene
@@ -61,8 +61,8 @@ def spy_on_reads(monkeypatch: pytest.MonkeyPatch) -> list[Window]:
 def test_every_block_is_read_exactly_once(
     make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch, block: int | None, tile: int, overlap: int
 ) -> None:
-    monkeypatch.setattr(batches, "CHUNK_ROWS", 64)
-    monkeypatch.setattr(batches, "CHUNK_COLS", 128)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 64)
+    monkeypatch.setattr(chunks, "CHUNK_COLS", 128)
     scene = describe_scene(make_scene(bands=1, height=333, width=401, tiled=block))
     seen = spy_on_reads(monkeypatch)
     plan = plan_tiles((333, 401), Tiling(tile_size=tile, overlap=overlap))
@@ -78,7 +78,7 @@ def test_every_block_is_read_exactly_once(
 
 
 def test_read_ahead_is_bounded(make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "CHUNK_ROWS", 32)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 32)
     scene = describe_scene(make_scene(bands=1, height=32 * 40, width=40, tiled=32))
     seen = spy_on_reads(monkeypatch)
     plan = plan_tiles((32 * 40, 40), Tiling(tile_size=32, overlap=0))

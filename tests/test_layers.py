@@ -56,6 +56,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     (
         "lanes",
         "batches",
+        "chunks",
         "transfer",
         "cutting",
         "engine",

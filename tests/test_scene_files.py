@@ -27,9 +27,9 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from pipeline.band_file import BandFile
-from pipeline.batches import chunk_shape
 from pipeline.card import ModelCard
 from pipeline.catalog import CatalogEntry
+from pipeline.chunks import chunk_shape
 from pipeline.config import SegmentSpec
 from pipeline.errors import DamagedSceneError, SceneError
 from pipeline.journal import content_key
