@@ -138,18 +138,18 @@ def test_a_catalog_that_links_to_itself_ends_and_every_document_is_read_once(tmp
 
 @pytest.mark.parametrize("form", ["struct", "map", "json"])
 def test_a_table_of_items_is_read_row_by_row(tmp_path: Path, form: str) -> None:
-    items = [make_item(f"s{k}", day=1 + k % 28, lon=k % 90) for k in range(300)]
+    items = [make_item(f"s{k}", day=1 + k % 28, lon=k % 90) for k in range(200)]
     items[1].add_asset("tci", pystac.Asset("tci.tif", media_type=COG, roles=["visual"]))
     items[2].add_link(pystac.Link("self", "https://host/s2.json"))
     path = tmp_path / "items.parquet"
-    pyarrow.parquet.write_table(item_table(items, form), path, row_group_size=100)
+    pyarrow.parquet.write_table(item_table(items, form), path, row_group_size=60)
     entries = read(path)
     assert [entry.id for entry in entries] == [item.id for item in items]
     assert {len(entry.files) for entry in entries} == {2}
     assert [entries[k].files[1].location for k in (2, 3)] == ["https://host/s2_B08.tif", f"{tmp_path}/s3_B08.tif"]
     assert (entries[2].source, entries[3].source) == ("https://host/s2.json", None)
     assert entries[1].files[0].nodata == (0,)
-    assert ids(path, bbox=(3.5, 0, 3.6, 1), since="2026-05-04") == ["s3", "s93", "s183", "s273"]
+    assert ids(path, bbox=(3.5, 0, 3.6, 1), since="2026-05-04") == ["s3", "s93", "s183"]
 
 
 def item_table(items: Sequence[pystac.Item], form: str) -> pyarrow.Table:
