@@ -42,6 +42,8 @@ class StoreAccess:
     """The same credentials for GDAL, renewed as boto3 renews them."""
     options: Mapping[str, str]
     """GDAL's options for the endpoint."""
+    payer: Mapping[str, str]
+    """Arguments of reading requests where the reader pays, by `AWS_REQUEST_PAYER=requester`."""
 
 
 def store_access() -> StoreAccess:
@@ -71,18 +73,20 @@ def list_keys(bucket: str, prefix: str, *, flat: bool) -> Iterator[str]:
         AccessError: these credentials may not list it.
         WorldError: the store or the network failed.
     """
-    more = {"Delimiter": "/"} if flat else {}
+    access, more = store_access(), {"Delimiter": "/"} if flat else {}
     with store_faults(f"s3://{bucket}/{prefix}"):
-        pages = store_access().client.get_paginator("list_objects_v2")
-        for page in pages.paginate(Bucket=bucket, Prefix=prefix, **more):
+        pages = access.client.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix, **more, **access.payer):
             yield from (str(each["Key"]) for each in page.get("Contents", ()))
 
 
 def read_pieces(address: str, size_bytes: int) -> Iterator[bytes]:
     """Yield an object in pieces of so many bytes, the last one shorter; raises what `store_faults` does."""
-    bucket, key = split_address(address)
-    with store_faults(address), closing(store_access().client.get_object(Bucket=bucket, Key=key)["Body"]) as body:
-        yield from body.iter_chunks(size_bytes)
+    access, (bucket, key) = store_access(), split_address(address)
+    with store_faults(address):
+        answer = access.client.get_object(Bucket=bucket, Key=key, **access.payer)
+        with closing(answer["Body"]) as body:
+            yield from body.iter_chunks(size_bytes)
 
 
 @contextmanager
@@ -154,12 +158,13 @@ def _access(variables: tuple[tuple[str, str], ...]) -> StoreAccess:
         client = session.client("s3", endpoint_url=endpoint, config=config)
         if not unsigned and session.get_credentials() is None:
             raise _no_credentials("s3://", LookupError("none were found"))
-    payer = given.get("AWS_REQUEST_PAYER") == "requester"
+    pays = given.get("AWS_REQUEST_PAYER") == "requester"
     return StoreAccess(
         endpoint=client.meta.endpoint_url,
         client=client,
-        session=AWSSession(session, aws_unsigned=unsigned, requester_pays=payer),
+        session=AWSSession(session, aws_unsigned=unsigned, requester_pays=pays),
         options=_gdal_options(client),
+        payer={"RequestPayer": "requester"} if pays else {},
     )
 
 

@@ -49,10 +49,9 @@ def remote_version(address: str) -> str | None:
 def _ask_store(address: str) -> Mapping[str, str]:
     access = store_access()
     bucket, key = split_address(address)
-    payer = {"RequestPayer": "requester"} if access.session.requester_pays else {}
     try:
         with store_faults(address):
-            answer = access.client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0", **payer)
+            answer = access.client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0", **access.payer)
             answer["Body"].read()
     except MissingError as error:
         hint = "; a folder ends with a slash" if "." not in key.rpartition("/")[2] else ""

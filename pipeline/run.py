@@ -132,7 +132,7 @@ def segment_entry(
     scene = describe_entry(entry, spec.reading, card=predictor.card)
     made = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
     report = replace(made, source=entry.source)
-    write_item(open_results(out_dir), report)
+    write_item(open_results(out_dir, spec.run.work_dir), report)
     log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.passes)
     return report
 

@@ -69,7 +69,7 @@ class RunLedger:
             quarantine: scenes that failed before.
             clock: seconds; says how often `run.json` is written.
         """
-        self._entries, self._results, self._spec = tuple(entries), open_results(out_dir), spec
+        self._entries, self._results, self._spec = tuple(entries), open_results(out_dir, spec.work_dir), spec
         self._quarantine, self._record = quarantine, RunRecord(self._results, clock=clock)
         self._begun: set[str] = set()
         self._settled: dict[str, SceneReport] = {}
@@ -164,7 +164,8 @@ def open_ledger(
         WorldError: the disk refuses.
     """
     inputs = run_inputs(predictor, spec)
-    quarantine = Quarantine(out_dir, inputs=inputs, drivers=spec.reading.drivers)
+    drivers, work_dir = spec.reading.drivers, spec.run.work_dir
+    quarantine = Quarantine(out_dir, inputs=inputs, drivers=drivers, work_dir=work_dir)
     ledger = RunLedger(entries, out_dir, spec=spec.run, quarantine=quarantine)
     try:
         yield ledger

@@ -86,6 +86,7 @@ class Quarantine:
         *,
         inputs: str,
         drivers: tuple[str, ...],
+        work_dir: str | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Read the list.
@@ -94,12 +95,14 @@ class Quarantine:
             out_dir: where the results go.
             inputs: of this run, see `run_inputs`.
             drivers: GDAL drivers that may open remote scenes.
+            work_dir: of this run, see `RunSpec`.
             now: the clock.
 
         Raises:
             SettingsError: the file is there but not one of ours.
         """
-        self._results, self._inputs, self._drivers, self._now = open_results(out_dir), inputs, drivers, now
+        self._results, self._inputs = open_results(out_dir, work_dir), inputs
+        self._drivers, self._now = drivers, now
         self._scenes = self._read()
         self._begun: dict[str, Mapping[str, str]] = {}
 

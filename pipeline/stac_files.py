@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from pipeline.errors import WorldError
@@ -14,6 +16,8 @@ from pipeline.stac import COLLECTION, ITEM, KEY, Described, collection_of, item_
 
 MERGE_RECORD = "merge.json"
 """Says what is in the file of the polygons of all scenes."""
+AT_ONCE = 16
+"""Results that are looked up at the same time."""
 
 
 def write_item(results: Results, report: SceneReport) -> None:
@@ -47,12 +51,17 @@ def write_collection(results: Results) -> None:
 
 
 def _described(results: Results) -> Iterator[Described]:
-    for scene_id in results.scenes():
-        item = _read(results, f"{scene_id}/{ITEM}")
-        key = _key_of(item)
-        found = results.finished(scene_id, key) if key else None
-        if found is not None:
-            yield Described(item=item, report=SceneReport.from_json(found))
+    """The whole results, in order; several are looked up at once, since a store answers slowly."""
+    with ThreadPoolExecutor(AT_ONCE, "stac") as pool:
+        found = pool.map(partial(_describe, results), results.scenes())
+        yield from (each for each in found if each is not None)
+
+
+def _describe(results: Results, scene_id: str) -> Described | None:
+    item = _read(results, f"{scene_id}/{ITEM}")
+    key = _key_of(item)
+    found = results.finished(scene_id, key) if key else None
+    return None if found is None else Described(item=item, report=SceneReport.from_json(found))
 
 
 def _read(results: Results, name: str) -> Mapping[str, object]:

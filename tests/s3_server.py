@@ -3,7 +3,7 @@
 `python s3_server.py FOLDER` serves on a free port of the loopback and prints the port. While FOLDER holds a file named
 `faults`, each of its lines `METHOD PATTERN STATUS COUNT` lets the first COUNT such requests whose path and query match
 the regular expression fail with a status; 0 drops the connection, `kill:PID` kills that process, too. Requests are
-appended to `requests.log`, with their range and signer.
+appended to `requests.log`, with range, payer and signer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Faulty:
         method, path = environ["REQUEST_METHOD"], f"{environ['PATH_INFO']}?{environ.get('QUERY_STRING', '')}"
         with self.turn:
             with (FOLDER / "requests.log").open("a") as log:
-                log.write(f"{method} {path} {environ.get('HTTP_RANGE', '-')} {signer(environ)}\n")
+                log.write(f"{method} {path} {environ.get('HTTP_RANGE', '-')} {payer(environ)} {signer(environ)}\n")
             status = self.fault(method, path)
         if status is None:
             return self.app(environ, start)
@@ -61,8 +61,13 @@ class Faulty:
         return None
 
 
+def payer(environ: dict[str, Any]) -> str:
+    """Who pays for a request."""
+    return str(environ.get("HTTP_X_AMZ_REQUEST_PAYER", "owner"))
+
+
 def signer(environ: dict[str, Any]) -> str:
-    """Whose key signed a request."""
+    """Whose key signed it."""
     found = re.search("Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
     return found[1] if found else "nobody"
 

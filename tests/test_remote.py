@@ -14,6 +14,7 @@ from stores import Store
 
 from pipeline.band_file import BandFile
 from pipeline.card import ModelCard
+from pipeline.catalog import read_catalog
 from pipeline.errors import AccessError, DamagedSceneError, SceneError, WorldError
 from pipeline.location import resolve_location
 from pipeline.retrying import is_world_fault
@@ -121,6 +122,15 @@ def test_what_is_public_is_asked_for_without_a_signature(
         monkeypatch.delenv(name)
     assert (red(far) == PIXELS).all()
     assert signers(store) == {"nobody"}
+
+
+def test_who_pays_is_said_with_every_request(store: Store, far: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
+    before = len(store.requests)
+    assert (red(next(read_catalog([f"s3://{store.bucket}/in/"])).location) == PIXELS).all()
+    asked = store.requests[before:]
+    assert len(asked) > 3
+    assert all(" requester " in line for line in asked)
 
 
 # Versions
