@@ -16,7 +16,7 @@ from pipeline.predictor import Prepared
 from pipeline.results import open_results
 from pipeline.run import check_settings, load_run_models, on_devices
 from pipeline.scene import Scene
-from pipeline.segment import find_finished
+from pipeline.segment import look_up
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -83,14 +83,14 @@ def _foresee_one(
         scene = describe_entry(entry, spec.reading, card=card)
         if predictor is None or out_dir is None:
             return Outlook(entry=entry, verdict="runs", reason=_facts(scene, fits=card is not None))
-        found = find_finished(scene, out_dir, predictor=predictor, spec=spec, client=client)
+        found = look_up(scene, out_dir, predictor=predictor, spec=spec, client=client)
     except ScenemillError as error:
         return Outlook(entry=entry, verdict="refused", reason=str(error))
-    if found is not None:
-        return Outlook(entry=entry, verdict="done", reason=f"an equal result is in {found.folder}")
+    if found.finished is not None:
+        return Outlook(entry=entry, verdict="done", reason=f"an equal result is in {found.finished.folder}")
     former = open_results(out_dir).sizes(entry.id)
     there = "the result in its folder is of other inputs" if former else "there is no result yet"
-    return Outlook(entry=entry, verdict="runs", reason=f"{_facts(scene, fits=True)}; {there}")
+    return Outlook(entry=entry, verdict="runs", reason=f"{_facts(scene, fits=True)}; {found.reusable or there}")
 
 
 def _facts(scene: Scene, *, fits: bool) -> str:

@@ -112,6 +112,13 @@ def _plan_of(facts: Mapping[str, Any]) -> RegionPlan:
     )
 
 
+def done_regions(stages: Stages, key: str) -> tuple[int, int]:
+    """How many regions of a scene are done, and how many there are; 0 and 0 where none was begun."""
+    found = stages.find(PLAN, key)
+    regions = () if found is None else _plan_of(found).regions
+    return sum(stages.find(_stage(region), key) is not None for region in regions), len(regions)
+
+
 def _stage(region: Region) -> str:
     return f"region-{region.index:05d}"
 

@@ -44,6 +44,7 @@ from pipeline.segment_report import closing_report, opening_report, provenance
 from pipeline.segment_stages import (
     GLANCE,
     Finished,
+    Found,
     Inferred,
     SceneWork,
     adopt,
@@ -53,6 +54,7 @@ from pipeline.segment_stages import (
     make_rasters,
     record_inferred,
     record_outputs,
+    reusable,
 )
 from pipeline.shaping import PolygonSpec, shape_polygons
 from pipeline.tiling import Tiling, plan_tiles, resolve_tiling
@@ -219,22 +221,23 @@ def finish_scene(inferred: Inferred, spec: PolygonSpec, folder: Path, *, watch: 
     return Finished(totals=totals, reused=tuple(work.reused), seconds=timer.seconds)
 
 
-def find_finished(
+def look_up(
     scene: Scene,
     out_dir: str | Path,
     *,
     predictor: Predictor | ArrayFunction,
     spec: SegmentSpec,
     client: Client | None = None,
-) -> SceneReport | None:
-    """The result that `segment_scene` would skip the scene for, None where it would run; raises what it raises."""
+) -> Found:
+    """What `segment_scene` would find of a scene's result; raises what it raises."""
     predictor = augmented(predictor, spec.inference.augment)
     identity = predictor_identity(predictor, client)
     results = open_results(out_dir)
     card, area = _card_of(predictor, None), area_on(scene, spec)
     report = opening_report(scene, results.address(scene.id), card, spec, identity, passes_of(predictor), area)
-    found = results.finished(scene.id, report.content_key)
-    return SceneReport.from_json(found).found_again(report.location, report.folder) if found else None
+    if found := results.finished(scene.id, report.content_key):
+        return Found(finished=SceneReport.from_json(found).found_again(report.location, report.folder))
+    return Found(reusable=reusable(results.folder(scene.id), report.mosaic_key))
 
 
 def vectorize_mosaic(

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from pipeline.blend import plan_shares
 from pipeline.export import PolygonTotals
 from pipeline.glance import join_glances, read_glance
-from pipeline.journal import REPORT
+from pipeline.journal import REPORT, work_folder
 from pipeline.mosaic import read_mask, write_mask
 from pipeline.predictor import Proof
 from pipeline.region_area import wanted_tiles
 from pipeline.region_job import RegionJob, RegionResult, join_regions, raster_forms
+from pipeline.region_records import done_regions
 from pipeline.report import SceneReport, write_preview
 from pipeline.shaping import PolygonSpec
 from pipeline.stages import Stages, digest_of, stage_key
@@ -77,6 +78,16 @@ class Finished:
     """What was done before."""
     seconds: Mapping[str, float]
     """Wall time of each stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What there is of a scene's result before it is run."""
+
+    finished: SceneReport | None = None
+    """The whole result, for which the scene is skipped; None where it runs."""
+    reusable: str = ""
+    """What is not done again when it runs, in words; empty: nothing."""
 
 
 class SceneWork:
@@ -255,6 +266,24 @@ def former_report(folder: Path, mosaic_key: str | None) -> SceneReport | None:
     except (OSError, ValueError, TypeError):
         return None
     return found if mosaic_key is not None and found.mosaic_key == mosaic_key else None
+
+
+def reusable(folder: Path | None, mosaic_key: str | None) -> str:
+    """What a run need not do again of a scene, in words, as `Found` says.
+
+    Args:
+        folder: of the scene's result, if it is on this machine.
+        mosaic_key: identity of the mosaic that is wanted.
+    """
+    if folder is None or mosaic_key is None:
+        return ""
+    if former_report(folder, mosaic_key) is not None:
+        return "the mosaic of the result in its folder is used again, since only settings of polygons are others"
+    stages = Stages(work_folder(folder))
+    if stages.find("mosaic", mosaic_key) is not None:
+        return "the mosaic of a run that was stopped is used again"
+    done, planned = done_regions(stages, mosaic_key)
+    return f"{done} of {planned} regions were done by a run that was stopped" if done else ""
 
 
 def _shared(work: SceneWork, former: Path, report: SceneReport, kind: str) -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from conftest import MakeScene
@@ -16,9 +17,13 @@ from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import DamagedSceneError, WorldError
 from pipeline.predictor import LoadedPredictor, load_predictor
 from pipeline.report import SceneReport
-from pipeline.segment import segment_scene
-from pipeline.segment_stages import OUTPUTS
+from pipeline.scene import describe_scene
+from pipeline.segment import look_up, segment_scene
+from pipeline.segment_stages import OUTPUTS, Found
 from pipeline.stages import Stages, digest_of
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 SETTINGS = ("tiling.tile_size=32", "tiling.overlap=8", "reading.threads=1", "distribute.regions=4")
 
@@ -336,6 +341,61 @@ def test_damage_met_in_a_file_that_is_just_being_replaced_is_no_fault_of_the_dat
     monkeypatch.setattr("pipeline.region.read_strips", fail)
     with pytest.raises(WorldError, match="was replaced"):
         segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
+
+
+# On a cluster
+
+
+@pytest.mark.parametrize("exchanged", [False, True], ids=["one folder", "exchange place"])
+def test_what_workers_have_done_is_not_done_again_here(
+    threads: Client,
+    scene: Path,
+    predictor: LoadedPredictor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    exchanged: bool,
+) -> None:
+    there = spec_of(*([f"distribute.exchange={tmp_path / 'exchange'}"] if exchanged else []))
+    segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=spec_of())
+
+    def stop(*_: object, **__: object) -> None:
+        raise Stop
+
+    for function in ("run_finish", "write_report"):
+        with monkeypatch.context() as patch:
+            patch.setattr(segment, function, stop)
+            with pytest.raises(Stop):
+                segment_scene(scene, tmp_path / "out", predictor=predictor, spec=there, client=threads)
+        monkeypatch.setattr(segment, "prove_precision", never)
+    report = segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
+    assert report.reused == ["mosaic", "mask", "polygons", "preview"]
+    assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
+    assert os.listdir(tmp_path / "out") == ["town"]
+
+
+# What is foreseen
+
+
+def test_it_is_foreseen_what_will_not_be_done_again(
+    scene: Path, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, described = tmp_path / "out", describe_scene(scene, card=predictor.card)
+
+    def found(*overrides: str) -> Found:
+        return look_up(described, out, predictor=predictor, spec=spec_of(*overrides))
+
+    assert found() == Found()
+    stop_after_regions(monkeypatch, scene, predictor, out, 3)
+    assert found() == Found(reusable="3 of 4 regions were done by a run that was stopped")
+    assert found("blend=average") == Found()
+    stop_in(monkeypatch, segment, "vectorize_mosaic", scene, predictor, out)
+    assert found().reusable == "the mosaic of a run that was stopped is used again"
+    report = segment_scene(scene, out, predictor=predictor, spec=spec_of())
+    finished = found().finished
+    assert finished is not None
+    assert (finished.status, finished.content_key) == ("skipped", report.content_key)
+    assert found("polygons.min_area_m2=3").reusable.startswith("the mosaic of the result in its folder is used again")
+    assert found("blend=average") == Found()
 
 
 # Reports

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -453,69 +451,6 @@ def test_an_output_folder_that_is_a_file_is_named(red_scene: Callable[..., Path]
     (tmp_path / "out").write_text("")
     with pytest.raises(WorldError, match=r"out.*cannot be written"):
         segment_scene(red_scene(), tmp_path / "out", predictor=brightness, card=ROOF, spec=SMALL)
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import pipeline.segment as segment
-import pipeline.segment_stages as stages
-import pipeline.region as region
-import pipeline.journal as journal
-from models import brightness, ROOF
-from pipeline.config import SegmentSpec
-from pipeline.tiling import TilingSpec
-
-def die(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def stop_after(function, calls):
-    def run(*args, **kwargs):
-        nonlocal calls
-        calls -= 1
-        if calls < 0:
-            die()
-        return function(*args, **kwargs)
-    return run
-
-STAGES = {
-    "infer": (region, "to_levels", 3),
-    "mosaic": (stages, "join_regions", 0),
-    "polygons": (segment, "write_polygons", 0),
-    "preview": (stages, "write_preview", 0),
-    "report": (segment, "write_report", 0),
-    "flush": (journal, "flush", 2),
-}
-scene, out = sys.argv[1], Path(sys.argv[2])
-spec = SegmentSpec(tiling=TilingSpec(tile_size=32, overlap=8))
-for stage, (module, name, calls) in STAGES.items():
-    child = os.fork()
-    if not child:
-        setattr(module, name, stop_after(getattr(module, name), calls))
-        segment.segment_scene(scene, out / stage, predictor=brightness, card=ROOF, spec=spec)
-        os._exit(0)
-    print(stage, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-def test_a_kill_at_any_stage_publishes_nothing_and_a_rerun_gives_the_same_bytes(
-    red_scene: Callable[..., Path], tmp_path: Path
-) -> None:
-    scene = red_scene(name="town.tif", height=150, tiled=16)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(scene), str(tmp_path / "killed")],
-        env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    outcomes = dict(line.split() for line in done.stdout.splitlines())
-    assert set(outcomes.values()) == {"-9"}
-    undisturbed = segment_scene(scene, tmp_path / "calm", predictor=brightness, card=ROOF, spec=SMALL)
-    for stage in outcomes:
-        out = tmp_path / "killed" / stage
-        assert not (out / "town").exists(), stage
-        segment_scene(scene, out, predictor=brightness, card=ROOF, spec=SMALL)
-        assert contents(out / "town") == contents(Path(undisturbed.folder)), stage
-        assert [path.name for path in out.iterdir()] == ["town"]
 
 
 def test_two_scenes_at_once_share_a_predictor_without_mixing(
