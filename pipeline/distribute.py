@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-PART_PIXELS = 2**25
-"""About so many pixels are a region where nobody asks for more of them: what a kill may lose."""
+PART_PIXELS, PART_PIXELS_ON_DEVICE = 2**25, 2**28
+"""About so many pixels are a region in this process, on its CPUs or on a device: what a kill may lose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +112,14 @@ def scene_count(spec: DistributeSpec, client: Client | None, scenes: int) -> int
     return max(1, min(scenes, spec.scenes or workers_of(client) + 1))
 
 
-def plan_work(job: RegionJob, spec: DistributeSpec, client: Client | None) -> tuple[Region, ...]:
+def plan_work(
+    job: RegionJob, predictor: Predictor | ArrayFunction, spec: DistributeSpec, client: Client | None
+) -> tuple[Region, ...]:
     """The regions a scene is cut into: for workers to share, or here so that a stopped run has something done."""
     widest = widest_region(job.scene, job.plan, job.card, job.mosaic)
     if client is None and not spec.regions:
-        return plan_parts(job.plan, pixels=PART_PIXELS, widest=widest)
+        on_cpus = not isinstance(predictor, Prepared) or predictor.device.type == "cpu"
+        return plan_parts(job.plan, pixels=PART_PIXELS if on_cpus else PART_PIXELS_ON_DEVICE, widest=widest)
     return plan_regions(job.plan, rows=region_count(spec, client), widest=widest)
 
 

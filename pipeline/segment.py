@@ -169,7 +169,7 @@ def _infer_missing(
     if plan is None:
         told = _staged(watch, "infer", job.scene.grid)
         proof = prove_precision(job.scene, job.plan, job.card, predictor, client, told)
-        plan = RegionPlan(proof=proof, threshold=job.threshold, regions=plan_work(job, spec, client))
+        plan = RegionPlan(proof=proof, threshold=job.threshold, regions=plan_work(job, predictor, spec, client))
         records.begin(plan)
     job.folder.mkdir(exist_ok=True)
     job = replace(job, precision=plan.proof.precision, threshold=plan.threshold)
