@@ -78,7 +78,7 @@ def open_stac(source: str, rules: ItemRules) -> Iterator[Row]:
         if _is_api(content, place):
             return open_search(content, place, collections, rules, documents)
         if collections:
-            raise SceneError(f"{address}: is no STAC API, so it cannot be searched; leave ?collections= out")
+            raise SceneError(f"{address}: is no landing page of a STAC API; name that, or leave ?collections= out")
         kind = _kind_of(content, place.address)
     except SceneError as error:
         raise SettingsError(str(error)) from error

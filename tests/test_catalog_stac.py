@@ -275,7 +275,7 @@ def test_items_of_a_collection_of_an_api_are_paged_through_without_a_search(api:
         ("/list", [], SettingsError, "holds a JSON list"),
         ("/other", [], SettingsError, "is no STAC Item, collection of Items, Catalog or Collection"),
         ("/large", [], SettingsError, "over 0 MiB of JSON"),
-        ("/item?collections=a", [], SettingsError, "is no STAC API"),
+        ("/item?collections=a", [], SettingsError, "is no landing page of a STAC API"),
     ],
 )
 def test_an_address_without_stac_is_said_at_once(
