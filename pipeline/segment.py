@@ -332,7 +332,7 @@ def _region_job(
         threads=spec.reading.threads,
         tags=provenance(report),
         area=area,
-        folder=work.folder.absolute() / "regions",
+        folder=work.folder / "regions",
         exchange=exchange,
         key=report.mosaic_key,
     )

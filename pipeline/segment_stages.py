@@ -95,6 +95,7 @@ class SceneWork:
 
     def __init__(self, result: Path) -> None:
         """`result` is the folder of the outputs; beside it lies what only the work itself needs."""
+        result = result.absolute()  # workers may have another current folder
         self.result, self.folder, self.stages = result, result.parent, Stages(result.parent)
         self.reused: list[str] = []
 

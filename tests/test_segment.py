@@ -465,3 +465,13 @@ def test_two_scenes_at_once_share_a_predictor_without_mixing(
         together = [*pool.map(lambda scene: run(scene, "together"), scenes)]
     for scene, folder in zip(scenes, together, strict=True):
         assert contents(folder) == contents(run(scene, "alone"))
+
+
+def test_a_relative_output_folder_counts_from_the_current_one(
+    red_scene: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = red_scene(name="town.tif")
+    monkeypatch.chdir(tmp_path)
+    report = segment_scene(scene, "out", predictor=brightness, card=ROOF, spec=SMALL)
+    assert (report.status, report.folder) == ("done", "out/town")
+    assert {path.name for path in (tmp_path / "out" / "town").iterdir()} == OUTPUTS
