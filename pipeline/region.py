@@ -7,7 +7,6 @@ in `region_job`. Regions that lie one below the other are run in one go: the cut
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -20,35 +19,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
-from torch import nn
 
-from pipeline.allocator import give_back, keep_memory
+from pipeline.allocator import give_back
 from pipeline.area_pixels import AreaPixels
-from pipeline.batches import RawStrip, read_strips
+from pipeline.batches import read_strips
 from pipeline.blend import Share, StripBlender, covering, plan_shares, to_levels
-from pipeline.engine import (
-    Engine,
-    Member,
-    PlainReady,
-    TileRow,
-    check_range,
-    least_batch_size,
-    ran_out_of_memory,
-    resolve_batch_size,
-)
+from pipeline.engine import TileRow, check_range, ran_out_of_memory
 from pipeline.errors import ModelError, ScenemillError, WorldError
-from pipeline.glance import GlanceTaker
-from pipeline.lanes import resolve_lanes
 from pipeline.levels import BLOCK
 from pipeline.mosaic import MosaicWriter
-from pipeline.normalize import input_transform
 from pipeline.overviews import overview_count
-from pipeline.predictor import ArrayFunction, Predictor, Prepared, identity_of
-from pipeline.processors import usable_cpus
-from pipeline.region_area import RegionClip, wanted_tiles
+from pipeline.predictor import ArrayFunction, Predictor, identity_of
+from pipeline.region_area import wanted_tiles
+from pipeline.region_engine import build_engine, build_transfer, device_of
 from pipeline.region_job import RegionJob, RegionRasters, RegionResult, raster_forms
-from pipeline.tiling import Axis, Region, halve_region
-from pipeline.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer, blank_rows
+from pipeline.region_seen import Seen
+from pipeline.tiling import Region, halve_region
+from pipeline.transfer import FinishedRows, LoadedStrip, blank_rows
 from pipeline.unchanged import check_unchanged
 
 log = logging.getLogger(__name__)
@@ -74,7 +61,7 @@ def infer_stack(
         WorldError: also when the scene's file was replaced meanwhile.
     """
     _check_identity(job, predictor)
-    device = predictor.device if isinstance(predictor, Prepared) else torch.device("cpu")
+    device = device_of(predictor)
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             yield from _infer(job, stack, predictor, watch)
@@ -154,53 +141,6 @@ def _check_identity(job: RegionJob, predictor: Predictor | ArrayFunction) -> Non
         )
 
 
-class _Seen:
-    """What is counted of one region on the way; a tile counts where its core begins, however the scene is cut."""
-
-    def __init__(self, job: RegionJob, core: Window) -> None:
-        self.core = core
-        self._clip = None if job.area is None else RegionClip(job.area, core, job.mosaic.dtype)
-        self._rows = _starting(job.plan.rows, core.row_off, core.row_off + core.height)
-        self._cols = _starting(job.plan.cols, core.col_off, core.col_off + core.width)
-        self._taker = GlanceTaker(job.scene.grid.shape, core, len(job.scene.bands), job.scene.dtype)
-        self._valid_pixels = self._tiles_run = 0
-
-    def see_tile(self, row: int, col: int) -> None:
-        """Count a tile that went through the network."""
-        self._tiles_run += row in self._rows and col in self._cols
-
-    def see_strip(self, strip: RawStrip, top: int) -> None:
-        """Look at a strip whose first pixel row is scene row `top`."""
-        if top < self.core.row_off + self.core.height and top + strip.shape[0] > self.core.row_off:
-            self._taker.see(strip, top)
-
-    def see_valid(self, strip: RawStrip, rows: slice, cols: slice) -> None:
-        """Count pixels of the core that are not nodata, unless finished rows will tell."""
-        if self._clip is None:
-            self._valid_pixels += strip.count_valid(rows, cols)
-
-    def see_stored(self, stored: NDArray[np.generic]) -> None:
-        """Restrict the next finished rows to the area, if there is one."""
-        if self._clip is not None:
-            self._valid_pixels += self._clip.keep(stored)
-
-    def result(self, region: Region, rasters: tuple[RegionRasters, ...]) -> RegionResult:
-        """What it came to."""
-        return RegionResult(
-            region=region,
-            rasters=rasters,
-            tiles_run=self._tiles_run,
-            tiles_skipped=len(self._rows) * len(self._cols) - self._tiles_run,
-            valid_pixels=self._valid_pixels,
-            glance=self._taker.glance,
-        )
-
-
-def _starting(axis: Axis, start: int, stop: int) -> range:
-    """Indices of the tiles whose cores begin at scene pixels `start : stop`."""
-    return range(bisect_left(axis.cuts, start), min(bisect_left(axis.cuts, stop), len(axis.cuts) - 1))
-
-
 class _RegionRun:
     """Makes the stored rows of the cores of a stack of regions, top to bottom."""
 
@@ -217,11 +157,14 @@ class _RegionRun:
             height=plan.rows.tile,
             width=plan.cols.tile,
         )
-        self._engine = self._build_engine(predictor)
+        tallest = max(len(share.factor) for share in self._rows)
+        self._transfer = build_transfer(job, device_of(predictor), self._row, (tallest, first.width))
+        tiles = [len(self._tile_cols)] * len(self._tile_rows) if self._wanted is None else [*map(len, self._wanted)]
+        self._engine = build_engine(job, predictor, self._row, self._transfer, tiles)
         self._blender = StripBlender(
             self._rows, cols, span=self._span, classes=len(job.card.classes), device=self._transfer.device
         )
-        self.seen = [_Seen(job, region.core) for region in stack]
+        self.seen = [Seen(job, region.core) for region in stack]
 
     def stored_rows(self) -> Generator[tuple[int, NDArray[np.generic]]]:
         """Yield a region's place in the stack, and `(classes, rows, columns)` of it as stored.
@@ -263,43 +206,6 @@ class _RegionRun:
         shares = [self._rows[row] for row in self._tile_rows], [cols[col] for col in self._tile_cols]
         return wanted_tiles(area, whole, *shares)
 
-    def _build_engine(self, predictor: Predictor | ArrayFunction) -> Engine:
-        job, row = self._job, self._row
-        plain = not isinstance(predictor, Prepared | nn.Module)
-        device = predictor.device if isinstance(predictor, Prepared) else torch.device("cpu")
-        if device.type == "cpu":
-            keep_memory()
-        asked, pixels = job.inference.batch_size, row.height * row.width
-        size = resolve_batch_size(device, pixels, asked=asked, most=job.plan.shape[1], plain=plain)
-        tiles = [len(self._tile_cols)] * len(self._tile_rows) if self._wanted is None else map(len, self._wanted)
-        batches = sum(-(-count // size) for count in tiles)
-        threads = job.inference.threads or usable_cpus()
-        self._transfer = self._build_transfer(device)
-        return Engine(
-            ready_members(job, predictor, (size, len(job.scene.bands), row.height, row.width), batches),
-            job.card,
-            row,
-            self._transfer,
-            batch_size=size,
-            least=least_batch_size(device, size, plain=plain, deterministic=job.inference.deterministic),
-            lanes=resolve_lanes(threads, plain=plain),
-            threads=threads if plain else 1,
-        )
-
-    def _build_transfer(self, device: torch.device) -> Transfer:
-        job = self._job
-        if device.type != "cuda":
-            return DirectTransfer(device)
-        first, last = self._row.lefts[0], self._row.lefts[-1] + self._row.width
-        tallest = max(len(share.factor) for share in self._rows)
-        return CudaTransfer(
-            device,
-            strip=(len(job.scene.bands), self._row.height, last - first),
-            dtype=job.scene.dtype,
-            rows=(len(job.card.classes), tallest, self._span.stop - self._span.start),
-            stored=job.mosaic.dtype,
-        )
-
     def _end_strip(self, strip: LoadedStrip) -> Iterator[tuple[int, FinishedRows]]:
         """Finished rows of each core, as stored, and what is counted on the way."""
         row, margin = strip.raw.row, self._job.plan.rows.margin
@@ -328,25 +234,3 @@ def _arrived(position: int, rows: FinishedRows) -> tuple[int, NDArray[np.generic
     stored, extremes = rows.wait()
     check_range(*extremes)
     return position, stored
-
-
-def ready_members(
-    job: RegionJob, predictor: Predictor | ArrayFunction, shape: tuple[int, int, int, int], batches: int
-) -> list[Member]:
-    """The networks of a predictor in the job's precision, each with its own normalisation of the scene.
-
-    Args:
-        job: says how they are run.
-        predictor: a model, or a plain function or torch module, which is its own only member.
-        shape: `(N, bands, H, W)` of every batch.
-        batches: about how many there will be.
-    """
-    if not isinstance(predictor, Prepared):
-        return [(PlainReady(predictor, job.card), input_transform(job.scene, job.card.normalization))]
-    return [
-        (
-            member.ready(job.precision, batches=batches, shape=shape, deterministic=job.inference.deterministic),
-            input_transform(job.scene, member.card.normalization),
-        )
-        for member in predictor.members
-    ]
