@@ -53,6 +53,8 @@ class DistantPredictor:
         self.card = model.card
         self.turn = threading.Lock()
         self.identity = f"{model.sha256} {precision} {device}"
+        self.known: dict[tuple[str, str], str | None] = {}
+        """What workers have told: client and identity here -> identity there."""
         models = None if exchange is None else exchange.below(MODELS)
         self._source = (path.absolute(), device, precision, model.sha256, models)
         if models is not None and not models.holds(_name(path, model.sha256)):

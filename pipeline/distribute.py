@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.card import ModelCard
-from pipeline.distribute_client import Tasks, connect, workers_of, world_faults
+from pipeline.distant import DistantPredictor
+from pipeline.distribute_client import Tasks, connect, threads_of, workers_of, world_faults
 from pipeline.distribute_tasks import Sent, call, fetch_all, finish, infer, packed, prove, take_up
 from pipeline.errors import SettingsError
 from pipeline.exchange import Exchange, open_exchange
@@ -54,7 +55,7 @@ class DistributeSpec:
     regions: int = 0
     """Regions a scene is cut into; 0: one for 2^25 px here, and on a cluster so many that each worker has two to do."""
     scenes: int = 0
-    """Scenes in hand at once; 0: one here, and one more than workers on a cluster."""
+    """Scenes in hand at once; 0: one here, and on a cluster one more than its workers have threads."""
 
     def __post_init__(self) -> None:
         for key in ("workers", "regions", "scenes"):
@@ -109,7 +110,7 @@ def scene_count(spec: DistributeSpec, client: Client | None, scenes: int) -> int
     """How many scenes of a run are in hand at once, at least 1: while some become polygons, others are inferred."""
     if client is None:
         return 1
-    return max(1, min(scenes, spec.scenes or workers_of(client) + 1))
+    return max(1, min(scenes, spec.scenes or threads_of(client) + 1))
 
 
 def plan_work(
@@ -136,9 +137,19 @@ def predictor_identity(
     predictor: Predictor | ArrayFunction, client: Client | None, watch: Watch | None = None
 ) -> str | None:
     """What decides the results where regions run: a worker may have another device than this process."""
-    if client is None or identity_of(predictor) is None:
-        return identity_of(predictor)
-    return _ask(client, "loading the model", watch, identity_of, predictor)
+    here = identity_of(predictor)
+    if client is None or here is None or not isinstance(predictor, Prepared):
+        return here
+    known, question = _known_of(predictor), (client.id, here)
+    if question not in known:
+        known[question] = _ask(client, "loading the model", watch, identity_of, predictor)
+    return known[question]
+
+
+def _known_of(predictor: Prepared) -> dict[tuple[str, str], str | None]:
+    """Identities that workers have told: each scene asks, and who answers must have a free device."""
+    first = predictor.members[0]
+    return first.known if isinstance(first, DistantPredictor) else {}
 
 
 def prove_precision(

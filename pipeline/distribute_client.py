@@ -68,8 +68,13 @@ def check_workers(client: Client) -> None:
 
 def workers_of(client: Client) -> int:
     """How many regions the cluster works on at once, at least 1."""
-    resources = device_resource(client)
-    return max(1, sum(resources is None or "device" in worker["resources"] for worker in _workers(client)))
+    workers = _workers(client)
+    return max(1, sum("device" in worker["resources"] for worker in workers) or len(workers))
+
+
+def threads_of(client: Client) -> int:
+    """How many tasks the cluster works on at once, those that need no device among them, at least 1."""
+    return max(1, sum(int(worker["nthreads"]) for worker in _workers(client)))
 
 
 def device_resource(client: Client) -> dict[str, int] | None:
@@ -93,6 +98,7 @@ class Tasks(Generic[Answer]):
             watch: called with 0 now and then while tasks are waited for; what it raises ends the waiting.
         """
         self._client, self._watch = client, watch
+        self._device: dict[str, int] | None = device_resource(client)
         self._running: set[Future[Answer]] = set()
         self._finished: SimpleQueue[Future[Answer]] = SimpleQueue()
 
@@ -111,7 +117,7 @@ class Tasks(Generic[Answer]):
             device: True: only where a device is free, if workers declare theirs.
             urgent: True: before all tasks that wait.
         """
-        resources = device_resource(self._client) if device else None
+        resources = self._device if device else None
         key, priority = f"{name}-{uuid4().hex[:8]}", int(urgent)
         future = self._client.submit(function, *given, key=key, pure=False, resources=resources, priority=priority)
         self._running.add(future)

@@ -183,7 +183,8 @@ class FakeClient:
         self._resources = [{"device": 1.0}] * devices + [{}] * (workers - devices)
 
     def scheduler_info(self, n_workers: int) -> dict[str, object]:
-        return {"workers": {number: {"resources": each} for number, each in enumerate(self._resources)}}
+        workers = {number: {"resources": each, "nthreads": 2} for number, each in enumerate(self._resources)}
+        return {"workers": workers}
 
 
 @pytest.mark.parametrize(
@@ -191,27 +192,18 @@ class FakeClient:
     [
         (None, 0, 9, 1, 1),
         (None, 4, 9, 1, 1),
-        (FakeClient(1), 0, 9, 2, 1),
-        (FakeClient(8), 0, 100, 9, 2),
+        (FakeClient(1), 0, 9, 3, 1),
+        (FakeClient(8), 0, 100, 17, 1),
+        (FakeClient(8), 0, 9, 9, 2),
         (FakeClient(8), 0, 3, 3, 6),
         (FakeClient(8), 0, 1, 1, 16),
         (FakeClient(8), 2, 100, 2, 8),
-        (FakeClient(8, devices=2), 0, 100, 3, 2),
+        (FakeClient(8, devices=2), 0, 100, 17, 1),
+        (FakeClient(8, devices=2), 0, 3, 3, 2),
         (FakeClient(8), 0, 0, 1, 16),
         (FakeClient(1), 0, 1, 1, 1),
     ],
-    ids=[
-        "here",
-        "asked, but here",
-        "1 worker",
-        "8",
-        "few scenes",
-        "1 scene",
-        "as asked",
-        "2 devices",
-        "no scene",
-        "1 of each",
-    ],
+    ids=lambda value: "here" if value is None else type(value).__name__ if isinstance(value, FakeClient) else None,
 )
 def test_the_regions_in_hand_are_two_per_worker_in_all(
     client: Any, asked: int, scenes: int, in_hand: int, regions: int
