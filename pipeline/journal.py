@@ -199,7 +199,7 @@ def _former(folder: Path) -> Path:
 
 
 def _file_facts(file: SceneFile) -> dict[str, object]:
-    place = file.location.gdal_path if file.location.is_remote else None
+    place = file.location.lasting if file.location.is_remote else None
     return {**asdict(file), "grid": _grid_facts(file.grid), "location": place}
 
 

@@ -52,6 +52,15 @@ _MAGIC = {
 }
 
 
+SIGNATURES = {"signature", "sig", "x-amz-signature", "x-goog-signature"}
+"""Names of parameters that sign a web address."""
+SIGNED_WITH = SIGNATURES | {
+    *("awsaccesskeyid", "expires", "policy", "key-pair-id", "googleaccessid"),
+    *("sv", "st", "se", "sr", "sp", "spr", "sip", "ss", "srt", "skoid", "sktid", "skt", "ske", "sks", "skv"),
+}
+"""Those that come with a signature of Amazon, Google or Azure."""
+
+
 @dataclass(frozen=True)
 class Location:
     """A raster's address as the user gave it, and GDAL's name for it."""
@@ -71,6 +80,11 @@ class Location:
         """The file name without folder and last suffix, made safe as a folder's name; names the scene."""
         path = unquote(urlsplit(self.text).path) if self.is_remote else Path(self.text).name
         return tidy_name(PurePosixPath(path).stem)
+
+    @property
+    def lasting(self) -> str:
+        """What GDAL opens, without the signature that a web address may bear: the same from day to day."""
+        return _without_signature(self.gdal_path) if self.is_remote else self.gdal_path
 
     @property
     def size_bytes(self) -> int | None:
@@ -173,6 +187,27 @@ def _sidecar_options(address: str) -> dict[str, str]:
         "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
         "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": f"{suffix},.msk,.aux.xml",
     }
+
+
+def _without_signature(address: str) -> str:
+    """An address without what signs it for a while.
+
+    >>> _without_signature("https://a/b.tif?year=2026&X-Amz-Date=20261120&X-Amz-Signature=ab12")
+    'https://a/b.tif?year=2026'
+    >>> _without_signature("https://a/b.tif?st=4")
+    'https://a/b.tif?st=4'
+    """
+    path, _, query = address.partition("?")
+    parts = query.split("&")
+    names = [part.partition("=")[0].lower() for part in parts]
+    if not SIGNATURES & {*names}:
+        return address
+    kept = [
+        part
+        for part, name in zip(parts, names, strict=True)
+        if name not in SIGNED_WITH and not name.startswith(("x-amz-", "x-goog-"))
+    ]
+    return f"{path}?{'&'.join(kept)}" if kept else path
 
 
 def tidy_name(text: str) -> str:

@@ -16,6 +16,7 @@ from pipeline.band_file import BandFile
 from pipeline.card import ModelCard
 from pipeline.catalog import read_catalog
 from pipeline.errors import AccessError, DamagedSceneError, SceneError, WorldError
+from pipeline.journal import content_key
 from pipeline.location import resolve_location
 from pipeline.retrying import is_world_fault
 from pipeline.run_quarantine import is_data_fault
@@ -173,6 +174,11 @@ def test_a_signed_address_is_read_and_known_by_what_its_server_says(
     address = store.client.generate_presigned_url("get_object", Params={"Bucket": store.bucket, "Key": "in/far.tif"})
     assert (red(address) == PIXELS).all()
     before = describe_scene(address)
+    again = store.client.generate_presigned_url(
+        "get_object", Params={"Bucket": store.bucket, "Key": "in/far.tif"}, ExpiresIn=99
+    )
+    assert again != address
+    assert content_key(describe_scene(again), "m", {}) == content_key(before, "m", {})
     store.put("in/far.tif", make_scene(PIXELS + 1, name="other.tif", descriptions=["red"], tiled=256))
     assert describe_scene(address).files[0].fingerprint != before.files[0].fingerprint
     monkeypatch.setattr("pipeline.remote_facts.PAUSES_S", (0.0, 0.0))

@@ -16,6 +16,7 @@ from stores import Store
 
 import pipeline.segment
 from pipeline import cli
+from pipeline.errors import WorldError
 from pipeline.segment_report import OUTPUTS
 
 ROOT = Path(__file__).parents[1]
@@ -109,15 +110,39 @@ def test_a_run_that_is_killed_while_it_uploads_goes_on_without_inference(
     left = store.names("out/")
     assert "town/.lock" in left
     assert "town/report.json" not in left
-    monkeypatch.setattr(pipeline.segment, "infer_scene", lambda *_, **__: pytest.fail("inferred twice"))
-    assert call(*run)[0] == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline.segment, "infer_scene", lambda *_, **__: pytest.fail("inferred twice"))
+        assert call(*run)[0] == 0
     assert statuses(store) == {"town": "skipped"}
-    monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert call(*run[: -len(FAST) - 1], tmp_path / "near", *FAST)[0] == 0
     for file in OUTPUTS.values():
         assert store.get(f"out/town/{file}") == (tmp_path / "near" / "town" / file).read_bytes()
     assert not [name for name in store.names("out/town/") if name.startswith(".")]
+
+
+def test_a_run_that_failed_after_inference_goes_on_from_there(
+    store: Store, call: Call, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise WorldError("lost")
+
+    work = tmp_path / "work"
+    more = ["--set", f"run.work_dir={work}"]
+    run = ["segment", make_scene(name="town.tif"), "--model", model, "--out", f"s3://{store.bucket}/out", *FAST, *more]
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline.segment, "finish_anywhere", lost)
+        assert call(*run)[0] == 1
+    assert [*work.glob("*/.town.partial")]
+    infer = pipeline.segment.run_regions
+    monkeypatch.setattr(
+        pipeline.segment,
+        "run_regions",
+        lambda job, regions, *args, **given: pytest.fail("again") if regions else infer(job, regions, *args, **given),
+    )
+    assert call(*run)[0] == 0
+    assert statuses(store) == {"town": "done"}
+    assert {path.name for path in work.glob("*/*")} == {"owner"}
 
 
 def test_what_is_made_of_results_in_a_store_is_what_is_made_of_those_in_a_folder(
