@@ -48,6 +48,7 @@ bench: $(STAMP) .peers/.installed  ## print the figures of docs/performance.md (
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.polygons
 	$(BIN)/python -m benchmarks.cluster
+	$(BIN)/python -m benchmarks.orchestration
 
 .peers/.installed: constraints.txt | $(STAMP)
 	$(BIN)/python -m benchmarks.peers --install

@@ -6,7 +6,6 @@ run on the workers of a dask scheduler leaves it to them: there, `device: 1` is 
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import re
@@ -16,13 +15,12 @@ from contextlib import contextmanager, suppress
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectNotFound
+from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
 from pipeline.devices import environment_for, kind_of, resolve_devices
 from pipeline.predictor import resolve_device
-
-log = logging.getLogger(__name__)
 
 MACHINE = "SCENEMILL_MACHINE"
 """Environment variable with the machine's name in limits, for containers, whose host names change."""
@@ -49,7 +47,8 @@ def device_turn(device: str | Sequence[str], *, scheduler: str | None = None) ->
     names = sorted({limit_name(each) for each in resolve_devices(device)})
     for name in names:
         _create(name)
-    log.info("waiting for %s", ", ".join(names))
+    with suppress(MissingContextError):  # outside a run there is no page to tell it on
+        get_run_logger().info("waiting for %s", ", ".join(names))
     with concurrency(names, strict=True, lease_duration=LEASE_S, raise_on_lease_renewal_failure=False):
         yield
 

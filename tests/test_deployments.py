@@ -155,6 +155,8 @@ def test_a_failing_scene_is_reported_and_the_others_are_finished(
     assert (told[0]["state"], told[0]["flow"], told[0]["run"]) == ("Failed", "segment-catalog", run["name"])
     tasks = server.ask("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
     assert {task["name"] for task in tasks} == {"scene-0", "damaged", "scene-1"}
+    logged = server.ask("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
+    assert any(line["message"].startswith("waiting for scenemill-") for line in logged)
     assert slots_in_use(server) == [0]
 
 
