@@ -332,11 +332,11 @@ def test_wrong_settings_fail_before_any_scene(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_tasks_run_on_the_cluster_that_the_settings_name(
+def test_a_run_asks_the_cluster_that_the_settings_name(
     ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     settings = {**SETTINGS, "distribute": {"scheduler": "tcp://127.0.0.1:1"}, "run": {"retries": 0}}
-    with pytest.raises(ScenesFailedError, match=r"no dask scheduler .* at tcp://127.0.0.1:1"):
+    with pytest.raises(WorldError, match=r"no dask scheduler .* at tcp://127.0.0.1:1"):
         segment_catalog([str(make_scene())], model, str(tmp_path / "out"), settings)
 
 
