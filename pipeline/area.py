@@ -82,7 +82,7 @@ def _load(path: Path, _modified_ns: int, _size_bytes: int) -> Area:
     except SettingsError as error:
         raise SettingsError(f"area: {error}") from error
     except (OSError, RuntimeError, ValueError, shapely.errors.ShapelyError) as error:
-        raise SettingsError(f"area: {path}: cannot be read: {error}; check the file") from error
+        raise SettingsError(f"area: {path}: cannot be read: {' '.join(str(error).split())}; check the file") from error
     shapes = shapely.force_2d(np.asarray(frame.geometry.array, dtype=object))
     crs = _crs_of(frame, path)
     _check_shapes(shapes, path)

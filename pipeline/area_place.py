@@ -7,7 +7,7 @@ What is far from the grid may lie beyond the horizon of its projection, so it is
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -157,11 +157,16 @@ class _Move:
 
 
 def _transformer(source: CRS, target: CRS) -> Transformer:
+    return _transformer_of(source.to_wkt(), target.to_wkt())
+
+
+@lru_cache(maxsize=16)
+def _transformer_of(source: str, target: str) -> Transformer:
     from pyproj import Transformer
     from pyproj.exceptions import ProjError
 
     try:
-        return Transformer.from_crs(source.to_wkt(), target.to_wkt(), always_xy=True)
+        return Transformer.from_crs(source, target, always_xy=True)
     except ProjError as error:
         raise SceneError(
             f"nothing leads from the area's CRS to that of the scene: {error}; draw it in longitudes and latitudes"
