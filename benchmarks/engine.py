@@ -28,6 +28,7 @@ from benchmarks.whole_path import PathTimes, Shape, batch_shape, file_to_mosaic
 from pipeline.lanes import AHEAD, in_order, resolve_lanes
 from pipeline.predictor import LoadedPredictor, Ready, load_predictor
 from pipeline.processors import usable_cpus
+from pipeline.ready import Workload
 from pipeline.tiling import TilingSpec
 
 SIDES = {16: 8_192, 64: 2_944}
@@ -128,7 +129,9 @@ def compare(base: int, tile: int, arguments: argparse.Namespace) -> Comparison:
         predictor = load_predictor(place / "model.safetensors", arguments.device, precision=arguments.precision)
         warm = run_path(place, "warm", predictor, tiling)
         shape = batch_shape(place / "scene.tif", predictor, tiling)
-        ready = predictor.ready(warm.precision, batches=MANY if arguments.compiled else 1, shape=shape)
+        ready = predictor.ready(
+            Workload(precision=warm.precision, batches=MANY if arguments.compiled else 1, shape=shape)
+        )
         run_batches(ready, shape, 2)
         paths, alone = list[PathTimes](), list[Alone]()
         for _ in range(arguments.repeats):

@@ -31,7 +31,7 @@ from pipeline.lanes import AHEAD, in_order
 from pipeline.predictor import load_predictor
 from pipeline.prepare import Arithmetic, compile_network, converted, fold_batch_norm, prepare, settle_convolutions
 from pipeline.processors import usable_cpus
-from pipeline.ready import ReadyNetwork, activate
+from pipeline.ready import ReadyNetwork, Workload, activate
 
 COMPARED = 4
 """Tiles on which probabilities are compared."""
@@ -177,7 +177,7 @@ def forms(base: int, device: torch.device, shape: tuple[int, ...], folder: Path)
     predictor = load_predictor(folder / "model.safetensors", device=str(device))
     precision = predictor.prove(model_input(1, shape[-1])).precision
     batch = (shape[0], shape[1], shape[2], shape[3])
-    ready = predictor.ready(precision, batches=MANY if device.type == "cuda" else 1, shape=batch)
+    ready = predictor.ready(Workload(precision=precision, batches=MANY if device.type == "cuda" else 1, shape=batch))
     yield Form(name=f"as loaded: {precision}", run=ready, lanes=device.type == "cpu")
 
 

@@ -26,6 +26,7 @@ from benchmarks.sampling import sampled
 from benchmarks.subjects import write_classic_unet, write_scene
 from benchmarks.whole_path import Shape, batch_shape, file_to_mosaic
 from pipeline.predictor import LoadedPredictor, load_predictor
+from pipeline.ready import Workload
 from pipeline.tiling import TilingSpec
 
 KINDS = {"gpu_memcpy": "copies", "gpu_memset": "fills", "kernel": "kernels"}
@@ -107,7 +108,7 @@ def measure(arguments: argparse.Namespace) -> StageTimes:
 
 def compile_for(shape: Shape, predictor: LoadedPredictor) -> None:
     """Have the network compiled in the precision that the device prefers."""
-    predictor.ready("float16", batches=MANY, shape=shape)
+    predictor.ready(Workload(precision="float16", batches=MANY, shape=shape))
 
 
 def device_seconds(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -8,8 +8,7 @@ cost what they say: as many passes of a network per tile as there are terms in t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from pipeline.averaging_card import joint_card
 from pipeline.errors import ModelError, SettingsError
 from pipeline.predictor import ArrayFunction, Augment, Predictor, Prepared, Proof, Ready, joint_proof
+from pipeline.ready import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,20 +90,13 @@ class AugmentedPredictor:
         """The model's own proof: a mean of probabilities changes by no more than they do."""
         return self._model.prove(tiles)
 
-    def ready(
-        self,
-        precision: str,
-        *,
-        batches: int = 1,
-        shape: tuple[int, int, int, int] | None = None,
-        deterministic: bool = False,
-    ) -> Ready:
+    def ready(self, work: Workload) -> Ready:
         """See `Prepared.ready`; tiles that are not square also need the model ready for them lying on their side."""
-        symmetries = SYMMETRIES[self._augment]
-        ready = partial(self._model.ready, precision, batches=batches * len(symmetries), deterministic=deterministic)
-        upright = turned = ready(shape=shape)
+        symmetries, shape = SYMMETRIES[self._augment], work.shape
+        work = replace(work, batches=work.batches * len(symmetries))
+        upright = turned = self._model.ready(work)
         if shape is not None and shape[2] != shape[3] and any(symmetry.transpose for symmetry in symmetries):
-            turned = ready(shape=(*shape[:2], shape[3], shape[2]))
+            turned = self._model.ready(replace(work, shape=(*shape[:2], shape[3], shape[2])))
         return _AugmentedReady(upright, turned, symmetries)
 
 
@@ -179,21 +172,10 @@ class EnsemblePredictor:
         self._check_normalized_alike()
         return joint_proof([member.prove(tiles) for member in self.members])
 
-    def ready(
-        self,
-        precision: str,
-        *,
-        batches: int = 1,
-        shape: tuple[int, int, int, int] | None = None,
-        deterministic: bool = False,
-    ) -> Ready:
+    def ready(self, work: Workload) -> Ready:
         """See `Prepared.ready`; of members that normalise alike."""
         self._check_normalized_alike()
-        members = [
-            member.ready(precision, batches=batches, shape=shape, deterministic=deterministic)
-            for member in self.members
-        ]
-        return _EnsembleReady(members)
+        return _EnsembleReady([member.ready(work) for member in self.members])
 
     def augmented(self, augment: Augment) -> EnsemblePredictor:
         """The ensemble of the augmented members."""

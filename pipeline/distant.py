@@ -21,6 +21,7 @@ from pipeline.durable import make_folder
 from pipeline.errors import ModelError, SettingsError
 from pipeline.exchange import Exchange
 from pipeline.predictor import LoadedPredictor, Precision, Prepared, Proof, Ready, load_once, open_model
+from pipeline.ready import Workload
 
 MODELS = "models"
 """Where models lie in the exchange place."""
@@ -76,16 +77,9 @@ class DistantPredictor:
         """See `Prepared`."""
         return self._loaded().prove(tiles)
 
-    def ready(
-        self,
-        precision: str,
-        *,
-        batches: int = 1,
-        shape: tuple[int, int, int, int] | None = None,
-        deterministic: bool = False,
-    ) -> Ready:
+    def ready(self, work: Workload) -> Ready:
         """See `Prepared`."""
-        return self._loaded().ready(precision, batches=batches, shape=shape, deterministic=deterministic)
+        return self._loaded().ready(work)
 
     def _loaded(self) -> LoadedPredictor:
         return load_travelled(*self._source)

@@ -27,7 +27,7 @@ from pipeline.errors import ModelError, SettingsError
 from pipeline.external import SUFFIX, ExternalModel, load_external
 from pipeline.external_trial import ROUNDING, trial_tiles
 from pipeline.prepare import Arithmetic, converted, fold_batch_norm, settle_convolutions
-from pipeline.ready import MOST_CHANGE, ReadyForms, ReadyNetwork, activate
+from pipeline.ready import MOST_CHANGE, ReadyForms, ReadyNetwork, Workload, activate
 
 log = logging.getLogger(__name__)
 
@@ -94,22 +94,8 @@ class Prepared(Protocol):
         """Choose the precision on real tiles, `(N, bands, H, W)` normalised float32."""
         ...
 
-    def ready(
-        self,
-        precision: str,
-        *,
-        batches: int = 1,
-        shape: tuple[int, int, int, int] | None = None,
-        deterministic: bool = False,
-    ) -> Ready:
-        """The model in the precision of a proof.
-
-        Args:
-            precision: what `prove` chose.
-            batches: about how many batches will follow; many repay a slower start.
-            shape: `(N, bands, H, W)` of every batch, when all are alike.
-            deterministic: use only what gives the same bytes run after run; a CPU always does.
-        """
+    def ready(self, work: Workload) -> Ready:
+        """The model in the precision of a proof, ready for so much work."""
         ...
 
 
@@ -218,7 +204,7 @@ class LoadedPredictor:
             if self._proof is None:
                 self._proof = self.prove(tiles)
                 self._proof.tell(str(self._source[0]))
-        return self.ready(self._proof.precision)(tiles)
+        return self.ready(Workload(precision=self._proof.precision))(tiles)
 
     def prove(self, tiles: Tensor) -> Proof:
         """Run tiles in float32 and in the precision asked for; only `auto` steps back when they differ.
@@ -242,23 +228,16 @@ class LoadedPredictor:
     def _change(self, precision: str, tiles: Tensor, expected: Tensor) -> float:
         """Largest change of a probability; the form is kept, for it will most likely be used."""
         try:
-            return float((self.ready(precision)(tiles) - expected).abs().max())
+            return float((self.ready(Workload(precision=precision))(tiles) - expected).abs().max())
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise SettingsError(
                 f"inference.precision: {self._asked} does not suit this network ({reason}); use float32"
             ) from error
 
-    def ready(
-        self,
-        precision: str,
-        *,
-        batches: int = 1,
-        shape: tuple[int, int, int, int] | None = None,
-        deterministic: bool = False,
-    ) -> Ready:
+    def ready(self, work: Workload) -> Ready:
         """See `Prepared.ready`; made once and kept."""
-        return self._forms.ready(precision, batches=batches, shape=shape, deterministic=deterministic)
+        return self._forms.ready(work)
 
 
 def _note(tried: Mapping[str, float], used: str) -> str:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,20 @@ TIMED_BATCHES = 3
 
 Shape = tuple[int, int, int, int]
 """`(N, bands, H, W)` of a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a network is made ready for."""
+
+    precision: str
+    """The number format that a proof chose."""
+    batches: int = 1
+    """About how many batches will follow; many repay a slower start."""
+    shape: Shape | None = None
+    """That of every batch, when all are alike."""
+    deterministic: bool = False
+    """True: use only what gives the same bytes run after run; a CPU always does."""
 
 
 def activate(outputs: Tensor, card: ModelCard) -> Tensor:
@@ -75,21 +90,21 @@ class ReadyForms:
         self._batches: Counter[tuple[Arithmetic, Shape]] = Counter()
         self._making = threading.Lock()
 
-    def ready(self, precision: str, *, batches: int, shape: Shape | None, deterministic: bool) -> ReadyNetwork:
+    def ready(self, work: Workload) -> ReadyNetwork:
         """The network in a precision; see `pipeline.predictor.Prepared.ready`.
 
         Raises:
             RuntimeError: the network does not run in this precision.
         """
-        arithmetic = self._arithmetic(precision, deterministic=deterministic)
+        arithmetic = self._arithmetic(work.precision, deterministic=work.deterministic)
         with self._making:
             if arithmetic not in self._forms:
                 prepared = prepare(self._network, arithmetic, trial_tiles(self._card))
                 self._forms[arithmetic] = ReadyNetwork(prepared, self._card, arithmetic)
             form = self._forms[arithmetic]
-            if shape is None or not self._may_compile(arithmetic):
+            if work.shape is None or not self._may_compile(arithmetic):
                 return form
-            return self._compiled_when_repaid(form, arithmetic, shape, batches)
+            return self._compiled_when_repaid(form, arithmetic, work.shape, work.batches)
 
     def reference(self) -> ReadyNetwork:
         """The network as it is, in float32: what other precisions are compared with, at no cost of preparing it."""

@@ -13,6 +13,7 @@ from pipeline.lanes import resolve_lanes
 from pipeline.normalize import input_transform
 from pipeline.predictor import ArrayFunction, Predictor, Prepared
 from pipeline.processors import usable_cpus
+from pipeline.ready import Workload
 from pipeline.region_job import RegionJob
 from pipeline.transfer import CudaTransfer, DirectTransfer, Transfer
 
@@ -87,9 +88,11 @@ def ready_members(
     """
     if not isinstance(predictor, Prepared):
         return [(PlainReady(predictor, job.card), input_transform(job.scene, job.card.normalization))]
+    exactly = job.inference.deterministic
+    work = Workload(precision=job.precision, batches=batches, shape=shape, deterministic=exactly)
     return [
         (
-            member.ready(job.precision, batches=batches, shape=shape, deterministic=job.inference.deterministic),
+            member.ready(work),
             input_transform(job.scene, member.card.normalization),
         )
         for member in predictor.members

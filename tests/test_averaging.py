@@ -31,6 +31,7 @@ from pipeline.distribute import DistributeSpec
 from pipeline.errors import ModelError, SettingsError
 from pipeline.mosaic import MosaicSpec
 from pipeline.predictor import Augment, InferenceSpec, LoadedPredictor, Prepared, load_predictor
+from pipeline.ready import Workload
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
 from pipeline.shaping import PolygonSpec
@@ -101,12 +102,12 @@ def test_undoing_gives_the_tiles_back(symmetry: Symmetry) -> None:
 def test_a_turned_tile_gives_the_turned_result_to_the_last_bit(
     model: LoadedPredictor, augment: Augment, precision: str
 ) -> None:
-    ready = AugmentedPredictor(model, augment).ready(precision)
+    ready = AugmentedPredictor(model, augment).ready(Workload(precision=precision))
     tiles = tiles_of()
     expected = ready(tiles)
     for symmetry in SYMMETRIES[augment]:
         assert torch.equal(ready(symmetry.apply(tiles)), symmetry.apply(expected)), symmetry
-    assert not torch.equal(model.ready(precision)(tiles), expected)
+    assert not torch.equal(model.ready(Workload(precision=precision))(tiles), expected)
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
@@ -121,7 +122,9 @@ def test_the_result_is_the_mean_over_the_turned_tiles(model: LoadedPredictor, au
 @pytest.mark.gpu
 def test_turned_tiles_are_averaged_on_cuda(cuda: str, folder: Path, model: LoadedPredictor) -> None:
     there = load_predictor(folder / "a.safetensors", cuda, precision="exact")
-    ready = AugmentedPredictor(there, "all").ready("exact", shape=(2, 3, 32, 48), deterministic=True)
+    ready = AugmentedPredictor(there, "all").ready(
+        Workload(precision="exact", shape=(2, 3, 32, 48), deterministic=True)
+    )
     tiles = tiles_of(32, width=48)
     assert float((ready(tiles).cpu() - AugmentedPredictor(model, "all")(tiles)).abs().max()) < 1e-4
 
@@ -161,8 +164,8 @@ class Recorder:
     def __init__(self) -> None:
         self.card, self.device, self.turn, self.asked = CARD, torch.device("cpu"), None, []  # type: ignore[var-annotated]
 
-    def ready(self, precision: str, **how: Any) -> Any:
-        self.asked.append((precision, how))
+    def ready(self, work: Workload) -> Any:
+        self.asked.append(work)
         ready: Any = Constant(0.5)
         ready.dtype, ready.layout, ready.device = torch.float32, torch.contiguous_format, self.device
         return ready
@@ -182,10 +185,10 @@ def test_a_model_is_made_ready_for_the_shapes_and_passes_that_follow(
     augment: Augment, shape: Any, shapes: list[Any]
 ) -> None:
     model: Any = Recorder()
-    AugmentedPredictor(model, augment).ready("float32", batches=10, shape=shape, deterministic=True)
+    AugmentedPredictor(model, augment).ready(Workload(precision="float32", batches=10, shape=shape, deterministic=True))
     passes = len(SYMMETRIES[augment])
     assert model.asked == [
-        ("float32", {"batches": 10 * passes, "shape": each, "deterministic": True}) for each in shapes
+        Workload(precision="float32", batches=10 * passes, shape=each, deterministic=True) for each in shapes
     ]
 
 
@@ -226,7 +229,7 @@ def test_an_ensemble_is_the_mean_of_its_models(model: LoadedPredictor, other: Lo
     tiles, both = tiles_of(), EnsemblePredictor([model, other])
     assert torch.equal(both(tiles), running_mean([model(tiles), other(tiles)]))
     assert torch.allclose(both(tiles), (model(tiles) + other(tiles)) / 2)
-    assert torch.equal(both.ready("float32")(tiles), both(tiles))
+    assert torch.equal(both.ready(Workload(precision="float32"))(tiles), both(tiles))
 
 
 def test_the_identity_of_an_ensemble_is_that_of_its_members_in_their_order(

@@ -26,6 +26,7 @@ from pipeline.distant import DistantPredictor
 from pipeline.distribute import DistributeSpec, cluster
 from pipeline.errors import ModelError, SettingsError
 from pipeline.predictor import InferenceSpec, LoadedPredictor, Prepared
+from pipeline.ready import Workload
 from pipeline.run import load_run_models, on_devices
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
@@ -142,7 +143,7 @@ def test_a_distant_model_can_be_used_here_all_the_same(model: Path) -> None:
     distant, here = DistantPredictor(model, "cpu", precision="float32"), load_run_models([model], ONE)
     tiles = torch.randn((1, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     assert torch.equal(distant(tiles), here(tiles))
-    assert torch.equal(distant.ready("float32")(tiles), here(tiles))
+    assert torch.equal(distant.ready(Workload(precision="float32"))(tiles), here(tiles))
     assert distant.prove(tiles) == here.prove(tiles)
 
 

@@ -35,6 +35,7 @@ from pipeline.external_operators import OPERATORS, base_name
 from pipeline.inspection import inspect_path
 from pipeline.mosaic import MosaicSpec
 from pipeline.predictor import load_predictor
+from pipeline.ready import Workload
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
 from pipeline.tiling import TilingSpec
@@ -328,7 +329,7 @@ def test_a_network_that_reads_memory_in_order_keeps_its_layout(tmp_path: Path, m
     import_model(export(Flat(), tmp_path / "e.pt2", dims=ANY), card, tmp_path / "model.pt2")
     tiles = torch.randn((3, 3, 20, 24))
     assert torch.equal(load_predictor(tmp_path / "model.pt2", "cpu")(tiles), torch.sigmoid(2 * tiles[:, :1]))
-    assert load_predictor(model, "cpu").ready("float32").layout == torch.channels_last
+    assert load_predictor(model, "cpu").ready(Workload(precision="float32")).layout == torch.channels_last
 
 
 # What a file says about itself

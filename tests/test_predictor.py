@@ -16,7 +16,7 @@ from pipeline.card import ModelCard
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import ModelError, SettingsError
 from pipeline.predictor import InferenceSpec, Prepared, Ready, load_predictor, resolve_device
-from pipeline.ready import activate
+from pipeline.ready import Workload, activate
 from pipeline.unet import UNetSpec
 
 # Networks
@@ -82,9 +82,9 @@ def test_what_is_loaded_is_prepared_and_hands_out_what_is_ready(tmp_path: Path) 
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu")
     assert isinstance(predictor, Prepared)
     assert predictor.members == (predictor,)
-    form = predictor.ready("float32")
+    form = predictor.ready(Workload(precision="float32"))
     assert isinstance(form, Ready)
-    assert form is predictor.ready("float32")
+    assert form is predictor.ready(Workload(precision="float32"))
     assert (form.dtype, form.layout, form.device.type) == (torch.float32, torch.channels_last, "cpu")
 
 
@@ -94,7 +94,7 @@ def test_auto_takes_the_lower_precision_where_it_is_harmless(tmp_path: Path) -> 
     proof = predictor.prove(some_tiles())
     assert (proof.precision, proof.note) == ("bfloat16", "")
     assert 0 < proof.change <= 0.01
-    change = predictor(some_tiles()) - predictor.ready("float32")(some_tiles())
+    change = predictor(some_tiles()) - predictor.ready(Workload(precision="float32"))(some_tiles())
     assert float(change.abs().max()) == proof.change
 
 
@@ -129,9 +129,9 @@ def test_auto_computes_early_blocks_in_float32_where_that_is_enough(tmp_path: Pa
             break
     assert proof.change <= 0.01
     assert proof.note.endswith("in bfloat16): mixed is used")
-    form = predictor.ready("mixed")
+    form = predictor.ready(Workload(precision="mixed"))
     assert form.dtype == torch.float32
-    change = float((form(tiles) - predictor.ready("float32")(tiles)).abs().max())
+    change = float((form(tiles) - predictor.ready(Workload(precision="float32"))(tiles)).abs().max())
     assert proof.change == pytest.approx(change, abs=1e-5)
 
 
@@ -141,7 +141,7 @@ def test_the_first_batch_decides_for_all_that_follow(tmp_path: Path) -> None:
     blank = torch.zeros((1, 3, 64, 64))
     chosen = predictor.prove(blank).precision
     predictor(blank)
-    assert torch.equal(predictor(some_tiles()), predictor.ready(chosen)(some_tiles()))
+    assert torch.equal(predictor(some_tiles()), predictor.ready(Workload(precision=chosen))(some_tiles()))
 
 
 def test_exact_is_float32_on_a_cpu(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from pipeline.prepare import (
     split_joins,
 )
 from pipeline.prepare_layers import HalvingMaximum, OneDnnConvolution, SplitConvolution
+from pipeline.ready import Workload
 from pipeline.unet import UNet, UNetSpec
 
 CPU = torch.device("cpu")
@@ -199,16 +200,16 @@ def test_many_small_runs_repay_a_compilation_together(tmp_path: Path, monkeypatc
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
     shape, fewer = (2, 3, 64, 64), torch.zeros((1, 3, 64, 64))
     enough = next(count for count in range(10_000) if repays_compiling(count, 1.0))
-    first = predictor.ready("float32", batches=enough // 2, shape=shape)
+    first = predictor.ready(Workload(precision="float32", batches=enough // 2, shape=shape))
     first(torch.zeros(shape))
     assert not compiled
-    second = predictor.ready("float32", batches=enough // 2 + 1, shape=shape)
+    second = predictor.ready(Workload(precision="float32", batches=enough // 2 + 1, shape=shape))
     tried = len(compiled)
     second(fewer)
     assert len(compiled) == tried == 1
     second(torch.zeros(shape))
     assert len(compiled) == tried + 1
-    assert predictor.ready("float32", shape=shape) is second
+    assert predictor.ready(Workload(precision="float32", shape=shape)) is second
 
 
 @pytest.mark.slow
@@ -218,7 +219,10 @@ def test_a_compiled_network_is_compiled_once(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(readying.ReadyForms, "_may_compile", lambda *_: True)
     monkeypatch.setattr(readying, "_seconds_per_batch", lambda *_: 1e9)
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
-    form, fused_form = predictor.ready("float32", batches=1, shape=(2, 3, 64, 64)), predictor.ready("float32")
+    form, fused_form = (
+        predictor.ready(Workload(precision="float32", batches=1, shape=(2, 3, 64, 64))),
+        predictor.ready(Workload(precision="float32")),
+    )
     assert form is not fused_form
     torch._dynamo.utils.counters.clear()
     tiles = torch.randn((2, 3, 64, 64))
@@ -242,8 +246,8 @@ def test_a_compiled_network_that_fails_or_differs_is_not_used(
     monkeypatch.setattr(readying, "_seconds_per_batch", lambda *_: 1e9)
     monkeypatch.setattr(readying, "compile_network", lambda *_: run)
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
-    form = predictor.ready("float32", batches=1, shape=(2, 3, 64, 64))
-    assert form is predictor.ready("float32")
+    form = predictor.ready(Workload(precision="float32", batches=1, shape=(2, 3, 64, 64)))
+    assert form is predictor.ready(Workload(precision="float32"))
     assert "compiled" in caplog.text
 
 

@@ -29,6 +29,7 @@ from pipeline.allocator import keep_memory
 from pipeline.lanes import in_order
 from pipeline.predictor import InferenceSpec, Ready, load_predictor
 from pipeline.processors import usable_cpus
+from pipeline.ready import Workload
 from pipeline.tiling import TilingSpec
 
 TILE = 512
@@ -60,7 +61,7 @@ def main() -> None:
 def _ways(place: Path, cpus: int, tiles: int) -> Iterator[tuple[str, float]]:
     predictor = load_predictor(place / "model.safetensors", "cpu")
     precision = predictor.prove(model_input(1, TILE)).precision
-    ready = predictor.ready(precision)
+    ready = predictor.ready(Workload(precision=precision))
     for name, surroundings in (("bare", nullcontext), ("disturbed", _disturbance)):
         for lanes in sorted({1, cpus}):
             with surroundings():
