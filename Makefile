@@ -47,6 +47,7 @@ bench: $(STAMP) .peers/.installed  ## print the figures of docs/performance.md (
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.polygons
+	$(BIN)/python -m benchmarks.merge
 	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks.orchestration
 

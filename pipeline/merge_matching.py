@@ -18,6 +18,7 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.grid import RasterGrid
+from pipeline.merge_extent import Extent
 from pipeline.merge_ground import Grounds
 from pipeline.merge_plane import off_plane, onto_plane
 from pipeline.merge_reading import Outlines, read_outlines
@@ -28,7 +29,7 @@ Geometries = NDArray[np.object_]
 Pairs = NDArray[np.int64]
 
 SLACK_PX = 0.25
-"""A polygon lies on the ground when it leaves it by no more than this."""
+"""A polygon lies on the ground when it leaves it by no more than this, where pixels are not on one lattice."""
 SPECK_PX2 = 1e-6
 """Smaller parts are the rounding of floats."""
 AT_ONCE = 8192
@@ -57,7 +58,7 @@ class Side:
 
     outlines: Outlines
     """Its polygons that touch the other's ground; the geometry is on the plane."""
-    ground: shapely.Geometry
+    ground: Extent
     """What it saw."""
     margin_px: float
     """How near to the end of its data it is less trusted; pixels of the plane."""
@@ -81,9 +82,12 @@ def match_scenes(preferred: MergedScene, other: MergedScene, grounds: Grounds, s
     if shapely.distance(mine, theirs) > SLACK_PX or shapely.is_empty(mine) or shapely.is_empty(theirs):
         return _links(np.empty((0, 2), np.int64))
     scale = other.grid.resolution_m / plane.resolution_m
-    window = _shared_window(mine, theirs, SLACK_PX)
-    first = _side(preferred, mine, plane, window, others=theirs, margin_px=spec.margin_px)
-    second = _side(other, theirs, plane, window, others=mine, margin_px=spec.margin_px * scale)
+    window = _shared_window(mine, theirs)
+    around = shapely.buffer(window, spec.margin_px * max(1.0, scale) + 1, join_style="mitre")
+    mine, theirs = shapely.intersection(mine, around), shapely.intersection(theirs, around)
+    grounds_here = Extent(mine), Extent(theirs)
+    first = _side(preferred, plane, window, grounds_here, margin_px=spec.margin_px)
+    second = _side(other, plane, window, grounds_here[::-1], margin_px=spec.margin_px * scale)
     return link_sides(first, second, same=spec.same, silences={*preferred.classes.values()})
 
 
@@ -122,34 +126,29 @@ def _moved_ground(scene: MergedScene, ground: shapely.Geometry, plane: RasterGri
     return onto_plane(on_earth, scene.grid.crs, plane)[0]
 
 
-def _shared_window(mine: shapely.Geometry, theirs: shapely.Geometry, slack: float) -> shapely.Geometry:
-    """The box, on the plane, of what both may have seen."""
-    left, top, right, bottom = np.r_[
-        np.maximum(mine.bounds[:2], theirs.bounds[:2]), np.minimum(mine.bounds[2:], theirs.bounds[2:])
-    ]
-    return shapely.box(
-        min(left, right) - slack, min(top, bottom) - slack, max(left, right) + slack, max(top, bottom) + slack
-    )
+def _shared_window(mine: shapely.Geometry, theirs: shapely.Geometry) -> shapely.Geometry:
+    """The box, on the plane, of what both may have seen, and a little more, for scenes that only meet."""
+    low, high = np.maximum(mine.bounds, theirs.bounds)[:2], np.minimum(mine.bounds, theirs.bounds)[2:]
+    ends = np.minimum(low, high) - SLACK_PX, np.maximum(low, high) + SLACK_PX
+    return shapely.box(*ends[0], *ends[1])
 
 
 def _side(
     scene: MergedScene,
-    ground: shapely.Geometry,
     plane: RasterGrid,
     window: shapely.Geometry,
+    grounds: tuple[Extent, Extent],
     *,
-    others: shapely.Geometry,
     margin_px: float,
 ) -> Side:
-    """The polygons of a scene that touch the other's ground, on the plane."""
+    """The polygons of a scene on the plane, those that touch the other's ground; its own comes first."""
+    own, others = grounds
     corners = onto_plane(off_plane(np.array([window]), plane.transform), plane.crs, scene.grid)
-    bounds = off_plane(corners, scene.grid.transform)[0].bounds
-    found = read_outlines(scene, bounds)
+    found = read_outlines(scene, off_plane(corners, scene.grid.transform)[0].bounds)
     geometry = onto_plane(found.geometry, scene.grid.crs, plane)
-    shapely.prepare(others)
-    kept = shapely.intersects(others, geometry)
+    kept = others.meets(geometry)
     outlines = Outlines(fid=found.fid[kept], class_name=found.class_name[kept], geometry=geometry[kept])
-    return Side(outlines=outlines, ground=ground, margin_px=margin_px)
+    return Side(outlines=outlines, ground=own, margin_px=margin_px)
 
 
 def _same_parts(first: Side, second: Side, same: float) -> Pairs:
@@ -165,17 +164,9 @@ def _same_parts(first: Side, second: Side, same: float) -> Pairs:
     return np.column_stack([owner[near[linked]], other_owner[far[linked]]]).astype(np.int64)
 
 
-def _parts_on(geometry: Geometries, ground: shapely.Geometry) -> tuple[Geometries, NDArray[np.int64]]:
+def _parts_on(geometry: Geometries, ground: Extent) -> tuple[Geometries, NDArray[np.intp]]:
     """The parts of polygons that lie on a ground, each with the place of its polygon."""
-    shapely.prepare(ground)
-    clipped = np.array(geometry, dtype=object)
-    across = np.flatnonzero(~shapely.covers(ground, geometry))
-    clipped[across] = shapely.intersection(clipped[across], ground)
-    parts, owner = shapely.get_parts(clipped, return_index=True)
-    # What only touches leaves points and lines, at times within a collection.
-    if (shapely.get_type_id(parts) == shapely.GeometryType.GEOMETRYCOLLECTION).any():
-        parts, nested = shapely.get_parts(parts, return_index=True)
-        owner = owner[nested]
+    parts, owner = ground.clip(geometry)
     kept = shapely.area(parts) > SPECK_PX2
     return parts[kept], owner[kept]
 
@@ -192,7 +183,9 @@ def _common_area(one: Geometries, other: Geometries) -> NDArray[np.float64]:
 
 def _touching(first: Side, second: Side) -> Pairs:
     """Pairs of polygons that share a stretch of the line on which the data of both scenes end, and no area."""
-    seam = _lines(shapely.intersection(shapely.boundary(first.ground), shapely.boundary(second.ground)))
+    seam = _lines(
+        shapely.intersection(shapely.boundary(first.ground.geometry), shapely.boundary(second.ground.geometry))
+    )
     none = np.empty((0, 2), np.int64)
     if not shapely.length(seam):
         return none
@@ -225,11 +218,10 @@ def _stretches(geometry: Geometries, seam: shapely.Geometry) -> tuple[Geometries
 
 def _seen(geometry: Geometries, by: Side) -> NDArray[np.int64]:
     """How a scene saw the places of polygons."""
-    wide = shapely.buffer(by.ground, SLACK_PX, join_style="mitre")
-    deep = shapely.buffer(by.ground, -by.margin_px, join_style="mitre")
-    for area in (wide, deep):
-        shapely.prepare(area)
+    vertices = shapely.get_coordinates(by.ground.geometry)
+    on_lattice = np.array_equal(vertices, np.round(vertices))
     levels = np.full(len(geometry), UNSEEN)
-    levels[shapely.covers(wide, geometry)] = NEAR_EDGE
-    levels[shapely.covers(deep, geometry)] = WELL
+    covered = (by.ground if on_lattice else by.ground.widened(SLACK_PX)).covers(geometry)
+    levels[covered] = NEAR_EDGE
+    levels[covered & by.ground.narrowed(by.margin_px).covers(geometry)] = WELL
     return levels

@@ -35,6 +35,7 @@ from pipeline.errors import SceneError, SettingsError, WorldError
 from pipeline.export import write_polygons, write_rows
 from pipeline.merge import compare_scenes, merge_scenes
 from pipeline.merge_choice import choose
+from pipeline.merge_extent import Extent
 from pipeline.merge_rows import MergedRows
 from pipeline.merge_scenes import MergedScene, in_order
 from pipeline.merge_spec import MergeSpec
@@ -530,6 +531,25 @@ def test_settings_that_make_no_sense_are_refused(sheets: Path):
             MergeSpec(**wrong)
     with pytest.raises(SettingsError, match=r"merge\.crs"):
         merge_scenes(sheets, MergeSpec(crs="EPSG:0"))
+
+
+@given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.1, 0.5, 0.9]))
+def test_an_extent_says_of_each_polygon_what_the_whole_area_says(seed: int, share: float):
+    generator = np.random.default_rng(seed)
+    seen = generator.random((12, 14)) < share
+    area = shapely.union_all([shapely.box(col, row, col + 1, row + 1) for row, col in np.argwhere(seen)])
+    low = generator.integers(0, 12, (30, 2))
+    boxes = shapely.box(*low.T, *(low + generator.integers(1, 6, (30, 2))).T)
+    polygons = np.array([*boxes, shapely.MultiPolygon([boxes[0], shapely.box(20, 20, 21, 21)])])
+    extent = Extent(area)
+    assert (extent.covers(polygons) == shapely.covers(area, polygons)).all()
+    assert (extent.meets(polygons) >= shapely.intersects(area, polygons)).all()
+    parts, owner = extent.clip(polygons)
+    assert {*shapely.get_type_id(parts)} <= {shapely.GeometryType.POLYGON}
+    sizes = np.bincount(owner, shapely.area(parts), minlength=len(polygons))
+    assert sizes == pytest.approx(shapely.area(shapely.intersection(area, polygons)))
+    wide = shapely.buffer(area, 0.25, join_style="mitre")
+    assert (extent.widened(0.25).covers(polygons) == shapely.covers(wide, polygons)).all()
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).filter(lambda pair: pair[0] != pair[1])), st.randoms())
