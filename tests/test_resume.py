@@ -13,10 +13,12 @@ from conftest import MakeScene
 from models import write_checkpoint
 
 from pipeline import segment, segment_stages
+from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import DamagedSceneError, WorldError
 from pipeline.predictor import LoadedPredictor, load_predictor
 from pipeline.report import SceneReport
+from pipeline.run import segment_catalog
 from pipeline.scene import describe_scene
 from pipeline.segment import look_up, segment_scene
 from pipeline.segment_stages import OUTPUTS, Found
@@ -329,6 +331,25 @@ def test_a_scene_that_is_replaced_while_it_is_read_makes_no_mosaic(
         assert segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of()).reused == []
         segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=spec_of())
         assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
+
+
+def test_a_run_describes_a_scene_anew_that_was_replaced_and_makes_its_result(
+    make_scene: MakeScene, scene: Path, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, others = segment.RegionRecords.add, [make_scene(name="other.tif", height=120, width=90, tiled=16)]
+
+    def add_and_replace(records: segment.RegionRecords, result: segment.RegionResult) -> None:
+        add(records, result)
+        if others:
+            os.replace(others.pop(), scene)
+
+    monkeypatch.setattr(segment.RegionRecords, "add", add_and_replace)
+    spec, entry = spec_of("run.retries=1", "run.retry_delay_s=0"), CatalogEntry(id="town", location=str(scene))
+    (report,) = segment_catalog([entry], tmp_path / "out", predictor=predictor, spec=spec)
+    assert (report.status, report.pixels, report.reused) == ("done", 120 * 90, [])
+    segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=spec)
+    calm = contents(tmp_path / "calm" / "town")
+    assert {name: contents(tmp_path / "out" / "town")[name] for name in calm} == calm
 
 
 def test_damage_met_in_a_file_that_is_just_being_replaced_is_no_fault_of_the_data(
