@@ -34,7 +34,8 @@ from pipeline.results import open_results
 from pipeline.retrying import RunSpec, retry_world_faults
 from pipeline.run_in_hand import ScenesInHand, stoppable
 from pipeline.run_ledger import RunLedger, open_ledger
-from pipeline.segment import Watch, resolve_settings, segment_scene
+from pipeline.segment import Watch, segment_scene
+from pipeline.segment_inputs import resolve_settings
 from pipeline.stac_files import write_item
 
 if TYPE_CHECKING:

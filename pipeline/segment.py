@@ -13,12 +13,9 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from pipeline.area import load_area
-from pipeline.area_pixels import AreaPixels, lay_area
 from pipeline.averaging import augmented, passes_of
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
-from pipeline.decide import resolve_threshold
 from pipeline.distribute import (
     DistributeSpec,
     exchanging,
@@ -28,36 +25,31 @@ from pipeline.distribute import (
     run_finish,
     run_regions,
 )
-from pipeline.errors import ModelError
-from pipeline.exchange import Exchange
 from pipeline.export import PolygonTotals, write_polygons
 from pipeline.grid import RasterGrid
-from pipeline.levels import TOP_LEVEL
 from pipeline.mosaic import MosaicReader
-from pipeline.predictor import ArrayFunction, Predictor, Prepared, exclusive
+from pipeline.predictor import ArrayFunction, Predictor, exclusive
 from pipeline.region_job import RegionJob
 from pipeline.region_records import RegionPlan, RegionRecords
 from pipeline.report import SceneReport, Stopwatch, write_report
 from pipeline.results import open_results
 from pipeline.scene import Scene, describe_scene
+from pipeline.segment_former import Found, adopt, reusable
+from pipeline.segment_inputs import Inputs, area_on, card_of, region_job, resolve_settings
 from pipeline.segment_report import closing_report, opening_report, provenance
 from pipeline.segment_stages import (
     GLANCE,
     Finished,
-    Found,
     Inferred,
     SceneWork,
-    adopt,
     find_inferred,
     make_polygons,
     make_preview,
     make_rasters,
     record_inferred,
     record_outputs,
-    reusable,
 )
 from pipeline.shaping import PolygonSpec, shape_polygons
-from pipeline.tiling import Tiling, plan_tiles, resolve_tiling
 from pipeline.unchanged import check_unchanged
 
 if TYPE_CHECKING:
@@ -100,14 +92,14 @@ def segment_scene(
     """
     spec = spec or SegmentSpec()
     predictor = augmented(predictor, spec.inference.augment)
-    card = _card_of(predictor, card)
+    card = card_of(predictor, card)
     tiling = resolve_settings(spec, card)
     if not isinstance(scene, Scene):
         scene = describe_scene(scene, spec.reading, card=card)
     results = open_results(out_dir, spec.run.work_dir)
     identity = predictor_identity(predictor, client, _staged(watch, "infer", scene.grid))
-    area = area_on(scene, spec)
-    report = opening_report(scene, results.address(scene.id), card, spec, identity, passes_of(predictor), area)
+    inputs = Inputs(scene=scene, card=card, spec=spec, identity=identity, area=area_on(scene, spec))
+    report = opening_report(inputs, results.address(scene.id), passes_of(predictor))
     if found := results.recovered(scene.id, report.content_key):
         return SceneReport.from_json(found).found_again(report.location, report.folder)
     with results.publishing(scene.id) as folder, ThreadPoolExecutor(1, "prepare") as meanwhile:
@@ -116,7 +108,7 @@ def segment_scene(
         if client is None:
             meanwhile.submit(_prepare_polygons, scene.grid, spec)
         with exchanging(spec.distribute, work.folder, client) as exchange:
-            job = _region_job(scene, tiling, card, spec, identity, area, report, work, exchange)
+            job = region_job(inputs, tiling, work, key=report.mosaic_key, tags=provenance(report), exchange=exchange)
             inferred = infer_scene(job, predictor, work, spec=spec.distribute, client=client, watch=watch)
             finished = finish_anywhere(inferred, spec.polygons, work, client=client, watch=watch)
         report = closing_report(report, inferred, finished, work.digests())
@@ -233,8 +225,9 @@ def look_up(
     predictor = augmented(predictor, spec.inference.augment)
     identity = predictor_identity(predictor, client)
     results = open_results(out_dir)
-    card, area = _card_of(predictor, None), area_on(scene, spec)
-    report = opening_report(scene, results.address(scene.id), card, spec, identity, passes_of(predictor), area)
+    card, area = card_of(predictor, None), area_on(scene, spec)
+    inputs = Inputs(scene=scene, card=card, spec=spec, identity=identity, area=area)
+    report = opening_report(inputs, results.address(scene.id), passes_of(predictor))
     if found := results.finished(scene.id, report.content_key):
         return Found(finished=SceneReport.from_json(found).found_again(report.location, report.folder))
     return Found(reusable=reusable(results.folder(scene.id), report.mosaic_key))
@@ -275,67 +268,6 @@ def _prepare_polygons(grid: RasterGrid, spec: SegmentSpec) -> None:
     from pipeline.vectorize import compile_kernels
 
     compile_kernels(grid, spec.polygons, spec.mosaic.dtype)
-
-
-def area_on(scene: Scene, spec: SegmentSpec) -> AreaPixels | None:
-    """The pixels of a scene that the settings' area restricts it to; None where it does not.
-
-    Raises:
-        SettingsError: the file of the area cannot be used.
-        SceneError: the CRS of the scene does not show the area.
-    """
-    return None if spec.area is None else lay_area(load_area(spec.area), scene.grid)
-
-
-def resolve_settings(spec: SegmentSpec, card: ModelCard) -> Tiling:
-    """Settings and model put together, before any work.
-
-    Raises:
-        SettingsError: tile size, overlap, blend or threshold do not suit the network.
-    """
-    resolve_threshold(card, spec.polygons.threshold, TOP_LEVEL[spec.mosaic.dtype])
-    return resolve_tiling(spec.tiling, card, exact=spec.blend == "exact")
-
-
-def _card_of(predictor: Predictor | ArrayFunction, card: ModelCard | None) -> ModelCard:
-    own = predictor.card if isinstance(predictor, Prepared) else None
-    if own is not None and card is not None and own != card:
-        raise ModelError("the predictor brings its own card and another one was given; leave card out")
-    found = own or card
-    if found is None:
-        raise ModelError("a plain predictor needs a card, e.g. ModelCard(bands=('red', ...), classes=('building',))")
-    return found
-
-
-def _region_job(
-    scene: Scene,
-    tiling: Tiling,
-    card: ModelCard,
-    spec: SegmentSpec,
-    identity: str | None,
-    area: AreaPixels | None,
-    report: SceneReport,
-    work: SceneWork,
-    exchange: Exchange | None,
-) -> RegionJob:
-    """What every region of the scene has in common."""
-    return RegionJob(
-        scene=scene,
-        plan=plan_tiles(scene.grid.shape, tiling),
-        card=card,
-        identity=identity,
-        precision="",
-        blend=spec.blend,
-        inference=spec.inference,
-        mosaic=spec.mosaic,
-        threshold=spec.polygons.threshold,
-        threads=spec.reading.threads,
-        tags=provenance(report),
-        area=area,
-        folder=work.folder / "regions",
-        exchange=exchange,
-        key=report.mosaic_key,
-    )
 
 
 def _staged(watch: Watch | None, stage: str, grid: RasterGrid, done: int = 0) -> Callable[[int], None] | None:

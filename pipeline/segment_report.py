@@ -7,27 +7,23 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from pipeline import __version__
-from pipeline.area_pixels import AreaPixels
-from pipeline.card import ModelCard
-from pipeline.config import SegmentSpec
 from pipeline.dates import resolve_date
 from pipeline.journal import content_key
 from pipeline.report import SceneReport
-from pipeline.scene import Scene
+from pipeline.segment_inputs import Inputs
 from pipeline.segment_stages import COUNTS, OUTPUTS, Finished, Inferred
 
 
-def opening_report(
-    scene: Scene,
-    folder: str,
-    card: ModelCard,
-    spec: SegmentSpec,
-    identity: str | None,
-    passes: int,
-    area: AreaPixels | None,
-) -> SceneReport:
-    """What is known before the work: what goes in."""
-    settings = {**spec.result_settings(), "card": card.to_json()}
+def opening_report(inputs: Inputs, folder: str, passes: int) -> SceneReport:
+    """What is known before the work: what goes in.
+
+    Args:
+        inputs: the same in full.
+        folder: where the result will be.
+        passes: how many times a network runs on each tile.
+    """
+    scene, area, identity = inputs.scene, inputs.area, inputs.identity
+    settings = {**inputs.spec.result_settings(), "card": inputs.card.to_json()}
     pixels = scene.grid.height * scene.grid.width
     if area is not None:
         settings["area"] = area.digest

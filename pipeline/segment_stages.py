@@ -8,8 +8,6 @@ Each has the key of what went into it, so that only what a change concerns is do
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,15 +20,13 @@ from numpy.typing import NDArray
 from pipeline.blend import plan_shares
 from pipeline.export import PolygonTotals
 from pipeline.glance import join_glances, read_glance
-from pipeline.journal import REPORT, work_folder
 from pipeline.mosaic import read_mask, write_mask
 from pipeline.predictor import Proof
 from pipeline.region_area import wanted_tiles
 from pipeline.region_job import RegionJob, RegionResult, join_regions, raster_forms
-from pipeline.region_records import done_regions
-from pipeline.report import SceneReport, write_preview
+from pipeline.report import write_preview
 from pipeline.shaping import PolygonSpec
-from pipeline.stages import Stages, digest_of, stage_key
+from pipeline.stages import Stages, stage_key
 
 OUTPUTS = {
     "probability": "probability.tif",
@@ -80,16 +76,6 @@ class Finished:
     """Wall time of each stage."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What there is of a scene's result before it is run."""
-
-    finished: SceneReport | None = None
-    """The whole result, for which the scene is skipped; None where it runs."""
-    reusable: str = ""
-    """What is not done again when it runs, in words; empty: nothing."""
-
-
 class SceneWork:
     """A scene's work folder, in which each stage is done once."""
 
@@ -107,6 +93,7 @@ class SceneWork:
         if found is not None:
             self.reused.append(stage)
             return found
+        file.unlink(missing_ok=True)  # it may be a link to that of the former result, which stays as it is
         facts = make() or {}
         self.stages.record(stage, key, facts, [file])
         return facts
@@ -168,7 +155,7 @@ def make_rasters(work: SceneWork, inferred: Inferred, threshold: float | None) -
         join_regions(job, results, work.result, ["probability"])
 
     work.once("mosaic", job.key, make_mosaic, work.output("probability"))
-    work.once("mask", _mask_key(job.key, threshold), make_mask, work.output("mask"))
+    work.once("mask", mask_key(job.key, threshold), make_mask, work.output("mask"))
     _forget_regions(work, job)
 
 
@@ -176,7 +163,7 @@ def make_polygons(
     work: SceneWork, key: str | None, spec: PolygonSpec, make: Callable[[], PolygonTotals]
 ) -> PolygonTotals:
     """The stage `polygons`."""
-    facts = work.once("polygons", _polygons_key(key, spec), lambda: asdict(make()), work.output("polygons"))
+    facts = work.once("polygons", polygons_key(key, spec), lambda: asdict(make()), work.output("polygons"))
     return PolygonTotals(**facts)
 
 
@@ -187,7 +174,7 @@ def make_preview(work: SceneWork, inferred: Inferred, threshold: float | None) -
         glance = _glance(work, inferred)
         write_preview(work.output("preview"), glance, *read_mask(work.output("mask"), glance.shape[1:]))
 
-    work.once("preview", _mask_key(inferred.job.key, threshold), make, work.output("preview"))
+    work.once("preview", mask_key(inferred.job.key, threshold), make, work.output("preview"))
 
 
 def record_outputs(work: SceneWork, job: RegionJob, spec: PolygonSpec, totals: PolygonTotals) -> None:
@@ -196,10 +183,10 @@ def record_outputs(work: SceneWork, job: RegionJob, spec: PolygonSpec, totals: P
     Raises:
         WorldError: the disk refuses.
     """
-    of_mask = _mask_key(job.key, spec.threshold)
+    of_mask = mask_key(job.key, spec.threshold)
     work.stages.record("mosaic", job.key, {}, [work.output("probability")])
     work.stages.record("mask", of_mask, {}, [work.output("mask")])
-    work.stages.record("polygons", _polygons_key(job.key, spec), asdict(totals), [work.output("polygons")])
+    work.stages.record("polygons", polygons_key(job.key, spec), asdict(totals), [work.output("polygons")])
     work.stages.record("preview", of_mask, {}, [work.output("preview")])
     _forget_regions(work, job)
 
@@ -219,85 +206,11 @@ def _glance(work: SceneWork, inferred: Inferred) -> NDArray[np.generic]:
     return read_glance(job.scene, job.plan, job.threads, wanted)
 
 
-def _polygons_key(key: str | None, spec: PolygonSpec) -> str | None:
+def polygons_key(key: str | None, spec: PolygonSpec) -> str | None:
+    """The key of the stage `polygons`, from that of the mosaic."""
     return stage_key(key, asdict(spec))
 
 
-def _mask_key(key: str | None, threshold: float | None) -> str | None:
+def mask_key(key: str | None, threshold: float | None) -> str | None:
+    """The key of the stages `mask` and `preview`, from that of the mosaic."""
     return None if key is None else stage_key(key, str(threshold))
-
-
-def adopt(work: SceneWork, former: Path | None, report: SceneReport, spec: PolygonSpec) -> None:
-    """Take over what is still right of the former result: the mosaic, where only settings of polygons are others now.
-
-    Its files are believed by their digests, and shared rather than copied where the disk can.
-
-    Args:
-        work: the work folder.
-        former: the folder of the former result, if there is one on this machine.
-        report: of the new one.
-        spec: threshold and shaping.
-    """
-    key = report.mosaic_key
-    if former is None or key is None or work.stages.find("mosaic", key) is not None:
-        return
-    found = former_report(former, key)
-    if found is None or not _shared(work, former, found, "probability"):
-        return
-    work.stages.discard()
-    facts = {
-        "proof": {"precision": found.precision, "change": found.precision_change, "note": found.precision_note},
-        "counts": {name: getattr(found, name) for name in COUNTS},
-    }
-    work.stages.record("infer", key, facts)
-    work.stages.record("mosaic", key, {}, [work.output("probability")])
-    if found.settings["polygons"]["threshold"] == spec.threshold:  # type: ignore[index]
-        for stage in ("mask", "preview"):
-            if _shared(work, former, found, stage):
-                work.stages.record(stage, _mask_key(key, spec.threshold), {}, [work.output(stage)])
-    if found.content_key == report.content_key and _shared(work, former, found, "polygons"):
-        totals = PolygonTotals(count=found.polygons, area_m2=dict(found.area_m2))
-        work.stages.record("polygons", _polygons_key(key, spec), asdict(totals), [work.output("polygons")])
-
-
-def former_report(folder: Path, mosaic_key: str | None) -> SceneReport | None:
-    """The report of a result whose mosaic has this key; None where there is none."""
-    try:
-        found = SceneReport.from_json(json.loads((folder / REPORT).read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return found if mosaic_key is not None and found.mosaic_key == mosaic_key else None
-
-
-def reusable(folder: Path | None, mosaic_key: str | None) -> str:
-    """What a run need not do again of a scene, in words, as `Found` says.
-
-    Args:
-        folder: of the scene's result, if it is on this machine.
-        mosaic_key: identity of the mosaic that is wanted.
-    """
-    if folder is None or mosaic_key is None:
-        return ""
-    if former_report(folder, mosaic_key) is not None:
-        return "the mosaic of the result in its folder is used again, since only settings of polygons are others"
-    stages = Stages(work_folder(folder))
-    if stages.find("mosaic", mosaic_key) is not None:
-        return "the mosaic of a run that was stopped is used again"
-    done, planned = done_regions(stages, mosaic_key)
-    return f"{done} of {planned} regions were done by a run that was stopped" if done else ""
-
-
-def _shared(work: SceneWork, former: Path, report: SceneReport, kind: str) -> bool:
-    """Whether a file of the former result is what its report says, and is now in the work folder too."""
-    source, target = former / OUTPUTS[kind], work.output(kind)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        shutil.copyfile(source, target)
-    if digest_of(target) == report.digests.get(OUTPUTS[kind]):
-        return True
-    target.unlink()
-    return False

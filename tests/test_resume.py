@@ -12,7 +12,7 @@ import pytest
 from conftest import MakeScene
 from models import write_checkpoint
 
-from pipeline import segment, segment_stages
+from pipeline import segment, segment_former
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import DamagedSceneError, WorldError
@@ -21,7 +21,8 @@ from pipeline.report import SceneReport
 from pipeline.run import segment_catalog
 from pipeline.scene import describe_scene
 from pipeline.segment import look_up, segment_scene
-from pipeline.segment_stages import OUTPUTS, Found
+from pipeline.segment_former import Found
+from pipeline.segment_stages import OUTPUTS
 from pipeline.stages import Stages, digest_of
 
 if TYPE_CHECKING:
@@ -64,7 +65,13 @@ def stopped(monkeypatch: pytest.MonkeyPatch, scene: Path, predictor: LoadedPredi
 
 
 def stop_in(
-    monkeypatch: pytest.MonkeyPatch, room: object, function: str, scene: Path, predictor: LoadedPredictor, out: Path
+    monkeypatch: pytest.MonkeyPatch,
+    room: object,
+    function: str,
+    scene: Path,
+    predictor: LoadedPredictor,
+    out: Path,
+    *overrides: str,
 ) -> Path:
     """Stop a run when it calls a function; returns its work folder."""
 
@@ -74,7 +81,7 @@ def stop_in(
     with monkeypatch.context() as patch:
         patch.setattr(room, function, stop)
         with pytest.raises(Stop):
-            segment_scene(scene, out, predictor=predictor, spec=spec_of())
+            segment_scene(scene, out, predictor=predictor, spec=spec_of(*overrides))
     return out / ".town.partial"
 
 
@@ -292,9 +299,20 @@ def test_a_disk_without_hard_links_gets_copies(
         raise OSError(95, "not supported")
 
     segment_scene(scene, tmp_path, predictor=predictor, spec=spec_of())
-    monkeypatch.setattr(segment_stages.os, "link", refuse)
+    monkeypatch.setattr(segment_former.os, "link", refuse)
     again = segment_scene(scene, tmp_path, predictor=predictor, spec=spec_of("polygons.min_area_m2=3"))
     assert again.reused == ["mosaic", "mask", "preview"]
+
+
+def test_the_former_result_is_never_written_to_through_a_link(
+    scene: Path, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs are stopped: one that shares the mask of the finished result, then one that decides another mask."""
+    segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
+    before = contents(tmp_path / "out" / "town")
+    for change in ("polygons.min_area_m2=3", "polygons.threshold=0.7"):
+        stop_in(monkeypatch, segment, "write_report", scene, predictor, tmp_path / "out", change)
+        assert contents(tmp_path / "out" / "town") == before
 
 
 # The source

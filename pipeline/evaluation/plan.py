@@ -18,7 +18,7 @@ from pipeline.evaluation.truth import LabelFiles, check_same_ground
 from pipeline.predictor import Prepared
 from pipeline.run import load_run_models, on_devices
 from pipeline.scene import describe_scene
-from pipeline.segment import resolve_settings
+from pipeline.segment_inputs import resolve_settings
 from pipeline.training.chips import list_images
 from pipeline.training.pairing import stem_of
 
