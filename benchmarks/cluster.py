@@ -60,7 +60,7 @@ class Sizes:
 
     base: int = 32
     """Channels of the U-Net's first level."""
-    tall: tuple[int, int] = (16_384, 1_024)
+    tall: tuple[int, int] = (12_288, 1_024)
     """Rows and columns of the scene that is CPU-bound."""
     side: int = 10_000
     """Side of the scene of the pointwise predictor."""

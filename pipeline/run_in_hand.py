@@ -18,8 +18,11 @@ from pipeline.segment import Watch
 Outcome = TypeVar("Outcome")
 
 
-class StoppedError(Exception):
-    """The run ends before the scene does; raised in the scene's own thread, and seen by nobody."""
+class StoppedError(BaseException):
+    """The run ends before the scene does: no fault, like Ctrl-C, so what is done of the scene is kept.
+
+    Raised in the scene's own thread, and seen by nobody.
+    """
 
 
 def stoppable(watch: Watch | None, stop: Event) -> Watch:

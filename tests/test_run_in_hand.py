@@ -165,6 +165,24 @@ def test_scenes_of_a_cluster_fail_alone_and_in_their_place(
     assert [(each.scene, each.status) for each in run] == [("a", "done"), ("b", "failed"), ("c", "done")]
 
 
+def test_a_scene_that_is_stopped_goes_on_in_the_next_run(
+    threads: Client, make_scene: MakeScene, predictor: LoadedPredictor, tmp_path: Path
+) -> None:
+    stop, spec = Event(), replace(SPEC, distribute=DistributeSpec(regions=3))
+    scene = make_scene(name="town.tif", height=200)
+
+    def press(stage: str, done: int, total: int) -> None:
+        if done:
+            stop.set()
+
+    with pytest.raises(StoppedError):
+        segment.segment_scene(
+            scene, tmp_path, predictor=predictor, spec=spec, client=threads, watch=stoppable(press, stop)
+        )
+    report = segment.segment_scene(scene, tmp_path, predictor=predictor, spec=spec, client=threads)
+    assert report.reused[0].endswith("of 3 regions")
+
+
 def test_a_run_ends_when_its_cluster_is_lost(
     threads: Client, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
