@@ -79,7 +79,8 @@ def match_scenes(preferred: MergedScene, other: MergedScene, grounds: Grounds, s
     plane = preferred.grid
     mine = grounds.of(preferred)
     theirs = _moved_ground(other, grounds.of(other), plane)
-    if shapely.distance(mine, theirs) > SLACK_PX or shapely.is_empty(mine) or shapely.is_empty(theirs):
+    shapely.prepare(mine)
+    if not shapely.dwithin(mine, theirs, SLACK_PX):
         return _links(np.empty((0, 2), np.int64))
     scale = other.grid.resolution_m / plane.resolution_m
     window = _shared_window(mine, theirs)
