@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from rasterio.session import AWSSession
 
-from pipeline.errors import AccessError, ConflictError, MissingError, WorldError
+from pipeline.errors import AccessError, ConflictError, MissingError, SettingsError, WorldError
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 TRIES = 5
@@ -51,6 +51,7 @@ def store_access() -> StoreAccess:
 
     Raises:
         AccessError: there are no credentials.
+        SettingsError: the endpoint is no URL.
     """
     return _access(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
 
@@ -155,7 +156,12 @@ def _access(variables: tuple[tuple[str, str], ...]) -> StoreAccess:
     )
     with store_faults("s3://"):
         session = boto3.Session()
-        client = session.client("s3", endpoint_url=endpoint, config=config)
+        try:
+            client = session.client("s3", endpoint_url=endpoint, config=config)
+        except ValueError as error:
+            raise SettingsError(
+                f"the endpoint of the object store is no URL: {error}; correct AWS_ENDPOINT_URL"
+            ) from error
         if not unsigned and session.get_credentials() is None:
             raise _no_credentials("s3://", LookupError("none were found"))
     pays = given.get("AWS_REQUEST_PAYER") == "requester"

@@ -15,7 +15,7 @@ from stores import Store
 from pipeline.band_file import BandFile
 from pipeline.card import ModelCard
 from pipeline.catalog import read_catalog
-from pipeline.errors import AccessError, DamagedSceneError, SceneError, WorldError
+from pipeline.errors import AccessError, DamagedSceneError, SceneError, SettingsError, WorldError
 from pipeline.journal import content_key
 from pipeline.location import resolve_location
 from pipeline.retrying import is_world_fault
@@ -189,10 +189,9 @@ def test_a_signed_address_is_read_and_known_by_what_its_server_says(
 # Faults
 
 
-@pytest.mark.parametrize("status", [503, 500, 429])
-def test_a_store_that_is_busy_is_asked_again(store: Store, far: str, status: int) -> None:
+def test_a_store_that_is_busy_is_asked_again(store: Store, far: str) -> None:
     scene = describe_scene(far)
-    store.fail(f"GET /in/far.tif {status} 2")
+    store.fail("GET /in/far.tif 503 1", "GET /in/far.tif 429 1")
     with SceneReader(scene) as reader:
         assert (reader.read(Window(0, 0, 900, 700))[0] == PIXELS).all()
     assert sum(f"{store.bucket}/in/far.tif" in line for line in store.requests) > 3
@@ -230,6 +229,12 @@ def test_nobodys_credentials_are_told_before_anything_is_asked(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with pytest.raises(AccessError, match="no usable credentials: none were found; set AWS_PROFILE"):
+        describe_scene(far)
+
+
+def test_an_endpoint_that_is_no_url_is_told(far: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with pytest.raises(SettingsError, match=r"the endpoint of the object store is no URL: .*localhost:9000"):
         describe_scene(far)
 
 

@@ -154,7 +154,7 @@ def check_and_go_on(results: StoreResults, store: Store, prefix: str) -> None:
     assert results.finished("town", "new") is not None
 
 
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_between_any_two_requests_leaves_one_whole_result_or_none_that_is_believed(
     store: Store, tmp_path: Path, every: int
 ) -> None:
