@@ -13,8 +13,10 @@
 #
 #   docker run --rm -e PREFECT_API_URL=http://prefect.example:4200/api --workdir /app \
 #       --entrypoint prefect scenemill --no-prompt deploy --all
-#   docker run --rm --gpus all -e PREFECT_API_URL=http://prefect.example:4200/api -v "$PWD:/work" \
-#       --entrypoint prefect scenemill worker start --pool local-proc --type process
+#   docker run --rm --gpus all -e PREFECT_API_URL=http://prefect.example:4200/api -e SCENEMILL_MACHINE=mill-1 \
+#       -v /data:/data --entrypoint prefect scenemill worker start --pool local-proc --type process
+#
+# Or a container for every run, by a worker of a docker pool outside: see prefect.docker.yaml.
 #
 # On Linux x86-64 the torch wheel of PyPI brings its CUDA libraries along; the host needs only the NVIDIA
 # driver and the NVIDIA container toolkit. A smaller image without CUDA, or another CUDA version:

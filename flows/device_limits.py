@@ -10,7 +10,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -19,6 +19,7 @@ from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectN
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
+from flows.artifacts import unless_away
 from pipeline.devices import environment_for, kind_of, resolve_devices
 from pipeline.predictor import resolve_device
 
@@ -49,8 +50,15 @@ def device_turn(device: str | Sequence[str], *, scheduler: str | None = None) ->
         _create(name)
     with suppress(MissingContextError):  # outside a run there is no page to tell it on
         get_run_logger().info("waiting for %s", ", ".join(names))
-    with concurrency(names, strict=True, lease_duration=LEASE_S, raise_on_lease_renewal_failure=False):
-        yield
+    with ExitStack() as held:
+        held.enter_context(
+            concurrency(names, strict=True, lease_duration=LEASE_S, raise_on_lease_renewal_failure=False)
+        )
+        try:
+            yield
+        finally:
+            with unless_away():
+                held.close()
 
 
 def limit_name(device: str, surroundings: Mapping[str, str] = os.environ) -> str:

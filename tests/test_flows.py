@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -264,6 +265,19 @@ def test_a_device_serves_one_run_at_a_time_and_one_without_a_server_at_any(
         pass
     with concurrency(name), temporary_settings(restore_defaults={PREFECT_API_URL}), device_turn("cpu"):
         pass
+
+
+def test_a_slot_that_cannot_be_given_back_fails_no_run(ephemeral: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def lost(*names: object, **options: object) -> Iterator[None]:
+        yield
+        raise httpx.ConnectError("gone")
+
+    monkeypatch.setattr("flows.device_limits.concurrency", lost)
+    with device_turn("cpu"):
+        pass
+    with pytest.raises(SceneError, match="as it was"), device_turn("cpu"):
+        raise SceneError("as it was")
 
 
 def test_a_server_that_goes_away_costs_pictures_and_no_result(
