@@ -258,6 +258,26 @@ def test_where_a_store_knows_no_conditions_locks_hold_all_the_same(store: Store,
     assert contents(store)["a"] == "second" * 3
 
 
+def test_a_store_that_refuses_conditions_is_written_without(store: Store) -> None:
+    store.fail("PUT /out/town/.lock 501 1")
+    publish(opened(store), "x")
+    assert opened(store).finished("town", "x") is not None
+
+
+def test_a_lock_that_somebody_removed_is_lost(store: Store) -> None:
+    results = opened(store)
+
+    def robbed() -> None:
+        with results.publishing("town") as work:
+            publish_into(work, "x")
+            store.client.delete_object(Bucket=store.bucket, Key="out/town/.lock")
+
+    with pytest.raises(WorldError, match="another run has taken over the lock"):
+        robbed()
+    assert results.finished("town", "x") is None
+    assert results.recovered("town", "x") is not None
+
+
 # What is said of an address that cannot be used
 
 
