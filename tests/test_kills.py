@@ -113,7 +113,7 @@ def test_a_run_that_is_killed_goes_on_and_leaves_the_bytes_of_one_that_was_not(c
 @pytest.mark.slow
 def test_a_kill_before_any_change_to_the_disk_loses_no_more_than_what_was_in_work(case: Case) -> None:
     found: set[str] = set()
-    for count in spread(case.events["disk"], 40):
+    for count in spread(case.events["disk"], 30):
         found |= case.killed_and_run_again("out", Kill(event="disk", count=count))
     assert found == {"regions", "mosaic", "mask", "polygons", "preview", "scene"}
 
@@ -121,7 +121,7 @@ def test_a_kill_before_any_change_to_the_disk_loses_no_more_than_what_was_in_wor
 @pytest.mark.slow
 def test_a_kill_anywhere_in_our_code_or_in_a_library_leaves_nothing_torn(case: Case) -> None:
     found: set[str] = set()
-    for number, count in enumerate(spread(case.events["call"], 24)):
+    for number, count in enumerate(spread(case.events["call"], 16)):
         later_us = DELAYS_US[number % len(DELAYS_US)]
         found |= case.killed_and_run_again("out", Kill(event="call", count=count, later_us=later_us))
     assert {"regions", "scene"} <= found
