@@ -32,7 +32,7 @@ from benchmarks.sampling import sampled
 from benchmarks.subjects import BANDS, classic_unet, write_classic_unet, write_scene
 from benchmarks.whole_path import file_to_mosaic
 from pipeline.lanes import torch_threads
-from pipeline.predictor import load_predictor
+from pipeline.predictor_loaded import load_predictor
 from pipeline.processors import usable_cpus
 from pipeline.tiling import TilingSpec
 

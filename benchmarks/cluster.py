@@ -39,7 +39,8 @@ from pipeline import ModelCard, SegmentSpec, segment_scene
 from pipeline.catalog import CatalogEntry
 from pipeline.distant import DistantPredictor
 from pipeline.distribute import DistributeSpec
-from pipeline.predictor import InferenceSpec, load_predictor
+from pipeline.predictor import InferenceSpec
+from pipeline.predictor_loaded import load_predictor
 from pipeline.processors import usable_cpus
 from pipeline.report import SceneReport
 from pipeline.run import segment_catalog

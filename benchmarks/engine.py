@@ -26,7 +26,8 @@ import torch
 from benchmarks.subjects import model_input, write_classic_unet, write_scene
 from benchmarks.whole_path import PathTimes, Shape, batch_shape, file_to_mosaic
 from pipeline.lanes import AHEAD, in_order, resolve_lanes
-from pipeline.predictor import LoadedPredictor, Ready, load_predictor
+from pipeline.predictor import Ready
+from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.processors import usable_cpus
 from pipeline.ready import Workload
 from pipeline.tiling import TilingSpec

@@ -162,7 +162,7 @@ def run_ours(given: dict[str, Any]) -> dict[str, Any]:
     """The whole path, after a first scene of one tile."""
     from benchmarks.subjects import write_scene
     from benchmarks.whole_path import file_to_mosaic
-    from pipeline.predictor import load_predictor
+    from pipeline.predictor_loaded import load_predictor
     from pipeline.tiling import TilingSpec
 
     predictor = load_predictor(given["model"], given["device"])

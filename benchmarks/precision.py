@@ -28,7 +28,7 @@ from benchmarks.subjects import classic_unet, model_input, write_classic_unet
 from pipeline.allocator import keep_memory
 from pipeline.card import ModelCard
 from pipeline.lanes import AHEAD, in_order
-from pipeline.predictor import load_predictor
+from pipeline.predictor_loaded import load_predictor
 from pipeline.prepare import Arithmetic, compile_network, converted, fold_batch_norm, prepare, settle_convolutions
 from pipeline.processors import usable_cpus
 from pipeline.ready import ReadyNetwork, Workload, activate

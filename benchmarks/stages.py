@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.sampling import sampled
 from benchmarks.subjects import write_classic_unet, write_scene
 from benchmarks.whole_path import Shape, batch_shape, file_to_mosaic
-from pipeline.predictor import LoadedPredictor, load_predictor
+from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.ready import Workload
 from pipeline.tiling import TilingSpec
 

@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.artifacts import unless_away
 from pipeline.devices import environment_for, kind_of, resolve_devices
-from pipeline.predictor import resolve_device
+from pipeline.predictor_loaded import resolve_device
 
 MACHINE = "SCENEMILL_MACHINE"
 """Environment variable with the machine's name in limits, for containers, whose host names change."""

@@ -12,7 +12,7 @@ _HOME = {
     "segment_scene": "pipeline.segment",
     "SegmentSpec": "pipeline.config",
     "ModelCard": "pipeline.card",
-    "load_predictor": "pipeline.predictor",
+    "load_predictor": "pipeline.predictor_loaded",
     "vectorize_mosaic": "pipeline.segment",
 }
 

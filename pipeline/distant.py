@@ -20,7 +20,8 @@ from torch import Tensor
 from pipeline.durable import make_folder
 from pipeline.errors import ModelError, SettingsError
 from pipeline.exchange import Exchange
-from pipeline.predictor import LoadedPredictor, Precision, Prepared, Proof, Ready, load_once, open_model
+from pipeline.predictor import Precision, Prepared, Proof, Ready
+from pipeline.predictor_loaded import LoadedPredictor, load_once, open_model
 from pipeline.ready import Workload
 
 MODELS = "models"

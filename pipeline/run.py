@@ -27,7 +27,8 @@ from pipeline.distribute import DistributeSpec, region_count, resolve_exchange, 
 from pipeline.distribute_client import is_lost
 from pipeline.distribute_devices import dask_cuda_workers, device_workers
 from pipeline.errors import SettingsError, WorldError
-from pipeline.predictor import InferenceSpec, Prepared, load_predictor
+from pipeline.predictor import InferenceSpec, Prepared
+from pipeline.predictor_loaded import load_predictor
 from pipeline.processors import usable_cpus
 from pipeline.report import SceneReport
 from pipeline.results import open_results

@@ -34,7 +34,7 @@ from pipeline.catalog_spec import CatalogSpec
 from pipeline.config import SegmentSpec, build_settings
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid import RasterGrid
-from pipeline.predictor import load_predictor
+from pipeline.predictor_loaded import load_predictor
 from pipeline.run import load_run_models
 from pipeline.scene import SceneReader
 from pipeline.segment import segment_scene

@@ -30,7 +30,8 @@ from pipeline.config import SegmentSpec
 from pipeline.distribute import DistributeSpec
 from pipeline.errors import ModelError, SettingsError
 from pipeline.mosaic import MosaicSpec
-from pipeline.predictor import Augment, InferenceSpec, LoadedPredictor, Prepared, load_predictor
+from pipeline.predictor import Augment, InferenceSpec, Prepared
+from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.ready import Workload
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene

@@ -22,7 +22,8 @@ from pipeline.catalog import read_catalog
 from pipeline.catalog_spec import CatalogSpec
 from pipeline.config import SegmentSpec
 from pipeline.outlook import foresee
-from pipeline.predictor import InferenceSpec, LoadedPredictor, load_predictor
+from pipeline.predictor import InferenceSpec
+from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.report import SceneReport
 from pipeline.run import segment_catalog
 from pipeline.scene import ReadingSpec

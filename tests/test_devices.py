@@ -25,7 +25,8 @@ from pipeline.devices import environment_for, resolve_devices
 from pipeline.distant import DistantPredictor
 from pipeline.distribute import DistributeSpec, cluster
 from pipeline.errors import ModelError, SettingsError
-from pipeline.predictor import InferenceSpec, LoadedPredictor, Prepared
+from pipeline.predictor import InferenceSpec, Prepared
+from pipeline.predictor_loaded import LoadedPredictor
 from pipeline.ready import Workload
 from pipeline.run import load_run_models, on_devices
 from pipeline.scene import ReadingSpec

@@ -27,7 +27,7 @@ from pipeline.distant import DistantPredictor
 from pipeline.distribute import DistributeSpec, cluster, region_count
 from pipeline.distribute_devices import device_workers
 from pipeline.errors import DamagedSceneError, ModelError, ScenemillError, SettingsError, WorldError
-from pipeline.predictor import LoadedPredictor, load_predictor
+from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.region import infer_region
 from pipeline.region_job import RegionJob, RegionResult
 from pipeline.scene import ReadingSpec
@@ -155,7 +155,7 @@ def test_an_attempt_elsewhere_that_was_thought_lost_disturbs_nothing(
 def test_a_checkpoint_is_loaded_by_the_worker_from_its_path(
     threads: Client, make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import predictor as predictors
+    from pipeline import predictor_loaded as predictors
 
     model = write_checkpoint(tmp_path / "m.safetensors")
     predictor = load_predictor(model, "cpu", precision="float32")

@@ -28,7 +28,8 @@ from pipeline.engine import (
 )
 from pipeline.errors import ModelError, WorldError
 from pipeline.normalize import InputTransform
-from pipeline.predictor import Ready, load_predictor
+from pipeline.predictor import Ready
+from pipeline.predictor_loaded import load_predictor
 from pipeline.transfer import DirectTransfer
 
 CPU = torch.device("cpu")

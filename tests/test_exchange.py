@@ -21,7 +21,7 @@ from pipeline.distribute_code import check_code, facts_of_code
 from pipeline.errors import ModelError, SettingsError, WorldError
 from pipeline.exchange import open_exchange
 from pipeline.location import Location
-from pipeline.predictor import LoadedPredictor
+from pipeline.predictor_loaded import LoadedPredictor
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
 from pipeline.tiling import TilingSpec

@@ -34,7 +34,7 @@ from pipeline.external_network import ExportedNetwork, read_tensors
 from pipeline.external_operators import OPERATORS, base_name
 from pipeline.inspection import inspect_path
 from pipeline.mosaic import MosaicSpec
-from pipeline.predictor import load_predictor
+from pipeline.predictor_loaded import load_predictor
 from pipeline.ready import Workload
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene

@@ -38,7 +38,8 @@ from pipeline.config import SegmentSpec
 from pipeline.levels import LevelType
 from pipeline.mosaic import MosaicSpec
 from pipeline.precision import choose_precision
-from pipeline.predictor import InferenceSpec, LoadedPredictor, identity_of, load_predictor
+from pipeline.predictor import InferenceSpec, identity_of
+from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.region import infer_region
 from pipeline.region_job import RegionJob, join_regions
 from pipeline.scene import describe_scene

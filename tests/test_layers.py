@@ -236,6 +236,7 @@ def test_flows_reach_the_steps_only_through_the_library():
         "evaluation",
         "merge",
         "predictor",
+        "predictor_loaded",
         "report",
         "retrying",
         "run",

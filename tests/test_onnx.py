@@ -15,7 +15,7 @@ from pipeline import onnx as exporter
 from pipeline.card import ModelCard
 from pipeline.errors import ModelError, SettingsError
 from pipeline.onnx import export_onnx
-from pipeline.predictor import load_predictor
+from pipeline.predictor_loaded import load_predictor
 from pipeline.unet import UNetSpec
 
 runtime = pytest.importorskip("onnxruntime")

@@ -17,12 +17,13 @@ from distributed import Client, LocalCluster
 from models import ROOF, brightness, write_checkpoint, write_gentle_checkpoint
 from torch import Tensor
 
-from pipeline import predictor as predictors
+from pipeline import predictor_loaded as predictors
 from pipeline.averaging import EnsemblePredictor
 from pipeline.config import SegmentSpec
 from pipeline.distribute import DistributeSpec
 from pipeline.precision import TRIAL_SIDE, choose_precision
-from pipeline.predictor import InferenceSpec, LoadedPredictor, Precision, Proof, load_predictor
+from pipeline.predictor import InferenceSpec, Precision, Proof
+from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.scene import ReadingSpec, describe_scene
 from pipeline.segment import segment_scene
 from pipeline.tiling import TilingSpec, plan_tiles, resolve_tiling

@@ -11,11 +11,12 @@ import torch
 from models import write_checkpoint, write_gentle_checkpoint
 from torch import Tensor
 
-from pipeline import predictor as predictors
+from pipeline import predictor_loaded as predictors
 from pipeline.card import ModelCard
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import ModelError, SettingsError
-from pipeline.predictor import InferenceSpec, Prepared, Ready, load_predictor, resolve_device
+from pipeline.predictor import InferenceSpec, Prepared, Ready
+from pipeline.predictor_loaded import load_predictor, resolve_device
 from pipeline.ready import Workload, activate
 from pipeline.unet import UNetSpec
 

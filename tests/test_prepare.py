@@ -18,7 +18,7 @@ from pipeline import ready as readying
 from pipeline.deeplab import DeepLabSpec
 from pipeline.lanes import torch_threads
 from pipeline.networks import Shape
-from pipeline.predictor import load_predictor
+from pipeline.predictor_loaded import load_predictor
 from pipeline.prepare import (
     Arithmetic,
     as_input,

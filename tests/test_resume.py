@@ -16,7 +16,7 @@ from pipeline import segment, segment_former
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import DamagedSceneError, WorldError
-from pipeline.predictor import LoadedPredictor, load_predictor
+from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.report import SceneReport
 from pipeline.run import segment_catalog
 from pipeline.scene import describe_scene

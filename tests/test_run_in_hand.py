@@ -19,7 +19,8 @@ from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
 from pipeline.distribute import DistributeSpec, region_count, scene_count
 from pipeline.errors import SettingsError, WorldError
-from pipeline.predictor import InferenceSpec, LoadedPredictor, load_predictor
+from pipeline.predictor import InferenceSpec
+from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.report import SceneReport
 from pipeline.retrying import RunSpec
 from pipeline.run import segment_catalog

@@ -15,7 +15,7 @@ from models import write_checkpoint
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
 from pipeline.errors import ModelError, SceneError, WorldError
-from pipeline.predictor import LoadedPredictor, load_predictor
+from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.report import SceneReport, exit_code
 from pipeline.retrying import RunSpec
 from pipeline.run_ledger import RunLedger, open_ledger

@@ -35,7 +35,7 @@ from pipeline.errors import DamagedSceneError, SceneError
 from pipeline.journal import content_key
 from pipeline.mosaic import MosaicSpec
 from pipeline.outlook import foresee
-from pipeline.predictor import load_predictor
+from pipeline.predictor_loaded import load_predictor
 from pipeline.report import SceneReport
 from pipeline.resample import Stretch, plan_nested, plan_taps
 from pipeline.run import segment_catalog

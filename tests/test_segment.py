@@ -28,7 +28,7 @@ from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.errors import ModelError, SettingsError, WorldError
 from pipeline.mosaic import MosaicSpec
-from pipeline.predictor import LoadedPredictor, load_predictor
+from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene, vectorize_mosaic
 from pipeline.shaping import PolygonSpec

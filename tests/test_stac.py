@@ -29,7 +29,7 @@ from pipeline.catalog import list_scenes, read_catalog
 from pipeline.config import SegmentSpec
 from pipeline.merge import MergeSpec, merge_scenes
 from pipeline.mosaic import MosaicSpec
-from pipeline.predictor import LoadedPredictor, load_predictor
+from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.report import SceneReport
 from pipeline.results import open_results
 from pipeline.run import segment_catalog

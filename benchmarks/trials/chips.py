@@ -13,7 +13,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.card import ModelCard
 from pipeline.normalize import InputTransform
-from pipeline.predictor import LoadedPredictor
+from pipeline.predictor_loaded import LoadedPredictor
 
 
 def read_picture(path: Path) -> NDArray[np.generic]:

@@ -27,7 +27,8 @@ from benchmarks.subjects import model_input, write_classic_unet, write_scene
 from benchmarks.whole_path import file_to_mosaic
 from pipeline.allocator import keep_memory
 from pipeline.lanes import in_order
-from pipeline.predictor import InferenceSpec, Ready, load_predictor
+from pipeline.predictor import InferenceSpec, Ready
+from pipeline.predictor_loaded import load_predictor
 from pipeline.processors import usable_cpus
 from pipeline.ready import Workload
 from pipeline.tiling import TilingSpec

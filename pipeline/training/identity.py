@@ -13,7 +13,7 @@ import torch
 
 import pipeline
 from pipeline.journal import content_key
-from pipeline.predictor import resolve_device
+from pipeline.predictor_loaded import resolve_device
 from pipeline.training.learning import choose_precision
 from pipeline.training.samples import LabelledData
 

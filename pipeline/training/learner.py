@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.allocator import keep_memory
-from pipeline.predictor import resolve_device
+from pipeline.predictor_loaded import resolve_device
 from pipeline.training.average import Average
 from pipeline.training.feed import Batch
 from pipeline.training.learning import LearningSpec, choose_precision, make_optimizer, rate_factor

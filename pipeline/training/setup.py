@@ -12,7 +12,7 @@ import torch
 
 from pipeline.card import ModelCard
 from pipeline.networks import Shape, build_network
-from pipeline.predictor import resolve_device
+from pipeline.predictor_loaded import resolve_device
 from pipeline.training.feed import Feed
 from pipeline.training.identity import versions
 from pipeline.training.learner import Learner

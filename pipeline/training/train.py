@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.checkpoint import save_checkpoint
 from pipeline.durable import sweep
 from pipeline.errors import DivergedError, SettingsError
-from pipeline.predictor import resolve_device
+from pipeline.predictor_loaded import resolve_device
 from pipeline.training.event_log import EventLog
 from pipeline.training.feed import Batch
 from pipeline.training.finish import finish, provisional_card
