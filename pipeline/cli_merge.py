@@ -43,10 +43,10 @@ def show_merge(out: str, spec: MergeSpec, work_dir: str | None) -> MergeReport |
     with progress_bars(console) as bars:
         found = merge_scenes(out, spec, work_dir=work_dir, watch=scene_watch(bars, "merge"))
     if found is not None:
-        state = "of" if found.is_new else "is up to date with"
-        file = open_results(out).address(found.file)
+        state = "" if found.is_new else " (as it was)"
+        file, scenes = open_results(out).address(found.file), len(found.scenes)
         say(
-            f"{file}: {found.polygons:,} polygons {state} {len(found.scenes):,} scenes; left out "
+            f"{file}{state}: {found.polygons:,} polygons of {scenes:,} scene{'s' if scenes != 1 else ''}; left out "
             f"{found.left_out:,} seen twice and {found.lone:,} lone, joined {found.joined:,} into {found.made:,}"
         )
     return found
