@@ -490,7 +490,7 @@ def test_polygons_of_all_scenes_are_merged_on_request(
     assert f"{out / 'polygons.gpkg'}: {len(merged)} polygons of 2 scenes; left out {len(alone)} seen twice" in stderr
     code, _, stderr = call("merge", out)
     assert code == 0
-    assert "is up to date with 2 scenes" in stderr
+    assert "(as it was): " in stderr
     code, _, stderr = call("merge", out, "--into", "parquet", "--set", "merge.crs=EPSG:4326")
     assert code == 0
     assert len(geopandas.read_parquet(out / "polygons.parquet").to_crs(merged.crs)) == len(merged)

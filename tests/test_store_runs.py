@@ -158,7 +158,7 @@ def test_what_is_made_of_results_in_a_store_is_what_is_made_of_those_in_a_folder
     assert store.get("out/polygons.gpkg") == (tmp_path / "out" / "polygons.gpkg").read_bytes()
     assert json.loads(store.get("out/merge.json")) == json.loads((tmp_path / "out" / "merge.json").read_text())
     assert json.loads(store.get("out/collection.json"))["assets"].keys() == {"polygons"}
-    assert "is up to date with 2 scenes" in call("merge", out, "--into", "gpkg")[2].replace("\n", " ")
+    assert "(as it was): " in call("merge", out, "--into", "gpkg")[2].replace("\n", " ")
     assert call("merge", out, "--into", "parquet")[0] == 0
     assert {"polygons.parquet", "merge.json"} <= {*store.names("out/")}
     assert "polygons.gpkg" not in store.names("out/")
