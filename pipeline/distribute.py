@@ -7,19 +7,19 @@ model, mosaic and polygons, is a task for any worker. Client and workers share a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.card import ModelCard
 from pipeline.distant import DistantPredictor
 from pipeline.distribute_client import Tasks, connect, threads_of, workers_of, world_faults
-from pipeline.distribute_tasks import Sent, call, fetch_all, finish, infer, packed, prove, take_up
+from pipeline.distribute_regions import run_on_cluster
+from pipeline.distribute_tasks import call, fetch_all, finish, packed, prove
 from pipeline.errors import SettingsError
 from pipeline.exchange import Exchange, open_exchange
 from pipeline.precision import choose_precision
@@ -30,9 +30,7 @@ from pipeline.scene import Scene
 from pipeline.tiling import Region, TilePlan, plan_parts, plan_regions, stacks
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
-
-log = logging.getLogger(__name__)
+    from distributed import Client
 
 Answer = TypeVar("Answer")
 
@@ -98,7 +96,8 @@ def exchanging(spec: DistributeSpec, work: Path, client: Client | None) -> Itera
     if place is None:
         yield None
         return
-    place = place.below(f"{work.name.strip('.')}-{sha256(str(work.absolute()).encode()).hexdigest()[:8]}")
+    owner = sha256(f"{gethostname()} {work.absolute()}".encode()).hexdigest()[:8]
+    place = place.below(f"{work.name.strip('.')}-{owner}")
     place.clear()
     try:
         yield place
@@ -189,7 +188,7 @@ def run_regions(
     """
     if client is None:
         return (result for stack in stacks(regions) for result in infer_stack(job, stack, predictor, watch))
-    return _run_on_cluster(job, regions, predictor, client, watch)
+    return run_on_cluster(job, regions, predictor, client, watch)
 
 
 def run_finish(
@@ -277,78 +276,3 @@ def _one(
             return tasks.next().result()
     finally:
         tasks.cancel()
-
-
-def _run_on_cluster(
-    job: RegionJob,
-    regions: Sequence[Region],
-    predictor: Predictor | ArrayFunction,
-    client: Client,
-    watch: Watch | None,
-) -> Generator[RegionResult]:
-    """All regions, a bounded number of them in hand; those that died with others are tried again, one by one."""
-    suspects: list[Region] = []
-    yield from _side_by_side(job, regions, predictor, client, watch, most=2 * workers_of(client), suspects=suspects)
-    if suspects:
-        log.warning("%s: %d region(s) lost their workers; each is tried again alone", job.scene.location, len(suspects))
-    yield from _side_by_side(job, suspects, predictor, client, watch, most=1)
-
-
-def _side_by_side(
-    job: RegionJob,
-    regions: Sequence[Region],
-    predictor: Predictor | ArrayFunction,
-    client: Client,
-    watch: Watch | None,
-    *,
-    most: int,
-    suspects: list[Region] | None = None,
-) -> Generator[RegionResult]:
-    """Run regions, at most so many in hand. One that loses its workers joins the suspects: it may not be its fault."""
-    from distributed.scheduler import KilledWorker
-
-    tasks: Tasks[Sent[RegionResult]] = Tasks(client, watch=watch)
-    # A task rather than scattered data, which would be lost with the worker that holds it.
-    with world_faults(f"{job.scene.location}: the scene"):
-        shared = client.submit(bytes, packed(job, predictor), pure=False)
-    waiting, running = iter(regions), dict["Future[Sent[RegionResult]]", Region]()
-
-    def submit(count: int) -> None:
-        for region in islice(waiting, count):
-            name = f"region-{job.scene.id}-{region.index}"
-            running[tasks.submit(infer, shared, region, name=name, device=True)] = region
-
-    try:
-        with world_faults(f"{job.scene.location}: the first region"):
-            submit(most)
-        while running:
-            future = tasks.next()
-            region = running.pop(future)
-            with world_faults(f"{job.scene.location}: the region of {_place(region)}"):
-                try:
-                    sent = future.result()
-                except KilledWorker:
-                    if suspects is None:
-                        raise
-                    suspects.append(region)
-                    sent = None
-                submit(1)
-            if sent is not None:
-                yield _arrived(job, sent, watch)
-    finally:
-        tasks.cancel()
-
-
-def _arrived(job: RegionJob, sent: Sent[RegionResult], watch: Watch | None) -> RegionResult:
-    """A region's result, with its rasters in the job's folder."""
-    if job.exchange is not None:
-        fetch_all(sent.files, job.exchange, job.folder.parent)
-    if watch is not None:
-        watch(sent.answer.region.pixels)
-    return take_up(sent.answer, job.folder)
-
-
-def _place(region: Region) -> str:
-    core = region.core
-    last = core.row_off + core.height - 1, core.col_off + core.width - 1
-    return f"rows {core.row_off} to {last[0]}, columns {core.col_off} to {last[1]}"
