@@ -35,8 +35,9 @@ SETTINGS = {"inference": {"device": "cpu", "precision": "float32"}, "tiling": {"
 OPTIONS = ("--set", "inference.device=cpu", "--set", "inference.precision=float32", "--set", "tiling.tile_size=64")
 SIDE = 64
 """Of a scene, px."""
+COMMAND = "scenemill segment"
 WAYS = {
-    "scenemill segment": ("-c", "from pipeline.cli import main; main()", "segment"),
+    COMMAND: ("-c", "from pipeline.cli import main; main()", "segment"),
     "flow without a server": ("-m", "flows.segment"),
 }
 """Ways to begin that are a process of their own."""
@@ -69,7 +70,7 @@ def main() -> None:
         folder = Path(name)
         scenes, model = write_subjects(folder, many)
         with prefect_server(folder / "server") as server:
-            first = first_pixels(server, scenes[0], model, folder, repeats=repeats, deployed=not arguments.toy)
+            first = first_pixels(server, scenes[0], model, folder, repeats=repeats, all_ways=not arguments.toy)
             print(first_table(first))
             costs = [cost for by in ("library", "flow") for cost in per_scene(by, server, scenes, few, model, folder)]
             print(f"\n{cost_table(costs)}")
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--folder", type=Path, help="where scenes, results and the server's database go meanwhile")
-    parser.add_argument("--toy", action="store_true", help="once, with three scenes and no worker")
+    parser.add_argument("--toy", action="store_true", help="once, with three scenes; the command and no flow begins")
     parser.add_argument("--child", choices=("library", "flow"), help=argparse.SUPPRESS)
     parser.add_argument("--scenes", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--few", type=int, help=argparse.SUPPRESS)
@@ -103,14 +104,15 @@ def write_subjects(folder: Path, count: int) -> tuple[list[str], str]:
 
 
 def first_pixels(
-    server: Server, scene: str, model: str, folder: Path, *, repeats: int, deployed: bool
+    server: Server, scene: str, model: str, folder: Path, *, repeats: int, all_ways: bool
 ) -> dict[str, float]:
     """Way -> seconds until the first scene is read; the first start of each warms the file cache."""
     starts: dict[str, Callable[[Path], float]] = {
         way: lambda out, words=words: own_process(words, scene, model, out, folder)  # type: ignore[misc]
         for way, words in WAYS.items()
+        if all_ways or way == COMMAND
     }
-    if deployed:
+    if all_ways:
         server.call("work-pool", "create", "local-proc", "--type", "process")
         server.call("deploy", "--all")
         server.start_worker()
