@@ -136,11 +136,11 @@ def test_models_of_an_ensemble_must_have_one_threshold(
 
 
 @pytest.mark.slow
-def test_two_devices_are_a_setting(call: Call, make_scene: MakeScene, tmp_path: Path, model: str) -> None:
+def test_two_processes_are_a_setting(call: Call, make_scene: MakeScene, tmp_path: Path, model: str) -> None:
     scenes = [make_scene(name="a.tif", height=150), write_damaged(tmp_path / "b.tif")]
     run = ["segment", *scenes, "--model", model, *FAST]
     assert call(*run, "--out", tmp_path / "one")[0] == 1
-    code, _, stderr = call(*run, "--out", tmp_path / "two", "--set", "inference.device=[cpu, cpu]")
+    code, _, stderr = call(*run, "--out", tmp_path / "two", "--set", "distribute.workers=2")
     assert (code, len(stderr.splitlines())) == (1, 3), stderr
     assert statuses(tmp_path / "two") == {"a": "done", "b": "failed"}
     for name in ("probability.tif", "mask.tif", "polygons.gpkg"):
