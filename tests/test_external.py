@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipeline import predictor as predictors
+from pipeline import predictor_loaded as predictors
 from pipeline.card import ModelCard, Normalization
 from pipeline.config import SegmentSpec
 from pipeline.errors import ModelError, SettingsError
