@@ -144,6 +144,7 @@ def test_workers_of_another_version_are_refused(tmp_path: Path) -> None:
 
 NETWORK = """
 set -e
+rm -f "$1/other"
 ip link set lo up
 unshare -n sh -c 'echo $$; exec sleep 600' > "$1/other" &
 trap "kill $!" EXIT
