@@ -1,6 +1,6 @@
 """What a cluster gains and costs: workers side by side, the same bytes, seconds per region, per scene and per task.
 
-    python -m benchmarks.cluster                  four tables; about 5 minutes on two quiet cores, 1 GB of disk
+    python -m benchmarks.cluster                  four tables; about 4 minutes on two quiet cores, 1 GB of disk
     python -m benchmarks.cluster --json out.json
     python -m benchmarks.cluster --toy
 
@@ -62,7 +62,7 @@ class Sizes:
 
     base: int = 32
     """Channels of the U-Net's first level."""
-    tall: tuple[int, int] = (20_480, 1_024)
+    tall: tuple[int, int] = (8_192, 1_024)
     """Rows and columns of the scene that is CPU-bound."""
     side: int = 10_000
     """Side of the scene of the pointwise predictor."""
@@ -121,7 +121,7 @@ def scaling(sizes: Sizes, folder: Path, one: Client, two: Client) -> dict[str, A
     """Seconds of one scene on one and on two workers of one thread."""
     scene, model = folder / "tall.tif", folder / "unet.safetensors"
     # No polygons: a network with random weights would find one in every other pixel.
-    spec = replace(settings(sizes.tile, threads=1), polygons=PolygonSpec(threshold=1.0))
+    spec = replace(settings(sizes.tile, threads=1, regions=4), polygons=PolygonSpec(threshold=1.0))
     write_scene(scene, *sizes.tall)
     write_scene(folder / "warm.tif", sizes.tile)
     write_classic_unet(model, sizes.base)
@@ -144,7 +144,7 @@ def scaling(sizes: Sizes, folder: Path, one: Client, two: Client) -> dict[str, A
 def equal(sizes: Sizes, folder: Path, clients: Sequence[Client | None]) -> bool:
     """Whether the network's results on part of the scene are the same to the byte in this process and on clusters."""
     scene, spec = folder / "part.tif", settings(sizes.tile, threads=1, regions=4)
-    write_scene(scene, sizes.tall[0] // 10, sizes.tall[1])
+    write_scene(scene, sizes.tall[0] // 4, sizes.tall[1])
     model, found = folder / "unet.safetensors", set[str]()
     for client in clients:
         predictor = DistantPredictor(model, "cpu", precision="auto") if client else load_predictor(model, "cpu")

@@ -11,7 +11,7 @@ from prefect.futures import PrefectFuture
 
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.distribute import cluster, scene_count
+from pipeline.distribute import cluster, region_count, scene_count
 from pipeline.report import SceneReport
 from pipeline.run_ledger import RunLedger
 
@@ -28,7 +28,8 @@ def shared_out(spec: SegmentSpec, scenes: int) -> tuple[int, SegmentSpec]:
         if client is None:
             return IN_HAND, spec
         most = min(MOST_IN_HAND, scene_count(spec.distribute, client, scenes))
-    return most, replace(spec, distribute=replace(spec.distribute, scenes=most))
+        regions = region_count(spec.distribute, client, most)
+    return most, replace(spec, distribute=replace(spec.distribute, regions=regions))
 
 
 def run_scenes(

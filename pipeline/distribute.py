@@ -36,8 +36,6 @@ Answer = TypeVar("Answer")
 
 PART_PIXELS, PART_PIXELS_ON_DEVICE = 2**25, 2**28
 """About so many pixels are a region in this process, on its CPUs or on a device: what a kill may lose."""
-FINE_ROWS = 16
-"""Rows of tiles that each of two regions of a worker has at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,7 @@ class DistributeSpec:
     exchange: str | None = None
     """Folder or `s3://` address that client and workers reach, for files that travel; None: workers see the results."""
     regions: int = 0
-    """Regions a scene is cut into; 0: one for 2^25 px here, and on a cluster one or two for each worker."""
+    """Regions a scene is cut into; 0: one for 2^25 px here, and on a cluster so many that each worker has two to do."""
     scenes: int = 0
     """Scenes in hand at once; 0: one here, and on a cluster one more than its workers have threads."""
 
@@ -122,21 +120,16 @@ def plan_work(
     if client is None and not spec.regions:
         on_cpus = not isinstance(predictor, Prepared) or predictor.device.type == "cpu"
         return plan_parts(job.plan, pixels=PART_PIXELS if on_cpus else PART_PIXELS_ON_DEVICE, widest=widest)
-    rows = region_count(spec, client, tile_rows=len(job.plan.rows.starts))
-    return plan_regions(job.plan, rows=rows, widest=widest)
+    return plan_regions(job.plan, rows=region_count(spec, client), widest=widest)
 
 
-def region_count(spec: DistributeSpec, client: Client | None, *, tile_rows: int) -> int:
-    """How many regions a scene is cut into: one for each worker, over all scenes in hand.
+def region_count(spec: DistributeSpec, client: Client | None, scenes: int = 1) -> int:
+    """How many regions a scene is cut into; with so many scenes in hand, two regions for each worker in all.
 
-    Two for each where they keep `FINE_ROWS` rows of tiles, since each border costs about one. A single worker has
-    nobody to share with.
+    A single worker has nobody to share with, and a region for itself.
     """
     workers = 1 if client is None else workers_of(client)
-    if spec.regions or workers == 1:
-        return spec.regions or 1
-    each = -(-workers // max(1, spec.scenes))
-    return 2 * each if tile_rows >= 2 * each * FINE_ROWS else each
+    return spec.regions or (1 if workers == 1 else -(-2 * workers // scenes))
 
 
 def predictor_identity(

@@ -64,26 +64,13 @@ class FakeClient:
 
 
 @pytest.mark.parametrize(
-    ("asked", "workers", "scenes", "tile_rows", "regions"),
-    [
-        (0, None, 0, 900, 1),  # here
-        (7, None, 0, 900, 7),  # here, as asked
-        (0, 1, 0, 900, 1),  # one worker has nobody to share with
-        (0, 0, 0, 900, 1),  # no worker yet
-        (3, 8, 0, 900, 3),  # as asked
-        (0, 8, 0, 25, 8),  # a Sentinel-2 scene: a border costs a row of tiles
-        (0, 8, 0, 255, 8),  # not quite 16 rows each
-        (0, 8, 0, 256, 16),  # two for each worker
-        (0, 8, 3, 25, 3),  # three scenes in hand share the workers
-        (0, 8, 17, 900, 2),  # more in hand than workers
-        (0, 8, 17, 25, 1),
-    ],
+    ("asked", "workers", "regions"),
+    [(0, None, 1), (7, None, 7), (0, 1, 1), (0, 8, 16), (3, 8, 3), (0, 0, 1)],
+    ids=["here", "here, as asked", "one worker", "two per worker", "as asked", "no worker yet"],
 )
-def test_a_scene_is_cut_for_the_workers_that_it_has(
-    asked: int, workers: int | None, scenes: int, tile_rows: int, regions: int
-) -> None:
+def test_a_scene_is_cut_into_two_regions_per_worker(asked: int, workers: int | None, regions: int) -> None:
     client: Any = None if workers is None else FakeClient(workers)
-    assert region_count(DistributeSpec(regions=asked, scenes=scenes), client, tile_rows=tile_rows) == regions
+    assert region_count(DistributeSpec(regions=asked), client) == regions
 
 
 def test_a_negative_number_of_regions_is_refused() -> None:

@@ -14,10 +14,10 @@ from conftest import MakeScene
 from distributed import Client
 from models import write_checkpoint
 
-from pipeline import segment
+from pipeline import distribute, segment
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.distribute import DistributeSpec, scene_count
+from pipeline.distribute import DistributeSpec, region_count, scene_count
 from pipeline.errors import SettingsError, WorldError
 from pipeline.predictor import InferenceSpec
 from pipeline.predictor_loaded import LoadedPredictor, load_predictor
@@ -207,23 +207,27 @@ class FakeClient:
 
 
 @pytest.mark.parametrize(
-    ("client", "asked", "scenes", "in_hand"),
+    ("client", "asked", "scenes", "in_hand", "regions"),
     [
-        (None, 0, 9, 1),
-        (None, 4, 9, 1),
-        (FakeClient(1), 0, 9, 3),
-        (FakeClient(8), 0, 100, 17),
-        (FakeClient(8), 0, 9, 9),
-        (FakeClient(8), 0, 3, 3),
-        (FakeClient(8), 2, 100, 2),
-        (FakeClient(8, devices=2), 0, 100, 17),
-        (FakeClient(8, devices=2), 0, 3, 3),
-        (FakeClient(8), 0, 0, 1),
-        (FakeClient(1), 0, 1, 1),
+        (None, 0, 9, 1, 1),
+        (None, 4, 9, 1, 1),
+        (FakeClient(1), 0, 9, 3, 1),
+        (FakeClient(8), 0, 100, 17, 1),
+        (FakeClient(8), 0, 9, 9, 2),
+        (FakeClient(8), 0, 3, 3, 6),
+        (FakeClient(8), 0, 1, 1, 16),
+        (FakeClient(8), 2, 100, 2, 8),
+        (FakeClient(8, devices=2), 0, 100, 17, 1),
+        (FakeClient(8, devices=2), 0, 3, 3, 2),
+        (FakeClient(8), 0, 0, 1, 16),
+        (FakeClient(1), 0, 1, 1, 1),
     ],
     ids=lambda value: "here" if value is None else type(value).__name__ if isinstance(value, FakeClient) else None,
 )
-def test_one_scene_more_is_in_hand_than_workers_have_threads(
-    client: Any, asked: int, scenes: int, in_hand: int
+def test_the_regions_in_hand_are_two_per_worker_in_all(
+    client: Any, asked: int, scenes: int, in_hand: int, regions: int
 ) -> None:
-    assert scene_count(DistributeSpec(scenes=asked), client, scenes) == in_hand
+    spec = DistributeSpec(scenes=asked)
+    found = scene_count(spec, client, scenes)
+    assert (found, region_count(spec, client, found)) == (in_hand, regions)
+    assert distribute.region_count(replace(spec, regions=7), client, found) == 7
