@@ -11,7 +11,7 @@ from prefect.futures import PrefectFuture
 
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.distribute import cluster, region_count, scene_count
+from pipeline.distribute import cluster, share_workers
 from pipeline.report import SceneReport
 from pipeline.run_ledger import RunLedger
 
@@ -27,9 +27,8 @@ def shared_out(spec: SegmentSpec, scenes: int) -> tuple[int, SegmentSpec]:
     with cluster(spec.distribute) as client:
         if client is None:
             return IN_HAND, spec
-        most = min(MOST_IN_HAND, scene_count(spec.distribute, client, scenes))
-        regions = region_count(spec.distribute, client, most)
-    return most, replace(spec, distribute=replace(spec.distribute, regions=regions))
+        most, shared = share_workers(spec.distribute, client, scenes, most=MOST_IN_HAND)
+    return most, replace(spec, distribute=shared)
 
 
 def run_scenes(

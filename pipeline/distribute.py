@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from socket import gethostname
@@ -110,6 +110,15 @@ def scene_count(spec: DistributeSpec, client: Client | None, scenes: int) -> int
     if client is None:
         return 1
     return max(1, min(scenes, spec.scenes or threads_of(client) + 1))
+
+
+def share_workers(
+    spec: DistributeSpec, client: Client, scenes: int, *, most: int | None = None
+) -> tuple[int, DistributeSpec]:
+    """How many scenes of a run are in hand at once, at most so many, and the settings of each, with its regions."""
+    found = scene_count(spec, client, scenes)
+    in_hand = found if most is None else min(most, found)
+    return in_hand, replace(spec, regions=region_count(spec, client, in_hand))
 
 
 def plan_work(

@@ -23,7 +23,7 @@ from pipeline.catalog_scene import describe_entry
 from pipeline.config import SegmentSpec
 from pipeline.devices import kind_of, resolve_devices, resolve_workers, share_of
 from pipeline.distant import DistantPredictor
-from pipeline.distribute import DistributeSpec, region_count, resolve_exchange, scene_count
+from pipeline.distribute import DistributeSpec, resolve_exchange, share_workers
 from pipeline.distribute_client import is_lost
 from pipeline.distribute_devices import dask_cuda_workers, device_workers
 from pipeline.errors import SettingsError, WorldError
@@ -187,8 +187,8 @@ def _side_by_side(
     watcher: Callable[[CatalogEntry], Watch | None],
 ) -> Generator[SceneReport]:
     """Reports of scenes on a cluster, several of which are in hand."""
-    most = scene_count(spec.distribute, client, len(entries))
-    cut = replace(spec, distribute=replace(spec.distribute, regions=region_count(spec.distribute, client, most)))
+    most, shared = share_workers(spec.distribute, client, len(entries))
+    cut = replace(spec, distribute=shared)
 
     def attempt(entry: CatalogEntry, stop: Event) -> SceneReport | Exception:
         watch = stoppable(watcher(entry), stop)
