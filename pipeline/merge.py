@@ -20,7 +20,7 @@ from rasterio.errors import CRSError
 
 from pipeline.durable import lock
 from pipeline.errors import SettingsError, WorldError
-from pipeline.export import write_rows
+from pipeline.export_stream import write_rows
 from pipeline.merge_choice import Choice, choose, polygon_ids
 from pipeline.merge_ground import Grounds
 from pipeline.merge_matching import match_scenes

@@ -12,7 +12,7 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.errors import SceneError
-from pipeline.export import GEOMETRY, LAYER
+from pipeline.export_stream import GEOMETRY, LAYER
 from pipeline.merge_scenes import MergedScene
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from pipeline.export import GEOMETRY, as_wkb, polygon_schema
+from pipeline.export import as_wkb, polygon_schema
+from pipeline.export_stream import GEOMETRY
 from pipeline.merge_choice import FID_BITS, Choice
 from pipeline.merge_joining import join_pieces
 from pipeline.merge_plane import to_result

@@ -19,7 +19,8 @@ from fake_levels import NAMES, classes_source
 from rasterio.crs import CRS
 
 from pipeline.errors import DamagedSceneError, SettingsError, WorldError
-from pipeline.export import GEOMETRY, LAYER, PolygonTotals, write_polygons
+from pipeline.export import PolygonTotals, write_polygons
+from pipeline.export_stream import GEOMETRY, LAYER
 from pipeline.shaping import Polygons, PolygonSpec, shape_polygons
 from pipeline.vectorize import vectorize
 

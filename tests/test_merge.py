@@ -32,7 +32,8 @@ from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.durable import lock
 from pipeline.errors import SceneError, SettingsError, WorldError
-from pipeline.export import write_polygons, write_rows
+from pipeline.export import write_polygons
+from pipeline.export_stream import write_rows
 from pipeline.merge import compare_scenes, merge_scenes
 from pipeline.merge_choice import choose
 from pipeline.merge_extent import Extent

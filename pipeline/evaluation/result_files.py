@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import LabelError, SceneError
-from pipeline.export import LAYER
+from pipeline.export_stream import LAYER
 from pipeline.grid import RasterGrid
 from pipeline.journal import REPORT
 from pipeline.segment_stages import OUTPUTS
