@@ -15,7 +15,7 @@ from pipeline.errors import SceneError, ScenemillError, SettingsError
 from pipeline.external import SUFFIX, ExternalFacts, describe_external
 from pipeline.grid import RasterGrid
 from pipeline.location import resolve_location
-from pipeline.mosaic import MosaicReader
+from pipeline.mosaic_reader import MosaicReader
 from pipeline.scene import ReadingSpec, Scene, SceneFile, describe_scene
 
 Fact = tuple[str, str]

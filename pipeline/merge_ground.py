@@ -11,7 +11,8 @@ from rasterio.features import shapes
 from rasterio.windows import Window
 
 from pipeline.merge_scenes import MergedScene
-from pipeline.mosaic import MASK_NODATA, read_mask_blocks
+from pipeline.mosaic import MASK_NODATA
+from pipeline.mosaic_reader import read_mask_blocks
 
 SIDE = 2048
 """Pixels on each side of a block that is read at once."""

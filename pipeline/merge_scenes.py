@@ -16,7 +16,7 @@ import shapely
 from pipeline.grid import RasterGrid
 from pipeline.journal import REPORT
 from pipeline.lonlat import TURN, eastwards, outlined
-from pipeline.mosaic import MosaicReader
+from pipeline.mosaic_reader import MosaicReader
 from pipeline.report import SceneReport
 from pipeline.results import Results
 

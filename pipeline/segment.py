@@ -27,7 +27,7 @@ from pipeline.distribute import (
 )
 from pipeline.export import PolygonTotals, write_polygons
 from pipeline.grid import RasterGrid
-from pipeline.mosaic import MosaicReader
+from pipeline.mosaic_reader import MosaicReader
 from pipeline.predictor import ArrayFunction, Predictor, exclusive
 from pipeline.region_job import RegionJob
 from pipeline.region_records import RegionPlan, RegionRecords

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pipeline.blend import plan_shares
 from pipeline.export import PolygonTotals
 from pipeline.glance import join_glances, read_glance
-from pipeline.mosaic import read_mask, write_mask
+from pipeline.mosaic import write_mask
+from pipeline.mosaic_reader import read_mask
 from pipeline.predictor import Proof
 from pipeline.region_area import wanted_tiles
 from pipeline.region_job import RegionJob, RegionResult, join_regions, raster_forms

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.errors import WorldError
-from pipeline.mosaic import MosaicReader
+from pipeline.mosaic_reader import MosaicReader
 from pipeline.report import SceneReport
 from pipeline.results import Results
 from pipeline.stac import COLLECTION, ITEM, KEY, Described, collection_of, item_of

@@ -19,7 +19,8 @@ from pipeline.decide import decide
 from pipeline.errors import SceneError, WorldError
 from pipeline.grid import RasterGrid
 from pipeline.levels import BLOCK, as_levels
-from pipeline.mosaic import MosaicReader, MosaicSpec, MosaicWriter, mask_form, probability_form, write_cog
+from pipeline.mosaic import MosaicSpec, MosaicWriter, mask_form, probability_form, write_cog
+from pipeline.mosaic_reader import MosaicReader
 from pipeline.mosaic_strips import StripWriter, level_path
 from pipeline.overviews import overview_count
 

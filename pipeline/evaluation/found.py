@@ -16,7 +16,7 @@ from pipeline.decide import decide_apart, resolve_threshold
 from pipeline.errors import SettingsError
 from pipeline.evaluation.result_files import Objects, is_ours, our_table, read_objects, threshold_of_run
 from pipeline.grid import RasterGrid
-from pipeline.mosaic import MosaicReader
+from pipeline.mosaic_reader import MosaicReader
 from pipeline.scene import Scene
 from pipeline.segment_stages import OUTPUTS
 from pipeline.shaping import PolygonSpec, shape_polygons

@@ -18,7 +18,7 @@ from pipeline.errors import WorldError
 from pipeline.evaluation.bootstrap import FEW_BLOCKS
 from pipeline.evaluation.error_map import COLOURS, CONFUSED, MEANINGS, NOT_COUNTED
 from pipeline.evaluation.records import METRICS, EvaluationReport, Kind, SceneEvaluation
-from pipeline.mosaic import read_mask
+from pipeline.mosaic_reader import read_mask
 
 PAGE, NUMBERS = "evaluation.html", "evaluation.json"
 TITLES = {
