@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pipeline.engine import resolve_batch_size
+from pipeline.engine_batching import resolve_batch_size
 from pipeline.mosaic import MosaicSpec
 from pipeline.precision import choose_precision
 from pipeline.predictor import InferenceSpec, Prepared, identity_of

@@ -168,6 +168,20 @@ def as_predictor(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predi
     return lambda tiles: activate(_as_tensor(call(tiles)).float(), card)
 
 
+class PlainReady:
+    """A plain function or torch module in the form of a ready network."""
+
+    dtype, layout, device = torch.float32, torch.contiguous_format, torch.device("cpu")
+
+    def __init__(self, predictor: Predictor | ArrayFunction, card: ModelCard) -> None:
+        """`card` says what it returns."""
+        self._predict = as_predictor(predictor, card)
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """`(N, bands, H, W)` normalised float32 -> probabilities."""
+        return self._predict(tiles)
+
+
 class _ArrayCall:
     """Calls a plain function with numpy arrays, or with tensors when it takes no arrays."""
 

@@ -24,7 +24,9 @@ from pipeline.allocator import give_back
 from pipeline.area_pixels import AreaPixels
 from pipeline.batches import read_strips
 from pipeline.blend import Share, StripBlender, covering, plan_shares, to_levels
-from pipeline.engine import TileRow, check_range, ran_out_of_memory
+from pipeline.engine import TileRow
+from pipeline.engine_batching import ran_out_of_memory
+from pipeline.engine_outputs import check_range
 from pipeline.errors import ModelError, ScenemillError, WorldError
 from pipeline.levels import BLOCK
 from pipeline.mosaic import MosaicWriter

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from pipeline.allocator import keep_memory
-from pipeline.engine import Engine, Member, PlainReady, TileRow, least_batch_size, resolve_batch_size
+from pipeline.engine import Engine, Member, TileRow
+from pipeline.engine_batching import Batching, least_batch_size, resolve_batch_size
 from pipeline.lanes import resolve_lanes
 from pipeline.normalize import input_transform
-from pipeline.predictor import ArrayFunction, Predictor, Prepared
+from pipeline.predictor import ArrayFunction, PlainReady, Predictor, Prepared
 from pipeline.processors import usable_cpus
 from pipeline.ready import Workload
 from pipeline.region_job import RegionJob
@@ -63,16 +64,14 @@ def build_engine(
     size = resolve_batch_size(device, pixels, asked=asked, most=job.plan.shape[1], plain=plain)
     batches = sum(-(-count // size) for count in tiles)
     threads = job.inference.threads or usable_cpus()
-    return Engine(
-        ready_members(job, predictor, (size, len(job.scene.bands), row.height, row.width), batches),
-        job.card,
-        row,
-        transfer,
+    batching = Batching(
         batch_size=size,
         least=least_batch_size(device, size, plain=plain, deterministic=job.inference.deterministic),
         lanes=resolve_lanes(threads, plain=plain),
         threads=threads if plain else 1,
     )
+    members = ready_members(job, predictor, (size, len(job.scene.bands), row.height, row.width), batches)
+    return Engine(members, job.card, row, transfer, batching)
 
 
 def ready_members(
@@ -90,10 +89,4 @@ def ready_members(
         return [(PlainReady(predictor, job.card), input_transform(job.scene, job.card.normalization))]
     exactly = job.inference.deterministic
     work = Workload(precision=job.precision, batches=batches, shape=shape, deterministic=exactly)
-    return [
-        (
-            member.ready(work),
-            input_transform(job.scene, member.card.normalization),
-        )
-        for member in predictor.members
-    ]
+    return [(member.ready(work), input_transform(job.scene, member.card.normalization)) for member in predictor.members]

@@ -16,19 +16,12 @@ from torch import Tensor
 
 from pipeline.batches import RawStrip
 from pipeline.card import ModelCard
-from pipeline.engine import (
-    Engine,
-    Member,
-    PlainReady,
-    RangeCheck,
-    TileRow,
-    least_batch_size,
-    ran_out_of_memory,
-    resolve_batch_size,
-)
+from pipeline.engine import Engine, Member, TileRow
+from pipeline.engine_batching import Batching, least_batch_size, ran_out_of_memory, resolve_batch_size
+from pipeline.engine_outputs import RangeCheck
 from pipeline.errors import ModelError, WorldError
 from pipeline.normalize import InputTransform
-from pipeline.predictor import Ready
+from pipeline.predictor import PlainReady, Ready
 from pipeline.predictor_loaded import load_predictor
 from pipeline.transfer import DirectTransfer
 
@@ -54,7 +47,7 @@ def run_members(
 ) -> dict[int, Tensor]:
     side = strip.shape[0]
     row = TileRow(lefts=tuple(lefts), height=side, width=side)
-    engine = Engine(members, card, row, DirectTransfer(CPU), **settings)
+    engine = Engine(members, card, row, DirectTransfer(CPU), Batching(**settings))
     return {
         position: tile
         for predicted in engine.run([strip])
@@ -166,7 +159,8 @@ def test_batches_are_halved_no_further_than_results_allow() -> None:
 def test_a_strip_without_a_valid_pixel_ends_all_the_same() -> None:
     empty = raw_strip(np.ones((1, 4, 8), np.float32), np.zeros((4, 8), bool))
     row = TileRow(lefts=(0, 4), height=4, width=4)
-    engine = Engine([(PlainReady(lambda tiles: 1 / 0, ROOF), PLAIN)], ROOF, row, DirectTransfer(CPU), batch_size=1)
+    members = [(PlainReady(lambda tiles: 1 / 0, ROOF), PLAIN)]
+    engine = Engine(members, ROOF, row, DirectTransfer(CPU), Batching(batch_size=1))
     predicted = list(engine.run([empty, empty]))
     assert [(each.batch.ends_strip, each.tiles) for each in predicted] == [(True, ())] * 2
 

@@ -1,0 +1,74 @@
+"""How many tiles are run at once, and what is said where there is no memory for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.errors import WorldError
+
+ALONE_PIXELS = 2**16
+"""A CPU runs tiles of so many pixels one at a time: in batches they are no quicker."""
+_TILE_PIXELS = {"cpu": 2**18, "cuda": 2**22, "mps": 2**20}
+"""Pixels of a full batch when `batch_size` is 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How much is run at once."""
+
+    batch_size: int
+    """Tiles per forward pass, at least 1; halved when memory runs out."""
+    least: int = 1
+    """What it is not halved below."""
+    lanes: int = 1
+    """Batches that a CPU runs side by side."""
+    threads: int = 1
+    """Threads that torch may use in each lane."""
+
+
+def resolve_batch_size(
+    device: torch.device, tile_pixels: int, *, asked: int = 0, most: int | None = None, plain: bool = False
+) -> int:
+    """Tiles per forward pass.
+
+    On a CPU, torch takes other kernels for one tile than for several, which sum in another order. So that the result
+    does not follow the setting, a network runs large tiles one at a time there, and never less than two small ones.
+
+    Args:
+        device: where they run.
+        tile_pixels: of one tile.
+        asked: the setting; 0 takes what keeps the device busy: 1 tile of 512 px on a CPU, 16 on CUDA.
+        most: tiles in a whole strip of the scene, which no batch exceeds, whatever the region.
+        plain: True for a plain function, which gets what was asked for.
+    """
+    size = asked or max(1, _TILE_PIXELS.get(device.type, _TILE_PIXELS["cpu"]) // tile_pixels)
+    if device.type == "cpu" and not plain:
+        size = 1 if tile_pixels >= ALONE_PIXELS else max(2, size)
+    return size if most is None else min(size, most)
+
+
+def least_batch_size(device: torch.device, size: int, *, plain: bool, deterministic: bool) -> int:
+    """The batch size that `size` may be halved down to without other results than were promised."""
+    if deterministic:
+        return size
+    return min(size, 2) if device.type == "cpu" and not plain else 1
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no room for an allocation."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
+
+
+def no_room(size: int) -> WorldError:
+    """The error of a batch that is not halved any more."""
+    if size > 1:
+        return WorldError(
+            f"no memory for {size} tiles at once, and fewer would not give the same bytes; "
+            f"set inference.batch_size={size // 2} or a smaller tiling.tile_size"
+        )
+    return WorldError("no memory for a single tile; set a smaller tiling.tile_size, or run on a larger machine")
