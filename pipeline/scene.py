@@ -27,7 +27,7 @@ from pipeline.scene_bands import bands_told, called_as, find_in_files
 from pipeline.scene_file import SceneFile, describe_file, opened
 from pipeline.scene_grid import Layer, finest_file, layers_of, on_one_grid
 from pipeline.scene_reader import SceneReader
-from pipeline.scene_spec import ReadingSpec
+from pipeline.scene_spec import ReadingSpec, ReadingTerms
 from pipeline.validity import NodataWhen
 
 __all__ = ["ReadingSpec", "Scene", "SceneFile", "SceneReader", "describe_scene", "remote_fingerprint"]
@@ -137,11 +137,12 @@ def describe_scene(
     place = resolve_location(location)
     name = _folder_name(scene_id or place.stem)
     files = called_as(files, card.bands) if card is not None else files
+    # Several files are laid on one another by their places.
+    terms = ReadingTerms(spec=spec, card=card, placed=placed or len(files) > 1)
     if len(files) > 1:
-        found, bands = _describe_files(files, place, spec, card)
+        found, bands = _describe_files(files, place, terms)
     else:
-        told = files[0] if files else None
-        found = (_describe_whole(resolve_location(told.location) if told else place, spec, card, told, placed),)
+        found = (_describe_whole(place, terms, files[0] if files else None),)
         bands = found[0].bands
     finest = finest_file(found)
     return Scene(
@@ -162,55 +163,54 @@ def remote_fingerprint(place: Location, drivers: Sequence[str]) -> str:
         SceneError: no raster that these drivers open, or a damaged one.
         WorldError: the network fails.
     """
-    with opened(place, drivers) as (dataset, version):
-        return fingerprint(dataset, version)
+    with opened(place, drivers) as file:
+        return fingerprint(file.dataset, file.version)
 
 
-def _describe_whole(
-    place: Location, spec: ReadingSpec, card: ModelCard | None, told: BandFile | None, placed: bool
-) -> SceneFile:
-    """The one file of a scene."""
-    with opened(place, spec.drivers) as (dataset, version):
-        numbers = find_bands(dataset, spec, card, place, bands_told(told) if told else None)
-        return describe_file(dataset, place, spec, numbers, version=version, card=card, told=told, placed=placed)
+def _describe_whole(place: Location, terms: ReadingTerms, told: BandFile | None) -> SceneFile:
+    """The one file of a scene: that which a catalog names, else the one at its place."""
+    place = resolve_location(told.location) if told else place
+    with opened(place, terms.spec.drivers) as file:
+        numbers = find_bands(file.dataset, terms.spec, terms.card, place, bands_told(told) if told else None)
+        return describe_file(file, terms, numbers, told)
 
 
 def _describe_files(
-    files: Sequence[BandFile], place: Location, spec: ReadingSpec, card: ModelCard | None
+    files: Sequence[BandFile], place: Location, terms: ReadingTerms
 ) -> tuple[tuple[SceneFile, ...], tuple[str, ...]]:
     """Those of several files that are needed, on one grid, and the names of their bands in the model's order."""
-    if spec.bands:
+    if terms.spec.bands:
         raise SceneError(
             f"{place}: reading.bands numbers the bands of one file, and this scene has {len(files)}; leave the setting "
             "out, the catalog names their bands"
         )
-    wanted = card.bands if card else None
-    found = find_in_files(files, wanted, own_names=partial(_own_names, spec=spec), place=str(place))
+    wanted = terms.card.bands if terms.card else None
+    found = find_in_files(files, wanted, own_names=partial(_own_names, spec=terms.spec), place=str(place))
     described = []
     for index in sorted({index for index, _ in found.values()}):
         numbers = {name: number for name, (of, number) in found.items() if of == index}
-        described.append(_describe_part(files[index], numbers, spec, card))
+        described.append(_describe_part(files[index], numbers, terms))
     return on_one_grid(described), tuple(found)
 
 
-def _describe_part(told: BandFile, numbers: Mapping[str, int], spec: ReadingSpec, card: ModelCard | None) -> SceneFile:
+def _describe_part(told: BandFile, numbers: Mapping[str, int], terms: ReadingTerms) -> SceneFile:
     """One of several files."""
-    place = resolve_location(told.location)
-    with opened(place, spec.drivers) as (dataset, version):
-        return describe_file(dataset, place, spec, numbers, version=version, card=card, told=told)
+    with opened(resolve_location(told.location), terms.spec.drivers) as file:
+        return describe_file(file, terms, numbers, told)
 
 
-def _own_names(file: BandFile, spec: ReadingSpec) -> dict[str, int]:
+def _own_names(told: BandFile, spec: ReadingSpec) -> dict[str, int]:
     """`{name: 1-based number}` of all bands of one of several files: its descriptions, else the file's own name.
 
     Colour interpretations are left out: that of a single band is always grey.
     """
-    place = resolve_location(file.location)
-    with opened(place, spec.drivers) as (dataset, _):
+    place = resolve_location(told.location)
+    with opened(place, spec.drivers) as file:
+        dataset = file.dataset
         kinds = ["alpha" if interp.name == "alpha" else "undefined" for interp in dataset.colorinterp]
         stems = [f"{place.stem}_{n + 1}" for n in range(dataset.count)] if dataset.count > 1 else [place.stem]
         plain = [text or stem for text, stem in zip(dataset.descriptions, stems, strict=True)]
-    return offered_bands(plain, kinds, explicit=bands_told(file), use_alpha=spec.ignore_alpha)
+    return offered_bands(plain, kinds, explicit=bands_told(told), use_alpha=spec.ignore_alpha)
 
 
 def _folder_name(name: str) -> str:

@@ -18,14 +18,13 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from pipeline.band_file import BandFile
-from pipeline.card import ModelCard
 from pipeline.dates import parse_tiff_date
 from pipeline.errors import DamagedSceneError, SceneError, WorldError
 from pipeline.georeference import file_grid, is_on_earth
 from pipeline.grid import RasterGrid
 from pipeline.header import check_size, check_type, fingerprint
 from pipeline.location import Location
-from pipeline.scene_spec import ReadingSpec
+from pipeline.scene_spec import ReadingTerms
 from pipeline.validity import (
     NodataWhen,
     present_pixels,
@@ -94,9 +93,21 @@ class Pixels:
         return self.present if self.sound is None else self.present & self.sound
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenFile:
+    """A raster file that is open for a look at its header."""
+
+    dataset: rasterio.DatasetReader
+    """The handle."""
+    location: Location
+    """Where it lies."""
+    version: str | None
+    """Of a remote file, as its server told it before it was opened."""
+
+
 @contextmanager
-def opened(place: Location, drivers: Sequence[str]) -> Iterator[tuple[rasterio.DatasetReader, str | None]]:
-    """Open a raster for a look at its header; yields it with its version, where a server told one before.
+def opened(place: Location, drivers: Sequence[str]) -> Iterator[OpenFile]:
+    """Open a raster for a look at its header.
 
     Raises:
         SceneError: no raster that these drivers open, or a damaged one.
@@ -104,41 +115,30 @@ def opened(place: Location, drivers: Sequence[str]) -> Iterator[tuple[rasterio.D
     """
     version = place.check_exists()
     with place.environment(), _damage_told(place), _open(place, drivers) as dataset:
-        yield dataset, version
+        yield OpenFile(dataset=dataset, location=place, version=version)
 
 
 def describe_file(
-    dataset: rasterio.DatasetReader,
-    place: Location,
-    spec: ReadingSpec,
-    numbers: Mapping[str, int],
-    *,
-    version: str | None = None,
-    card: ModelCard | None = None,
-    told: BandFile | None = None,
-    placed: bool = True,
+    file: OpenFile, terms: ReadingTerms, numbers: Mapping[str, int], told: BandFile | None = None
 ) -> SceneFile:
     """Settle how a file is read, or refuse it.
 
     Args:
-        dataset: the open file.
-        place: where it lies.
-        spec: corrections and permissions.
+        file: the open file.
+        terms: on which it is read.
         numbers: name and 1-based number of each band that is read of it.
-        version: of a remote file, as its server told it before it was opened.
-        card: the model that will see it.
         told: what a catalog says of it; goes before what the file says.
-        placed: see `describe_scene`.
 
     Raises:
         SceneError: it cannot be read correctly, or its type is not the model's.
     """
+    dataset, place, spec = file.dataset, file.location, terms.spec
     if max(numbers.values()) > dataset.count:
         raise SceneError(f"{place}: the catalog names more bands of it than the {dataset.count} it has; correct that")
-    check_type(dataset, numbers, card, place)
+    check_type(dataset, numbers, terms.card, place)
     check_size(dataset, spec, place)
     reopen = partial(rasterio.open, place.gdal_path, driver=dataset.driver)
-    grid = file_grid(dataset, spec, place, reopen=reopen, placed=placed)
+    grid = file_grid(dataset, spec, place, reopen=reopen, placed=terms.placed)
     scales, offsets, nodata = (_told(told, fact, dataset.count) for fact in ("scales", "offsets", "nodata"))
     chosen = [*numbers.values()]
     return SceneFile(
@@ -156,7 +156,7 @@ def describe_file(
         mask=resolve_mask(dataset, chosen),
         size_bytes=place.size_bytes,
         modified_ns=place.modified_ns,
-        fingerprint=fingerprint(dataset, version) if place.is_remote else None,
+        fingerprint=fingerprint(dataset, file.version) if place.is_remote else None,
         acquired=parse_tiff_date(dataset.tags().get("TIFFTAG_DATETIME")),
     )
 

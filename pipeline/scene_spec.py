@@ -10,6 +10,7 @@ from typing import Literal
 
 import rasterio
 
+from pipeline.card import ModelCard
 from pipeline.errors import SettingsError
 from pipeline.georeference import crs_of
 
@@ -60,6 +61,18 @@ class ReadingSpec:
             raise SettingsError("drivers must name at least one GDAL driver, e.g. [GTiff]")
         for driver in self.drivers:
             _check_driver(driver)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingTerms:
+    """On what terms the files of one scene are read."""
+
+    spec: ReadingSpec
+    """Corrections and permissions."""
+    card: ModelCard | None = None
+    """The model that will see it; None takes every band that is not alpha."""
+    placed: bool = True
+    """False lets a picture without georeferencing be a plane of its own pixels, for training alone."""
 
 
 def _check_driver(name: str) -> None:
