@@ -7,8 +7,8 @@
 Scheduler, workers and client are separate processes of this machine. Every figure is taken with processes that have
 run a scene before, so that nothing is imported or compiled meanwhile.
 
-    scaling   the classic U-Net on a tall scene, on one and on two workers of one thread each, in turns; the best
-              time of each counts
+    scaling   the classic U-Net on a tall scene, on one and on two workers of one thread each, in turns, each cluster
+              with the regions that it chooses, while the other sleeps; the best time of each counts
     overhead  a predictor that looks at single pixels, 10,000 x 10,000 px, in this process, and on one worker that has
               the same threads; in turns, and the median of the quotients
     costs     what a region, and a scene, take longer on a cluster than here: many of next to nothing
@@ -22,7 +22,9 @@ import argparse
 import hashlib
 import json
 import shutil
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -38,7 +40,7 @@ from benchmarks.subjects import BANDS, write_classic_unet
 from pipeline import ModelCard, SegmentSpec, segment_scene
 from pipeline.catalog import CatalogEntry
 from pipeline.distant import DistantPredictor
-from pipeline.distribute import DistributeSpec
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.predictor import InferenceSpec
 from pipeline.predictor_loaded import load_predictor
 from pipeline.processors import usable_cpus
@@ -62,8 +64,8 @@ class Sizes:
 
     base: int = 32
     """Channels of the U-Net's first level."""
-    tall: tuple[int, int] = (8_192, 1_024)
-    """Rows and columns of the scene that is CPU-bound."""
+    tall: tuple[int, int] = (21_120, 1_024)
+    """Rows and columns of the scene that is CPU-bound; 47 rows of tiles."""
     side: int = 10_000
     """Side of the scene of the pointwise predictor."""
     tile: int = 512
@@ -88,12 +90,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--folder", type=Path, help="where scenes and results go for the time being")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # ends the processes too
     sizes, figures = TOY if arguments.toy else Sizes(), dict[str, Any]()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         with Processes(folder) as small, Processes(folder) as large:
             one, two = small.client(1), large.client(2)
-            figures["scaling"] = scaling(sizes, folder, one, two)
+            figures["scaling"] = scaling(sizes, folder, {one: large, two: small})
             print(scaling_table(figures["scaling"]), flush=True)
             figures["overhead"] = overhead(sizes, folder, one)
             print(overhead_table(figures["overhead"]), flush=True)
@@ -117,19 +120,20 @@ def settings(tile: int, *, threads: int, regions: int = 0, overlap: int | None =
     )
 
 
-def scaling(sizes: Sizes, folder: Path, one: Client, two: Client) -> dict[str, Any]:
-    """Seconds of one scene on one and on two workers of one thread."""
+def scaling(sizes: Sizes, folder: Path, others: Mapping[Client, Processes]) -> dict[str, Any]:
+    """Seconds of one scene on one and on two workers of one thread, while the processes that are not theirs sleep."""
     scene, model = folder / "tall.tif", folder / "unet.safetensors"
     # No polygons: a network with random weights would find one in every other pixel.
-    spec = replace(settings(sizes.tile, threads=1, regions=4), polygons=PolygonSpec(threshold=1.0))
+    spec = replace(settings(sizes.tile, threads=1), polygons=PolygonSpec(threshold=1.0))
     write_scene(scene, *sizes.tall)
-    write_scene(folder / "warm.tif", sizes.tile)
+    write_scene(folder / "warm.tif", 3 * sizes.tile, sizes.tile)  # something to do for each worker
     write_classic_unet(model, sizes.base)
     predictor = DistantPredictor(model, "cpu", precision="auto")
     times: dict[int, list[SceneReport]] = {1: [], 2: []}
     for path in (folder / "warm.tif", *[scene] * sizes.turns):
-        for workers, client in ((1, one), (2, two)):
-            report = segment_scene(path, fresh(folder / "out"), predictor=predictor, spec=spec, client=client)
+        for workers, (client, other) in enumerate(others.items(), start=1):
+            with other.asleep():
+                report = segment_scene(path, fresh(folder / "out"), predictor=predictor, spec=spec, client=client)
             times[workers] += [report] * (path == scene)
     infer, whole = ({workers: min(map(of, found)) for workers, found in times.items()} for of in (infer_s, all_s))
     return {
@@ -144,7 +148,7 @@ def scaling(sizes: Sizes, folder: Path, one: Client, two: Client) -> dict[str, A
 def equal(sizes: Sizes, folder: Path, clients: Sequence[Client | None]) -> bool:
     """Whether the network's results on part of the scene are the same to the byte in this process and on clusters."""
     scene, spec = folder / "part.tif", settings(sizes.tile, threads=1, regions=4)
-    write_scene(scene, sizes.tall[0] // 4, sizes.tall[1])
+    write_scene(scene, sizes.tall[0] // 8, sizes.tall[1])
     model, found = folder / "unet.safetensors", set[str]()
     for client in clients:
         predictor = DistantPredictor(model, "cpu", precision="auto") if client else load_predictor(model, "cpu")

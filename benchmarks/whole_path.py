@@ -17,8 +17,9 @@ from pipeline.precision import choose_precision
 from pipeline.predictor import InferenceSpec, Prepared, identity_of
 from pipeline.region import infer_region
 from pipeline.region_job import RegionJob, join_regions
+from pipeline.regions import plan_regions
 from pipeline.scene import describe_scene
-from pipeline.tiling import TilingSpec, plan_regions, plan_tiles, resolve_tiling
+from pipeline.tiling import TilingSpec, plan_tiles, resolve_tiling
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from prefect.futures import PrefectFuture
 
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.distribute import cluster, share_workers
+from pipeline.distribute import cluster
+from pipeline.distribute_plan import share_workers
 from pipeline.report import SceneReport
 from pipeline.run_ledger import RunLedger
 

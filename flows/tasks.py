@@ -15,7 +15,8 @@ from prefect.states import Failed
 
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.distribute import DistributeSpec, cluster
+from pipeline.distribute import cluster
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.errors import ModelError, ScenemillError, WorldError
 from pipeline.evaluation.evaluate import evaluate_scene
 from pipeline.evaluation.plan import EvaluationPlan

@@ -32,6 +32,8 @@ from pipeline.tiling import Axis
 
 Blend = Literal["hann", "pyramid", "average", "crop", "exact"]
 """`hann`, `pyramid`: smooth crossfades; `average`: plain mean; `crop`, `exact`: each pixel from one tile."""
+ALONE = frozenset[Blend]({"crop", "exact"})
+"""Those where a tile decides the pixels of its core alone, and no others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +57,7 @@ def plan_shares(axis: Axis, blend: Blend) -> tuple[Share, ...]:
     """The running-mean factors of every tile along one axis, in plan order."""
     total = np.zeros(axis.length)
     shares = []
-    for index, first in enumerate(axis.starts):
-        start, stop = first, min(first + axis.output, axis.length)
-        if blend in ("crop", "exact"):
-            start, stop = axis.cuts[index : index + 2]
+    for first, (start, stop) in zip(axis.starts, axis.reach(alone=blend in ALONE), strict=True):
         weight = _profile(axis.output, blend)[start - first : stop - first]
         total[start:stop] += weight
         factor = torch.from_numpy((weight / total[start:stop]).astype(np.float32))

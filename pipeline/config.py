@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.blend import Blend
 from pipeline.catalog_spec import CatalogSpec
-from pipeline.distribute import DistributeSpec
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.errors import SettingsError
 from pipeline.merge_spec import MergeSpec
 from pipeline.mosaic import MosaicSpec

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from socket import gethostname
@@ -17,48 +16,23 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.card import ModelCard
 from pipeline.distant import DistantPredictor
-from pipeline.distribute_client import Tasks, connect, threads_of, workers_of, world_faults
+from pipeline.distribute_client import Tasks, connect, world_faults
 from pipeline.distribute_regions import run_on_cluster
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.distribute_tasks import call, fetch_all, finish, packed, prove
-from pipeline.errors import SettingsError
 from pipeline.exchange import Exchange, open_exchange
 from pipeline.precision import choose_precision
 from pipeline.predictor import ArrayFunction, Predictor, Prepared, Proof, identity_of
 from pipeline.region import Watch, infer_stack
-from pipeline.region_job import RegionJob, RegionResult, widest_region
+from pipeline.region_job import RegionJob, RegionResult
+from pipeline.regions import Region, stacks
 from pipeline.scene import Scene
-from pipeline.tiling import Region, TilePlan, plan_parts, plan_regions, stacks
+from pipeline.tiling import TilePlan
 
 if TYPE_CHECKING:
     from distributed import Client
 
 Answer = TypeVar("Answer")
-
-PART_PIXELS, PART_PIXELS_ON_DEVICE = 2**25, 2**28
-"""About so many pixels are a region in this process, on its CPUs or on a device: what a kill may lose."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistributeSpec:
-    """Where the work of a run is done; changes the time taken, never the result."""
-
-    scheduler: str | None = None
-    """Address of a dask scheduler, e.g. `tcp://10.0.0.5:8786`; None: no cluster but that of `workers`."""
-    workers: int = 0
-    """Worker processes that the run starts on this machine; 0: one for each of several devices, else none."""
-    dask_cuda: bool = False
-    """True: processes of CUDA devices are started by dask-cuda, each bound to the CPUs nearest to its device."""
-    exchange: str | None = None
-    """Folder or `s3://` address that client and workers reach, for files that travel; None: workers see the results."""
-    regions: int = 0
-    """Regions a scene is cut into; 0: one for 2^25 px here, and on a cluster so many that each worker has two to do."""
-    scenes: int = 0
-    """Scenes in hand at once; 0: one here, and on a cluster one more than its workers have threads."""
-
-    def __post_init__(self) -> None:
-        for key in ("workers", "regions", "scenes"):
-            if getattr(self, key) < 0:
-                raise SettingsError(f"{key} must be at least 0, not {getattr(self, key)}")
 
 
 @contextmanager
@@ -103,42 +77,6 @@ def exchanging(spec: DistributeSpec, work: Path, client: Client | None) -> Itera
         yield place
     finally:
         place.clear()
-
-
-def scene_count(spec: DistributeSpec, client: Client | None, scenes: int) -> int:
-    """How many scenes of a run are in hand at once, at least 1: while some become polygons, others are inferred."""
-    if client is None:
-        return 1
-    return max(1, min(scenes, spec.scenes or threads_of(client) + 1))
-
-
-def share_workers(
-    spec: DistributeSpec, client: Client, scenes: int, *, most: int | None = None
-) -> tuple[int, DistributeSpec]:
-    """How many scenes of a run are in hand at once, at most so many, and the settings of each, with its regions."""
-    found = scene_count(spec, client, scenes)
-    in_hand = found if most is None else min(most, found)
-    return in_hand, replace(spec, regions=region_count(spec, client, in_hand))
-
-
-def plan_work(
-    job: RegionJob, predictor: Predictor | ArrayFunction, spec: DistributeSpec, client: Client | None
-) -> tuple[Region, ...]:
-    """The regions a scene is cut into: for workers to share, or here so that a stopped run has something done."""
-    widest = widest_region(job.scene, job.plan, job.card, job.mosaic)
-    if client is None and not spec.regions:
-        on_cpus = not isinstance(predictor, Prepared) or predictor.device.type == "cpu"
-        return plan_parts(job.plan, pixels=PART_PIXELS if on_cpus else PART_PIXELS_ON_DEVICE, widest=widest)
-    return plan_regions(job.plan, rows=region_count(spec, client), widest=widest)
-
-
-def region_count(spec: DistributeSpec, client: Client | None, scenes: int = 1) -> int:
-    """How many regions a scene is cut into; with so many scenes in hand, two regions for each worker in all.
-
-    A single worker has nobody to share with, and a region for itself.
-    """
-    workers = 1 if client is None else workers_of(client)
-    return spec.regions or (1 if workers == 1 else -(-2 * workers // scenes))
 
 
 def predictor_identity(

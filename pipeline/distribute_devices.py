@@ -16,8 +16,9 @@ from pipeline.devices import environment_for
 from pipeline.errors import SettingsError, WorldError
 
 LOOPBACK = "127.0.0.1"
-NEVER = "1000 days"
-"""dask's cluster gives up a worker that has not come back after 15 s, whether or not a new process is on its way."""
+DASK_SETTINGS = {"distributed.deploy.lost-worker-timeout": "1000 days", "distributed.worker.profile.enabled": False}
+"""Without them dask's cluster gives up a worker that has not come back after 15 s, whether or not a new process is on
+its way; and each worker looks at all its stacks a hundred times a second, for a page that nobody serves."""
 SHARED_OPTIONS = ("host", "nthreads", "resources", "memory_limit", "silence_logs", "preload")
 """Those of our options that dask-cuda hands on to its workers."""
 TASKS = 2
@@ -83,7 +84,7 @@ def _started(start: Callable[[], Any], devices: Sequence[str]) -> Iterator[str]:
     """Yield the address of a cluster's scheduler, and end the cluster afterwards."""
     import dask
 
-    with _warnings_only(), dask.config.set({"distributed.deploy.lost-worker-timeout": NEVER}):
+    with _warnings_only(), dask.config.set(DASK_SETTINGS):
         try:
             cluster = start()
         except (OSError, RuntimeError, TimeoutError) as error:

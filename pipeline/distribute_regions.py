@@ -16,12 +16,15 @@ from pipeline.distribute_tasks import Sent, fetch_all, infer, packed, take_up
 from pipeline.predictor import ArrayFunction, Predictor
 from pipeline.region import Watch
 from pipeline.region_job import RegionJob, RegionResult
-from pipeline.tiling import Region
+from pipeline.regions import Region
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 log = logging.getLogger(__name__)
+
+CARRIED = 2**18
+"""Bytes that travel with every region: a job, and a model that is a path and a hash."""
 
 
 def run_on_cluster(
@@ -53,9 +56,8 @@ def _side_by_side(
     from distributed.scheduler import KilledWorker
 
     tasks: Tasks[Sent[RegionResult]] = Tasks(client, watch=watch)
-    # A task rather than scattered data, which would be lost with the worker that holds it.
     with world_faults(f"{job.scene.location}: the scene"):
-        shared = client.submit(bytes, packed(job, predictor), pure=False)
+        shared = _shared(packed(job, predictor), client)
     waiting, running = iter(regions), dict["Future[Sent[RegionResult]]", Region]()
 
     def submit(count: int) -> None:
@@ -82,6 +84,14 @@ def _side_by_side(
                 yield _arrived(job, sent, watch)
     finally:
         tasks.cancel()
+
+
+def _shared(given: bytes, client: Client) -> bytes | Future[bytes]:
+    """What all regions need. If small, it travels with each: dask would give every task to who holds what it needs.
+
+    Else it is a task of its own, rather than scattered data, which would be lost with the worker that holds it.
+    """
+    return given if len(given) <= CARRIED else client.submit(bytes, given, pure=False)
 
 
 def _arrived(job: RegionJob, sent: Sent[RegionResult], watch: Watch | None) -> RegionResult:

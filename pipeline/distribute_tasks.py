@@ -26,8 +26,9 @@ from pipeline.precision import choose_precision
 from pipeline.predictor import ArrayFunction, Predictor, Proof
 from pipeline.region import infer_region
 from pipeline.region_job import RegionJob, RegionResult
+from pipeline.regions import Region
 from pipeline.scene import Scene
-from pipeline.tiling import Region, TilePlan
+from pipeline.tiling import TilePlan
 
 Answer = TypeVar("Answer")
 OWN = "scenemill-"

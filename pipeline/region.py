@@ -36,7 +36,7 @@ from pipeline.region_area import wanted_tiles
 from pipeline.region_engine import build_engine, build_transfer, device_of
 from pipeline.region_job import RegionJob, RegionRasters, RegionResult, raster_forms
 from pipeline.region_seen import Seen
-from pipeline.tiling import Region, halve_region
+from pipeline.regions import Region, halve_region
 from pipeline.transfer import FinishedRows, LoadedStrip, blank_rows
 from pipeline.unchanged import check_unchanged
 

@@ -24,8 +24,9 @@ from pipeline.grid import RasterGrid
 from pipeline.mosaic import WRITES_BEHIND, MosaicSpec, mask_form, probability_form, write_cog
 from pipeline.mosaic_strips import RasterForm
 from pipeline.predictor import InferenceSpec
+from pipeline.regions import Region
 from pipeline.scene import Scene
-from pipeline.tiling import Region, TilePlan
+from pipeline.tiling import TilePlan
 
 REGION_BYTES = 3 * 2**27
 """What the strips of a region may take, in the host's memory and in the device's."""

@@ -13,8 +13,8 @@ from rasterio.windows import Window
 from pipeline.glance import Glance
 from pipeline.predictor import Proof
 from pipeline.region_job import RegionJob, RegionRasters, RegionResult
+from pipeline.regions import Region
 from pipeline.stages import Stages
-from pipeline.tiling import Region
 
 PLAN = "regions"
 """The record of the plan."""

@@ -12,7 +12,8 @@ from pipeline.batches import RawStrip
 from pipeline.glance import GlanceTaker
 from pipeline.region_area import RegionClip
 from pipeline.region_job import RegionJob, RegionRasters, RegionResult
-from pipeline.tiling import Axis, Region
+from pipeline.regions import Region
+from pipeline.tiling import Axis
 
 
 class Seen:

@@ -23,9 +23,11 @@ from pipeline.catalog_scene import describe_entry
 from pipeline.config import SegmentSpec
 from pipeline.devices import kind_of, resolve_devices, resolve_workers, share_of
 from pipeline.distant import DistantPredictor
-from pipeline.distribute import DistributeSpec, resolve_exchange, share_workers
+from pipeline.distribute import resolve_exchange
 from pipeline.distribute_client import is_lost
 from pipeline.distribute_devices import dask_cuda_workers, device_workers
+from pipeline.distribute_plan import share_workers
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.errors import SettingsError, WorldError
 from pipeline.predictor import InferenceSpec, Prepared
 from pipeline.predictor_loaded import load_predictor

@@ -17,14 +17,14 @@ from pipeline.averaging import augmented, passes_of
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.distribute import (
-    DistributeSpec,
     exchanging,
-    plan_work,
     predictor_identity,
     prove_precision,
     run_finish,
     run_regions,
 )
+from pipeline.distribute_plan import plan_work
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.export import PolygonTotals, write_polygons
 from pipeline.grid import RasterGrid
 from pipeline.mosaic_reader import MosaicReader

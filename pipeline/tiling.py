@@ -1,4 +1,4 @@
-"""Plan a scene into overlapping tiles, strips and regions: integer arithmetic only.
+"""Plan a scene into overlapping tiles: integer arithmetic only.
 
 A plan is global: it depends on the scene's size and the tiling alone, never on who computes which
 part of it, so every split of the work computes the same tiles. Along one axis of a scene:
@@ -14,7 +14,7 @@ past the scene by it, and there the input is mirrored. Cores partition the scene
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -23,10 +23,6 @@ from rasterio.windows import Window
 
 from pipeline.card import ModelCard
 from pipeline.errors import SettingsError
-from pipeline.levels import BLOCK
-
-PART_ROWS = 4 * BLOCK
-"""Regions that are run in one go begin at multiples of this: blocks of the mosaic and of two overviews stay whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +85,12 @@ class Axis:
         middles = ((a + self.output + b) // 2 for a, b in pairwise(self.starts))
         return (0, *middles, self.length)
 
+    def reach(self, *, alone: bool) -> list[tuple[int, int]]:
+        """`(start, stop)` of what each tile decides: its core where it decides `alone`, or all of its output."""
+        if alone:
+            return [*pairwise(self.cuts)]
+        return [(start, min(start + self.output, self.length)) for start in self.starts]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
@@ -137,21 +139,6 @@ class TilePlan:
 
     def __len__(self) -> int:
         return self.shape[0] * self.shape[1]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Region:
-    """A rectangle of the scene given to one worker; the cores of regions partition the scene."""
-
-    index: int
-    """Position in plan order."""
-    core: Window
-    """Scene pixels this region delivers."""
-
-    @property
-    def pixels(self) -> int:
-        """Their number."""
-        return int(self.core.width * self.core.height)
 
 
 def resolve_tiling(spec: TilingSpec, card: ModelCard, *, exact: bool) -> Tiling:
@@ -213,97 +200,6 @@ def plan_tiles(shape: tuple[int, int], tiling: Tiling) -> TilePlan:
     return TilePlan(rows=_plan_axis(shape[0], tiling), cols=_plan_axis(shape[1], tiling))
 
 
-def plan_regions(
-    plan: TilePlan, *, rows: int = 1, cols: int | None = None, widest: int | None = None
-) -> tuple[Region, ...]:
-    """Cut the scene into about `rows x cols` regions of nearly equal tile counts.
-
-    More regions than tiles along an axis are reduced to one per tile. Regions that are large enough begin at
-    whole storage blocks, so that joining them moves blocks as they are.
-
-    Args:
-        plan: the tiles.
-        rows: regions from top to bottom.
-        cols: regions from left to right; None takes as few as keep each about as wide as `widest` allows.
-        widest: columns that the memory of a region allows; None allows any number.
-
-    >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
-    >>> [r.core.col_off for r in plan_regions(plan, cols=2)]
-    [0, 114]
-    """
-    cols = cols or _columns(plan, widest)
-    return _regions(_at_blocks(_group(plan.rows.cuts, rows)), _at_blocks(_group(plan.cols.cuts, cols)))
-
-
-def plan_parts(plan: TilePlan, *, pixels: int, widest: int | None = None) -> tuple[Region, ...]:
-    """Cut the scene into regions of at most about so many pixels, which cost nothing when they run in one go.
-
-    They begin at whole storage blocks, and so do their first overviews.
-
-    Args:
-        plan: the tiles.
-        pixels: of a region, unless `PART_ROWS` rows have more.
-        widest: columns that the memory of a region allows; None allows any number.
-
-    >>> plan = plan_tiles((10_000, 10_000), Tiling(tile_size=512, overlap=64))
-    >>> [part.core.height for part in plan_parts(plan, pixels=5 * 10**7)]
-    [4096, 4096, 1808]
-    """
-    lefts = _at_blocks(_group(plan.cols.cuts, _columns(plan, widest)))
-    height = PART_ROWS * max(1, pixels // (PART_ROWS * max(right - left for left, right in pairwise(lefts))))
-    return _regions([*range(0, plan.rows.length, height), plan.rows.length], lefts)
-
-
-def stacks(regions: Sequence[Region]) -> list[list[Region]]:
-    """Regions that can be run in one go: those that lie one below the other without a gap.
-
-    >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
-    >>> [[region.index for region in stack] for stack in stacks(plan_regions(plan, cols=2))]
-    [[0], [1]]
-    """
-    found: list[list[Region]] = []
-    for region in sorted(regions, key=lambda region: (region.core.col_off, region.core.row_off)):
-        above = found[-1][-1].core if found else None
-        columns = (region.core.col_off, region.core.width)
-        if above and (above.col_off, above.width) == columns and above.row_off + above.height == region.core.row_off:
-            found[-1].append(region)
-        else:
-            found.append([region])
-    return found
-
-
-def halve_region(plan: TilePlan, region: Region) -> tuple[Region, ...]:
-    """A region as two, left and right; itself where it is one tile wide.
-
-    >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
-    >>> [half.core.width for half in halve_region(plan, plan_regions(plan)[0])]
-    [114, 136]
-    """
-    core = region.core
-    inside = [cut for cut in plan.cols.cuts if core.col_off < cut < core.col_off + core.width]
-    if not inside:
-        return (region,)
-    edges = _at_blocks([core.col_off, inside[(len(inside) - 1) // 2], core.col_off + core.width])
-    return tuple(
-        Region(index=region.index, core=Window(left, core.row_off, right - left, core.height))
-        for left, right in pairwise(edges)
-    )
-
-
-def _columns(plan: TilePlan, widest: int | None) -> int:
-    """How many regions lie side by side."""
-    return 1 if widest is None else -(-plan.cols.length // widest)
-
-
-def _regions(tops: Sequence[int], lefts: Sequence[int]) -> tuple[Region, ...]:
-    cores = [
-        Window(left, top, right - left, bottom - top)
-        for top, bottom in pairwise(tops)
-        for left, right in pairwise(lefts)
-    ]
-    return tuple(Region(index=index, core=core) for index, core in enumerate(cores))
-
-
 def _plan_axis(length: int, tiling: Tiling) -> Axis:
     full = tiling.tile_size - 2 * tiling.margin
     spare = 0 if tiling.fixed else max(0, full - length) // tiling.stride * tiling.stride
@@ -312,28 +208,6 @@ def _plan_axis(length: int, tiling: Tiling) -> Axis:
     last = _round_up(max(0, length - output), tiling.align)
     starts = (*range(0, last, step), last)
     return Axis(length=length, tile=tiling.tile_size - spare, margin=tiling.margin, starts=starts)
-
-
-def _group(cuts: tuple[int, ...], count: int) -> list[int]:
-    tiles = len(cuts) - 1
-    count = max(1, min(count, tiles))
-    return [cuts[tiles * k // count] for k in range(count + 1)]
-
-
-def _at_blocks(cuts: list[int]) -> list[int]:
-    """The cuts moved to whole blocks that are at most a quarter of the smallest region, if there are such.
-
-    Blocks of overviews cover more pixels: the larger the blocks, the more levels are moved as they are.
-
-    >>> _at_blocks([0, 20_000, 40_000, 60_000]), _at_blocks([0, 2100, 4200]), _at_blocks([0, 900, 1800])
-    ([0, 20480, 40960, 60000], [0, 2048, 4200], [0, 900, 1800])
-    """
-    side, most = BLOCK, min(b - a for a, b in pairwise(cuts)) // 4
-    if side > most:
-        return cuts
-    while 2 * side <= most:
-        side *= 2
-    return [cuts[0], *(round(cut / side) * side for cut in cuts[1:-1]), cuts[-1]]
 
 
 def _halo(card: ModelCard) -> int:

@@ -27,7 +27,7 @@ from pipeline.averaging import (
 from pipeline.averaging_card import joint_card
 from pipeline.card import ModelCard, Normalization
 from pipeline.config import SegmentSpec
-from pipeline.distribute import DistributeSpec
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.errors import ModelError, SettingsError
 from pipeline.mosaic import MosaicSpec
 from pipeline.predictor import Augment, InferenceSpec, Prepared

@@ -17,7 +17,8 @@ from conftest import MakeScene
 from models import write_checkpoint
 
 from pipeline.config import SegmentSpec
-from pipeline.distribute import DistributeSpec, cluster
+from pipeline.distribute import cluster
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.errors import SettingsError, WorldError
 from pipeline.predictor import InferenceSpec
 from pipeline.run import load_run_models

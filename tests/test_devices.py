@@ -23,7 +23,8 @@ from pipeline.averaging import EnsemblePredictor
 from pipeline.config import SegmentSpec
 from pipeline.devices import environment_for, resolve_devices
 from pipeline.distant import DistantPredictor
-from pipeline.distribute import DistributeSpec, cluster
+from pipeline.distribute import cluster
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.errors import ModelError, SettingsError
 from pipeline.predictor import InferenceSpec, Prepared
 from pipeline.predictor_loaded import LoadedPredictor

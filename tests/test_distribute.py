@@ -21,18 +21,20 @@ from distributed import Client, LocalCluster
 from models import ROOF, brightness, write_checkpoint
 from numpy.typing import NDArray
 
-from pipeline import distribute, distribute_client
+from pipeline import distribute, distribute_client, distribute_plan
 from pipeline.config import SegmentSpec
 from pipeline.distant import DistantPredictor
-from pipeline.distribute import DistributeSpec, cluster, region_count
+from pipeline.distribute import cluster
 from pipeline.distribute_devices import device_workers
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.errors import DamagedSceneError, ModelError, ScenemillError, SettingsError, WorldError
 from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.region import infer_region
 from pipeline.region_job import RegionJob, RegionResult
+from pipeline.regions import Region
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
-from pipeline.tiling import Region, TilingSpec
+from pipeline.tiling import TilingSpec
 
 SPEC = SegmentSpec(
     tiling=TilingSpec(tile_size=32, overlap=8),
@@ -48,29 +50,6 @@ def scene(make_scene: MakeScene) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
-
-
-class FakeClient:
-    """A scheduler with so many workers."""
-
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-
-    status = "running"
-
-    def scheduler_info(self, n_workers: int) -> dict[str, object]:
-        assert n_workers == -1
-        return {"workers": {number: {"resources": {}} for number in range(self._workers)}}
-
-
-@pytest.mark.parametrize(
-    ("asked", "workers", "regions"),
-    [(0, None, 1), (7, None, 7), (0, 1, 1), (0, 8, 16), (3, 8, 3), (0, 0, 1)],
-    ids=["here", "here, as asked", "one worker", "two per worker", "as asked", "no worker yet"],
-)
-def test_a_scene_is_cut_into_two_regions_per_worker(asked: int, workers: int | None, regions: int) -> None:
-    client: Any = None if workers is None else FakeClient(workers)
-    assert region_count(DistributeSpec(regions=asked), client) == regions
 
 
 def test_a_negative_number_of_regions_is_refused() -> None:
@@ -134,6 +113,20 @@ def test_a_cluster_gives_the_same_bytes_as_this_process(
     assert replace(there, seconds={}, folder="") == replace(here, seconds={}, folder="")
     assert (len(told), told[-1]) == (5, 200 * 50)
     assert restricted == (there.area_share < 1)
+
+
+def test_regions_on_a_cluster_have_no_more_pixels_than_a_kill_may_cost(
+    threads: Client, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(distribute_plan, "PART_PIXELS_ON_DEVICE", 200 * 50 // 3)
+    spec = replace(SPEC, distribute=DistributeSpec())
+    segment_scene(
+        scene, tmp_path, predictor=brightness, card=ROOF, spec=spec, client=threads,
+        watch=lambda stage, done, total: told.append(done) if stage == "infer" and done not in told[-1:] else None,
+    )  # fmt: skip
+    assert len([done for done in told if done]) == 4
+    assert told[-1] == 200 * 50
 
 
 def test_an_attempt_elsewhere_that_was_thought_lost_disturbs_nothing(

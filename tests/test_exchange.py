@@ -16,8 +16,9 @@ from stores import Store
 from pipeline import distant, distribute_tasks
 from pipeline.config import SegmentSpec
 from pipeline.distant import DistantPredictor
-from pipeline.distribute import DistributeSpec, exchanging, predictor_identity
+from pipeline.distribute import exchanging, predictor_identity
 from pipeline.distribute_code import check_code, facts_of_code
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.errors import ModelError, SettingsError, WorldError
 from pipeline.exchange import open_exchange
 from pipeline.location import Location

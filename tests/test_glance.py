@@ -9,8 +9,9 @@ from conftest import MakeScene
 from pipeline import glance
 from pipeline.batches import read_strips
 from pipeline.glance import GlanceTaker, join_glances
+from pipeline.regions import plan_regions
 from pipeline.scene import describe_scene
-from pipeline.tiling import Tiling, plan_regions, plan_tiles
+from pipeline.tiling import Tiling, plan_tiles
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (3, 1), (2, 3)])

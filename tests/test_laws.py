@@ -31,7 +31,7 @@ from pipeline import region
 from pipeline.area import Area
 from pipeline.area_pixels import lay_area
 from pipeline.averaging import EnsemblePredictor
-from pipeline.blend import Blend, StripBlender
+from pipeline.blend import ALONE, Blend, StripBlender
 from pipeline.card import ModelCard, Normalization
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.config import SegmentSpec
@@ -42,10 +42,11 @@ from pipeline.predictor import InferenceSpec, identity_of
 from pipeline.predictor_loaded import LoadedPredictor, load_predictor
 from pipeline.region import infer_region
 from pipeline.region_job import RegionJob, join_regions
+from pipeline.regions import plan_regions
 from pipeline.scene import describe_scene
 from pipeline.segment import segment_scene
 from pipeline.shaping import PolygonBatch, PolygonSpec
-from pipeline.tiling import TilingSpec, plan_regions, plan_tiles, resolve_tiling
+from pipeline.tiling import TilingSpec, plan_tiles, resolve_tiling
 from pipeline.unet import UNet, UNetSpec, receptive_field
 from pipeline.vectorize import vectorize
 
@@ -142,7 +143,7 @@ def mosaic_of(
         area=None if area is None else lay_area(area, scene.grid),
         folder=work,
     )
-    regions = plan_regions(plan, rows=cut.rows, cols=cut.cols)
+    regions = plan_regions(plan, rows=cut.rows, cols=cut.cols, alone=cut.blend in ALONE)
     join_regions(job, [infer_region(job, each, predictor) for each in regions], work)
     with rasterio.open(work / "probability.tif") as dataset:
         stored = dataset.read()

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline import predictor_loaded as predictors
 from pipeline.averaging import EnsemblePredictor
 from pipeline.config import SegmentSpec
-from pipeline.distribute import DistributeSpec
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.precision import TRIAL_SIDE, choose_precision
 from pipeline.predictor import InferenceSpec, Precision, Proof
 from pipeline.predictor_loaded import LoadedPredictor, load_predictor

@@ -14,10 +14,11 @@ from conftest import MakeScene
 from distributed import Client
 from models import write_checkpoint
 
-from pipeline import distribute, segment
+from pipeline import segment
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.distribute import DistributeSpec, region_count, scene_count
+from pipeline.distribute_plan import region_count, scene_count, share_workers
+from pipeline.distribute_spec import DistributeSpec
 from pipeline.errors import SettingsError, WorldError
 from pipeline.predictor import InferenceSpec
 from pipeline.predictor_loaded import LoadedPredictor, load_predictor
@@ -207,27 +208,47 @@ class FakeClient:
 
 
 @pytest.mark.parametrize(
-    ("client", "asked", "scenes", "in_hand", "regions"),
+    ("client", "asked", "scenes", "in_hand"),
     [
-        (None, 0, 9, 1, 1),
-        (None, 4, 9, 1, 1),
-        (FakeClient(1), 0, 9, 3, 1),
-        (FakeClient(8), 0, 100, 17, 1),
-        (FakeClient(8), 0, 9, 9, 2),
-        (FakeClient(8), 0, 3, 3, 6),
-        (FakeClient(8), 0, 1, 1, 16),
-        (FakeClient(8), 2, 100, 2, 8),
-        (FakeClient(8, devices=2), 0, 100, 17, 1),
-        (FakeClient(8, devices=2), 0, 3, 3, 2),
-        (FakeClient(8), 0, 0, 1, 16),
-        (FakeClient(1), 0, 1, 1, 1),
+        (None, 0, 9, 1),
+        (None, 4, 9, 1),
+        (FakeClient(1), 0, 9, 3),
+        (FakeClient(8), 0, 100, 17),
+        (FakeClient(8), 0, 3, 3),
+        (FakeClient(8), 2, 100, 2),
+        (FakeClient(8, devices=2), 0, 100, 17),
+        (FakeClient(8), 0, 0, 1),
     ],
     ids=lambda value: "here" if value is None else type(value).__name__ if isinstance(value, FakeClient) else None,
 )
-def test_the_regions_in_hand_are_two_per_worker_in_all(
-    client: Any, asked: int, scenes: int, in_hand: int, regions: int
+def test_one_scene_more_is_in_hand_than_workers_have_threads(
+    client: Any, asked: int, scenes: int, in_hand: int
 ) -> None:
-    spec = DistributeSpec(scenes=asked)
-    found = scene_count(spec, client, scenes)
-    assert (found, region_count(spec, client, found)) == (in_hand, regions)
-    assert distribute.region_count(replace(spec, regions=7), client, found) == 7
+    assert scene_count(DistributeSpec(scenes=asked), client, scenes) == in_hand
+
+
+def test_the_settings_of_each_scene_say_how_many_share_the_workers() -> None:
+    client: Any = FakeClient(8)
+    assert share_workers(DistributeSpec(regions=7), client, 100) == (17, DistributeSpec(regions=7, scenes=17))
+    assert share_workers(DistributeSpec(), client, 100, most=4) == (4, DistributeSpec(scenes=4))
+
+
+@pytest.mark.parametrize(
+    ("tile_rows", "workers", "scenes", "regions"),
+    [
+        (25, 1, 1, 1),
+        (999, 1, 1, 1),
+        (25, 2, 1, 2),
+        (63, 2, 1, 2),
+        (64, 2, 1, 4),
+        (25, 8, 0, 8),
+        (25, 8, 3, 3),
+        (96, 8, 3, 6),
+        (96, 8, 8, 1),
+        (999, 8, 17, 1),
+    ],
+)
+def test_a_worker_has_one_region_to_do_and_two_of_scenes_with_rows_to_spare(
+    tile_rows: int, workers: int, scenes: int, regions: int
+) -> None:
+    assert region_count(tile_rows, workers, scenes) == regions

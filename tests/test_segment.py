@@ -380,7 +380,7 @@ def test_settings_that_do_not_change_the_result_do_not_undo_it(
 ) -> None:
     from dataclasses import replace
 
-    from pipeline.distribute import DistributeSpec
+    from pipeline.distribute_spec import DistributeSpec
 
     scene = make_scene()
     segment_scene(scene, tmp_path, predictor=predictor, spec=SMALL)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.card import ModelCard
 from pipeline.errors import SettingsError
-from pipeline.tiling import Region, Tiling, TilingSpec, halve_region, plan_regions, plan_tiles, resolve_tiling
+from pipeline.tiling import Tiling, TilingSpec, plan_tiles, resolve_tiling
 
 CARD = ModelCard(bands=("red",), classes=("roof",))
 UNET = ModelCard(bands=("red",), classes=("roof",), stride=16, receptive_field=188)
@@ -67,16 +67,6 @@ def test_windows_are_sized_and_aligned_for_the_network(shape: tuple[int, int], t
             assert axis.tile == tiling.tile_size
         else:
             assert 0 <= overshoot < max(tiling.stride, tiling.align)
-
-
-@given(shapes, tilings(), st.integers(1, 7), st.integers(1, 7))
-def test_region_cores_partition_the_grid(shape: tuple[int, int], tiling: Tiling, rows: int, cols: int) -> None:
-    owners = np.zeros(shape, int)
-    regions = plan_regions(plan_tiles(shape, tiling), rows=rows, cols=cols)
-    for region in regions:
-        owners[region.core.toslices()] += 1
-    assert (owners == 1).all()
-    assert [region.index for region in regions] == list(range(len(regions)))
 
 
 @pytest.mark.parametrize(
@@ -146,34 +136,3 @@ def test_an_unfit_tiling_is_refused_with_the_rule(
 def test_settings_outside_their_range_are_refused(tile_size: int, overlap: int | None) -> None:
     with pytest.raises(SettingsError):
         TilingSpec(tile_size=tile_size, overlap=overlap)
-
-
-@given(shapes, tilings(), st.integers(1, 30))
-def test_halves_of_regions_partition_them_down_to_single_tiles(
-    shape: tuple[int, int], tiling: Tiling, widest: int
-) -> None:
-    plan = plan_tiles(shape, tiling)
-    waiting = list(plan_regions(plan, widest=widest))
-    owners = np.zeros(shape, int)
-    while waiting:
-        region = waiting.pop()
-        halves = halve_region(plan, region)
-        if halves == (region,):
-            owners[region.core.toslices()] += 1
-        else:
-            waiting += halves
-    assert (owners == 1).all()
-
-
-def test_a_region_is_about_as_wide_as_its_memory_allows() -> None:
-    plan = plan_tiles((100, 3000), Tiling(tile_size=128, overlap=28))
-    assert [region.core.width for region in plan_regions(plan)] == [3000]
-    widths = [region.core.width for region in plan_regions(plan, widest=700)]
-    assert sum(widths) == 3000
-    assert max(widths) <= 700 + 512, "regions begin at whole blocks"
-
-
-def test_more_regions_than_tiles_become_one_per_tile() -> None:
-    regions = plan_regions(plan_tiles((300, 10), Tiling(tile_size=128, overlap=28)), rows=99)
-    assert len(regions) == 3
-    assert all(isinstance(region, Region) for region in regions)
