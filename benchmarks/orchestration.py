@@ -199,7 +199,8 @@ def run_of(by: str) -> Callable[[Sequence[str], str, str], None]:
     """The library's run of a catalog, or the flow's."""
     from pipeline.catalog import read_catalog
     from pipeline.config import SegmentSpec, build_settings
-    from pipeline.run import load_run_models, segment_catalog
+    from pipeline.run import segment_catalog
+    from pipeline.run_devices import load_run_models
 
     spec = build_settings(SegmentSpec, SETTINGS, place="the benchmark")
 

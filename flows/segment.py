@@ -29,8 +29,7 @@ from pipeline.catalog import read_catalog
 from pipeline.config import SegmentSpec
 from pipeline.errors import ScenemillError
 from pipeline.report import SceneReport, exit_code
-from pipeline.run import check_out, check_settings, on_devices
-from pipeline.run_ledger import open_ledger
+from pipeline.run import open_run
 
 SOURCES = "Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), STAC (.json, stac+), s3:// and https://."
 SegmentForm = Annotated[SegmentSpec, reader(SegmentSpec), form(SegmentSpec)]
@@ -89,11 +88,9 @@ def segment_catalog(
     entries = [*read_catalog(scenes, spec.catalog, spec.reading, area=spec.area)]
     with device_turn(spec.inference.device, scheduler=spec.distribute.scheduler):
         predictor = load_model(model, spec)
-        check_settings(spec, predictor)
-        check_out(out, spec.run.work_dir)
         one = segment_one.with_options(**world_faults_retried(spec.run))
-        with on_devices(spec) as spec, open_ledger(entries, out, predictor=predictor, spec=spec) as ledger:
-            most, cut = shared_out(spec, len(entries))
+        with open_run(entries, out, predictor=predictor, spec=spec) as (ledger, running):
+            most, cut = shared_out(running, len(entries))
             page = RunPage(len(entries))
             run_scenes(ledger, entries, lambda entry: one.submit(entry, model, out, cut), page.settled, most=most)
     if spec.merge.into is not None:

@@ -26,7 +26,8 @@ from pipeline.merge import MergeReport, MergeSpec, merge_scenes
 from pipeline.predictor import InferenceSpec, Prepared
 from pipeline.report import SceneReport
 from pipeline.retrying import RunSpec, is_world_fault
-from pipeline.run import load_models, segment_entry
+from pipeline.run import segment_entry
+from pipeline.run_devices import load_models
 from pipeline.training.records import TrainReport
 from pipeline.training.settings import TrainSpec
 from pipeline.training.train import train

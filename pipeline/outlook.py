@@ -14,7 +14,8 @@ from pipeline.distribute import cluster
 from pipeline.errors import ScenemillError, SettingsError
 from pipeline.predictor import Prepared
 from pipeline.results import open_results
-from pipeline.run import check_settings, load_run_models, on_devices
+from pipeline.run import check_settings
+from pipeline.run_devices import load_run_models, on_devices
 from pipeline.scene import Scene
 from pipeline.segment import look_up
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,25 +16,18 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from pipeline.area import load_area
-from pipeline.averaging import EnsemblePredictor
-from pipeline.batches import MOST_READERS
 from pipeline.catalog import CatalogEntry
 from pipeline.catalog_scene import describe_entry
 from pipeline.config import SegmentSpec
-from pipeline.devices import kind_of, resolve_devices, resolve_workers, share_of
-from pipeline.distant import DistantPredictor
-from pipeline.distribute import resolve_exchange
+from pipeline.distribute import cluster
 from pipeline.distribute_client import is_lost
-from pipeline.distribute_devices import dask_cuda_workers, device_workers
 from pipeline.distribute_plan import share_workers
-from pipeline.distribute_spec import DistributeSpec
 from pipeline.errors import SettingsError, WorldError
-from pipeline.predictor import InferenceSpec, Prepared
-from pipeline.predictor_loaded import load_predictor
-from pipeline.processors import usable_cpus
+from pipeline.predictor import Prepared
 from pipeline.report import SceneReport
 from pipeline.results import open_results
 from pipeline.retrying import RunSpec, retry_world_faults
+from pipeline.run_devices import on_devices
 from pipeline.run_in_hand import ScenesInHand, stoppable
 from pipeline.run_ledger import RunLedger, open_ledger
 from pipeline.segment import Watch, segment_scene
@@ -45,82 +38,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
 log = logging.getLogger(__name__)
-
-
-def load_models(
-    paths: Sequence[str | Path], inference: InferenceSpec, *, distribute: DistributeSpec, threshold: float | None
-) -> Prepared:
-    """The model of a run, or the ensemble of several; only verified here when it runs in other processes.
-
-    Args:
-        paths: checkpoints or imported networks, at least one.
-        inference: devices and precision.
-        distribute: which processes run it.
-        threshold: stands in for those of several models.
-
-    Raises:
-        ModelError: a file is missing, damaged or none of ours, or the models contradict each other.
-        SettingsError: no path, the device is not there, or the models' thresholds differ and none is set.
-        WorldError: the models cannot be laid into the exchange place.
-    """
-    if not paths:
-        raise SettingsError("no model is named; name one checkpoint, or several to average")
-    devices = resolve_devices(inference.device)
-    models: list[Prepared]
-    if len(devices) > 1 or distribute.workers or distribute.scheduler is not None:
-        device = devices[0] if len(devices) == 1 else kind_of(devices[0])
-        exchange, precision = resolve_exchange(distribute), inference.precision
-        models = [DistantPredictor(Path(path), device, precision=precision, exchange=exchange) for path in paths]
-    else:
-        models = [load_predictor(path, devices[0], precision=inference.precision) for path in paths]
-    return models[0] if len(models) == 1 else EnsemblePredictor(models, threshold=threshold)
-
-
-def load_run_models(paths: Sequence[str | Path], spec: SegmentSpec) -> Prepared:
-    """`load_models` as the settings of a run say."""
-    return load_models(paths, spec.inference, distribute=spec.distribute, threshold=spec.polygons.threshold)
-
-
-@contextmanager
-def on_devices(spec: SegmentSpec) -> Iterator[SegmentSpec]:
-    """Yield settings that run on the devices of `inference.device`; each of several workers has a process meanwhile.
-
-    These settings name one device, the scheduler of the workers, and each worker's share of the CPU's threads.
-
-    Raises:
-        SettingsError: the devices are not there, or a scheduler is set beside workers of this machine.
-        WorldError: the processes cannot be started.
-    """
-    distribute, devices = spec.distribute, resolve_devices(spec.inference.device)
-    if distribute.scheduler is not None:
-        _check_scheduler_alone(distribute, devices)
-    workers = resolve_workers(devices, distribute.workers)
-    if not workers:
-        yield replace(spec, inference=replace(spec.inference, device=devices[0]))
-        return
-    cpus = usable_cpus()
-    threads = share_of(spec.inference.threads or cpus, len(workers))
-    readers = share_of(spec.reading.threads or min(cpus, MOST_READERS * len(workers)), len(workers))
-    started = dask_cuda_workers(workers) if distribute.dask_cuda else device_workers(workers, threads=threads)
-    with started as scheduler:
-        yield replace(
-            spec,
-            reading=replace(spec.reading, threads=readers),
-            inference=replace(spec.inference, device=kind_of(workers[0]), threads=threads),
-            distribute=replace(distribute, scheduler=scheduler, workers=len(workers)),
-        )
-
-
-def _check_scheduler_alone(distribute: DistributeSpec, devices: Sequence[str]) -> None:
-    if len(devices) > 1:
-        raise SettingsError(
-            f"inference.device names {len(devices)} devices, but distribute.scheduler has workers of its own; name one "
-            "kind of device, e.g. cuda, and start a worker for each device"
-        )
-    if distribute.workers or distribute.dask_cuda:
-        raise SettingsError(
-            "distribute.scheduler has workers of its own; leave distribute.workers and distribute.dask_cuda out"
-        )
 
 
 def segment_entry(
@@ -141,6 +58,30 @@ def segment_entry(
     return report
 
 
+@contextmanager
+def open_run(
+    entries: Sequence[CatalogEntry],
+    out_dir: str | Path,
+    *,
+    predictor: Prepared,
+    spec: SegmentSpec,
+    client: Client | None = None,
+) -> Iterator[tuple[RunLedger, SegmentSpec]]:
+    """Yield the ledger of a run, and its settings as they run on its devices; the end writes `run.json`.
+
+    Raises:
+        SettingsError: before anything is begun, when settings and model do not fit or `out_dir` is a file.
+        WorldError: `run.json` cannot be written.
+    """
+    check_settings(spec, predictor)
+    check_out(out_dir, spec.run.work_dir)
+    with (
+        on_devices(spec) if client is None else nullcontext(spec) as running,
+        open_ledger(entries, out_dir, predictor=predictor, spec=running) as ledger,
+    ):
+        yield ledger, running
+
+
 def segment_catalog(
     entries: Sequence[CatalogEntry],
     out_dir: str | Path,
@@ -159,24 +100,25 @@ def segment_catalog(
         out_dir: their folders go here.
         predictor: the model.
         spec: settings.
-        client: runs regions on a cluster; several scenes are in hand then.
-        watcher: gives the progress callback of a scene; with a client it is called in threads.
+        client: a cluster reached before, by settings that are on their devices; else the settings say where they run.
+        watcher: gives the progress callback of a scene; on a cluster several are in hand, and it is called in threads.
 
     Raises:
         SettingsError: before the first scene, when settings and model do not fit or `out_dir` is a file.
-        WorldError: `run.json` cannot be written, or the cluster is lost.
+        WorldError: `run.json` cannot be written, or the cluster is not there, or lost.
     """
-    check_settings(spec, predictor)
-    check_out(out_dir, spec.run.work_dir)
-    with open_ledger(entries, out_dir, predictor=predictor, spec=spec) as ledger:
-        if client is not None:
-            work = partial(segment_entry, out_dir=out_dir, predictor=predictor, client=client)
-            yield from _side_by_side(entries, ledger, work, spec, client, watcher)
+    with (
+        open_run(entries, out_dir, predictor=predictor, spec=spec, client=client) as (ledger, running),
+        cluster(running.distribute) if client is None else nullcontext(client) as workers,
+    ):
+        if workers is not None:
+            work = partial(segment_entry, out_dir=out_dir, predictor=predictor, client=workers)
+            yield from _side_by_side(entries, ledger, work, running, workers, watcher)
             return
         for entry in entries:
-            work = partial(segment_entry, entry, out_dir, predictor=predictor, spec=spec)
+            work = partial(segment_entry, entry, out_dir, predictor=predictor, spec=running)
             yield ledger.passed_over(entry) or ledger.settle(
-                entry, _outcome(entry, partial(work, watch=watcher(entry)), spec.run)
+                entry, _outcome(entry, partial(work, watch=watcher(entry)), running.run)
             )
 
 

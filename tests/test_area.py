@@ -35,7 +35,7 @@ from pipeline.config import SegmentSpec, build_settings
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid import RasterGrid
 from pipeline.predictor_loaded import load_predictor
-from pipeline.run import load_run_models
+from pipeline.run_devices import load_run_models
 from pipeline.scene import SceneReader
 from pipeline.segment import segment_scene
 from pipeline.shaping import PolygonSpec

@@ -21,7 +21,7 @@ from pipeline.distribute import cluster
 from pipeline.distribute_spec import DistributeSpec
 from pipeline.errors import SettingsError, WorldError
 from pipeline.predictor import InferenceSpec
-from pipeline.run import load_run_models
+from pipeline.run_devices import load_run_models
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
 from pipeline.tiling import TilingSpec

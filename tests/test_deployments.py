@@ -17,7 +17,8 @@ from benchmarks.prefect_server import Server, prefect_server, until
 from pipeline.catalog import read_catalog
 from pipeline.config import SegmentSpec, build_settings
 from pipeline.report import exit_code
-from pipeline.run import load_run_models, segment_catalog
+from pipeline.run import segment_catalog
+from pipeline.run_devices import load_run_models
 
 pytestmark = pytest.mark.slow
 SETTINGS = {

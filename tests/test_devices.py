@@ -29,7 +29,7 @@ from pipeline.errors import ModelError, SettingsError
 from pipeline.predictor import InferenceSpec, Prepared
 from pipeline.predictor_loaded import LoadedPredictor
 from pipeline.ready import Workload
-from pipeline.run import load_run_models, on_devices
+from pipeline.run_devices import load_run_models, on_devices
 from pipeline.scene import ReadingSpec
 from pipeline.segment import segment_scene
 from pipeline.tiling import TilingSpec

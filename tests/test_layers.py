@@ -243,6 +243,7 @@ def test_flows_reach_the_steps_only_through_the_library():
         "report",
         "retrying",
         "run",
+        "run_devices",
         "run_ledger",
         "scoring",
         "segment",

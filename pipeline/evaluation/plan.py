@@ -16,7 +16,7 @@ from pipeline.evaluation.records import EvaluateSpec, Kind
 from pipeline.evaluation.result_files import ONE_CLASS, find_mosaic, find_polygons
 from pipeline.evaluation.truth import LabelFiles, check_same_ground
 from pipeline.predictor import Prepared
-from pipeline.run import load_run_models, on_devices
+from pipeline.run_devices import load_run_models, on_devices
 from pipeline.scene import describe_scene
 from pipeline.segment_inputs import resolve_settings
 from pipeline.training.chips import list_images
