@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import geopandas
 import numpy as np
+import psutil
 import pytest
 import rasterio
 import shapely
@@ -660,3 +662,44 @@ main()
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
     assert [*statuses(tmp_path / "out").values()] == ["not run"]
+
+
+def _workers_start(run: psutil.Process, out: Path) -> bool:
+    return any("spawn_main" in " ".join(child.cmdline()) for child in run.children())
+
+
+def _a_region_is_done(run: psutil.Process, out: Path) -> bool:
+    return any(out.glob(".*.partial/stages/region-*.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [_workers_start, _a_region_is_done])
+def test_ctrl_c_ends_a_run_with_its_workers_and_says_one_line(
+    make_scene: MakeScene, tmp_path: Path, model: str, moment: Callable[[psutil.Process, Path], bool]
+) -> None:
+    """As a terminal does: all processes of the run get the signal."""
+    out, scene = tmp_path / "out", make_scene(name="a.tif", height=600, width=400)
+    work = ["segment", scene, "--model", model, "--out", out, *FAST, "--set", "distribute.workers=2"]
+    command = [sys.executable, "-c", AS_IN_A_TERMINAL, *map(str, work), "--set", "distribute.regions=12"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        while not moment(psutil.Process(run.pid), out):
+            assert run.poll() is None
+            time.sleep(0.005)
+        processes = psutil.Process(run.pid).children(recursive=True)
+        os.killpg(run.pid, signal.SIGINT)
+        said = run.communicate(timeout=60)[1]
+    assert (run.returncode, said) == (130, "stopped; finished scenes are complete, run again to continue\n")
+    assert not psutil.wait_procs(processes, timeout=5)[1]
+    if moment is _a_region_is_done:
+        again = subprocess.run(command, capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
+        assert "of 12 regions" in json.loads((out / "a" / "report.json").read_text())["reused"][0]
+
+
+AS_IN_A_TERMINAL = """
+import signal
+from pipeline.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored
+if __name__ == "__main__":
+    main()
+"""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -244,6 +245,19 @@ def test_two_devices_give_the_bytes_of_one_though_a_process_is_killed_meanwhile(
     assert killed[0] in before.values()
     assert rasters(both.folder) == rasters(alone.folder)
     assert both.content_key == alone.content_key
+
+
+@pytest.mark.slow
+def test_workers_end_at_once_though_they_are_at_work() -> None:
+    """Without help, dask waits 4 s for a thread that nothing can interrupt."""
+    with on_devices(TWO) as running, cluster(running.distribute) as client:
+        assert client is not None
+        workers = [psutil.Process(pid) for pid in client.run(os.getpid).values()]
+        busy = client.map(time.sleep, [60, 61])
+        left = time.monotonic()
+    assert time.monotonic() - left < 4
+    assert not any(worker.is_running() for worker in workers)
+    assert {future.status for future in busy} == {"cancelled"}
 
 
 @pytest.mark.slow
