@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +34,8 @@ RESULT_FORMAT = 3
 REPORT = "report.json"
 RESULT = "result"
 """What becomes the scene's folder, in its work folder."""
+FindFinished = Callable[[str | None], dict[str, object] | None]
+"""A content key -> the report of the whole result of one scene that has it; None where there is none."""
 
 
 def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> str:

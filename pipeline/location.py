@@ -18,7 +18,7 @@ from rasterio.session import DummySession
 
 from pipeline.errors import DamagedSceneError, SceneError, WorldError
 from pipeline.object_store import store_access
-from pipeline.remote_facts import remote_version
+from pipeline.remote_facts import SIDECARS, may_have_sidecars, remote_version
 
 _PREFIX_OF_SCHEME = {"s3": "/vsis3/", "https": "/vsicurl/https://", "http": "/vsicurl/http://"}
 
@@ -101,15 +101,26 @@ class Location:
         """True when a local file is no longer there."""
         return not self.is_remote and not Path(self.gdal_path).exists()
 
-    def environment(self) -> rasterio.Env:
+    def may_have_sidecars(self) -> bool:
+        """Whether files may lie beside a remote one that change how it is read; a store is asked for that.
+
+        Raises:
+            AccessError: the place needs credentials, and there are none.
+        """
+        return self.is_remote and _names_a_file(self.text) and may_have_sidecars(self.text)
+
+    def environment(self, *, alone: bool = False) -> rasterio.Env:
         """GDAL's settings for reading from here; use as a context manager around every GDAL call.
+
+        Args:
+            alone: nothing beside a remote file is looked for; a local one is read with its sidecars all the same.
 
         Raises:
             AccessError: the place needs credentials, and there are none.
         """
         if not self.is_remote:
             return rasterio.Env(session=DummySession())
-        options = _REMOTE_OPTIONS | _sidecar_options(self.text)
+        options = _REMOTE_OPTIONS | _sidecar_options(self.text, alone)
         if not self.gdal_path.startswith(_PREFIX_OF_SCHEME["s3"]):
             return rasterio.Env(session=DummySession(), **options)
         access = store_access()
@@ -177,16 +188,21 @@ def resolve_location(location: str | Path) -> Location:
     return Location(text, _PREFIX_OF_SCHEME[scheme.lower()] + rest, is_remote=True)
 
 
-def _sidecar_options(address: str) -> dict[str, str]:
+def _sidecar_options(address: str, alone: bool) -> dict[str, str]:
     """Look for the sidecars that change a scene, a mask and georeferencing, and not for thirty others."""
-    parts = urlsplit(address)
-    suffix = PurePosixPath(parts.path).suffix
-    if parts.query or not re.fullmatch(r"\.\w+", suffix):
+    if not _names_a_file(address):
         return {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+    suffix = PurePosixPath(urlsplit(address).path).suffix
     return {
-        "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
-        "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": f"{suffix},.msk,.aux.xml",
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR" if alone else "TRUE",
+        "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ",".join((suffix, *SIDECARS)),
     }
+
+
+def _names_a_file(address: str) -> bool:
+    """Whether the names of a file's sidecars follow from its address: it ends with a suffix, and has no query."""
+    parts = urlsplit(address)
+    return not parts.query and re.fullmatch(r"\.\w+", PurePosixPath(parts.path).suffix) is not None
 
 
 def _without_signature(address: str) -> str:

@@ -128,6 +128,22 @@ class StoreFolder:
             for each in page.get("Contents", ())
         }
 
+    def listed_at_once(self) -> dict[str, dict[str, StoredFile]]:
+        """The objects below every folder right here, by folder and name: one request for each thousand of them.
+
+        Nothing, where a folder holds thousands: what else lies here is not gone through.
+        """
+        found: dict[str, dict[str, StoredFile]] = {}
+        for page in self._pages(self._prefix):
+            seen = set()
+            for each in page.get("Contents", ()):
+                folder, _, name = each["Key"][len(self._prefix) :].partition("/")
+                found.setdefault(folder, {})[name] = StoredFile(size_bytes=each["Size"], etag=each["ETag"])
+                seen.add(folder)
+            if page.get("IsTruncated") and len(seen) == 1:
+                return {}
+        return found
+
     def folders(self) -> Iterator[str]:
         """Names of the visible folders right here, in order."""
         for page in self._pages(self._prefix, Delimiter="/"):

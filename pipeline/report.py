@@ -48,6 +48,8 @@ class SceneReport:
     """Identity of the mosaic alone: scene, model, and all settings but those of polygons."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file in `outputs`; none for a predictor without identity."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of each file in `outputs`; none where they are not known."""
     reused: Sequence[str] = field(default_factory=list)
     """What was taken over from a run that was stopped, or from the former result, and not done again."""
     area: str = ""

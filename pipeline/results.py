@@ -8,12 +8,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.durable import appearing, make_folder, sweep, turn, write_whole
 from pipeline.errors import SettingsError, WorldError
-from pipeline.journal import finished_report, publishing
+from pipeline.journal import FindFinished, finished_report, publishing
 from pipeline.location import Location, resolve_location
 from pipeline.results_store import StoreResults
 
@@ -75,6 +76,9 @@ class Results(Protocol):
 
     def scenes(self) -> Iterator[str]:
         """Names of what may be scenes' folders, in order."""
+
+    def surveyed(self) -> Iterator[tuple[str, FindFinished]]:
+        """The same, each with what finds its result as `finished` does: all of them by one look at the place."""
 
     def sizes(self, scene_id: str) -> Mapping[str, int]:
         """Bytes of each file in a scene's folder."""
@@ -192,6 +196,10 @@ class LocalResults:
     def scenes(self) -> Iterator[str]:
         """Names of visible folders, in order."""
         return iter(sorted(path.name for path in self._folder.glob("[!.]*") if path.is_dir()))
+
+    def surveyed(self) -> Iterator[tuple[str, FindFinished]]:
+        """The same, each with what finds its result."""
+        return ((name, partial(self.finished, name)) for name in self.scenes())
 
     def sizes(self, scene_id: str) -> Mapping[str, int]:
         """Bytes of each file in a scene's folder."""

@@ -9,14 +9,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from pipeline.durable import make_folder, turn
 from pipeline.errors import AccessError, MissingError, SettingsError, WorldError
-from pipeline.journal import finished_report, publishing
+from pipeline.journal import FindFinished, finished_report, publishing
 from pipeline.location import Location, resolve_location
 from pipeline.object_store import store_access
-from pipeline.object_store_folder import LocalFile, StoreFolder
+from pipeline.object_store_folder import LocalFile, StoredFile, StoreFolder
 from pipeline.results_lease import Lease, leased
 from pipeline.results_stored import StoredScene
 from pipeline.stages import digest_of
@@ -119,6 +120,11 @@ class StoreResults:
         """Names of what may be scenes' folders, in order."""
         return self._store.folders()
 
+    def surveyed(self) -> Iterator[tuple[str, FindFinished]]:
+        """The same, each with what finds its result: it reads the report alone, and lists no folder."""
+        listed = self._store.listed_at_once()
+        return ((name, partial(self._found_among, listed.get(name), name)) for name in self.scenes())
+
     def sizes(self, scene_id: str) -> Mapping[str, int]:
         """Bytes of each file in a scene's folder."""
         listed = self._store.listed(scene_id).items()
@@ -165,6 +171,13 @@ class StoreResults:
 
     def _scene(self, scene_id: str) -> StoredScene:
         return StoredScene(self._store, scene_id)
+
+    def _found_among(
+        self, listed: Mapping[str, StoredFile] | None, scene_id: str, key: str | None
+    ) -> dict[str, object] | None:
+        """What `finished` finds, by a listing of a moment ago: what that does not show whole is asked for anew."""
+        found = None if listed is None else self._scene(scene_id).finished(key, listed)
+        return found if found is not None else self.finished(scene_id, key)
 
     def _recover(self, scene_id: str, key: str | None, lease: Lease) -> dict[str, object] | None:
         local, scene = self._local / scene_id, self._scene(scene_id)

@@ -97,10 +97,14 @@ class StoredScene:
 
     def look(self, key: str | None) -> tuple[dict[str, object] | None, bool]:
         """The report of the result, if it is whole and has this key, and whether there is something staged."""
-        report, listed = self.report, self._store.listed(self._id)
+        listed = self._store.listed(self._id)
+        return self.finished(key, listed), any(name.startswith(f"{STAGED}/") for name in listed)
+
+    def finished(self, key: str | None, listed: Mapping[str, StoredFile]) -> dict[str, object] | None:
+        """The report of the result, if it has this key and is whole by a listing of the scene's folder."""
+        report = self.report
         fits = report is not None and key is not None and report.record.get("content_key") == key
-        found = dict(report.record) if report is not None and fits and report.is_whole(listed) else None
-        return found, any(name.startswith(f"{STAGED}/") for name in listed)
+        return dict(report.record) if report is not None and fits and report.is_whole(listed) else None
 
     def fetch(self, report: StoredReport, folder: Path) -> Path:
         """Bring the result into a local folder, which then is as if it had been made there."""

@@ -163,7 +163,7 @@ def remote_fingerprint(place: Location, drivers: Sequence[str]) -> str:
         SceneError: no raster that these drivers open, or a damaged one.
         WorldError: the network fails.
     """
-    with opened(place, drivers) as file:
+    with opened(place, drivers, alone=True) as file:
         return fingerprint(file.dataset, file.version)
 
 

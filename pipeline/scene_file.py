@@ -106,15 +106,21 @@ class OpenFile:
 
 
 @contextmanager
-def opened(place: Location, drivers: Sequence[str]) -> Iterator[OpenFile]:
+def opened(place: Location, drivers: Sequence[str], *, alone: bool = False) -> Iterator[OpenFile]:
     """Open a raster for a look at its header.
+
+    Args:
+        place: where it lies.
+        drivers: the GDAL drivers that may open it.
+        alone: what lies beside a remote file does not matter.
 
     Raises:
         SceneError: no raster that these drivers open, or a damaged one.
         WorldError: the network fails.
     """
     version = place.check_exists()
-    with place.environment(), _damage_told(place), _open(place, drivers) as dataset:
+    alone = alone or not place.may_have_sidecars()
+    with place.environment(alone=alone), _damage_told(place), _open(place, drivers) as dataset:
         yield OpenFile(dataset=dataset, location=place, version=version)
 
 

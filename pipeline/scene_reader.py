@@ -99,7 +99,8 @@ class _LayerReader:
         return parts[0] if len(parts) == 1 else _stack(parts, self._layer.planes_of_files, self._when)
 
     def _read_file(self, file: SceneFile, handles: ThreadHandles, window: Window) -> Pixels:
-        with read_faults(file, window), file.location.environment():
+        alone = file.mask == "none"  # of what may lie beside it, only a mask is read with the pixels
+        with read_faults(file, window), file.location.environment(alone=alone):
             return read_stored(handles.get(), file, window, dtype=self._dtype, when=self._when)
 
     def _read_halves(self, window: Window) -> Pixels:

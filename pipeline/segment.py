@@ -111,7 +111,7 @@ def segment_scene(
             job = region_job(inputs, tiling, work, key=report.mosaic_key, tags=provenance(report), exchange=exchange)
             inferred = infer_scene(job, predictor, work, spec=spec.distribute, client=client, watch=watch)
             finished = finish_anywhere(inferred, spec.polygons, work, client=client, watch=watch)
-        report = closing_report(report, inferred, finished, work.digests())
+        report = closing_report(report, inferred, finished, work)
         write_report(folder, report)
     return report
 

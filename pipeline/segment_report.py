@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -11,7 +10,7 @@ from pipeline.dates import resolve_date
 from pipeline.journal import content_key
 from pipeline.report import SceneReport
 from pipeline.segment_inputs import Inputs
-from pipeline.segment_stages import COUNTS, OUTPUTS, Finished, Inferred
+from pipeline.segment_stages import COUNTS, OUTPUTS, Finished, Inferred, SceneWork
 
 
 def opening_report(inputs: Inputs, folder: str, passes: int) -> SceneReport:
@@ -49,14 +48,13 @@ def opening_report(inputs: Inputs, folder: str, passes: int) -> SceneReport:
     )
 
 
-def closing_report(
-    report: SceneReport, inferred: Inferred, finished: Finished, digests: Mapping[str, str]
-) -> SceneReport:
+def closing_report(report: SceneReport, inferred: Inferred, finished: Finished, work: SceneWork) -> SceneReport:
     """What the work came to."""
     proof = inferred.proof
     return replace(
         report,
-        digests=digests,
+        digests=work.digests(),
+        sizes=work.sizes(),
         reused=[*inferred.reused, *finished.reused],
         precision=proof.precision,
         precision_change=proof.change,

@@ -107,6 +107,10 @@ class SceneWork:
         """What is recorded of the outputs."""
         return {path.name: digest for path, digest in self.stages.digests().items() if path.parent == self.result}
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the outputs."""
+        return {name: (self.result / name).stat().st_size for name in OUTPUTS.values()}
+
 
 def find_inferred(work: SceneWork, job: RegionJob) -> Inferred | None:
     """What the regions came to, where the mosaic is there already."""

@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
 
 from pipeline.card import ModelCard
+from pipeline.errors import SceneError
 from pipeline.footprint import Bbox, join_bboxes, resolve_footprint
 from pipeline.grid import RasterGrid
 from pipeline.journal import REPORT
@@ -105,6 +110,17 @@ def item_of(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> 
     }
 
 
+def grid_told(item: Mapping[str, object]) -> RasterGrid | None:
+    """The grid that an Item of ours was made with; None where it tells of none."""
+    try:
+        told = cast("Mapping[str, Any]", item["properties"])
+        crs = _crs_told(told["proj:code"], told.get("proj:wkt2"))
+        height, width = told["proj:shape"]
+        return RasterGrid(crs=crs, transform=Affine(*told["proj:transform"]), height=height, width=width)
+    except (KeyError, TypeError, ValueError, AttributeError, CRSError, SceneError):
+        return None
+
+
 def collection_of(results: Sequence[Described], merged: Mapping[str, object] | None = None) -> Json:
     """The Collection of these results, to lie beside their folders.
 
@@ -187,6 +203,16 @@ def _projection(grid: RasterGrid) -> Json:
         "proj:transform": list(grid.transform)[:6],
         "proj:bbox": list(grid.bounds),
     }
+
+
+def _crs_told(code: str | None, written_out: str | None) -> CRS:
+    """A CRS by its number or its definition; by nothing that could lead PROJ to a file or an address."""
+    if code is None:
+        return CRS.from_wkt(written_out)
+    authority, number = code.split(":")
+    if authority != "EPSG":
+        raise ValueError(authority)
+    return CRS.from_epsg(int(number))
 
 
 def _assets(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> Json:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from pipeline.errors import WorldError
+from pipeline.journal import FindFinished
 from pipeline.mosaic_reader import MosaicReader
 from pipeline.report import SceneReport
 from pipeline.results import Results
-from pipeline.stac import COLLECTION, ITEM, KEY, Described, collection_of, item_of
+from pipeline.stac import COLLECTION, ITEM, KEY, Described, collection_of, grid_told, item_of
 
 MERGE_RECORD = "merge.json"
 """Says what is in the file of the polygons of all scenes."""
@@ -21,19 +21,25 @@ AT_ONCE = 16
 
 
 def write_item(results: Results, report: SceneReport) -> None:
-    """Describe a whole result by `item.json` in its folder.
+    """Describe a whole result by `item.json` in its folder; the mosaic is not opened where the Item is there already.
 
     Raises:
         SceneError: its mosaic is gone or is none of ours.
         WorldError: disk or network refuse.
     """
-    place = results.place(f"{report.scene}/{report.outputs['probability']}")
-    with place.environment(), MosaicReader(Path(place.gdal_path)) as mosaic:
-        grid = mosaic.grid
+    name = f"{report.scene}/{ITEM}"
     outputs = {*report.outputs.values()}
-    sizes = {name: size for name, size in results.sizes(report.scene).items() if name in outputs}
+    sizes = report.sizes or results.sizes(report.scene)
+    sizes = {file: size for file, size in sizes.items() if file in outputs}
+    former = results.read(name)
+    grid = grid_told(_parsed(former))
+    if grid is not None and _content(item_of(report, grid, sizes)) == former:
+        return
+    place = results.place(f"{report.scene}/{report.outputs['probability']}")
+    with place.environment(alone=True), MosaicReader(Path(place.gdal_path)) as mosaic:
+        grid = mosaic.grid
     with results.turn():
-        _write(results, f"{report.scene}/{ITEM}", item_of(report, grid, sizes))
+        results.write(name, _content(item_of(report, grid, sizes)))
 
 
 def write_collection(results: Results) -> None:
@@ -53,22 +59,29 @@ def write_collection(results: Results) -> None:
 def _described(results: Results) -> Iterator[Described]:
     """The whole results, in order; several are looked up at once, since a store answers slowly."""
     with ThreadPoolExecutor(AT_ONCE, "stac") as pool:
-        found = pool.map(partial(_describe, results), results.scenes())
+        found = pool.map(lambda scene: _describe(results, *scene), results.surveyed())
         yield from (each for each in found if each is not None)
 
 
-def _describe(results: Results, scene_id: str) -> Described | None:
+def _describe(results: Results, scene_id: str, find_finished: FindFinished) -> Described | None:
     item = _read(results, f"{scene_id}/{ITEM}")
     key = _key_of(item)
-    found = results.finished(scene_id, key) if key else None
+    found = find_finished(key) if key else None
     return None if found is None else Described(item=item, report=SceneReport.from_json(found))
 
 
 def _read(results: Results, name: str) -> Mapping[str, object]:
     """A JSON document; an empty one where it is none."""
     try:
-        document = json.loads(results.read(name) or b"")
-    except (WorldError, ValueError):
+        return _parsed(results.read(name))
+    except WorldError:
+        return {}
+
+
+def _parsed(content: bytes | None) -> Mapping[str, object]:
+    try:
+        document = json.loads(content or b"")
+    except ValueError:
         return {}
     return document if isinstance(document, dict) else {}
 
@@ -82,6 +95,10 @@ def _key_of(item: Mapping[str, object]) -> str | None:
 
 def _write(results: Results, name: str, document: Mapping[str, object]) -> None:
     """Write a document, unless it is there already."""
-    content = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    content = _content(document)
     if results.read(name) != content:
         results.write(name, content)
+
+
+def _content(document: Mapping[str, object]) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
