@@ -33,7 +33,7 @@ class SceneReport:
     scene: str
     """Scene id, the name of its folder."""
     location: str
-    """Where the scene was read from."""
+    """Where the scene was read from; the first of several files."""
     status: Status
     """`done`, `skipped` (an equal result was there), `failed`, `quarantined` (failed before), or `not run`."""
     reason: str | None = None
@@ -92,15 +92,17 @@ class SceneReport:
     """What `date` tells: when the scene was taken, when its file last changed, or when it was processed."""
     source: str | None = None
     """Where the STAC Item lies that the scene comes from; None when it comes from elsewhere."""
+    files: Sequence[str] = field(default_factory=list)
+    """Where each of several raster files lies that hold bands of the model; none when `location` is the only one."""
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> SceneReport:
         """The report that `asdict` and JSON made `record` of."""
         return cls(**record)  # type: ignore[arg-type]
 
-    def found_again(self, location: str, folder: str) -> SceneReport:
-        """This result, met by a later run; scene and folder may have moved since."""
-        return replace(self, status="skipped", location=location, folder=folder)
+    def found_again(self, now: SceneReport) -> SceneReport:
+        """This result, met by a later run, which knows where scene and folder are now; they may have moved since."""
+        return replace(self, status="skipped", location=now.location, files=now.files, folder=now.folder)
 
 
 class Stopwatch:

@@ -101,7 +101,7 @@ def segment_scene(
     inputs = Inputs(scene=scene, card=card, spec=spec, identity=identity, area=area_on(scene, spec))
     report = opening_report(inputs, results.address(scene.id), passes_of(predictor))
     if found := results.recovered(scene.id, report.content_key):
-        return SceneReport.from_json(found).found_again(report.location, report.folder)
+        return SceneReport.from_json(found).found_again(report)
     with results.publishing(scene.id) as folder, ThreadPoolExecutor(1, "prepare") as meanwhile:
         work = SceneWork(folder)
         adopt(work, results.former(scene.id, report.mosaic_key), report, spec.polygons)
@@ -229,7 +229,7 @@ def look_up(
     inputs = Inputs(scene=scene, card=card, spec=spec, identity=identity, area=area)
     report = opening_report(inputs, results.address(scene.id), passes_of(predictor))
     if found := results.finished(scene.id, report.content_key):
-        return Found(finished=SceneReport.from_json(found).found_again(report.location, report.folder))
+        return Found(finished=SceneReport.from_json(found).found_again(report))
     return Found(reusable=reusable(results.folder(scene.id), report.mosaic_key))
 
 

@@ -31,6 +31,7 @@ def opening_report(inputs: Inputs, folder: str, passes: int) -> SceneReport:
     return SceneReport(
         scene=scene.id,
         location=scene.location.text,
+        files=[file.location.text for file in scene.files] if len(scene.files) > 1 else [],
         status="done",
         folder=folder,
         outputs=OUTPUTS,

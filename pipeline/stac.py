@@ -104,7 +104,7 @@ def item_of(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> 
         "properties": _properties(report, grid),
         "links": [
             *(_link(rel, f"../{COLLECTION}") for rel in ("root", "parent", "collection")),
-            _origin(report),
+            *_origins(report),
         ],
         "assets": _assets(report, grid, sizes),
     }
@@ -260,11 +260,12 @@ def _mask_bands(card: ModelCard, grid: RasterGrid) -> Json:
     return {"bands": [{"name": "class"}], "raster:bands": [band], "classification:classes": [*classes, nodata]}
 
 
-def _origin(report: SceneReport) -> Json:
-    """The link to what the scene was: the STAC Item that it comes from, or else the scene itself."""
-    if report.source is None:
-        return {"rel": "derived_from", "href": _address(report.location), "title": "The scene"}
-    return {"rel": "derived_from", "href": _address(report.source), "title": "The scene", "type": GEOJSON}
+def _origins(report: SceneReport) -> list[Json]:
+    """Links to what the scene was: the STAC Item that it comes from, or else its files."""
+    if report.source is not None:
+        return [{"rel": "derived_from", "href": _address(report.source), "title": "The scene", "type": GEOJSON}]
+    places = report.files or [report.location]
+    return [{"rel": "derived_from", "href": _address(place), "title": "The scene"} for place in places]
 
 
 def _link(rel: str, href: str) -> Json:

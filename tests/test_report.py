@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,11 @@ def test_a_report_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_report_found_again_tells_where_things_are_now() -> None:
-    found = DONE.found_again("/moved/town.tif", "/moved/out/town")
-    assert (found.status, found.location, found.folder) == ("skipped", "/moved/town.tif", "/moved/out/town")
-    kept = {"status", "location", "folder"}
+    files = ["/moved/red.tif", "/moved/nir.tif"]
+    found = DONE.found_again(replace(DONE, location=files[0], files=files, folder="/moved/out/town", polygons=0))
+    assert (found.status, found.location, found.folder) == ("skipped", "/moved/red.tif", "/moved/out/town")
+    assert found.files == files
+    kept = {"status", "location", "files", "folder"}
     assert {k: v for k, v in asdict(found).items() if k not in kept} == {
         k: v for k, v in asdict(DONE).items() if k not in kept
     }

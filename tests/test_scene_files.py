@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import tempfile
@@ -572,3 +573,36 @@ def test_a_run_follows_every_file_of_a_scene(make_scene: MakeScene, tmp_path: Pa
     assert run().status == "quarantined"
     paths[1].write_bytes(content)
     assert run().status == "done"
+
+
+def test_the_report_and_the_item_name_every_file_wherever_they_are_now(make_scene: MakeScene, tmp_path: Path) -> None:
+    predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu")
+    paths = [make_scene(bands=1, height=64, width=64, transform=TEN, name=f"in/{name}.tif") for name in NAMES]
+    spec, out = SegmentSpec(tiling=TilingSpec(tile_size=64, overlap=8)), tmp_path / "out"
+
+    def run(places: Sequence[Path]) -> SceneReport:
+        files = tuple(band_file(path, name) for path, name in zip(places, NAMES, strict=True))
+        entry = CatalogEntry(id="s", location=str(places[0]), files=files)
+        return next(iter(segment_catalog([entry], out, predictor=predictor, spec=spec)))
+
+    wanted = sorted(map(str, paths))
+    assert sorted(run(paths).files) == wanted
+    stored = json.loads((out / "s" / "report.json").read_text())
+    assert (sorted(stored["files"]), stored["location"]) == (wanted, stored["files"][0])
+    assert _origins(out) == [Path(path).as_uri() for path in stored["files"]]
+    (out / "s" / "report.json").write_text(json.dumps({k: v for k, v in stored.items() if k != "files"}))
+    (tmp_path / "in").rename(tmp_path / "moved")
+    again = run([tmp_path / "moved" / path.name for path in paths])
+    assert (again.status, len(again.files)) == ("skipped", 3)
+    assert {Path(path).parent.name for path in again.files} == {"moved"}
+    assert _origins(out) == [Path(path).as_uri() for path in again.files]
+
+
+def test_the_report_of_a_scene_of_one_file_lists_no_files(make_scene: MakeScene, tmp_path: Path) -> None:
+    report = segment_scene(make_scene(), tmp_path, predictor=lambda tiles: tiles[:, :1] / 255, card=CARD)
+    assert report.files == []
+
+
+def _origins(out: Path) -> list[str]:
+    links = json.loads((out / "s" / "item.json").read_text())["links"]
+    return [link["href"] for link in links if link["rel"] == "derived_from"]
