@@ -131,6 +131,7 @@ def serve() -> None:
 def _import_all() -> None:
     import pyogrio  # noqa: F401
     import torch
+    from numba.core.registry import cpu_target
 
     import pipeline.cli
     import pipeline.cli_segment
@@ -141,6 +142,8 @@ def _import_all() -> None:
     import pipeline.vectorize_joins
     import pipeline.vectorize_pieces  # noqa: F401
 
+    cpu_target.typing_context.refresh()  # what numba imports with the first compiled function: half of a child's time
+    cpu_target.target_context.refresh()
     torch.set_num_threads(1)
 
 
