@@ -533,21 +533,18 @@ def test_a_window_is_read_alike_however_it_is_cut(case: Case) -> None:
 
 
 @pytest.mark.slow
-def test_the_flow_tells_which_scenes_failed_and_keeps_the_rest(case: Case, tmp_path: Path) -> None:
-    from prefect.testing.utilities import prefect_test_harness
-
+def test_the_flow_tells_which_scenes_failed_and_keeps_the_rest(ephemeral: None, case: Case, tmp_path: Path) -> None:
     from flows.evaluate import EvaluationFailedError, evaluate_scenes
 
     case.add("a")
     settings = {"bootstrap": {"block_size": 32, "resamples": 100}, "worst_windows": 1}
     given = {"labels": [str(case.polygons)], "mosaics": str(case.run), "settings": settings}
-    with prefect_test_harness(server_startup_timeout=90):
-        report = evaluate_scenes([str(case.images[0])], out=str(tmp_path / "one"), **given)
-        assert values(report)["iou"] == 1.0
-        hurt = write_damaged(tmp_path / "images" / "hurt.tif")
-        case.label("hurt", SQUARES)
-        scenes = [str(path) for path in (*case.images, hurt)]
-        state = evaluate_scenes(scenes, out=str(tmp_path / "two"), return_state=True, **given)
+    report = evaluate_scenes([str(case.images[0])], out=str(tmp_path / "one"), **given)
+    assert values(report)["iou"] == 1.0
+    hurt = write_damaged(tmp_path / "images" / "hurt.tif")
+    case.label("hurt", SQUARES)
+    scenes = [str(path) for path in (*case.images, hurt)]
+    state = evaluate_scenes(scenes, out=str(tmp_path / "two"), return_state=True, **given)
     assert state.is_failed()
     assert str(state.message).startswith("1 of 2 scenes could not be evaluated: hurt: ")
     error = state.result(raise_on_failure=False)

@@ -20,21 +20,16 @@ import shapely
 import yaml
 from conftest import MakeScene
 from models import write_checkpoint, write_damaged
-from webhook import webhook
-
-from benchmarks.prefect_server import QUIET, ROOT
-
-os.environ.update(QUIET)
-
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.concurrency.sync import concurrency
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Failed
-from prefect.testing.utilities import prefect_test_harness
 from prefect.utilities.schema_tools.validation import validate
+from webhook import webhook
 
+from benchmarks.prefect_server import ROOT
 from flows import artifacts as pages
 from flows import segment as flow_room
 from flows import tasks as task_room
@@ -53,13 +48,6 @@ from pipeline.run_ledger import RunLedger
 from pipeline.run_quarantine import Quarantine
 
 SETTINGS = {"tiling": {"tile_size": 32, "overlap": 8}, "reading": {"threads": 1}, "inference": {"device": "cpu"}}
-
-
-@pytest.fixture(scope="module")
-def ephemeral() -> Iterator[None]:
-    """A Prefect of our own, in a temporary folder, without a server set up."""
-    with prefect_test_harness(server_startup_timeout=90):
-        yield
 
 
 @pytest.fixture(scope="module")
