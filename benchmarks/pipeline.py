@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -276,8 +277,9 @@ def write_scene(path: Path, side: int, width: int | None = None) -> None:
             dataset.set_band_description(number, name)
 
 
+@cache
 def soft_blobs(side: int) -> NDArray[np.uint16]:
-    """`(4, side, side)` in 1..10000: waves of many lengths with a little noise, periodic in `side`."""
+    """`(4, side, side)` in 1..10000: waves of many lengths with a little noise, periodic in `side`; made once."""
     generator = np.random.default_rng(0)
     axis = np.arange(side) * (2 * np.pi / side)
     field = np.zeros((side, side), np.float32)
@@ -287,7 +289,9 @@ def soft_blobs(side: int) -> NDArray[np.uint16]:
         field += np.outer(np.sin(axis * down + phase[0]), np.sin(axis * across + phase[1])).astype(np.float32)
     level = 5_000 + 1_200 * field + generator.normal(0, 20, (side, side))
     bands = [level * gain for gain in (0.9, 1.0, 0.95, 1.1)]
-    return np.clip(np.stack(bands), 1, 10_000).astype(np.uint16)
+    pattern = np.clip(np.stack(bands), 1, 10_000).astype(np.uint16)
+    pattern.flags.writeable = False
+    return pattern
 
 
 if __name__ == "__main__":

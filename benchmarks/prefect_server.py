@@ -67,7 +67,7 @@ class Server:
         """Start the server, and wait until it answers."""
         command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
         self.process = self._spawn(command, "server.log")
-        until(self.is_healthy, 120, "a healthy server")
+        until(self.is_healthy, 300, "a healthy server")
 
     def kill(self) -> None:
         """End the server as a power cut would."""
@@ -125,7 +125,7 @@ class Server:
         """A run as it is now."""
         return self.ask("GET", f"/flow_runs/{run_id}")
 
-    def finished(self, run_id: str, seconds: float = 90) -> Any:
+    def finished(self, run_id: str, seconds: float = 300) -> Any:
         """A run that has come to its end."""
         ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
         until(lambda: self.run(run_id)["state_type"] in ends, seconds, f"the end of {run_id}")

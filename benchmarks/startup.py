@@ -57,7 +57,7 @@ def main() -> None:
     if arguments.child:
         begin(arguments.child, arguments.paths, arguments.since)
         return
-    repeats = 1 if arguments.toy else arguments.repeats
+    repeats = 0 if arguments.toy else arguments.repeats
     help_s = best_of(repeats, [Path(sys.executable).with_name("scenemill"), "--help"])
     bare_s = best_of(repeats, [sys.executable, "-c", "pass"])
     import_s = best_of(repeats, [sys.executable, "-c", "import pipeline, sys; assert 'torch' not in sys.modules"])
@@ -86,9 +86,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def best_of(repeats: int, command: list[Any]) -> float:
-    """Seconds of the fastest of some runs."""
+    """Seconds of the fastest of some runs, one at least."""
     seconds = []
-    for _ in range(repeats):
+    for _ in range(max(repeats, 1)):
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
         seconds.append(time.perf_counter() - start)
@@ -105,9 +105,9 @@ def write_subjects(folder: Path, *, base: int, toy: bool) -> None:
 
 
 def first_strip(kind: str, folder: Path, repeats: int) -> Moments:
-    """The moments of the fastest of some processes; the first does not count, as it warms the file cache."""
+    """The moments of the fastest of some processes; one before them warms the file cache, and counts if it is alone."""
     tries = [_one_start(kind, folder) for _ in range(repeats + 1)]
-    return min(tries[1:], key=lambda moments: moments[-1][1])
+    return min(tries[-max(repeats, 1) :], key=lambda moments: moments[-1][1])
 
 
 def _one_start(kind: str, folder: Path) -> Moments:
