@@ -19,6 +19,7 @@ from pipeline.card import ModelCard
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid import RasterGrid
 from pipeline.location import Location
+from pipeline.silence import silent, undisturbed
 
 if TYPE_CHECKING:
     from pipeline.scene_spec import ReadingSpec
@@ -109,7 +110,7 @@ def _has_transform(dataset: DatasetReader, reopen: Reopen) -> bool:
         return False
     if dataset.transform.c or dataset.transform.f:
         return True
-    with warnings.catch_warnings(record=True) as told:
+    with undisturbed(), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", NotGeoreferencedWarning)
         reopen().close()
     return not told
@@ -136,8 +137,7 @@ def _check_sidecar(dataset: DatasetReader, place: Location, reopen: Reopen) -> N
     """Refuse a scene whose .aux.xml contradicts the georeferencing inside the file."""
     if not any(name.endswith(".aux.xml") for name in dataset.files) or dataset.driver != "GTiff":
         return
-    with warnings.catch_warnings(), rasterio.Env(GDAL_GEOREF_SOURCES="INTERNAL"):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with silent(), rasterio.Env(GDAL_GEOREF_SOURCES="INTERNAL"):
         inner = reopen()
     with inner:
         own, outer = inner.transform, dataset.transform

@@ -7,7 +7,6 @@ and nothing is decoded again to make overviews.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from pipeline.cog import check_blocks
@@ -28,6 +27,7 @@ from pipeline.grid import RasterGrid
 from pipeline.handles import limit_block_cache
 from pipeline.levels import BLOCK
 from pipeline.overviews import halve_mean, halve_mode, halve_slabs
+from pipeline.silence import silent
 
 ENCODERS = 4
 """GDAL's threads that compress blocks; they share one pool, however many files are written."""
@@ -214,8 +214,7 @@ def _predictor(form: RasterForm) -> int:
 
 def _open_quietly(path: Path, *arguments: str, **profile: Any) -> Any:
     """Open without rasterio's warning of rasters without a place, and of flipped identities: GeoTIFF keeps them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with silent():
         return rasterio.open(path, *arguments, **profile)
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from pipeline.abreast import abreast
 from pipeline.band_file import BandFile
 from pipeline.bands import offered_bands
 from pipeline.card import ModelCard
@@ -31,6 +32,9 @@ from pipeline.scene_spec import ReadingSpec, ReadingTerms
 from pipeline.validity import NodataWhen
 
 __all__ = ["ReadingSpec", "Scene", "SceneFile", "SceneReader", "describe_scene", "remote_fingerprint"]
+
+HEADERS_AT_ONCE = 8
+"""Headers of a remote scene's files that are read side by side."""
 
 Fact = TypeVar("Fact")
 
@@ -186,11 +190,14 @@ def _describe_files(
         )
     wanted = terms.card.bands if terms.card else None
     found = find_in_files(files, wanted, own_names=partial(_own_names, spec=terms.spec), place=str(place))
-    described = []
-    for index in sorted({index for index, _ in found.values()}):
+    needed = sorted({index for index, _ in found.values()})
+    is_remote = any("://" in files[index].location for index in needed)
+
+    def describe(index: int) -> SceneFile:
         numbers = {name: number for name, (of, number) in found.items() if of == index}
-        described.append(_describe_part(files[index], numbers, terms))
-    return on_one_grid(described), tuple(found)
+        return _describe_part(files[index], numbers, terms)
+
+    return on_one_grid([*abreast(describe, needed, most=HEADERS_AT_ONCE if is_remote else 1)]), tuple(found)
 
 
 def _describe_part(told: BandFile, numbers: Mapping[str, int], terms: ReadingTerms) -> SceneFile:

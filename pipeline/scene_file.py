@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from pipeline.band_file import BandFile
@@ -25,6 +23,7 @@ from pipeline.grid import RasterGrid
 from pipeline.header import check_size, check_type, fingerprint
 from pipeline.location import Location
 from pipeline.scene_spec import ReadingTerms
+from pipeline.silence import silent
 from pipeline.validity import (
     NodataWhen,
     present_pixels,
@@ -33,9 +32,6 @@ from pipeline.validity import (
     resolve_nodata,
     sound_pixels,
 )
-
-SILENCING = threading.Lock()
-"""Held by threads around what silences warnings with `warnings.catch_warnings`, which must not interleave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +167,7 @@ def open_again(file: SceneFile) -> rasterio.DatasetReader:
     """A new handle, without the warning where we know that georeferencing is missing."""
     if is_on_earth(file.grid.crs):
         return rasterio.open(file.location.gdal_path, driver=file.driver)
-    with SILENCING:
-        return _open_quietly(file.location, file.driver)
+    return _open_quietly(file.location, file.driver)
 
 
 def read_stored(
@@ -244,8 +239,7 @@ def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
 
 def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
     """Open without rasterio's warning of missing georeferencing, which we answer with a refusal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with silent():
         dataset: rasterio.DatasetReader = rasterio.open(place.gdal_path, driver=driver)
     return dataset
 

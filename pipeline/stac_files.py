@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pipeline.abreast import abreast
 from pipeline.errors import WorldError
 from pipeline.journal import FindFinished
 from pipeline.mosaic_reader import MosaicReader
@@ -58,9 +58,8 @@ def write_collection(results: Results) -> None:
 
 def _described(results: Results) -> Iterator[Described]:
     """The whole results, in order; several are looked up at once, since a store answers slowly."""
-    with ThreadPoolExecutor(AT_ONCE, "stac") as pool:
-        found = pool.map(lambda scene: _describe(results, *scene), results.surveyed())
-        yield from (each for each in found if each is not None)
+    found = abreast(lambda scene: _describe(results, *scene), results.surveyed(), most=AT_ONCE)
+    yield from (each for each in found if each is not None)
 
 
 def _describe(results: Results, scene_id: str, find_finished: FindFinished) -> Described | None:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 RANKS: tuple[tuple[str, ...], ...] = (
     (
         "errors",
+        "abreast",
         "allocator",
         "band_file",
         "dates",
@@ -26,6 +27,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
         "cog",
         "processors",
         "scoring",
+        "silence",
         "stages",
     ),
     ("object_store", "remote_facts"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.catalog import read_catalog
 from pipeline.errors import AccessError, DamagedSceneError, SceneError, SettingsError, WorldError
 from pipeline.journal import content_key
 from pipeline.location import resolve_location
+from pipeline.remote_facts import remote_version
 from pipeline.retrying import is_world_fault
 from pipeline.run_quarantine import is_data_fault
 from pipeline.scene import SceneReader, describe_scene, remote_fingerprint
@@ -86,6 +88,58 @@ def test_a_scene_of_several_files_on_s3_reads_like_the_local_one(
     assert all(file.fingerprint for file in scene.files)
     assert scene.modified_ns is None
     assert not any(f"GET /{store.bucket}/unwanted" in line for line in store.requests)
+
+
+def band_files(store: Store, names: str) -> list[BandFile]:
+    """Files of one band each, on the store or not."""
+    return [
+        BandFile(
+            location=f"s3://{store.bucket}/{name}.tif", names=(name,), nodata=(None,), scales=(None,), offsets=(None,)
+        )
+        for name in names
+    ]
+
+
+def test_the_headers_of_a_scenes_files_are_read_side_by_side(
+    store: Store, make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(3)
+
+    def asked_together(address: str) -> str | None:
+        together.wait(20)
+        return remote_version(address)
+
+    for seed, name in enumerate("abc"):
+        store.put(f"{name}.tif", make_scene(bands=1, name=f"{name}.tif", seed=seed))
+    card, files = ModelCard(bands=("c", "a", "b"), classes=("bright",)), band_files(store, "abc")
+    alone = [describe_scene(file.location).files[0].fingerprint for file in files]
+    monkeypatch.setattr("pipeline.location.remote_version", asked_together)
+    scene = describe_scene(files[0].location, card=card, files=files)
+    assert scene.bands == ("c", "a", "b")
+    assert [file.location.stem for file in scene.files] == ["a", "b", "c"]
+    assert [file.fingerprint for file in scene.files] == alone
+
+
+def test_of_several_files_that_are_not_there_the_first_is_named(
+    store: Store, make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the answer about the other came before."""
+    answered = threading.Event()
+
+    def answered_late(address: str) -> str | None:
+        if address.endswith("b.tif"):
+            assert answered.wait(20)
+        try:
+            return remote_version(address)
+        finally:
+            if address.endswith("c.tif"):
+                answered.set()
+
+    store.put("a.tif", make_scene(bands=1, name="a.tif"))
+    monkeypatch.setattr("pipeline.location.remote_version", answered_late)
+    files, card = band_files(store, "abc"), ModelCard(bands=("a", "b", "c"), classes=("bright",))
+    with pytest.raises(SceneError, match=r"b\.tif: nothing is there"):
+        describe_scene(files[0].location, card=card, files=files)
 
 
 @pytest.mark.parametrize(

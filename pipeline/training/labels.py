@@ -21,7 +21,7 @@ from pipeline.errors import LabelError
 from pipeline.georeference import is_on_earth
 from pipeline.grid import RasterGrid
 from pipeline.scene import Scene
-from pipeline.scene_file import SILENCING
+from pipeline.silence import undisturbed
 from pipeline.training.class_map import (
     NO_CLASS,
     NOT_LOOKED_AT,
@@ -100,7 +100,7 @@ def burn_shapes(shapes: NDArray[np.object_], grid: RasterGrid) -> NDArray[np.boo
     """Which pixels of a grid, `(height, width)`, have their centre in some of the polygons."""
     if not len(shapes):
         return np.zeros(grid.shape, bool)
-    with SILENCING:  # `rasterize` silences a warning of its own
+    with undisturbed():  # `rasterize` silences a warning of its own
         burnt = rasterize(shapes, out_shape=grid.shape, transform=grid.transform, dtype="uint8")
     return np.asarray(burnt, bool)
 
