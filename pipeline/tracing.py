@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.labelling import Components, compiled, unique_rows
+from pipeline.tracing_corners import link_corners
 from pipeline.tracing_rings import Loops, close_rings, gather
-from pipeline.tracing_sweeps import Corners, link_corners, measure_runs
+from pipeline.tracing_runs import measure_runs
+from pipeline.tracing_sweeps import Corners
 
 
 @dataclass(frozen=True, kw_only=True)

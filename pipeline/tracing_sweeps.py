@@ -10,24 +10,22 @@ the next:
 
 Eight pixels are passed over at a time where nothing changes, so what costs is the vertices and the runs. Where equal
 pixels meet only in a corner, both outlines turn right, as strangers do; `pipeline.tracing_rings` finds those that
-are not. All kernels that call each other stand in one file: numba's cache looks at no other.
+are not. All kernels that call each other stand in one file: numba's cache looks at no other. Records are named tuples,
+which numba takes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.labelling import BAD, compiled
+from pipeline.labelling import compiled
 
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int32]
 Sums = NDArray[np.int64]
-
-Lines = tuple[Bytes, Bytes, Bytes, NDArray[np.uint64]]
-"""Codes of two rows of pixels, marks of a row of places, and the marks eight at a time."""
 
 OUTSIDE = 255
 """Code of a pixel of no component: nodata, beyond the block, and of no class unless those are wanted."""
@@ -35,14 +33,11 @@ ON_SEAM = 1
 """Of a vertex: it lies on a seam."""
 LEFT_SIDE = 2
 """Of a vertex: the outline arrives along the left side of a pixel, from below."""
-FIRST_ROOM = 1 << 14
-"""Vertices that there is room for at first, beyond those of one row."""
 ONES = np.uint64(0x0101010101010101)
 """Eight bytes of 1."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Corners:
+class Corners(NamedTuple):
     """Vertices of all outlines of a block, sorted by `(y, x)`, and the links between them."""
 
     xy: Numbers
@@ -55,113 +50,50 @@ class Corners:
     """`(k, 2)`: vertices of two equal pixels that meet in a corner and share no side with a third; both turn right."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Runs:
-    """What the components of a block add up to."""
+class VertexRule(NamedTuple):
+    """What is outlined, and where vertices are made that are no corners."""
 
-    count: Sums
-    """`(n,)` pixels."""
-    total: Sums
-    """`(n,)`: sum of the pixels' levels."""
-    peak: Sums
-    """`(n,)`: greatest level of a pixel."""
-    lines: tuple[Sums, Sums, Sums, Sums]
-    """The component of each pixel along the top, right, bottom and left side of the block; `BAD` = none."""
+    with_none: bool
+    """True to make components of the pixels of value 0, too."""
+    junctions: bool
+    """True to make a vertex also where two neighbours of a straight side meet."""
+    seams: Sums
+    """Rows or columns of the seams, see `Seams.positions`; along them every pixel corner is a vertex."""
+
+
+class RowRoom(NamedTuple):
+    """Room in which a row of a block is worked on."""
+
+    codes: Bytes
+    """`(2, width + 2)`: two rows of pixels, with what lies beside them."""
+    marks: Bytes
+    """`(>= width + 1,)`: the places at which something changes."""
+    words: NDArray[np.uint64]
+    """The same memory, eight marks at a time."""
+    slots: Numbers
+    """`(2, width + 1)`: what is open in each column."""
+
+
+class Totals(NamedTuple):
+    """What the components of a block add up to, as it is filled in."""
+
+    sums: Sums
+    """`(3, components)`: pixels, sum of their levels, greatest level."""
+    sides: tuple[Sums, Sums, Sums, Sums]
+    """The component of each pixel along the top, right, bottom and left side of the block."""
     labels: Numbers
     """`(height, width)`: 1 + the component, 0 = none; empty when not painted."""
 
 
-def link_corners(mask: Bytes, seams: Sums, *, with_none: bool, junctions: bool) -> Corners:
-    """The linked vertices of all components.
-
-    Args:
-        mask: `(height, width)` class values, contiguous; 0 = none, 255 = nodata.
-        seams: rows or columns of the seams, see `Seams.positions`; along them every pixel corner is a vertex.
-        with_none: True to make components of the pixels of value 0, too.
-        junctions: True to make a vertex also where two neighbours of a straight side meet.
-    """
-    width = mask.shape[1]
-    corners = _room(FIRST_ROOM + 4 * (width + 1))
-    slots = np.empty((2, width + 1), np.int32)
-    lines = _lines(width)
-    row = used = pairs = 0
-    while row <= mask.shape[0]:
-        if row:
-            corners = _enlarged(corners)
-        arrays = (corners.xy, corners.following, corners.kind, corners.touching)
-        row, used, pairs = _link_rows(mask, with_none, junctions, seams, slots, lines, (row, used, pairs), arrays)
-    return Corners(
-        xy=corners.xy[:used],
-        following=corners.following[:used],
-        kind=corners.kind[:used],
-        touching=corners.touching[:pairs],
-    )
-
-
-def measure_runs(
-    mask: Bytes,
-    level: NDArray[np.unsignedinteger],
-    ring: Numbers,
-    owner: Numbers,
-    corners: Corners,
-    *,
-    with_none: bool,
-    painted: bool,
-) -> Runs:
-    """Measure the components, and find out which of them each hole is in.
-
-    Args:
-        mask: `(height, width)` class values, contiguous.
-        level: `(height, width)` levels that are summed, contiguous.
-        ring: `(vertices,)`: the ring of each vertex, numbered by first vertex.
-        owner: `(rings,)`: the component that each ring bounds, -1 for holes; those are filled in.
-        corners: of the block.
-        with_none: as for `link_corners`.
-        painted: True to number every pixel.
-    """
-    n, (height, width) = int(owner.max(initial=-1)) + 1, mask.shape
-    sums = np.zeros((3, n), np.int64)
-    lines = [np.full(size, BAD, np.int64) for size in (width, height, width, height)]
-    labels = np.zeros((height, width) if painted else (0, 0), np.int32)
-    at_side, at_hole = np.empty(width + 1, np.int32), np.full(width + 1, -1, np.int32)
-    _measure_rows(
-        mask,
-        level,
-        with_none,
-        (corners.xy, corners.kind, ring),
-        owner,
-        (at_side, at_hole),
-        _lines(width),
-        sums,
-        (lines[0], lines[1], lines[2], lines[3]),
-        labels,
-    )
-    return Runs(
-        count=sums[0], total=sums[1], peak=sums[2], lines=(lines[0], lines[1], lines[2], lines[3]), labels=labels
-    )
-
-
-def _lines(width: int) -> Lines:
-    """Room for one row of a block."""
+def row_room(width: int) -> RowRoom:
+    """Room for the rows of a block, with empty slots."""
     marks = np.zeros((width + 8) // 8 * 8, np.uint8)
-    return np.empty(width + 2, np.uint8), np.empty(width + 2, np.uint8), marks, marks.view(np.uint64)
-
-
-def _room(size: int) -> Corners:
-    return Corners(
-        xy=np.empty((size, 2), np.int32),
-        following=np.empty(size, np.int32),
-        kind=np.empty(size, np.uint8),
-        touching=np.empty((size // 2, 2), np.int32),
+    return RowRoom(
+        codes=np.empty((2, width + 2), np.uint8),
+        marks=marks,
+        words=marks.view(np.uint64),
+        slots=np.full((2, width + 1), -1, np.int32),
     )
-
-
-def _enlarged(old: Corners) -> Corners:
-    size = len(old.xy)
-    new = _room(2 * size)
-    new.xy[:size], new.following[:size], new.kind[:size] = old.xy, old.following, old.kind
-    new.touching[: len(old.touching)] = old.touching
-    return new
 
 
 @compiled
@@ -196,27 +128,20 @@ def _parts(one: int, other: int) -> bool:
 
 
 @compiled
-def _link_rows(
-    mask: Bytes,
-    with_none: bool,
-    junctions: bool,
-    seams: Sums,
-    slots: Numbers,
-    lines: Lines,
-    state: tuple[int, int, int],
-    corners: tuple[Numbers, Numbers, Bytes, Numbers],
+def link_rows(
+    mask: Bytes, rule: VertexRule, room: RowRoom, corners: Corners, state: tuple[int, int, int]
 ) -> tuple[int, int, int]:
     """Sweep rows of places while there is room; returns the next row, and how many vertices and pairs there are."""
     height, width = mask.shape
-    above, below, marks, words = lines
+    above, below, seams = room.codes[0], room.codes[1], rule.seams
     y, n, pairs = state
-    _encode_row(mask, y - 1, with_none, above)
-    while y <= height and n + 4 * (width + 1) <= len(corners[1]):
-        _encode_row(mask, y, with_none, below)
-        _mark_places(above, below, y == seams[0] or y == seams[2], marks)
-        marks[0] |= seams[3] == 0
-        marks[width] |= seams[1] == width
-        n, pairs = _link_row(y, above, below, words, junctions, seams, slots, n, pairs, corners)
+    _encode_row(mask, y - 1, rule.with_none, above)
+    while y <= height and n + 4 * (width + 1) <= len(corners.following):
+        _encode_row(mask, y, rule.with_none, below)
+        _mark_places(above, below, y == seams[0] or y == seams[2], room.marks)
+        room.marks[0] |= seams[3] == 0
+        room.marks[width] |= seams[1] == width
+        n, pairs = _link_row((above, below), rule, room, corners, (y, n, pairs))
         above, below = below, above
         y += 1
     return y, n, pairs
@@ -224,32 +149,24 @@ def _link_rows(
 
 @compiled
 def _link_row(
-    y: int,
-    above: Bytes,
-    below: Bytes,
-    words: NDArray[np.uint64],
-    junctions: bool,
-    seams: Sums,
-    slots: Numbers,
-    n: int,
-    pairs: int,
-    corners: tuple[Numbers, Numbers, Bytes, Numbers],
+    codes: tuple[Bytes, Bytes], rule: VertexRule, room: RowRoom, corners: Corners, state: tuple[int, int, int]
 ) -> tuple[int, int]:
-    """Make and link the vertices of one row of places, after `n` vertices and `pairs` pairs of earlier rows.
+    """Make and link the vertices of one row of places, after the vertices and pairs of earlier rows.
 
     A slot holds the vertex at the near end of a side that is open: along this row `east` and `west`, in each column
-    `south` and `north`. A side that ends here, or begins with the vertex in its slot, is linked.
+    `south` and `north`. A side that ends here, or begins with the vertex in its slot, is linked. In one piece, and with
+    arrays in names of their own: with a call at each place it takes almost three times as long.
     """
-    xy, following, kind, touching = corners
-    south, north = slots[0], slots[1]
+    (above, below), (y, n, pairs) = codes, state
+    following, south, north, seams = corners.following, room.slots[0], room.slots[1], rule.seams
+    xy, kind, touching, junctions, words = corners.xy, corners.kind, corners.touching, rule.junctions, room.words
     east = west = np.int32(0)
     for k in range(len(words)):
         word = words[k]
         while word != 0:
             x = 8 * k + _first_byte(word)
             word &= word - np.uint64(1)
-            a, b, c, d = above[x], above[x + 1], below[x], below[x + 1]
-            first = n
+            a, b, c, d, first = above[x], above[x + 1], below[x], below[x + 1], n
             # southwards along a, eastwards along c, westwards along b, northwards along d: right, left, straight on
             if a != b and a != OUTSIDE and (c != a or d == c or x == seams[1] or (junctions and _parts(b, d))):
                 following[south[x]] = n
@@ -303,27 +220,31 @@ def _link_row(
 
 
 @compiled
-def _measure_rows(
+def measure_rows(
     mask: Bytes,
     level: NDArray[np.unsignedinteger],
     with_none: bool,
-    vertices: tuple[Numbers, Bytes, Numbers],
-    owner: Numbers,
-    slots: tuple[Numbers, Numbers],
-    lines: Lines,
-    sums: Sums,
-    sides: tuple[Sums, Sums, Sums, Sums],
-    labels: Numbers,
+    vertices: tuple[Corners, Numbers, Numbers],
+    room: RowRoom,
+    totals: Totals,
 ) -> None:
     """Sweep rows of pixels.
 
     A run begins at a left side of its component and may end at a hole. Slots hold the ring of the side that is open in
     each column, and a hole that begins there.
+
+    Args:
+        mask: of the block.
+        level: the same shape, what is summed.
+        with_none: as in the rule of the vertices.
+        vertices: of the block, the ring of each, and the component that each ring bounds, -1 for holes; filled in.
+        room: for a row.
+        totals: filled in.
     """
     height, width = mask.shape
-    xy, kind, ring = vertices
-    left, hole = slots
-    codes, _, marks, words = lines
+    corners, ring, owner = vertices
+    left, hole, codes, marks, words = room.slots[0], room.slots[1], room.codes[0], room.marks, room.words
+    xy, kind, sums, sides, labels = corners.xy, corners.kind, totals.sums, totals.sides, totals.labels
     v, rings = 0, -1
     for y in range(height):
         while v < len(ring) and xy[v, 1] == y:
@@ -343,9 +264,9 @@ def _measure_rows(
                 x = 8 * i + _first_byte(word)
                 word &= word - np.uint64(1)
                 if codes[x] != OUTSIDE:
-                    _add_run(level, y, begin, x, k, sums)
+                    _add_run(level, (y, begin, x), k, sums)
                     if begin == 0 or x == width or y == 0 or y == height - 1 or len(labels):
-                        _note_run(y, begin, x, k, sides, labels)
+                        _note_run((y, begin, x), k, sides, labels)
                     if hole[x] >= 0:
                         owner[hole[x]] = k
                         hole[x] = -1
@@ -354,8 +275,9 @@ def _measure_rows(
 
 
 @compiled
-def _add_run(level: NDArray[np.unsignedinteger], y: int, begin: int, end: int, k: int, sums: Sums) -> None:
-    """Add the pixels `begin:end` of a row to component `k`."""
+def _add_run(level: NDArray[np.unsignedinteger], run: tuple[int, int, int], k: int, sums: Sums) -> None:
+    """Add the pixels `begin:end` of the row `y` to component `k`."""
+    y, begin, end = run
     total = peak = np.int64(0)
     for x in range(begin, end):
         total += level[y, x]
@@ -367,9 +289,9 @@ def _add_run(level: NDArray[np.unsignedinteger], y: int, begin: int, end: int, k
 
 
 @compiled
-def _note_run(y: int, begin: int, end: int, k: int, sides: tuple[Sums, Sums, Sums, Sums], labels: Numbers) -> None:
-    """Write component `k` to the pixels `begin:end` of a row, in the sides of the block and the labels."""
-    top, right, bottom, left = sides
+def _note_run(run: tuple[int, int, int], k: int, sides: tuple[Sums, Sums, Sums, Sums], labels: Numbers) -> None:
+    """Write component `k` to the pixels `begin:end` of the row `y`, in the sides of the block and the labels."""
+    (y, begin, end), (top, right, bottom, left) = run, sides
     if begin == 0:
         left[y] = k
     if end == len(top):

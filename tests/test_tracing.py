@@ -19,7 +19,7 @@ from scipy import ndimage
 from pipeline.labelling import BAD, unite
 from pipeline.shaping import PolygonSpec
 from pipeline.tracing import Rings, Seams, Traced, trace
-from pipeline.tracing_sweeps import FIRST_ROOM
+from pipeline.tracing_corners import FIRST_ROOM
 
 ROOT = Path(__file__).parents[1]
 
