@@ -5,45 +5,27 @@ None of it decides anything: a server that is away costs a picture, never a resu
 
 from __future__ import annotations
 
-import base64
-import io
-import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.exceptions import PrefectException
 
+from flows.away import unless_away
+from flows.scene_card import scene_card
 from pipeline.report import SceneReport
-
-log = logging.getLogger(__name__)
 
 KEY = "segment-catalog"
 MOST_CARDS = 50
 """Scenes of a run that get a card with a picture; the table tells of all."""
 MOST_ROWS = 1000
 """Rows of the table; scenes without a result come first when there are more."""
-THUMBNAIL_PX = 256
-"""Longest side of a picture, which as a JPEG takes some 20 kB of the server's database."""
-
-
-@contextmanager
-def unless_away() -> Iterator[None]:
-    """Go on when the server cannot be told."""
-    try:
-        yield
-    except (httpx.HTTPError, PrefectException, OSError) as error:
-        log.warning("the Prefect server was not told: %s", type(error).__name__)
 
 
 class RunPage:
@@ -82,38 +64,6 @@ def show_summary(reports: Sequence[SceneReport], out: str) -> None:
         create_table_artifact(
             key=KEY, table=[_row(each) for each in shown], description=f"{out}: {counts or 'no scene'}{left_out}"
         )
-
-
-def scene_card(report: SceneReport) -> str:
-    """A scene in Markdown: picture, counts, and where its files are."""
-    picture = thumbnail(Path(report.folder) / report.outputs.get("preview", "preview.png"))
-    area_m2, seconds = sum(report.area_m2.values()), sum(report.seconds.values())
-    files = [f"- {kind}: [{name}]({_link(report.folder, name)})" for kind, name in report.outputs.items()]
-    lines = [
-        f"## {report.scene}",
-        *([f"![{report.scene}]({picture})"] if picture else []),
-        f"{report.polygons:,} polygons, {area_m2:,.0f} m2, {report.pixels / 1e6:,.1f} Mpx in {seconds:,.1f} s",
-        "\n".join(files),
-    ]
-    return "\n\n".join(lines) + "\n"
-
-
-def thumbnail(path: Path) -> str | None:
-    """A picture as a `data:` address of bounded size, None where there is none on this machine's disks."""
-    if not path.is_file():
-        return None
-    from PIL import Image
-
-    content = io.BytesIO()
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        small.save(content, "JPEG", quality=75)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def _link(folder: str, name: str) -> str:
-    return f"{folder.rstrip('/')}/{name}" if "://" in folder else (Path(folder).absolute() / name).as_uri()
 
 
 def _most_telling(reports: Sequence[SceneReport]) -> Sequence[SceneReport]:

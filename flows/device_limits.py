@@ -19,9 +19,8 @@ from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectN
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
-from flows.artifacts import unless_away
-from pipeline.devices import environment_for, kind_of, resolve_devices
-from pipeline.predictor_loaded import resolve_device
+from flows.away import unless_away
+from pipeline.devices import best_device, environment_for, kind_of, resolve_devices
 
 MACHINE = "SCENEMILL_MACHINE"
 """Environment variable with the machine's name in limits, for containers, whose host names change."""
@@ -69,7 +68,7 @@ def limit_name(device: str, surroundings: Mapping[str, str] = os.environ) -> str
     >>> limit_name("cuda", {"SCENEMILL_MACHINE": "mill"}), limit_name("cpu", {"SCENEMILL_MACHINE": "mill"})
     ('scenemill-mill-cuda-0', 'scenemill-mill-cpu')
     """
-    device = str(resolve_device("auto")) if device == "auto" else device
+    device = best_device() if device == "auto" else device
     machine, kind = surroundings.get(MACHINE) or platform.node(), kind_of(device)
     numbered = f"cuda:{device.partition(':')[2] or 0}" if kind == "cuda" else device
     number = environment_for(numbered, surroundings).get("CUDA_VISIBLE_DEVICES")

@@ -6,43 +6,29 @@ prefect deployment run segment-catalog/nightly                   on a server, se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, cast
 
-from cyclopts import App, Parameter
 from prefect import flow
-from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.ad_hoc import Overrides, run_once
-from flows.artifacts import RunPage, show_summary
+from flows.artifacts import RunPage
 from flows.device_limits import device_turn
+from flows.faults import plainly, world_faults_retried
 from flows.forms import form, reader
 from flows.hooks import ON_END
 from flows.in_hand import MOST_IN_HAND, run_scenes, shared_out
+from flows.model import load_model
 from flows.run_names import run_name
-from flows.tasks import load_model, merge_all, plainly, segment_one, world_faults_retried
+from flows.segment_end import summarise
+from flows.tasks import merge_all, segment_one
 from pipeline.catalog import read_catalog
 from pipeline.config import SegmentSpec
-from pipeline.errors import ScenemillError
-from pipeline.report import SceneReport, exit_code
+from pipeline.report import SceneReport
 from pipeline.run import open_run
 
-SOURCES = "Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), STAC (.json, stac+), s3:// and https://."
 SegmentForm = Annotated[SegmentSpec, reader(SegmentSpec), form(SegmentSpec)]
 DEFAULTS = SegmentSpec()
-
-
-class ScenesFailedError(ScenemillError):
-    """Some scenes of a run failed; the others are complete, unless the run was stopped before."""
-
-    def __init__(self, message: str, reports: Sequence[SceneReport] = ()) -> None:
-        super().__init__(message)
-        self.reports = tuple(reports)
-        """A report for every scene of the run, in order."""
 
 
 @flow(
@@ -111,50 +97,7 @@ def overridden(
     return replace(spec, run=run, inference=replace(spec.inference, device=device or spec.inference.device))
 
 
-def summarise(reports: Sequence[SceneReport], out: str) -> State[Any]:
-    """Show the summary, and settle the run's final state."""
-    show_summary(reports, out)
-    failed = [report for report in reports if report.status == "failed"]
-    if failed:
-        reasons = "; ".join(f"{report.scene}: {report.reason}" for report in failed)
-        message = f"{len(failed)} of {len(reports)} scenes failed{_count(reports, 'not run')}: {reasons}"
-        return Failed(message=message, data=ScenesFailedError(message, reports))
-    return Completed(message=f"{len(reports)} scenes{_count(reports, 'quarantined')}", data=[*reports])
-
-
-def _count(reports: Sequence[SceneReport], status: str) -> str:
-    """`, 3 not run`, or nothing where none is."""
-    count = sum(report.status == status for report in reports)
-    return f", {count} {status}" if count else ""
-
-
-app = App(name="python -m flows.segment", help="Run the flow segment-catalog once, with or without a Prefect server.")
-
-
-@app.default
-def _run_once(
-    *scenes: Annotated[str, Parameter(help=SOURCES)],
-    model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
-    out: Annotated[str, Parameter(help="Where the results go, a folder for each scene.")],
-    config: Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")] = None,
-    overrides: Overrides = (),
-    max_failures: Annotated[int | None, Parameter(help="End the run when so many scenes have failed.")] = None,
-    retry_quarantined: Annotated[bool, Parameter(negative="", help="Try scenes in quarantine again.")] = False,
-) -> int:
-    """Exit code 0: all done; 1: something failed, the log says what; 2: wrong usage or settings; 3: see quarantine."""
-    given = [*scenes], [*map(str, model)], out
-
-    def start(settings: SegmentSpec) -> State[Any]:
-        return segment_catalog(
-            *given,
-            settings,
-            max_failures=max_failures,
-            retry_quarantined=retry_quarantined or None,
-            return_state=True,
-        )
-
-    return run_once(app, start, SegmentSpec, config, overrides, code=exit_code)
-
-
 if __name__ == "__main__":
-    app()
+    from flows.ad_hoc_segment import command
+
+    command(segment_catalog)()

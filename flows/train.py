@@ -6,21 +6,18 @@ prefect deployment run train-network/ad-hoc                              on a se
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.client.schemas.objects import State
 
-from flows.ad_hoc import Labels, Overrides, run_once
-from flows.artifacts import unless_away
+from flows.away import unless_away
 from flows.device_limits import device_turn
+from flows.faults import plainly
 from flows.forms import form, reader
 from flows.hooks import ON_END
 from flows.run_names import run_name
-from flows.tasks import plainly, train_one
+from flows.tasks import train_one
 from pipeline.errors import ScenemillError
 from pipeline.training.card_page import card_page
 from pipeline.training.records import EpochRecord, TrainReport
@@ -72,25 +69,7 @@ def _row(record: EpochRecord) -> dict[str, Any]:
     }
 
 
-app = App(name="python -m flows.train", help="Run the flow train-network once, with or without a Prefect server.")
-
-
-@app.default
-def _run_once(
-    *,
-    images: Annotated[list[str], Parameter(help="Scenes, or folders of scenes.", consume_multiple=True)],
-    labels: Labels,
-    out: Annotated[Path, Parameter(help="Checkpoint to write, *.safetensors.")],
-    config: Annotated[Path | None, Parameter(help="YAML file of settings; see configs/train.yaml.")] = None,
-    overrides: Overrides = (),
-) -> int:
-    """Exit code 0: trained; 1: it failed or diverged, the log says why; 2: wrong usage or settings."""
-
-    def start(settings: TrainSpec) -> State[Any]:
-        return train_network(images, labels, str(out), settings, return_state=True)
-
-    return run_once(app, start, TrainSpec, config, overrides)
-
-
 if __name__ == "__main__":
-    app()
+    from flows.ad_hoc_train import command
+
+    command(train_network)()

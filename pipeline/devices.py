@@ -74,6 +74,13 @@ def _cpu_where_nothing_else(device: str) -> str:
     return "cpu" if device == "auto" and not elsewhere else device
 
 
+def best_device() -> str:
+    """What `auto` means in this process."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def kind_of(device: str) -> str:
     """The kind of a device, which decides results: `cuda:1` -> `cuda`."""
     return device.partition(":")[0]

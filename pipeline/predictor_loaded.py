@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.card import ModelCard
 from pipeline.checkpoint import Checkpoint, load_checkpoint
+from pipeline.devices import best_device
 from pipeline.errors import ModelError, SettingsError
 from pipeline.external import SUFFIX, ExternalModel, load_external
 from pipeline.external_trial import ROUNDING, trial_tiles
@@ -198,9 +199,7 @@ def resolve_device(device: str, *, key: str = "inference.device") -> torch.devic
         SettingsError: an unknown or absent device.
     """
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(best_device())
     try:
         place = torch.device(device)
         torch.zeros(1, device=place).item()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.averaging import EnsemblePredictor
@@ -21,38 +21,51 @@ from pipeline.predictor_loaded import load_predictor
 from pipeline.processors import usable_cpus
 
 
-def load_models(
-    paths: Sequence[str | Path], inference: InferenceSpec, *, distribute: DistributeSpec, threshold: float | None
-) -> Prepared:
-    """The model of a run, or the ensemble of several; only verified here when it runs in other processes.
+@dataclass(frozen=True, kw_only=True)
+class RunModels:
+    """Which models a run loads, and how; equal ones are loaded alike, while their files are the same."""
 
-    Args:
-        paths: checkpoints or imported networks, at least one.
-        inference: devices and precision.
-        distribute: which processes run it.
-        threshold: stands in for those of several models.
+    paths: tuple[str | Path, ...]
+    """Checkpoints or imported networks, at least one; several are averaged."""
+    inference: InferenceSpec
+    """Devices and precision."""
+    distribute: DistributeSpec
+    """Which processes run them."""
+    threshold: float | None
+    """Stands in for those of several models."""
+
+
+def models_of(paths: Sequence[str | Path], spec: SegmentSpec) -> RunModels:
+    """What is loaded, as the settings of a run say."""
+    threshold = spec.polygons.threshold
+    return RunModels(paths=tuple(paths), inference=spec.inference, distribute=spec.distribute, threshold=threshold)
+
+
+def load_models(wanted: RunModels) -> Prepared:
+    """The model of a run, or the ensemble of several; only verified here when it runs in other processes.
 
     Raises:
         ModelError: a file is missing, damaged or none of ours, or the models contradict each other.
         SettingsError: no path, the device is not there, or the models' thresholds differ and none is set.
         WorldError: the models cannot be laid into the exchange place.
     """
-    if not paths:
+    if not wanted.paths:
         raise SettingsError("no model is named; name one checkpoint, or several to average")
-    devices = resolve_devices(inference.device)
+    inference, distribute = wanted.inference, wanted.distribute
+    devices, precision = resolve_devices(inference.device), inference.precision
     models: list[Prepared]
     if runs_elsewhere(inference, distribute):
         device = devices[0] if len(devices) == 1 else kind_of(devices[0])
-        exchange, precision = resolve_exchange(distribute), inference.precision
-        models = [DistantPredictor(Path(path), device, precision=precision, exchange=exchange) for path in paths]
+        exchange = resolve_exchange(distribute)
+        models = [DistantPredictor(Path(path), device, precision=precision, exchange=exchange) for path in wanted.paths]
     else:
-        models = [load_predictor(path, devices[0], precision=inference.precision) for path in paths]
-    return models[0] if len(models) == 1 else EnsemblePredictor(models, threshold=threshold)
+        models = [load_predictor(path, devices[0], precision=precision) for path in wanted.paths]
+    return models[0] if len(models) == 1 else EnsemblePredictor(models, threshold=wanted.threshold)
 
 
 def load_run_models(paths: Sequence[str | Path], spec: SegmentSpec) -> Prepared:
     """`load_models` as the settings of a run say."""
-    return load_models(paths, spec.inference, distribute=spec.distribute, threshold=spec.polygons.threshold)
+    return load_models(models_of(paths, spec))
 
 
 def runs_elsewhere(inference: InferenceSpec, distribute: DistributeSpec) -> bool:

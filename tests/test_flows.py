@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,12 +32,14 @@ from webhook import webhook
 
 from benchmarks.prefect_server import ROOT
 from flows import artifacts as pages
-from flows import segment as flow_room
 from flows import tasks as task_room
+from flows.ad_hoc_segment import command
 from flows.device_limits import MACHINE, device_turn
 from flows.hooks import WEBHOOK, tell_end
 from flows.in_hand import run_scenes
-from flows.segment import ScenesFailedError, segment_catalog
+from flows.model import load_model
+from flows.segment import segment_catalog
+from flows.segment_end import ScenesFailedError
 from pipeline.catalog import CatalogEntry
 from pipeline.cli import main
 from pipeline.config import SegmentSpec
@@ -48,6 +51,8 @@ from pipeline.run_ledger import RunLedger
 from pipeline.run_quarantine import Quarantine
 
 SETTINGS = {"tiling": {"tile_size": 32, "overlap": 8}, "reading": {"threads": 1}, "inference": {"device": "cpu"}}
+
+by_hand = command(segment_catalog)
 
 
 @pytest.fixture(scope="module")
@@ -359,11 +364,11 @@ def test_scenes_share_the_processes_of_several_devices_and_several_models(
 
 def test_a_retrained_model_under_the_same_name_is_loaded_again(tmp_path: Path) -> None:
     path, spec = tmp_path / "model.safetensors", SegmentSpec(inference=InferenceSpec(device="cpu"))
-    first = task_room.load_model(str(write_checkpoint(path)), spec)
-    assert task_room.load_model(str(path), spec) is first
+    first = load_model(str(write_checkpoint(path)), spec)
+    assert load_model(str(path), spec) is first
     write_checkpoint(path, seed=1)
     os.utime(path, ns=(0, 0))
-    assert task_room.load_model(str(path), spec).identity != first.identity
+    assert load_model(str(path), spec).identity != first.identity
 
 
 @pytest.mark.parametrize("file", ["prefect.yaml", "prefect.docker.yaml"])
@@ -413,7 +418,7 @@ def test_the_ad_hoc_entry_gives_the_same_files_as_the_command(
     scenes = [str(make_scene(name=name)) for name in ("town.tif", "village.tif", "wood.tif")]
     settings = ["tiling.tile_size=32", "catalog.limit=2", "merge.into=gpkg", f"area={write_half(Path(scenes[0]))}"]
     arguments = [*scenes, "--model", model, *(f"--set={setting}" for setting in settings)]
-    assert flow_room.app([*arguments, "--out", str(tmp_path / "flow")], result_action="return_value") == 0
+    assert by_hand([*arguments, "--out", str(tmp_path / "flow")], result_action="return_value") == 0
     with pytest.raises(SystemExit) as done:
         main(["segment", *arguments, "--out", str(tmp_path / "command")])
     assert done.value.code == 0
@@ -432,9 +437,7 @@ def test_the_ad_hoc_entry_tells_a_new_failure_from_one_in_quarantine(
 ) -> None:
     scenes = [str(write_damaged(tmp_path / f"{name}.tif")) for name in "ab"]
     arguments = [*scenes, "--model", model, "--out", str(tmp_path / "out"), "--set", "tiling.tile_size=32"]
-    codes = [
-        flow_room.app([*arguments, *more], result_action="return_value") for more in ([], [], ["--retry-quarantined"])
-    ]
+    codes = [by_hand([*arguments, *more], result_action="return_value") for more in ([], [], ["--retry-quarantined"])]
     assert codes == [1, 3, 1]
 
 
@@ -444,7 +447,7 @@ def test_the_ad_hoc_entry_tells_wrong_usage_from_failed_scenes(
 ) -> None:
     scene = "nowhere.tif" if missing == "scene" else str(make_scene())
     arguments = [scene, "--model", "nowhere.safetensors" if missing == "model" else model, "--out", str(tmp_path)]
-    assert flow_room.app(arguments, result_action="return_value") == code
+    assert by_hand(arguments, result_action="return_value") == code
 
 
 @pytest.mark.slow
@@ -464,6 +467,22 @@ def test_the_ad_hoc_entry_runs_without_any_server_set_up(make_scene: MakeScene, 
 
 def test_the_ad_hoc_entry_refuses_wrong_settings_before_prefect_starts(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["a.tif", "--model", "m.safetensors", "--out", "out", "--set", "tiling.tile_sise=8"]
-    code = flow_room.app(arguments, result_action="return_value")
+    code = by_hand(arguments, result_action="return_value")
     assert code == 2
     assert "did you mean tiling.tile_size?" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")  # it reads `sys.argv`, as it shall
+@pytest.mark.parametrize(
+    ("room", "flow"), [("segment", "segment-catalog"), ("evaluate", "evaluate-scenes"), ("train", "train-network")]
+)
+def test_every_flow_can_be_run_by_hand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], room: str, flow: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{room}.py", "--help"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(ROOT / "flows" / f"{room}.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert done.value.code in (0, None)
+    assert f"Usage: python -m flows.{room}" in shown
+    assert flow in shown

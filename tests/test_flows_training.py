@@ -12,13 +12,16 @@ from prefect.client.orchestration import get_client
 
 from flows import tasks as task_room
 from flows import train as flow_room
-from flows.train import app, train_network
+from flows.ad_hoc_train import command
+from flows.train import train_network
 from pipeline.cli import main
 from pipeline.errors import DivergedError, LabelError, SettingsError, WorldError
 from pipeline.training.records import TrainReport
 from pipeline.training.train import train
 
 pytestmark = pytest.mark.usefixtures("ephemeral")
+
+by_hand = command(train_network)
 
 
 def test_the_flow_trains_what_the_library_trains_and_shows_the_card(town: Town, tmp_path: Path) -> None:
@@ -45,7 +48,7 @@ def test_the_ad_hoc_entry_refuses_settings_before_prefect_starts(
     town: Town, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, code: int
 ) -> None:
     given = ["--images", str(town.image), "--labels", str(town.labels), "--out", str(tmp_path / "m.safetensors")]
-    assert app([*given, "--set", key], result_action="return_value") == code
+    assert by_hand([*given, "--set", key], result_action="return_value") == code
     assert key.partition("=")[0] in capsys.readouterr().err.replace("\n", "")
 
 
@@ -76,7 +79,7 @@ def test_a_training_that_diverges_ends_with_the_same_code_in_flow_and_command(
     monkeypatch.setattr(task_room, "train", diverge)
     monkeypatch.setattr("pipeline.training.train.train", diverge)
     given = ["--images", str(town.image), "--labels", str(town.labels), "--out", str(tmp_path / "m.safetensors")]
-    assert app(given, result_action="return_value") == 1
+    assert by_hand(given, result_action="return_value") == 1
     with pytest.raises(SystemExit) as done:
         main(["train", *given])
     assert done.value.code == 1

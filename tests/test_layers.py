@@ -230,25 +230,21 @@ def test_the_library_does_not_know_the_flows_but_for_the_command_line():
 
 def test_flows_reach_the_steps_only_through_the_library():
     allowed = [
-        "card",
         "catalog",
         "config",
         "devices",
         "distribute",
         "distribute_plan",
-        "distribute_spec",
         "errors",
         "evaluation",
         "merge",
         "predictor",
-        "predictor_loaded",
         "report",
         "retrying",
         "run",
         "run_devices",
         "run_ledger",
         "scoring",
-        "segment",
         "town",
         "training",
     ]
