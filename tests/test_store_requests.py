@@ -21,7 +21,7 @@ from pipeline.predictor import InferenceSpec
 from pipeline.report import SceneReport
 from pipeline.results import open_results
 from pipeline.run import segment_catalog
-from pipeline.run_devices import load_models
+from pipeline.run_devices import load_run_models
 from pipeline.scene import SceneReader, describe_scene
 from pipeline.scene_spec import ReadingSpec
 from pipeline.stac_files import write_collection
@@ -63,7 +63,7 @@ def run(store: Store, model: str) -> list[SceneReport]:
         tiling=TilingSpec(tile_size=32),
         inference=InferenceSpec(device="cpu", precision="float32"),
     )
-    predictor = load_models([model], spec.inference, distribute=spec.distribute, threshold=None)
+    predictor = load_run_models([model], spec)
     entries = [*read_catalog([f"s3://{store.bucket}/in/"])]
     reports = [*segment_catalog(entries, f"s3://{store.bucket}/out", predictor=predictor, spec=spec)]
     assert not any(report.reason for report in reports), reports
