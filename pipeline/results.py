@@ -53,6 +53,9 @@ class Results(Protocol):
     def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """The report of a scene's whole result with this content key; None where there is none that is believed."""
 
+    def settled(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+        """The same; None, too, where something of a killed run is left that `recovered` would see to."""
+
     def recovered(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """The same, after what a killed run left whole has been brought there.
 
@@ -180,6 +183,10 @@ class LocalResults:
     def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """See `journal.finished_report`."""
         return finished_report(self._folder / scene_id, key)
+
+    def settled(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+        """The same: a folder is healed whenever it is looked at."""
+        return self.finished(scene_id, key)
 
     def recovered(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """The same: a folder is healed whenever it is looked at."""

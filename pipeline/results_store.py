@@ -78,10 +78,15 @@ class StoreResults:
         """The report of a scene's whole result with this content key; None where there is none that is believed."""
         return self._scene(scene_id).look(key)[0]
 
+    def settled(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+        """The same; None, too, where something is staged, or waits in the work folder to be uploaded."""
+        found, is_left = self._look(scene_id, key)
+        return None if is_left else found
+
     def recovered(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """The same, after what a killed run left has been published, or swept away."""
-        found, is_staged = self._scene(scene_id).look(key)
-        if not is_staged and finished_report(self._local / scene_id, key) is None:
+        found, is_left = self._look(scene_id, key)
+        if not is_left:
             return found
         try:
             with leased(self._store, scene_id, self._local) as lease:
@@ -178,6 +183,11 @@ class StoreResults:
         """What `finished` finds, by a listing of a moment ago: what that does not show whole is asked for anew."""
         found = None if listed is None else self._scene(scene_id).finished(key, listed)
         return found if found is not None else self.finished(scene_id, key)
+
+    def _look(self, scene_id: str, key: str | None) -> tuple[dict[str, object] | None, bool]:
+        """What `finished` finds, and whether a killed run left something to publish or to sweep away."""
+        found, is_staged = self._scene(scene_id).look(key)
+        return found, is_staged or finished_report(self._local / scene_id, key) is not None
 
     def _recover(self, scene_id: str, key: str | None, lease: Lease) -> dict[str, object] | None:
         local, scene = self._local / scene_id, self._scene(scene_id)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.abreast import abreast
 from pipeline.area import load_area
 from pipeline.catalog import CatalogEntry
 from pipeline.catalog_scene import describe_entry
@@ -30,7 +31,7 @@ from pipeline.retrying import RunSpec, retry_world_faults
 from pipeline.run_devices import on_devices
 from pipeline.run_in_hand import ScenesInHand, stoppable
 from pipeline.run_ledger import RunLedger, open_ledger
-from pipeline.segment import Watch, segment_scene
+from pipeline.segment import Watch, look_up, segment_scene
 from pipeline.segment_inputs import resolve_settings
 from pipeline.stac_files import write_item
 
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
     from distributed import Client
 
 log = logging.getLogger(__name__)
+
+LOOKED_AHEAD = 8
+"""Remote scenes that are looked up at once, before their turn: a store answers slowly, and many are finished."""
+
+Made = TypeVar("Made")
 
 
 def segment_entry(
@@ -52,6 +58,26 @@ def segment_entry(
     """Describe and segment one scene of a catalog, with its STAC Item; raises what `segment_scene` raises."""
     scene = describe_entry(entry, spec.reading, card=predictor.card)
     made = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
+    return _with_item(made, entry, out_dir, spec)
+
+
+def skip_entry(
+    entry: CatalogEntry, out_dir: str | Path, *, predictor: Prepared, spec: SegmentSpec
+) -> SceneReport | None:
+    """The report of a remote scene that `segment_entry` would skip; None: that is to be seen when its turn comes."""
+    if entry.refused is not None or not _is_remote(entry):
+        return None
+    scene = describe_entry(entry, spec.reading, card=predictor.card)
+    found = look_up(scene, out_dir, predictor=predictor, spec=spec, settled=True).finished
+    return None if found is None else _with_item(found, entry, out_dir, spec)
+
+
+def _is_remote(entry: CatalogEntry) -> bool:
+    return any("://" in address for address in (entry.location, *(file.location for file in entry.files)))
+
+
+def _with_item(made: SceneReport, entry: CatalogEntry, out_dir: str | Path, spec: SegmentSpec) -> SceneReport:
+    """The report of a result as the catalog has it, and its STAC Item beside it."""
     report = replace(made, source=entry.source)
     write_item(open_results(out_dir, spec.run.work_dir), report)
     log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.passes)
@@ -115,11 +141,30 @@ def segment_catalog(
             work = partial(segment_entry, out_dir=out_dir, predictor=predictor, client=workers)
             yield from _side_by_side(entries, ledger, work, running, workers, watcher)
             return
-        for entry in entries:
-            work = partial(segment_entry, entry, out_dir, predictor=predictor, spec=running)
-            yield ledger.passed_over(entry) or ledger.settle(
-                entry, _outcome(entry, partial(work, watch=watcher(entry)), running.run)
-            )
+
+        def attempt(entry: CatalogEntry) -> SceneReport | Exception:
+            work = partial(segment_entry, entry, out_dir, predictor=predictor, spec=running, watch=watcher(entry))
+            return _outcome(entry, work, running.run)
+
+        with closing(_skipped_ahead(entries, out_dir, ledger, predictor=predictor, spec=running)) as ahead:
+            for entry, skipped in zip(entries, ahead, strict=True):
+                yield ledger.passed_over(entry) or ledger.settle(entry, skipped or attempt(entry))
+
+
+def _skipped_ahead(
+    entries: Sequence[CatalogEntry], out_dir: str | Path, ledger: RunLedger, *, predictor: Prepared, spec: SegmentSpec
+) -> Generator[SceneReport | None]:
+    """Of each scene its report, if it is remote and finished; those whose turn is next are looked up meanwhile.
+
+    What goes wrong with that is not told: it will again when the scene's turn comes.
+    """
+    look, once = partial(skip_entry, out_dir=out_dir, predictor=predictor, spec=spec), replace(spec.run, retries=0)
+
+    def seen(entry: CatalogEntry) -> SceneReport | None:
+        found = None if ledger.is_stopped else _outcome(entry, partial(look, entry), once)
+        return None if isinstance(found, Exception) else found
+
+    return abreast(seen, entries, most=LOOKED_AHEAD if any(map(_is_remote, entries)) else 1)
 
 
 def _side_by_side(
@@ -149,10 +194,10 @@ def _side_by_side(
 
 def _outcome(
     entry: CatalogEntry,
-    work: Callable[[], SceneReport],
+    work: Callable[[], Made],
     spec: RunSpec,
     sleep: Callable[[float], object] = time.sleep,
-) -> SceneReport | Exception:
+) -> Made | Exception:
     """The report of a scene, or what it failed with after all retries."""
 
     def tell(error: BaseException, pause_s: float) -> None:

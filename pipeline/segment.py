@@ -220,15 +220,26 @@ def look_up(
     predictor: Predictor | ArrayFunction,
     spec: SegmentSpec,
     client: Client | None = None,
+    settled: bool = False,
 ) -> Found:
-    """What `segment_scene` would find of a scene's result; raises what it raises."""
+    """What `segment_scene` would find of a scene's result; raises what it raises.
+
+    Args:
+        scene: as for `segment_scene`, like the others.
+        out_dir: where results are.
+        predictor: the model.
+        spec: settings.
+        client: asked which device decides.
+        settled: what a killed run left beside a finished result makes it count as none, see `Results.settled`.
+    """
     predictor = augmented(predictor, spec.inference.augment)
     identity = predictor_identity(predictor, client)
-    results = open_results(out_dir)
+    results = open_results(out_dir, spec.run.work_dir)
     card, area = card_of(predictor, None), area_on(scene, spec)
     inputs = Inputs(scene=scene, card=card, spec=spec, identity=identity, area=area)
     report = opening_report(inputs, results.address(scene.id), passes_of(predictor))
-    if found := results.finished(scene.id, report.content_key):
+    find = results.settled if settled else results.finished
+    if found := find(scene.id, report.content_key):
         return Found(finished=SceneReport.from_json(found).found_again(report))
     return Found(reusable=reusable(results.folder(scene.id), report.mosaic_key))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +16,15 @@ from models import write_checkpoint
 from rasterio.windows import Window
 from stores import Store
 
-from pipeline.catalog import read_catalog
+import pipeline.run
+from pipeline.catalog import CatalogEntry, read_catalog
 from pipeline.config import SegmentSpec
 from pipeline.object_store_folder import StoreFolder
 from pipeline.predictor import InferenceSpec
+from pipeline.remote_facts import remote_version
 from pipeline.report import SceneReport
 from pipeline.results import open_results
+from pipeline.retrying import RunSpec
 from pipeline.run import segment_catalog
 from pipeline.run_devices import load_run_models
 from pipeline.scene import SceneReader, describe_scene
@@ -57,17 +62,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors"))
 
 
-def run(store: Store, model: str) -> list[SceneReport]:
+def run(store: Store, model: str, **settings: int) -> list[SceneReport]:
     spec = SegmentSpec(
         reading=ReadingSpec(threads=1),
         tiling=TilingSpec(tile_size=32),
         inference=InferenceSpec(device="cpu", precision="float32"),
+        run=RunSpec(retries=0, **settings),
     )
     predictor = load_run_models([model], spec)
     entries = [*read_catalog([f"s3://{store.bucket}/in/"])]
-    reports = [*segment_catalog(entries, f"s3://{store.bucket}/out", predictor=predictor, spec=spec)]
-    assert not any(report.reason for report in reports), reports
-    return reports
+    return [*segment_catalog(entries, f"s3://{store.bucket}/out", predictor=predictor, spec=spec)]
 
 
 def test_a_finished_scene_costs_few_requests(store: Store, make_scene: MakeScene, model: str) -> None:
@@ -113,6 +117,66 @@ def test_the_item_of_a_finished_scene_is_mended(store: Store, make_scene: MakeSc
         store.put("out/town/item.json", whole[:-9] if harm == "torn" else json.dumps(item, indent=2).encode() + b"\n")
     assert [report.status for report in run(store, model)] == ["skipped"]
     assert store.get("out/town/item.json") == whole
+
+
+# Before its turn
+
+
+def test_finished_scenes_are_looked_up_side_by_side(
+    store: Store, make_scene: MakeScene, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(3)
+
+    def asked_together(address: str) -> str | None:
+        together.wait(20)
+        return remote_version(address)
+
+    scenes = ("north", "south", "west")
+    for seed, name in enumerate(scenes):
+        store.put(f"in/{name}.tif", make_scene(name=f"{name}.tif", seed=seed))
+    run(store, model)
+    monkeypatch.setattr("pipeline.location.remote_version", asked_together)
+    assert [(report.scene, report.status) for report in run(store, model)] == [(name, "skipped") for name in scenes]
+
+
+def test_what_cannot_be_looked_up_before_its_turn_is_left_to_it(
+    store: Store, make_scene: MakeScene, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a fault of ours: it stops no other scene."""
+    turns: list[str] = []
+    look = pipeline.run.skip_entry
+
+    def shaky(entry: CatalogEntry, *args: Any, **kwargs: Any) -> SceneReport | None:
+        turns.append(entry.id)
+        if entry.id == "north":
+            raise RuntimeError
+        return look(entry, *args, **kwargs)
+
+    for name in ("north", "south"):
+        store.put(f"in/{name}.tif", make_scene(name=f"{name}.tif"))
+    run(store, model)
+    monkeypatch.setattr(pipeline.run, "skip_entry", shaky)
+    assert [report.status for report in run(store, model)] == ["skipped", "skipped"]
+    assert sorted(turns) == ["north", "south"]
+
+
+def test_what_a_killed_run_left_beside_a_finished_scene_is_swept_away(
+    store: Store, make_scene: MakeScene, model: str
+) -> None:
+    store.put("in/town.tif", make_scene(name="town.tif"))
+    run(store, model)
+    names = store.names("out/town/")
+    store.put("out/town/.partial/mask.tif", b"rest")
+    assert [report.status for report in run(store, model)] == ["skipped"]
+    assert store.names("out/town/") == names
+
+
+def test_a_run_that_is_stopped_looks_no_further(store: Store, make_scene: MakeScene, model: str) -> None:
+    for number in range(30):
+        store.put(f"in/{number:02}.tif", make_scene(name="lost.tif", crs=None))
+    reports = run(store, model, max_failures=1)
+    assert [report.status for report in reports] == ["failed"] + ["not run"] * 29
+    assert not any(line.startswith(f"GET /{store.bucket}/in/20.tif") for line in store.requests)
 
 
 # Sidecars
