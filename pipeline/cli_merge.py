@@ -37,11 +37,11 @@ def merge(
 def show_merge(out: str, spec: MergeSpec, work_dir: str | None) -> MergeReport | None:
     """Merge, and say what it came to; None where there is nothing to merge."""
     from pipeline.merge import merge_scenes
-    from pipeline.progress import progress_bars, scene_watch
+    from pipeline.progress import merge_watch, progress_bars
     from pipeline.results import open_results
 
     with progress_bars(console) as bars:
-        found = merge_scenes(out, spec, work_dir=work_dir, watch=scene_watch(bars, "merge"))
+        found = merge_scenes(out, spec, work_dir=work_dir, watch=merge_watch(bars))
     if found is not None:
         state = "" if found.is_new else " (as it was)"
         file, scenes = open_results(out).address(found.file), len(found.scenes)

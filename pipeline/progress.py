@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from pipeline.segment import Watch
     from pipeline.training.records import TrainProgress
 
+COUNTED = {"compare": "pairs of scenes", "merge": "scenes"}
+"""What the stages of a merge are counted in."""
+
 
 class PixelRate(ProgressColumn):
-    """Megapixels per second of the stage at hand."""
+    """Megapixels per second of the stage at hand; how much is done of one that is counted in something else."""
 
     def render(self, task: Task) -> Text:
         """The rate, or blank before it is known."""
+        if counted := task.fields.get("counted"):
+            return Text(f"{task.completed:,.0f} of {task.total or 0:,.0f} {counted}", style="cyan")
         return Text(f"{task.speed / 1e6:6.2f} Mpx/s" if task.speed else "", style="cyan")
 
 
@@ -50,12 +55,24 @@ def scene_watch(progress: Progress, scene_id: str, *, beside: bool = False) -> W
     """
     for former in () if beside else progress.task_ids:
         progress.remove_task(former)
+    return _stage_watch(progress, lambda stage, total: progress.add_task(f"{escape(scene_id)} {stage}", total=total))
+
+
+def merge_watch(progress: Progress) -> Watch:
+    """A callback that shows the stage at hand of a merge as a bar, with how many scenes or pairs of them are done."""
+    return _stage_watch(
+        progress, lambda stage, total: progress.add_task(stage, total=total, counted=COUNTED.get(stage, "done"))
+    )
+
+
+def _stage_watch(progress: Progress, begin: Callable[[str, int], TaskID]) -> Watch:
+    """A callback that has a bar for each stage, until it is done."""
     bars: dict[str, TaskID] = {}
 
     def watch(stage: str, done: int, total: int) -> None:
         bar = bars.get(stage)
         if bar is None:
-            bar = bars[stage] = progress.add_task(f"{escape(scene_id)} {stage}", total=total)
+            bar = bars[stage] = begin(stage, total)
         progress.update(bar, completed=done, visible=done < total)
 
     return watch

@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.progress import Progress
 
-from pipeline.progress import PixelRate, progress_bars, scene_watch, train_watch
+from pipeline.progress import PixelRate, merge_watch, progress_bars, scene_watch, train_watch
 from pipeline.training.records import TrainProgress
 
 
@@ -59,6 +59,21 @@ def test_the_bar_of_a_failed_scene_goes_when_the_next_begins() -> None:
     scene_watch(bars, "broken")("infer", 10, 100)
     scene_watch(bars, "next")("infer", 20, 100)
     assert [task.description for task in bars.tasks] == ["next infer"]
+
+
+def test_a_merge_is_counted_in_scenes_and_pairs_of_them() -> None:
+    console, sink = terminal(is_terminal=True)
+    with progress_bars(console) as bars:
+        watch = merge_watch(bars)
+        watch("compare", 1200, 4000)
+        bars.refresh()
+        watch("compare", 4000, 4000)
+        watch("merge", 3, 20)
+        bars.refresh()
+    text = sink.getvalue()
+    assert "1,200 of 4,000 pairs of scenes" in text
+    assert "3 of 20 scenes" in text
+    assert "Mpx/s" not in text
 
 
 def test_the_rate_is_blank_before_it_is_known() -> None:
