@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
+from threading import Event
 
 from prefect.futures import PrefectFuture
 
@@ -19,7 +20,8 @@ from pipeline.run_ledger import RunLedger
 IN_HAND, MOST_IN_HAND = 2, 64
 """Scenes at once here, where one is vectorized while the next is inferred, and on a cluster."""
 
-Submit = Callable[[CatalogEntry], PrefectFuture[SceneReport]]
+Submit = Callable[[CatalogEntry, Event], PrefectFuture[SceneReport]]
+"""Begins a scene, which ends in the state `Cancelled` soon after the event is set."""
 Settled = Callable[[SceneReport], None]
 
 
@@ -42,14 +44,18 @@ def run_scenes(
 ) -> None:
     """Keep scenes in hand until all are settled; none is begun once the ledger says that the run is stopped.
 
-    A run that is cancelled finishes what is in hand. It may be killed meanwhile, so the ledger is saved before.
+    A run that is cancelled ends what is in hand: what is done of it is kept, and it is not settled. The run may be
+    killed meanwhile, so the ledger is saved before.
     """
+    stop = Event()
     in_hand: dict[CatalogEntry, PrefectFuture[SceneReport]] = {}
     finished: SimpleQueue[CatalogEntry] = SimpleQueue()
 
     def settle(entry: CatalogEntry) -> None:
-        in_hand[entry].wait()
-        settled(ledger.settle(entry, in_hand[entry].state.result(raise_on_failure=False)))
+        future = in_hand[entry]
+        future.wait()
+        if not future.state.is_cancelled():
+            settled(ledger.settle(entry, future.state.result(raise_on_failure=False)))
         del in_hand[entry]
 
     try:
@@ -59,9 +65,12 @@ def run_scenes(
             if passed := ledger.passed_over(entry):
                 settled(passed)
                 continue
-            in_hand[entry] = submit(entry)
+            in_hand[entry] = submit(entry, stop)
             in_hand[entry].add_done_callback(partial(_tell, finished, entry))
+        while in_hand:
+            settle(finished.get())
     except BaseException:
+        stop.set()
         ledger.save()
         raise
     finally:

@@ -7,9 +7,11 @@ prefect deployment run segment-catalog/nightly                   on a server, se
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Event
 from typing import Annotated, Any, cast
 
 from prefect import flow
+from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import RunPage
@@ -22,7 +24,7 @@ from flows.model import load_model
 from flows.run_names import run_name
 from flows.segment_end import summarise
 from flows.tasks import merge_all, segment_one
-from pipeline.catalog import read_catalog
+from pipeline.catalog import CatalogEntry, read_catalog
 from pipeline.config import SegmentSpec
 from pipeline.report import SceneReport
 from pipeline.run import open_run
@@ -78,7 +80,11 @@ def segment_catalog(
         with open_run(entries, out, predictor=predictor, spec=spec) as (ledger, running):
             most, cut = shared_out(running, len(entries))
             page = RunPage(len(entries))
-            run_scenes(ledger, entries, lambda entry: one.submit(entry, model, out, cut), page.settled, most=most)
+
+            def begin(entry: CatalogEntry, stop: Event) -> PrefectFuture[SceneReport]:
+                return one.submit(entry, model, out, cut, stop)
+
+            run_scenes(ledger, entries, begin, page.settled, most=most)
     if spec.merge.into is not None:
         merge_all.with_options(**world_faults_retried(spec.run))(out, spec.merge, spec.run.work_dir)
     # Prefect takes a returned State for the run's own, and what it holds for the result.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from threading import Event
+from typing import cast
+
 from prefect import task
+from prefect.states import Cancelled
 
 from flows.faults import world_faults_retried
 from flows.model import load_model
@@ -19,20 +23,26 @@ from pipeline.predictor import Prepared
 from pipeline.report import SceneReport
 from pipeline.retrying import RunSpec
 from pipeline.run import segment_entry
+from pipeline.run_in_hand import StoppedError, stoppable
 from pipeline.training.records import TrainReport
 from pipeline.training.settings import TrainSpec
 from pipeline.training.train import train
 
 
 @task(name="segment-scene", task_run_name="{entry.id}", **world_faults_retried(RunSpec()))
-def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: SegmentSpec) -> SceneReport:
-    """Segment one scene of a catalog into its folder under `out`."""
+def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: SegmentSpec, stop: Event) -> SceneReport:
+    """Segment one scene of a catalog into its folder under `out`; cancelled soon after the event is set."""
     try:
         predictor = load_model(model, spec)
     except ModelError as error:
         raise WorldError(f"{error}; it was whole when the run began") from error
-    with cluster(spec.distribute) as client:
-        return segment_entry(entry, out, predictor=predictor, spec=spec, client=client)
+    try:
+        with cluster(spec.distribute) as client:
+            watch = stoppable(None, stop)
+            return segment_entry(entry, out, predictor=predictor, spec=spec, client=client, watch=watch)
+    except StoppedError:
+        # Prefect takes a returned State for the task's own.
+        return cast("SceneReport", Cancelled(message="the run was stopped; run again to continue"))
 
 
 @task(name="merge-scenes", task_run_name="{out}", **world_faults_retried(RunSpec()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from prefect.states import Failed
 from prefect.utilities.schema_tools.validation import validate
 from webhook import webhook
 
+import pipeline.region
 from benchmarks.prefect_server import ROOT
 from flows import artifacts as pages
 from flows import tasks as task_room
@@ -47,6 +49,7 @@ from pipeline.errors import ModelError, SceneError, SettingsError, WorldError
 from pipeline.predictor import InferenceSpec
 from pipeline.report import SceneReport
 from pipeline.retrying import RunSpec
+from pipeline.run_in_hand import stoppable
 from pipeline.run_ledger import RunLedger
 from pipeline.run_quarantine import Quarantine
 
@@ -172,19 +175,26 @@ def test_a_hopeless_run_is_ended_and_what_is_in_work_is_finished(
     assert sum(json.loads((out / "run.json").read_text())["counts"].values()) == 6
 
 
-def test_a_cancelled_run_finishes_what_is_in_hand_and_records_it(tmp_path: Path) -> None:
-    """Cancelling raises in the flow's own thread; here while the third scene is submitted."""
-    entries = [CatalogEntry(id=name, location=str(tmp_path / f"{name}.tif")) for name in "abcd"]
+def test_a_cancelled_run_ends_what_is_in_hand_and_records_it(tmp_path: Path) -> None:
+    """Cancelling raises in the flow's own thread; here while the fourth scene is submitted.
+
+    Of those in hand then, the second comes to its end all the same, and the third does not.
+    """
+    entries = [CatalogEntry(id=name, location=str(tmp_path / f"{name}.tif")) for name in "abcde"]
     records: list[dict[str, int]] = []
     gates = {entry.id: Event() for entry in entries}
     gates["a"].set()
 
     class Future:
-        def __init__(self, entry: CatalogEntry) -> None:
-            self.entry, self.state = entry, self
+        def __init__(self, entry: CatalogEntry, stop: Event) -> None:
+            self.entry, self.stop, self.state = entry, stop, self
+
+        def is_cancelled(self) -> bool:
+            return self.stop.is_set() and self.entry.id == "c"
 
         def wait(self) -> None:
             if not gates[self.entry.id].is_set():  # the run was cancelled, and this scene is in work still
+                assert self.stop.is_set()
                 records.append(json.loads((tmp_path / "run.json").read_text())["counts"])
 
         def result(self, raise_on_failure: bool) -> SceneReport:
@@ -194,17 +204,54 @@ def test_a_cancelled_run_finishes_what_is_in_hand_and_records_it(tmp_path: Path)
             if gates[self.entry.id].is_set():
                 tell(self)
 
-    def submit(entry: CatalogEntry) -> Any:
-        if entry.id == "c":
+    def submit(entry: CatalogEntry, stop: Event) -> Any:
+        assert not stop.is_set()
+        if entry.id == "d":
             raise KeyboardInterrupt
-        return Future(entry)
+        return Future(entry, stop)
 
     quarantine = Quarantine(tmp_path, inputs="", drivers=())
     ledger = RunLedger(entries, tmp_path, spec=RunSpec(), quarantine=quarantine)
     with pytest.raises(KeyboardInterrupt):
-        run_scenes(ledger, entries, submit)
-    assert records == [{"done": 1, "skipped": 0, "failed": 0, "quarantined": 0, "not run": 3}]
-    assert [report.status for report in ledger.reports] == ["done", "done", "not run", "not run"]
+        run_scenes(ledger, entries, submit, most=3)
+    assert records == [{"done": 1, "skipped": 0, "failed": 0, "quarantined": 0, "not run": 4}] * 2
+    assert [report.status for report in ledger.reports] == ["done", "done", "not run", "not run", "not run"]
+
+
+def test_a_scene_ends_with_its_run_at_the_next_strip_and_goes_on_in_the_next_run(
+    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run gets a signal when the sixth of ten strips is done."""
+    stops: list[Event] = []
+    strips: list[int] = []
+
+    def told(watch: Any, stop: Event) -> Any:
+        stops.append(stop)
+        return stoppable(watch, stop)
+
+    def to_levels(*given: Any) -> Any:
+        strips.append(1)
+        if len(strips) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stops[0].wait(60)
+        return levels(*given)
+
+    levels = pipeline.region.to_levels
+    scene, out = str(make_scene(name="a.tif", height=240, width=30)), tmp_path / "out"
+    settings = {**SETTINGS, "distribute": {"regions": 5}}
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline.region, "to_levels", to_levels)
+        patched.setattr(task_room, "stoppable", told)
+        with pytest.raises(KeyboardInterrupt):
+            segment_catalog([scene], model, str(out), settings)
+    counts = json.loads((out / "run.json").read_text())["counts"]
+    assert (len(strips), counts["not run"], sum(counts.values())) == (6, 1, 1)
+    with get_client(sync_client=True) as client:
+        wanted = {"sort": "EXPECTED_START_TIME_DESC", "limit": 1}
+        (task,) = client.request("POST", "/task_runs/filter", json=wanted).json()
+    assert (task["name"], task["state"]["type"]) == ("a", "CANCELLED")
+    (report,) = segment_catalog([scene], model, str(out), settings)
+    assert report.reused == ["2 of 5 regions"]
 
 
 def test_a_webhook_is_told_how_a_run_ended_and_its_address_is_no_ones_business(
@@ -312,7 +359,7 @@ def test_long_runs_have_pages_of_bounded_size(
 def test_a_model_that_vanishes_during_a_run_is_no_fault_of_the_scene(tmp_path: Path) -> None:
     entry = CatalogEntry(id="a", location=str(tmp_path / "a.tif"))
     with pytest.raises(WorldError, match=r"no such checkpoint .* it was whole when the run began"):
-        task_room.segment_one.fn(entry, str(tmp_path / "gone.safetensors"), str(tmp_path), SegmentSpec())
+        task_room.segment_one.fn(entry, str(tmp_path / "gone.safetensors"), str(tmp_path), SegmentSpec(), Event())
 
 
 @pytest.mark.parametrize(
