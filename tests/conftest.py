@@ -1,9 +1,9 @@
-"""What tests share: `make_scene`, which writes small rasters, and the folder of shared real data."""
+"""What tests share: small scenes, a model, the command called here, and the folder of shared real data."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,9 @@ hypothesis_settings.register_profile("here", deadline=None, derandomize=True, pr
 hypothesis_settings.load_profile("here")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+Call = Callable[..., tuple[int, str, str]]
+"""Arguments of the command -> its exit code, and what it wrote to stdout and stderr; see `call`."""
 
 
 class MakeScene(Protocol):
@@ -142,6 +145,29 @@ def _profile(
     if tiled is not None:
         profile |= {"tiled": True, "blockxsize": tiled, "blockysize": tiled}
     return profile
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained checkpoint, which no test changes."""
+    from models import write_checkpoint
+
+    return str(write_checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors"))
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command here; `(exit code, stdout, stderr)`."""
+    from pipeline import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as done:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert isinstance(done.value.code, int)
+        return done.value.code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,10 @@ import psutil
 import pytest
 import rasterio
 import shapely
-from conftest import MakeScene
+from conftest import Call, MakeScene
 from models import write_checkpoint, write_damaged
 
 import pipeline
-import pipeline.cli as cli
 import pipeline.run
 from pipeline.errors import WorldError
 
@@ -30,28 +29,6 @@ FAST = [
     *("--set", "tiling.tile_size=32", "--set", "reading.threads=1"),
     *("--set", "inference.device=cpu", "--set", "inference.precision=float32"),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors"))
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run the command here; `(exit code, stdout, stderr)`."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert isinstance(done.value.code, int)
-        return done.value.code, captured.out, captured.err
-
-    return run
-
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 def statuses(out: Path) -> dict[str, str]:

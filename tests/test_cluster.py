@@ -15,6 +15,7 @@ import pytest
 from clusters import ROOT, RealCluster, real_cluster
 from conftest import MakeScene
 from models import write_checkpoint
+from written import contents
 
 from pipeline.config import SegmentSpec
 from pipeline.distribute import cluster
@@ -32,10 +33,6 @@ SPEC = SegmentSpec(
     inference=InferenceSpec(device="cpu", precision="float32", threads=1),
     distribute=DistributeSpec(regions=4),
 )
-
-
-def contents(folder: str | Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "report.json"}
 
 
 def on(address: str, **settings: Any) -> SegmentSpec:

@@ -19,6 +19,7 @@ import torch
 from conftest import MakeScene
 from distributed import Client
 from models import write_checkpoint
+from written import contents
 
 from pipeline.averaging import EnsemblePredictor
 from pipeline.config import SegmentSpec
@@ -213,10 +214,6 @@ def two() -> Iterator[tuple[SegmentSpec, Client]]:
         yield running, client
 
 
-def rasters(folder: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "report.json"}
-
-
 def test_the_threads_of_the_machine_are_divided_among_the_processes(two: tuple[SegmentSpec, Client]) -> None:
     spec, client = two
     assert (spec.inference.device, spec.inference.threads, spec.reading.threads) == ("cpu", 2, 1)
@@ -243,7 +240,7 @@ def test_two_devices_give_the_bytes_of_one_though_a_process_is_killed_meanwhile(
         scene, tmp_path / "two", predictor=load_run_models([model], spec), spec=spec, client=client, watch=kill_one
     )
     assert killed[0] in before.values()
-    assert rasters(both.folder) == rasters(alone.folder)
+    assert contents(both.folder) == contents(alone.folder)
     assert both.content_key == alone.content_key
 
 

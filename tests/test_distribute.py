@@ -20,6 +20,7 @@ from conftest import MakeScene
 from distributed import Client, LocalCluster
 from models import ROOF, brightness, write_checkpoint
 from numpy.typing import NDArray
+from written import contents
 
 from pipeline import distribute, distribute_client, distribute_plan
 from pipeline.config import SegmentSpec
@@ -46,10 +47,6 @@ SPEC = SegmentSpec(
 @pytest.fixture
 def scene(make_scene: MakeScene) -> Path:
     return make_scene(name="town.tif", bands=1, descriptions=["red"], height=200, nodata=0)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
 
 
 def test_a_negative_number_of_regions_is_refused() -> None:

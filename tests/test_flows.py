@@ -58,11 +58,6 @@ SETTINGS = {"tiling": {"tile_size": 32, "overlap": 8}, "reading": {"threads": 1}
 by_hand = command(segment_catalog)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors"))
-
-
 def test_a_damaged_scene_fails_the_run_and_stops_no_other_scene(
     ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:

@@ -22,6 +22,7 @@ from models import ROOF, brightness, write_checkpoint
 from numpy.typing import NDArray
 from rasterio.features import rasterize
 from rio_cogeo import cog_validate
+from written import contents
 
 import pipeline
 from pipeline.card import ModelCard
@@ -53,11 +54,6 @@ def red_scene(make_scene: MakeScene) -> Callable[..., Path]:
 def read(path: Path) -> NDArray[Any]:
     with rasterio.open(path) as dataset:
         return dataset.read()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of every output; the report is left out, which holds times."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
 
 
 def polygons_of(folder: Path) -> geopandas.GeoDataFrame:

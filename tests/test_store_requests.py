@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import rasterio
 from conftest import MakeScene
-from models import write_checkpoint
 from rasterio.windows import Window
 from stores import Store
 
@@ -55,11 +54,6 @@ def kinds(lines: list[str], store: Store) -> Counter[str]:
         name = path.partition("?")[0].removeprefix(f"/{store.bucket}").lstrip("/")
         found[f"LIST {listed[1].replace('%2F', '/')}" if listed else f"{method} {name}"] += 1
     return found
-
-
-@pytest.fixture
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors"))
 
 
 def run(store: Store, model: str, **settings: int) -> list[SceneReport]:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pystac
 import pytest
-from conftest import MakeScene
-from models import write_checkpoint
+from conftest import Call, MakeScene
 from stores import Store
 
 import pipeline.segment
-from pipeline import cli
 from pipeline.errors import WorldError
 from pipeline.segment_report import OUTPUTS
 
@@ -24,28 +21,6 @@ FAST = [
     *("--set", "tiling.tile_size=32", "--set", "reading.threads=1", "--set", "run.retries=0"),
     *("--set", "inference.device=cpu", "--set", "inference.precision=float32"),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors"))
-
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run the command here; `(exit code, stdout, stderr)`."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert isinstance(done.value.code, int)
-        return done.value.code, captured.out, captured.err
-
-    return run
 
 
 def statuses(store: Store) -> dict[str, str]:
