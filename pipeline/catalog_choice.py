@@ -56,6 +56,7 @@ class Choice:
             SettingsError: the area cannot be read.
         """
         self.reading, self._left_out = reading, left_out
+        self._as_stored = replace(reading, resolution_m="native")
         self._area = None if area is None else load_area(area)
         self._box = "area" if spec.bbox is None else "box"
         self.spec = spec if self._area is None or spec.bbox is not None else replace(spec, bbox=self._area.bbox)
@@ -64,7 +65,7 @@ class Choice:
         """The scenes that are wanted, and those of which nobody knows, with the reason."""
         for candidate in candidates:
             entry = candidate.entry
-            describe = cache(partial(describe_entry, entry, replace(self.reading, resolution_m="native")))
+            describe = cache(partial(describe_entry, entry, self._as_stored))
             try:
                 reason = self._against(candidate, describe)
             except ScenemillError as error:
