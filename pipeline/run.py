@@ -29,7 +29,7 @@ from pipeline.report import SceneReport
 from pipeline.results import open_results
 from pipeline.retrying import RunSpec, retry_world_faults
 from pipeline.run_devices import on_devices
-from pipeline.run_in_hand import ScenesInHand, stoppable
+from pipeline.run_in_hand import ScenesInHand, StoppedError, stoppable
 from pipeline.run_ledger import RunLedger, open_ledger
 from pipeline.segment import Watch, look_up, segment_scene
 from pipeline.segment_inputs import resolve_settings
@@ -181,7 +181,16 @@ def _side_by_side(
 
     def attempt(entry: CatalogEntry, stop: Event) -> SceneReport | Exception:
         watch = stoppable(watcher(entry), stop)
-        return _outcome(entry, partial(work, entry, spec=cut, watch=watch), spec.run, sleep=stop.wait)
+
+        def once() -> SceneReport:
+            try:
+                return work(entry, spec=cut, watch=watch)
+            except WorldError as error:
+                if stop.is_set():  # its cluster may be closed by now, which is no fault
+                    raise StoppedError from error
+                raise
+
+        return _outcome(entry, once, spec.run, sleep=stop.wait)
 
     def settle(entry: CatalogEntry, outcome: SceneReport | Exception) -> SceneReport:
         report = ledger.settle(entry, outcome)

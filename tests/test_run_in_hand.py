@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +193,34 @@ def test_a_run_ends_when_its_cluster_is_lost(
     run = segment_catalog(entries(3), tmp_path / "out", predictor=predictor, spec=SPEC, client=threads)
     with pytest.raises(WorldError, match=r"the run ends here, for its cluster is lost: .*s\d\.tif: no such file"):
         next(run)
+
+
+def test_what_ends_with_a_stopped_run_is_not_tried_again_nor_said(
+    threads: Client,
+    predictor: LoadedPredictor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An impatient second Ctrl-C closes the cluster while scenes are still at it."""
+    tried: list[str] = []
+
+    def segment_entry(entry: CatalogEntry, *_: Any, watch: Any, **__: Any) -> SceneReport:
+        tried.append(entry.id)
+        while entry.id != "s0":
+            try:
+                watch("infer", 0, 1)
+            except StoppedError:
+                raise WorldError("the client is closed") from None
+            time.sleep(0.01)
+        return report(entry)
+
+    monkeypatch.setattr("pipeline.run.segment_entry", segment_entry)
+    spec = replace(SPEC, run=RunSpec(retries=3))
+    with closing(segment_catalog(entries(3), tmp_path, predictor=predictor, spec=spec, client=threads)) as run:
+        assert next(run).scene == "s0"
+    assert tried.count("s1") == 1
+    assert "trying again" not in caplog.text
 
 
 class FakeClient:
