@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from threading import Event
@@ -13,8 +12,8 @@ from prefect.futures import PrefectFuture
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
 from pipeline.distribute import cluster
-from pipeline.distribute_plan import share_workers
 from pipeline.report import SceneReport
+from pipeline.run import shared_out
 from pipeline.run_ledger import RunLedger
 
 IN_HAND, MOST_IN_HAND = 2, 64
@@ -25,13 +24,10 @@ Submit = Callable[[CatalogEntry, Event], PrefectFuture[SceneReport]]
 Settled = Callable[[SceneReport], None]
 
 
-def shared_out(spec: SegmentSpec, scenes: int) -> tuple[int, SegmentSpec]:
+def hands_for(spec: SegmentSpec, scenes: int) -> tuple[int, SegmentSpec]:
     """How many scenes are in hand at once, and the settings of each, with its share of a cluster's workers."""
     with cluster(spec.distribute) as client:
-        if client is None:
-            return IN_HAND, spec
-        most, shared = share_workers(spec.distribute, client, scenes, most=MOST_IN_HAND)
-    return most, replace(spec, distribute=shared)
+        return (IN_HAND, spec) if client is None else shared_out(spec, client, scenes, most=MOST_IN_HAND)
 
 
 def run_scenes(

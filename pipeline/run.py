@@ -176,8 +176,7 @@ def _side_by_side(
     watcher: Callable[[CatalogEntry], Watch | None],
 ) -> Generator[SceneReport]:
     """Reports of scenes on a cluster, several of which are in hand."""
-    most, shared = share_workers(spec.distribute, client, len(entries))
-    cut = replace(spec, distribute=shared)
+    most, cut = shared_out(spec, client, len(entries))
 
     def attempt(entry: CatalogEntry, stop: Event) -> SceneReport | Exception:
         watch = stoppable(watcher(entry), stop)
@@ -199,6 +198,12 @@ def _side_by_side(
         return report
 
     yield from ScenesInHand(ledger.passed_over, attempt, settle).run(entries, most=most)
+
+
+def shared_out(spec: SegmentSpec, client: Client, scenes: int, *, most: int | None = None) -> tuple[int, SegmentSpec]:
+    """How many scenes are in hand at once, at most so many, and the settings of each, with its share of the workers."""
+    in_hand, shared = share_workers(spec.distribute, client, scenes, most=most)
+    return in_hand, replace(spec, distribute=shared)
 
 
 def _outcome(
