@@ -22,7 +22,7 @@ from pipeline.merge import MergeReport, MergeSpec, merge_scenes
 from pipeline.predictor import Prepared
 from pipeline.report import SceneReport
 from pipeline.retrying import RunSpec
-from pipeline.run import segment_entry
+from pipeline.run_entry import segment_entry
 from pipeline.run_in_hand import StoppedError, stoppable
 from pipeline.training.records import TrainReport
 from pipeline.training.settings import TrainSpec

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline.abreast import abreast
 from pipeline.area import load_area
 from pipeline.catalog import CatalogEntry
-from pipeline.catalog_scene import describe_entry
 from pipeline.config import SegmentSpec
 from pipeline.distribute import cluster
 from pipeline.distribute_client import is_lost
@@ -29,11 +28,11 @@ from pipeline.report import SceneReport
 from pipeline.results import open_results
 from pipeline.retrying import RunSpec, retry_world_faults
 from pipeline.run_devices import on_devices
+from pipeline.run_entry import is_remote, segment_entry, skip_entry
 from pipeline.run_in_hand import ScenesInHand, StoppedError, stoppable
 from pipeline.run_ledger import RunLedger, open_ledger
-from pipeline.segment import Watch, look_up, segment_scene
+from pipeline.segment import Watch
 from pipeline.segment_inputs import resolve_settings
-from pipeline.stac_files import write_item
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -44,44 +43,6 @@ LOOKED_AHEAD = 8
 """Remote scenes that are looked up at once, before their turn: a store answers slowly, and many are finished."""
 
 Made = TypeVar("Made")
-
-
-def segment_entry(
-    entry: CatalogEntry,
-    out_dir: str | Path,
-    *,
-    predictor: Prepared,
-    spec: SegmentSpec,
-    client: Client | None = None,
-    watch: Watch | None = None,
-) -> SceneReport:
-    """Describe and segment one scene of a catalog, with its STAC Item; raises what `segment_scene` raises."""
-    scene = describe_entry(entry, spec.reading, card=predictor.card)
-    made = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
-    return _with_item(made, entry, out_dir, spec)
-
-
-def skip_entry(
-    entry: CatalogEntry, out_dir: str | Path, *, predictor: Prepared, spec: SegmentSpec
-) -> SceneReport | None:
-    """The report of a remote scene that `segment_entry` would skip; None: that is to be seen when its turn comes."""
-    if entry.refused is not None or not _is_remote(entry):
-        return None
-    scene = describe_entry(entry, spec.reading, card=predictor.card)
-    found = look_up(scene, out_dir, predictor=predictor, spec=spec, settled=True).finished
-    return None if found is None else _with_item(found, entry, out_dir, spec)
-
-
-def _is_remote(entry: CatalogEntry) -> bool:
-    return any("://" in address for address in (entry.location, *(file.location for file in entry.files)))
-
-
-def _with_item(made: SceneReport, entry: CatalogEntry, out_dir: str | Path, spec: SegmentSpec) -> SceneReport:
-    """The report of a result as the catalog has it, and its STAC Item beside it."""
-    report = replace(made, source=entry.source)
-    write_item(open_results(out_dir, spec.run.work_dir), report)
-    log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.passes)
-    return report
 
 
 @contextmanager
@@ -164,7 +125,7 @@ def _skipped_ahead(
         found = None if ledger.is_stopped else _outcome(entry, partial(look, entry), once)
         return None if isinstance(found, Exception) else found
 
-    return abreast(seen, entries, most=LOOKED_AHEAD if any(map(_is_remote, entries)) else 1)
+    return abreast(seen, entries, most=LOOKED_AHEAD if any(map(is_remote, entries)) else 1)
 
 
 def _side_by_side(

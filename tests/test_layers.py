@@ -242,6 +242,7 @@ def test_flows_reach_the_steps_only_through_the_library():
         "retrying",
         "run",
         "run_devices",
+        "run_entry",
         "run_in_hand",
         "run_ledger",
         "scoring",
