@@ -666,7 +666,7 @@ def test_ctrl_c_ends_a_run_with_its_workers_and_says_one_line(
         os.killpg(run.pid, signal.SIGINT)
         said = run.communicate(timeout=60)[1]
     assert (run.returncode, said) == (130, "stopped; finished scenes are complete, run again to continue\n")
-    assert not psutil.wait_procs(processes, timeout=5)[1]
+    assert not psutil.wait_procs(processes, timeout=30)[1]
     if moment is _a_region_is_done:
         again = subprocess.run(command, capture_output=True, text=True)
         assert again.returncode == 0, again.stderr

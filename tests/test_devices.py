@@ -273,5 +273,5 @@ with device_workers(["cpu"], threads=1) as scheduler:
         assert starter.stdout is not None
         worker = psutil.Process(int(starter.stdout.readline()))
         starter.kill()
-        _, alive = psutil.wait_procs([worker], timeout=30)
+        _, alive = psutil.wait_procs([worker], timeout=120)
     assert not alive

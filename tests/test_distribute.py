@@ -63,14 +63,15 @@ def test_without_a_scheduler_there_is_no_client() -> None:
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tcp://nobody.invalid:8786"])
-def test_a_scheduler_that_is_not_there_is_said_at_once(address: str) -> None:
+def test_a_scheduler_that_is_not_there_is_said_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribute_client, "PATIENCE_S", 120)
     start = time.monotonic()
     with (
         pytest.raises(WorldError, match=f"no dask scheduler with a worker at {address}"),
         cluster(DistributeSpec(scheduler=address)),
     ):
         pass
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize("address", ["nonsense", "10.0.0.5:8786", "gopher://10.0.0.5:8786", "", "tcp://10.0.0.5"])

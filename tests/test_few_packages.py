@@ -55,16 +55,36 @@ def test_a_scene_becomes_a_mosaic_with_few_packages(make_scene: MakeScene, tmp_p
     assert {path.name for path in out.glob("*.tif")} == {"probability.tif", "mask.tif"}
 
 
-@pytest.mark.parametrize("name", ["device", "bounds", "engine", "stages", "precision", "peers"])
-def test_benchmarks_for_a_gpu_machine_import_with_few_packages(name: str) -> None:
-    done = run_there(f"import benchmarks.{name}")
+EACH_APART = """
+import os
+import torch
+from importlib import import_module
+
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        import_module(f"benchmarks.{name}")
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"benchmarks.{name}")
+"""
+"""Imports rooms of ours, each in a process of its own; what they share, and may, is imported once."""
+
+
+def test_benchmarks_for_a_gpu_machine_import_with_few_packages() -> None:
+    done = run_there(EACH_APART, "device", "bounds", "engine", "stages", "precision", "peers")
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["peers", "rivals"])
-def test_rivals_import_in_the_environment_of_the_peers(name: str) -> None:
-    done = run_there(f"import pipeline.networks, benchmarks.{name}", enough=FOR_RIVALS)
+def test_rivals_import_in_the_environment_of_the_peers() -> None:
+    done = run_there(f"import pipeline.networks\n{EACH_APART}", "peers", "rivals", enough=FOR_RIVALS)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_room_that_needs_another_package_is_named() -> None:
+    done = run_there(EACH_APART, "device", "polygons")
+    assert done.returncode != 0
+    assert done.stderr.endswith("benchmarks.polygons\n")
 
 
 @pytest.mark.parametrize("package", ["pyproj", "numba", "distributed", "geopandas", "PIL"])

@@ -296,7 +296,7 @@ def test_a_device_serves_one_run_at_a_time_and_one_without_a_server_at_any(
     for _ in range(2):  # a limit is created once, and left alone when it is there
         with device_turn("cpu"), pytest.raises(TimeoutError), concurrency(name, timeout_seconds=0.1):
             pass
-    with device_turn("cpu", scheduler="tcp://127.0.0.1:1"), concurrency(name, timeout_seconds=10):
+    with device_turn("cpu", scheduler="tcp://127.0.0.1:1"), concurrency(name, timeout_seconds=60):
         pass
     with concurrency(name), temporary_settings(restore_defaults={PREFECT_API_URL}), device_turn("cpu"):
         pass

@@ -285,7 +285,7 @@ def test_a_small_network_learns_real_buildings(tmp_path: Path) -> None:
         split=SplitSpec(validation=(str(folder / "images" / "banepa_south.tif"),)),
         network=NetworkSpec(depth=3, base_channels=16),
         samples=SamplesSpec(windows_per_epoch=128),
-        learning=LearningSpec(epochs=5, learning_rate=1e-3),
+        learning=LearningSpec(epochs=3, learning_rate=1e-3),
     )
     labels = folder / "labels" / "banepa.geojson"
     report = train([folder / "images" / "banepa_north.tif"], labels, tmp_path / "m.safetensors", spec=spec)

@@ -174,10 +174,10 @@ def test_images_with_and_without_a_place_do_not_mix_and_palettes_are_no_brightne
 
 def test_hundreds_of_chips_open_at_once(make_scene: MakeScene) -> None:
     folder = chips(make_scene, 200)
-    start = time.perf_counter()
+    start = time.process_time()
     data = cache(open_data([folder / "images"], folder / "masks", CHIPS), 100, 1)
     assert len(data.sources) == 200
-    assert time.perf_counter() - start < 200 * 0.02
+    assert time.process_time() - start < 200 * 0.02
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a list of this process's open files")
