@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from rasterio.enums import ColorInterp
 
-pytest_plugins = ("labelled", "clusters", "stores", "prefects")
+pytest_plugins = ("labelled", "clusters", "stores", "prefects", "scratch")
 
 hypothesis_settings.register_profile("here", deadline=None, derandomize=True, print_blob=True)
 hypothesis_settings.load_profile("here")
