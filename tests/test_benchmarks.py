@@ -56,6 +56,7 @@ def run_device(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
     return device.main()
 
 
+@pytest.mark.slow
 def test_the_pipeline_benchmark_measures_every_side_against_its_bounds(run_toy: RunToy, tmp_path: Path) -> None:
     figures = run_toy("pipeline", "--sides", "300", "--tile", "128", "--folder", str(tmp_path))
     (row,) = figures["rows"]
@@ -63,6 +64,7 @@ def test_the_pipeline_benchmark_measures_every_side_against_its_bounds(run_toy: 
     assert min(row[key] for key in ("decode_s", "mosaic_mpx_s", "peak_mib")) > 0
 
 
+@pytest.mark.slow
 def test_the_polygons_benchmark_finds_the_polygons_that_rasterio_finds(run_toy: RunToy) -> None:
     figures = run_toy("polygons")
     found = {each["method"]: each["polygons"] for each in figures["polygons"] if each["mask"] == "dense"}
