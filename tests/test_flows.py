@@ -53,13 +53,14 @@ from pipeline.run_in_hand import stoppable
 from pipeline.run_ledger import RunLedger
 from pipeline.run_quarantine import Quarantine
 
+pytestmark = pytest.mark.usefixtures("ephemeral")
 SETTINGS = {"tiling": {"tile_size": 32, "overlap": 8}, "reading": {"threads": 1}, "inference": {"device": "cpu"}}
 
 by_hand = command(segment_catalog)
 
 
 def test_a_damaged_scene_fails_the_run_and_stops_no_other_scene(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
+    make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     scenes = [make_scene(name="a.tif"), write_damaged(tmp_path / "b.tif"), make_scene(name="c.tif", seed=1)]
     out = tmp_path / "out"
@@ -88,9 +89,7 @@ def _artifact_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def test_a_run_again_skips_what_is_done_and_completes(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
-) -> None:
+def test_a_run_again_skips_what_is_done_and_completes(make_scene: MakeScene, tmp_path: Path, model: str) -> None:
     scene, out = make_scene(name="a.tif"), str(tmp_path / "out")
     first = segment_catalog([str(scene)], model, out, {**SETTINGS, "merge": {"into": "gpkg"}})
     again = segment_catalog([str(scene)], model, out, SETTINGS)
@@ -100,9 +99,7 @@ def test_a_run_again_skips_what_is_done_and_completes(
     assert len(merged) == len(expected) > 0
 
 
-def test_a_table_of_scenes_is_a_catalog_of_the_flow_too(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
-) -> None:
+def test_a_table_of_scenes_is_a_catalog_of_the_flow_too(make_scene: MakeScene, tmp_path: Path, model: str) -> None:
     make_scene(name="a.tif")
     index, out = tmp_path / "scenes.csv", str(tmp_path / "out")
     index.write_text("path\na.tif\n../b.tif\n")
@@ -115,7 +112,7 @@ def test_a_table_of_scenes_is_a_catalog_of_the_flow_too(
 
 
 def test_faults_of_the_world_are_tried_again_and_bad_data_is_not(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+    make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = {"shaky": 0, "bad": 0, "hopeless": 0}
 
@@ -137,7 +134,7 @@ def test_faults_of_the_world_are_tried_again_and_bad_data_is_not(
 
 
 def test_a_quarantined_scene_is_left_alone_by_the_next_run_which_completes(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
+    make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     scenes, out = [str(make_scene(name="a.tif")), str(write_damaged(tmp_path / "b.tif"))], str(tmp_path / "out")
     assert segment_catalog(scenes, model, out, SETTINGS, return_state=True).is_failed()
@@ -149,7 +146,7 @@ def test_a_quarantined_scene_is_left_alone_by_the_next_run_which_completes(
 
 
 def test_a_hopeless_run_is_ended_and_what_is_in_work_is_finished(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+    make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = {name: Event() for name in "abcdef"}
 
@@ -214,7 +211,7 @@ def test_a_cancelled_run_ends_what_is_in_hand_and_records_it(tmp_path: Path) -> 
 
 
 def test_a_scene_ends_with_its_run_at_the_next_strip_and_goes_on_in_the_next_run(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+    make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run gets a signal when the sixth of ten strips is done."""
     stops: list[Event] = []
@@ -250,7 +247,6 @@ def test_a_scene_ends_with_its_run_at_the_next_strip_and_goes_on_in_the_next_run
 
 
 def test_a_webhook_is_told_how_a_run_ended_and_its_address_is_no_ones_business(
-    ephemeral: None,
     tmp_path: Path,
     model: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -288,9 +284,7 @@ def test_a_webhook_that_fails_changes_no_run(
     assert "secret" not in caplog.text
 
 
-def test_a_device_serves_one_run_at_a_time_and_one_without_a_server_at_any(
-    ephemeral: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_serves_one_run_at_a_time_and_one_without_a_server_at_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MACHINE, "mill")
     name = "scenemill-mill-cpu"
     for _ in range(2):  # a limit is created once, and left alone when it is there
@@ -302,7 +296,7 @@ def test_a_device_serves_one_run_at_a_time_and_one_without_a_server_at_any(
         pass
 
 
-def test_a_slot_that_cannot_be_given_back_fails_no_run(ephemeral: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slot_that_cannot_be_given_back_fails_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def lost(*names: object, **options: object) -> Iterator[None]:
         yield
@@ -316,7 +310,7 @@ def test_a_slot_that_cannot_be_given_back_fails_no_run(ephemeral: None, monkeypa
 
 
 def test_a_server_that_goes_away_costs_pictures_and_no_result(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+    make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
 
@@ -332,7 +326,7 @@ def test_a_server_that_goes_away_costs_pictures_and_no_result(
 
 
 def test_long_runs_have_pages_of_bounded_size(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+    make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "MOST_CARDS", 1)
     monkeypatch.setattr(pages, "MOST_ROWS", 2)
@@ -371,7 +365,7 @@ def test_a_model_that_vanishes_during_a_run_is_no_fault_of_the_scene(tmp_path: P
     ids=["unknown key", "tile size", "no scene", "device", "devices", "model", "no model"],
 )
 def test_wrong_settings_fail_before_any_scene(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, change: dict[str, Any], error: Any, reason: str
+    make_scene: MakeScene, tmp_path: Path, model: str, change: dict[str, Any], error: Any, reason: str
 ) -> None:
     given = {"scenes": [str(make_scene())], "model": model, "out": str(tmp_path / "out"), "settings": SETTINGS}
     state: Any = segment_catalog(**{**given, **change}, return_state=True)
@@ -381,9 +375,7 @@ def test_wrong_settings_fail_before_any_scene(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_asks_the_cluster_that_the_settings_name(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
-) -> None:
+def test_a_run_asks_the_cluster_that_the_settings_name(make_scene: MakeScene, tmp_path: Path, model: str) -> None:
     settings = {**SETTINGS, "distribute": {"scheduler": "tcp://127.0.0.1:1"}, "run": {"retries": 0}}
     with pytest.raises(WorldError, match=r"no dask scheduler .* at tcp://127.0.0.1:1"):
         segment_catalog([str(make_scene())], model, str(tmp_path / "out"), settings)
@@ -391,7 +383,7 @@ def test_a_run_asks_the_cluster_that_the_settings_name(
 
 @pytest.mark.slow
 def test_scenes_share_the_processes_of_several_devices_and_several_models(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
+    make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     models = [model, str(write_checkpoint(tmp_path / "other.safetensors", seed=1))]
     scenes = [str(make_scene(name=f"{name}.tif", height=100, seed=seed)) for seed, name in enumerate("ab")]
@@ -455,7 +447,7 @@ def write_half(scene: Path) -> Path:
 
 
 def test_the_ad_hoc_entry_gives_the_same_files_as_the_command(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str
+    make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     scenes = [str(make_scene(name=name)) for name in ("town.tif", "village.tif", "wood.tif")]
     settings = ["tiling.tile_size=32", "catalog.limit=2", "merge.into=gpkg", f"area={write_half(Path(scenes[0]))}"]
@@ -474,9 +466,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_ad_hoc_entry_tells_a_new_failure_from_one_in_quarantine(
-    ephemeral: None, tmp_path: Path, model: str
-) -> None:
+def test_the_ad_hoc_entry_tells_a_new_failure_from_one_in_quarantine(tmp_path: Path, model: str) -> None:
     scenes = [str(write_damaged(tmp_path / f"{name}.tif")) for name in "ab"]
     arguments = [*scenes, "--model", model, "--out", str(tmp_path / "out"), "--set", "tiling.tile_size=32"]
     codes = [by_hand([*arguments, *more], result_action="return_value") for more in ([], [], ["--retry-quarantined"])]
@@ -485,7 +475,7 @@ def test_the_ad_hoc_entry_tells_a_new_failure_from_one_in_quarantine(
 
 @pytest.mark.parametrize(("missing", "code"), [("scene", 2), ("model", 2)], ids=["no such scene", "no such model"])
 def test_the_ad_hoc_entry_tells_wrong_usage_from_failed_scenes(
-    ephemeral: None, make_scene: MakeScene, tmp_path: Path, model: str, missing: str, code: int
+    make_scene: MakeScene, tmp_path: Path, model: str, missing: str, code: int
 ) -> None:
     scene = "nowhere.tif" if missing == "scene" else str(make_scene())
     arguments = [scene, "--model", "nowhere.safetensors" if missing == "model" else model, "--out", str(tmp_path)]
