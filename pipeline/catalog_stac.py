@@ -6,12 +6,15 @@ the order in which documents link to them: the Items of a catalog, then its chil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from pipeline.catalog_ahead import MOST, DocumentsAhead
 from pipeline.catalog_documents import DocumentReader
 from pipeline.catalog_items import ItemRules, item_row
 from pipeline.catalog_links import Place, identity, linked_place, place_of
@@ -84,7 +87,7 @@ def open_stac(source: str, rules: ItemRules) -> Iterator[Row]:
         raise SettingsError(str(error)) from error
     if kind == "item":  # The row is small, the document is not, and a glob may name thousands.
         return iter([*_rows(content, kind, place, rules)])
-    return _walk(content, kind, place, rules, documents)
+    return _walk(content, kind, place, rules)
 
 
 def _is_api(content: Mapping[str, Any], place: Place) -> bool:
@@ -105,31 +108,40 @@ def _kind_of(content: Mapping[str, Any], address: str) -> Kind:
     return "item" if kind.value == "Feature" else "catalog"
 
 
-def _walk(
-    content: Mapping[str, Any], kind: Kind, place: Place, rules: ItemRules, documents: DocumentReader
-) -> Iterator[Row]:
+def _walk(content: Mapping[str, Any], kind: Kind, place: Place, rules: ItemRules) -> Iterator[Row]:
     """The rows of a document and of all that it leads to, each document once.
 
     What cannot be read is a row at fault, and the others go on.
     """
     yield from _rows(content, kind, place, rules)
     seen, pending = {identity(place.address)}, _onward(content, kind, place)
-    while pending:
-        link = pending.pop()
-        address = f"{link.place.address}, link {link.href}"
-        try:
-            place = linked_place(link.href, link.place)
-            address = place.address
-            if identity(address) in seen:
+    with closing(DocumentsAhead()) as documents:
+        while pending:
+            documents.expect(_soon(pending, seen))
+            link = pending.pop()
+            address = f"{link.place.address}, link {link.href}"
+            try:
+                place = linked_place(link.href, link.place)
+                address = place.address
+                if identity(address) in seen:
+                    continue
+                seen.add(identity(address))
+                content = documents.read(address)
+                kind = _kind_of(content, address)
+            except (SceneError, WorldError) as error:
+                yield Row(place=address, fault=f"what lies below is missing: {error}")
                 continue
-            seen.add(identity(address))
-            content = documents.read(address)
-            kind = _kind_of(content, address)
-        except (SceneError, WorldError) as error:
-            yield Row(place=address, fault=f"what lies below is missing: {error}")
-            continue
-        yield from _rows(content, kind, place, rules)
-        pending += _onward(content, kind, place)
+            yield from _rows(content, kind, place, rules)
+            pending += _onward(content, kind, place)
+
+
+def _soon(pending: Sequence[_Link], seen: Set[str]) -> Iterator[str]:
+    """The addresses of the documents that come next, those left out that have been read or lead nowhere."""
+    for link in islice(reversed(pending), MOST):
+        with suppress(SceneError):
+            address = linked_place(link.href, link.place).address
+            if identity(address) not in seen:
+                yield address
 
 
 def _rows(content: Mapping[str, Any], kind: Kind, place: Place, rules: ItemRules) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pyarrow
@@ -21,6 +22,8 @@ from stac_api import StacApi, serving
 
 from pipeline import catalog_documents
 from pipeline.catalog import CatalogEntry, read_catalog
+from pipeline.catalog_ahead import MOST
+from pipeline.catalog_documents import DocumentReader, Json
 from pipeline.catalog_items import ItemRules, item_row
 from pipeline.catalog_links import place_of
 from pipeline.catalog_spec import CatalogSpec
@@ -204,6 +207,28 @@ def test_a_catalog_on_a_server_is_walked_and_tries_again_when_the_server_fails(t
     assert [path for _, path, _ in api.asked][:3] == ["/static/catalog.json"] * 3
     api.documents["/landing"] = api.documents["/static/catalog.json"]
     assert ids(f"stac+{base}/deep/collection.json") == ["b", "c"]
+
+
+def test_the_next_documents_of_a_server_are_read_together_and_no_more_than_those(
+    tmp_path: Path, api: StacApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = pystac.Catalog("town", "a town")
+    catalog.add_items([make_item(f"i{number:02}") for number in range(2 * MOST)])
+    catalog.normalize_and_save(str(tmp_path), pystac.CatalogType.SELF_CONTAINED)
+    base, together, alone, asked = serve_folder(api, tmp_path), Barrier(MOST), DocumentReader.read, list[str]()
+
+    def meet(reader: DocumentReader, address: str) -> Json:
+        asked.append(address)
+        if not address.endswith("catalog.json"):
+            together.wait(timeout=60)
+        return alone(reader, address)
+
+    monkeypatch.setattr(DocumentReader, "read", meet)
+    entries = read_catalog([f"{base}/catalog.json"])
+    assert next(entries).id == "i00"
+    assert len(asked) == 1 + MOST
+    assert [entry.id for entry in entries] == [f"i{number:02}" for number in range(1, 2 * MOST)]
+    assert len(asked) == len(set(asked)) == 1 + 2 * MOST
 
 
 def serve_folder(api: StacApi, folder: Path) -> str:
