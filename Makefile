@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## make a town, segment it through the flow, score it against the truth (3 minutes)
 	$(BIN)/scenemill demo --out demo-out
 
-test: lint  ## style, types and every test (about 20 minutes on 2 cores)
+test: lint  ## style, types and every test (about 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -m ''
 
 quick: lint  ## the same without the tests marked slow

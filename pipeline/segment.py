@@ -158,10 +158,10 @@ def _infer_missing(
     """Run the regions that are not done, by the plan of an earlier run if there is one."""
     records = RegionRecords(work.stages, job)
     plan = records.plan()
-    told = _staged(watch, "infer", job.scene.grid)
-    if told is not None:
-        told(0)  # the run may have been stopped while another scene held the model
     if plan is None:
+        told = _staged(watch, "infer", job.scene.grid)
+        if told is not None:
+            told(0)  # the run may have been stopped while another scene held the model
         proof = prove_precision(job.scene, job.plan, job.card, predictor, client, told)
         plan = RegionPlan(proof=proof, threshold=job.threshold, regions=plan_work(job, predictor, spec, client))
         records.begin(plan)
