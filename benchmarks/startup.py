@@ -39,11 +39,11 @@ STEPS = {
     "segment_entry": "start the scene's task",
     "describe_scene": "describe the scene",
     "choose_precision": "prove the precision",
-    "infer_region": "begin the region",
+    "infer_stack": "begin the region",
     "read_strips": "read the first strip",
 }
 """Function of ours -> the step that ends with it, in the order of a run."""
-BEFORE = ("read_catalog", "segment_entry", "infer_region")
+BEFORE = ("read_catalog", "segment_entry", "infer_stack")
 """Those whose step ends when they are called, not when they return."""
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "ERROR"}
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -105,11 +106,12 @@ def segment_scene(
     with results.publishing(scene.id) as folder, ThreadPoolExecutor(1, "prepare") as meanwhile:
         work = SceneWork(folder)
         adopt(work, results.former(scene.id, report.mosaic_key), report, spec.polygons)
-        if client is None:
-            meanwhile.submit(_prepare_polygons, scene.grid, spec)
+        prepare = partial(meanwhile.submit, _prepare_polygons, scene.grid, spec) if client is None else None
         with exchanging(spec.distribute, work.folder, client) as exchange:
             job = region_job(inputs, tiling, work, key=report.mosaic_key, tags=provenance(report), exchange=exchange)
-            inferred = infer_scene(job, predictor, work, spec=spec.distribute, client=client, watch=watch)
+            inferred = infer_scene(
+                job, predictor, work, spec=spec.distribute, client=client, watch=watch, begun=prepare
+            )
             finished = finish_anywhere(inferred, spec.polygons, work, client=client, watch=watch)
         report = closing_report(report, inferred, finished, work)
         write_report(folder, report)
@@ -124,6 +126,7 @@ def infer_scene(
     spec: DistributeSpec,
     client: Client | None = None,
     watch: Watch | None = None,
+    begun: Callable[[], object] | None = None,
 ) -> Inferred:
     """The first stage: the precision is proven, and every region leaves its rasters in the job's folder.
 
@@ -136,6 +139,7 @@ def infer_scene(
         spec: how the scene is cut.
         client: runs the regions; None runs them here.
         watch: told about progress.
+        begun: called when the regions begin, if there are any to run.
 
     Raises:
         WorldError: also when the scene's file was replaced meanwhile.
@@ -143,7 +147,7 @@ def infer_scene(
     inferred, timer = find_inferred(work, job), Stopwatch()
     if inferred is None:
         with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
-            inferred = _infer_missing(job, predictor, work, spec, client, watch)
+            inferred = _infer_missing(job, predictor, work, spec, client, watch, begun)
     return replace(inferred, seconds=timer.seconds)
 
 
@@ -154,6 +158,7 @@ def _infer_missing(
     spec: DistributeSpec,
     client: Client | None,
     watch: Watch | None,
+    begun: Callable[[], object] | None,
 ) -> Inferred:
     """Run the regions that are not done, by the plan of an earlier run if there is one."""
     records = RegionRecords(work.stages, job)
@@ -172,6 +177,8 @@ def _infer_missing(
     done = {result.region.index for result in results}
     missing = [region for region in plan.regions if region.index not in done]
     told = _staged(watch, "infer", job.scene.grid, done=sum(result.region.pixels for result in results))
+    if begun is not None and missing:
+        begun()
     with closing(run_regions(job, missing, predictor, client=client, watch=told)) as found:
         for result in found:
             records.add(result)

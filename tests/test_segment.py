@@ -25,6 +25,7 @@ from rio_cogeo import cog_validate
 from written import contents
 
 import pipeline
+from pipeline import segment
 from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
 from pipeline.errors import ModelError, SettingsError, WorldError
@@ -342,6 +343,19 @@ def test_progress_climbs_to_every_pixel_of_the_scene(red_scene: Callable[..., Pa
     counts = [done for stage, done, _ in told if stage == "infer"]
     assert counts == sorted(set(counts))
     assert (counts[-1], {total for *_, total in told}) == (10_000, {10_000})
+
+
+def test_what_polygons_need_is_loaded_while_regions_run_and_not_while_the_precision_is_proven(
+    red_scene: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    for name in ("prove_precision", "_prepare_polygons"):
+        function = getattr(segment, name)
+        monkeypatch.setattr(
+            segment, name, lambda *given, n=name, f=function, **more: told.append(n) or f(*given, **more)
+        )
+    segment_scene(red_scene(), tmp_path, predictor=brightness, card=ROOF, spec=SMALL)
+    assert told == ["prove_precision", "_prepare_polygons"]
 
 
 def test_polygons_can_be_made_again_from_the_mosaic(
