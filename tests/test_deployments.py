@@ -160,8 +160,9 @@ def test_a_failing_scene_is_reported_and_the_others_are_finished(
     assert (word["state"], word["flow"], word["run"]) == ("Failed", "segment-catalog", run["name"])
     tasks = server.ask("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
     assert {task["name"] for task in tasks} == {"scene-0", "damaged", "scene-1"}
-    logged = server.ask("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
-    assert any(line["message"].startswith("waiting for scenemill-") for line in logged)
+    of_run = {"logs": {"flow_run_id": {"any_": [run_id]}}}  # Prefect sends lines some seconds after they are written
+    waiting = lambda line: line["message"].startswith("waiting for scenemill-")  # noqa: E731
+    until(lambda: any(map(waiting, server.ask("POST", "/logs/filter", of_run))), 60, "the line of a run that waits")
     assert slots_in_use(server) == [0]
 
 
