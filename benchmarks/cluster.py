@@ -38,17 +38,17 @@ from benchmarks.cluster_processes import Processes
 from benchmarks.pipeline import Pointwise, write_scene
 from benchmarks.subjects import BANDS, write_classic_unet
 from pipeline import ModelCard, SegmentSpec, segment_scene
-from pipeline.catalog import CatalogEntry
-from pipeline.distant import DistantPredictor
-from pipeline.distribute_spec import DistributeSpec
-from pipeline.predictor import InferenceSpec
-from pipeline.predictor_loaded import load_predictor
-from pipeline.processors import usable_cpus
-from pipeline.report import SceneReport
-from pipeline.run import segment_catalog
-from pipeline.scene_spec import ReadingSpec
-from pipeline.shaping import PolygonSpec
-from pipeline.tiling import TilingSpec
+from pipeline.catalog.entry import CatalogEntry
+from pipeline.concurrency import usable_cpus
+from pipeline.distribute.remote_predictor import DistantPredictor
+from pipeline.distribute.spec import DistributeSpec
+from pipeline.inference.tiling.tiles import TilingSpec
+from pipeline.model.predictor.loading import load_predictor
+from pipeline.model.predictor.protocol import InferenceSpec
+from pipeline.polygons.shaping import PolygonSpec
+from pipeline.results.report import SceneReport
+from pipeline.run.scenes import segment_catalog
+from pipeline.scene.spec import ReadingSpec
 
 LEAST_SCALING, MOST_OVERHEAD = 1.8, 0.05
 """The goals."""

@@ -15,7 +15,7 @@ from typing import Self
 
 from distributed import Client
 
-from pipeline.distribute_client import connect
+from pipeline.distribute.client import connect
 
 ROOT = Path(__file__).parents[1]
 SURROUNDINGS = {

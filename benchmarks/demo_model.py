@@ -11,14 +11,13 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from pipeline.networks import NetworkSpec
-from pipeline.town import BANDS, write_town
-from pipeline.training.learning import LearningSpec
+from pipeline.model.networks.registry import NetworkSpec
 from pipeline.training.records import TrainProgress
-from pipeline.training.settings import TrainSpec
-from pipeline.training.splits import SplitSpec
+from pipeline.training.settings.data import SamplesSpec, SplitSpec
+from pipeline.training.settings.learning import LearningSpec
+from pipeline.training.settings.spec import TrainSpec
+from pipeline.training.synthetic import BANDS, write_town
 from pipeline.training.train import train
-from pipeline.training.windows import SamplesSpec
 
 CHECKPOINT = Path(__file__).parents[1] / "pipeline" / "data" / "demo.safetensors"
 TRAINING, VALIDATION = range(100, 112), range(120, 122)

@@ -162,8 +162,8 @@ def run_ours(given: dict[str, Any]) -> dict[str, Any]:
     """The whole path, after a first scene of one tile."""
     from benchmarks.subjects import write_scene
     from benchmarks.whole_path import file_to_mosaic
-    from pipeline.predictor_loaded import load_predictor
-    from pipeline.tiling import TilingSpec
+    from pipeline.inference.tiling.tiles import TilingSpec
+    from pipeline.model.predictor.loading import load_predictor
 
     predictor = load_predictor(given["model"], given["device"])
     tiling = TilingSpec(tile_size=given["tile"], overlap=given["overlap"])

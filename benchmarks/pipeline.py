@@ -45,9 +45,9 @@ from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
 from pipeline import ModelCard, SegmentSpec, segment_scene
-from pipeline.processors import usable_cpus
-from pipeline.report import SceneReport
-from pipeline.tiling import TilingSpec
+from pipeline.concurrency import usable_cpus
+from pipeline.inference.tiling.tiles import TilingSpec
+from pipeline.results.report import SceneReport
 
 SIDES = (5_000, 10_000, 20_000, 40_000)
 TOY_SIDES = (300, 700)

@@ -42,13 +42,13 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 from scipy import ndimage
 
-from pipeline.card import ModelCard
-from pipeline.decide import Decision
-from pipeline.export import write_polygons
-from pipeline.grid import RasterGrid
-from pipeline.processors import usable_cpus
-from pipeline.shaping import PolygonBatch, PolygonSpec, shape_polygons
-from pipeline.vectorize import vectorize, vectorize_decisions
+from pipeline.concurrency import usable_cpus
+from pipeline.grid.raster_grid import RasterGrid
+from pipeline.model.card import ModelCard
+from pipeline.mosaic.classify import Decision
+from pipeline.polygons.export import write_polygons
+from pipeline.polygons.shaping import PolygonBatch, PolygonSpec, shape_polygons
+from pipeline.polygons.vectorize import vectorize, vectorize_decisions
 
 ZOO = Path(__file__).parents[2] / "shared" / "data" / "zoo"
 CLOUDS = "S2A_MSIL2A_20170725T142751_N9999_R053_T19GBQ_20240410T040247_expected_output.tif"

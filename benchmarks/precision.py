@@ -25,13 +25,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.subjects import classic_unet, model_input, write_classic_unet
-from pipeline.allocator import keep_memory
-from pipeline.card import ModelCard
-from pipeline.lanes import AHEAD, in_order
-from pipeline.predictor_loaded import load_predictor
-from pipeline.prepare import Arithmetic, compile_network, converted, fold_batch_norm, prepare, settle_convolutions
-from pipeline.processors import usable_cpus
-from pipeline.ready import ReadyNetwork, Workload, activate
+from pipeline.concurrency import usable_cpus
+from pipeline.inference.cpu_workers import AHEAD, in_order
+from pipeline.inference.memory import keep_memory
+from pipeline.model.card import ModelCard
+from pipeline.model.predictor.compiled import ReadyNetwork, Workload, activate
+from pipeline.model.predictor.loading import load_predictor
+from pipeline.model.predictor.optimize import (
+    Arithmetic,
+    compile_network,
+    converted,
+    fold_batch_norm,
+    prepare,
+    settle_convolutions,
+)
 
 COMPARED = 4
 """Tiles on which probabilities are compared."""

@@ -21,14 +21,26 @@ ROOMS = Path(pipeline.__file__).parent
 STANDARD = Path(threading.__file__).parent
 WAITING = ("threading.py", "queue.py", "concurrent/futures/thread.py", "concurrent/futures/_base.py", "selectors.py")
 STAGES: Mapping[str, tuple[str, ...]] = {
-    "decode": ("scene", "handles", "validity", "batches", "resample"),
-    "copy": ("transfer",),
-    "cut": ("cutting",),
-    "network": ("ready", "prepare", "predictor", "unet", "networks_layers"),
-    "blend, quantise": ("blend", "levels"),
-    "decide, encode": ("mosaic", "mosaic_strips", "decide", "overviews", "glance"),
-    "COG": ("cog",),
-    "prove the precision": ("precision",),
+    "decode": ("scene.describe", "storage.gdal", "scene.validity", "inference.tiling.strips", "scene.resample"),
+    "copy": ("inference.transfer",),
+    "cut": ("inference.tile_input",),
+    "network": (
+        "model.predictor.compiled",
+        "model.predictor.optimize",
+        "model.predictor.protocol",
+        "model.networks.unet",
+        "model.networks.layers",
+    ),
+    "blend, quantise": ("inference.blend", "mosaic.levels"),
+    "decide, encode": (
+        "mosaic.writer",
+        "mosaic.strips",
+        "mosaic.classify",
+        "mosaic.overviews",
+        "inference.region.quicklook",
+    ),
+    "COG": ("mosaic.cog",),
+    "prove the precision": ("inference.precision",),
 }
 """Stage -> rooms of `pipeline/` that do its work; all others are `rest`."""
 _STAGE_OF = {room: stage for stage, rooms in STAGES.items() for room in rooms}
@@ -89,9 +101,9 @@ def stage_of(frame: FrameType) -> str:
     rooms = []
     while step is not None:
         path = Path(step.f_code.co_filename)
-        if path.parent == ROOMS:
-            rooms.append(path.stem)
+        if path.is_relative_to(ROOMS):
+            rooms.append(".".join(path.relative_to(ROOMS).with_suffix("").parts))
         step = step.f_back
-    if "precision" in rooms:
+    if "inference.precision" in rooms:
         return "prove the precision"
     return next((_STAGE_OF[room] for room in rooms if room in _STAGE_OF), "rest")

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 MOST_HELP_S, MOST_IMPORT_S, MOST_RUN_S = 0.5, 0.3, 3.0
 """The goals."""
 IMPORTS = {
-    "run": ("torch", "rasterio", "pipeline.cli", "pipeline.run", "pipeline.segment"),
+    "run": ("torch", "rasterio", "pipeline.cli.app", "pipeline.run.scenes", "pipeline.segment"),
     "flow": ("prefect", "torch", "rasterio", "flows.segment"),
 }
 """Kind of run -> what it imports, the slow ones by themselves."""

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pipeline.engine_batching import resolve_batch_size
-from pipeline.mosaic import MosaicSpec
-from pipeline.precision import choose_precision
-from pipeline.predictor import InferenceSpec, Prepared, identity_of
-from pipeline.region import infer_region
-from pipeline.region_job import RegionJob, join_regions
-from pipeline.regions import plan_regions
-from pipeline.scene import describe_scene
-from pipeline.tiling import TilingSpec, plan_tiles, resolve_tiling
+from pipeline.inference.batch_size import resolve_batch_size
+from pipeline.inference.precision import choose_precision
+from pipeline.inference.region.job import RegionJob, join_regions
+from pipeline.inference.region.run import infer_region
+from pipeline.inference.tiling.regions import plan_regions
+from pipeline.inference.tiling.tiles import TilingSpec, plan_tiles, resolve_tiling
+from pipeline.model.predictor.protocol import InferenceSpec, Prepared, identity_of
+from pipeline.mosaic.writer import MosaicSpec
+from pipeline.scene.describe import describe_scene
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from rasterio.windows import Window
 from flows.segment import segment_catalog
 from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import WorldError
-from pipeline.report import SceneReport
-from pipeline.scoring import ObjectScore, PixelScore, score_pixels, score_polygons
-from pipeline.town import Town, write_town
+from pipeline.evaluation.metrics.matching import ObjectScore, PixelScore, score_pixels, score_polygons
+from pipeline.results.report import SceneReport
+from pipeline.training.synthetic import Town, write_town
 
 MODEL = Path(__file__).parents[1] / "pipeline" / "data" / "demo.safetensors"
 SETTINGS = ("polygons.min_area_m2=4", "polygons.fill_holes_m2=4")

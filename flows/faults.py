@@ -11,8 +11,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Failed
 
+from pipeline.config import RunSpec
 from pipeline.errors import ScenemillError
-from pipeline.retrying import RunSpec, is_world_fault
+from pipeline.storage.retries import is_world_fault
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")

@@ -9,12 +9,12 @@ from threading import Event
 
 from prefect.futures import PrefectFuture
 
-from pipeline.catalog import CatalogEntry
+from pipeline.catalog.entry import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.distribute import cluster
-from pipeline.report import SceneReport
-from pipeline.run import shared_out
-from pipeline.run_ledger import RunLedger
+from pipeline.distribute.cluster import cluster
+from pipeline.results.report import SceneReport
+from pipeline.run.ledger import RunLedger
+from pipeline.run.scenes import shared_out
 
 IN_HAND, MOST_IN_HAND = 2, 64
 """Scenes at once here, where one is vectorized while the next is inferred, and on a cluster."""

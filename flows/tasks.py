@@ -10,22 +10,23 @@ from prefect.states import Cancelled
 
 from flows.faults import world_faults_retried
 from flows.model import load_model
-from pipeline.catalog import CatalogEntry
-from pipeline.config import SegmentSpec
-from pipeline.distribute import cluster
+from pipeline.catalog.entry import CatalogEntry
+from pipeline.config import RunSpec, SegmentSpec
+from pipeline.distribute.cluster import cluster
 from pipeline.errors import ModelError, ScenemillError, WorldError
 from pipeline.evaluation.evaluate import evaluate_scene
 from pipeline.evaluation.plan import EvaluationPlan
 from pipeline.evaluation.records import SceneEvaluation
-from pipeline.evaluation.truth import LabelFiles
-from pipeline.merge import MergeReport, MergeSpec, merge_scenes
-from pipeline.predictor import Prepared
-from pipeline.report import SceneReport
-from pipeline.retrying import RunSpec
-from pipeline.run_entry import segment_entry
-from pipeline.run_in_hand import StoppedError, stoppable
+from pipeline.evaluation.reference import LabelFiles
+from pipeline.merge.merge_scenes import merge_scenes
+from pipeline.merge.record import MergeReport
+from pipeline.merge.spec import MergeSpec
+from pipeline.model.predictor.protocol import Prepared
+from pipeline.results.report import SceneReport
+from pipeline.run.concurrent import StoppedError, stoppable
+from pipeline.run.one_scene import segment_entry
 from pipeline.training.records import TrainReport
-from pipeline.training.settings import TrainSpec
+from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.train import train
 
 

@@ -19,9 +19,9 @@ from flows.hooks import ON_END
 from flows.run_names import run_name
 from flows.tasks import train_one
 from pipeline.errors import ScenemillError
-from pipeline.training.card_page import card_page
+from pipeline.training.artifacts.card_page import card_page
 from pipeline.training.records import EpochRecord, TrainReport
-from pipeline.training.settings import TrainSpec
+from pipeline.training.settings.spec import TrainSpec
 
 TrainForm = Annotated[TrainSpec, reader(TrainSpec), form(TrainSpec)]
 DEFAULTS = TrainSpec()

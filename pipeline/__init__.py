@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 _HOME = {
     "segment_scene": "pipeline.segment",
     "SegmentSpec": "pipeline.config",
-    "ModelCard": "pipeline.card",
-    "load_predictor": "pipeline.predictor_loaded",
+    "ModelCard": "pipeline.model.card",
+    "load_predictor": "pipeline.model.predictor.loading",
     "vectorize_mosaic": "pipeline.segment",
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +18,58 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.blend import Blend
-from pipeline.catalog_spec import CatalogSpec
-from pipeline.distribute_spec import DistributeSpec
+from pipeline.catalog.spec import CatalogSpec
+from pipeline.distribute.spec import DistributeSpec
 from pipeline.errors import SettingsError
-from pipeline.merge_spec import MergeSpec
-from pipeline.mosaic import MosaicSpec
-from pipeline.predictor import InferenceSpec
-from pipeline.retrying import RunSpec
-from pipeline.scene import ReadingSpec
-from pipeline.shaping import PolygonSpec
-from pipeline.tiling import TilingSpec
+from pipeline.inference.blend import Blend
+from pipeline.inference.tiling.tiles import TilingSpec
+from pipeline.merge.spec import MergeSpec
+from pipeline.model.predictor.protocol import InferenceSpec
+from pipeline.mosaic.writer import MosaicSpec
+from pipeline.polygons.shaping import PolygonSpec
+from pipeline.scene.spec import ReadingSpec
+
+MOST_RETRIES = 50
+"""More pauses than these Prefect does not take for a task."""
+
+
+LONGEST_PAUSE_S = 300.0
+"""Pauses double up to this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What a run over many scenes does about failures, and where it works; never changes a result."""
+
+    retries: int = 3
+    """How often a scene is tried again after a fault of disk, network or workers; faults of the data never are."""
+    retry_delay_s: float = 2.0
+    """Pause before the first retry, in seconds; each further one is twice as long, up to 300 s."""
+    max_failures: int = 0
+    """So many failed scenes end the run: those in work are finished, no other is begun. 0: no limit."""
+    retry_quarantined: bool = False
+    """Try scenes in quarantine again, though neither they nor model and settings have changed."""
+    work_dir: str | None = None
+    """Folder in which results for an object store are made before they are uploaded; None: a temporary one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.retries <= MOST_RETRIES:
+            raise SettingsError(f"retries must be 0 to {MOST_RETRIES}, not {self.retries}")
+        if not 0 <= self.retry_delay_s < math.inf:
+            raise SettingsError(f"retry_delay_s must be at least 0 s and finite, not {self.retry_delay_s}")
+        if self.max_failures < 0:
+            raise SettingsError(f"max_failures must be at least 0 (no limit), not {self.max_failures}")
+
+    @property
+    def pauses_s(self) -> tuple[float, ...]:
+        """Seconds before each retry, the same in every run.
+
+        >>> RunSpec(retries=4, retry_delay_s=100).pauses_s
+        (100.0, 200.0, 300.0, 300.0)
+        """
+        longest = max(LONGEST_PAUSE_S, float(self.retry_delay_s))
+        return tuple(min(self.retry_delay_s * 2.0**retry, longest) for retry in range(self.retries))
+
 
 Settings = TypeVar("Settings")
 

@@ -14,31 +14,23 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from pipeline.averaging import augmented, passes_of
-from pipeline.card import ModelCard
 from pipeline.config import SegmentSpec
-from pipeline.distribute import (
-    exchanging,
-    predictor_identity,
-    prove_precision,
-    run_finish,
-    run_regions,
-)
-from pipeline.distribute_plan import plan_work
-from pipeline.distribute_spec import DistributeSpec
-from pipeline.export import PolygonTotals, write_polygons
-from pipeline.grid import RasterGrid
-from pipeline.mosaic_reader import MosaicReader
-from pipeline.predictor import ArrayFunction, Predictor, exclusive
-from pipeline.region_job import RegionJob
-from pipeline.region_records import RegionPlan, RegionRecords
-from pipeline.report import SceneReport, Stopwatch, write_report
-from pipeline.results import open_results
-from pipeline.scene import Scene, describe_scene
-from pipeline.segment_former import Found, adopt, reusable
-from pipeline.segment_inputs import Inputs, area_on, card_of, region_job, resolve_settings
-from pipeline.segment_report import closing_report, opening_report, provenance
-from pipeline.segment_stages import (
+from pipeline.distribute.cluster import exchanging, predictor_identity, prove_precision, run_finish, run_regions
+from pipeline.distribute.plan import plan_work
+from pipeline.distribute.spec import DistributeSpec
+from pipeline.grid.raster_grid import RasterGrid
+from pipeline.inference.region.job import RegionJob
+from pipeline.model.card import ModelCard
+from pipeline.model.predictor.ensemble import augmented, passes_of
+from pipeline.model.predictor.protocol import ArrayFunction, Predictor, exclusive
+from pipeline.mosaic.reader import MosaicReader
+from pipeline.polygons.export import PolygonTotals, write_polygons
+from pipeline.polygons.shaping import PolygonSpec, shape_polygons
+from pipeline.results.local import open_results
+from pipeline.results.report import SceneReport, Stopwatch, write_report
+from pipeline.scene.describe import Scene, check_unchanged, describe_scene
+from pipeline.stages.inputs import Inputs, area_on, card_of, region_job, resolve_settings
+from pipeline.stages.outputs import (
     GLANCE,
     Finished,
     Inferred,
@@ -50,8 +42,9 @@ from pipeline.segment_stages import (
     record_inferred,
     record_outputs,
 )
-from pipeline.shaping import PolygonSpec, shape_polygons
-from pipeline.unchanged import check_unchanged
+from pipeline.stages.previous import Found, adopt, reusable
+from pipeline.stages.region_records import RegionPlan, RegionRecords
+from pipeline.stages.scene_report import closing_report, opening_report, provenance
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -267,7 +260,7 @@ def vectorize_mosaic(
     Raises:
         SceneError: the mosaic is not one of ours.
     """
-    from pipeline.vectorize import vectorize  # brings numba, which no strip has to wait for
+    from pipeline.polygons.vectorize import vectorize  # brings numba, which no strip has to wait for
 
     spec = spec or PolygonSpec()
     with MosaicReader(Path(mosaic)) as source:
@@ -285,7 +278,7 @@ def vectorize_mosaic(
 
 def _prepare_polygons(grid: RasterGrid, spec: SegmentSpec) -> None:
     """Load what polygons need while strips are computed; what goes wrong is told when polygons are made."""
-    from pipeline.vectorize import compile_kernels
+    from pipeline.polygons.vectorize import compile_kernels
 
     compile_kernels(grid, spec.polygons, spec.mosaic.dtype)
 

@@ -15,7 +15,9 @@ from hypothesis import settings as hypothesis_settings
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from rasterio.enums import ColorInterp
 
-pytest_plugins = ("labelled", "clusters", "stores", "prefects", "scratch")
+pytest_plugins = tuple(
+    f"support.{name}" for name in ("labelled", "clusters", "object_stores", "prefect_server", "tmp_disk")
+)
 
 hypothesis_settings.register_profile("here", deadline=None, derandomize=True, print_blob=True)
 hypothesis_settings.load_profile("here")
@@ -150,7 +152,7 @@ def _profile(
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An untrained checkpoint, which no test changes."""
-    from models import write_checkpoint
+    from support.models import write_checkpoint
 
     return str(write_checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors"))
 
@@ -158,7 +160,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """Run the command here; `(exit code, stdout, stderr)`."""
-    from pipeline import cli
+    from pipeline.cli import app as cli
 
     def run(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as done:

@@ -10,10 +10,11 @@ from typing import get_args
 from benchmarks.demo_model import CHECKPOINT
 from benchmarks.trials.records import Options, Table
 from benchmarks.trials.towns import TEST, draw, learn
-from pipeline.averaging import SYMMETRIES
 from pipeline.config import build_settings
-from pipeline.evaluation.evaluate import EvaluateSpec, evaluate
-from pipeline.predictor import Augment
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.records import EvaluateSpec
+from pipeline.model.predictor.ensemble import SYMMETRIES
+from pipeline.model.predictor.protocol import Augment
 
 SEEDS = range(3)
 """The members of the ensemble differ in nothing but the seed of weights and windows."""

@@ -25,10 +25,10 @@ from rasterio import DatasetReader
 
 from benchmarks.trials.records import CONFIGS, DATA, Options, Table, show, skipped
 from pipeline.config import load_settings
-from pipeline.report import SceneReport
-from pipeline.scoring import PixelScore, score_pixels, score_polygons
+from pipeline.evaluation.metrics.matching import PixelScore, score_pixels, score_polygons
+from pipeline.results.report import SceneReport
 from pipeline.training.records import TrainReport
-from pipeline.training.settings import TrainSpec
+from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.train import train
 
 FOLDER = DATA / "buildings"

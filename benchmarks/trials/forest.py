@@ -12,10 +12,10 @@ from PIL import Image
 from benchmarks.trials.chips import predict, read_picture
 from benchmarks.trials.records import CONFIGS, DATA, Options, Table, show, skipped
 from pipeline.config import load_settings
-from pipeline.predictor_loaded import load_predictor
-from pipeline.training.metrics import Confusion, average_scores, weighted_scores
-from pipeline.training.settings import TrainSpec
+from pipeline.model.predictor.loading import load_predictor
+from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.train import train
+from pipeline.training.validation.metrics import Confusion, average_scores, weighted_scores
 
 FOLDER = DATA / "amazon_forest"
 SIDE = 512

@@ -25,13 +25,13 @@ from torch import Tensor
 
 from benchmarks.subjects import model_input, write_classic_unet, write_scene
 from benchmarks.whole_path import file_to_mosaic
-from pipeline.allocator import keep_memory
-from pipeline.lanes import in_order
-from pipeline.predictor import InferenceSpec, Ready
-from pipeline.predictor_loaded import load_predictor
-from pipeline.processors import usable_cpus
-from pipeline.ready import Workload
-from pipeline.tiling import TilingSpec
+from pipeline.concurrency import usable_cpus
+from pipeline.inference.cpu_workers import in_order
+from pipeline.inference.memory import keep_memory
+from pipeline.inference.tiling.tiles import TilingSpec
+from pipeline.model.predictor.compiled import Workload
+from pipeline.model.predictor.loading import load_predictor
+from pipeline.model.predictor.protocol import InferenceSpec, Ready
 
 TILE = 512
 

@@ -9,9 +9,9 @@ import numpy as np
 from benchmarks.trials.chips import predict, read_picture
 from benchmarks.trials.records import CONFIGS, DATA, Options, Table, show, skipped
 from pipeline.config import load_settings
-from pipeline.predictor_loaded import load_predictor
-from pipeline.scoring import PixelScore, score_pixels
-from pipeline.training.settings import TrainSpec
+from pipeline.evaluation.metrics.matching import PixelScore, score_pixels
+from pipeline.model.predictor.loading import load_predictor
+from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.train import train
 
 FOLDER = DATA / "mangrove_4band"

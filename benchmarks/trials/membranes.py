@@ -11,8 +11,8 @@ from scipy import ndimage
 from benchmarks.trials.chips import predict, read_picture
 from benchmarks.trials.records import CONFIGS, DATA, Options, Table, show, skipped
 from pipeline.config import load_settings
-from pipeline.predictor_loaded import LoadedPredictor, load_predictor
-from pipeline.training.settings import TrainSpec
+from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
+from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.train import train
 
 FOLDER = DATA / "isbi2012_em"

@@ -10,10 +10,10 @@ import torch
 from benchmarks.trials.records import CONFIGS, Options, Table
 from benchmarks.trials.towns import TRAINING, VALIDATION, draw
 from pipeline.config import load_settings
-from pipeline.networks import build_network
-from pipeline.predictor_loaded import resolve_device
-from pipeline.training.learning import choose_precision
-from pipeline.training.settings import TrainSpec
+from pipeline.model.networks.registry import build_network
+from pipeline.model.predictor.loading import resolve_device
+from pipeline.training.optimizer import choose_precision
+from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.train import train
 
 STEPS = 24

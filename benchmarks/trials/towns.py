@@ -6,9 +6,9 @@ from pathlib import Path
 
 from benchmarks.trials.records import CONFIGS, Options, Table, show
 from pipeline.config import load_settings
-from pipeline.town import write_town
 from pipeline.training.records import ClassScores, TrainReport
-from pipeline.training.settings import TrainSpec
+from pipeline.training.settings.spec import TrainSpec
+from pipeline.training.synthetic import write_town
 from pipeline.training.train import train
 
 TRAINING, VALIDATION, TEST = range(200, 208), range(220, 222), range(230, 233)

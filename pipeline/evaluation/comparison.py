@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.card import ModelCard
-from pipeline.durable import appearing
-from pipeline.evaluation.calibration import CalibrationSums
-from pipeline.evaluation.counts import (
+from pipeline.evaluation.error_map import error_form
+from pipeline.evaluation.metrics.calibration import CalibrationSums
+from pipeline.evaluation.metrics.counts import (
     FOUND,
     MATCHED_FOUND,
     MATCHED_TRUTH,
@@ -22,16 +21,18 @@ from pipeline.evaluation.counts import (
     PixelPlanes,
     within,
 )
-from pipeline.evaluation.error_map import error_form
-from pipeline.evaluation.found import Found, PolygonsFound, foreground_names
-from pipeline.evaluation.objects import PlacedObjects, place_objects
+from pipeline.evaluation.metrics.objects import PlacedObjects, place_objects
+from pipeline.evaluation.predictions import Found, PolygonsFound, foreground_names
 from pipeline.evaluation.records import EvaluateSpec, Planes
-from pipeline.evaluation.truth import SceneTruth
-from pipeline.mosaic import writing_cog
-from pipeline.scene import Scene, SceneReader
+from pipeline.evaluation.reference import SceneTruth
+from pipeline.model.card import ModelCard
+from pipeline.mosaic.writer import writing_cog
+from pipeline.scene.describe import Scene
+from pipeline.scene.reader import SceneReader
 from pipeline.segment import Watch
-from pipeline.training.labels import UNLABELLED
-from pipeline.training.overlays import ShownWindow
+from pipeline.storage.files import appearing
+from pipeline.training.artifacts.overlays import ShownWindow
+from pipeline.training.labels.polygon_labels import UNLABELLED
 
 COLUMNS = (TRUTH, MATCHED_TRUTH), (FOUND, MATCHED_FOUND)
 """Where true and found objects are counted: all of them, and those with a partner at the first bound."""

@@ -22,13 +22,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline import __version__
-from pipeline.catalog import CatalogEntry
-from pipeline.distribute import cluster
-from pipeline.durable import make_folder
+from pipeline.catalog.entry import CatalogEntry
+from pipeline.distribute.cluster import cluster
 from pipeline.errors import LabelError, ScenemillError, SettingsError
-from pipeline.evaluation.calibration import join_bins
 from pipeline.evaluation.comparison import SceneCount
-from pipeline.evaluation.counts import BlockCounts
+from pipeline.evaluation.metrics.calibration import join_bins
+from pipeline.evaluation.metrics.counts import BlockCounts
+from pipeline.evaluation.metrics.scores import join_counts, score_counts
 from pipeline.evaluation.page import write_page
 from pipeline.evaluation.plan import (
     SCENES,
@@ -41,12 +41,12 @@ from pipeline.evaluation.plan import (
     plan_evaluation,
 )
 from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, Planes, SceneEvaluation
-from pipeline.evaluation.scores import join_counts, score_counts
-from pipeline.evaluation.truth import LabelFiles
+from pipeline.evaluation.reference import LabelFiles
 from pipeline.evaluation.worst import draw_worst, find_worst
-from pipeline.predictor import Prepared
-from pipeline.scene import describe_scene
+from pipeline.model.predictor.protocol import Prepared
+from pipeline.scene.describe import describe_scene
 from pipeline.segment import Watch, segment_scene
+from pipeline.storage.files import make_folder
 
 __all__ = ["EvaluateSpec", "EvaluationReport", "evaluate"]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.durable import write_whole
 from pipeline.errors import WorldError
-from pipeline.evaluation.bootstrap import FEW_BLOCKS
 from pipeline.evaluation.error_map import COLOURS, CONFUSED, MEANINGS, NOT_COUNTED
+from pipeline.evaluation.metrics.bootstrap import FEW_BLOCKS
 from pipeline.evaluation.records import METRICS, EvaluationReport, Kind, SceneEvaluation
-from pipeline.mosaic_reader import read_mask
+from pipeline.mosaic.reader import read_mask
+from pipeline.storage.files import write_whole
 
 PAGE, NUMBERS = "evaluation.html", "evaluation.json"
 TITLES = {

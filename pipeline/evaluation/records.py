@@ -9,7 +9,31 @@ from typing import Literal
 
 from pipeline.config import SegmentSpec
 from pipeline.errors import SettingsError
-from pipeline.evaluation.bootstrap import BootstrapSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapSpec:
+    """How intervals are made."""
+
+    block_size: int = 256
+    """Side in pixels of the blocks of ground that are resampled, and of the worst windows; at least 16."""
+    resamples: int = 1000
+    """Resamples, 0 or at least 100; 0 = no intervals."""
+    confidence: float = 0.95
+    """Share of such intervals that hold the true score, above 0 and below 1."""
+    seed: int = 0
+    """Of the resampling; the same seed gives the same intervals."""
+
+    def __post_init__(self) -> None:
+        if self.block_size < 16:
+            raise SettingsError(f"block_size must be at least 16, not {self.block_size}")
+        if self.resamples != 0 and self.resamples < 100:
+            raise SettingsError(f"resamples must be 0 (no intervals) or at least 100, not {self.resamples}")
+        if not 0 < self.confidence < 1:
+            raise SettingsError(f"confidence must be above 0 and below 1, not {self.confidence}")
+        if self.seed < 0:
+            raise SettingsError(f"seed must be at least 0, not {self.seed}")
+
 
 Kind = Literal["model", "mosaics", "polygons"]
 """What is compared with the labels."""

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from rasterio.windows import Window
 
-from pipeline.durable import make_folder, write_whole
 from pipeline.evaluation.comparison import Comparison
-from pipeline.evaluation.counts import BlockCounts
+from pipeline.evaluation.metrics.counts import BlockCounts
 from pipeline.evaluation.plan import EvaluationPlan, open_comparison
 from pipeline.evaluation.records import EvaluateSpec, SceneEvaluation, WorstWindow
-from pipeline.evaluation.truth import LabelFiles
-from pipeline.training.overlays import picture_png
+from pipeline.evaluation.reference import LabelFiles
+from pipeline.storage.files import make_folder, write_whole
+from pipeline.training.artifacts.overlays import picture_png
 
 FOLDER = "worst"
 """Folder of the pictures, in the evaluation's folder."""

@@ -11,26 +11,26 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
-from pipeline.card import ModelCard
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.ready import activate
-from pipeline.training.calibrate import (
+from pipeline.model.card import ModelCard
+from pipeline.model.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.model.predictor.compiled import activate
+from pipeline.training.artifacts.overlays import ShownWindow
+from pipeline.training.artifacts.write import write_leaves
+from pipeline.training.data.loader import Batch
+from pipeline.training.data.samples import read_padded
+from pipeline.training.data.windows import Core
+from pipeline.training.records import EpochRecord, PartScores, Stop, TrainReport
+from pipeline.training.report import write_report
+from pipeline.training.setup import Setup
+from pipeline.training.state import RunState, Standing
+from pipeline.training.validation.calibration import (
     Reliability,
     fit_temperature,
     reliability,
     resolvable_temperature,
     scaled_threshold,
 )
-from pipeline.training.feed import Batch
-from pipeline.training.leaves import write_leaves
-from pipeline.training.overlays import ShownWindow
-from pipeline.training.records import EpochRecord, PartScores, Stop, TrainReport
-from pipeline.training.report import write_report
-from pipeline.training.samples import read_padded
-from pipeline.training.setup import Setup
-from pipeline.training.state import RunState, Standing
-from pipeline.training.tally import Tally
-from pipeline.training.windows import Core
+from pipeline.training.validation.tally import Tally
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import pipeline
-from pipeline.journal import content_key
-from pipeline.predictor_loaded import resolve_device
-from pipeline.training.learning import choose_precision
-from pipeline.training.samples import LabelledData
+from pipeline.model.predictor.loading import resolve_device
+from pipeline.results.publish import content_key
+from pipeline.training.data.samples import LabelledData
+from pipeline.training.optimizer import choose_precision
 
 if TYPE_CHECKING:
-    from pipeline.training.settings import TrainSpec
+    from pipeline.training.settings.spec import TrainSpec
 
 LEARNING_FORMAT = 1
 """Raised whenever the same settings and data give other weights than before, or the saved state another form."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.allocator import keep_memory
-from pipeline.predictor_loaded import resolve_device
-from pipeline.training.average import Average
-from pipeline.training.feed import Batch
-from pipeline.training.learning import LearningSpec, choose_precision, make_optimizer, rate_factor
+from pipeline.inference.memory import keep_memory
+from pipeline.model.predictor.loading import resolve_device
+from pipeline.training.data.loader import Batch
+from pipeline.training.optimizer import choose_precision, make_optimizer, rate_factor
+from pipeline.training.settings.learning import LearningSpec
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(logits, target, counted)`, each `(N, outputs, H, W)`, -> a number to minimise."""
@@ -156,3 +157,32 @@ def _dropout_seed(seed: int, epoch: int, index: int) -> int:
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+class Average:
+    """`average = d * average + (1 - d) * weights` after each optimiser step (Polyak & Juditsky 1992; EMA form).
+
+    Early on the weights change fast, so the decay grows: `d = min(decay, (1 + t) / (10 + t))` at step `t` from 1,
+    as `num_updates` of TensorFlow's ExponentialMovingAverage does. Means and variances of batch norm are averaged
+    like weights, so they belong to about the same steps; what is no float (batches seen) is copied.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._decay = decay
+        pairs = list(zip(_state(self.network), _state(network), strict=True))
+        self._mixed = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after optimiser step `step`, counted from 1 over the whole run."""
+        share = 1 - min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_([mine for mine, _ in self._mixed], [theirs for _, theirs in self._mixed], share)
+        for mine, theirs in self._copied:
+            mine.copy_(theirs)
+
+
+def _state(network: nn.Module) -> list[Tensor]:
+    """The live tensors of a network: parameters and buffers, in one order."""
+    return list(network.state_dict(keep_vars=True).values())

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import describe_checkpoint
-from pipeline.durable import write_whole
 from pipeline.errors import ModelError
+from pipeline.model.checkpoint import describe_checkpoint
+from pipeline.storage.files import write_whole
 from pipeline.training.identity import Identity, tell_difference
 from pipeline.training.records import EpochRecord, PartScores, TrainReport
 

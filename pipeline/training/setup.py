@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.card import ModelCard
-from pipeline.networks import Shape, build_network
-from pipeline.predictor_loaded import resolve_device
-from pipeline.training.feed import Feed
+from pipeline.model.card import ModelCard
+from pipeline.model.networks.registry import Shape, build_network
+from pipeline.model.predictor.loading import resolve_device
+from pipeline.training.data.loader import Feed
+from pipeline.training.data.samples import LabelledData
+from pipeline.training.data.splits import Split, check_validation, split_data
+from pipeline.training.data.statistics import Survey, survey
+from pipeline.training.data.windows import Core, cover
 from pipeline.training.identity import versions
 from pipeline.training.learner import Learner
-from pipeline.training.losses import make_loss
-from pipeline.training.samples import LabelledData
-from pipeline.training.splits import Split, check_validation, split_data
-from pipeline.training.survey import Survey, survey
-from pipeline.training.tally import Tally
-from pipeline.training.windows import Core, cover
+from pipeline.training.losses.loss import make_loss
+from pipeline.training.validation.tally import Tally
 
 if TYPE_CHECKING:
-    from pipeline.training.settings import TrainSpec
+    from pipeline.training.settings.spec import TrainSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,11 +26,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.durable import lock, make_folder, write_whole
 from pipeline.errors import WorldError
+from pipeline.storage.files import lock, make_folder, write_whole
 from pipeline.training.identity import Identity, tell_difference
-from pipeline.training.learning import Keep
 from pipeline.training.records import EpochRecord
+from pipeline.training.settings.learning import Keep
 
 log = logging.getLogger(__name__)
 

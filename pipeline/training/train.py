@@ -13,19 +13,19 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
-from pipeline.checkpoint import save_checkpoint
-from pipeline.durable import sweep
 from pipeline.errors import DivergedError, SettingsError
-from pipeline.predictor_loaded import resolve_device
-from pipeline.training.event_log import EventLog
-from pipeline.training.feed import Batch
+from pipeline.model.checkpoint import save_checkpoint
+from pipeline.model.predictor.loading import resolve_device
+from pipeline.storage.files import sweep
+from pipeline.training.artifacts.tensorboard import EventLog
+from pipeline.training.artifacts.write import check_leaves, write_history
+from pipeline.training.data.loader import Batch
+from pipeline.training.data.samples import cache, open_data
 from pipeline.training.finish import finish, provisional_card
 from pipeline.training.identity import run_identity
-from pipeline.training.leaves import check_leaves, write_history
 from pipeline.training.records import EpochRecord, Stop, TrainProgress, TrainReport
 from pipeline.training.report import read_report
-from pipeline.training.samples import cache, open_data
-from pipeline.training.settings import TrainSpec
+from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.setup import Setup, set_up
 from pipeline.training.state import RunState, Standing, claimed
 

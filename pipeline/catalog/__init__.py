@@ -1,0 +1,1 @@
+"""Lists, tables and STAC catalogs in, scenes to run out. Start reading at `pipeline.catalog.read`."""

@@ -1,0 +1,214 @@
+"""Many scenes from few words: paths, globs, folders, addresses, lists, tables and STAC become a stream of named scenes.
+
+A row of a list or table can name a file of the table's own folder by a relative path, and anything else only by an
+absolute path or an address that is written out. What is wrong with a row refuses that row and nothing else.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline.catalog.entry import CatalogEntry
+from pipeline.catalog.filters import Candidate, Choice, LeftOut
+from pipeline.catalog.layers import LAYERS, open_layer
+from pipeline.catalog.listing import list_addresses, names_many
+from pipeline.catalog.rows import Row, checked_id, locate, open_csv, read_list
+from pipeline.catalog.spec import CatalogSpec
+from pipeline.catalog.stac.geoparquet import column_names, is_item_table, read_item_table
+from pipeline.catalog.stac.items import ItemRules
+from pipeline.catalog.stac.walk import STAC, is_stac, open_stac
+from pipeline.errors import SceneError, SettingsError
+from pipeline.scene.dates import parse_date
+from pipeline.scene.spec import ReadingSpec
+from pipeline.storage.location import resolve_location, tidy_name
+
+SUFFIXES = (".tif", ".tiff", ".gtiff")
+"""Files of a folder that are taken for scenes; name others by a glob, since they need a driver in the settings."""
+DOCUMENT_SUFFIX = ".json"
+"""Files that are STAC documents; those of a glob are each read."""
+INDEX_SUFFIXES = (".txt", ".csv", DOCUMENT_SUFFIX, *LAYERS)
+"""Files that list scenes instead of being one."""
+PARQUET = (".parquet", ".geoparquet")
+"""Tables of paths, or of STAC Items."""
+
+
+def read_catalog(
+    sources: Sequence[str | Path],
+    spec: CatalogSpec | None = None,
+    reading: ReadingSpec | None = None,
+    *,
+    area: str | Path | None = None,
+    left_out: LeftOut = lambda entry, reason: None,
+) -> Iterator[CatalogEntry]:
+    """Yield the scenes of sources one by one, each once: first those of `list_scenes`, then those of lists and tables.
+
+    Lists are `.txt`, tables `.csv`, `.gpkg`, `.geojson`, `.parquet` and `.geoparquet`, STAC `.json`, tables of Items,
+    and what `stac+` stands before; they are read as far as scenes are asked for, and only after each has been found
+    readable. A scene of theirs is called by its id, or by its file stem; the second of two equal ids is refused.
+
+    Args:
+        sources: files, folders, globs, addresses, lists, tables and STAC.
+        spec: columns, assets and selections.
+        reading: how scenes are opened: which kinds of files count, and to see where a scene lies and when it was taken
+            where only the scene itself says it.
+        area: file of polygons; only scenes that touch them are yielded.
+        left_out: told each scene that the selections leave out, and why.
+
+    Raises:
+        SettingsError: at once, when a source matches nothing, a file cannot be read, or lacks a column.
+        WorldError: at once, when disk, network or server failed.
+    """
+    now = datetime.now(UTC)
+    choice = Choice((spec or CatalogSpec()).at(now), reading or ReadingSpec(), area=area, left_out=left_out)
+    spec, reading = choice.spec, choice.reading
+    indexes = [str(source) for source in sources if _is_index(str(source))]
+    plain = [source for source in sources if str(source) not in indexes]
+    named = list_scenes(plain) if plain or not indexes else ()
+    rules = ItemRules(spec=spec, drivers=reading.drivers)
+    opened = [
+        (Path(index).expanduser().parent, _open_index(index, rules))
+        for index in dict.fromkeys(index for source in indexes for index in _index_files(source))
+    ]
+    root = None if spec.root is None else Path(spec.root)
+    return islice(choice.among(_candidates(named, opened, root)), spec.limit)
+
+
+def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
+    """Expand files, globs, folders (not their subfolders) and addresses, in order, each scene once.
+
+    A scene is called by its file stem; where stems collide, by folder and stem.
+
+    Raises:
+        SettingsError: a source matches nothing, or two scenes cannot be told apart.
+    """
+    places: dict[str, str] = {}
+    for source in sources:
+        for place in _expand(str(source)):
+            places.setdefault(_gdal_path(place), place)
+    locations = [*places.values()]
+    if not locations:
+        raise SettingsError("no scene given; name files, folders, globs, or s3:// and https:// addresses")
+    stems = [resolve_location(location).stem for location in locations]
+    counts = Counter(stem.lower() for stem in stems)
+    ids = [
+        stem if counts[stem.lower()] == 1 else tidy_name(f"{Path(location).parent.name}_{stem}")
+        for stem, location in zip(stems, locations, strict=True)
+    ]
+    twice = [name for name, count in Counter(name.lower() for name in ids).items() if count > 1]
+    if twice:
+        same = [location for name, location in zip(ids, locations, strict=True) if name.lower() in twice]
+        raise SettingsError(f"these scenes would share one output folder, run them apart: {', '.join(same)}")
+    return tuple(CatalogEntry(id=name, location=location) for name, location in zip(ids, locations, strict=True))
+
+
+def _is_index(source: str) -> bool:
+    if source.startswith(STAC):
+        return True
+    if "://" in source:
+        return urlsplit(source).path.lower().endswith(INDEX_SUFFIXES)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return False
+    named = path.is_file() or not glob.has_magic(source)
+    return path.name.lower().endswith(INDEX_SUFFIXES if named else DOCUMENT_SUFFIX)
+
+
+def _index_files(source: str) -> list[str]:
+    """The source, or the STAC documents of a glob."""
+    is_glob = "://" not in source and glob.has_magic(source) and not Path(source).expanduser().is_file()
+    return _expand(source) if is_glob or names_many(source) else [source]
+
+
+def _open_index(source: str, rules: ItemRules) -> Iterator[Row]:
+    if is_stac(source):
+        return open_stac(source, rules)
+    spec, index = rules.spec, Path(source).expanduser()
+    if "://" in source:
+        raise SettingsError(
+            f"{source}: lists and tables of scenes are read from local files only; fetch it first. STAC is read from "
+            f"addresses, and where the suffix does not say so, as stac+{source}"
+        )
+    try:
+        index.open("rb").close()
+    except OSError as error:
+        raise SettingsError(f"{source}: cannot be read: {error.strerror}; check the path") from error
+    kind = index.suffix.lower()
+    if kind == ".txt":
+        return read_list(index)
+    if kind == ".csv":
+        return open_csv(index, spec)
+    if kind in PARQUET and is_item_table(column_names(index), spec):
+        return read_item_table(index, rules)
+    return open_layer(index, spec)
+
+
+def _candidates(
+    named: Sequence[CatalogEntry], indexes: Sequence[tuple[Path, Iterator[Row]]], root: Path | None
+) -> Iterator[Candidate]:
+    """Every scene once, and every row at fault."""
+    yield from (Candidate(entry=entry) for entry in named)
+    places = {resolve_location(entry.location).gdal_path for entry in named}
+    ids = {entry.id.lower() for entry in named}
+    for folder, rows in indexes:
+        for row in rows:
+            entry = _entry_of(row, partial(locate, row, folder, root), places, ids)
+            if entry is not None:
+                yield Candidate(entry=entry, row=row)
+
+
+def _entry_of(row: Row, located: Callable[[], str], places: set[str], ids: set[str]) -> CatalogEntry | None:
+    """The scene of a row, refused where the row is at fault, None where it was listed before.
+
+    What its files are and its id are added to `places` and `ids`.
+    """
+    try:
+        location = located()
+        place = resolve_location(location)
+        what = " ".join(resolve_location(file.location).gdal_path for file in row.files) or place.gdal_path
+        if what in places:
+            return None
+        name = checked_id(row.id or place.stem, ids)
+    except SceneError as error:
+        return CatalogEntry(id=row.place, location=_printable(row.path), refused=str(error))
+    places.add(what)
+    ids.add(name.lower())
+    return CatalogEntry(id=name, location=location, files=row.files, acquired=parse_date(row.date), source=row.source)
+
+
+def _printable(text: str) -> str:
+    """Text that does nothing to a terminal."""
+    return text if text.isprintable() else repr(text)
+
+
+def _gdal_path(place: str) -> str:
+    try:
+        return resolve_location(place).gdal_path
+    except SceneError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _expand(source: str) -> list[str]:
+    if names_many(source):
+        return list_addresses(source, SUFFIXES)
+    if "://" in source or source.startswith("/vsi"):
+        return [source]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        if not found:
+            raise SettingsError(f"{source}: no scene in this folder; looked for {', '.join(SUFFIXES)}")
+        return found
+    if path.exists():
+        return [str(path)]
+    found = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    if not found:
+        what = "matches no file" if glob.has_magic(source) else "no such file or folder"
+        raise SettingsError(f"{source}: {what}; check the path")
+    return found

@@ -1,0 +1,113 @@
+"""stac-geoparquet: a table whose rows are STAC Items, read some rows at a time, and of each only what counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import shapely
+
+from pipeline.catalog.layers import streamed
+from pipeline.catalog.rows import PATH_COLUMNS, Row
+from pipeline.catalog.spec import CatalogSpec
+from pipeline.catalog.stac.items import CLOUDS, ItemRules, item_row
+from pipeline.catalog.stac.links import place_of
+from pipeline.errors import SettingsError
+from pipeline.storage.signatures import check_magic
+
+COLUMNS = ("id", "stac_version", "geometry", "bbox", "assets", "links")
+"""Columns that are fields of an Item."""
+PROPERTIES = ("datetime", "start_datetime", "end_datetime", CLOUDS, "nodata", "gsd")
+"""Columns that are properties of an Item, and count."""
+ROWS_AT_ONCE = 128
+"""Rows in memory at a time; an Item may have a hundred assets."""
+
+
+def is_item_table(names: Collection[str], spec: CatalogSpec) -> bool:
+    """Whether a table of these columns holds Items, and no paths."""
+    has_paths = spec.path_column is not None or any(name.lower() in PATH_COLUMNS for name in names)
+    return not has_paths and {"id", "assets"} <= set(names)
+
+
+def column_names(table: Path) -> list[str]:
+    """The columns of a Parquet file.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    from pyarrow.parquet import ParquetFile
+
+    check_magic(table)
+    try:
+        with ParquetFile(table) as file:
+            return list(file.schema_arrow.names)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SettingsError(f"{table}: cannot be read as an index of scenes: {error}; check the file") from error
+
+
+def read_item_table(table: Path, rules: ItemRules) -> Iterator[Row]:
+    """A row for each Item."""
+    return streamed(table, _rows(table, rules))
+
+
+def _rows(table: Path, rules: ItemRules) -> Iterator[Row]:
+    from pyarrow.parquet import ParquetFile
+
+    place = place_of(str(table), rules.spec.root)
+    number = 0
+    with ParquetFile(table) as file:
+        wanted = [name for name in (*COLUMNS, *PROPERTIES) if name in file.schema_arrow.names]
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=wanted):
+            for record in batch.to_pylist():
+                number += 1
+                yield item_row(_item(record), place, rules, label=f"{table}, row {number}", itself=False)
+
+
+def _item(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON of an Item; what a column has and its row has not is left out."""
+    plain = _plain(record)
+    return {
+        "type": "Feature",
+        "stac_version": plain.get("stac_version") or "1.0.0",
+        "stac_extensions": [],
+        "id": plain.get("id"),
+        "geometry": _geometry(record.get("geometry")),
+        "bbox": _box(plain.get("bbox")),
+        "assets": _mapping(plain.get("assets")),
+        "links": plain.get("links") or [],
+        "properties": {"datetime": None} | {name: plain[name] for name in PROPERTIES if name in plain},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it, without what is null: a struct has every field of its column."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="seconds")
+    return value
+
+
+def _mapping(assets: Any) -> Any:
+    """Assets by their keys: a struct, the pairs of a map, or JSON."""
+    if isinstance(assets, str):
+        return json.loads(assets)
+    return dict(assets) if isinstance(assets, list) else assets or {}
+
+
+def _geometry(wkb: object) -> Any:
+    drawn = shapely.from_wkb(wkb, on_invalid="ignore") if isinstance(wkb, bytes) else None
+    return None if drawn is None or drawn.is_empty else json.loads(shapely.to_geojson(drawn))
+
+
+def _box(bbox: Any) -> Any:
+    """A struct of `xmin, ymin, ...`, or a list, as a list."""
+    if not isinstance(bbox, dict):
+        return bbox
+    order = [name for name in ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax") if name in bbox]
+    return [bbox[name] for name in order]

@@ -1,0 +1,141 @@
+"""Commands over a catalog of scenes: what would run, and running it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from pipeline.cli.console import EXIT_DONE, EXIT_SOME_FAILED, console, escape, say, show_areas
+from pipeline.cli.merge import MergeInto, show_merge
+from pipeline.cli.scene_options import NOTHING_TOLD, SceneOptions, Sources
+
+if TYPE_CHECKING:
+    from pipeline.catalog.entry import CatalogEntry
+    from pipeline.config import SegmentSpec
+    from pipeline.results.report import SceneReport
+
+
+def segment(
+    *scenes: Sources,
+    model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
+    out: Annotated[str, Parameter(help="Where the results go, a folder for each scene.")],
+    scheduler: Annotated[str | None, Parameter(help="Address of a dask scheduler, e.g. tcp://host:8786.")] = None,
+    max_failures: Annotated[int | None, Parameter(help="End the run when so many scenes have failed.")] = None,
+    retry_quarantined: Annotated[bool, Parameter(negative="", help="Try scenes in quarantine again.")] = False,
+    merge: MergeInto = None,
+    options: SceneOptions = NOTHING_TOLD,
+) -> int:
+    """Segment scenes: probability mosaic, mask, polygons, preview and report for each."""
+    from pipeline.results.report import exit_code
+
+    spec = options.settings(
+        {
+            "distribute.scheduler": scheduler,
+            "run.max_failures": max_failures,
+            "run.retry_quarantined": retry_quarantined or None,
+            "merge.into": merge,
+        }
+    )
+    reports = _show_run(scenes, model, out, spec)
+    if spec.merge.into is not None:
+        show_merge(out, spec.merge, spec.run.work_dir)
+    if not reports:
+        say("no scene to process")
+    return exit_code(reports)
+
+
+def _show_run(scenes: Sequence[str], models: Sequence[Path], out: str, spec: SegmentSpec) -> Sequence[SceneReport]:
+    """Run a catalog, and say what becomes of each scene."""
+    from pipeline.catalog.read import read_catalog
+    from pipeline.cli.progress import progress_bars, scene_watch
+    from pipeline.run.models import load_run_models, runs_elsewhere
+    from pipeline.run.scenes import segment_catalog
+
+    entries = [*read_catalog(scenes, spec.catalog, spec.reading, area=spec.area)]
+    predictor = load_run_models(models, spec)
+    beside = runs_elsewhere(spec.inference, spec.distribute)
+    with _summary(out) as reports, progress_bars(console) as bars:
+        run = segment_catalog(
+            entries,
+            out,
+            predictor=predictor,
+            spec=spec,
+            watcher=lambda entry: scene_watch(bars, entry.id, beside=beside),
+        )
+        with closing(run):
+            for report in run:
+                reports.append(report)
+                if report.status != "not run":
+                    _show_report(report)
+    return reports
+
+
+@contextmanager
+def _summary(out: str) -> Iterator[list[SceneReport]]:
+    """Yield a list for the reports of a run; say of those that were not run, and where the summary is."""
+    from pipeline.results.local import open_results
+    from pipeline.results.report import RUN
+
+    reports: list[SceneReport] = []
+    try:
+        yield reports
+        _show_not_run(reports)
+    finally:
+        if reports:
+            say(f"summary: {open_results(out).address(RUN)}")
+
+
+def _show_report(report: SceneReport) -> None:
+    name = escape(report.scene)
+    if report.reason is not None:
+        colour = "bold red" if report.status == "failed" else "yellow"
+        text = f"[{colour}]{report.status:7}[/] {name}: {escape(report.reason)}"
+    else:
+        seconds = sum(report.seconds.values())
+        rate = f", {report.pixels / seconds / 1e6:.1f} Mpx/s" if report.status == "done" and seconds else ""
+        rate += f", {report.passes} passes per tile" if report.passes > 1 else ""
+        text = (
+            f"[bold green]{report.status:7}[/] {name}: {report.polygons:,} polygons, {show_areas(report.area_m2)}"
+            f"{rate} -> {escape(report.folder)}"
+        )
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _show_not_run(reports: Sequence[SceneReport]) -> None:
+    """One line for all scenes that were not begun: they have one reason, and may be many."""
+    left_out = [report for report in reports if report.status == "not run"]
+    if left_out:
+        say(f"not run {len(left_out):,} scenes: {left_out[0].reason}")
+
+
+def catalog(
+    *scenes: Sources,
+    model: Annotated[list[Path] | None, Parameter(help="Say which scenes fit this checkpoint, or several.")] = None,
+    out: Annotated[str | None, Parameter(help="Say which scenes are done there; needs --model.")] = None,
+    options: SceneOptions = NOTHING_TOLD,
+) -> int:
+    """List the scenes that a run would process, one by one, and why, or why not; processes nothing."""
+    from pipeline.catalog.read import read_catalog
+    from pipeline.run.dry_run import foresee
+
+    spec = options.settings({})
+    output = Console()
+    counts = {"runs": 0, "done": 0, "refused": 0, "left out": 0}
+
+    def tell(verdict: str, entry: CatalogEntry, reason: str) -> None:
+        counts[verdict] += 1
+        line = f"{verdict:7} {entry.id}: {entry.location}: {reason}"
+        output.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    left_out = partial(tell, "left out")
+    entries = read_catalog(scenes, spec.catalog, spec.reading, area=spec.area, left_out=left_out)
+    for each in foresee(entries, spec, models=model or (), out_dir=out):
+        tell(each.verdict, each.entry, each.reason)
+    say(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count or verdict != "left out"))
+    return EXIT_SOME_FAILED if counts["refused"] else EXIT_DONE

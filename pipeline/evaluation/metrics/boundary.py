@@ -1,0 +1,76 @@
+"""Boundary IoU (Cheng et al. 2021): how well outlines agree, however large the objects are.
+
+Plain IoU hardly notices a ragged outline of a large object. Here only the pixels of a mask that lie near its own
+outline are compared, so that large and small objects are judged alike.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.metrics.matching import PixelScore, score_pixels
+
+SHARE_OF_DIAGONAL = 0.02
+"""Width of the bands as a share of the image diagonal, the paper's choice."""
+
+
+def boundary_width_px(height: int, width: int, share: float = SHARE_OF_DIAGONAL) -> int:
+    """Width of the bands for an image of a size, in whole pixels, at least 1.
+
+    >>> boundary_width_px(1200, 1600)
+    40
+    """
+    return max(1, round(share * math.hypot(height, width)))
+
+
+def score_boundary(
+    truth: NDArray[np.bool_],
+    found: NDArray[np.bool_],
+    valid: NDArray[np.bool_] | None = None,
+    *,
+    width_px: int,
+    core: tuple[slice, slice] | None = None,
+) -> PixelScore:
+    """Count the band pixels of two masks of one class; the score's `iou` is the boundary IoU.
+
+    `|band(truth) & band(found)| / |band(truth) | band(found)|`. Counts of blocks add up to those of the whole scene
+    when the cores partition it and each block reaches `width_px` beyond its core, or to the scene's edge.
+
+    Args:
+        truth: `(height, width)`, True where the class is.
+        found: the same shape, True where it was found.
+        valid: the same shape, True where pixels count; all by default.
+        width_px: how far from an outline a pixel still belongs to its band, at least 1, counted like a king's moves.
+        core: rows and columns whose pixels are counted; all by default.
+
+    >>> square = np.zeros((9, 9), bool)
+    >>> square[1:8, 1:8] = True
+    >>> score_boundary(square, square, width_px=1).hits
+    24
+    """
+    valid = np.ones(truth.shape, bool) if valid is None else valid
+    rows, cols = core or (slice(None), slice(None))
+    bands = (boundary_band(mask, valid, width_px)[rows, cols] for mask in (truth, found))
+    return score_pixels(*bands)
+
+
+def boundary_band(mask: NDArray[np.bool_], valid: NDArray[np.bool_], width_px: int) -> NDArray[np.bool_]:
+    """Valid pixels of a mask that have a valid pixel outside the mask within `width_px`.
+
+    Where data ends, at nodata or at the edge of the array, no object ends: there is no outline. (The paper's own
+    code takes the edge of the image for one, which both masks then get right for nothing.)
+    """
+    outside = valid & ~mask
+    return mask & valid & _is_near(_is_near(outside, width_px, axis=0), width_px, axis=1)
+
+
+def _is_near(mask: NDArray[np.bool_], reach: int, *, axis: int) -> NDArray[np.bool_]:
+    """Whether some pixel within `reach` along an axis is True: from running counts, so at any reach at one cost."""
+    counts = np.insert(np.cumsum(mask, axis=axis, dtype=np.int32), 0, 0, axis=axis)
+    at, length = np.arange(mask.shape[axis]), mask.shape[axis]
+    before = counts.take(np.maximum(at - reach, 0), axis=axis)
+    upto: NDArray[np.bool_] = counts.take(np.minimum(at + reach + 1, length), axis=axis) > before
+    return upto

@@ -1,0 +1,168 @@
+"""Counts per block -> scores with intervals; every score is a ratio of sums of counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.metrics.bootstrap import percentile_interval, resample_sums
+from pipeline.evaluation.metrics.counts import (
+    BORDER_EITHER,
+    BORDER_SHARED,
+    FN,
+    FOUND,
+    FP,
+    MATCHED_FOUND,
+    MATCHED_TRUTH,
+    OBJECT_COLUMNS,
+    TN,
+    TP,
+    TRUTH,
+    BlockCounts,
+)
+from pipeline.evaluation.metrics.matching import THRESHOLDS
+from pipeline.evaluation.records import METRICS, BootstrapSpec, CalibrationBins, ClassScores, Estimate, Planes, Scores
+
+_TRUTH_AT = range(MATCHED_TRUTH, MATCHED_FOUND)
+_FOUND_AT = range(MATCHED_FOUND, OBJECT_COLUMNS)
+PIXEL_RATIOS = {
+    "iou": ({TP: 1}, {TP: 1, FP: 1, FN: 1}),
+    "f1": ({TP: 2}, {TP: 2, FP: 1, FN: 1}),
+    "precision": ({TP: 1}, {TP: 1, FP: 1}),
+    "recall": ({TP: 1}, {TP: 1, FN: 1}),
+    "accuracy": ({TP: 1, TN: 1}, {TP: 1, FP: 1, FN: 1, TN: 1}),
+    "boundary_iou": ({BORDER_SHARED: 1}, {BORDER_EITHER: 1}),
+}
+"""Score -> columns of `BlockCounts.pixels` over columns; F1 is also the Dice coefficient."""
+OBJECT_RATIOS = {
+    "object_f1": ({MATCHED_TRUTH: 1, MATCHED_FOUND: 1}, {TRUTH: 1, FOUND: 1}),
+    "object_precision": ({MATCHED_FOUND: 1}, {FOUND: 1}),
+    "object_recall": ({MATCHED_TRUTH: 1}, {TRUTH: 1}),
+    "object_f1_mean": (
+        dict.fromkeys((*_TRUTH_AT, *_FOUND_AT), 1),
+        {TRUTH: len(THRESHOLDS), FOUND: len(THRESHOLDS)},
+    ),
+}
+"""Score -> columns of `BlockCounts.objects` over columns; a matched pair counts once on each side."""
+
+
+def join_counts(tables: Sequence[BlockCounts]) -> BlockCounts:
+    """The blocks of several scenes in one table; rows and columns then no longer tell them apart."""
+    names = BlockCounts.__dataclass_fields__
+    return BlockCounts(**{name: np.concatenate([getattr(table, name) for table in tables]) for name in names})
+
+
+def score_counts(
+    counts: BlockCounts,
+    planes: Planes,
+    spec: BootstrapSpec,
+    *,
+    calibration: CalibrationBins | None = None,
+) -> Scores:
+    """All scores of some blocks, each with its interval.
+
+    As in `Confusion`, the mean is over the classes that define a score, without a background; the accuracy of
+    exclusive classes is the share of pixels that got the right one.
+
+    Args:
+        counts: of one scene, or of several joined.
+        planes: what they are of.
+        spec: of the intervals.
+        calibration: passed on.
+    """
+    shape = _Shape(counts.pixels.shape[1:], counts.objects.shape[1:], int(planes.background), planes.exclusive)
+    flat = np.concatenate(
+        [
+            counts.pixels.reshape(len(counts), -1),
+            counts.objects.reshape(len(counts), -1),
+            np.stack([counts.counted, counts.wrong], axis=1),
+        ],
+        axis=1,
+    )
+    whole = flat.sum(axis=0, keepdims=True)
+    drawn = resample_sums(flat, spec) if len(counts) > 1 else np.zeros((0, flat.shape[1]))
+    value, value_mean = _scores_of(whole, shape)
+    each, mean = _scores_of(drawn, shape)
+    interval, interval_mean = (percentile_interval(scores, spec.confidence) for scores in (each, mean))
+    return Scores(
+        classes=tuple(
+            ClassScores(
+                name=name,
+                metrics=_estimates(value[0, k], interval[0][k], interval[1][k]),
+                pixels=_pixel_totals(counts.pixels[:, k].sum(axis=0)),
+                objects=_object_totals(counts.objects[:, k].sum(axis=0)),
+            )
+            for k, name in enumerate(planes.names)
+        ),
+        mean=_estimates(value_mean[0], *interval_mean),
+        counted=int(counts.counted.sum()),
+        wrong=int(counts.wrong.sum()),
+        blocks=len(counts),
+        calibration=calibration,
+    )
+
+
+class _Shape(NamedTuple):
+    """What a row of flat sums holds."""
+
+    pixels: tuple[int, ...]
+    """Planes and columns of `BlockCounts.pixels`."""
+    objects: tuple[int, ...]
+    """Planes and columns of `BlockCounts.objects`."""
+    first: int
+    """First plane that has a part in means."""
+    exclusive: bool
+    """Whether a pixel is of one class only."""
+
+
+def _scores_of(sums: NDArray[np.generic], shape: _Shape) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`(n, planes, metrics)` per class and `(n, metrics)` over classes, from rows of flat sums."""
+    n, pixel_columns = len(sums), shape.pixels[0] * shape.pixels[1]
+    pixels = sums[:, :pixel_columns].reshape(n, *shape.pixels).astype(np.float64)
+    objects = sums[:, pixel_columns:-2].reshape(n, *shape.objects).astype(np.float64)
+    each = np.concatenate([_ratios(pixels, PIXEL_RATIOS), _ratios(objects, OBJECT_RATIOS)], axis=-1)
+    mean = _mean_over_planes(each[:, shape.first :])
+    if shape.exclusive:
+        counted, wrong = sums[:, -2].astype(np.float64), sums[:, -1].astype(np.float64)
+        mean[:, METRICS.index("accuracy")] = _ratio(counted - wrong, counted)
+    return each, mean
+
+
+def _ratios(
+    counts: NDArray[np.float64], table: dict[str, tuple[dict[int, int], dict[int, int]]]
+) -> NDArray[np.float64]:
+    """`(..., columns)` -> `(..., ratios)`."""
+    weights = np.zeros((2, counts.shape[-1], len(table)))
+    for place, parts in enumerate(table.values()):
+        for side, columns in enumerate(parts):
+            for column, weight in columns.items():
+                weights[side, column, place] = weight
+    return _ratio(counts @ weights[0], counts @ weights[1])
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """NaN where there is nothing to divide by."""
+    result = np.full(part.shape, np.nan)
+    np.divide(part, whole, out=result, where=whole > 0)
+    return result
+
+
+def _mean_over_planes(each: NDArray[np.float64]) -> NDArray[np.float64]:
+    defined = np.isfinite(each)
+    return _ratio(np.where(defined, each, 0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
+
+
+def _estimates(value: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> dict[str, Estimate]:
+    return {name: Estimate.of(value[k], low[k], high[k]) for k, name in enumerate(METRICS)}
+
+
+def _pixel_totals(sums: NDArray[np.int64]) -> dict[str, int]:
+    names = {TP: "true_positive", FP: "false_positive", FN: "false_negative", TN: "true_negative"}
+    return {name: int(sums[column]) for column, name in names.items()}
+
+
+def _object_totals(sums: NDArray[np.int64]) -> dict[str, int]:
+    return {"truth": int(sums[TRUTH]), "found": int(sums[FOUND]), "matched": int(sums[MATCHED_TRUTH])}

@@ -1,0 +1,1 @@
+"""Where pixels lie: grids, coordinate reference systems, areas and measures on the ground."""

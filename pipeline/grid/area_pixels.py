@@ -1,0 +1,132 @@
+"""The pixels of a scene that lie in an area, as runs along rows: those whose centre does.
+
+Everything follows from the borders of the area, row by row, so no mask of a scene is ever held, and a row is the same
+whoever asks for it. A border crosses the middle of a row at some columns; between an odd and the next even crossing
+lie the pixels of the area:
+
+    crossings   ·    |===========|      |==|       ·
+    runs             left        right  left right
+
+A centre on a border belongs to what lies left of it, and below: areas that share a border share no pixel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.grid.area import Area
+from pipeline.grid.area_rings import DECIMALS, rings_on
+from pipeline.grid.geographic import Points
+from pipeline.grid.raster_grid import RasterGrid
+
+ROWS_AT_ONCE = 1024
+"""Rows whose runs are made together when all are counted."""
+
+Runs = NDArray[np.int64]
+"""`(n, 3)`: row, first column, one past the last; from top to bottom, from left to right, never empty or touching."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AreaPixels:
+    """Which pixels of a scene lie in an area; neither none, nor all of them need to."""
+
+    name: str
+    """Name of the area's file."""
+    width: int
+    """Columns of the scene."""
+    edges: NDArray[np.float64]
+    """`(n, 4)`: column and row of the upper end of a border's edge, columns per row, row of its lower end."""
+    count: int
+    """Pixels of the scene that lie in the area."""
+    digest: str
+    """SHA-256 of all runs: the same pixels have the same, however the area was drawn."""
+
+    def runs(self, top: int, bottom: int) -> Runs:
+        """The pixels of rows `top` up to, not including, `bottom` that lie in the area."""
+        return _runs(self.edges, self.width, top, bottom)
+
+    def columns(self, top: int, bottom: int) -> NDArray[np.bool_]:
+        """`(width,)`: whether a column holds a pixel of the area in these rows."""
+        runs = self.runs(top, bottom)
+        steps = np.bincount(runs[:, 1], minlength=self.width + 1) - np.bincount(runs[:, 2], minlength=self.width + 1)
+        return np.asarray(np.cumsum(steps)[:-1] > 0)
+
+
+def lay_area(area: Area, grid: RasterGrid) -> AreaPixels | None:
+    """The pixels of a grid that lie in an area; None when all do.
+
+    Raises:
+        SceneError: the CRS of the grid does not show the area.
+    """
+    edges = _edges_of(rings_on(grid, area), grid.height)
+    count, digest = 0, hashlib.sha256(f"{grid.height} x {grid.width}".encode())
+    for top in range(0, grid.height, ROWS_AT_ONCE):
+        runs = _runs(edges, grid.width, top, min(top + ROWS_AT_ONCE, grid.height))
+        count += int((runs[:, 2] - runs[:, 1]).sum())
+        digest.update(runs.astype("<i8").tobytes())
+    if count == grid.height * grid.width:
+        return None
+    return AreaPixels(name=area.name, width=grid.width, edges=edges, count=count, digest=digest.hexdigest())
+
+
+def gaps(runs: Runs, top: int, bottom: int, left: int, right: int) -> Iterator[tuple[int, int, int]]:
+    """Row, first column and one past the last of what lies in a window but in none of its rows' runs, in order.
+
+    >>> [*gaps(np.array([(4, 2, 5), (4, 7, 9)]), 4, 6, 3, 8)]
+    [(4, 5, 7), (5, 3, 8)]
+    """
+    ends = np.column_stack([np.arange(top, bottom), *[np.full(bottom - top, right)] * 2])
+    ordered = np.concatenate([runs, ends])
+    ordered = ordered[np.lexsort((ordered[:, 1], ordered[:, 0]))]
+    row, first, last = ordered.T
+    begun = np.full(len(row), left)
+    same = row[1:] == row[:-1]
+    begun[1:][same] = np.maximum(last[:-1][same], left)
+    ended = np.minimum(first, right)
+    wide = begun < ended
+    return zip(row[wide].tolist(), begun[wide].tolist(), ended[wide].tolist(), strict=True)
+
+
+def _edges_of(rings: Sequence[Points], height: int) -> NDArray[np.float64]:
+    """The edges that cross the middle of a row, see `AreaPixels.edges`."""
+    ends = [np.hstack([ring, np.roll(ring, -1, axis=0)]) for ring in rings]
+    edges = np.concatenate(ends) if ends else np.empty((0, 4))
+    upward = edges[:, 1] > edges[:, 3]
+    edges[upward] = edges[upward][:, [2, 3, 0, 1]]
+    first, stop = _rows_of(edges[:, 1], edges[:, 3])
+    edges = edges[(np.maximum(first, 0) < np.minimum(stop, height))]
+    left, top, right, bottom = edges.T
+    return np.column_stack([left, top, (right - left) / (bottom - top), bottom])
+
+
+def _runs(edges: NDArray[np.float64], width: int, top: int, bottom: int) -> Runs:
+    first, stop = _rows_of(edges[:, 1], edges[:, 3])
+    first, stop = np.maximum(first, top), np.minimum(stop, bottom)
+    hit = np.flatnonzero(first < stop)
+    times = stop[hit] - first[hit]
+    edge = np.repeat(hit, times)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(times) - times, times) + np.repeat(first[hit], times)
+    across = edges[edge, 0] + (row + 0.5 - edges[edge, 1]) * edges[edge, 2]
+    col = np.clip(np.floor(np.round(across, DECIMALS) + 0.5), 0, width).astype(np.int64)
+    order = np.lexsort((col, row))
+    pairs = np.column_stack([row[order][::2], col[order][::2], col[order][1::2]])
+    return _joined(pairs[pairs[:, 1] < pairs[:, 2]])
+
+
+def _joined(runs: Runs) -> Runs:
+    """Runs that touch, as one."""
+    starts = np.ones(len(runs), bool)
+    starts[1:] = (runs[1:, 0] != runs[:-1, 0]) | (runs[1:, 1] != runs[:-1, 2])
+    ends = np.r_[starts[1:], True][: len(runs)]
+    return np.column_stack([runs[starts, :2], runs[ends, 2]])
+
+
+def _rows_of(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First row, and one past the last, whose middles lie between two heights, the upper one included."""
+    first, stop = (np.ceil(height - 0.5).astype(np.int64) for height in (top, bottom))
+    return first, stop

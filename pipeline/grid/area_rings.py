@@ -1,0 +1,185 @@
+"""An area brought to the pixels of a grid, as rings whose edges bend as the two CRSs make them.
+
+    polygons ──cut near the grid──▶ rings ──followed till straight in pixels──▶ rings in (col, row)
+
+What is far from the grid may lie beyond the horizon of its projection, so it is cut away before anything is moved.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import shapely
+from rasterio.crs import CRS
+
+from pipeline.errors import SceneError
+from pipeline.grid.area import Area
+from pipeline.grid.geographic import STEPS, TURN, Points, eastwards, once_round, placed
+from pipeline.grid.raster_grid import RasterGrid
+
+if TYPE_CHECKING:
+    from pyproj import Transformer
+
+MARGIN = 0.02
+"""What is nearer to a grid than this share of its longer side, or than `MARGIN_PX`, is kept."""
+MARGIN_PX = 16
+MESH = 9
+"""Rows and columns of the points that must be found inside before anything is cut away."""
+STRAIGHT_PX = 0.01
+"""An edge is followed closely enough when its middle is as near as this to where it should be, in pixels."""
+HALVINGS = 16
+"""An edge that is not straight after so many is where a projection tears."""
+DECIMALS = 6
+"""Of pixels: what two parts of an area share they then share to the last bit."""
+
+
+def rings_on(grid: RasterGrid, area: Area) -> list[Points]:
+    """Rings of `(col, row)`, closed by their first points: what lies in an odd number of them lies in the area.
+
+    Raises:
+        SceneError: part of the area cannot be seen in the CRS of the grid.
+    """
+    if area.crs == grid.crs:
+        rings = _rings_of(_cut(area, _box_around(grid)))
+    else:
+        move = _Move(area.crs, grid)
+        rings = [each for ring in _rings_of(_cut(area, _surroundings(grid, area.crs))) for each in move.all(ring)]
+    if not all(np.isfinite(ring).all() for ring in rings):
+        raise SceneError(
+            f"the area {area.name} reaches beyond what the scene's CRS {grid.crs.to_string()[:60]} shows; "
+            "draw it in that CRS"
+        )
+    return [np.round(_pixels(grid, ring), DECIMALS) for ring in rings]
+
+
+def _box_around(grid: RasterGrid) -> shapely.Polygon:
+    """The grid and its margin, in its own CRS."""
+    wide = max(MARGIN_PX, MARGIN * max(grid.shape))
+    corners = [(-wide, -wide), (grid.width + wide, -wide), (grid.width + wide, grid.height + wide)]
+    return shapely.Polygon(placed(grid, np.array([*corners, (-wide, grid.height + wide)])))
+
+
+def _surroundings(grid: RasterGrid, crs: CRS) -> shapely.Geometry | None:
+    """What holds the grid and its margin in another CRS; None where that cannot be told."""
+    box = _box_around(grid)
+    left, bottom, right, top = box.bounds
+    ring = shapely.get_coordinates(shapely.segmentize(box.exterior, max(right - left, top - bottom) / STEPS))
+    if grid.crs.is_geographic:
+        ring[:, 1] = np.clip(ring[:, 1], -90, 90)
+    moved = _move(_transformer(grid.crs, crs), ring)
+    if not np.isfinite(moved).all():
+        return None
+    found = shapely.make_valid(shapely.Polygon(once_round(moved) if crs.is_geographic else moved))
+    return _once_at_most(found, crs) if _holds(found, grid, crs) else None
+
+
+def _holds(found: shapely.Geometry, grid: RasterGrid, crs: CRS) -> bool:
+    """Whether points all over the grid lie inside: an outline may be torn, or inside out."""
+    cols, rows = np.meshgrid(np.linspace(0, grid.width, MESH), np.linspace(0, grid.height, MESH))
+    points = _move(_transformer(grid.crs, crs), placed(grid, np.column_stack([cols.ravel(), rows.ravel()])))
+    inside = [shapely.intersects_xy(found, *eastwards(points, by).T) for by in _turns(crs)]
+    return bool(np.any(inside, axis=0).all())
+
+
+def _once_at_most(found: shapely.Geometry, crs: CRS) -> shapely.Geometry:
+    """Not more than once round the Earth, else the same ground would count twice."""
+    west, south, east, north = found.bounds
+    if not crs.is_geographic or east - west <= TURN:
+        return found
+    middle = (west + east) / 2
+    return found & shapely.box(middle - TURN / 2, south, middle + TURN / 2, north)
+
+
+def _cut(area: Area, near: shapely.Geometry | None) -> shapely.Geometry:
+    """What of the area lies near, in the turn round the Earth that `near` is in."""
+    if near is None:
+        return area.shape
+    parts = []
+    for turn in _turns(area.crs):
+        there = shapely.transform(near, partial(eastwards, by=-turn))
+        parts.append(shapely.transform(area.shape & there, partial(eastwards, by=turn)))
+    return shapely.union_all(parts)
+
+
+def _turns(crs: CRS) -> tuple[float, ...]:
+    return (-TURN, 0.0, TURN) if crs.is_geographic else (0.0,)
+
+
+def _rings_of(shape: shapely.Geometry) -> list[Points]:
+    """The rings of all polygons of a shape; where it only touches the border of a cut it has points and lines too."""
+    polygons = [part for part in shapely.get_parts(shape) if part.geom_type == "Polygon"]
+    return [shapely.get_coordinates(ring) for ring in shapely.get_rings(polygons)]
+
+
+class _Move:
+    """Brings rings from the CRS of an area to that of a grid."""
+
+    def __init__(self, source: CRS, grid: RasterGrid) -> None:
+        self._transformer = _transformer(source, grid.crs)
+        self._grid = grid
+        self._to_degrees = grid.crs.is_geographic
+        self._from_degrees = source.is_geographic
+
+    def all(self, ring: Points) -> list[Points]:
+        """The ring, followed, in every turn round the Earth in which it may meet the grid."""
+        moved = self._followed(ring)
+        if self._from_degrees or not self._to_degrees:
+            return [moved]
+        moved = once_round(moved)
+        left, _, right, _ = self._grid.bounds
+        copies = [eastwards(moved, TURN * turn) for turn in range(-2, 3)]
+        return [each for each in copies if each[:, 0].min() < right and each[:, 0].max() > left]
+
+    def _followed(self, ring: Points) -> Points:
+        step = float(np.ptp(ring, axis=0).max()) / STEPS
+        source = shapely.get_coordinates(shapely.segmentize(shapely.LineString(ring), step))
+        moved = self._moved(source)
+        for _ in range(HALVINGS):
+            middles = (source[1:] + source[:-1]) / 2
+            true = self._moved(middles)
+            with np.errstate(invalid="ignore"):
+                miss = np.abs(_pixels(self._grid, true) - _pixels(self._grid, (moved[1:] + moved[:-1]) / 2))
+            bent = np.flatnonzero((miss > STRAIGHT_PX).any(axis=1))
+            if not len(bent):
+                break
+            source = np.insert(source, bent + 1, middles[bent], axis=0)
+            moved = np.insert(moved, bent + 1, true[bent], axis=0)
+        return moved
+
+    def _moved(self, points: Points) -> Points:
+        """Degrees that come from degrees stay in their turn."""
+        moved = _move(self._transformer, points)
+        if self._from_degrees and self._to_degrees:
+            moved[:, 0] += TURN * np.round((points[:, 0] - moved[:, 0]) / TURN)
+        return moved
+
+
+def _transformer(source: CRS, target: CRS) -> Transformer:
+    return _transformer_of(source.to_wkt(), target.to_wkt())
+
+
+@lru_cache(maxsize=16)
+def _transformer_of(source: str, target: str) -> Transformer:
+    from pyproj import Transformer
+    from pyproj.exceptions import ProjError
+
+    try:
+        return Transformer.from_crs(source, target, always_xy=True)
+    except ProjError as error:
+        raise SceneError(
+            f"nothing leads from the area's CRS to that of the scene: {error}; draw it in longitudes and latitudes"
+        ) from error
+
+
+def _move(transformer: Transformer, points: Points) -> Points:
+    """Points in another CRS; not finite where it does not show them."""
+    return np.column_stack(transformer.transform(points[:, 0], points[:, 1]))
+
+
+def _pixels(grid: RasterGrid, points: Points) -> Points:
+    """`(col, row)` of `(x, y)`."""
+    back = ~grid.transform
+    there: Points = points @ np.array([[back.a, back.d], [back.b, back.e]]) + np.array([back.c, back.f])
+    return there

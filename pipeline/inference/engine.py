@@ -1,0 +1,180 @@
+"""Strips in, probabilities of tiles out, on one device.
+
+Tiles are cut from a strip and normalised on the device, in batches of one size: short ones are filled up, so a
+tile's result never depends on how work was split. A CPU runs batches in several lanes; other devices take them as
+fast as Python can name them. Every output is checked before it is believed.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.inference.batch_size import Batching, no_room, ran_out_of_memory
+from pipeline.inference.cpu_workers import AHEAD, in_order
+from pipeline.inference.normalize import InputTransform
+from pipeline.inference.output_checks import RangeCheck, check_shape
+from pipeline.inference.tile_input import TileCutter
+from pipeline.inference.tiling.strips import RawStrip
+from pipeline.inference.transfer import LoadedStrip, Transfer
+from pipeline.model.card import ModelCard
+from pipeline.model.predictor.protocol import Ready
+
+log = logging.getLogger(__name__)
+
+RESULT_BYTES = 256 * 2**20
+"""Probabilities of batches that wait to be blended; bounds the memory of many classes."""
+
+Member = tuple[Ready, InputTransform]
+"""A network of an ensemble, ready to run, and what it makes of this scene's raw pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileRow:
+    """What the tiles of every strip of a region have in common."""
+
+    lefts: tuple[int, ...]
+    """Scene column of each window's first pixel, from left to right."""
+    height: int
+    """Rows of a window."""
+    width: int
+    """Columns of a window."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileBatch:
+    """Tiles of one strip that are run together."""
+
+    strip: LoadedStrip
+    """Where they are cut from."""
+    positions: tuple[int, ...]
+    """Which tiles of the row; none when no tile of the strip is wanted and holds a valid pixel."""
+    ends_strip: bool
+    """True for the last batch of a strip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What the networks made of a batch."""
+
+    batch: TileBatch
+    """The batch."""
+    tiles: tuple[Tensor, ...]
+    """`(classes, h, w)` float32 probabilities of each of its tiles, on the device."""
+
+
+class Engine:
+    """Runs the networks of one model over raw strips on one device."""
+
+    def __init__(
+        self, members: Sequence[Member], card: ModelCard, row: TileRow, transfer: Transfer, batching: Batching
+    ) -> None:
+        """Bind networks to one scene.
+
+        Args:
+            members: the networks, all on one device; their probabilities are averaged.
+            card: what goes in and comes out.
+            row: the tiles of every strip.
+            transfer: brings strips to the device.
+            batching: how much is run at once.
+        """
+        self._card, self._device = card, members[0][0].device
+        self._row, self._transfer, self._batching = row, transfer, batching
+        self._size, self._halving = batching.batch_size, threading.Lock()
+        forms = {(transform, ready.dtype, ready.layout) for ready, transform in members}
+        cutters = {
+            (transform, dtype, layout): TileCutter(transform, device=self._device, dtype=dtype, layout=layout)
+            for transform, dtype, layout in forms
+        }
+        self._members = [(ready, cutters[transform, ready.dtype, ready.layout]) for ready, transform in members]
+        self.range = RangeCheck(self._device)
+
+    def run(self, strips: Iterable[RawStrip]) -> Iterator[Predicted]:
+        """Predict the tiles that are wanted and hold a valid pixel, in plan order; a strip ends with a batch, if empty.
+
+        Raises:
+            ModelError: an output is of a wrong shape or range.
+            WorldError: not even one tile fits into memory.
+        """
+        batches = self._batches(strips)
+        if self._device.type != "cpu":
+            return map(self._run, batches)
+        lanes, threads = self._batching.lanes, self._batching.threads
+        return in_order(self._run, batches, lanes=lanes, threads=threads, ahead=self._ahead(lanes))
+
+    def _batches(self, strips: Iterable[RawStrip]) -> Iterator[TileBatch]:
+        for raw in strips:
+            strip, size = self._transfer.load(raw), self._size
+            lefts = self._lefts(raw)
+            asked = range(len(lefts)) if raw.tiles is None else raw.tiles
+            wanted = [k for k in asked if raw.any_valid(slice(lefts[k], lefts[k] + self._row.width))]
+            for first in range(0, max(1, len(wanted)), size):
+                positions = tuple(wanted[first : first + size])
+                yield TileBatch(strip=strip, positions=positions, ends_strip=first + size >= len(wanted))
+
+    def _lefts(self, strip: RawStrip) -> list[int]:
+        """Strip column of each tile's first pixel."""
+        return [left - strip.left for left in self._row.lefts]
+
+    def _ahead(self, lanes: int) -> int:
+        """Batches under way in all lanes, fewer where their probabilities are large."""
+        height = self._row.height - 2 * self._card.margin
+        width = self._row.width - 2 * self._card.margin
+        batch_bytes = 4 * self._size * len(self._card.classes) * height * width
+        return max(lanes, min(AHEAD * lanes, RESULT_BYTES // batch_bytes))
+
+    @torch.inference_mode()
+    def _run(self, batch: TileBatch) -> Predicted:
+        """Run a batch, in parts where memory does not take it as a whole."""
+        lefts, tiles = self._lefts(batch.strip.raw), list[Tensor]()
+        while len(tiles) < len(batch.positions):
+            size = self._size
+            part = [lefts[k] for k in batch.positions[len(tiles) :][:size]]
+            probabilities = self._try(batch.strip, part, size)
+            if probabilities is None:
+                self._halve(size)
+            else:
+                tiles += probabilities[: len(part)]
+        return Predicted(batch=batch, tiles=tuple(tiles))
+
+    def _try(self, strip: LoadedStrip, lefts: Sequence[int], size: int) -> Tensor | None:
+        """`(size, classes, h, w)` mean probabilities, or None when memory ran out."""
+        try:
+            return self._probabilities(strip, lefts, size)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            if size < 2 * self._batching.least:
+                raise no_room(size) from error
+        return None
+
+    def _probabilities(self, strip: LoadedStrip, lefts: Sequence[int], size: int) -> Tensor:
+        """The running mean of what the members say; members that take the same input share it."""
+        mean = torch.empty(0)
+        cut: dict[TileCutter, Tensor] = {}
+        for count, (ready, cutter) in enumerate(self._members, start=1):
+            if cutter not in cut:
+                cut = {cutter: cutter.cut(strip, lefts, self._row.width, size=size)}
+            probabilities = ready(cut[cutter])
+            check_shape(probabilities, cut[cutter], self._card)
+            self.range.see(probabilities)
+            probabilities = probabilities.to(self._device)
+            mean = probabilities if count == 1 else mean.lerp(probabilities, 1 / count)
+        return mean
+
+    def _halve(self, size: int) -> None:
+        """Go on in batches of half the size, unless another lane has seen to it."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        with self._halving:
+            if self._size < size:
+                return
+            self._size = size // 2
+        log.warning("%s: no memory for %d tiles at once; going on with %d", self._device, size, size // 2)

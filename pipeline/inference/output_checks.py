@@ -1,0 +1,68 @@
+"""What networks return, checked before it is believed: its shape, and that it lies in 0..1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.model.card import ModelCard
+
+ROUNDING = 1e-4
+"""Probabilities may leave 0..1 by this much before they are refused."""
+
+
+def check_shape(probabilities: Tensor, tiles: Tensor, card: ModelCard) -> None:
+    """Refuse outputs that are not `(N, classes, H - 2 margin, W - 2 margin)`.
+
+    Raises:
+        ModelError: they are not.
+    """
+    n, _, height, width = tiles.shape
+    expected = (n, len(card.classes), height - 2 * card.margin, width - 2 * card.margin)
+    if tuple(probabilities.shape) != expected:
+        raise ModelError(
+            f"the predictor turned {tuple(tiles.shape)} into {tuple(probabilities.shape)}, but its card "
+            f"({len(card.classes)} classes, margin {card.margin}) promises {expected}"
+        )
+
+
+class RangeCheck:
+    """Watches that probabilities lie in 0..1, without waiting for any device but a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Probabilities will be on `device`."""
+        self._at_once = device.type == "cpu"
+        self._seen: list[Tensor] = []
+
+    def see(self, probabilities: Tensor) -> None:
+        """Look at a batch: at once on a CPU; elsewhere its extremes are kept until `take`."""
+        extremes = torch.stack(torch.aminmax(probabilities))
+        if self._at_once:
+            check_range(*extremes.tolist())
+        else:
+            self._seen.append(extremes)
+
+    @torch.inference_mode()
+    def take(self) -> Tensor:
+        """`(2,)` on the device: least and largest probability seen since the last call; 0 and 1 if none was."""
+        seen, self._seen = self._seen, []
+        if not seen:
+            return torch.tensor([0.0, 1.0])
+        together = torch.stack(seen)
+        return torch.stack([together[:, 0].amin(), together[:, 1].amax()])
+
+
+def check_range(low: float, high: float) -> None:
+    """Refuse probabilities whose extremes are NaN or outside 0..1.
+
+    Raises:
+        ModelError: they are.
+    """
+    if low >= -ROUNDING and high <= 1 + ROUNDING:
+        return
+    what = "NaN" if low != low or high != high else f"values from {low:.4g} to {high:.4g}"
+    raise ModelError(
+        f"the predictor returned {what} where probabilities in 0..1 are due; "
+        "if it returns logits, say so in its card: outputs='logits'"
+    )

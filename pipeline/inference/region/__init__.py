@@ -1,0 +1,1 @@
+"""One region of a scene from window to mosaic. Start reading at `pipeline.inference.region.run`."""

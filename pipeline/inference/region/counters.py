@@ -1,0 +1,64 @@
+"""What is counted and kept of one region while its strips pass."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.inference.region.clip import RegionClip
+from pipeline.inference.region.job import RegionJob, RegionRasters, RegionResult
+from pipeline.inference.region.quicklook import GlanceTaker
+from pipeline.inference.tiling.regions import Region
+from pipeline.inference.tiling.strips import RawStrip
+from pipeline.inference.tiling.tiles import Axis
+
+
+class Seen:
+    """What is counted of one region on the way; a tile counts where its core begins, however the scene is cut."""
+
+    def __init__(self, job: RegionJob, core: Window) -> None:
+        """`core` is what the region delivers."""
+        self.core = core
+        self._clip = None if job.area is None else RegionClip(job.area, core, job.mosaic.dtype)
+        self._rows = _starting(job.plan.rows, core.row_off, core.row_off + core.height)
+        self._cols = _starting(job.plan.cols, core.col_off, core.col_off + core.width)
+        self._taker = GlanceTaker(job.scene.grid.shape, core, len(job.scene.bands), job.scene.dtype)
+        self._valid_pixels = self._tiles_run = 0
+
+    def see_tile(self, row: int, col: int) -> None:
+        """Count a tile that went through the network."""
+        self._tiles_run += row in self._rows and col in self._cols
+
+    def see_strip(self, strip: RawStrip, top: int) -> None:
+        """Look at a strip whose first pixel row is scene row `top`."""
+        if top < self.core.row_off + self.core.height and top + strip.shape[0] > self.core.row_off:
+            self._taker.see(strip, top)
+
+    def see_valid(self, strip: RawStrip, rows: slice, cols: slice) -> None:
+        """Count pixels of the core that are not nodata, unless finished rows will tell."""
+        if self._clip is None:
+            self._valid_pixels += strip.count_valid(rows, cols)
+
+    def see_stored(self, stored: NDArray[np.generic]) -> None:
+        """Restrict the next finished rows to the area, if there is one."""
+        if self._clip is not None:
+            self._valid_pixels += self._clip.keep(stored)
+
+    def result(self, region: Region, rasters: tuple[RegionRasters, ...]) -> RegionResult:
+        """What it came to."""
+        return RegionResult(
+            region=region,
+            rasters=rasters,
+            tiles_run=self._tiles_run,
+            tiles_skipped=len(self._rows) * len(self._cols) - self._tiles_run,
+            valid_pixels=self._valid_pixels,
+            glance=self._taker.glance,
+        )
+
+
+def _starting(axis: Axis, start: int, stop: int) -> range:
+    """Indices of the tiles whose cores begin at scene pixels `start : stop`."""
+    return range(bisect_left(axis.cuts, start), min(bisect_left(axis.cuts, stop), len(axis.cuts) - 1))

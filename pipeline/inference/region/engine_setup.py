@@ -1,0 +1,92 @@
+"""The engine of one region: its networks, its batches, and how pixels reach its device and come back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from pipeline.concurrency import usable_cpus
+from pipeline.inference.batch_size import Batching, least_batch_size, resolve_batch_size
+from pipeline.inference.cpu_workers import resolve_lanes
+from pipeline.inference.engine import Engine, Member, TileRow
+from pipeline.inference.memory import keep_memory
+from pipeline.inference.normalize import input_transform
+from pipeline.inference.region.job import RegionJob
+from pipeline.inference.transfer import CudaTransfer, DirectTransfer, Transfer
+from pipeline.model.predictor.compiled import Workload
+from pipeline.model.predictor.protocol import ArrayFunction, PlainReady, Predictor, Prepared
+
+
+def device_of(predictor: Predictor | ArrayFunction) -> torch.device:
+    """Where a predictor runs; a plain function runs on the CPU."""
+    return predictor.device if isinstance(predictor, Prepared) else torch.device("cpu")
+
+
+def build_transfer(job: RegionJob, device: torch.device, row: TileRow, finished: tuple[int, int]) -> Transfer:
+    """What moves the strips of a region.
+
+    Args:
+        job: the scene's.
+        device: where they go.
+        row: the tiles of every strip.
+        finished: rows and columns of the largest set of finished rows.
+    """
+    if device.type != "cuda":
+        return DirectTransfer(device)
+    return CudaTransfer(
+        device,
+        strip=(len(job.scene.bands), row.height, row.lefts[-1] + row.width - row.lefts[0]),
+        dtype=job.scene.dtype,
+        rows=(len(job.card.classes), *finished),
+        stored=job.mosaic.dtype,
+    )
+
+
+def build_engine(
+    job: RegionJob, predictor: Predictor | ArrayFunction, row: TileRow, transfer: Transfer, tiles: Sequence[int]
+) -> Engine:
+    """The engine of a region.
+
+    Args:
+        job: the scene's.
+        predictor: the model, or a plain function.
+        row: the tiles of every strip.
+        transfer: brings strips to the predictor's device.
+        tiles: how many are wanted of each strip.
+    """
+    plain = not isinstance(predictor, Prepared | nn.Module)
+    device = device_of(predictor)
+    if device.type == "cpu":
+        keep_memory()
+    asked, pixels = job.inference.batch_size, row.height * row.width
+    size = resolve_batch_size(device, pixels, asked=asked, most=job.plan.shape[1], plain=plain)
+    batches = sum(-(-count // size) for count in tiles)
+    threads = job.inference.threads or usable_cpus()
+    batching = Batching(
+        batch_size=size,
+        least=least_batch_size(device, size, plain=plain, deterministic=job.inference.deterministic),
+        lanes=resolve_lanes(threads, plain=plain),
+        threads=threads if plain else 1,
+    )
+    members = ready_members(job, predictor, (size, len(job.scene.bands), row.height, row.width), batches)
+    return Engine(members, job.card, row, transfer, batching)
+
+
+def ready_members(
+    job: RegionJob, predictor: Predictor | ArrayFunction, shape: tuple[int, int, int, int], batches: int
+) -> list[Member]:
+    """The networks of a predictor in the job's precision, each with its own normalisation of the scene.
+
+    Args:
+        job: says how they are run.
+        predictor: a model, or a plain function or torch module, which is its own only member.
+        shape: `(N, bands, H, W)` of every batch.
+        batches: about how many there will be.
+    """
+    if not isinstance(predictor, Prepared):
+        return [(PlainReady(predictor, job.card), input_transform(job.scene, job.card.normalization))]
+    exactly = job.inference.deterministic
+    work = Workload(precision=job.precision, batches=batches, shape=shape, deterministic=exactly)
+    return [(member.ready(work), input_transform(job.scene, member.card.normalization)) for member in predictor.members]

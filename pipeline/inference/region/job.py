@@ -1,0 +1,142 @@
+"""What the regions of a scene have in common, what each leaves, and how they become one mosaic again.
+
+A RegionJob pickles, so a region runs wherever its job is handed to; what it leaves is a pair of plain GeoTIFFs that
+cover its core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rasterio.windows import Window
+
+from pipeline.grid.area_pixels import AreaPixels
+from pipeline.grid.raster_grid import RasterGrid
+from pipeline.inference.blend import Blend
+from pipeline.inference.region.quicklook import Glance
+from pipeline.inference.tiling.chunks import chunk_shape
+from pipeline.inference.tiling.regions import Region
+from pipeline.inference.tiling.strips import BANDS_AHEAD
+from pipeline.inference.tiling.tiles import TilePlan
+from pipeline.model.card import ModelCard
+from pipeline.model.predictor.protocol import InferenceSpec
+from pipeline.mosaic.strips import RasterForm
+from pipeline.mosaic.writer import WRITES_BEHIND, MosaicSpec, mask_form, probability_form, write_cog
+from pipeline.scene.describe import Scene
+from pipeline.storage.exchange import Exchange
+
+REGION_BYTES = 3 * 2**27
+"""What the strips of a region may take, in the host's memory and in the device's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionJob:
+    """What every region of a scene has in common."""
+
+    scene: Scene
+    """The scene."""
+    plan: TilePlan
+    """Its global tile plan."""
+    card: ModelCard
+    """What the predictor takes and gives."""
+    identity: str | None
+    """What decides the predictor's results, wherever it runs; None for a plain function."""
+    precision: str
+    """The number format that `choose_precision` proved for this scene, "" before; a plain function runs as it is."""
+    blend: Blend
+    """How tiles become one mosaic."""
+    inference: InferenceSpec
+    """How the predictor is run."""
+    mosaic: MosaicSpec
+    """How probabilities are stored."""
+    threshold: float | None
+    """Decides `mask.tif`; None is the card's."""
+    threads: int
+    """Decoding threads, 0 = one per CPU."""
+    tags: Mapping[str, str]
+    """Provenance, stored in the rasters."""
+    area: AreaPixels | None = None
+    """The pixels that the result is restricted to; None: all of the scene."""
+    folder: Path
+    """An existing folder for region rasters alone."""
+    exchange: Exchange | None = None
+    """The place through which rasters travel from workers elsewhere; None: every worker sees the folder."""
+    key: str | None = None
+    """Identity of the mosaic: scene, model, and all settings but those of polygons; None for a plain function."""
+
+    def path(self, kind: str, region: Region, attempt: str) -> Path:
+        """The file of one attempt at a region: `kind` is `probability` or `mask`."""
+        return self.folder / f"{kind}-{region.index:05d}-{attempt}.tif"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionRasters:
+    """The probabilities and the mask of a rectangle of the scene."""
+
+    core: Window
+    """The rectangle."""
+    attempt: str
+    """Names the files: a worker thought lost may still be writing its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionResult:
+    """What one region did."""
+
+    region: Region
+    """Which one."""
+    rasters: tuple[RegionRasters, ...]
+    """What it left, from left to right; more than one where the device had no room for the whole width."""
+    tiles_run: int
+    """Tiles that went through the network."""
+    tiles_skipped: int
+    """Tiles without a valid pixel, or of which no pixel is wanted."""
+    valid_pixels: int
+    """Pixels of the core that are not nodata in the result."""
+    glance: Glance
+    """The core at screen size."""
+
+    @property
+    def regions_split(self) -> int:
+        """1 where it ran in narrower parts, for the device had no room for strips of its whole width."""
+        return int(len(self.rasters) > 1)
+
+
+def widest_region(scene: Scene, plan: TilePlan, card: ModelCard, mosaic: MosaicSpec) -> int:
+    """Columns of a region whose strips take about `REGION_BYTES`, from what one column takes.
+
+    Decoded chunks: two bands ahead, one being decoded, and as many as a strip touches. Blending: the strip and what
+    is held from the strip above. Finished rows: as they are quantised, and on their way to the disk.
+    """
+    tall = chunk_shape(scene)[0]
+    bands = (BANDS_AHEAD + 2 + -(-plan.rows.tile // tall)) * tall
+    decoded = bands * (len(scene.bands) * np.dtype(scene.dtype).itemsize + 1)
+    blended = 2 * plan.rows.tile * 4
+    finished = plan.rows.tile * (4 + (WRITES_BEHIND + 1) * np.dtype(mosaic.dtype).itemsize)
+    return max(plan.cols.tile, REGION_BYTES // (decoded + len(card.classes) * (blended + finished)))
+
+
+def join_regions(
+    job: RegionJob, results: Sequence[RegionResult], folder: Path, kinds: Collection[str] = ("probability", "mask")
+) -> None:
+    """Publish the regions' rasters as one `probability.tif` and one `mask.tif` in a folder, or one of them."""
+    for kind, form in raster_forms(job, job.scene.grid).items():
+        if kind not in kinds:
+            continue
+        parts = [
+            (job.path(kind, result.region, raster.attempt), raster.core)
+            for result in results
+            for raster in result.rasters
+        ]
+        write_cog(parts, folder / f"{kind}.tif", form)
+
+
+def raster_forms(job: RegionJob, grid: RasterGrid) -> dict[str, RasterForm]:
+    """What the rasters of a part of the scene are."""
+    return {
+        "probability": probability_form(grid, job.card, job.mosaic, job.tags),
+        "mask": mask_form(grid, job.card, job.mosaic, job.tags),
+    }

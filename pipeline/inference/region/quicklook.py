@@ -1,0 +1,106 @@
+"""A scene at screen size, sampled from the strips as they pass, so no block is decoded for it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.inference.tiling.strips import RawStrip, read_strips
+from pipeline.inference.tiling.tiles import TilePlan
+from pipeline.scene.describe import Scene
+
+SCREEN = 1600
+"""Longest side of a glance, px."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glance:
+    """Every `step`-th pixel of a window, starting at `step // 2` of the scene."""
+
+    top: int
+    """Row of the first pixel in the glance of the whole scene."""
+    left: int
+    """Column of it."""
+    pixels: NDArray[np.generic]
+    """`(bands, rows, columns)`, at most three bands, in the stored type."""
+
+
+class GlanceTaker:
+    """Collects the glance of one region's core."""
+
+    def __init__(self, shape: tuple[int, int], core: Window, bands: int, dtype: str) -> None:
+        """`shape` is the scene's; `core` the part that this region delivers."""
+        step = _step(shape)
+        self._rows = _samples(step, core.row_off, core.row_off + core.height)
+        self._cols = _samples(step, core.col_off, core.col_off + core.width)
+        pixels = np.zeros((min(bands, 3), len(self._rows), len(self._cols)), dtype)
+        self.glance = Glance(top=core_index(step, core.row_off), left=core_index(step, core.col_off), pixels=pixels)
+
+    def see(self, strip: RawStrip, top: int) -> None:
+        """Take what is wanted of a strip whose first pixel row is scene row `top` (below 0 where mirrored)."""
+        for piece in strip.pieces:
+            height, width = piece.pixels.shape[1:]
+            down, rows = _shared(self._rows, top + piece.top, height)
+            across, cols = _shared(self._cols, strip.left + piece.left, width)
+            self.glance.pixels[:, down, across] = piece.pixels[: len(self.glance.pixels), rows, cols]
+
+
+def core_index(step: int, first: int) -> int:
+    """How many sampled pixels lie before scene pixel `first`."""
+    return len(range(step // 2, first, step))
+
+
+def join_glances(glances: Sequence[Glance]) -> NDArray[np.generic]:
+    """The glance of the whole scene, `(bands, rows, columns)`, from those of its regions."""
+    rows = max(glance.top + glance.pixels.shape[1] for glance in glances)
+    cols = max(glance.left + glance.pixels.shape[2] for glance in glances)
+    first = glances[0].pixels
+    whole = np.zeros((len(first), rows, cols), first.dtype)
+    for glance in glances:
+        _, height, width = glance.pixels.shape
+        whole[:, glance.top : glance.top + height, glance.left : glance.left + width] = glance.pixels
+    return whole
+
+
+def read_glance(
+    scene: Scene, plan: TilePlan, threads: int, wanted: Sequence[tuple[int, ...]] | None = None
+) -> NDArray[np.generic]:
+    """The glance of a scene that no network runs over now, `(bands, rows, columns)`; 0 where nothing is wanted.
+
+    Args:
+        scene: the scene.
+        plan: its tile plan.
+        threads: that decode; 0 = one per CPU.
+        wanted: see `read_strips`.
+    """
+    taker = GlanceTaker(scene.grid.shape, scene.grid.window, len(scene.bands), scene.dtype)
+    rows, cols = (range(count) for count in plan.shape)
+    for strip in read_strips(scene, plan, rows, cols, wanted=wanted, threads=threads):
+        taker.see(strip, plan.rows.starts[strip.row] - plan.rows.margin)
+    return taker.glance.pixels
+
+
+def _step(shape: tuple[int, int]) -> int:
+    return max(1, -(-max(shape) // SCREEN))
+
+
+def _samples(step: int, start: int, stop: int) -> range:
+    """Sampled scene pixels of `start : stop`."""
+    return range(step // 2 + step * core_index(step, start), stop, step)
+
+
+def _shared(samples: range, start: int, length: int) -> tuple[slice, slice]:
+    """Which samples lie in scene pixels `start : start + length`, and where in these.
+
+    >>> _shared(range(2, 12, 4), 5, 4)
+    (slice(1, 2, None), slice(1, 5, 4))
+    """
+    first, last = (
+        min(max(0, -(-(place - samples.start) // samples.step)), len(samples)) for place in (start, start + length)
+    )
+    offset = samples.start + first * samples.step - start
+    return slice(first, last), slice(offset, offset + (last - first) * samples.step, samples.step)

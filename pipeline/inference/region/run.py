@@ -1,0 +1,238 @@
+"""One region from raster to finished rows: read, predict, blend, store.
+
+A region is what one process with one device does without asking anybody: what it needs and what it leaves is told
+in `job`. Regions that lie one below the other are run in one go: the cut between them costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
+from uuid import uuid4
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.errors import ModelError, ScenemillError, WorldError
+from pipeline.grid.area_pixels import AreaPixels
+from pipeline.inference.batch_size import ran_out_of_memory
+from pipeline.inference.blend import Share, StripBlender, covering, plan_shares, to_levels
+from pipeline.inference.engine import TileRow
+from pipeline.inference.memory import give_back
+from pipeline.inference.output_checks import check_range
+from pipeline.inference.region.clip import wanted_tiles
+from pipeline.inference.region.counters import Seen
+from pipeline.inference.region.engine_setup import build_engine, build_transfer, device_of
+from pipeline.inference.region.job import RegionJob, RegionRasters, RegionResult, raster_forms
+from pipeline.inference.tiling.regions import Region, halve_region
+from pipeline.inference.tiling.strips import read_strips
+from pipeline.inference.transfer import FinishedRows, LoadedStrip, blank_rows
+from pipeline.model.predictor.protocol import ArrayFunction, Predictor, identity_of
+from pipeline.mosaic.levels import BLOCK
+from pipeline.mosaic.overviews import overview_count
+from pipeline.mosaic.writer import MosaicWriter
+from pipeline.scene.describe import check_unchanged
+
+log = logging.getLogger(__name__)
+
+Watch = Callable[[int], None]
+"""Told the number of scene pixels finished since the last call."""
+
+
+def infer_region(
+    job: RegionJob, region: Region, predictor: Predictor | ArrayFunction, watch: Watch | None = None
+) -> RegionResult:
+    """Run a region and leave its `probability-` and `mask-` rasters in the job's folder."""
+    (result,) = infer_stack(job, [region], predictor, watch)
+    return result
+
+
+def infer_stack(
+    job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction, watch: Watch | None = None
+) -> Generator[RegionResult]:
+    """Run regions that lie one below the other, and yield each as soon as its rasters are whole.
+
+    Raises:
+        WorldError: also when the scene's file was replaced meanwhile.
+    """
+    _check_identity(job, predictor)
+    device = device_of(predictor)
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield from _infer(job, stack, predictor, watch)
+    except ScenemillError:
+        check_unchanged(job.scene)
+        raise
+    finally:
+        give_back()
+
+
+def _infer(
+    job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction, watch: Watch | None
+) -> Generator[RegionResult]:
+    """Run regions, in halves where the device has no room for their strips."""
+    try:
+        run = _RegionRun(job, stack, predictor)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        columns = stack[0].core.width
+        halves = [halve_region(job.plan, region) for region in stack]
+        if len(halves[0]) == 1:
+            raise WorldError(
+                f"no memory for strips that are one tile ({columns} px) wide; "
+                "set a smaller tiling.tile_size, or run on a larger machine"
+            ) from error
+        log.warning("no memory for strips of %d columns: %s; going on with halves", columns, error)
+    else:
+        yield from _store(job, stack, run, watch)
+        return
+    for region, parts in zip(stack, halves, strict=True):
+        yield _side_by_side(region, [one for half in parts for one in _infer(job, [half], predictor, watch)])
+
+
+def _store(job: RegionJob, stack: Sequence[Region], run: _RegionRun, watch: Watch | None) -> Generator[RegionResult]:
+    """Write what a run yields."""
+    with closing(run.stored_rows()) as finished:
+        for position, pieces in groupby(finished, key=itemgetter(0)):
+            region, attempt = stack[position], uuid4().hex[:8]
+            with _mosaic_writer(job, region, attempt) as writer:
+                for _, stored in pieces:
+                    writer.write(stored)
+                    if watch is not None:
+                        watch(stored.shape[1] * stored.shape[2])
+            check_unchanged(job.scene)
+            rasters = (RegionRasters(core=region.core, attempt=attempt),)
+            yield run.seen[position].result(region, rasters)
+
+
+def _side_by_side(region: Region, results: Sequence[RegionResult]) -> RegionResult:
+    """The result of a region from those of its parts, left to right; tiles between two parts were run twice."""
+    glances = [result.glance for result in results]
+    return RegionResult(
+        region=region,
+        rasters=tuple(raster for result in results for raster in result.rasters),
+        tiles_run=sum(result.tiles_run for result in results),
+        tiles_skipped=sum(result.tiles_skipped for result in results),
+        valid_pixels=sum(result.valid_pixels for result in results),
+        glance=replace(glances[0], pixels=np.concatenate([glance.pixels for glance in glances], axis=2)),
+    )
+
+
+def _mosaic_writer(job: RegionJob, region: Region, attempt: str) -> MosaicWriter:
+    forms = raster_forms(job, job.scene.grid.part(region.core))
+    probability, mask = ((job.path(kind, region, attempt), form) for kind, form in forms.items())
+    overviews = overview_count(job.scene.grid.shape, BLOCK)
+    return MosaicWriter(probability, mask, card=job.card, threshold=job.threshold, overviews=overviews)
+
+
+def _check_identity(job: RegionJob, predictor: Predictor | ArrayFunction) -> None:
+    """One scene is one model's work: a worker of another kind would leave seams."""
+    found = identity_of(predictor)
+    if found != job.identity:
+        raise ModelError(
+            f"the workers run the model in different ways, here as {found} and elsewhere as {job.identity}; "
+            "name inference.precision and inference.device, or use workers of one kind"
+        )
+
+
+class _RegionRun:
+    """Makes the stored rows of the cores of a stack of regions, top to bottom."""
+
+    def __init__(self, job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction) -> None:
+        plan, first, last = job.plan, stack[0].core, stack[-1].core
+        self._job = job
+        self._rows, cols = plan_shares(plan.rows, job.blend), plan_shares(plan.cols, job.blend)
+        self._span = slice(first.col_off, first.col_off + first.width)
+        self._tile_rows = covering(self._rows, first.row_off, last.row_off + last.height)
+        self._tile_cols = covering(cols, self._span.start, self._span.stop)
+        self._wanted = None if job.area is None else self._wanted_in(job.area, stack, cols)
+        self._row = TileRow(
+            lefts=tuple(plan.cols.starts[col] - plan.cols.margin for col in self._tile_cols),
+            height=plan.rows.tile,
+            width=plan.cols.tile,
+        )
+        tallest = max(len(share.factor) for share in self._rows)
+        self._transfer = build_transfer(job, device_of(predictor), self._row, (tallest, first.width))
+        tiles = [len(self._tile_cols)] * len(self._tile_rows) if self._wanted is None else [*map(len, self._wanted)]
+        self._engine = build_engine(job, predictor, self._row, self._transfer, tiles)
+        self._blender = StripBlender(
+            self._rows, cols, span=self._span, classes=len(job.card.classes), device=self._transfer.device
+        )
+        self.seen = [Seen(job, region.core) for region in stack]
+
+    def stored_rows(self) -> Generator[tuple[int, NDArray[np.generic]]]:
+        """Yield a region's place in the stack, and `(classes, rows, columns)` of it as stored.
+
+        An array is good until two more have been asked for.
+        """
+        for position, stored in self._arriving_rows():
+            self.seen[position].see_stored(stored)
+            yield position, stored
+
+    def _arriving_rows(self) -> Iterator[tuple[int, NDArray[np.generic]]]:
+        """Rows from the device, in the order in which they were sent."""
+        travelling: deque[tuple[int, FinishedRows]] = deque()
+        for each in self._finished_rows():
+            travelling.append(each)
+            if len(travelling) > self._transfer.behind:
+                yield _arrived(*travelling.popleft())
+        while travelling:
+            yield _arrived(*travelling.popleft())
+
+    def _finished_rows(self) -> Iterator[tuple[int, FinishedRows]]:
+        """Read, predict, blend and quantise."""
+        job = self._job
+        strips = read_strips(
+            job.scene, job.plan, self._tile_rows, self._tile_cols, wanted=self._wanted, threads=job.threads
+        )
+        for predicted in self._engine.run(strips):
+            batch = predicted.batch
+            for position, probabilities in zip(batch.positions, predicted.tiles, strict=True):
+                self._blender.add(self._tile_cols[position], probabilities)
+                for seen in self.seen:
+                    seen.see_tile(batch.strip.raw.row, self._tile_cols[position])
+            if batch.ends_strip:
+                yield from self._end_strip(batch.strip)
+
+    def _wanted_in(self, area: AreaPixels, stack: Sequence[Region], cols: Sequence[Share]) -> list[tuple[int, ...]]:
+        first, last = stack[0].core, stack[-1].core
+        whole = Window(first.col_off, first.row_off, first.width, last.row_off + last.height - first.row_off)
+        shares = [self._rows[row] for row in self._tile_rows], [cols[col] for col in self._tile_cols]
+        return wanted_tiles(area, whole, *shares)
+
+    def _end_strip(self, strip: LoadedStrip) -> Iterator[tuple[int, FinishedRows]]:
+        """Finished rows of each core, as stored, and what is counted on the way."""
+        row, margin = strip.raw.row, self._job.plan.rows.margin
+        share, top = self._rows[row], self._job.plan.rows.starts[row] - margin
+        last, dtype = row == self._tile_rows[-1], self._job.mosaic.dtype
+        mean = self._blender.end_strip(row, last=last) if strip.raw.tiles != () else None
+        finished = self._blender.pass_over(row, last=last) if mean is None else mean.shape[1]
+        cols = slice(self._span.start - strip.raw.left, self._span.stop - strip.raw.left)
+        for position, seen in enumerate(self.seen):
+            seen.see_strip(strip.raw, top)
+            first = max(seen.core.row_off - share.start, 0)
+            stop = min(seen.core.row_off + seen.core.height - share.start, finished)
+            if first >= stop:
+                continue
+            if mean is None:
+                shape = (len(self._job.card.classes), stop - first, cols.stop - cols.start)
+                yield position, blank_rows(shape, dtype)
+                continue
+            rows = slice(margin + share.skip + first, margin + share.skip + stop)
+            seen.see_valid(strip.raw, rows, cols)
+            levels = to_levels(mean[:, first:stop], strip.validity(rows, cols), dtype)
+            yield position, self._transfer.fetch(levels, self._engine.range.take())
+
+
+def _arrived(position: int, rows: FinishedRows) -> tuple[int, NDArray[np.generic]]:
+    stored, extremes = rows.wait()
+    check_range(*extremes)
+    return position, stored

@@ -1,0 +1,104 @@
+"""Tiles cut from a strip on the device, normalised, in the number format and memory order that a network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.inference.normalize import InputTransform
+from pipeline.inference.transfer import LoadedPiece, LoadedStrip
+
+
+class TileCutter:
+    """Makes batches of model input for one network."""
+
+    def __init__(
+        self, transform: InputTransform, *, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
+    ) -> None:
+        """Bind a scene's input transform to what the network takes.
+
+        Args:
+            transform: raw pixels to model input.
+            device: where strips are.
+            dtype: number format of the tiles; they are normalised in float32 whatever it is.
+            layout: memory order of the tiles.
+        """
+        self._device, self._dtype, self._layout = device, dtype, layout
+        self._gain, self._bias = (
+            torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+            for values in (transform.gain, transform.bias)
+        )
+        self._as_it_is = set(transform.gain) == {1.0} and set(transform.bias) == {0.0}
+        self._clip = transform.clip
+
+    def cut(self, strip: LoadedStrip, lefts: Sequence[int], width: int, *, size: int) -> Tensor:
+        """Cut a batch.
+
+        Args:
+            strip: tiles span all of its rows.
+            lefts: strip column of each tile's first pixel; at most `size`, at least one.
+            width: columns of a tile.
+            size: tiles of the batch; places that are left over repeat the last tile.
+
+        Returns:
+            `(size, bands, rows, width)` model input, 0 where pixels are not real data.
+        """
+        shape = (len(strip.pieces[0].pixels), strip.raw.shape[0], width)
+        tiles = torch.empty((size, *shape), dtype=self._dtype, device=self._device, memory_format=self._layout)
+        if self._takes_planes:
+            self._normalise(strip, lefts, tiles[: len(lefts)])
+        else:
+            self._rearrange(strip, lefts, tiles)
+        if len(lefts) < size:
+            tiles[len(lefts) :] = tiles[len(lefts) - 1].clone()
+        return tiles
+
+    @property
+    def _takes_planes(self) -> bool:
+        return self._dtype == torch.float32 and self._layout == torch.contiguous_format
+
+    def _rearrange(self, strip: LoadedStrip, lefts: Sequence[int], tiles: Tensor) -> None:
+        """Write tiles in the network's form by way of float32 planes, which on a CPU stay in its cache."""
+        group = 1 if self._device.type == "cpu" else len(lefts)
+        planes = torch.empty((group, *tiles.shape[1:]), device=self._device)
+        for first in range(0, len(lefts), group):
+            part = lefts[first : first + group]
+            self._normalise(strip, part, planes[: len(part)])
+            # Two steps, for torch converts slowly while it rearranges.
+            tiles[first : first + len(part)].copy_(planes[: len(part)].to(self._dtype))
+
+    def _normalise(self, strip: LoadedStrip, lefts: Sequence[int], planes: Tensor) -> None:
+        """Write tiles of model input, `(N, bands, rows, columns)` float32."""
+        for plane, left in zip(planes, lefts, strict=True):
+            for piece in strip.pieces:
+                rows, dst, src = _overlap(piece, left, planes.shape[3])
+                if dst.start < dst.stop:
+                    plane[:, rows, dst].copy_(piece.pixels[:, :, src])
+        if not self._as_it_is:
+            planes.mul_(self._gain).add_(self._bias)
+        if self._clip is not None:
+            planes.clamp_(*self._clip)
+        if any(piece.valid is not None for piece in strip.pieces):
+            for plane, left in zip(planes, lefts, strict=True):
+                _blank(strip, left, plane)
+
+
+def _blank(strip: LoadedStrip, left: int, plane: Tensor) -> None:
+    """Set what is not real data to 0, the mean of standardised data."""
+    for piece in strip.pieces:
+        rows, dst, src = _overlap(piece, left, plane.shape[2])
+        if piece.valid is not None and dst.start < dst.stop:
+            plane[:, rows, dst].masked_fill_(~piece.valid[:, src], 0.0)
+
+
+def _overlap(piece: LoadedPiece, left: int, width: int) -> tuple[slice, slice, slice]:
+    """Rows and columns of a tile that lie in a piece, and the columns of the piece; empty if there are none."""
+    height, across = piece.pixels.shape[1:]
+    start, stop = max(piece.left, left), min(piece.left + across, left + width)
+    return (
+        slice(piece.top, piece.top + height),
+        slice(start - left, stop - left),
+        slice(start - piece.left, stop - piece.left),
+    )

@@ -1,0 +1,1 @@
+"""How a scene is cut: tiles, regions, chunks and strips."""

@@ -1,0 +1,90 @@
+"""Which parts of a scene are decoded together: chunks of whole storage blocks, cut once for all regions.
+
+strips ──need rows, and columns of wanted tiles──▶ row bands of the chunks that they touch
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.scene.describe import Scene
+from pipeline.scene.resample import Stretch
+
+CHUNK_ROWS = 512
+"""Target height of a chunk, rounded up to whole storage blocks."""
+CHUNK_COLS = 1024
+"""Target width of a chunk, rounded up to whole storage blocks."""
+MOST_CHUNK_ROWS = 1024
+"""Height up to which a chunk grows to hold whole storage blocks of files with larger pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What one strip takes of the scene."""
+
+    rows: NDArray[np.intp]
+    """Scene row of each of its rows."""
+    spans: tuple[tuple[int, int], ...]
+    """First and one-past-last scene columns of the windows that are wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks:
+    """The chunks of one row band of the scene that are needed."""
+
+    bottom: int
+    """One past the band's last scene row."""
+    windows: tuple[Window, ...]
+    """Those that a strip needs, from left to right."""
+
+
+def chunk_shape(scene: Scene) -> tuple[int, int]:
+    """Rows and columns of a chunk: whole storage blocks of the files that are not resampled, else round figures.
+
+    It is enlarged, to `MOST_CHUNK_ROWS` rows at most, for the blocks of coarser files, so that few are decoded twice.
+    """
+    stored = [(layer, file.block_shape) for layer in scene.layers for file in layer.files]
+    rows = _whole_blocks(CHUNK_ROWS, MOST_CHUNK_ROWS, [(layer.rows, block[0]) for layer, block in stored])
+    cols = _whole_blocks(CHUNK_COLS, scene.grid.width, [(layer.cols, block[1]) for layer, block in stored])
+    return rows, cols
+
+
+def _whole_blocks(target: int, most: int, blocks: Sequence[tuple[Stretch, int]]) -> int:
+    """Scene pixels of whole storage blocks along one axis, `target` or somewhat more.
+
+    >>> from fractions import Fraction
+    >>> half = Stretch(stored=500, outputs=1000, first=Fraction(0), last=Fraction(500))
+    >>> _whole_blocks(512, 1024, [(Stretch.over(1000, 1000), 200), (half, 400)])
+    800
+    """
+    own = sorted({block for axis, block in blocks if axis.is_identity})
+    if not own:
+        return target
+    step = math.lcm(*own) if math.lcm(*own) <= most else own[-1]
+    others = (math.ceil(block / axis.step) for axis, block in blocks if not axis.is_identity)
+    wanted = max([target, *(size for size in others if size <= most)])
+    return -(-wanted // step) * step
+
+
+def plan_bands(scene: Scene, needs: Sequence[Need]) -> list[Chunks]:
+    """Whole chunks that cover what strips need, for each row band from the first to the last of them."""
+    height, width = scene.grid.shape
+    down, across = chunk_shape(scene)
+    lefts: dict[int, set[int]] = {}
+    for need in needs:
+        touched = {col for lo, hi in need.spans for col in range(lo // across * across, hi, across)}
+        for band in range(int(need.rows.min()) // down, int(need.rows.max()) // down + 1):
+            lefts.setdefault(band, set()).update(touched)
+    return [
+        Chunks(bottom=bottom, windows=tuple(Window(col, top, min(across, width - col), bottom - top) for col in cols))
+        for top, bottom, cols in (
+            (band * down, min((band + 1) * down, height), sorted(lefts.get(band, ())))
+            for band in range(min(lefts), max(lefts) + 1)
+        )
+    ]

@@ -1,0 +1,185 @@
+"""Cut a scene into regions, one for each worker or each stretch of work: integer arithmetic only.
+
+A tile that two regions need is run by both. So regions begin where a tile begins: there one row of tiles is needed on
+both sides, and where every pixel is decided by one tile alone, none is.
+
+    tile k - 1   |<------------- output ------------->|
+    tile k                                 |<------------- output ------------->|
+    regions      ... region above --------|-------- region below, needs tile k - 1 too ...
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rasterio.windows import Window
+
+from pipeline.inference.tiling.tiles import Axis, TilePlan
+from pipeline.mosaic.levels import BLOCK
+
+PART_ROWS = 4 * BLOCK
+"""Regions that are run in one go begin at multiples of this: blocks of the mosaic and of two overviews stay whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A rectangle of the scene given to one worker; the cores of regions partition the scene."""
+
+    index: int
+    """Position in plan order."""
+    core: Window
+    """Scene pixels this region delivers."""
+
+    @property
+    def pixels(self) -> int:
+        """Their number."""
+        return int(self.core.width * self.core.height)
+
+
+def plan_regions(
+    plan: TilePlan, *, rows: int = 1, cols: int | None = None, widest: int | None = None, alone: bool = False
+) -> tuple[Region, ...]:
+    """Cut the scene into about `rows x cols` regions that take nearly equally many tiles, those run twice included.
+
+    More regions than tiles along an axis are reduced to one per tile. Regions that are large enough begin at
+    whole storage blocks, so that joining them moves blocks as they are.
+
+    Args:
+        plan: the tiles.
+        rows: regions from top to bottom.
+        cols: regions from left to right; None takes as few as keep each about as wide as `widest` allows.
+        widest: columns that the memory of a region allows; None allows any number.
+        alone: True where every pixel is decided by one tile alone, the one whose core it lies in.
+
+    >>> from pipeline.inference.tiling.tiles import Tiling, plan_tiles
+    >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
+    >>> [r.core.col_off for r in plan_regions(plan, cols=2)], [r.core.col_off for r in plan_regions(plan, cols=3)]
+    ([0, 122], [0, 100, 122])
+    """
+    cols = cols or _columns(plan, widest)
+    return _regions(_cuts(plan.rows, rows, alone=alone), _cuts(plan.cols, cols, alone=alone))
+
+
+def plan_parts(plan: TilePlan, *, pixels: int, widest: int | None = None, alone: bool = False) -> tuple[Region, ...]:
+    """Cut the scene into regions of at most about so many pixels, which cost nothing when they run in one go.
+
+    They begin at whole storage blocks, and so do their first overviews.
+
+    Args:
+        plan: the tiles.
+        pixels: of a region, unless `PART_ROWS` rows have more.
+        widest: columns that the memory of a region allows; None allows any number.
+        alone: see `plan_regions`.
+
+    >>> from pipeline.inference.tiling.tiles import Tiling, plan_tiles
+    >>> plan = plan_tiles((10_000, 10_000), Tiling(tile_size=512, overlap=64))
+    >>> [part.core.height for part in plan_parts(plan, pixels=5 * 10**7)]
+    [4096, 4096, 1808]
+    """
+    lefts = _cuts(plan.cols, _columns(plan, widest), alone=alone)
+    height = PART_ROWS * max(1, pixels // (PART_ROWS * max(right - left for left, right in pairwise(lefts))))
+    return _regions([*range(0, plan.rows.length, height), plan.rows.length], lefts)
+
+
+def stacks(regions: Sequence[Region]) -> list[list[Region]]:
+    """Regions that can be run in one go: those that lie one below the other without a gap.
+
+    >>> from pipeline.inference.tiling.tiles import Tiling, plan_tiles
+    >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
+    >>> [[region.index for region in stack] for stack in stacks(plan_regions(plan, cols=2))]
+    [[0], [1]]
+    """
+    found: list[list[Region]] = []
+    for region in sorted(regions, key=lambda region: (region.core.col_off, region.core.row_off)):
+        above = found[-1][-1].core if found else None
+        columns = (region.core.col_off, region.core.width)
+        if above and (above.col_off, above.width) == columns and above.row_off + above.height == region.core.row_off:
+            found[-1].append(region)
+        else:
+            found.append([region])
+    return found
+
+
+def halve_region(plan: TilePlan, region: Region) -> tuple[Region, ...]:
+    """A region as two, left and right; itself where it is one tile wide.
+
+    >>> from pipeline.inference.tiling.tiles import Tiling, plan_tiles
+    >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
+    >>> [half.core.width for half in halve_region(plan, plan_regions(plan)[0])]
+    [100, 150]
+    """
+    core = region.core
+    inside = [start for start in plan.cols.starts if core.col_off < start < core.col_off + core.width]
+    if not inside:
+        return (region,)
+    edges = [core.col_off, inside[(len(inside) - 1) // 2], core.col_off + core.width]
+    return tuple(
+        Region(index=region.index, core=Window(left, core.row_off, right - left, core.height))
+        for left, right in pairwise(_at_blocks(edges, _needs(plan.cols, alone=False)))
+    )
+
+
+def _columns(plan: TilePlan, widest: int | None) -> int:
+    """How many regions lie side by side."""
+    return 1 if widest is None else -(-plan.cols.length // widest)
+
+
+def _regions(tops: Sequence[int], lefts: Sequence[int]) -> tuple[Region, ...]:
+    cores = [
+        Window(left, top, right - left, bottom - top)
+        for top, bottom in pairwise(tops)
+        for left, right in pairwise(lefts)
+    ]
+    return tuple(Region(index=index, core=core) for index, core in enumerate(cores))
+
+
+def _cuts(axis: Axis, count: int, *, alone: bool) -> list[int]:
+    """Where so many parts of an axis begin, and its end.
+
+    With `shared` tiles needed on both sides of a cut, the first part takes so many more than it would alone: every
+    other begins with those of the part before it.
+    """
+    places, tiles = (axis.cuts if alone else axis.starts), len(axis.starts)
+    count = max(1, min(count, tiles))
+    middle = places[tiles // 2]
+    shared = min(tiles - count, sum(start < middle < stop for start, stop in axis.reach(alone=alone)))
+    inner = [places[(tiles - shared) * part // count + shared] for part in range(1, count)]
+    return _at_blocks([0, *inner, axis.length], _needs(axis, alone=alone))
+
+
+def _needs(axis: Axis, *, alone: bool) -> Callable[[int, int], int]:
+    """Counts the tiles that scene pixels `start : stop` need."""
+    starts, stops = zip(*axis.reach(alone=alone), strict=True)
+    return lambda start, stop: bisect_left(starts, stop) - bisect_right(stops, start)
+
+
+def _at_blocks(cuts: list[int], needs: Callable[[int, int], int]) -> list[int]:
+    """The cuts moved to whole blocks that are at most a quarter of the smallest region, if there are such.
+
+    To where the regions beside it need the fewest tiles, and there to the largest blocks: blocks of overviews cover
+    more pixels, so more levels are moved as they are.
+
+    >>> alike = lambda start, stop: 1
+    >>> _at_blocks([0, 20_000, 40_000, 60_000], alike), _at_blocks([0, 2100, 4200], alike)
+    ([0, 20480, 40960, 60000], [0, 2048, 4200])
+    >>> _at_blocks([0, 900, 1800], alike)
+    [0, 900, 1800]
+    """
+    sides = [*_block_sides(min(b - a for a, b in pairwise(cuts)) // 4)]
+    moved = cuts[:1]
+    for cut, below in pairwise(cuts[1:]):
+        blocks = {place: side for side in sides for place in (cut // side * side, -(-cut // side) * side)} or {cut: 1}
+        busiest = {place: max(needs(moved[-1], place), needs(place, below)) for place in blocks}
+        moved.append(min(blocks, key=lambda place: (busiest[place], -blocks[place], abs(place - cut))))
+    return [*moved, cuts[-1]]
+
+
+def _block_sides(most: int) -> Iterator[int]:
+    """Sides of the blocks of the mosaic and its overviews, in pixels of the scene, up to so many."""
+    side = BLOCK
+    while side <= most:
+        yield side
+        side *= 2

@@ -1,0 +1,245 @@
+"""Read a region's pixels ahead of the engine, strip by strip; each storage block is decoded once.
+
+The chunks of one row band are decoded in parallel on dask's threaded scheduler while the engine works on
+earlier strips; a strip is made of views of the chunks it touches, uncopied, unless its windows reach past the
+scene: there pixels are mirrored.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import dask.threaded
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.concurrency import usable_cpus
+from pipeline.inference.tiling.chunks import Chunks, Need, plan_bands
+from pipeline.inference.tiling.tiles import Axis, TilePlan
+from pipeline.scene.describe import Scene
+from pipeline.scene.reader import SceneReader
+
+MOST_READERS = 12
+"""Threads that decode, unless somebody asks for more; so many feed the fastest device."""
+BANDS_AHEAD = 2
+"""Row bands decoded ahead of the strip at hand; bounds the memory of read-ahead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Pixels that were decoded together, and where they lie in a larger whole."""
+
+    top: int
+    """Row of the whole at which the first row lies."""
+    left: int
+    """Column of the whole at which the first column lies."""
+    pixels: NDArray[np.generic]
+    """`(bands, rows, columns)` in the stored type."""
+    valid: NDArray[np.bool_] | None
+    """`(rows, columns)`, True = real data; None where every pixel is."""
+
+    def part(self, rows: slice, cols: slice) -> Piece | None:
+        """What lies in a window of the whole, placed relative to the window; None if nothing does."""
+        height, width = self.pixels.shape[1:]
+        top, bottom = max(self.top, rows.start), min(self.top + height, rows.stop)
+        left, right = max(self.left, cols.start), min(self.left + width, cols.stop)
+        if top >= bottom or left >= right:
+            return None
+        src = slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left)
+        return Piece(
+            top=top - rows.start,
+            left=left - cols.start,
+            pixels=self.pixels[:, *src],
+            valid=None if self.valid is None else self.valid[src],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawStrip:
+    """The input of one row of tiles, as stored in the scene and in the pieces in which it was decoded."""
+
+    row: int
+    """Index of the tile row."""
+    left: int
+    """Scene column of the first pixel; below 0 where windows reach past the scene."""
+    shape: tuple[int, int]
+    """`(tile height, columns)`."""
+    pieces: tuple[Piece, ...]
+    """Partition the windows of the tiles that are wanted; mirrored past the scene."""
+    tiles: tuple[int, ...] | None = None
+    """Positions of the tiles that are wanted, counted from the first of the region; None: all."""
+
+    def window(self, rows: slice, cols: slice) -> tuple[Piece, ...]:
+        """The pieces of a window of the strip, placed relative to it."""
+        return _window(self.pieces, rows, cols)
+
+    def any_valid(self, cols: slice) -> bool:
+        """Whether some columns hold a pixel of real data."""
+        if all(piece.valid is None for piece in self.pieces):
+            return True
+        parts = self.window(slice(0, self.shape[0]), cols)
+        return any(part.valid is None or bool(part.valid.any()) for part in parts)
+
+    def count_valid(self, rows: slice, cols: slice) -> int:
+        """Pixels of real data in a window."""
+        return sum(
+            part.pixels[0].size if part.valid is None else int(np.count_nonzero(part.valid))
+            for part in self.window(rows, cols)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Band:
+    """A decoded row band of the scene."""
+
+    bottom: int
+    """One past its last scene row."""
+    pieces: tuple[Piece, ...]
+    """Its chunks, placed in the scene."""
+
+
+def read_strips(
+    scene: Scene,
+    plan: TilePlan,
+    rows: range,
+    cols: range,
+    *,
+    wanted: Sequence[tuple[int, ...]] | None = None,
+    threads: int = 0,
+) -> Iterator[RawStrip]:
+    """Yield the input of each tile row of a region, read ahead.
+
+    Args:
+        scene: the scene.
+        plan: its tile plan.
+        rows: tile rows of the region.
+        cols: tile columns of the region.
+        wanted: for each row the positions in `cols` of the tiles that will be asked for; chunks that none of them
+            touches are not read. None: all.
+        threads: that decode; 0 = one per CPU.
+
+    Raises:
+        DamagedSceneError: when the strip that holds the damage is due.
+    """
+    across = _mirrored(plan.cols, cols)
+    needs = [_need(plan, row, cols, None if wanted is None else wanted[k]) for k, row in enumerate(rows)]
+    first_needed = np.minimum.accumulate([need.rows.min() for need in needs][::-1])[::-1]
+    threads = threads or min(usable_cpus(), MOST_READERS)
+    with (
+        SceneReader(scene) as reader,
+        ThreadPoolExecutor(threads, "decode") as pool,
+        ThreadPoolExecutor(1, "read-ahead") as ahead,
+    ):
+        bands = _read_ahead(plan_bands(scene, needs), reader, pool, ahead)
+        held: deque[_Band] = deque()
+        for index, (row, need, keep_from) in enumerate(zip(rows, needs, first_needed, strict=True)):
+            while not held or held[-1].bottom <= need.rows.max():
+                held.append(next(bands))
+            while held[0].bottom <= keep_from:
+                held.popleft()
+            pieces = _assemble([piece for band in held for piece in band.pieces], need.rows, across)
+            yield RawStrip(
+                row=row,
+                left=plan.tile(row, cols.start).window.col_off,
+                shape=(len(need.rows), len(across)),
+                pieces=pieces,
+                tiles=None if wanted is None else wanted[index],
+            )
+
+
+def _need(plan: TilePlan, row: int, cols: range, wanted: tuple[int, ...] | None) -> Need:
+    windows = [cols] if wanted is None else [cols[k : k + 1] for k in wanted]
+    spans = (_mirrored(plan.cols, window) for window in windows)
+    return Need(
+        rows=_mirrored(plan.rows, range(row, row + 1)),
+        spans=tuple((int(span.min()), int(span.max()) + 1) for span in spans),
+    )
+
+
+def _read_ahead(
+    bands: Sequence[Chunks],
+    reader: SceneReader,
+    pool: ThreadPoolExecutor,
+    ahead: ThreadPoolExecutor,
+) -> Iterator[_Band]:
+    waiting = iter(bands)
+    pending: deque[Future[_Band]] = deque()
+    try:
+        for chunks in islice(waiting, BANDS_AHEAD):
+            pending.append(ahead.submit(_read_band, reader, chunks, pool))
+        while pending:
+            band = pending.popleft().result()
+            for chunks in islice(waiting, 1):
+                pending.append(ahead.submit(_read_band, reader, chunks, pool))
+            yield band
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _read_band(reader: SceneReader, chunks: Chunks, pool: ThreadPoolExecutor) -> _Band:
+    """Decode the chunks of one band in parallel."""
+    graph = {index: (_read_piece, reader, window) for index, window in enumerate(chunks.windows)}
+    pieces = dask.threaded.get(graph, [*graph], pool=pool) if graph else ()
+    return _Band(bottom=chunks.bottom, pieces=tuple(pieces))
+
+
+def _read_piece(reader: SceneReader, window: Window) -> Piece:
+    pixels, valid = reader.read(window)
+    return Piece(top=int(window.row_off), left=int(window.col_off), pixels=pixels, valid=None if valid.all() else valid)
+
+
+def _assemble(pieces: Sequence[Piece], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> tuple[Piece, ...]:
+    """Scene pixels at `rows` and `cols`, as views where each is named once and in order, else mirrored into a copy."""
+    straight = all(len(axis) == axis[-1] - axis[0] + 1 for axis in (rows, cols))
+    top, left = int(rows.min()), int(cols.min())
+    found = _window(pieces, slice(top, int(rows.max()) + 1), slice(left, int(cols.max()) + 1))
+    if straight or not found:
+        return found
+    first, shape = found[0].pixels, (int(rows.max()) + 1 - top, int(cols.max()) + 1 - left)
+    pixels = np.zeros((len(first), *shape), first.dtype)
+    for piece in found:
+        height, width = piece.pixels.shape[1:]
+        pixels[:, piece.top : piece.top + height, piece.left : piece.left + width] = piece.pixels
+    down, across = (rows - top)[:, None], cols - left
+    valid = None if all(piece.valid is None for piece in found) else _lay_out_validity(found, shape)
+    return (Piece(top=0, left=0, pixels=pixels[:, down, across], valid=None if valid is None else valid[down, across]),)
+
+
+def _window(pieces: Sequence[Piece], rows: slice, cols: slice) -> tuple[Piece, ...]:
+    parts = (piece.part(rows, cols) for piece in pieces)
+    return tuple(part for part in parts if part is not None)
+
+
+def _lay_out_validity(pieces: Sequence[Piece], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """`(rows, columns)`, True = real data, of pieces of a window; True where there is none."""
+    valid = np.ones(shape, bool)
+    for piece in pieces:
+        if piece.valid is not None:
+            height, width = piece.valid.shape
+            valid[piece.top : piece.top + height, piece.left : piece.left + width] = piece.valid
+    return valid
+
+
+def _mirrored(axis: Axis, tiles: range) -> NDArray[np.intp]:
+    """Scene pixels under the windows of consecutive tiles; past the scene they fold back at the border pixel.
+
+    >>> _mirrored(Axis(length=4, tile=8, margin=0, starts=(0,)), range(1)).tolist()
+    [0, 1, 2, 3, 2, 1, 0, 1]
+    """
+    start, stop = _span(axis, tiles)
+    if axis.length == 1:
+        return np.zeros(stop - start, np.intp)
+    period = 2 * (axis.length - 1)
+    folded = np.arange(start, stop) % period
+    return np.minimum(folded, period - folded)
+
+
+def _span(axis: Axis, tiles: range) -> tuple[int, int]:
+    """First and one-past-last scene pixel of the tiles' windows, which may lie past the scene."""
+    return axis.starts[tiles[0]] - axis.margin, axis.starts[tiles[-1]] - axis.margin + axis.tile

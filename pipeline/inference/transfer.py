@@ -1,0 +1,245 @@
+"""Strips to the device and finished rows back: the only two times that pixels change places.
+
+On a CPU nothing moves. For CUDA, pixels pass through pinned buffers that are allocated once and reused, on a
+stream of their own, and nobody waits for a copy but who needs the buffer next:
+
+    pieces ──host──▶ pinned strip ──copy stream──▶ device strip ──▶ (the engine) ──▶ levels
+                                                                                       │
+    writer ◀──host── pinned rows ◀──────────────────copy stream──────────────────────◀─┘
+
+Two strips and a few finished rows are under way at most; that is how far Python may run ahead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.inference.tiling.strips import Piece, RawStrip
+from pipeline.mosaic.levels import LevelType, stored_nodata
+
+STRIPS_UNDER_WAY = 2
+"""Strips that may be on the device at once."""
+_KEPT_TYPES = ("uint8", "int16", "uint16", "int32", "float32")
+"""Pixel types that torch converts well on every device; others become float32 on the host."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedPiece:
+    """A rectangle of a strip on the device."""
+
+    top: int
+    """Row of the strip at which its first row lies."""
+    left: int
+    """Column of the strip at which its first column lies."""
+    pixels: Tensor
+    """`(bands, rows, columns)` raw."""
+    valid: Tensor | None
+    """`(rows, columns)` bool, True = real data; None where every pixel is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedStrip:
+    """A strip whose pixels are on the device."""
+
+    raw: RawStrip
+    """What it was loaded from."""
+    pieces: tuple[LoadedPiece, ...]
+    """Partition the windows of the tiles that are wanted."""
+
+    def validity(self, rows: slice, cols: slice) -> Tensor | None:
+        """`(rows, columns)` bool of a window, True = real data, on the device; None where every pixel is."""
+        if all(piece.valid is None for piece in self.pieces):
+            return None
+        valid = torch.ones(self.raw.shape, dtype=torch.bool, device=self.pieces[0].pixels.device)
+        for piece in self.pieces:
+            if piece.valid is not None:
+                height, width = piece.valid.shape
+                valid[piece.top : piece.top + height, piece.left : piece.left + width] = piece.valid
+        return valid[rows, cols]
+
+
+class FinishedRows(Protocol):
+    """Rows on their way from the device."""
+
+    def wait(self) -> tuple[NDArray[np.generic], tuple[float, float]]:
+        """`(classes, rows, columns)` as stored, and the extremes that came with them."""
+        ...
+
+
+class Transfer(Protocol):
+    """Moves pixels between the host and one device."""
+
+    device: torch.device
+    """The device."""
+    behind: int
+    """How many sets of finished rows are left to travel while the next are computed."""
+
+    def load(self, strip: RawStrip) -> LoadedStrip:
+        """Bring a strip to the device; no work on the strip before it may be added after that."""
+        ...
+
+    def fetch(self, rows: Tensor, extremes: Tensor) -> FinishedRows:
+        """Bring finished rows `(classes, rows, columns)` back, with the least and largest probability, `(2,)`.
+
+        The memory of a set is used again `behind` + 3 sets later: `behind` may travel, and the writer reads three.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _HostRows:
+    rows: NDArray[np.generic]
+    extremes: tuple[float, float]
+
+    def wait(self) -> tuple[NDArray[np.generic], tuple[float, float]]:
+        return self.rows, self.extremes
+
+
+def blank_rows(shape: tuple[int, int, int], stored: LevelType) -> FinishedRows:
+    """Rows that are all nodata, `(classes, rows, columns)`, which come from no device."""
+    return _HostRows(np.full(shape, stored_nodata(stored), stored), (0.0, 1.0))
+
+
+class DirectTransfer:
+    """For devices that share the host's memory, or copy as they are asked: pieces stay as they were decoded."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.behind = device, 0
+
+    def load(self, strip: RawStrip) -> LoadedStrip:
+        """See `Transfer.load`."""
+        return LoadedStrip(raw=strip, pieces=tuple(self._load(piece) for piece in strip.pieces))
+
+    def fetch(self, rows: Tensor, extremes: Tensor) -> FinishedRows:
+        """See `Transfer.fetch`."""
+        low, high = extremes.tolist()
+        return _HostRows(rows.cpu().numpy(), (low, high))
+
+    def _load(self, piece: Piece) -> LoadedPiece:
+        pixels = np.asarray(piece.pixels, torch_type(piece.pixels.dtype))
+        valid = None if piece.valid is None else torch.from_numpy(piece.valid).to(self.device)
+        return LoadedPiece(top=piece.top, left=piece.left, pixels=torch.from_numpy(pixels).to(self.device), valid=valid)
+
+
+class CudaTransfer:
+    """Pinned buffers and one copy stream for each direction."""
+
+    def __init__(
+        self, device: torch.device, *, strip: tuple[int, int, int], dtype: str, rows: tuple[int, int, int], stored: str
+    ) -> None:
+        """Allocate every buffer.
+
+        Args:
+            device: a CUDA device.
+            strip: bands, rows and columns of a strip.
+            dtype: numpy name of its pixel type.
+            rows: classes, rows and columns of the largest set of finished rows.
+            stored: numpy name of their type.
+        """
+        self.device, self.behind = device, STRIPS_UNDER_WAY
+        self._upward, self._downward = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
+        self._strips = [_StripBuffer(strip, torch_type(np.dtype(dtype)), device) for _ in range(STRIPS_UNDER_WAY)]
+        self._loaded = 0
+        self._rows = [_RowBuffer(rows, np.dtype(stored)) for _ in range(self.behind + 3)]
+        self._fetched = 0
+
+    def load(self, strip: RawStrip) -> LoadedStrip:
+        """See `Transfer.load`."""
+        if not strip.pieces:
+            return LoadedStrip(raw=strip, pieces=())
+        computing = torch.cuda.current_stream(self.device)
+        self._strips[self._loaded % STRIPS_UNDER_WAY].used.record(computing)
+        self._loaded += 1
+        buffer = self._strips[self._loaded % STRIPS_UNDER_WAY]
+        piece = buffer.fill(strip, self._upward)
+        computing.wait_event(buffer.copied)
+        return LoadedStrip(raw=strip, pieces=(piece,))
+
+    def fetch(self, rows: Tensor, extremes: Tensor) -> FinishedRows:
+        """See `Transfer.fetch`."""
+        buffer = self._rows[self._fetched % len(self._rows)]
+        self._fetched += 1
+        buffer.fill(rows, extremes, self._downward)
+        return buffer
+
+
+class _StripBuffer:
+    """Room for one strip on the host and on the device."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype[np.generic], device: torch.device) -> None:
+        torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
+        self._pinned, self._pinned_valid = pinned(shape, torch_dtype), pinned(shape[1:], torch.bool)
+        self.on_device = torch.empty(shape, dtype=torch_dtype, device=device)
+        self._valid_on_device = torch.empty(shape[1:], dtype=torch.bool, device=device)
+        self.copied, self.used = (torch.cuda.Event() for _ in range(2))  # type: ignore[no-untyped-call]
+
+    def fill(self, strip: RawStrip, stream: torch.cuda.Stream) -> LoadedPiece:
+        """Copy a strip in, as soon as the strip before it has left."""
+        self.copied.synchronize()
+        pixels, valid = self._pinned.numpy(), self._pinned_valid.numpy()
+        partly = any(piece.valid is not None for piece in strip.pieces)
+        for piece in strip.pieces:
+            height, width = piece.pixels.shape[1:]
+            dst = slice(piece.top, piece.top + height), slice(piece.left, piece.left + width)
+            pixels[:, *dst] = piece.pixels
+            if partly:
+                valid[dst] = True if piece.valid is None else piece.valid
+        with torch.cuda.stream(stream):
+            stream.wait_event(self.used)
+            self.on_device.copy_(self._pinned, non_blocking=True)
+            if partly:
+                self._valid_on_device.copy_(self._pinned_valid, non_blocking=True)
+            self.copied.record(stream)
+        return LoadedPiece(top=0, left=0, pixels=self.on_device, valid=self._valid_on_device if partly else None)
+
+
+class _RowBuffer:
+    """Room for one set of finished rows on the host."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype[np.generic]) -> None:
+        self._pinned = pinned(shape, torch.from_numpy(np.empty(0, dtype)).dtype)
+        self._pinned_extremes = pinned((2,), torch.float32)
+        self._shape = shape
+        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def fill(self, rows: Tensor, extremes: Tensor, stream: torch.cuda.Stream) -> None:
+        """Begin to copy from the device, after the work that makes the rows."""
+        self._shape = (rows.shape[0], rows.shape[1], rows.shape[2])
+        stream.wait_stream(torch.cuda.current_stream(rows.device))
+        with torch.cuda.stream(stream):
+            self._room().copy_(rows, non_blocking=True)
+            self._pinned_extremes.copy_(extremes, non_blocking=True)
+            self._copied.record(stream)
+        for tensor in (rows, extremes):
+            if tensor.is_cuda:
+                tensor.record_stream(stream)
+
+    def wait(self) -> tuple[NDArray[np.generic], tuple[float, float]]:
+        self._copied.synchronize()
+        low, high = self._pinned_extremes.tolist()
+        return self._room().numpy(), (low, high)
+
+    def _room(self) -> Tensor:
+        """As much of the buffer as the rows take, without gaps, which would keep the copy from being asynchronous."""
+        return self._pinned.view(-1)[: math.prod(self._shape)].view(self._shape)
+
+
+def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory of the host that a CUDA device can copy while others work."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
+def torch_type(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """The type in which pixels of a stored type are handed to torch.
+
+    >>> torch_type(np.dtype("uint16")).name, torch_type(np.dtype("float64")).name
+    ('uint16', 'float32')
+    """
+    return dtype if dtype.name in _KEPT_TYPES else np.dtype(np.float32)

@@ -1,0 +1,146 @@
+"""The rows of a merged file, as Arrow batches: polygons that stay as they are, and those that were joined."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+
+from pipeline.merge.joining import join_pieces
+from pipeline.merge.projection import to_result
+from pipeline.merge.reading import FID, stream_rows
+from pipeline.merge.record import MergeReport
+from pipeline.merge.scenes import MergedScene
+from pipeline.merge.selection import FID_BITS, Choice
+from pipeline.polygons.export import as_wkb, polygon_schema
+from pipeline.polygons.writer import GEOMETRY
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Watch = Callable[[str, int, int], None]
+"""Told the stage and how much of how much of it is done."""
+
+
+class MergedRows:
+    """The rows of the merged file, scene by scene in the order of their ids; counts what it passes on."""
+
+    def __init__(self, scenes: Sequence[MergedScene], choice: Choice, crs: CRS, *, watch: Watch | None = None) -> None:
+        """Scenes in order of preference, what was chosen of their polygons, and the CRS of the file."""
+        import pyarrow as pa
+
+        self._scenes, self._choice, self._crs, self._watch = scenes, choice, crs, watch
+        self.schema = polygon_schema()
+        self.schema = self.schema.append(pa.field("date", pa.timestamp("ms", tz="UTC")))
+        self.schema = self.schema.append(pa.field("pieces", pa.int32()))
+        members = np.concatenate([*choice.joined, np.empty(0, np.int64)])
+        self._without = np.sort(np.concatenate([choice.left_out, choice.lone, members]))
+        self._groups: dict[int, list[NDArray[np.int64]]] = defaultdict(list)
+        for group in choice.joined:
+            self._groups[int(group[0]) >> FID_BITS].append(group)
+        self._read = self._polygons = 0
+        self.legend = _legend(scenes)
+        self._area_m2: dict[str, float] = dict.fromkeys(self.legend.values(), 0.0)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows."""
+        order = sorted(range(len(self._scenes)), key=lambda place: self._scenes[place].id)
+        for done, place in enumerate(order, start=1):
+            for batch in chain(self._kept(place), self._joined(place)):
+                self._count(batch)
+                yield batch
+            if self._watch is not None:
+                self._watch("merge", done, len(order))
+
+    def counted(self, report: MergeReport) -> MergeReport:
+        """A report that tells what became of all polygons."""
+        return replace(
+            report,
+            read=self._read,
+            polygons=self._polygons,
+            area_m2=self._area_m2,
+            left_out=len(self._choice.left_out),
+            lone=len(self._choice.lone),
+            joined=sum(map(len, self._choice.joined)),
+            made=len(self._choice.joined),
+        )
+
+    def _kept(self, place: int) -> Iterator[pa.RecordBatch]:
+        """A scene's polygons that stay as they are."""
+        scene = self._scenes[place]
+        first, last = np.searchsorted(self._without, [place << FID_BITS, (place + 1) << FID_BITS])
+        without = self._without[first:last] - (place << FID_BITS)
+        for batch in stream_rows(scene):
+            self._read += batch.num_rows
+            stays = ~np.isin(batch[FID].to_numpy(zero_copy_only=False), without)
+            if stays.any():
+                yield self._as_rows(scene, batch.filter(_mask(stays)))
+
+    def _joined(self, place: int) -> Iterator[pa.RecordBatch]:
+        """Polygons made of several, whose most preferred part is this scene's."""
+        import pyarrow as pa
+
+        scene = self._scenes[place]
+        for lot in join_pieces(self._members(group) for group in self._groups.get(place, ())):
+            columns = [pa.array([row.get(each.name) for row in lot.rows], each.type) for each in self.schema]
+            batch = pa.RecordBatch.from_arrays(columns, schema=self.schema)
+            yield self._dated(scene, _with_geometry(batch, to_result(lot.geometry, scene.grid, self._crs)))
+
+    def _members(self, group: NDArray[np.int64]) -> list[tuple[MergedScene, int]]:
+        return [(self._scenes[int(each) >> FID_BITS], int(each) & ((1 << FID_BITS) - 1)) for each in group]
+
+    def _as_rows(self, scene: MergedScene, batch: pa.RecordBatch) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        own = {"date", "pieces"}
+        columns = [
+            pa.nulls(batch.num_rows, each.type) if each.name in own else batch[each.name].cast(each.type)
+            for each in self.schema
+        ]
+        columns[self.schema.get_field_index("pieces")] = pa.array(np.ones(batch.num_rows), pa.int32())
+        rows = pa.RecordBatch.from_arrays(columns, schema=self.schema)
+        if scene.grid.crs != self._crs:
+            geometry = shapely.from_wkb(np.asarray(rows[GEOMETRY].to_pylist(), dtype=object))
+            rows = _with_geometry(rows, to_result(geometry, scene.grid, self._crs))
+        return self._dated(scene, rows)
+
+    def _dated(self, scene: MergedScene, rows: pa.RecordBatch) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        date = datetime.fromisoformat(scene.date) if scene.date else None
+        column = self.schema.get_field_index("date")
+        return rows.set_column(column, self.schema[column], pa.array([date] * rows.num_rows, self.schema[column].type))
+
+    def _count(self, batch: pa.RecordBatch) -> None:
+        self._polygons += batch.num_rows
+        names, places = np.unique(batch["class"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+        sums = np.bincount(places, batch["area_m2"].to_numpy(), minlength=len(names))
+        for name, area_m2 in zip(names.tolist(), sums.tolist(), strict=True):
+            self._area_m2[name] = self._area_m2.get(name, 0.0) + area_m2
+
+
+def _mask(stays: NDArray[np.bool_]) -> pa.BooleanArray:
+    import pyarrow as pa
+
+    return pa.array(stays)
+
+
+def _with_geometry(batch: pa.RecordBatch, geometry: NDArray[np.object_]) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    column = batch.schema.get_field_index(GEOMETRY)
+    return batch.set_column(column, batch.schema[column], pa.array(as_wkb(geometry), pa.binary()))
+
+
+def _legend(scenes: Sequence[MergedScene]) -> dict[int, str]:
+    """Class value -> name over all scenes; of two models that give a name different values the first counts."""
+    names = sorted({(value, name) for scene in scenes for value, name in scene.classes.items()})
+    return dict(enumerate(dict.fromkeys(name for _, name in names), start=1))

@@ -1,0 +1,126 @@
+"""The scenes that a merge is made of: whole results in a folder, in order of preference, and which of them meet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import shapely
+
+from pipeline.grid.geographic import TURN, eastwards, outlined
+from pipeline.grid.raster_grid import RasterGrid
+from pipeline.mosaic.reader import MosaicReader
+from pipeline.results.local import Results
+from pipeline.results.publish import REPORT
+from pipeline.results.report import SceneReport
+
+NEAR = 1e-3
+"""Scenes whose outlines are nearer than this share of a degree may meet; whether they do, their pixels tell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedScene:
+    """One whole result."""
+
+    id: str
+    """The scene, the name of its folder."""
+    polygons: Path
+    """File of its polygons."""
+    mask: Path
+    """File of its classes, which knows where the scene has data."""
+    grid: RasterGrid
+    """Its pixel plane."""
+    is_full: bool
+    """Whether every pixel is valid."""
+    classes: Mapping[int, str]
+    """Class value -> name of what its model looks for."""
+    date: str
+    """Of the scene, ISO 8601 in UTC; empty when unknown."""
+    identity: tuple[str, ...]
+    """Changes whenever the polygons do."""
+
+
+def finished_scenes(results: Results) -> tuple[MergedScene, ...]:
+    """All whole results under an address, in the order of their ids; `brought` fetches their files.
+
+    Raises:
+        SceneError: a mosaic among them is damaged.
+        WorldError: disk or network refuse.
+    """
+    found = (_finished(results, scene_id) for scene_id in results.scenes())
+    return tuple(sorted((scene for scene in found if scene is not None), key=lambda scene: scene.id))
+
+
+def brought(scenes: Iterable[MergedScene], results: Results, folder: Path) -> tuple[MergedScene, ...]:
+    """The scenes with their files on this machine, copies below a folder where they lie elsewhere.
+
+    Raises:
+        WorldError: disk or network refuse.
+    """
+    return tuple(
+        replace(
+            scene,
+            polygons=results.bring(str(scene.polygons), folder),
+            mask=scene.mask if scene.is_full else results.bring(str(scene.mask), folder),
+        )
+        for scene in scenes
+    )
+
+
+def in_order(scenes: Sequence[MergedScene], prefer: Literal["newest", "oldest", "finest"]) -> tuple[MergedScene, ...]:
+    """Scenes by preference, the best first: by date or pixel size, then by the other, then by id."""
+    by_id = sorted(scenes, key=lambda scene: scene.id)
+    by_size = sorted(by_id, key=lambda scene: scene.grid.resolution_m)
+    if prefer == "finest":
+        newest = sorted(by_id, key=lambda scene: scene.date, reverse=True)
+        return tuple(sorted(newest, key=lambda scene: scene.grid.resolution_m))
+    return tuple(sorted(by_size, key=lambda scene: scene.date, reverse=prefer == "newest"))
+
+
+def meeting(scenes: Sequence[MergedScene]) -> list[tuple[int, int]]:
+    """Pairs of places of scenes whose outlines meet or nearly do, the first before the second."""
+    outlines = [outlined(scene.grid) for scene in scenes]
+    # What ends at one side of the antimeridian goes on at the other.
+    turned = [shapely.transform(each, partial(eastwards, by=by)) for by in (-TURN, 0, TURN) for each in outlines]
+    left, right = shapely.STRtree(turned).query(outlines, predicate="dwithin", distance=NEAR)
+    pairs = np.column_stack([left, right % max(1, len(scenes))])
+    ordered = np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
+    return [(int(first), int(second)) for first, second in ordered]
+
+
+def _finished(results: Results, scene_id: str) -> MergedScene | None:
+    content = results.read(f"{scene_id}/{REPORT}") or b""
+    try:
+        found = SceneReport.from_json(_of_a_scene(json.loads(content)))
+    except (ValueError, TypeError):
+        return None
+    names, sizes = found.outputs, results.sizes(scene_id)
+    if not {"polygons", "mask", "probability"} <= {*names} or not {*names.values()} <= {*sizes}:
+        return None
+    if found.content_key is not None and results.finished(scene_id, found.content_key) is None:
+        return None
+    place = results.place(f"{scene_id}/{names['probability']}")
+    with place.environment(alone=True), MosaicReader(Path(place.gdal_path)) as mosaic:
+        grid, card = mosaic.grid, mosaic.card
+    size, key = str(sizes[names["polygons"]]), found.content_key or hashlib.sha256(content).hexdigest()
+    return MergedScene(
+        id=scene_id,
+        polygons=Path(scene_id, names["polygons"]),
+        mask=Path(scene_id, names["mask"]),
+        grid=grid,
+        is_full=found.valid_pixels == found.pixels,
+        classes={value: name for _, value, name in card.foreground},
+        date=found.date,
+        identity=(scene_id, found.date, size, key),
+    )
+
+
+def _of_a_scene(record: Mapping[str, object]) -> Mapping[str, object]:
+    """What a report says of its scene; in a store it says more."""
+    return {field.name: record[field.name] for field in fields(SceneReport) if field.name in record}

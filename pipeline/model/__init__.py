@@ -1,0 +1,1 @@
+"""Models: cards, checkpoints, networks, exported networks and predictors."""

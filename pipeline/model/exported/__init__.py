@@ -1,0 +1,1 @@
+"""Networks exported by torch, read without executing their code."""

@@ -1,0 +1,1 @@
+"""Our own networks and the registry that builds them."""

@@ -1,0 +1,1 @@
+"""Predictors: a network on a device, ready to run."""

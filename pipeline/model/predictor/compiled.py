@@ -1,0 +1,184 @@
+"""A prepared network and the activation behind it, made on demand in each number format and kept.
+
+On CUDA a network is compiled once the batches that it was made ready for, in all runs of the process together,
+repay the time that it takes; until then, and for other shapes, the fused form runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.card import ModelCard
+from pipeline.model.exported.conformance import trial_tiles
+from pipeline.model.exported.module import ExportedNetwork
+from pipeline.model.predictor.optimize import Arithmetic, as_input, compile_network, prepare, repays_compiling
+
+log = logging.getLogger(__name__)
+
+MOST_CHANGE = 0.01
+"""A faster way to compute is kept only while no probability of its trial changes by more."""
+TIMED_BATCHES = 3
+"""Batches that run before one is timed."""
+
+Shape = tuple[int, int, int, int]
+"""`(N, bands, H, W)` of a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a network is made ready for."""
+
+    precision: str
+    """The number format that a proof chose."""
+    batches: int = 1
+    """About how many batches will follow; many repay a slower start."""
+    shape: Shape | None = None
+    """That of every batch, when all are alike."""
+    deterministic: bool = False
+    """True: use only what gives the same bytes run after run; a CPU always does."""
+
+
+def activate(outputs: Tensor, card: ModelCard) -> Tensor:
+    """A network's outputs -> probabilities: sigmoid or softmax over classes of `logits / temperature`.
+
+    Written out, because torch's own sigmoid and softmax round the last bit differently where the CPU's threads
+    divide the pixels; these forms do not.
+    """
+    if card.outputs == "probabilities":
+        return outputs
+    if card.temperature != 1:
+        outputs = outputs / card.temperature
+    if card.activation == "sigmoid":
+        return torch.reciprocal(1 + torch.exp(-outputs))
+    powers = torch.exp(outputs - outputs.amax(dim=1, keepdim=True))
+    return powers / powers.sum(dim=1, keepdim=True)
+
+
+class ReadyNetwork:
+    """A network in one number format with the activation behind it; see `pipeline.model.predictor.protocol.Ready`."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], card: ModelCard, arithmetic: Arithmetic) -> None:
+        """Bind a prepared network to its card and the way it computes."""
+        self.dtype, self.layout, self.device = arithmetic.input, arithmetic.layout, arithmetic.device
+        self.network, self._card, self._arithmetic = network, card, arithmetic
+
+    @torch.inference_mode()
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """`(N, bands, H, W)` normalised tiles -> `(N, classes, h, w)` probabilities, float32 in 0..1."""
+        tiles = as_input(tiles, self._arithmetic)
+        with self._arithmetic.applied():
+            return activate(self.network(tiles).float(), self._card)
+
+
+class ReadyForms:
+    """The forms of one network: each is made when it is first asked for, and kept."""
+
+    def __init__(self, network: nn.Module, card: ModelCard, *, device: torch.device, layout: torch.memory_format):
+        """Bind a network, folded and settled on its device, that stays as it is."""
+        self._network, self._card, self._device, self._layout = network, card, device, layout
+        self._forms: dict[Arithmetic, ReadyNetwork] = {}
+        self._compiled: dict[tuple[Arithmetic, Shape], ReadyNetwork] = {}
+        self._seconds: dict[tuple[Arithmetic, Shape], float] = {}
+        self._batches: Counter[tuple[Arithmetic, Shape]] = Counter()
+        self._making = threading.Lock()
+
+    def ready(self, work: Workload) -> ReadyNetwork:
+        """The network in a precision; see `pipeline.model.predictor.protocol.Prepared.ready`.
+
+        Raises:
+            RuntimeError: the network does not run in this precision.
+        """
+        arithmetic = self._arithmetic(work.precision, deterministic=work.deterministic)
+        with self._making:
+            if arithmetic not in self._forms:
+                prepared = prepare(self._network, arithmetic, trial_tiles(self._card))
+                self._forms[arithmetic] = ReadyNetwork(prepared, self._card, arithmetic)
+            form = self._forms[arithmetic]
+            if work.shape is None or not self._may_compile(arithmetic):
+                return form
+            return self._compiled_when_repaid(form, arithmetic, work.shape, work.batches)
+
+    def reference(self) -> ReadyNetwork:
+        """The network as it is, in float32: what other precisions are compared with, at no cost of preparing it."""
+        return ReadyNetwork(self._network, self._card, self._arithmetic("float32", deterministic=False))
+
+    def _arithmetic(self, precision: str, *, deterministic: bool) -> Arithmetic:
+        """Only CUDA has more than one way to compute in a number format."""
+        on_cuda = self._device.type == "cuda"
+        return Arithmetic(
+            device=self._device,
+            dtype={"exact": torch.float32, "mixed": torch.bfloat16}.get(precision) or getattr(torch, precision),
+            early=torch.float32 if precision == "mixed" else None,
+            layout=self._layout,
+            tf32=not (on_cuda and precision == "exact"),
+            deterministic=on_cuda and deterministic,
+        )
+
+    def _may_compile(self, arithmetic: Arithmetic) -> bool:
+        """Not where bytes must repeat: when a network is compiled depends on measured time."""
+        foreign = isinstance(self._network, ExportedNetwork)
+        return self._device.type == "cuda" and not arithmetic.deterministic and not foreign
+
+    def _compiled_when_repaid(
+        self, form: ReadyNetwork, arithmetic: Arithmetic, shape: Shape, batches: int
+    ) -> ReadyNetwork:
+        key = (arithmetic, shape)
+        if key in self._compiled:
+            return self._compiled[key]
+        self._batches[key] += batches
+        if key not in self._seconds:
+            self._seconds[key] = _seconds_per_batch(form, shape)
+        if not repays_compiling(self._batches[key], self._seconds[key]):
+            return form
+        self._compiled[key] = _compiled(self._network, self._card, arithmetic, shape, form)
+        return self._compiled[key]
+
+
+def _compiled(
+    network: nn.Module, card: ModelCard, arithmetic: Arithmetic, shape: Shape, fused: ReadyNetwork
+) -> ReadyNetwork:
+    """The compiled network for batches of one shape, the fused one for all others, or where it fails or differs."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    compiled = compile_network(network, arithmetic)
+
+    def run(tiles: Tensor) -> Tensor:
+        if tuple(tiles.shape) != shape:
+            return fused.network(tiles)
+        # torch compiles anew for a tensor made outside of inference mode.
+        return compiled(tiles if tiles.is_inference() else tiles.clone())
+
+    form, trial = ReadyNetwork(run, card, arithmetic), _noise(shape, fused)
+    try:
+        change = float((form(trial) - fused(trial)).abs().max())
+    except (RuntimeError, FailOnRecompileLimitHit) as error:
+        log.warning("the network is not compiled: %s", " ".join(str(error).split())[:300])
+        return fused
+    if change <= MOST_CHANGE:
+        return form
+    log.warning("the compiled network changes a probability by %.3g, over %s: it is not used", change, MOST_CHANGE)
+    return fused
+
+
+def _seconds_per_batch(form: ReadyNetwork, shape: Shape) -> float:
+    tiles = _noise(shape, form)
+    for _ in range(TIMED_BATCHES):
+        form(tiles)
+    torch.cuda.synchronize(form.device)
+    start = time.perf_counter()
+    form(tiles)
+    torch.cuda.synchronize(form.device)
+    return time.perf_counter() - start
+
+
+def _noise(shape: Shape, form: ReadyNetwork) -> Tensor:
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(form.device, form.dtype).contiguous(memory_format=form.layout)

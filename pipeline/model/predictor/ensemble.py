@@ -1,0 +1,235 @@
+"""One model asked several times, or several models asked once: the mean of their probabilities.
+
+Turned and mirrored tiles give slightly different answers, and so do networks trained apart; their mean is usually
+the better one (test-time augmentation: Krizhevsky et al. 2012, section 5; ensembles: Hansen & Salamon 1990). Both
+cost what they say: as many passes of a network per tile as there are terms in the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ModelError, SettingsError
+from pipeline.model.predictor.compiled import Workload
+from pipeline.model.predictor.ensemble_card import joint_card
+from pipeline.model.predictor.protocol import ArrayFunction, Augment, Predictor, Prepared, Proof, Ready, joint_proof
+
+
+@dataclass(frozen=True, kw_only=True)
+class Symmetry:
+    """One way to lay a square onto itself: transpose it, then mirror its rows, its columns or both."""
+
+    transpose: bool = False
+    """Swap rows and columns first."""
+    mirrored: tuple[int, ...] = ()
+    """Axes mirrored then: -2 is upside down, -1 is left to right."""
+
+    def apply(self, tiles: Tensor) -> Tensor:
+        """`(N, bands, H, W)` -> the tiles so laid, `(N, bands, W, H)` when transposed."""
+        turned = tiles.transpose(-2, -1) if self.transpose else tiles
+        return turned.flip(self.mirrored) if self.mirrored else turned
+
+    def undo(self, tiles: Tensor) -> Tensor:
+        """`undo(apply(tiles)) == tiles`."""
+        turned = tiles.flip(self.mirrored) if self.mirrored else tiles
+        return turned.transpose(-2, -1) if self.transpose else turned
+
+
+_TURNS = (
+    Symmetry(),
+    Symmetry(mirrored=(-2, -1)),
+    Symmetry(transpose=True, mirrored=(-2,)),
+    Symmetry(transpose=True, mirrored=(-1,)),
+)
+_MIRRORS = (Symmetry(mirrored=(-1,)), Symmetry(mirrored=(-2,)))
+_DIAGONALS = (Symmetry(transpose=True), Symmetry(transpose=True, mirrored=(-2, -1)))
+SYMMETRIES: Mapping[Augment, tuple[Symmetry, ...]] = MappingProxyType(
+    {
+        "none": _TURNS[:1],
+        "flips": (*_TURNS[:2], *_MIRRORS),
+        "rotations": _TURNS,
+        "all": (*_TURNS, *_MIRRORS, *_DIAGONALS),
+    }
+)
+"""The symmetries of each setting. Halves, and halves of halves, are cosets of a normal subgroup: see `_mean`."""
+
+
+class AugmentedPredictor:
+    """A model whose probabilities are the mean over symmetries of the square; it pickles as its model does."""
+
+    def __init__(self, model: Prepared, augment: Augment) -> None:
+        """Bind a model to a set of symmetries."""
+        self.card, self.device, self.turn = model.card, model.device, model.turn
+        self.passes = len(SYMMETRIES[augment])
+        """Passes of the network per tile."""
+        self._model, self._augment = model, augment
+
+    @property
+    def identity(self) -> str:
+        """That of the model, and which symmetries are averaged."""
+        return f"{self._model.identity} augment-{self._augment}"
+
+    @property
+    def members(self) -> tuple[Prepared, ...]:
+        """Itself: one model."""
+        return (self,)
+
+    def __reduce__(self) -> tuple[Callable[..., AugmentedPredictor], tuple[object, ...]]:
+        return AugmentedPredictor, (self._model, self._augment)
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """`(N, bands, H, W)` normalised float32 -> `(N, classes, h, w)` probabilities, float32 in 0..1."""
+        return _mean(SYMMETRIES[self._augment], lambda symmetry: symmetry.undo(self._model(symmetry.apply(tiles))))
+
+    def prove(self, tiles: Tensor) -> Proof:
+        """The model's own proof: a mean of probabilities changes by no more than they do."""
+        return self._model.prove(tiles)
+
+    def ready(self, work: Workload) -> Ready:
+        """See `Prepared.ready`; tiles that are not square also need the model ready for them lying on their side."""
+        symmetries, shape = SYMMETRIES[self._augment], work.shape
+        work = replace(work, batches=work.batches * len(symmetries))
+        upright = turned = self._model.ready(work)
+        if shape is not None and shape[2] != shape[3] and any(symmetry.transpose for symmetry in symmetries):
+            turned = self._model.ready(replace(work, shape=(*shape[:2], shape[3], shape[2])))
+        return _AugmentedReady(upright, turned, symmetries)
+
+
+class _AugmentedReady:
+    """What `AugmentedPredictor.ready` hands out: no state, so as many threads may call it as may call the network."""
+
+    def __init__(self, upright: Ready, turned: Ready, symmetries: Sequence[Symmetry]) -> None:
+        self.dtype, self.layout, self.device = upright.dtype, upright.layout, upright.device
+        self._upright, self._turned, self._symmetries = upright, turned, symmetries
+
+    @torch.inference_mode()
+    def __call__(self, tiles: Tensor) -> Tensor:
+        tiles = tiles.to(self.device, self.dtype)
+        return _mean(self._symmetries, lambda symmetry: self._run(tiles, symmetry))
+
+    def _run(self, tiles: Tensor, symmetry: Symmetry) -> Tensor:
+        network = self._turned if symmetry.transpose else self._upright
+        return symmetry.undo(network(symmetry.apply(tiles).contiguous(memory_format=self.layout)))
+
+
+def _mean(symmetries: Sequence[Symmetry], run: Callable[[Symmetry], Tensor]) -> Tensor:
+    """The mean of `2^k` terms as a tree of sums, which keeps two laws to the last bit.
+
+    Equal terms give that term: each sum doubles it exactly. And a turned tile gives the turned result: turning the
+    tile permutes the terms, but sends the halves of each (sub)tree, being cosets of a normal subgroup, to halves of
+    a (sub)tree, and `a + b == b + a`.
+    """
+    return _sum(symmetries, run) / len(symmetries)
+
+
+def _sum(symmetries: Sequence[Symmetry], run: Callable[[Symmetry], Tensor]) -> Tensor:
+    if len(symmetries) == 1:
+        return run(symmetries[0])
+    half = len(symmetries) // 2
+    return _sum(symmetries[:half], run) + _sum(symmetries[half:], run)
+
+
+class EnsemblePredictor:
+    """Several models as one; its members run each on tiles normalised their own way, and the engine averages them."""
+
+    def __init__(self, models: Sequence[Prepared], *, threshold: float | None = None) -> None:
+        """Join models on one device.
+
+        Args:
+            models: at least one; the order decides the last bits of the mean.
+            threshold: decides classes; None takes the models' own, which must then agree.
+
+        Raises:
+            ModelError: their cards contradict each other.
+            SettingsError: their thresholds differ and none is given.
+        """
+        self.members = tuple(member for model in models for member in model.members)
+        self.card = joint_card([model.card for model in models], threshold=threshold)
+        self.device, self.turn = models[0].device, models[0].turn
+        self._threshold = threshold
+
+    @property
+    def identity(self) -> str:
+        """Those of the members in their order: weights first, then the rest."""
+        words = [member.identity.split(maxsplit=1) for member in self.members]
+        return f"{'+'.join(word[0] for word in words)} {'+'.join(word[1] for word in words)}"
+
+    def __reduce__(self) -> tuple[Callable[..., EnsemblePredictor], tuple[object, ...]]:
+        return _join, (self.members, self._threshold)
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """`(N, bands, H, W)` normalised float32 -> probabilities, of members that normalise alike."""
+        self._check_normalized_alike()
+        return running_mean([member(tiles) for member in self.members])
+
+    def prove(self, tiles: Tensor) -> Proof:
+        """The proof of the member that suffers most; one that steps back takes all along."""
+        self._check_normalized_alike()
+        return joint_proof([member.prove(tiles) for member in self.members])
+
+    def ready(self, work: Workload) -> Ready:
+        """See `Prepared.ready`; of members that normalise alike."""
+        self._check_normalized_alike()
+        return _EnsembleReady([member.ready(work) for member in self.members])
+
+    def augmented(self, augment: Augment) -> EnsemblePredictor:
+        """The ensemble of the augmented members."""
+        return EnsemblePredictor(
+            [AugmentedPredictor(member, augment) for member in self.members], threshold=self._threshold
+        )
+
+    def _check_normalized_alike(self) -> None:
+        if len({member.card.normalization for member in self.members}) > 1:
+            raise ModelError("the members normalise pixels differently, so no tiles suit all; give each its own")
+
+
+class _EnsembleReady:
+    """The mean of networks that take the same tiles."""
+
+    def __init__(self, members: Sequence[Ready]) -> None:
+        self.dtype, self.layout, self.device = members[0].dtype, members[0].layout, members[0].device
+        self._members = members
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        return running_mean([member(tiles) for member in self._members])
+
+
+def _join(members: Sequence[Prepared], threshold: float | None) -> EnsemblePredictor:
+    return EnsemblePredictor(members, threshold=threshold)
+
+
+def running_mean(terms: Sequence[Tensor]) -> Tensor:
+    """The mean of tensors in their order; equal terms give that term, to the last bit."""
+    mean = terms[0]
+    for count, term in enumerate(terms[1:], start=2):
+        mean = mean.lerp(term, 1 / count)
+    return mean
+
+
+def augmented(predictor: Predictor | ArrayFunction, augment: Augment) -> Predictor | ArrayFunction:
+    """A predictor with the setting `inference.augment` carried out.
+
+    Raises:
+        SettingsError: the predictor is a plain function or torch module, which promises too little to be turned.
+    """
+    if augment == "none":
+        return predictor
+    if isinstance(predictor, EnsemblePredictor):
+        return predictor.augmented(augment)
+    if not isinstance(predictor, Prepared):
+        raise SettingsError(
+            f"inference.augment: {augment} needs a loaded checkpoint; a plain function can average by itself"
+        )
+    return AugmentedPredictor(predictor, augment)
+
+
+def passes_of(predictor: Predictor | ArrayFunction) -> int:
+    """How many times a network runs on each tile."""
+    if not isinstance(predictor, Prepared):
+        return 1
+    return sum(member.passes if isinstance(member, AugmentedPredictor) else 1 for member in predictor.members)

@@ -1,0 +1,232 @@
+"""Finished rows -> tiled GeoTIFFs, one for each level of a mosaic, written once and for good.
+
+Rows arrive top to bottom. Whole rows of blocks go to GDAL, which compresses them as they will stay;
+half their size goes on to the level below, and so on. So memory follows the width, not the height,
+and nothing is decoded again to make overviews.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from pipeline.errors import WorldError
+from pipeline.grid.raster_grid import RasterGrid
+from pipeline.mosaic.cog import check_blocks
+from pipeline.mosaic.levels import BLOCK
+from pipeline.mosaic.overviews import halve_mean, halve_mode, halve_slabs
+from pipeline.storage.gdal import limit_block_cache, silent
+
+ENCODERS = 4
+"""GDAL's threads that compress blocks; they share one pool, however many files are written."""
+EFFORT = {"zstd": {"zstd_level": 1}, "deflate": {"zlevel": 1}}
+"""Compression levels: levels 3 and 6 make probabilities 4 and 8 % smaller, and take 1.4 and 7 times as long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RasterForm:
+    """What a raster of ours is, apart from its pixels."""
+
+    grid: RasterGrid
+    """Where it lies."""
+    dtype: str
+    """numpy name of the stored type."""
+    nodata: float
+    """Stored value of invalid pixels."""
+    names: tuple[str, ...]
+    """Name of each band."""
+    compress: Literal["zstd", "deflate"] = "zstd"
+    """How blocks are compressed."""
+    scale: float = 1.0
+    """Stored value times this is the quantity meant."""
+    colours: Mapping[int, tuple[int, int, int, int]] | None = None
+    """Value -> RGBA, for class rasters."""
+    tags: tuple[tuple[str, str], ...] = ()
+    """Provenance."""
+
+
+class StripWriter:
+    """Writes rows, top to bottom, to a tiled GeoTIFF and to one more for each overview below it."""
+
+    def __init__(self, path: Path, form: RasterForm, *, overviews: int = 0, level: int = 0):
+        """Create the files.
+
+        Args:
+            path: the full size; overview `k` goes to `level_path(path, k)`.
+            form: what the full size is.
+            overviews: how many levels below this one are written too.
+            level: which level this one is, 0 = full size.
+        """
+        self._form, self._path = form, level_path(path, level)
+        width = level_shape(form.grid.shape, level)[1]
+        self._dataset = create_level(path, form, level)
+        self._stack = ExitStack()
+        at_good_end(self._stack, self._check)
+        self._stack.callback(self._dataset.close)
+        self._below: StripWriter | None = None
+        if overviews:
+            below = StripWriter(path, form, overviews=overviews - 1, level=level + 1)
+            self._below = self._stack.enter_context(below)
+        at_good_end(self._stack, self._store_rest)
+        self._rows = np.empty((len(form.names), BLOCK, width), form.dtype)
+        self._held = 0
+        self._done = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def write(self, rows: NDArray[np.generic]) -> None:
+        """Append `(bands, rows, width)`.
+
+        Raises:
+            WorldError: the disk refuses.
+        """
+        while rows.shape[1]:
+            if not self._held and rows.shape[1] >= BLOCK:
+                self._store(rows[:, :BLOCK])
+                rows = rows[:, BLOCK:]
+                continue
+            taken = min(BLOCK - self._held, rows.shape[1])
+            self._rows[:, self._held : self._held + taken] = rows[:, :taken]
+            rows = rows[:, taken:]
+            self._held += taken
+            if self._held == BLOCK:
+                self._store(self._rows)
+                self._held = 0
+
+    def _store(self, rows: NDArray[np.generic]) -> None:
+        """Write a row of blocks, and half its size below."""
+        window = Window(0, self._done, rows.shape[2], rows.shape[1])
+        try:
+            self._dataset.write(rows, window=window)
+        except RasterioError as error:
+            raise _write_fault(self._path, error) from error
+        self._done += rows.shape[1]
+        if self._below is not None:
+            halve = halve_mean if self._form.colours is None else halve_mode
+            self._below.write(halve_slabs(halve, rows, self._form.nodata))
+
+    def _store_rest(self) -> None:
+        if self._held:
+            self._store(self._rows[:, : self._held])
+
+    def _check(self) -> None:
+        """Tell of what GDAL, which writes late and closes silently, could not write."""
+        try:
+            check_blocks(self._path)
+        except OSError as error:
+            raise _write_fault(self._path, error) from error
+
+
+def at_good_end(stack: ExitStack, action: Callable[[], None]) -> None:
+    """Have a stack do something on leaving, in its turn, unless an error has come up before."""
+    stack.push(lambda kind, error, trace: None if kind else action())
+
+
+def level_path(path: Path, level: int) -> Path:
+    """Where a level of a raster lies: `x.tif`, `x.1.tif`, `x.2.tif`, ...
+
+    >>> str(level_path(Path("x.tif"), 0)), str(level_path(Path("x.tif"), 2))
+    ('x.tif', 'x.2.tif')
+    """
+    return path.with_suffix(f".{level}.tif") if level else path
+
+
+def level_shape(shape: tuple[int, int], level: int) -> tuple[int, int]:
+    """Rows and columns of a level.
+
+    >>> level_shape((5, 8), 1), level_shape((5, 8), 2)
+    ((3, 4), (2, 2))
+    """
+    return -(-shape[0] // 2**level), -(-shape[1] // 2**level)
+
+
+def create_level(path: Path, form: RasterForm, level: int, *, empty: bool = False) -> rasterio.io.DatasetWriter:
+    """Create the file of one level; only the full size says where it lies and what it holds.
+
+    Args:
+        path: that of the full size.
+        form: that of the full size.
+        level: 0 = full size.
+        empty: True where no block will be written.
+    """
+    limit_block_cache()
+    height, width = level_shape(form.grid.shape, level)
+    place = {} if level else {"crs": form.grid.crs, "transform": form.grid.transform}
+    dataset = _open_quietly(
+        level_path(path, level),
+        "w",
+        driver="GTiff",
+        height=height,
+        width=width,
+        count=len(form.names),
+        dtype=form.dtype,
+        nodata=form.nodata,
+        tiled=True,
+        blockxsize=BLOCK,
+        blockysize=BLOCK,
+        compress=form.compress,
+        predictor=_predictor(form),
+        bigtiff="if_safer",
+        photometric="minisblack",
+        endianness="little",
+        sparse_ok=empty,
+        num_threads=ENCODERS,
+        **place,
+        **EFFORT[form.compress],
+    )
+    _describe(dataset, form, whole=level == 0)
+    return dataset
+
+
+def open_level(path: Path, level: int) -> rasterio.DatasetReader:
+    """Open one level of a raster of a StripWriter."""
+    return _open_quietly(level_path(path, level), driver="GTiff")
+
+
+def _write_fault(path: Path, error: Exception) -> WorldError:
+    return WorldError(f"{path}: writing failed: {error}; is the disk full?")
+
+
+def _predictor(form: RasterForm) -> int:
+    """TIFF's predictor: classes as they are, floats by their bytes, levels by their differences."""
+    if form.colours is not None:
+        return 1
+    return 3 if form.dtype == "float32" else 2
+
+
+def _open_quietly(path: Path, *arguments: str, **profile: Any) -> Any:
+    """Open without rasterio's warning of rasters without a place, and of flipped identities: GeoTIFF keeps them."""
+    with silent():
+        return rasterio.open(path, *arguments, **profile)
+
+
+def _describe(dataset: rasterio.io.DatasetWriter, form: RasterForm, *, whole: bool) -> None:
+    if form.colours is not None:
+        dataset.write_colormap(1, dict(form.colours))
+    else:
+        dataset.colorinterp = (ColorInterp.gray,) + (ColorInterp.undefined,) * (len(form.names) - 1)
+    if not whole:
+        return
+    for number, name in enumerate(form.names, start=1):
+        dataset.set_band_description(number, name)
+    if form.scale != 1.0:
+        dataset.scales = (form.scale,) * len(form.names)
+        dataset.offsets = (0.0,) * len(form.names)
+    dataset.update_tags(**dict(form.tags))

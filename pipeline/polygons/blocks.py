@@ -1,0 +1,151 @@
+"""One block of the mask -> whole components, and pieces that touch a seam."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.mosaic.classify import Decision
+from pipeline.polygons.holes import HoleRule, find_fences, judge
+from pipeline.polygons.tracing.components import BAD, Components, unite
+from pipeline.polygons.tracing.outlines import Rings, Seams, Traced, trace
+from pipeline.polygons.tracing.simplify import simplify
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracingRule:
+    """What a block needs to know of the settings."""
+
+    connectivity: int = 4
+    """4 or 8."""
+    tolerance: tuple[float, float] | None = None
+    """Most that a border may move along x and along y, px; None = pixel edges."""
+    holes: HoleRule | None = None
+    """Which holes are filled; None = none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """Whole components, ready to become polygons."""
+
+    table: Components
+    """The components."""
+    rings: Rings
+    """Their outlines, arranged."""
+    feature: NDArray[np.int64]
+    """`(n,)`: components with the same number are one feature; always different ones when 4-connected."""
+    filled: NDArray[np.int64]
+    """`Components.first` of what lies in the holes that are filled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPieces:
+    """What one block gives: components that are whole, and pieces."""
+
+    whole: Finished
+    """Components whose feature touches no seam."""
+    table: Components
+    """Pieces of components, and what may become a filled hole in one (value 0)."""
+    rings: Rings
+    """Outlines of the pieces, with every pixel corner along seams."""
+    links: NDArray[np.int64]
+    """`(k, 2)` pieces that meet in a corner and are one feature; empty when 4-connected."""
+    fences: NDArray[np.int64]
+    """`(k, 2)`: a piece of no class, and a piece next to it."""
+    filled: NDArray[np.int64]
+    """`(k, 2)`: a piece, and `Components.first` of what lies in a hole of it that is filled."""
+    lines: dict[str, NDArray[np.int64]]
+    """`top`, `bottom`, `left`, `right` -> the piece of each pixel along that side of the block, `BAD` = none."""
+
+
+def trace_block(decision: Decision, seams: Seams, origin: tuple[int, int], rule: TracingRule) -> BlockPieces:
+    """Components and outlines of one block of the mask.
+
+    Args:
+        decision: the block's classes.
+        seams: its borders that are seams.
+        origin: `(row, col)` of the block in the scene.
+        rule: how.
+    """
+    traced = trace(
+        decision.mask,
+        decision.level,
+        seams,
+        origin=origin,
+        with_none=rule.holes is not None,
+        junctions=rule.tolerance is not None,
+    )
+    table, n = traced.table, len(traced.table)
+    on_seam = np.zeros(n, np.bool_)
+    for side, line in traced.lines.items():
+        if getattr(seams, side):
+            on_seam[line[line >= 0]] = True
+    links = traced.contacts if rule.connectivity == 8 else np.empty((0, 2), np.int64)
+    feature = unite(n, links)
+    is_class = table.value != 0
+    is_piece = is_class & np.isin(feature, feature[on_seam])
+    fences, holes = np.empty((0, 2), np.int64), np.empty((0, 2), np.int64)
+    if rule.holes is not None:
+        fences = find_fences(traced, seams, rule.holes.most_pixels)
+        is_followed = ~is_class & (table.count <= rule.holes.most_pixels)
+        holes, undecided = judge(fences, is_followed, on_seam, is_piece)
+        holes = holes[rule.holes.fits(table.take(holes[:, 0]))]
+        is_piece |= undecided
+        fences = fences[is_piece[fences[:, 0]]]
+    is_whole = is_class & ~is_piece
+    pieces = numbered(is_piece)
+    outlines = _outlines(traced, decision.mask, seams, origin, rule, numbered(is_whole), np.where(is_class, pieces, -1))
+    in_piece = is_piece[holes[:, 1]]
+    content = table.first[holes[:, 0]]
+    return BlockPieces(
+        whole=Finished(
+            table=table.take(is_whole),
+            rings=outlines[0],
+            feature=feature[is_whole],
+            filled=content[~in_piece],
+        ),
+        table=table.take(is_piece),
+        rings=outlines[1],
+        links=pieces[links[is_piece[links[:, 0]]]],
+        fences=pieces[fences],
+        filled=np.stack([pieces[holes[in_piece, 1]], content[in_piece]], axis=1),
+        lines={side: renamed(line, pieces) for side, line in traced.lines.items()},
+    )
+
+
+def _outlines(
+    traced: Traced,
+    mask: NDArray[np.uint8],
+    seams: Seams,
+    origin: tuple[int, int],
+    rule: TracingRule,
+    whole: NDArray[np.int64],
+    pieces: NDArray[np.int64],
+) -> tuple[Rings, Rings]:
+    """The rings of whole components and of pieces, numbered as given, on the scene's pixel plane, simplified or not."""
+    if rule.tolerance is None:
+        return traced.rings(whole, origin), traced.rings(pieces, origin)
+    corners = None
+    table = traced.table
+    if rule.holes is not None:
+        followed = (table.value == 0) & (table.count <= rule.holes.most_pixels)
+        corners = table.first[followed] - ((origin[0] << 32) + origin[1])
+    rings = traced.rings_as_met(np.where(table.value != 0, np.arange(len(table)), -1))
+    rings = simplify(rings, mask, seams, rule.tolerance, corners).moved(origin)
+    return rings.select(whole).arranged(), rings.select(pieces)
+
+
+def numbered(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """0, 1, 2 ... for the chosen ones, -1 for the others."""
+    return np.where(chosen, np.cumsum(chosen) - 1, -1)
+
+
+def renamed(line: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The new number of each component in a list, where `BAD` stays and what has none becomes `BAD`."""
+    result = np.full_like(line, BAD)
+    known = line >= 0
+    new = number[line[known]]
+    result[known] = np.where(new < 0, BAD, new)
+    return result

@@ -1,0 +1,1 @@
+"""Components and outlines of blocks of pixels."""

@@ -1,0 +1,307 @@
+"""The two sweeps over the pixels of a block: corners of outlines are linked into rings, and runs are measured.
+
+Sides of pixels are walked with the pixel on the right: its top eastwards, its right side southwards, its bottom
+westwards, its left side northwards. From corner to corner an outline is straight, so one link leads from a vertex to
+the next:
+
+    a | b      Four pixels meet at a place `(x, y)`. Up to four outlines arrive there, one along each pixel;
+    --+--      each turns left, goes straight on or turns right, as the pixels beyond its two sides tell. Links
+    c | d      to the left and upwards lead to vertices that earlier places left in slots.
+
+Eight pixels are passed over at a time where nothing changes, so what costs is the vertices and the runs. Where equal
+pixels meet only in a corner, both outlines turn right, as strangers do; `pipeline.polygons.tracing.rings` finds those
+that are not. All kernels that call each other stand in one file: numba's cache looks at no other. Records are named
+tuples, which numba takes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.polygons.tracing.components import compiled
+
+Bytes = NDArray[np.uint8]
+Numbers = NDArray[np.int32]
+Sums = NDArray[np.int64]
+
+OUTSIDE = 255
+"""Code of a pixel of no component: nodata, beyond the block, and of no class unless those are wanted."""
+ON_SEAM = 1
+"""Of a vertex: it lies on a seam."""
+LEFT_SIDE = 2
+"""Of a vertex: the outline arrives along the left side of a pixel, from below."""
+ONES = np.uint64(0x0101010101010101)
+"""Eight bytes of 1."""
+
+
+class Corners(NamedTuple):
+    """Vertices of all outlines of a block, sorted by `(y, x)`, and the links between them."""
+
+    xy: Numbers
+    """`(n, 2)`: column and row."""
+    following: Numbers
+    """`(n,)`: the next vertex of the ring."""
+    kind: Bytes
+    """`(n,)`: sums of `ON_SEAM` and `LEFT_SIDE`."""
+    touching: Numbers
+    """`(k, 2)`: vertices of two equal pixels that meet in a corner and share no side with a third; both turn right."""
+
+
+class VertexRule(NamedTuple):
+    """What is outlined, and where vertices are made that are no corners."""
+
+    with_none: bool
+    """True to make components of the pixels of value 0, too."""
+    junctions: bool
+    """True to make a vertex also where two neighbours of a straight side meet."""
+    seams: Sums
+    """Rows or columns of the seams, see `Seams.positions`; along them every pixel corner is a vertex."""
+
+
+class RowRoom(NamedTuple):
+    """Room in which a row of a block is worked on."""
+
+    codes: Bytes
+    """`(2, width + 2)`: two rows of pixels, with what lies beside them."""
+    marks: Bytes
+    """`(>= width + 1,)`: the places at which something changes."""
+    words: NDArray[np.uint64]
+    """The same memory, eight marks at a time."""
+    slots: Numbers
+    """`(2, width + 1)`: what is open in each column."""
+
+
+class Totals(NamedTuple):
+    """What the components of a block add up to, as it is filled in."""
+
+    sums: Sums
+    """`(3, components)`: pixels, sum of their levels, greatest level."""
+    sides: tuple[Sums, Sums, Sums, Sums]
+    """The component of each pixel along the top, right, bottom and left side of the block."""
+    labels: Numbers
+    """`(height, width)`: 1 + the component, 0 = none; empty when not painted."""
+
+
+def row_room(width: int) -> RowRoom:
+    """Room for the rows of a block, with empty slots."""
+    marks = np.zeros((width + 8) // 8 * 8, np.uint8)
+    return RowRoom(
+        codes=np.empty((2, width + 2), np.uint8),
+        marks=marks,
+        words=marks.view(np.uint64),
+        slots=np.full((2, width + 1), -1, np.int32),
+    )
+
+
+@compiled
+def _encode_row(mask: Bytes, row: int, with_none: bool, codes: Bytes) -> None:
+    """Fill `codes[1:-1]` with a row of the mask, `OUTSIDE` for what makes no component or if there is no such row."""
+    codes[0] = codes[-1] = OUTSIDE
+    beyond = row < 0 or row >= mask.shape[0]
+    for i in range(mask.shape[1]):
+        value = np.uint8(OUTSIDE) if beyond else mask[row, i]
+        codes[i + 1] = np.uint8(OUTSIDE) if value == 0 and not with_none else value
+
+
+@compiled
+def _first_byte(word: np.uint64) -> int:
+    """Which byte of a word of bytes 0 and 1 is the first that is 1; the word is not 0."""
+    below = (word - np.uint64(1)) & ~word & ONES
+    return int(np.int64((below * ONES) >> np.uint64(56)))
+
+
+@compiled
+def _mark_places(above: Bytes, below: Bytes, everywhere: bool, marks: Bytes) -> None:
+    """`marks[x]` = 1 where a border along the row of places meets one across it, or everywhere."""
+    for x in range(len(above) - 1):
+        a, b, c, d = above[x], above[x + 1], below[x], below[x + 1]
+        marks[x] = np.uint8(((((a ^ b) | (c ^ d)) != 0) & (((a ^ c) | (b ^ d)) != 0)) | everywhere)
+
+
+@compiled
+def _parts(one: int, other: int) -> bool:
+    """Whether two neighbours differ and one of them is of a class."""
+    return one != other and (one % OUTSIDE != 0 or other % OUTSIDE != 0)
+
+
+@compiled
+def link_rows(
+    mask: Bytes, rule: VertexRule, room: RowRoom, corners: Corners, state: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """Sweep rows of places while there is room; returns the next row, and how many vertices and pairs there are."""
+    height, width = mask.shape
+    above, below, seams = room.codes[0], room.codes[1], rule.seams
+    y, n, pairs = state
+    _encode_row(mask, y - 1, rule.with_none, above)
+    while y <= height and n + 4 * (width + 1) <= len(corners.following):
+        _encode_row(mask, y, rule.with_none, below)
+        _mark_places(above, below, y == seams[0] or y == seams[2], room.marks)
+        room.marks[0] |= seams[3] == 0
+        room.marks[width] |= seams[1] == width
+        n, pairs = _link_row((above, below), rule, room, corners, (y, n, pairs))
+        above, below = below, above
+        y += 1
+    return y, n, pairs
+
+
+@compiled
+def _link_row(
+    codes: tuple[Bytes, Bytes], rule: VertexRule, room: RowRoom, corners: Corners, state: tuple[int, int, int]
+) -> tuple[int, int]:
+    """Make and link the vertices of one row of places, after the vertices and pairs of earlier rows.
+
+    A slot holds the vertex at the near end of a side that is open: along this row `east` and `west`, in each column
+    `south` and `north`. A side that ends here, or begins with the vertex in its slot, is linked. In one piece, and with
+    arrays in names of their own: with a call at each place it takes almost three times as long.
+    """
+    (above, below), (y, n, pairs) = codes, state
+    following, south, north, seams = corners.following, room.slots[0], room.slots[1], rule.seams
+    xy, kind, touching, junctions, words = corners.xy, corners.kind, corners.touching, rule.junctions, room.words
+    east = west = np.int32(0)
+    for k in range(len(words)):
+        word = words[k]
+        while word != 0:
+            x = 8 * k + _first_byte(word)
+            word &= word - np.uint64(1)
+            a, b, c, d, first = above[x], above[x + 1], below[x], below[x + 1], n
+            # southwards along a, eastwards along c, westwards along b, northwards along d: right, left, straight on
+            if a != b and a != OUTSIDE and (c != a or d == c or x == seams[1] or (junctions and _parts(b, d))):
+                following[south[x]] = n
+                if c != a:
+                    following[n] = west
+                elif d == c:
+                    east = np.int32(n)
+                else:
+                    south[x] = n
+                n += 1
+            if c != a and c != OUTSIDE and (d != c or b == d or y == seams[0] or (junctions and _parts(a, b))):
+                following[east] = n
+                if d != c:
+                    south[x] = n
+                elif b == d:
+                    following[n] = north[x]
+                else:
+                    east = np.int32(n)
+                n += 1
+            if b != d and b != OUTSIDE and (a != b or c == a or y == seams[2] or (junctions and _parts(d, c))):
+                if a != b:
+                    following[n] = north[x]
+                elif c == a:
+                    south[x] = n
+                else:
+                    following[n] = west
+                west = np.int32(n)
+                n += 1
+            lefts = n
+            if d != c and d != OUTSIDE and (b != d or a == b or x == seams[3] or (junctions and _parts(c, a))):
+                if b != d:
+                    east = np.int32(n)
+                elif a == b:
+                    following[n] = west
+                else:
+                    following[n] = north[x]
+                north[x] = n
+                n += 1
+            on_seam = y == seams[0] or y == seams[2] or x == seams[1] or x == seams[3]
+            for i in range(first, n):
+                xy[i, 0], xy[i, 1] = x, y
+                kind[i] = LEFT_SIDE * (i >= lefts) + ON_SEAM * on_seam
+            if a == d and a != b and a != c and a != OUTSIDE:
+                touching[pairs, 0], touching[pairs, 1] = first, n - 1
+                pairs += 1
+            if b == c and b != a and b != d and b != OUTSIDE:
+                first += a != OUTSIDE
+                touching[pairs, 0], touching[pairs, 1] = first, first + 1
+                pairs += 1
+    return n, pairs
+
+
+@compiled
+def measure_rows(
+    mask: Bytes,
+    level: NDArray[np.unsignedinteger],
+    with_none: bool,
+    vertices: tuple[Corners, Numbers, Numbers],
+    room: RowRoom,
+    totals: Totals,
+) -> None:
+    """Sweep rows of pixels.
+
+    A run begins at a left side of its component and may end at a hole. Slots hold the ring of the side that is open in
+    each column, and a hole that begins there.
+
+    Args:
+        mask: of the block.
+        level: the same shape, what is summed.
+        with_none: as in the rule of the vertices.
+        vertices: of the block, the ring of each, and the component that each ring bounds, -1 for holes; filled in.
+        room: for a row.
+        totals: filled in.
+    """
+    height, width = mask.shape
+    corners, ring, owner = vertices
+    left, hole, codes, marks, words = room.slots[0], room.slots[1], room.codes[0], room.marks, room.words
+    xy, kind, sums, sides, labels = corners.xy, corners.kind, totals.sums, totals.sides, totals.labels
+    v, rings = 0, -1
+    for y in range(height):
+        while v < len(ring) and xy[v, 1] == y:
+            if kind[v] & LEFT_SIDE:
+                left[xy[v, 0]] = ring[v]
+            elif ring[v] > rings and owner[ring[v]] < 0:
+                hole[xy[v, 0]] = ring[v]
+            rings = max(rings, ring[v])
+            v += 1
+        _encode_row(mask, y, with_none, codes)
+        for i in range(width + 1):
+            marks[i] = np.uint8(codes[i] != codes[i + 1])
+        begin = k = width  # no run is open
+        for i in range(len(words)):
+            word = words[i]
+            while word != 0:
+                x = 8 * i + _first_byte(word)
+                word &= word - np.uint64(1)
+                if codes[x] != OUTSIDE:
+                    _add_run(level, (y, begin, x), k, sums)
+                    if begin == 0 or x == width or y == 0 or y == height - 1 or len(labels):
+                        _note_run((y, begin, x), k, sides, labels)
+                    if hole[x] >= 0:
+                        owner[hole[x]] = k
+                        hole[x] = -1
+                if codes[x + 1] != OUTSIDE:
+                    begin, k = x, owner[left[x]]
+
+
+@compiled
+def _add_run(level: NDArray[np.unsignedinteger], run: tuple[int, int, int], k: int, sums: Sums) -> None:
+    """Add the pixels `begin:end` of the row `y` to component `k`."""
+    y, begin, end = run
+    total = peak = np.int64(0)
+    for x in range(begin, end):
+        total += level[y, x]
+    for x in range(begin, end):  # on its own: two loops that the compiler makes into vector instructions
+        peak = max(peak, np.int64(level[y, x]))
+    sums[0, k] += end - begin
+    sums[1, k] += total
+    sums[2, k] = max(sums[2, k], peak)
+
+
+@compiled
+def _note_run(run: tuple[int, int, int], k: int, sides: tuple[Sums, Sums, Sums, Sums], labels: Numbers) -> None:
+    """Write component `k` to the pixels `begin:end` of the row `y`, in the sides of the block and the labels."""
+    (y, begin, end), (top, right, bottom, left) = run, sides
+    if begin == 0:
+        left[y] = k
+    if end == len(top):
+        right[y] = k
+    if y == 0:
+        for x in range(begin, end):
+            top[x] = k
+    if y == len(left) - 1:
+        for x in range(begin, end):
+            bottom[x] = k
+    if len(labels):
+        for x in range(begin, end):
+            labels[y, x] = k + 1

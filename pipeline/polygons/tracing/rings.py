@@ -1,0 +1,126 @@
+"""Linked corners walked as rings: which are one ring, which rings are shells, and their vertices in order.
+
+A ring whose first vertex by `(y, x)` is left eastwards is the shell of a component, and any other ring is a hole: so
+rings tell the components, without a number for every pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.polygons.tracing.components import compiled
+from pipeline.polygons.tracing.kernels import ON_SEAM, Bytes, Corners, Numbers
+
+MEETS = 4
+"""Of a vertex: another component of the same value touches it."""
+UNKNOWN = -1
+"""The ring of a vertex that no walk has reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loops:
+    """The rings that linked corners make, sorted by their first vertex by `(y, x)`."""
+
+    ring: Numbers
+    """`(vertices,)`: the ring of each vertex."""
+    first: Numbers
+    """`(rings,)`: the first vertex of each ring."""
+    size: Numbers
+    """`(rings,)`: vertices of each ring."""
+    is_shell: NDArray[np.bool_]
+    """`(rings,)`: True for shells, False for holes."""
+
+
+def close_rings(corners: Corners) -> Loops:
+    """Number the rings; where a component touches itself, the links are changed so that its outline turns left."""
+    n = len(corners.following)
+    ring, first, size = np.full(n, UNKNOWN, np.int32), np.empty(n // 4 + 1, np.int32), np.empty(n // 4 + 1, np.int32)
+    found = _close_rings(corners.following, corners.kind, corners.touching, ring, first, size)
+    first, size = first[:found], size[:found]
+    is_shell = corners.xy[first, 1] == corners.xy[corners.following[first], 1]
+    return Loops(ring=ring, first=first, size=size, is_shell=is_shell)
+
+
+def gather(
+    corners: Corners, loops: Loops, order: NDArray[np.intp], origin: tuple[int, int]
+) -> tuple[Numbers, NDArray[np.bool_]]:
+    """The vertices of the rings `order`, ring after ring, and which of them are loose.
+
+    Args:
+        corners: of a block.
+        loops: of the same.
+        order: numbers of rings.
+        origin: `(row, col)` of the block, added to the vertices.
+    """
+    first, size = loops.first[order], loops.size[order]
+    n = int(size.sum())
+    xy, loose = np.empty((n, 2), np.int32), np.empty(n, np.bool_)
+    _gather((corners.xy, corners.following, corners.kind), first, size, origin[1], origin[0], xy, loose)
+    return xy, loose
+
+
+@compiled
+def _close_rings(
+    following: Numbers, kind: Bytes, touching: Numbers, ring: Numbers, first: Numbers, size: Numbers
+) -> int:
+    """Number the rings, and those that touch themselves anew once they turn left; returns how many there are.
+
+    Two empty pixels that meet in such a corner are parted by the component, but the ring that turns right passes both:
+    two equal pixels that meet there are of one component exactly if one ring comes by both.
+    """
+    found = _number_rings(following, ring, first, size)
+    changed = False
+    for k in range(len(touching)):
+        u, v = touching[k, 0], touching[k, 1]
+        if ring[u] == ring[v]:
+            following[u], following[v] = following[v], following[u]
+            changed = True
+        else:
+            kind[u] |= MEETS
+            kind[v] |= MEETS
+    if changed:
+        for v in range(len(ring)):
+            ring[v] = UNKNOWN
+        found = _number_rings(following, ring, first, size)
+    return found
+
+
+@compiled
+def _number_rings(following: Numbers, ring: Numbers, first: Numbers, size: Numbers) -> int:
+    """Walk every ring once."""
+    found = 0
+    for begin in range(len(ring)):
+        if ring[begin] != UNKNOWN:
+            continue
+        at, steps = begin, 0
+        while ring[at] == UNKNOWN:
+            ring[at] = found
+            at = following[at]
+            steps += 1
+        first[found], size[found] = begin, steps
+        found += 1
+    return found
+
+
+@compiled
+def _gather(
+    vertices: tuple[Numbers, Numbers, Bytes],
+    first: Numbers,
+    size: Numbers,
+    left: int,
+    top: int,
+    out: Numbers,
+    loose: NDArray[np.bool_],
+) -> None:
+    xy, following, kind = vertices
+    at = 0
+    for k in range(len(first)):
+        v = first[k]
+        for _ in range(size[k]):
+            out[at, 0], out[at, 1] = xy[v, 0] + left, xy[v, 1] + top
+            loose[at] = (kind[v] & (ON_SEAM | MEETS)) != 0
+            v = following[v]
+            at += 1

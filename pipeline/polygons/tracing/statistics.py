@@ -1,0 +1,57 @@
+"""What the components of a block add up to, measured run by run by a sweep over its pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.polygons.tracing.components import BAD
+from pipeline.polygons.tracing.kernels import Bytes, Corners, Numbers, Sums, Totals, measure_rows, row_room
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """What the components of a block add up to."""
+
+    count: Sums
+    """`(n,)` pixels."""
+    total: Sums
+    """`(n,)`: sum of the pixels' levels."""
+    peak: Sums
+    """`(n,)`: greatest level of a pixel."""
+    lines: tuple[Sums, Sums, Sums, Sums]
+    """The component of each pixel along the top, right, bottom and left side of the block; `BAD` = none."""
+    labels: Numbers
+    """`(height, width)`: 1 + the component, 0 = none; empty when not painted."""
+
+
+def measure_runs(
+    mask: Bytes,
+    level: NDArray[np.unsignedinteger],
+    ring: Numbers,
+    owner: Numbers,
+    corners: Corners,
+    *,
+    with_none: bool,
+    painted: bool,
+) -> Runs:
+    """Measure the components, and find out which of them each hole is in.
+
+    Args:
+        mask: `(height, width)` class values, contiguous.
+        level: `(height, width)` levels that are summed, contiguous.
+        ring: `(vertices,)`: the ring of each vertex, numbered by first vertex.
+        owner: `(rings,)`: the component that each ring bounds, -1 for holes; those are filled in.
+        corners: of the block.
+        with_none: as for `link_corners`.
+        painted: True to number every pixel.
+    """
+    n, (height, width) = int(owner.max(initial=-1)) + 1, mask.shape
+    sums = np.zeros((3, n), np.int64)
+    top, right, bottom, left = (np.full(size, BAD, np.int64) for size in (width, height, width, height))
+    labels = np.zeros((height, width) if painted else (0, 0), np.int32)
+    totals = Totals(sums=sums, sides=(top, right, bottom, left), labels=labels)
+    measure_rows(mask, level, with_none, (corners, ring, owner), row_room(width), totals)
+    return Runs(count=sums[0], total=sums[1], peak=sums[2], lines=totals.sides, labels=labels)

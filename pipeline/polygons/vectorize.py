@@ -1,0 +1,273 @@
+"""Mosaic -> whole polygons, block by block.
+
+Blocks are decided, labelled and traced in threads, a block row at a time. Components that touch no
+seam are finished at once; pieces on seams are united by a union-find on the components along the
+seam, wait until no block below can add to them, and are then joined edge by edge. Memory holds two
+block rows and the polygons that are still open, never all polygons. The polygons do not depend on
+the block size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.concurrency import usable_cpus
+from pipeline.errors import SettingsError
+from pipeline.grid.raster_grid import RasterGrid, measure_on_ground
+from pipeline.model.card import ModelCard
+from pipeline.mosaic.classify import Decision, decide_apart, resolve_threshold
+from pipeline.mosaic.levels import TOP_LEVEL, LevelType
+from pipeline.polygons.block_seams import SeamJoiner
+from pipeline.polygons.blocks import BlockPieces, Finished, TracingRule, trace_block
+from pipeline.polygons.holes import HoleRule, without_holes
+from pipeline.polygons.shaping import PolygonBatch, PolygonSpec
+from pipeline.polygons.tracing.components import Components
+from pipeline.polygons.tracing.outlines import Rings, Seams, closed_rings
+
+SIMPLIFY_BLOCK = 2048
+"""Side of blocks when borders are simplified, px: fixed, since vertices on seams stay."""
+BATCH_VERTICES = 200_000
+"""A batch ends with the polygon that reaches this many vertices."""
+
+
+MOST_WORKERS = 8
+"""Threads that are of use: the polygons of finished components are built by one."""
+
+DecisionReader = Callable[[Window], Sequence[Decision]]
+
+
+class LevelSource(Protocol):
+    """Where probabilities come from; `read_levels` is called from several threads at once."""
+
+    @property
+    def grid(self) -> RasterGrid:
+        """Of the scene."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Of the model: classes, and how they are decided."""
+
+    @property
+    def levels(self) -> int:
+        """The level that means probability 1."""
+
+    def read_levels(self, window: Window) -> NDArray[np.uint8 | np.uint16]:
+        """`(classes, height, width)` levels 0..`levels`; the largest value of the type is invalid."""
+
+
+def vectorize(
+    source: LevelSource, spec: PolygonSpec, *, block_size: int = 2048, workers: int = 0
+) -> Iterator[PolygonBatch]:
+    """The whole polygons of a mosaic, on the pixel plane, lazily.
+
+    With the default spec `rasterize(polygons) == mask`, exactly. The set of polygons does not depend on
+    `block_size` and `workers`. Polygons come in the order of the block rows in which they end, within
+    those in the order of their first pixel.
+
+    Args:
+        source: of the probabilities.
+        spec: threshold, holes, simplifying, connectivity; the minimum area is `shape_polygons`' affair.
+        block_size: side of a block in pixels, at least 1.
+        workers: threads; 0 = one for each processor that this process may use, up to `MOST_WORKERS`.
+
+    Raises:
+        SettingsError: the block size is below 1, or the threshold does not suit the model.
+    """
+    resolve_threshold(source.card, spec.threshold, source.levels)
+
+    def read(window: Window) -> list[Decision]:
+        return list(decide_apart(source.read_levels(window), source.card, spec.threshold, top=source.levels))
+
+    return vectorize_decisions(read, source.grid, source.levels, spec, block_size=block_size, workers=workers)
+
+
+def vectorize_decisions(
+    read: DecisionReader,
+    grid: RasterGrid,
+    top: int,
+    spec: PolygonSpec,
+    *,
+    block_size: int = 2048,
+    workers: int = 0,
+) -> Iterator[PolygonBatch]:
+    """The whole polygons of pixels that are decided already; otherwise as `vectorize`.
+
+    Args:
+        read: the decisions of a window, equally many for each; called from several threads at once.
+        grid: of the scene.
+        top: the level of probability 1.
+        spec: holes, simplifying, connectivity.
+        block_size: as for `vectorize`.
+        workers: as for `vectorize`.
+    """
+    if block_size < 1 or workers < 0:
+        raise SettingsError(f"block_size must be >= 1 and workers >= 0, not {block_size} and {workers}")
+    workers = workers or min(usable_cpus(), MOST_WORKERS)
+    return _batches(read, grid, top, spec, SIMPLIFY_BLOCK if spec.simplify_m else block_size, workers)
+
+
+def compile_kernels(grid: RasterGrid, spec: PolygonSpec, kind: LevelType) -> None:
+    """Have ready what `vectorize` needs for a mosaic: compiled, or loaded as compiled before.
+
+    It takes seconds once for an installation and a kind of processor; a run does it while it infers.
+
+    Args:
+        grid: of the mosaic.
+        spec: of the polygons.
+        kind: of the mosaic's levels.
+    """
+    mask = np.pad(np.ones((4, 4), np.uint8), 1)
+    level = mask.astype(np.uint8 if kind == "uint8" else np.uint16)
+    grid = replace(grid, height=mask.shape[0], width=mask.shape[1])
+
+    def read(window: Window) -> list[Decision]:
+        rows, cols = window.toslices()
+        return [Decision(mask=mask[rows, cols], level=level[rows, cols])]
+
+    for _ in _batches(read, grid, TOP_LEVEL[kind], spec, block_size=3, workers=1):
+        pass
+
+
+def _batches(
+    read: DecisionReader, grid: RasterGrid, top: int, spec: PolygonSpec, block_size: int, workers: int
+) -> Iterator[PolygonBatch]:
+    rule = _resolve_rule(grid, spec)
+    joiners: dict[int, SeamJoiner] = {}
+    with ThreadPoolExecutor(workers, "vectorize") as pool:
+        rows = _block_rows(read, grid, rule, block_size, pool)
+        count = -(-grid.height // block_size)
+        try:
+            for row, blocks in enumerate(rows, start=1):
+                finished = []
+                for layer, pieces in enumerate(zip(*blocks, strict=True)):
+                    joiner = joiners.setdefault(layer, SeamJoiner(block_size, rule))
+                    finished += [block.whole for block in pieces]
+                    finished.append(joiner.add_row(pieces, is_last=row == count))
+                yield from build_batches(finished, top, spec.connectivity)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _resolve_rule(grid: RasterGrid, spec: PolygonSpec) -> TracingRule:
+    rule = TracingRule(connectivity=spec.connectivity)
+    if spec.simplify_m:
+        across_m, down_m = pixel_sides_m(grid)
+        rule = replace(rule, tolerance=(spec.simplify_m / across_m, spec.simplify_m / down_m))
+    if spec.fill_holes_m2:
+        rule = replace(rule, holes=HoleRule.of(grid, spec.fill_holes_m2))
+    return rule
+
+
+def pixel_sides_m(grid: RasterGrid) -> tuple[float, float]:
+    """True lengths of the centre pixel's sides, along a row and along a column."""
+    row, col = grid.height // 2, grid.width // 2
+    corners = [((0, 0), (w, 0), (w, h), (0, h)) for w, h in ((1, 1), (2, 1), (1, 2))]
+    pixels = [shapely.Polygon([grid.transform @ (col + x, row + y) for x, y in each]) for each in corners]
+    _, perimeter_m = measure_on_ground(pixels, grid.crs)
+    return float(perimeter_m[1] - perimeter_m[0]) / 2, float(perimeter_m[2] - perimeter_m[0]) / 2
+
+
+def _block_rows(
+    read: DecisionReader, grid: RasterGrid, rule: TracingRule, block_size: int, pool: Executor
+) -> Iterator[list[list[BlockPieces]]]:
+    """The pieces of each block of a row, for each decision; the next row is under way meanwhile."""
+    height, width = grid.shape
+    ahead: deque[list[Future[list[BlockPieces]]]] = deque()
+    for top in range(0, height, block_size):
+        windows = [
+            Window(left, top, min(block_size, width - left), min(block_size, height - top))
+            for left in range(0, width, block_size)
+        ]
+        ahead.append([pool.submit(_trace_window, read, grid, rule, window) for window in windows])
+        if len(ahead) == 2:
+            yield [future.result() for future in ahead.popleft()]
+    while ahead:
+        yield [future.result() for future in ahead.popleft()]
+
+
+def _trace_window(read: DecisionReader, grid: RasterGrid, rule: TracingRule, window: Window) -> list[BlockPieces]:
+    """Read one block, and trace each decision."""
+    seams = Seams(
+        top=window.row_off > 0,
+        bottom=window.row_off + window.height < grid.height,
+        left=window.col_off > 0,
+        right=window.col_off + window.width < grid.width,
+    )
+    origin = (int(window.row_off), int(window.col_off))
+    return [trace_block(decision, seams, origin, rule) for decision in read(window)]
+
+
+def build_batches(finished: Sequence[Finished], top: int, connectivity: int) -> Iterator[PolygonBatch]:
+    """Sort whole components by the first pixel of their feature, and build the polygons.
+
+    Args:
+        finished: components of any blocks and decisions.
+        top: the level of probability 1.
+        connectivity: 4: a polygon per component; 8: a multipolygon per feature.
+    """
+    table, rings, feature = _joined(finished)
+    if not len(table):
+        return
+    order, sorted_feature = _feature_order(table, feature)
+    features = table.take(order)
+    if connectivity == 8:
+        features = features.merged(sorted_feature, int(sorted_feature[-1]) + 1)
+    part_end = np.searchsorted(sorted_feature, np.arange(len(features)), side="right")
+    ring_of_part = np.searchsorted(rings.owner, np.arange(len(table) + 1))
+    vertices = np.cumsum(np.diff(rings.start[ring_of_part])[order])
+    ends = np.flatnonzero(np.diff(vertices[part_end - 1] // BATCH_VERTICES, append=-1)) + 1
+    for begin, end in zip((0, *ends[:-1]), ends, strict=True):
+        rows = slice(begin, end)
+        parts = order[part_end[begin - 1] if begin else 0 : part_end[end - 1]]
+        geometry = _polygons(rings, ring_of_part[parts], ring_of_part[parts + 1])
+        if connectivity == 8:
+            sizes = np.diff(part_end[rows], prepend=part_end[begin - 1] if begin else 0)
+            geometry = shapely.multipolygons(geometry, indices=np.repeat(np.arange(end - begin), sizes))
+        yield PolygonBatch(
+            geometry=geometry,
+            class_value=features.value[rows],
+            pixel_count=features.count[rows],
+            mean_probability=features.total[rows] / (features.count[rows] * top),
+            max_probability=features.peak[rows] / top,
+        )
+
+
+def _joined(finished: Sequence[Finished]) -> tuple[Components, Rings, NDArray[np.int64]]:
+    """All components, their rings without the holes that are filled, and numbers that only one feature's share."""
+    begin = np.cumsum([0, *(len(part.table) for part in finished)])[:-1]
+    placed = list(zip(finished, begin, strict=True))
+    rings = Rings.stack([part.rings.shifted(at) for part, at in placed])
+    filled = np.concatenate([part.filled for part in finished])
+    if len(filled):
+        rings = without_holes(rings, filled)
+    feature = np.concatenate([np.unique(part.feature, return_inverse=True)[1] + at for part, at in placed])
+    return Components.stack([part.table for part in finished]), rings, feature
+
+
+def _feature_order(table: Components, feature: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Components by the first pixel of their feature, and the rank of the feature of each in that order."""
+    first = np.full(len(table), np.iinfo(np.int64).max)
+    np.minimum.at(first, feature, table.first)
+    order = np.lexsort((table.first, table.value, first[feature]))
+    return order, np.cumsum(np.diff(feature[order], prepend=feature[order[0]]) != 0)
+
+
+def _polygons(rings: Rings, begin: NDArray[np.intp], end: NDArray[np.intp]) -> NDArray[np.object_]:
+    """Polygons of the rings `begin[k]:end[k]` each; the first ring is the shell."""
+    polygon_start = np.concatenate(([0], np.cumsum(end - begin)))
+    ring = np.arange(polygon_start[-1]) + np.repeat(begin - polygon_start[:-1], end - begin)
+    ring_start = np.concatenate(([0], np.cumsum(rings.sizes[ring] + 1)))
+    xy = closed_rings(rings, ring, ring_start)
+    result: NDArray[np.object_] = shapely.from_ragged_array(
+        shapely.GeometryType.POLYGON, xy, (ring_start, polygon_start)
+    )
+    return result

@@ -1,0 +1,221 @@
+"""Arrow batches of polygons -> GeoPackage, FlatGeobuf or GeoParquet, whole or not at all.
+
+Batches flow through an Arrow stream into the file, so memory holds one batch. The file is written
+beside its target, flushed to the disk and renamed: a file at the target is complete. The same
+polygons give the same bytes. Heavy packages are imported when something is written.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rasterio.crs import CRS
+
+from pipeline.errors import SettingsError, WorldError
+from pipeline.polygons.style import layer_style
+from pipeline.storage.files import appearing, sweep
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LAYER = "polygons"
+"""Name of the layer."""
+GEOMETRY = "geom"
+"""Name of the geometry column."""
+WRITTEN = "2000-01-01T00:00:00.000Z"
+"""The time of writing that files carry: always the same, so that equal polygons are equal bytes."""
+
+DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".parquet": "Parquet"}
+"""What each file name ending is written as."""
+
+
+def write_rows(
+    path: str | Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema, *, crs: CRS, classes: Mapping[int, str]
+) -> int:
+    """Write the layer `polygons`; no rows make a valid file. In QGIS a GeoPackage opens styled by class.
+
+    Args:
+        path: ends in .gpkg, .fgb or .parquet; an existing file is replaced.
+        rows: batches of a column `geom`, WKB of multipolygons, and others; consumed lazily.
+        schema: theirs.
+        crs: of the coordinates.
+        classes: class value -> name, in the order of the legend.
+
+    Returns:
+        Number of polygons.
+
+    Raises:
+        SettingsError: the ending is none of these, or there is no such folder.
+        WorldError: the disk is full or refuses.
+    """
+    path = Path(path)
+    driver = DRIVERS.get(path.suffix.lower())
+    if driver is None:
+        raise SettingsError(f"{path}: polygons are written as {', '.join(DRIVERS)}; {path.suffix!r} is none of them")
+    if not path.parent.is_dir():
+        raise SettingsError(f"{path}: there is no folder {path.parent}; create it or name another")
+    sweep(path)
+    with appearing(path, ending=path.suffix) as beside:
+        stream = _Stream(rows, schema)
+        if driver == "Parquet":
+            _write_parquet(beside, stream, crs)
+        else:
+            _write_with_gdal(beside, stream, crs, driver)
+        if driver == "GPKG":
+            _finish_geopackage(beside, stream.count, layer_style(classes))
+    return stream.count
+
+
+class _Stream:
+    """Arrow record batches; counts rows and remembers what went wrong, since a stream through C forgets it."""
+
+    def __init__(self, rows: Iterable[pa.RecordBatch], schema: pa.Schema):
+        self._rows = rows
+        self.schema = schema
+        self.count = 0
+        self.error: BaseException | None = None
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in self._rows:
+                self.count += batch.num_rows
+                yield batch
+        except BaseException as error:
+            self.error = error
+            raise
+
+
+def _write_with_gdal(path: Path, stream: _Stream, crs: CRS, driver: str) -> None:
+    """Stream into a GeoPackage or FlatGeobuf."""
+    import pyarrow as pa
+    import pyogrio
+
+    options: dict[str, object] = {}
+    if driver == "GPKG":
+        # GDAL 3.6, of Debian 12 and QGIS 3.22, warns of version 1.4.
+        options["dataset_options"] = {"VERSION": "1.3"}
+        options["layer_options"] = {"GEOMETRY_NAME": GEOMETRY, "SPATIAL_INDEX": "YES"}
+    reader = pa.RecordBatchReader.from_batches(stream.schema, stream.batches())
+    with _CONSTANT_DATE:
+        try:
+            pyogrio.write_arrow(
+                reader,
+                path,
+                layer=LAYER,
+                driver=driver,
+                geometry_name=GEOMETRY,
+                geometry_type="MultiPolygon",
+                crs=_wkt(crs),
+                **options,
+            )
+        except Exception as error:
+            if stream.error is not None:
+                raise stream.error from None
+            raise WorldError(f"{path}: writing the polygons failed: {error}; is the disk full?") from error
+
+
+def _write_parquet(path: Path, stream: _Stream, crs: CRS) -> None:
+    """Stream into GeoParquet 1.1."""
+    import pyarrow.parquet as pq
+
+    schema = stream.schema.with_metadata({"geo": json.dumps(_geoparquet_header(crs))})
+    try:
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for batch in stream.batches():
+                writer.write_batch(batch)
+    except OSError as error:
+        if stream.error is not None:
+            raise
+        raise WorldError(f"{path}: writing the polygons failed: {error}; is the disk full?") from error
+
+
+def _geoparquet_header(crs: CRS) -> dict[str, object]:
+    from pyproj import CRS as ProjCRS
+
+    column = {
+        "encoding": "WKB",
+        "geometry_types": ["MultiPolygon"],
+        "crs": ProjCRS.from_user_input(_wkt(crs)).to_json_dict(),
+        "orientation": "counterclockwise",
+        "edges": "planar",
+    }
+    return {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: column}}
+
+
+def _wkt(crs: CRS) -> str:
+    """The CRS in full: WKT of 2019 holds what older forms drop."""
+    wkt: str = crs.to_wkt(version="WKT2_2019")
+    return wkt
+
+
+class _ConstantDate:
+    """While any thread is inside, GDAL writes one date; the option is the process's, so threads share it."""
+
+    KEY = "OGR_CURRENT_DATE"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._former: str | None = None
+
+    def __enter__(self) -> None:
+        import pyogrio
+
+        with self._lock:
+            if not self._inside:
+                self._former = pyogrio.get_gdal_config_option(self.KEY)
+                pyogrio.set_gdal_config_options({self.KEY: WRITTEN})
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        import pyogrio
+
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                pyogrio.set_gdal_config_options({self.KEY: self._former})
+
+
+_CONSTANT_DATE = _ConstantDate()
+
+STYLE_TABLE = """
+CREATE TABLE layer_styles (
+  id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_table_catalog TEXT(256), f_table_schema TEXT(256),
+  f_table_name TEXT(256), f_geometry_column TEXT(256), styleName TEXT(30), styleQML TEXT, styleSLD TEXT,
+  useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30), update_time DATETIME
+)
+"""
+"""The table in which QGIS keeps the styles of a GeoPackage."""
+
+
+def _finish_geopackage(path: Path, count: int, qml: str) -> None:
+    """Check what GDAL wrote, and add the style.
+
+    GDAL builds the spatial index on closing, where a full disk goes unreported. QGIS applies the style on
+    opening, and ignores it when the geometry column is not the layer's.
+    """
+    try:
+        with closing(sqlite3.connect(path)) as database, database:
+            for table in (LAYER, f"rtree_{LAYER}_{GEOMETRY}"):
+                ((found,),) = database.execute(f"SELECT count(*) FROM {table}")
+                if found != count:
+                    raise WorldError(f"{path}: {table} holds {found} of {count} polygons; is the disk full?")
+            database.execute(STYLE_TABLE)
+            database.execute(
+                "INSERT INTO layer_styles VALUES (1, '', '', ?, ?, 'classes', ?, '', 1, 'by class', '', NULL, ?)",
+                (LAYER, GEOMETRY, qml, WRITTEN),
+            )
+            # As QGIS does; tables that are not registered would be listed as layers all the same.
+            database.execute(
+                "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, last_change, srs_id) "
+                "VALUES ('layer_styles', 'attributes', 'layer_styles', '', ?, 0)",
+                (WRITTEN,),
+            )
+    except sqlite3.Error as error:
+        raise WorldError(f"{path}: the GeoPackage could not be finished: {error}; is the disk full?") from error

@@ -1,0 +1,1 @@
+"""Many scenes, each on its own. Start reading at `pipeline.run.scenes`."""

@@ -1,0 +1,100 @@
+"""What a run over a catalog would do, scene by scene, and why: nothing is processed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.catalog.entry import CatalogEntry, describe_entry
+from pipeline.config import SegmentSpec
+from pipeline.distribute.cluster import cluster
+from pipeline.errors import ScenemillError, SettingsError
+from pipeline.model.predictor.protocol import Prepared
+from pipeline.results.local import open_results
+from pipeline.run.models import load_run_models, on_devices
+from pipeline.run.scenes import check_settings
+from pipeline.scene.describe import Scene
+from pipeline.segment import look_up
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What would become of one scene."""
+
+    entry: CatalogEntry
+    """The scene."""
+    verdict: Literal["runs", "done", "refused"]
+    """`runs`: it would be processed; `done`: an equal result is there; `refused`: it cannot be processed."""
+    reason: str
+    """Why."""
+
+
+def foresee(
+    entries: Iterable[CatalogEntry],
+    spec: SegmentSpec,
+    *,
+    models: Sequence[Path] = (),
+    out_dir: str | Path | None = None,
+) -> Iterator[Outlook]:
+    """Yield what a run with these settings would do with each scene, in order, one by one.
+
+    Args:
+        entries: the scenes.
+        spec: settings of the run.
+        models: checkpoints; with none, scenes are only held against the settings.
+        out_dir: where the results are, among which finished scenes are looked for; needs models.
+
+    Raises:
+        SettingsError: `out_dir` without a model, or settings and model that do not fit.
+        ModelError: a checkpoint cannot be loaded.
+    """
+    if not models:
+        if out_dir is not None:
+            raise SettingsError("--out tells which scenes are done, which depends on the model; name it with --model")
+        yield from (_foresee_one(entry, spec) for entry in entries)
+        return
+    predictor = load_run_models(models, spec)
+    check_settings(spec, predictor)
+    if out_dir is None:
+        yield from (_foresee_one(entry, spec, predictor) for entry in entries)
+        return
+    open_results(out_dir).check(writing=False)
+    with on_devices(spec) as spec, cluster(spec.distribute) as client:
+        for entry in entries:
+            yield _foresee_one(entry, spec, predictor, out_dir, client)
+
+
+def _foresee_one(
+    entry: CatalogEntry,
+    spec: SegmentSpec,
+    predictor: Prepared | None = None,
+    out_dir: str | Path | None = None,
+    client: Client | None = None,
+) -> Outlook:
+    if entry.refused is not None:
+        return Outlook(entry=entry, verdict="refused", reason=entry.refused)
+    card = predictor.card if predictor is not None else None
+    try:
+        scene = describe_entry(entry, spec.reading, card=card)
+        if predictor is None or out_dir is None:
+            return Outlook(entry=entry, verdict="runs", reason=_facts(scene, fits=card is not None))
+        found = look_up(scene, out_dir, predictor=predictor, spec=spec, client=client)
+    except ScenemillError as error:
+        return Outlook(entry=entry, verdict="refused", reason=str(error))
+    if found.finished is not None:
+        return Outlook(entry=entry, verdict="done", reason=f"an equal result is in {found.finished.folder}")
+    former = open_results(out_dir).sizes(entry.id)
+    there = "the result in its folder is of other inputs" if former else "there is no result yet"
+    return Outlook(entry=entry, verdict="runs", reason=f"{_facts(scene, fits=True)}; {found.reusable or there}")
+
+
+def _facts(scene: Scene, *, fits: bool) -> str:
+    grid = scene.grid
+    facts = f"{grid.height} x {grid.width} px of {grid.resolution_m:.3g} m, {len(scene.bands)} bands of {scene.dtype}"
+    facts += f" in {len(scene.files)} files" if len(scene.files) > 1 else ""
+    return f"fits the model, {facts}" if fits else facts

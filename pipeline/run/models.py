@@ -1,0 +1,115 @@
+"""What a run runs on: its models, loaded, and its devices, each with a process where there are several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.concurrency import usable_cpus
+from pipeline.config import SegmentSpec
+from pipeline.distribute.cluster import resolve_exchange
+from pipeline.distribute.local_workers import dask_cuda_workers, device_workers
+from pipeline.distribute.remote_predictor import DistantPredictor
+from pipeline.distribute.spec import DistributeSpec
+from pipeline.errors import SettingsError
+from pipeline.inference.tiling.strips import MOST_READERS
+from pipeline.model.predictor.devices import kind_of, resolve_devices, resolve_workers, share_of
+from pipeline.model.predictor.ensemble import EnsemblePredictor
+from pipeline.model.predictor.loading import load_predictor
+from pipeline.model.predictor.protocol import InferenceSpec, Prepared
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunModels:
+    """Which models a run loads, and how; equal ones are loaded alike, while their files are the same."""
+
+    paths: tuple[str | Path, ...]
+    """Checkpoints or imported networks, at least one; several are averaged."""
+    inference: InferenceSpec
+    """Devices and precision."""
+    distribute: DistributeSpec
+    """Which processes run them."""
+    threshold: float | None
+    """Stands in for those of several models."""
+
+
+def models_of(paths: Sequence[str | Path], spec: SegmentSpec) -> RunModels:
+    """What is loaded, as the settings of a run say."""
+    threshold = spec.polygons.threshold
+    return RunModels(paths=tuple(paths), inference=spec.inference, distribute=spec.distribute, threshold=threshold)
+
+
+def load_models(wanted: RunModels) -> Prepared:
+    """The model of a run, or the ensemble of several; only verified here when it runs in other processes.
+
+    Raises:
+        ModelError: a file is missing, damaged or none of ours, or the models contradict each other.
+        SettingsError: no path, the device is not there, or the models' thresholds differ and none is set.
+        WorldError: the models cannot be laid into the exchange place.
+    """
+    if not wanted.paths:
+        raise SettingsError("no model is named; name one checkpoint, or several to average")
+    inference, distribute = wanted.inference, wanted.distribute
+    devices, precision = resolve_devices(inference.device), inference.precision
+    models: list[Prepared]
+    if runs_elsewhere(inference, distribute):
+        device = devices[0] if len(devices) == 1 else kind_of(devices[0])
+        exchange = resolve_exchange(distribute)
+        models = [DistantPredictor(Path(path), device, precision=precision, exchange=exchange) for path in wanted.paths]
+    else:
+        models = [load_predictor(path, devices[0], precision=precision) for path in wanted.paths]
+    return models[0] if len(models) == 1 else EnsemblePredictor(models, threshold=wanted.threshold)
+
+
+def load_run_models(paths: Sequence[str | Path], spec: SegmentSpec) -> Prepared:
+    """`load_models` as the settings of a run say."""
+    return load_models(models_of(paths, spec))
+
+
+def runs_elsewhere(inference: InferenceSpec, distribute: DistributeSpec) -> bool:
+    """Whether other processes run the model: workers of this machine, or of a scheduler."""
+    return distribute.scheduler is not None or distribute.workers > 0 or len(resolve_devices(inference.device)) > 1
+
+
+@contextmanager
+def on_devices(spec: SegmentSpec) -> Iterator[SegmentSpec]:
+    """Yield settings that run on the devices of `inference.device`; each of several workers has a process meanwhile.
+
+    These settings name one device, the scheduler of the workers, and each worker's share of the CPU's threads.
+
+    Raises:
+        SettingsError: the devices are not there, or a scheduler is set beside workers of this machine.
+        WorldError: the processes cannot be started.
+    """
+    distribute, devices = spec.distribute, resolve_devices(spec.inference.device)
+    if distribute.scheduler is not None:
+        _check_scheduler_alone(distribute, devices)
+    workers = resolve_workers(devices, distribute.workers)
+    if not workers:
+        yield replace(spec, inference=replace(spec.inference, device=devices[0]))
+        return
+    cpus = usable_cpus()
+    threads = share_of(spec.inference.threads or cpus, len(workers))
+    readers = share_of(spec.reading.threads or min(cpus, MOST_READERS * len(workers)), len(workers))
+    started = dask_cuda_workers(workers) if distribute.dask_cuda else device_workers(workers, threads=threads)
+    with started as scheduler:
+        yield replace(
+            spec,
+            reading=replace(spec.reading, threads=readers),
+            inference=replace(spec.inference, device=kind_of(workers[0]), threads=threads),
+            distribute=replace(distribute, scheduler=scheduler, workers=len(workers)),
+        )
+
+
+def _check_scheduler_alone(distribute: DistributeSpec, devices: Sequence[str]) -> None:
+    if len(devices) > 1:
+        raise SettingsError(
+            f"inference.device names {len(devices)} devices, but distribute.scheduler has workers of its own; name one "
+            "kind of device, e.g. cuda, and start a worker for each device"
+        )
+    if distribute.workers or distribute.dask_cuda:
+        raise SettingsError(
+            "distribute.scheduler has workers of its own; leave distribute.workers and distribute.dask_cuda out"
+        )

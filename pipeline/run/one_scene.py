@@ -1,0 +1,60 @@
+"""One scene of a catalog: described, segmented or found finished, with its STAC Item."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.catalog.entry import CatalogEntry, describe_entry
+from pipeline.config import SegmentSpec
+from pipeline.model.predictor.protocol import Prepared
+from pipeline.results.local import open_results
+from pipeline.results.report import SceneReport
+from pipeline.results.stac_files import write_item
+from pipeline.segment import Watch, look_up, segment_scene
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+log = logging.getLogger(__name__)
+
+
+def segment_entry(
+    entry: CatalogEntry,
+    out_dir: str | Path,
+    *,
+    predictor: Prepared,
+    spec: SegmentSpec,
+    client: Client | None = None,
+    watch: Watch | None = None,
+) -> SceneReport:
+    """Describe and segment one scene of a catalog, with its STAC Item; raises what `segment_scene` raises."""
+    scene = describe_entry(entry, spec.reading, card=predictor.card)
+    made = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
+    return _with_item(made, entry, out_dir, spec)
+
+
+def skip_entry(
+    entry: CatalogEntry, out_dir: str | Path, *, predictor: Prepared, spec: SegmentSpec
+) -> SceneReport | None:
+    """The report of a remote scene that `segment_entry` would skip; None: that is to be seen when its turn comes."""
+    if entry.refused is not None or not is_remote(entry):
+        return None
+    scene = describe_entry(entry, spec.reading, card=predictor.card)
+    found = look_up(scene, out_dir, predictor=predictor, spec=spec, settled=True).finished
+    return None if found is None else _with_item(found, entry, out_dir, spec)
+
+
+def is_remote(entry: CatalogEntry) -> bool:
+    """Whether any file of a scene lies elsewhere."""
+    return any("://" in address for address in (entry.location, *(file.location for file in entry.files)))
+
+
+def _with_item(made: SceneReport, entry: CatalogEntry, out_dir: str | Path, spec: SegmentSpec) -> SceneReport:
+    """The report of a result as the catalog has it, and its STAC Item beside it."""
+    report = replace(made, source=entry.source)
+    write_item(open_results(out_dir, spec.run.work_dir), report)
+    log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.passes)
+    return report

@@ -1,0 +1,128 @@
+"""`run.json`: what became of every scene of a run, kept up to date while it goes on.
+
+Two runs into one place at the same time share the file: each tells of its own scenes and keeps those of the other.
+A run that ended before this one began is forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, get_args
+from uuid import uuid4
+
+from pipeline.results.local import Results
+from pipeline.results.report import RUN, SceneReport, Status
+
+PAUSE_S = 1.0
+"""A run that goes on writes no more often than this ..."""
+PAUSE_PER_WRITE = 50
+"""... and not before so many times the seconds that the last write took: 2 % of the time at most."""
+WITH_RESULT = ("done", "skipped")
+"""How scenes end that have a result."""
+
+
+class RunRecord:
+    """The file, as one run writes it; used by one thread."""
+
+    def __init__(
+        self,
+        results: Results,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Write nothing yet.
+
+        Args:
+            results: where the run's results go.
+            now: the time of day.
+            clock: seconds.
+        """
+        self._results, self._now, self._clock = results, now, clock
+        self._run, self._began = uuid4().hex[:8], self._time()
+        self._before: int | None = None
+        self._due_s = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a run that goes on may write again, without spending much of its time on that."""
+        return self._clock() >= self._due_s
+
+    def write(self, reports: Sequence[SceneReport], *, ended: bool) -> None:
+        """Write every scene with its status, and the counts.
+
+        Args:
+            reports: of all scenes of this run, in order.
+            ended: whether the run has ended; a killed one leaves `running`.
+
+        Raises:
+            WorldError: disk or network refuse.
+        """
+        start = self._clock()
+        with self._results.turn():
+            former = _parsed(self._results.read(RUN))
+            if self._before is None:
+                self._before = former["writes"]
+            state = "ended" if ended else "running"
+            this = {"run": self._run, "state": state, "began": self._began, "written": self._time()}
+            document = _joined(this, [_row(report, self._run) for report in reports], former, self._before)
+            self._results.write(RUN, json.dumps(document, indent=2) + "\n")
+        self._due_s = self._clock() + max(PAUSE_S, PAUSE_PER_WRITE * (self._clock() - start))
+
+    def _time(self) -> str:
+        return self._now().isoformat(timespec="seconds")
+
+
+def _joined(
+    this: Mapping[str, object], rows: Sequence[Mapping[str, Any]], former: Mapping[str, Any], before: int
+) -> dict[str, object]:
+    """The document of this run and of those that have written since it began."""
+    writes = former["writes"] + 1
+    others = [run for run in former["runs"] if run["run"] != this["run"] and run["write"] > before]
+    known = {run["run"] for run in others}
+    theirs = {row["scene"]: row for row in former["scenes"] if row["run"] in known}
+    mine = [_better(row, theirs.pop(row["scene"], None)) for row in rows]
+    scenes = [*mine, *theirs.values()]
+    counts = Counter(row["status"] for row in scenes)
+    return {
+        "counts": {status: counts.get(status, 0) for status in get_args(Status)},
+        "writes": writes,
+        "runs": [{**this, "write": writes}, *others],
+        "scenes": scenes,
+    }
+
+
+def _better(mine: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Of a scene that two runs tell of, what the one with a result says."""
+    if theirs is None or mine["status"] in WITH_RESULT or theirs["status"] not in WITH_RESULT:
+        return mine
+    return theirs
+
+
+def _row(report: SceneReport, run: str) -> dict[str, object]:
+    return {
+        "scene": report.scene,
+        "location": report.location,
+        "status": report.status,
+        "reason": report.reason,
+        "polygons": report.polygons,
+        "area_m2": dict(report.area_m2),
+        "seconds": dict(report.seconds),
+        "folder": report.folder,
+        "run": run,
+    }
+
+
+def _parsed(content: bytes | None) -> Mapping[str, Any]:
+    """What the file says; of one that is not there, or of another version, that no run has written."""
+    empty: dict[str, Any] = {"writes": 0, "runs": [], "scenes": []}
+    try:
+        found = {**empty, **json.loads(content or b"{}")}
+        whole = isinstance(found["writes"], int) and all("write" in run and "run" in run for run in found["runs"])
+        return found if whole and all("run" in row and "scene" in row for row in found["scenes"]) else empty
+    except (ValueError, TypeError):
+        return empty

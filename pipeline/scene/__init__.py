@@ -1,0 +1,1 @@
+"""Scenes as they are read: files, bands, alignment, validity. Start reading at `pipeline.scene.describe`."""

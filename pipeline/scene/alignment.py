@@ -1,0 +1,166 @@
+"""The one grid of a scene's files, and how each file lies on it: arithmetic on grids, no pixels.
+
+The finest file gives the grid, unless settings ask for another resolution; the others lie under it:
+
+    finest file   |--|--|--|--|--|--|      the scene
+    coarser file     |-----|-----|-----|   first = -1/2, last = 5/2 stored pixels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from affine import Affine
+
+from pipeline.errors import SceneError
+from pipeline.grid.crs import short_crs
+from pipeline.grid.raster_grid import RasterGrid
+from pipeline.scene.resample import Stretch
+
+if TYPE_CHECKING:
+    from pipeline.scene.file import SceneFile
+
+MOST_PARTS = 1000
+"""Positions of files on a grid are rounded to fractions of a pixel with denominators up to this."""
+SAME_SIZE = 1e-3
+"""Relative difference of pixel areas that are taken for one size."""
+TURNED = 1e-3
+"""Pixels by which a row of one file may leave the rows of another over its whole length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Files of a scene that store the same pixels, and how these lie on the scene."""
+
+    files: tuple[SceneFile, ...]
+    """At least one."""
+    rows: Stretch
+    """Their rows under the scene's."""
+    cols: Stretch
+    """Their columns under the scene's."""
+    planes: tuple[int, ...]
+    """Which of the scene's bands they hold, in the scene's order."""
+    planes_of_files: tuple[tuple[int, ...], ...]
+    """Of each file, which of the layer's bands it holds."""
+
+    @property
+    def nodata(self) -> tuple[float | None, ...]:
+        """Nodata value of each band of the layer."""
+        told = {
+            plane: value
+            for file, planes in zip(self.files, self.planes_of_files, strict=True)
+            for plane, value in zip(planes, file.nodata, strict=True)
+        }
+        return tuple(told[plane] for plane in range(len(self.planes)))
+
+
+def layers_of(files: Sequence[SceneFile], bands: Sequence[str], grid: RasterGrid) -> tuple[Layer, ...]:
+    """The files of a scene by the pixels they store, in order.
+
+    Files that all store the same pixels cover the grid exactly; files of several grids lie where they lie.
+    """
+    grids: list[RasterGrid] = []
+    for file in files:
+        if file.grid not in grids:
+            grids.append(file.grid)
+    layers = []
+    for stored in grids:
+        here = tuple(file for file in files if file.grid == stored)
+        planes = sorted(bands.index(name) for file in here for name in file.bands)
+        rows, cols = stretch_over(stored, grid) if len(grids) == 1 else lay(stored, grid)
+        layers.append(
+            Layer(
+                files=here,
+                rows=rows,
+                cols=cols,
+                planes=tuple(planes),
+                planes_of_files=tuple(tuple(planes.index(bands.index(name)) for name in file.bands) for file in here),
+            )
+        )
+    return tuple(layers)
+
+
+def on_one_grid(files: Sequence[SceneFile]) -> tuple[SceneFile, ...]:
+    """The files, with equal grids where they store the same pixels; checked to lie on one another.
+
+    Raises:
+        SceneError: they differ in CRS or in the direction of their rows, or do not overlap.
+    """
+    finest = finest_file(files)
+    aligned: list[SceneFile] = []
+    for file in files:
+        _check_crs(file, files[0])
+        rows, cols = lay(file.grid, finest.grid, f"{file.location}, beside {finest.location}")
+        if not all(axis.last > 0 and axis.first < axis.stored for axis in (rows, cols)):
+            raise SceneError(
+                f"{file.location}: does not overlap {finest.location} of the same scene: it covers {_extent(file)}, "
+                f"the other {_extent(finest)}; correct the catalog"
+            )
+        same = rows.is_identity and cols.is_identity
+        aligned.append(replace(file, grid=finest.grid) if same else _like_earlier(file, aligned))
+    return tuple(aligned)
+
+
+def finest_file(files: Sequence[SceneFile]) -> SceneFile:
+    """The file with the smallest pixels, the first of equal ones."""
+    areas = [abs(file.grid.transform.determinant) for file in files]
+    return next(file for file, area in zip(files, areas, strict=True) if area <= min(areas) * (1 + SAME_SIZE))
+
+
+def lay(stored: RasterGrid, grid: RasterGrid, who: str = "a file") -> tuple[Stretch, Stretch]:
+    """How the stored pixels lie under the rows and the columns of a grid in the same CRS.
+
+    Raises:
+        SceneError: their rows do not run in one direction; the message begins with `who`.
+    """
+    across = ~stored.transform @ grid.transform
+    turn = max(abs(across.b) * grid.height, abs(across.d) * grid.width)
+    if turn > TURNED or across.a <= 0 or across.e <= 0:
+        raise SceneError(
+            f"{who}: the rows of these files of one scene run in different directions ({_directions(stored)}, "
+            f"{_directions(grid)}); warp one onto the other first, e.g. gdalwarp"
+        )
+    (left, top), (right, bottom) = across @ (0, 0), across @ (grid.width, grid.height)
+    return (
+        Stretch(stored=stored.height, outputs=grid.height, first=_position(top), last=_position(bottom)),
+        Stretch(stored=stored.width, outputs=grid.width, first=_position(left), last=_position(right)),
+    )
+
+
+def stretch_over(stored: RasterGrid, grid: RasterGrid) -> tuple[Stretch, Stretch]:
+    """How pixels lie under a grid of the same extent."""
+    return Stretch.over(stored.height, grid.height), Stretch.over(stored.width, grid.width)
+
+
+def _check_crs(file: SceneFile, first: SceneFile) -> None:
+    if file.grid.crs != first.grid.crs:
+        raise SceneError(
+            f"{file.location}: is in {short_crs(file.grid.crs)}, but {first.location} of the same scene in "
+            f"{short_crs(first.grid.crs)}; warp one to the CRS of the other first, e.g. gdalwarp -t_srs: we would have "
+            "to invent pixels"
+        )
+
+
+def _like_earlier(file: SceneFile, earlier: Sequence[SceneFile]) -> SceneFile:
+    """The file with the very grid of an earlier one that stores the same pixels, if there is one."""
+    for other in earlier:
+        if all(axis.is_identity for axis in lay(file.grid, other.grid)):
+            return replace(file, grid=other.grid)
+    return file
+
+
+def _position(pixels: float) -> Fraction:
+    return Fraction(pixels).limit_denominator(MOST_PARTS)
+
+
+def _directions(grid: RasterGrid) -> str:
+    t: Affine = grid.transform
+    return f"a step along a row is ({t.a:.6g}, {t.d:.6g}), down a column ({t.b:.6g}, {t.e:.6g})"
+
+
+def _extent(file: SceneFile) -> str:
+    left, bottom, right, top = file.grid.bounds
+    return f"x {left:.10g} to {right:.10g}, y {bottom:.10g} to {top:.10g}"

@@ -1,0 +1,88 @@
+"""Which of a scene's several files are needed, and for which of their bands: by name, opening none without need."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from pipeline.errors import SceneError
+from pipeline.scene.bands import BandFile, canonical_name
+
+Found = dict[str, tuple[int, int]]
+"""Name of a band -> index of its file, 1-based number in it."""
+
+
+def bands_told(file: BandFile) -> dict[str, int]:
+    """`{name: 1-based number}` of the bands that a catalog names; of two equal names the first counts."""
+    told: dict[str, int] = {}
+    for number, name in enumerate(file.names, start=1):
+        if name is not None:
+            told.setdefault(name, number)
+    return told
+
+
+def called_as(files: Sequence[BandFile], wanted: Sequence[str]) -> tuple[BandFile, ...]:
+    """The files, in which a band goes by a wanted name when no band is called so, and it alone is by its provider."""
+    forms = {canonical_name(name): name for name in wanted}
+    taken = {canonical_name(name) for file in files for name in file.names if name}
+    own = Counter(canonical_name(name) for file in files for name in file.own_names if name)
+    found = {form: name for form, name in forms.items() if form not in taken and own[form] == 1}
+
+    def called(name: str | None, own_name: str | None) -> str | None:
+        is_wanted = name is not None and canonical_name(name) in forms
+        return name if is_wanted or own_name is None else found.get(canonical_name(own_name), name)
+
+    return tuple(
+        replace(file, names=tuple(map(called, file.names, file.own_names))) if file.own_names else file
+        for file in files
+    )
+
+
+def find_in_files(
+    files: Sequence[BandFile],
+    wanted: Sequence[str] | None,
+    *,
+    own_names: Callable[[BandFile], Mapping[str, int]],
+    place: str,
+) -> Found:
+    """File and number of each band: in the model's order, or that of the files when it has no wish.
+
+    What the catalog names goes before what files call their bands, and the first file before later ones.
+
+    Args:
+        files: what the catalog lists.
+        wanted: names of the bands that the model wants; None: all.
+        own_names: opens a file and returns `{name: number}` of all its bands.
+        place: for messages.
+
+    Raises:
+        SceneError: no file offers a wanted band.
+    """
+    offered: dict[str, tuple[str, int, int]] = {}
+    for index, file in enumerate(files):
+        _offer(offered, index, bands_told(file))
+    for index, file in enumerate(files):
+        if wanted is None or (None in file.names and _missing(offered, wanted)):
+            _offer(offered, index, own_names(file))
+    if wanted is None:
+        return {name: (index, number) for name, index, number in sorted(offered.values(), key=lambda one: one[1:])}
+    if missing := _missing(offered, wanted):
+        has = ", ".join(f"{name} ({files[index].location})" for name, index, _ in offered.values())
+        raise SceneError(
+            f"{place}: the model needs band(s) {', '.join(missing)}, but the {len(files)} files of this scene offer "
+            f"{has or 'none by name'}; name the bands in the catalog, e.g. by common_name"
+        )
+    return {name: offered[canonical_name(name)][1:] for name in wanted}
+
+
+def _offer(offered: dict[str, tuple[str, int, int]], index: int, names: Mapping[str, int]) -> None:
+    """Add the bands of a file, by the form in which names are compared, where nobody offered one of that name."""
+    taken = {place[1:] for place in offered.values()}
+    for name, number in names.items():
+        if (index, number) not in taken:
+            offered.setdefault(canonical_name(name), (name, index, number))
+
+
+def _missing(offered: Mapping[str, object], wanted: Sequence[str]) -> list[str]:
+    return [name for name in wanted if canonical_name(name) not in offered]

@@ -1,0 +1,113 @@
+"""What a raster's header promises, held against settings and model before a pixel is read. Opens nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rasterio import DatasetReader
+from rasterio.enums import ColorInterp
+
+from pipeline.errors import SceneError
+from pipeline.model.card import ModelCard
+from pipeline.scene.bands import choose_bands, offered_bands
+from pipeline.storage.location import Location
+
+if TYPE_CHECKING:
+    from pipeline.scene.spec import ReadingSpec
+
+LARGEST_BLOCK_BYTES = 2**31
+"""A storage block is decoded whole; a header that declares a larger one is refused."""
+MOST_SAMPLED_BLOCKS = 256
+"""Blocks that make the fingerprint of a remote scene."""
+
+
+def find_bands(
+    dataset: DatasetReader,
+    spec: ReadingSpec,
+    card: ModelCard | None,
+    place: Location,
+    told: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Name and 1-based number of each band that is read, in the model's order.
+
+    Args:
+        dataset: the open file.
+        spec: corrections.
+        card: the model; None takes every band that is not alpha.
+        place: for messages.
+        told: names and numbers that a catalog gives; the settings' go before them.
+
+    Raises:
+        SceneError: a band is missing, or tagged as something else.
+    """
+    explicit = {name: number for name, number in (told or {}).items() if number not in spec.bands.values()}
+    offered = offered_bands(
+        dataset.descriptions,
+        [interp.name for interp in dataset.colorinterp],
+        explicit=explicit | dict(spec.bands),
+        use_alpha=spec.ignore_alpha,
+    )
+    too_high = {name: number for name, number in spec.bands.items() if number > dataset.count}
+    if too_high:
+        raise SceneError(f"{place}: reading.bands maps to {too_high}, but the file has {dataset.count} band(s)")
+    try:
+        return choose_bands(offered, card.bands if card else None, place=str(place))
+    except SceneError as error:
+        if spec.ignore_alpha or ColorInterp.alpha not in dataset.colorinterp:
+            raise
+        alpha = dataset.colorinterp.index(ColorInterp.alpha) + 1
+        raise SceneError(
+            f"{error}; band {alpha} is tagged alpha (transparency), and if that is wrong, "
+            "set reading.ignore_alpha=true too"
+        ) from error
+
+
+def check_type(dataset: DatasetReader, numbers: Mapping[str, int], card: ModelCard | None, place: Location) -> None:
+    """Refuse complex numbers, and a pixel type that is not the model's."""
+    for name, number in numbers.items():
+        dtype = dataset.dtypes[number - 1]
+        if np.dtype(dtype).kind == "c" or "complex" in dtype:
+            raise SceneError(
+                f"{place}: band {name!r} holds complex numbers ({dtype}), which have no single brightness; "
+                "write amplitude or intensity to a real-valued GeoTIFF first"
+            )
+        if card is not None and card.dtype is not None and dtype != card.dtype:
+            raise SceneError(
+                f"{place}: band {name!r} is {dtype}, but the model was trained on {card.dtype}; "
+                "the brightness scales differ, so convert the scene or use a model for its type"
+            )
+
+
+def check_size(dataset: DatasetReader, spec: ReadingSpec, place: Location) -> None:
+    """Refuse sizes that cannot be meant, or not be read by windows."""
+    pixels = dataset.height * dataset.width
+    if pixels > spec.max_pixels:
+        raise SceneError(
+            f"{place}: its header declares {dataset.height} x {dataset.width} px, over reading.max_pixels "
+            f"({spec.max_pixels:,}); raise that setting if the scene is really so large"
+        )
+    rows, cols = dataset.block_shapes[0]
+    block_bytes = rows * cols * np.dtype(dataset.dtypes[0]).itemsize * dataset.count
+    if block_bytes > LARGEST_BLOCK_BYTES:
+        raise SceneError(
+            f"{place}: stored in blocks of {rows} x {cols} px ({block_bytes / 2**30:.1f} GiB each), which cannot be "
+            "read by windows; rewrite it tiled, e.g. gdal_translate -of COG"
+        )
+
+
+def fingerprint(dataset: DatasetReader, version: str | None) -> str:
+    """Digest of what a server says of a file's version, and of up to `MOST_SAMPLED_BLOCKS` blocks' places and lengths.
+
+    Args:
+        dataset: the open file.
+        version: asked before it was opened, so that a file that is replaced meanwhile has another fingerprint later.
+    """
+    (down, across), (rows, cols) = dataset.block_shapes[0], dataset.shape
+    per_row, count = -(-cols // across), -(-cols // across) * -(-rows // down)
+    sampled = range(0, count, -(-count // MOST_SAMPLED_BLOCKS))
+    names = [f"BLOCK_{what}_{k % per_row}_{k // per_row}" for k in sampled for what in ("OFFSET", "SIZE")]
+    facts = [dataset.get_tag_item(name, "TIFF", bidx=1) for name in names]
+    return hashlib.sha256(repr([version, *facts]).encode()).hexdigest()

@@ -1,0 +1,249 @@
+"""Describe a scene: a raster, or several raster files that hold its bands.
+
+`describe_scene` reads headers once, resolves every question about them (driver, bands, nodata, CRS,
+resolution) or refuses the scene with the reason; `SceneReader` then reads windows of it. The name of the
+room stands for those behind it: settings, files, grid, bands and reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from pipeline.concurrency import abreast
+from pipeline.errors import SceneError, SettingsError, WorldError
+from pipeline.grid.raster_grid import RasterGrid
+from pipeline.model.card import ModelCard
+from pipeline.scene.alignment import Layer, finest_file, layers_of, on_one_grid
+from pipeline.scene.band_selection import bands_told, called_as, find_in_files
+from pipeline.scene.bands import BandFile, offered_bands
+from pipeline.scene.checks import find_bands, fingerprint
+from pipeline.scene.file import SceneFile, describe_file, opened
+from pipeline.scene.georeference import resolve_grid
+from pipeline.scene.spec import ReadingSpec, ReadingTerms
+from pipeline.scene.validity import NodataWhen
+from pipeline.storage.location import Location, resolve_location
+
+__all__ = ["ReadingSpec", "Scene", "SceneFile", "describe_scene", "remote_fingerprint"]
+
+HEADERS_AT_ONCE = 8
+"""Headers of a remote scene's files that are read side by side."""
+
+Fact = TypeVar("Fact")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Everything the pipeline needs to know of one scene; plain data, no open handle."""
+
+    id: str
+    """Name of the scene and of its output folder."""
+    grid: RasterGrid
+    """The pixel plane that is read: that of the file with the smallest pixels, or its resampled form."""
+    files: tuple[SceneFile, ...]
+    """The raster files that hold its bands, at least one; equal grids where they store the same pixels."""
+    bands: tuple[str, ...]
+    """Names of the bands read, in the model's order."""
+    dtype: str
+    """numpy name of the stored type, wide enough for all bands."""
+    nodata_when: NodataWhen
+    """Whether all bands or any band must hold nodata."""
+    acquired: str | None = None
+    """When it was taken, ISO 8601 in UTC; None when nobody says."""
+
+    @property
+    def location(self) -> Location:
+        """Where its first file lies, which stands for all of them in messages."""
+        return self.files[0].location
+
+    @property
+    def band_numbers(self) -> tuple[int, ...]:
+        """1-based number of each band in its file."""
+        return self._of_each_band([file.band_numbers for file in self.files])
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Scale of each band, 1 when nobody says."""
+        return self._of_each_band([file.scales for file in self.files])
+
+    @property
+    def offsets(self) -> tuple[float, ...]:
+        """Offset of each band, 0 when nobody says."""
+        return self._of_each_band([file.offsets for file in self.files])
+
+    @property
+    def nodata(self) -> tuple[float | None, ...]:
+        """Nodata value of each band; None where there is none (NaN is always nodata)."""
+        return self._of_each_band([file.nodata for file in self.files])
+
+    @property
+    def modified_ns(self) -> int | None:
+        """Modification time of the file that changed last, None when one is remote."""
+        times = [file.modified_ns for file in self.files]
+        known = [time for time in times if time is not None]
+        return max(known) if len(known) == len(times) else None
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The files by the pixels they store, and how these lie on the grid."""
+        return layers_of(self.files, self.bands, self.grid)
+
+    @property
+    def resampled(self) -> bool:
+        """True when reading changes pixels of a file."""
+        return not all(layer.rows.is_identity and layer.cols.is_identity for layer in self.layers)
+
+    def _of_each_band(self, facts: Sequence[Sequence[Fact]]) -> tuple[Fact, ...]:
+        """Facts of the bands of each file, in the order of the scene's bands."""
+        told = {
+            name: fact
+            for file, each in zip(self.files, facts, strict=True)
+            for name, fact in zip(file.bands, each, strict=True)
+        }
+        return tuple(told[name] for name in self.bands)
+
+
+def describe_scene(
+    location: str | Path,
+    spec: ReadingSpec | None = None,
+    *,
+    card: ModelCard | None = None,
+    scene_id: str | None = None,
+    placed: bool = True,
+    files: Sequence[BandFile] = (),
+    acquired: str | None = None,
+) -> Scene:
+    """Read a scene's headers and settle how it is read, or refuse it.
+
+    Args:
+        location: a path, or an `s3://`, `https://` or `http://` address; names the scene where `files` hold it.
+        spec: corrections and permissions.
+        card: the model that will see it; None takes every band that is not alpha.
+        scene_id: name of the scene; the file's stem when None.
+        placed: False lets a picture without georeferencing be a plane of its own pixels, for training alone.
+        files: the raster files that hold its bands, as a catalog tells them; only those with bands of the model are
+            opened. None: the raster at `location` is the scene.
+        acquired: when it was taken, ISO 8601 in UTC; None: as the files say.
+
+    Raises:
+        SceneError: the scene cannot be processed correctly, or does not fit the model.
+        DamagedSceneError: a header cannot be decoded.
+        WorldError: a remote file cannot be reached.
+    """
+    spec = spec or ReadingSpec()
+    place = resolve_location(location)
+    name = _folder_name(scene_id or place.stem)
+    files = called_as(files, card.bands) if card is not None else files
+    # Several files are laid on one another by their places.
+    terms = ReadingTerms(spec=spec, card=card, placed=placed or len(files) > 1)
+    if len(files) > 1:
+        found, bands = _describe_files(files, place, terms)
+    else:
+        found = (_describe_whole(place, terms, files[0] if files else None),)
+        bands = found[0].bands
+    finest = finest_file(found)
+    return Scene(
+        id=name,
+        grid=resolve_grid(finest.grid, spec, card, finest.location),
+        files=found,
+        bands=bands,
+        dtype=np.result_type(*(file.dtype for file in found)).name,
+        nodata_when=spec.nodata_when,
+        acquired=acquired or next((file.acquired for file in found if file.acquired), None),
+    )
+
+
+def remote_fingerprint(place: Location, drivers: Sequence[str]) -> str:
+    """What a remote file is known by now, from its header and its server's word; see `checks.fingerprint`.
+
+    Raises:
+        SceneError: no raster that these drivers open, or a damaged one.
+        WorldError: the network fails.
+    """
+    with opened(place, drivers, alone=True) as file:
+        return fingerprint(file.dataset, file.version)
+
+
+def _describe_whole(place: Location, terms: ReadingTerms, told: BandFile | None) -> SceneFile:
+    """The one file of a scene: that which a catalog names, else the one at its place."""
+    place = resolve_location(told.location) if told else place
+    with opened(place, terms.spec.drivers) as file:
+        numbers = find_bands(file.dataset, terms.spec, terms.card, place, bands_told(told) if told else None)
+        return describe_file(file, terms, numbers, told)
+
+
+def _describe_files(
+    files: Sequence[BandFile], place: Location, terms: ReadingTerms
+) -> tuple[tuple[SceneFile, ...], tuple[str, ...]]:
+    """Those of several files that are needed, on one grid, and the names of their bands in the model's order."""
+    if terms.spec.bands:
+        raise SceneError(
+            f"{place}: reading.bands numbers the bands of one file, and this scene has {len(files)}; leave the setting "
+            "out, the catalog names their bands"
+        )
+    wanted = terms.card.bands if terms.card else None
+    found = find_in_files(files, wanted, own_names=partial(_own_names, spec=terms.spec), place=str(place))
+    needed = sorted({index for index, _ in found.values()})
+    is_remote = any("://" in files[index].location for index in needed)
+
+    def describe(index: int) -> SceneFile:
+        numbers = {name: number for name, (of, number) in found.items() if of == index}
+        return _describe_part(files[index], numbers, terms)
+
+    return on_one_grid([*abreast(describe, needed, most=HEADERS_AT_ONCE if is_remote else 1)]), tuple(found)
+
+
+def _describe_part(told: BandFile, numbers: Mapping[str, int], terms: ReadingTerms) -> SceneFile:
+    """One of several files."""
+    with opened(resolve_location(told.location), terms.spec.drivers) as file:
+        return describe_file(file, terms, numbers, told)
+
+
+def _own_names(told: BandFile, spec: ReadingSpec) -> dict[str, int]:
+    """`{name: 1-based number}` of all bands of one of several files: its descriptions, else the file's own name.
+
+    Colour interpretations are left out: that of a single band is always grey.
+    """
+    place = resolve_location(told.location)
+    with opened(place, spec.drivers) as file:
+        dataset = file.dataset
+        kinds = ["alpha" if interp.name == "alpha" else "undefined" for interp in dataset.colorinterp]
+        stems = [f"{place.stem}_{n + 1}" for n in range(dataset.count)] if dataset.count > 1 else [place.stem]
+        plain = [text or stem for text, stem in zip(dataset.descriptions, stems, strict=True)]
+    return offered_bands(plain, kinds, explicit=bands_told(told), use_alpha=spec.ignore_alpha)
+
+
+def _folder_name(name: str) -> str:
+    """The name, which becomes a folder, or an error when it would lead elsewhere."""
+    if name in ("", ".", "..") or name.startswith(".") or any(c in name for c in "/\\\0"):
+        raise SettingsError(f"scene_id must be the plain name of a visible folder, not {name!r}")
+    return name
+
+
+def check_unchanged(scene: Scene) -> None:
+    """Hold a scene against its files, whose size, time or fingerprint tell of another content.
+
+    Raises:
+        WorldError: one was replaced, changed or removed since it was described; described anew it can be read.
+    """
+    for file in scene.files:
+        if not _is_unchanged(file):
+            raise WorldError(
+                f"{file.location}: was replaced, changed or removed while it was read, so nothing of it was published; "
+                "run again when nobody writes to it"
+            )
+
+
+def _is_unchanged(file: SceneFile) -> bool:
+    place = file.location
+    if place.is_remote:
+        return remote_fingerprint(place, [file.driver]) == file.fingerprint
+    try:
+        return (place.size_bytes, place.modified_ns) == (file.size_bytes, file.modified_ns)
+    except OSError:
+        return False

@@ -1,0 +1,266 @@
+"""One raster file of a scene: opened, described, and read as it is stored. Only here are source rasters opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from pipeline.errors import DamagedSceneError, SceneError, WorldError
+from pipeline.grid.crs import is_on_earth
+from pipeline.grid.raster_grid import RasterGrid
+from pipeline.scene.bands import BandFile
+from pipeline.scene.checks import check_size, check_type, fingerprint
+from pipeline.scene.dates import parse_tiff_date
+from pipeline.scene.georeference import file_grid
+from pipeline.scene.spec import ReadingTerms
+from pipeline.scene.validity import (
+    NodataWhen,
+    present_pixels,
+    resolve_alpha,
+    resolve_mask,
+    resolve_nodata,
+    sound_pixels,
+)
+from pipeline.storage.gdal import silent
+from pipeline.storage.location import Location
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneFile:
+    """A raster file, and what of it belongs to a scene; plain data, no open handle."""
+
+    location: Location
+    """Where it lies."""
+    driver: str
+    """The GDAL driver that opens it."""
+    grid: RasterGrid
+    """The pixel plane that it stores."""
+    block_shape: tuple[int, int]
+    """Rows and columns of one storage block."""
+    bands: tuple[str, ...]
+    """Names of the bands read of it."""
+    band_numbers: tuple[int, ...]
+    """Their 1-based numbers."""
+    dtype: str
+    """numpy name of the stored type, wide enough for these bands."""
+    scales: tuple[float, ...]
+    """Scale of each of them, 1 when nobody says."""
+    offsets: tuple[float, ...]
+    """Offset of each, 0 when nobody says."""
+    nodata: tuple[float | None, ...]
+    """Nodata value of each; None where there is none (NaN is always nodata)."""
+    alpha_number: int | None
+    """1-based number of the alpha band; its 0 is nodata."""
+    mask: Literal["none", "dataset", "band"]
+    """Whether an internal mask or a .msk sidecar decides, for all bands at once or for each."""
+    size_bytes: int | None
+    """Size of the file, None when remote."""
+    modified_ns: int | None
+    """Modification time of the file, None when remote."""
+    fingerprint: str | None = None
+    """Digest of a remote file's version, if its server tells one, and of where it keeps its blocks; see `header`."""
+    acquired: str | None = None
+    """When it was taken, ISO 8601 in UTC; None when the file does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """Pixels of some bands in a window, and where they are data."""
+
+    bands: NDArray[np.generic]
+    """`(bands, height, width)`."""
+    present: NDArray[np.bool_]
+    """`(height, width)`, False = nodata by value, mask or alpha."""
+    sound: NDArray[np.bool_] | None
+    """`(height, width)`, False = no number, or past the file; None where all are sound."""
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """`(height, width)`, True = real data."""
+        return self.present if self.sound is None else self.present & self.sound
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenFile:
+    """A raster file that is open for a look at its header."""
+
+    dataset: rasterio.DatasetReader
+    """The handle."""
+    location: Location
+    """Where it lies."""
+    version: str | None
+    """Of a remote file, as its server told it before it was opened."""
+
+
+@contextmanager
+def opened(place: Location, drivers: Sequence[str], *, alone: bool = False) -> Iterator[OpenFile]:
+    """Open a raster for a look at its header.
+
+    Args:
+        place: where it lies.
+        drivers: the GDAL drivers that may open it.
+        alone: what lies beside a remote file does not matter.
+
+    Raises:
+        SceneError: no raster that these drivers open, or a damaged one.
+        WorldError: the network fails.
+    """
+    version = place.check_exists()
+    alone = alone or not place.may_have_sidecars()
+    with place.environment(alone=alone), _damage_told(place), _open(place, drivers) as dataset:
+        yield OpenFile(dataset=dataset, location=place, version=version)
+
+
+def describe_file(
+    file: OpenFile, terms: ReadingTerms, numbers: Mapping[str, int], told: BandFile | None = None
+) -> SceneFile:
+    """Settle how a file is read, or refuse it.
+
+    Args:
+        file: the open file.
+        terms: on which it is read.
+        numbers: name and 1-based number of each band that is read of it.
+        told: what a catalog says of it; goes before what the file says.
+
+    Raises:
+        SceneError: it cannot be read correctly, or its type is not the model's.
+    """
+    dataset, place, spec = file.dataset, file.location, terms.spec
+    if max(numbers.values()) > dataset.count:
+        raise SceneError(f"{place}: the catalog names more bands of it than the {dataset.count} it has; correct that")
+    check_type(dataset, numbers, terms.card, place)
+    check_size(dataset, spec, place)
+    reopen = partial(rasterio.open, place.gdal_path, driver=dataset.driver)
+    grid = file_grid(dataset, spec, place, reopen=reopen, placed=terms.placed)
+    scales, offsets, nodata = (_told(told, fact, dataset.count) for fact in ("scales", "offsets", "nodata"))
+    chosen = [*numbers.values()]
+    return SceneFile(
+        location=place,
+        driver=dataset.driver,
+        grid=grid,
+        block_shape=dataset.block_shapes[0],
+        bands=tuple(numbers),
+        band_numbers=tuple(chosen),
+        dtype=np.result_type(*(dataset.dtypes[n - 1] for n in chosen)).name,
+        scales=tuple(1.0 if spec.ignore_scale else _first(scales[n - 1], dataset.scales[n - 1]) for n in chosen),
+        offsets=tuple(0.0 if spec.ignore_scale else _first(offsets[n - 1], dataset.offsets[n - 1]) for n in chosen),
+        nodata=tuple(resolve_nodata(dataset, n, spec, nodata[n - 1]) for n in chosen),
+        alpha_number=resolve_alpha(dataset, spec, numbers, place),
+        mask=resolve_mask(dataset, chosen),
+        size_bytes=place.size_bytes,
+        modified_ns=place.modified_ns,
+        fingerprint=fingerprint(dataset, file.version) if place.is_remote else None,
+        acquired=parse_tiff_date(dataset.tags().get("TIFFTAG_DATETIME")),
+    )
+
+
+def open_again(file: SceneFile) -> rasterio.DatasetReader:
+    """A new handle, without the warning where we know that georeferencing is missing."""
+    if is_on_earth(file.grid.crs):
+        return rasterio.open(file.location.gdal_path, driver=file.driver)
+    return _open_quietly(file.location, file.driver)
+
+
+def read_stored(
+    dataset: rasterio.DatasetReader, file: SceneFile, window: Window, *, dtype: str, when: NodataWhen
+) -> Pixels:
+    """Pixels of a window of the file itself, in the type `dtype`, with what it says of their validity."""
+    numbers = [*file.band_numbers] + ([file.alpha_number] if file.alpha_number else [])
+    pixels = dataset.read(numbers, window=window, out_dtype=dtype)
+    bands = pixels[: len(file.band_numbers)]
+    present = present_pixels(bands, file.nodata, when)
+    if file.alpha_number:
+        present &= pixels[-1] > 0
+    if file.mask == "dataset":
+        present &= dataset.read_masks(file.band_numbers[0], window=window) > 0
+    elif file.mask == "band":
+        masks = dataset.read_masks(file.band_numbers, window=window) > 0
+        present &= masks.any(axis=0) if when == "all_bands" else masks.all(axis=0)
+    return Pixels(bands=bands, present=present, sound=sound_pixels(bands))
+
+
+@contextmanager
+def read_faults(file: SceneFile, window: Window) -> Iterator[None]:
+    """What GDAL raises while a window is read, as our errors, which name the file."""
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        raise _read_fault(file.location, window, error) from error
+
+
+def _told(told: BandFile | None, fact: Literal["scales", "offsets", "nodata"], count: int) -> list[float | None]:
+    """What a catalog says of each band of a file."""
+    known: tuple[float | None, ...] = () if told is None else getattr(told, fact)
+    return [*known, *[None] * count][:count]
+
+
+def _first(told: float | None, own: float) -> float:
+    return float(own if told is None else told)
+
+
+@contextmanager
+def _damage_told(place: Location) -> Iterator[None]:
+    """GDAL's complaints about single tags reach us as errors of its own or as undecodable text."""
+    try:
+        yield
+    except (CPLE_BaseError, UnicodeDecodeError) as error:
+        raise DamagedSceneError(f"{place}: its header is damaged: {error}; fetch or write the file again") from error
+
+
+def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
+    faults = []
+    for driver in drivers:
+        try:
+            dataset = _open_quietly(place, driver)
+        except RasterioError as error:
+            faults.append(str(error))
+        except OSError as error:
+            raise WorldError(
+                f"{place}: cannot be opened: {error}; check the disk or the network and run again"
+            ) from error
+        else:
+            if dataset.count == 0:
+                dataset.close()
+                raise SceneError(f"{place}: holds no raster band (a container of subdatasets?); name one raster file")
+            return dataset
+    if place.is_remote:
+        raise WorldError(f"{place}: cannot be opened: {faults[0]}; check the address, credentials and network")
+    raise place.unreadable(drivers, faults)
+
+
+def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
+    """Open without rasterio's warning of missing georeferencing, which we answer with a refusal."""
+    with silent():
+        dataset: rasterio.DatasetReader = rasterio.open(place.gdal_path, driver=driver)
+    return dataset
+
+
+def _read_fault(place: Location, window: Window, error: Exception) -> DamagedSceneError | WorldError:
+    where = f"rows {window.row_off}..{window.row_off + window.height - 1}, columns {window.col_off}.."
+    where += str(window.col_off + window.width - 1)
+    cause = str(error.__cause__ or error).strip().rstrip(".")
+    if place.has_vanished or (place.is_remote and not _is_undecodable(error)):
+        return WorldError(f"{place}: reading {where} failed: {cause}; check the network or disk and run again")
+    return DamagedSceneError(
+        f"{place}: damaged at {where}: {cause}; fetch or write the file again, nothing of it was published"
+    )
+
+
+def _is_undecodable(error: BaseException) -> bool:
+    """Whether the bytes of a block came and made no sense; where they did not come, GDAL tells of a read error."""
+    told = []
+    cause: BaseException | None = error
+    while cause is not None:
+        told.append(str(cause))
+        cause = cause.__cause__
+    return any("IReadBlock failed" in text for text in told) and not any("Read error" in text for text in told)

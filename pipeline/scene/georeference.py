@@ -1,0 +1,153 @@
+"""Where a raster lies on the ground: its grid, or the reason why it has none and the way out.
+
+Files are opened by the caller; `reopen` gives a second handle where a question needs one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import rasterio
+from affine import Affine
+from rasterio import DatasetReader
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
+
+from pipeline.errors import SceneError
+from pipeline.grid.crs import crs_of, is_on_earth, short_crs
+from pipeline.grid.raster_grid import RasterGrid
+from pipeline.model.card import ModelCard
+from pipeline.storage.gdal import silent, undisturbed
+from pipeline.storage.location import Location
+
+if TYPE_CHECKING:
+    from pipeline.scene.spec import ReadingSpec
+
+Reopen = Callable[[], DatasetReader]
+
+PLANE = (
+    'ENGCRS["picture",EDATUM["corner of the picture"],CS[Cartesian,2],'
+    'AXIS["column",east],AXIS["row",south],LENGTHUNIT["metre",1]]'
+)
+"""CRS of a picture that has no place on the ground, where that is allowed: its own pixels, one unit each."""
+
+
+def file_grid(
+    dataset: DatasetReader, spec: ReadingSpec, place: Location, *, reopen: Reopen, placed: bool = True
+) -> RasterGrid:
+    """The grid of a file.
+
+    Args:
+        dataset: the open file.
+        spec: corrections.
+        place: for messages.
+        reopen: opens it once more.
+        placed: False lets a file without georeferencing have a plane of its own pixels.
+
+    Raises:
+        SceneError: it has no geotransform, no CRS, or two that contradict each other.
+    """
+    has_transform = _has_transform(dataset, reopen)
+    if not placed and not (has_transform and (is_on_earth(dataset.crs) or spec.crs)):
+        plane = CRS.from_wkt(PLANE)
+        return RasterGrid(crs=plane, transform=Affine.identity(), height=dataset.height, width=dataset.width)
+    if not has_transform:
+        raise SceneError(f"{place}: {_why_no_transform(dataset)}")
+    _check_sidecar(dataset, place, reopen)
+    crs = _resolve_crs(dataset.crs, spec, place)
+    try:
+        return RasterGrid(crs=crs, transform=dataset.transform, height=dataset.height, width=dataset.width)
+    except SceneError as error:
+        raise SceneError(f"{place}: {error}; correct it with gdal_edit -a_ullr") from error
+
+
+def resolve_grid(grid: RasterGrid, spec: ReadingSpec, card: ModelCard | None, place: Location) -> RasterGrid:
+    """The grid that is read: the file's own, or resampled to what settings and model ask for.
+
+    Raises:
+        SceneError: its resolution does not suit the model, or cannot be told.
+    """
+    wanted = card.resolution_m if card else None
+    if (wanted or spec.resolution_m != "native") and not grid.resolution_m > 0:
+        raise SceneError(f"{place}: its middle lies off the Earth in its CRS, so its resolution cannot be told")
+    if spec.resolution_m == "model":
+        return grid.resampled(wanted) if wanted and not _close(grid.resolution_m, wanted, 0.01) else grid
+    if spec.resolution_m != "native":
+        grid = grid.resampled(spec.resolution_m)
+    if wanted and not _close(grid.resolution_m, wanted, spec.resolution_tolerance):
+        raise SceneError(
+            f"{place}: its pixels are {grid.resolution_m:.3g} m on the ground, but the model was trained at "
+            f"{wanted:.3g} m; set reading.resolution_m=model to resample while reading, or raise "
+            f"reading.resolution_tolerance (now {spec.resolution_tolerance})"
+        )
+    return grid
+
+
+def _has_transform(dataset: DatasetReader, reopen: Reopen) -> bool:
+    """Whether the file has a geotransform; where there is none, GDAL gives one without an origin, and warns."""
+    if dataset.transform == Affine.identity():
+        return False
+    if dataset.transform.c or dataset.transform.f:
+        return True
+    with undisturbed(), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", NotGeoreferencedWarning)
+        reopen().close()
+    return not told
+
+
+def _why_no_transform(dataset: DatasetReader) -> str:
+    gcps, _ = dataset.gcps
+    if gcps:
+        return (
+            f"placed on the ground only by {len(gcps)} control points (GCPs), with no geotransform; "
+            "warp it first, e.g. gdalwarp -tps -t_srs EPSG:32633"
+        )
+    if dataset.rpcs is not None:
+        return (
+            "placed on the ground only by a camera model (RPC), with no geotransform; "
+            "orthorectify it first, e.g. gdalwarp -rpc -t_srs EPSG:32633"
+        )
+    return (
+        "has no geotransform, so its pixels have no place on the ground; georeference it first, e.g. gdal_edit -a_ullr"
+    )
+
+
+def _check_sidecar(dataset: DatasetReader, place: Location, reopen: Reopen) -> None:
+    """Refuse a scene whose .aux.xml contradicts the georeferencing inside the file."""
+    if not any(name.endswith(".aux.xml") for name in dataset.files) or dataset.driver != "GTiff":
+        return
+    with silent(), rasterio.Env(GDAL_GEOREF_SOURCES="INTERNAL"):
+        inner = reopen()
+    with inner:
+        own, outer = inner.transform, dataset.transform
+        moved = (own.c or own.f) and not own.almost_equals(outer, precision=abs(own.a) * 1e-3)
+        if moved or (inner.crs is not None and inner.crs != dataset.crs):
+            raise SceneError(
+                f"{place}: the georeferencing inside the file ({short_crs(inner.crs)}, {tuple(own)[:6]}) contradicts "
+                f"its .aux.xml sidecar ({short_crs(dataset.crs)}, {tuple(outer)[:6]}); remove whichever is wrong"
+            )
+
+
+def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location) -> CRS:
+    """The scene's CRS; the settings' where it has none, or one that floats free of the Earth."""
+    given = None if spec.crs is None else crs_of(spec.crs)
+    if own is None or not is_on_earth(own):
+        if given is None:
+            lack = "no CRS" if own is None else f"a local CRS that is not tied to the Earth ({short_crs(own)})"
+            raise SceneError(
+                f"{place}: has a geotransform but {lack}; if you know its CRS, give it with --crs, "
+                "e.g. --crs EPSG:32633"
+            )
+        return given
+    if given is not None and own != given:
+        raise SceneError(
+            f"{place}: has its own CRS ({short_crs(own)}), which reading.crs = {spec.crs} contradicts; "
+            "leave the setting out, or correct the file with gdal_edit -a_srs"
+        )
+    return own
+
+
+def _close(value: float, wanted: float, tolerance: float) -> bool:
+    return abs(value - wanted) <= tolerance * wanted

@@ -1,0 +1,187 @@
+"""Read pixels and validity of windows of a scene, from one file or from several on one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.scene.file import Pixels, SceneFile, open_again, read_faults, read_stored
+from pipeline.scene.resample import Taps, plan_nested, plan_taps, resample, resample_plane
+from pipeline.scene.validity import NodataWhen, agree, all_sound
+from pipeline.storage.gdal import ThreadHandles
+
+if TYPE_CHECKING:
+    from pipeline.scene.alignment import Layer
+    from pipeline.scene.describe import Scene
+
+MOST_RESAMPLED_PIXELS = 2**22
+"""Stored pixels that are held at once while a window is resampled."""
+
+
+class SceneReader:
+    """Reads windows of one scene; safe to use from many threads, each with its own handles."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self._layers = [_LayerReader(layer, scene) for layer in scene.layers]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every thread's handles; no thread may be reading."""
+        for layer in self._layers:
+            layer.close()
+
+    def read(self, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and validity of a window that lies inside the scene's grid.
+
+        Returns:
+            `(bands, height, width)` in the stored dtype, and `(height, width)` bool, True = real data.
+
+        Raises:
+            DamagedSceneError: the bytes of a file cannot be decoded.
+            WorldError: a remote read failed.
+        """
+        parts = [layer.read(window) for layer in self._layers]
+        if len(parts) == 1:
+            return parts[0].bands, parts[0].valid
+        whole = _stack(parts, [layer.planes for layer in self.scene.layers], self.scene.nodata_when)
+        return whole.bands, whole.valid
+
+
+class _LayerReader:
+    """Reads those files of a scene that store the same pixels, as if they were one file."""
+
+    def __init__(self, layer: Layer, scene: Scene) -> None:
+        self._layer, self._dtype, self._when = layer, scene.dtype, scene.nodata_when
+        self._alone = len(scene.layers) == 1
+        self._handles = [ThreadHandles(partial(open_again, file)) for file in layer.files]
+
+    def close(self) -> None:
+        for handles in self._handles:
+            handles.close()
+
+    def read(self, window: Window) -> Pixels:
+        """A window of the scene's grid."""
+        axes = self._layer.rows, self._layer.cols
+        if all(axis.is_identity for axis in axes):
+            return self._read_stored(window)
+        nested = all(axis.is_nested for axis in axes)
+        rows, cols = (
+            (plan_nested if nested else plan_taps)(axis, start, start + length)
+            for axis, start, length in zip(
+                axes, (window.row_off, window.col_off), (window.height, window.width), strict=True
+            )
+        )
+        (top, bottom), (left, right) = rows.span, cols.span
+        if (bottom - top) * (right - left) > MOST_RESAMPLED_PIXELS and window.height * window.width > 1:
+            return self._read_halves(window)
+        if top == bottom or left == right:
+            return self._nothing(window)
+        stored = self._read_stored(Window(left, top, right - left, bottom - top))
+        return _take(stored, rows, cols) if nested else self._average(stored, rows, cols)
+
+    def _read_stored(self, window: Window) -> Pixels:
+        """A window of the files themselves."""
+        parts = [
+            self._read_file(file, handles, window)
+            for file, handles in zip(self._layer.files, self._handles, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else _stack(parts, self._layer.planes_of_files, self._when)
+
+    def _read_file(self, file: SceneFile, handles: ThreadHandles, window: Window) -> Pixels:
+        alone = file.mask == "none"  # of what may lie beside it, only a mask is read with the pixels
+        with read_faults(file, window), file.location.environment(alone=alone):
+            return read_stored(handles.get(), file, window, dtype=self._dtype, when=self._when)
+
+    def _read_halves(self, window: Window) -> Pixels:
+        """Read a window in two parts, so that memory does not follow the ratio of resolutions."""
+        if window.height > 1:
+            half, axis = window.height // 2, 0
+            parts = (
+                Window(window.col_off, window.row_off, window.width, half),
+                Window(window.col_off, window.row_off + half, window.width, window.height - half),
+            )
+        else:
+            half, axis = window.width // 2, 1
+            parts = (
+                Window(window.col_off, window.row_off, half, 1),
+                Window(window.col_off + half, window.row_off, window.width - half, 1),
+            )
+        return _beside([self.read(part) for part in parts], axis)
+
+    def _average(self, stored: Pixels, rows: Taps, cols: Taps) -> Pixels:
+        """Means of valid pixels; in a scene of several grids, each band holds its nodata value where it has no mean."""
+        bands, enough = resample(stored.bands, stored.valid, rows, cols)
+        if self._alone:
+            return Pixels(bands=bands, present=enough, sound=None)
+        for band, value in zip(bands, self._layer.nodata, strict=True):
+            band[~enough] = 0 if value is None else _as_stored(value, band.dtype)
+        sound = np.ones(stored.present.shape, bool) if stored.sound is None else stored.sound
+        return Pixels(bands=bands, present=enough, sound=resample_plane(sound, rows, cols))
+
+    def _nothing(self, window: Window) -> Pixels:
+        """A window past the files."""
+        shape = int(window.height), int(window.width)
+        nowhere = np.zeros(shape, bool)
+        return Pixels(bands=np.zeros((len(self._layer.planes), *shape), self._dtype), present=nowhere, sound=nowhere)
+
+
+def _stack(parts: Sequence[Pixels], planes: Sequence[Sequence[int]], when: NodataWhen) -> Pixels:
+    """Bands of parts in the places `planes` of the whole; a pixel is sound where it is in all parts."""
+    first = parts[0].bands
+    bands = np.empty((sum(map(len, planes)), *first.shape[1:]), first.dtype)
+    for part, places in zip(parts, planes, strict=True):
+        for place, band in zip(places, part.bands, strict=True):
+            bands[place] = band
+    return Pixels(
+        bands=bands,
+        present=agree([part.present for part in parts], when),
+        sound=all_sound([part.sound for part in parts]),
+    )
+
+
+def _take(stored: Pixels, rows: Taps, cols: Taps) -> Pixels:
+    """For each output pixel the stored one in which it lies."""
+    down, across = (taps.index[:, 0].clip(*_bounds(taps)) - taps.span[0] for taps in (rows, cols))
+    sound = None if stored.sound is None else stored.sound.take(across, axis=1).take(down, axis=0)
+    if not (rows.inside.all() and cols.inside.all()):
+        inside = rows.inside[:, None] & cols.inside
+        sound = inside if sound is None else inside & sound
+    return Pixels(
+        bands=stored.bands.take(across, axis=2).take(down, axis=1),
+        present=stored.present.take(across, axis=1).take(down, axis=0),
+        sound=sound,
+    )
+
+
+def _bounds(taps: Taps) -> tuple[int, int]:
+    first, last = taps.span
+    return first, last - 1
+
+
+def _beside(parts: Sequence[Pixels], axis: int) -> Pixels:
+    """Two windows that lie below (0) or beside (1) one another as one."""
+    sounds = [np.ones(part.present.shape, bool) if part.sound is None else part.sound for part in parts]
+    return Pixels(
+        bands=np.concatenate([part.bands for part in parts], axis=axis + 1),
+        present=np.concatenate([part.present for part in parts], axis=axis),
+        sound=np.concatenate(sounds, axis=axis),
+    )
+
+
+def _as_stored(value: float, dtype: np.dtype[np.generic]) -> float:
+    """A nodata value that pixels can hold, else 0."""
+    if dtype.kind == "f":
+        return value if abs(value) <= float(np.finfo(dtype.name).max) else 0
+    info = np.iinfo(dtype.name)
+    return int(value) if float(value).is_integer() and info.min <= value <= info.max else 0

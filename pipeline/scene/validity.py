@@ -1,0 +1,115 @@
+"""Which pixels hold real data: who has a say, and what pixels say of themselves. Opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio import DatasetReader
+from rasterio.enums import ColorInterp, MaskFlags
+
+from pipeline.errors import SceneError
+from pipeline.storage.location import Location
+
+if TYPE_CHECKING:
+    from pipeline.scene.spec import ReadingSpec
+
+NodataWhen = Literal["all_bands", "any_band"]
+"""Whether all bands or any band must hold nodata for a pixel to be nodata."""
+
+
+def resolve_nodata(dataset: DatasetReader, number: int, spec: ReadingSpec, told: float | None = None) -> float | None:
+    """The nodata value of a band: the settings', the catalog's (`told`), or the file's tag. NaN needs no naming."""
+    if spec.nodata is not None:
+        return spec.nodata
+    value = dataset.nodatavals[number - 1] if told is None else told
+    if spec.ignore_nodata or value is None or np.isnan(value):
+        return None
+    return float(value)
+
+
+def resolve_alpha(dataset: DatasetReader, spec: ReadingSpec, numbers: Mapping[str, int], place: Location) -> int | None:
+    """The number of the alpha band.
+
+    Raises:
+        SceneError: the model wants that band (`numbers`) as data.
+    """
+    if spec.ignore_alpha or ColorInterp.alpha not in dataset.colorinterp:
+        return None
+    alpha: int = dataset.colorinterp.index(ColorInterp.alpha) + 1
+    for name, number in numbers.items():
+        if number == alpha:
+            raise SceneError(
+                f"{place}: band {number}, wanted as {name!r}, is tagged alpha (transparency); "
+                "if the tag is wrong set reading.ignore_alpha=true"
+            )
+    return alpha
+
+
+def resolve_mask(dataset: DatasetReader, numbers: Iterable[int]) -> Literal["none", "dataset", "band"]:
+    """The kind of a stored mask; masks that GDAL makes of alpha or nodata are decided from pixels."""
+    flags = [dataset.mask_flag_enums[n - 1] for n in numbers]
+    from_pixels = (MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha)
+    if all(any(source in flag for source in from_pixels) for flag in flags):
+        return "none"
+    return "dataset" if all(MaskFlags.per_dataset in flag for flag in flags) else "band"
+
+
+def present_pixels(pixels: NDArray[np.generic], nodata: Sequence[float | None], when: NodataWhen) -> NDArray[np.bool_]:
+    """Where pixels are not nodata by their nodata values.
+
+    Args:
+        pixels: `(bands, height, width)`.
+        nodata: the nodata value of each band, or None.
+        when: a pixel is nodata when all bands hold it, or when any does.
+
+    Returns:
+        bool `(height, width)`; real data is present and `sound_pixels` too.
+    """
+    named = [(band, value) for band, value in zip(pixels, nodata, strict=True) if value is not None]
+    present = np.ones(pixels.shape[1:], bool)
+    if when == "any_band":
+        for band, value in named:
+            if _may_hold(band, value):
+                present &= ~_holds(band, value)
+    elif named and len(named) == len(nodata) and all(_may_hold(band, value) for band, value in named):
+        present = ~np.logical_and.reduce([_holds(band, value) for band, value in named])
+    return present
+
+
+def sound_pixels(pixels: NDArray[np.generic]) -> NDArray[np.bool_] | None:
+    """Where all bands of `(bands, height, width)` pixels are finite numbers; None where that is everywhere."""
+    if pixels.dtype.kind != "f" or (np.isfinite(pixels.min()) and np.isfinite(pixels.max())):
+        return None
+    return np.asarray(np.isfinite(pixels).all(axis=0))
+
+
+def agree(planes: Sequence[NDArray[np.bool_]], when: NodataWhen) -> NDArray[np.bool_]:
+    """Where data is present, from where it is in parts of the bands: in one part at least, or in all."""
+    if len(planes) == 1:
+        return planes[0]
+    return np.asarray((np.logical_or if when == "all_bands" else np.logical_and).reduce(planes))
+
+
+def all_sound(planes: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+    """Where every part of the bands is sound; None where that is everywhere."""
+    known = [plane for plane in planes if plane is not None]
+    return np.asarray(np.logical_and.reduce(known)) if known else None
+
+
+def _may_hold(band: NDArray[np.generic], value: float) -> bool:
+    """False where a glance at the extremes shows that no pixel holds the value; cheaper than comparing each."""
+    with np.errstate(over="ignore"):
+        return not (band.min() > value or band.max() < value)
+
+
+def _holds(band: NDArray[np.generic], value: float) -> NDArray[np.bool_]:
+    """Where a band equals its nodata value, compared in the band's own type."""
+    if band.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return np.asarray(band == band.dtype.type(value))
+    if not float(value).is_integer():
+        return np.zeros(band.shape, bool)
+    return np.asarray(band == int(value))

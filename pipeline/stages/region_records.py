@@ -1,0 +1,127 @@
+"""Which regions of a scene are done: the plan they were cut by, and a record for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rasterio.windows import Window
+
+from pipeline.inference.region.job import RegionJob, RegionRasters, RegionResult
+from pipeline.inference.region.quicklook import Glance
+from pipeline.inference.tiling.regions import Region
+from pipeline.model.predictor.protocol import Proof
+from pipeline.results.stage_records import Stages
+
+PLAN = "regions"
+"""The record of the plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionPlan:
+    """How a scene is run, settled once: a later run that goes on with it keeps to it."""
+
+    proof: Proof
+    """The precision, and why."""
+    threshold: float | None
+    """What decides the masks of the regions; None is the card's."""
+    regions: tuple[Region, ...]
+    """How the scene is cut."""
+
+
+class RegionRecords:
+    """The records of a scene's regions."""
+
+    def __init__(self, stages: Stages, job: RegionJob) -> None:
+        """Records of what the job's key stands for."""
+        self._stages, self._job = stages, job
+
+    def plan(self) -> RegionPlan | None:
+        """The plan of an earlier run; None where there is none."""
+        found = self._stages.find(PLAN, self._job.key)
+        return None if found is None else _plan_of(found)
+
+    def begin(self, plan: RegionPlan) -> None:
+        """Record a plan, before its first region runs; whatever was done by another one no longer counts.
+
+        Raises:
+            WorldError: the disk refuses.
+        """
+        self._stages.discard()
+        self._stages.sweep()
+        facts = {
+            "proof": asdict(plan.proof),
+            "threshold": plan.threshold,
+            "cores": [_numbers(region.core) for region in plan.regions],
+        }
+        self._stages.record(PLAN, self._job.key, facts)
+
+    def done(self, plan: RegionPlan) -> list[RegionResult]:
+        """The regions of a plan whose rasters are there and whole."""
+        found = ((region, self._stages.find(_stage(region), self._job.key)) for region in plan.regions)
+        return [self._result_of(region, facts) for region, facts in found if facts is not None]
+
+    def add(self, result: RegionResult) -> None:
+        """Record a region whose rasters are there.
+
+        Raises:
+            WorldError: the disk refuses.
+        """
+        if self._job.key is None:
+            return
+        files = [file for raster in result.rasters for file in self._files(result.region, raster)]
+        seen = self._glance(result.region)
+        np.save(seen, result.glance.pixels)
+        self._stages.record(_stage(result.region), self._job.key, _facts_of(result), [*files, seen])
+
+    def _files(self, region: Region, raster: RegionRasters) -> list[Path]:
+        """Every level of both rasters."""
+        return sorted(self._job.folder.glob(f"*-{region.index:05d}-{raster.attempt}.*"))
+
+    def _glance(self, region: Region) -> Path:
+        return self._job.folder / f"glance-{region.index:05d}.npy"
+
+    def _result_of(self, region: Region, facts: Mapping[str, Any]) -> RegionResult:
+        top, left = facts["glance"]
+        pixels = np.load(self._glance(region), allow_pickle=False)
+        return RegionResult(
+            region=region,
+            rasters=tuple(RegionRasters(core=Window(*core), attempt=attempt) for core, attempt in facts["rasters"]),
+            glance=Glance(top=top, left=left, pixels=pixels),
+            **facts["counts"],
+        )
+
+
+def _facts_of(result: RegionResult) -> dict[str, object]:
+    return {
+        "rasters": [(_numbers(raster.core), raster.attempt) for raster in result.rasters],
+        "glance": (result.glance.top, result.glance.left),
+        "counts": {name: getattr(result, name) for name in ("tiles_run", "tiles_skipped", "valid_pixels")},
+    }
+
+
+def _plan_of(facts: Mapping[str, Any]) -> RegionPlan:
+    cores = enumerate(facts["cores"])
+    return RegionPlan(
+        proof=Proof(**facts["proof"]),
+        threshold=facts["threshold"],
+        regions=tuple(Region(index=index, core=Window(*core)) for index, core in cores),
+    )
+
+
+def done_regions(stages: Stages, key: str) -> tuple[int, int]:
+    """How many regions of a scene are done, and how many there are; 0 and 0 where none was begun."""
+    found = stages.find(PLAN, key)
+    regions = () if found is None else _plan_of(found).regions
+    return sum(stages.find(_stage(region), key) is not None for region in regions), len(regions)
+
+
+def _stage(region: Region) -> str:
+    return f"region-{region.index:05d}"
+
+
+def _numbers(window: Window) -> list[int]:
+    return [int(window.col_off), int(window.row_off), int(window.width), int(window.height)]

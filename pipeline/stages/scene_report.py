@@ -1,0 +1,78 @@
+"""The report of a scene: what is known of it before the work, and what the work came to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from pipeline import __version__
+from pipeline.results.publish import content_key
+from pipeline.results.report import SceneReport
+from pipeline.scene.dates import resolve_date
+from pipeline.stages.inputs import Inputs
+from pipeline.stages.outputs import COUNTS, OUTPUTS, Finished, Inferred, SceneWork
+
+
+def opening_report(inputs: Inputs, folder: str, passes: int) -> SceneReport:
+    """What is known before the work: what goes in.
+
+    Args:
+        inputs: the same in full.
+        folder: where the result will be.
+        passes: how many times a network runs on each tile.
+    """
+    scene, area, identity = inputs.scene, inputs.area, inputs.identity
+    settings = {**inputs.spec.result_settings(), "card": inputs.card.to_json()}
+    pixels = scene.grid.height * scene.grid.width
+    if area is not None:
+        settings["area"] = area.digest
+    of_mosaic = {name: section for name, section in settings.items() if name != "polygons"}
+    date = resolve_date(scene.acquired, scene.modified_ns, now=datetime.now(UTC))
+    return SceneReport(
+        scene=scene.id,
+        location=scene.location.text,
+        files=[file.location.text for file in scene.files] if len(scene.files) > 1 else [],
+        status="done",
+        folder=folder,
+        outputs=OUTPUTS,
+        content_key=content_key(scene, identity, settings) if identity else None,
+        mosaic_key=content_key(scene, identity, of_mosaic) if identity else None,
+        area="" if area is None else area.name,
+        area_share=1.0 if area is None else area.count / pixels,
+        pixels=pixels,
+        model=identity.split()[0] if identity else "function",
+        passes=passes,
+        settings=settings,
+        version=__version__,
+        date=date.text,
+        date_of=date.of,
+    )
+
+
+def closing_report(report: SceneReport, inferred: Inferred, finished: Finished, work: SceneWork) -> SceneReport:
+    """What the work came to."""
+    proof = inferred.proof
+    return replace(
+        report,
+        digests=work.digests(),
+        sizes=work.sizes(),
+        reused=[*inferred.reused, *finished.reused],
+        precision=proof.precision,
+        precision_change=proof.change,
+        precision_note=proof.note,
+        polygons=finished.totals.count,
+        area_m2=finished.totals.area_m2,
+        seconds={**inferred.seconds, **finished.seconds},
+        **{name: getattr(inferred, name) for name in COUNTS},
+    )
+
+
+def provenance(report: SceneReport) -> dict[str, str]:
+    """The tags that say where a raster comes from."""
+    return {
+        "SCENEMILL_SCENE": report.scene,
+        "SCENEMILL_MODEL": report.model,
+        "SCENEMILL_KEY": report.mosaic_key or "",
+        "SCENEMILL_VERSION": report.version,
+        "TIFFTAG_SOFTWARE": f"scenemill {report.version}",
+    }

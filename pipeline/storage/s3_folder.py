@@ -1,0 +1,279 @@
+"""The objects under one `s3://` address, by names relative to it: read, written, listed, copied, removed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConflictError, MissingError, SettingsError
+from pipeline.storage.s3 import CONNECTIONS, split_address, store_access, store_faults
+
+BUCKET_NAME = re.compile(r"[a-z0-9A-Z][a-z0-9A-Z._\-]{1,253}[a-z0-9A-Z]")
+PART_BYTES = 16 * 2**20
+"""Larger files travel in parts of this size, several at once; a part that fails is sent again alone."""
+COPIED_BYTES = 256 * 2**20
+"""The same for copies inside the store."""
+CONTENT_TYPES = {
+    ".json": "application/json",
+    ".tif": "image/tiff; application=geotiff; profile=cloud-optimized",
+    ".png": "image/png",
+    ".gpkg": "application/geopackage+sqlite3",
+}
+"""What browsers and STAC clients are told a file is, by its suffix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredDocument:
+    """A small object that was read whole."""
+
+    content: bytes
+    """Its bytes."""
+    etag: str
+    """The store's name for this version."""
+    age_s: float
+    """Seconds since it was written, both times by the store's clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """An object as it is listed."""
+
+    size_bytes: int
+    """Its size."""
+    etag: str
+    """The store's name for this version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFile:
+    """A file to be uploaded."""
+
+    path: Path
+    """Where it lies."""
+    sha256: str
+    """Digest of its bytes; kept beside the object as `x-amz-meta-sha256`."""
+
+
+class StoreFolder:
+    """All objects whose keys begin with a prefix; safe to use from several threads."""
+
+    def __init__(self, address: str) -> None:
+        """`address` is `s3://bucket` or `s3://bucket/prefix`, with or without a slash at its end.
+
+        Raises:
+            SettingsError: no address of this form.
+        """
+        bucket, prefix = split_address(address)
+        if not BUCKET_NAME.fullmatch(bucket) or any(
+            part in ("", ".", "..") for part in prefix.rstrip("/").split("/") if prefix
+        ):
+            raise SettingsError(
+                f"{address}: must read s3://bucket/prefix, with the name of a bucket and single slashes"
+            )
+        self.text = address.rstrip("/")
+        self._bucket, self._prefix = bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+
+    def address(self, name: str) -> str:
+        """The address of an object."""
+        return f"{self.text}/{name}"
+
+    def check_reading(self) -> None:
+        """Raise MissingError or AccessError when the bucket is not there or cannot be listed."""
+        self._call("list_objects_v2", "", Prefix=self._prefix, MaxKeys=1)
+
+    def read(self, name: str) -> StoredDocument | None:
+        """A small object whole; None where there is none."""
+        with store_faults(self.address(name)):
+            try:
+                response = self._client.get_object(Bucket=self._bucket, Key=self._key(name))
+            except self._client.exceptions.NoSuchKey:
+                return None
+            return StoredDocument(content=response["Body"].read(), etag=response["ETag"], age_s=_age_s(response))
+
+    def write(self, name: str, content: bytes) -> str:
+        """Write a small object whole; returns its ETag."""
+        response = self._call("put_object", name, Body=content, ContentType=_type_of(name))
+        return str(response["ETag"])
+
+    def write_if_absent(self, name: str, content: bytes) -> str:
+        """Write an object that nobody else has written; returns its ETag.
+
+        Raises:
+            ConflictError: it is there.
+        """
+        return self._write_if(name, content, IfNoneMatch="*")
+
+    def write_if_unchanged(self, name: str, content: bytes, etag: str) -> str:
+        """Write an object anew that still has this ETag; returns its new one.
+
+        Raises:
+            ConflictError: it is another, or gone.
+        """
+        try:
+            return self._write_if(name, content, IfMatch=etag)
+        except MissingError as error:
+            raise ConflictError(f"{self.address(name)}: removed by somebody else meanwhile; run again") from error
+
+    def listed(self, folder: str) -> dict[str, StoredFile]:
+        """Every object below a folder, by its name relative to the folder."""
+        start = self._key(f"{folder}/")
+        return {
+            each["Key"][len(start) :]: StoredFile(size_bytes=each["Size"], etag=each["ETag"])
+            for page in self._pages(start)
+            for each in page.get("Contents", ())
+        }
+
+    def listed_at_once(self) -> dict[str, dict[str, StoredFile]]:
+        """The objects below every folder right here, by folder and name: one request for each thousand of them.
+
+        Nothing, where a folder holds thousands: what else lies here is not gone through.
+        """
+        found: dict[str, dict[str, StoredFile]] = {}
+        for page in self._pages(self._prefix):
+            seen = set()
+            for each in page.get("Contents", ()):
+                folder, _, name = each["Key"][len(self._prefix) :].partition("/")
+                found.setdefault(folder, {})[name] = StoredFile(size_bytes=each["Size"], etag=each["ETag"])
+                seen.add(folder)
+            if page.get("IsTruncated") and len(seen) == 1:
+                return {}
+        return found
+
+    def folders(self) -> Iterator[str]:
+        """Names of the visible folders right here, in order."""
+        for page in self._pages(self._prefix, Delimiter="/"):
+            for each in page.get("CommonPrefixes", ()):
+                name = each["Prefix"][len(self._prefix) :].rstrip("/")
+                if not name.startswith("."):
+                    yield name
+
+    def sha256_of(self, name: str) -> str | None:
+        """The digest that an object was uploaded with; None where there is no such object or digest."""
+        try:
+            found = self._call("head_object", name)["Metadata"].get("sha256")
+        except MissingError:
+            return None
+        return str(found) if found else None
+
+    def size_of(self, name: str) -> int | None:
+        """Bytes of an object; None where there is none."""
+        try:
+            return int(self._call("head_object", name)["ContentLength"])
+        except MissingError:
+            return None
+
+    def upload(self, files: Mapping[str, LocalFile]) -> None:
+        """Write local files whole, by name, in parallel and with checksums."""
+        with self._transfer(PART_BYTES) as transfer:
+            sent = {
+                name: transfer.upload(
+                    str(file.path), self._bucket, self._key(name), extra_args=_told(name, file.sha256)
+                )
+                for name, file in files.items()
+            }
+            self._settle(sent)
+
+    def download(self, name: str, path: Path) -> None:
+        """Fetch an object into a local file."""
+        with self._transfer(PART_BYTES) as transfer:
+            self._settle({name: transfer.download(self._bucket, self._key(name), str(path))})
+
+    def copy(self, source: str, target: str, digests: Mapping[str, str]) -> None:
+        """Copy objects from folder to folder inside the store, in parallel.
+
+        Args:
+            source: folder they are in.
+            target: folder they are to be in, too.
+            digests: SHA-256 of each, by name.
+        """
+        with self._transfer(COPIED_BYTES) as transfer:
+            sent = {
+                f"{target}/{name}": transfer.copy(
+                    {"Bucket": self._bucket, "Key": self._key(f"{source}/{name}")},
+                    self._bucket,
+                    self._key(f"{target}/{name}"),
+                    extra_args={**_told(name, sha256), "MetadataDirective": "REPLACE"},
+                )
+                for name, sha256 in digests.items()
+            }
+            self._settle(sent)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects, those that are there."""
+        for name in names:
+            self._call("delete_object", name)
+
+    def abort_uploads(self, folder: str) -> None:
+        """Remove the parts of uploads that never ended, which no listing shows."""
+        found = self._call("list_multipart_uploads", "", Prefix=self._key(f"{folder}/"))
+        for each in found.get("Uploads", ()):
+            with store_faults(self.text):
+                self._client.abort_multipart_upload(Bucket=self._bucket, Key=each["Key"], UploadId=each["UploadId"])
+
+    @property
+    def _client(self) -> Any:
+        return store_access().client
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}{name}"
+
+    def _call(self, operation: str, name: str, **arguments: object) -> Any:
+        if name:
+            arguments["Key"] = self._key(name)
+        with store_faults(self.address(name) if name else self.text):
+            return getattr(self._client, operation)(Bucket=self._bucket, **arguments)
+
+    def _write_if(self, name: str, content: bytes, **condition: str) -> str:
+        from botocore.exceptions import ClientError
+
+        key, kind = self._key(name), _type_of(name)
+        with store_faults(self.address(name)):
+            try:
+                response = self._client.put_object(
+                    Bucket=self._bucket, Key=key, Body=content, ContentType=kind, **condition
+                )
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 501:
+                    raise
+                response = self._client.put_object(Bucket=self._bucket, Key=key, Body=content, ContentType=kind)
+        return str(response["ETag"])
+
+    def _pages(self, prefix: str, **arguments: str) -> Iterator[Any]:
+        with store_faults(self.text):
+            pages = self._client.get_paginator("list_objects_v2")
+            yield from pages.paginate(Bucket=self._bucket, Prefix=prefix, **arguments)
+
+    def _transfer(self, part_bytes: int) -> Any:
+        from boto3.s3.transfer import TransferConfig, create_transfer_manager
+
+        config = TransferConfig(
+            multipart_threshold=part_bytes,
+            multipart_chunksize=part_bytes,
+            max_concurrency=CONNECTIONS // 2,
+            preferred_transfer_client="classic",
+        )
+        return create_transfer_manager(self._client, config)
+
+    def _settle(self, sent: Mapping[str, Any]) -> None:
+        for name, future in sent.items():
+            with store_faults(self.address(name)):
+                future.result()
+
+
+def _type_of(name: str) -> str:
+    return CONTENT_TYPES.get(Path(name).suffix, "application/octet-stream")
+
+
+def _told(name: str, sha256: str) -> dict[str, object]:
+    return {"ContentType": _type_of(name), "Metadata": {"sha256": sha256}}
+
+
+def _age_s(response: Mapping[str, Any]) -> float:
+    told = response["ResponseMetadata"]["HTTPHeaders"].get("date")
+    now = parsedate_to_datetime(told) if told else datetime.now(UTC)
+    return float((now - response["LastModified"]).total_seconds())

@@ -1,0 +1,87 @@
+"""The free-form `training` facts of a model card, read leniently: a fact of another version or tool may be missing."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.model.card import ModelCard
+
+PARTS = ("validation", "test")
+"""The held-out parts, in the order in which they are shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a card says about where its network came from."""
+
+    card: ModelCard
+    """The card; only its `training` is read here."""
+
+    def at(self, *keys: str) -> object:
+        """The fact at a path of keys, None where there is none."""
+        found: object = self.card.training
+        for key in keys:
+            if not isinstance(found, Mapping):
+                return None
+            found = found.get(key)
+        return found
+
+    def number(self, *keys: str) -> float | None:
+        """A finite number, else None."""
+        return as_number(self.at(*keys))
+
+    def texts(self, *keys: str) -> list[str]:
+        """A list of names, empty where there is none."""
+        found = self.at(*keys)
+        return [str(each) for each in found] if isinstance(found, Sequence) and not isinstance(found, str) else []
+
+    def table(self, *keys: str) -> Mapping[str, object]:
+        """A map, empty where there is none."""
+        found = self.at(*keys)
+        return found if isinstance(found, Mapping) else {}
+
+    def scores(self, part: str) -> Mapping[str, object]:
+        """Metrics of a held-out part; cards of version 0.1 hold those of validation alone, without its name."""
+        metrics = self.table("metrics")
+        if part == "validation" and part not in metrics and "iou" in metrics:
+            return metrics
+        return self.table("metrics", part)
+
+    def class_scores(self, part: str) -> dict[str, Mapping[str, object]]:
+        """Metrics of each class on a held-out part, classes in the card's order."""
+        classes = self.scores(part).get("classes")
+        rows = classes if isinstance(classes, Mapping) else {}
+        return {name: rows[name] for name in self.card.classes if isinstance(rows.get(name), Mapping)}
+
+    def ece(self, part: str) -> tuple[float | None, float | None]:
+        """Expected calibration error before and after calibration."""
+        scores = self.scores(part)
+        before, after = as_number(scores.get("ece_before")), as_number(scores.get("ece"))
+        if part == "validation" and after is None:
+            return self.number("calibration", "ece_before"), self.number("calibration", "ece_after")
+        return before, after
+
+
+def as_number(value: object) -> float | None:
+    """A finite number as float, anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def plain(value: object) -> str:
+    r"""Any text on one line of Markdown, in a table too, with nothing in it taken for markup.
+
+    >>> print(plain("a|b <i>"))
+    a\|b \<i\>
+    """
+    return re.sub(r"([\\`*\[\]<>|#~])", r"\\\1", " ".join(str(value).split()))
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names in one sentence; after so many the rest is counted."""
+    shown = ", ".join(plain(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

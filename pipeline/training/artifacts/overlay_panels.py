@@ -1,0 +1,223 @@
+"""Arrays of a window -> four coloured panels: picture, truth, probability, errors. No text, no files.
+
+Colours of errors are from Okabe and Ito's palette (Wong 2011, Nature Methods 8:441), which readers with
+any common colour blindness tell apart; classes have the colours of `mask.tif`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.mosaic.palette import class_colour
+from pipeline.scene.bands import canonical_name
+
+Colour = tuple[int, int, int]
+Value = TypeVar("Value", bound=np.generic)
+
+PERCENTILES = (2.0, 98.0)
+"""Values of valid pixels that become black and white."""
+FALSE_ALARM: Colour = (230, 159, 0)
+MISS: Colour = (86, 180, 233)
+CONFUSED: Colour = (204, 121, 167)
+HIT: Colour = (255, 255, 255)
+GAP: tuple[Colour, Colour] = ((205, 205, 205), (170, 170, 170))
+"""Ground and stripes of pixels that do not count."""
+STRIPE = 8
+"""Screen pixels from stripe to stripe."""
+RAMP = "viridis"
+"""Perceptually uniform, and legible to colour-blind readers (Smith and van der Walt 2015)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planes:
+    """What is painted: arrays of one height and width; background planes left out."""
+
+    picture: NDArray[np.uint8]
+    """`(H, W, 3)`, RGB of the scene."""
+    valid: NDArray[np.bool_]
+    """`(H, W)`, True = real data."""
+    truth: NDArray[np.bool_]
+    """`(classes, H, W)`, True where labelled so."""
+    probability: NDArray[np.float32]
+    """`(classes, H, W)`, 0 to 1."""
+    decided: NDArray[np.bool_]
+    """`(classes, H, W)`, True where predicted."""
+    counted: NDArray[np.bool_]
+    """`(classes, H, W)`, True = valid and labelled."""
+
+    def magnified(self, factor: int) -> Planes:
+        """The same at `(factor H, factor W)`: every pixel a square of its value."""
+        return Planes(
+            picture=self.picture.repeat(factor, axis=0).repeat(factor, axis=1),
+            valid=_magnified(self.valid, factor),
+            truth=_magnified(self.truth, factor),
+            probability=_magnified(self.probability, factor),
+            decided=_magnified(self.decided, factor),
+            counted=_magnified(self.counted, factor),
+        )
+
+    @property
+    def gap(self) -> NDArray[np.bool_]:
+        """`(H, W)`, True where no class counts."""
+        return ~np.asarray(self.counted.any(axis=0))
+
+    @property
+    def faded(self) -> NDArray[np.uint8]:
+        """`(H, W, 3)`: the picture in dark greys, so that colour means something else."""
+        grey = 20 + 0.45 * self.picture.mean(axis=-1, keepdims=True)
+        return np.repeat(np.rint(grey).astype(np.uint8), 3, axis=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One entry of a panel's legend."""
+
+    name: str
+    """What it says."""
+    colour: Colour
+    """The swatch."""
+    striped: bool = False
+    """Whether the swatch is drawn like pixels that do not count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One picture of a sheet."""
+
+    title: str
+    """Above it."""
+    colours: NDArray[np.uint8]
+    """`(H, W, 3)` RGB."""
+    keys: tuple[Key, ...] = ()
+    """Below it."""
+    ramp: NDArray[np.uint8] | None = None
+    """`(256, 3)` colours of 0 to 1, drawn as a bar below it; None = no bar."""
+    mark: float | None = None
+    """Where the bar is marked, 0 to 1: the threshold of the decision."""
+
+
+def paint_picture(planes: Planes) -> Panel:
+    """The scene itself."""
+    gap = ~planes.valid
+    keys = (Key(name="nodata", colour=GAP[0], striped=True),) if gap.any() else ()
+    return Panel(title="picture", colours=striped(planes.picture, gap), keys=keys)
+
+
+def paint_truth(planes: Planes, names: Sequence[str]) -> Panel:
+    """Labelled objects tinted and outlined on a faded picture."""
+    colours, keys = planes.faded, []
+    for name, colour, inside in zip(names, class_colours(names), planes.truth & planes.counted, strict=True):
+        if inside.any():
+            colours = tinted(colours, inside, colour, 0.45)
+            colours[edge(inside)] = colour
+            keys.append(Key(name=name, colour=colour))
+    return Panel(title="truth", colours=striped(colours, planes.gap), keys=(*keys, *_gap_key(planes)))
+
+
+def paint_probability(planes: Planes, names: Sequence[str], threshold: float | None) -> Panel:
+    """One class: its probability on a uniform ramp. Several: the likeliest one's colour, darker where less likely."""
+    probability, gap = np.clip(planes.probability, 0, 1), ~planes.valid
+    if len(names) == 1:
+        ramp = ramp_colours()
+        colours = ramp[np.rint(probability[0] * 255).astype(np.uint8)]
+        return Panel(title="probability", colours=striped(colours, gap), ramp=ramp, mark=threshold)
+    palette = class_colours(names)
+    lit = np.array(palette, np.float32)[probability.argmax(axis=0)] * probability.max(axis=0)[..., None]
+    rows = zip(names, palette, planes.decided, strict=True)
+    keys = tuple(Key(name=name, colour=colour) for name, colour, inside in rows if inside.any())
+    colours = striped(np.rint(lit).astype(np.uint8), gap)
+    return Panel(title="probability (darker: less likely)", colours=colours, keys=keys)
+
+
+def paint_errors(planes: Planes) -> Panel:
+    """Hits whitened, false alarms, misses and mistaken classes coloured, on a faded picture."""
+    truth, decided, counted = planes.truth, planes.decided, planes.counted
+    alarm = (decided & ~truth & counted).any(axis=0)
+    miss = (truth & ~decided & counted).any(axis=0)
+    hit = np.asarray((truth & decided & counted).any(axis=0) & ~alarm & ~miss)
+    colours = tinted(planes.faded, hit, HIT, 0.7)
+    colours[alarm], colours[miss], colours[alarm & miss] = FALSE_ALARM, MISS, CONFUSED
+    keys = [Key(name="hit", colour=HIT), Key(name="false alarm", colour=FALSE_ALARM), Key(name="miss", colour=MISS)]
+    if len(truth) > 1:
+        keys.append(Key(name="other class", colour=CONFUSED))
+    return Panel(title="errors", colours=striped(colours, planes.gap), keys=(*keys, *_gap_key(planes)))
+
+
+def display_bands(names: Sequence[str], count: int) -> list[int]:
+    """Indices of the bands to show: red, green and blue by name, else the first three, else the first as grey.
+
+    >>> display_bands(["blue", "green", "red", "nir"], 4), display_bands(["hh", "hv"], 2)
+    ([2, 1, 0], [0])
+    """
+    found = {canonical_name(name): index for index, name in enumerate(names)}
+    if len(names) == count and all(name in found for name in ("red", "green", "blue")):
+        return [found["red"], found["green"], found["blue"]]
+    return [0, 1, 2] if count >= 3 else [0]
+
+
+def stretch(bands: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """`(1 or 3, H, W)` raw -> `(H, W, 3)`: the `PERCENTILES` of valid pixels, of all bands together, to 0 and 255.
+
+    One stretch for all bands keeps the balance of colours; pixels that are not valid come out black.
+    """
+    raw = bands.astype(np.float32)
+    usable = valid & np.isfinite(raw).all(axis=0)
+    if not usable.any():
+        return np.zeros((*valid.shape, 3), np.uint8)
+    low, high = np.percentile(raw[:, usable], PERCENTILES)
+    scaled = (np.where(usable, raw, low) - low) / max(float(high - low), 1e-12)
+    colours = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+    return np.array(np.broadcast_to(colours, (3, *valid.shape)).transpose(1, 2, 0), order="C")
+
+
+def tinted(colours: NDArray[np.uint8], where: NDArray[np.bool_], tint: Colour, strength: float) -> NDArray[np.uint8]:
+    """`(1 - strength) * colours + strength * tint` at some pixels, on a copy."""
+    result = colours.copy()
+    mixed = (1 - strength) * colours[where] + strength * np.array(tint, np.float32)
+    result[where] = np.rint(mixed).astype(np.uint8)
+    return result
+
+
+def striped(colours: NDArray[np.uint8], where: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Grey diagonal stripes at some pixels, on a copy."""
+    rows, cols = np.ogrid[: where.shape[0], : where.shape[1]]
+    stripe = (rows + cols) % STRIPE < STRIPE // 4
+    ground, stripes = GAP
+    result = colours.copy()
+    result[where & ~stripe], result[where & stripe] = ground, stripes
+    return result
+
+
+def edge(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of `inside` within two of a pixel outside it, counted along rows and columns; borders are no edge."""
+    padded = np.pad(inside, 2, mode="edge")
+    height, width = inside.shape
+    kept = np.ones_like(inside)
+    for row, col in ((0, 2), (1, 2), (3, 2), (4, 2), (2, 0), (2, 1), (2, 3), (2, 4)):
+        kept &= padded[row : row + height, col : col + width]
+    return inside & ~kept
+
+
+def class_colours(names: Sequence[str]) -> list[Colour]:
+    """The colours of the classes in `mask.tif`, in order."""
+    return [class_colour(index) for index in range(len(names))]
+
+
+def ramp_colours() -> NDArray[np.uint8]:
+    """`(256, 3)` RGB of the probabilities 0 to 1."""
+    from matplotlib import colormaps
+
+    return np.array(colormaps[RAMP](np.linspace(0, 1, 256), bytes=True), np.uint8)[:, :3]
+
+
+def _magnified(array: NDArray[Value], factor: int) -> NDArray[Value]:
+    return np.repeat(np.repeat(array, factor, axis=-2), factor, axis=-1)
+
+
+def _gap_key(planes: Planes) -> tuple[Key, ...]:
+    return (Key(name="not counted", colour=GAP[0], striped=True),) if planes.gap.any() else ()

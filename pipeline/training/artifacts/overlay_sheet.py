@@ -1,0 +1,135 @@
+"""Coloured panels -> one sheet: side by side, with titles, legends and a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.training.artifacts.overlay_panels import GAP, STRIPE, Key, Panel
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont
+
+PAPER, INK, PALE = (255, 255, 255), (32, 32, 32), (110, 110, 110)
+EDGE, BETWEEN = 16, 12
+"""Screen pixels around the sheet, and between panels."""
+LEAST_WIDTH = 260
+"""Narrowest column, so that its legend fits."""
+CAPTION, TITLE, LINE = 44, 24, 22
+"""Heights in screen pixels: of the caption, a title, a line of a legend."""
+MOST_KEYS = 12
+"""Longest legend; the rest is counted."""
+
+
+def lay_out(panels: Sequence[Panel], *, caption: str, note: str) -> Image:
+    """The sheet.
+
+    Args:
+        panels: from left to right, all of one height and width.
+        caption: above all of them, bold.
+        note: behind the caption, pale.
+    """
+    from PIL import Image, ImageDraw
+
+    height, width = panels[0].colours.shape[:2]
+    column = max(width, LEAST_WIDTH)
+    legends = [_rows(panel.keys, column) for panel in panels]
+    below = LINE * max(len(rows) + (panel.ramp is not None) for rows, panel in zip(legends, panels, strict=True))
+    size = (2 * EDGE + len(panels) * (column + BETWEEN) - BETWEEN, CAPTION + TITLE + height + 8 + below + EDGE)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _write_caption(draw, caption, note, size[0] - 2 * EDGE)
+    for index, (panel, rows) in enumerate(zip(panels, legends, strict=True)):
+        left, top = EDGE + index * (column + BETWEEN), CAPTION + TITLE
+        draw.text((left, top - 6), panel.title, INK, font=_font(14), anchor="ls")
+        sheet.paste(Image.fromarray(panel.colours), (left, top))
+        top += height + 8
+        if panel.ramp is not None:
+            _draw_ramp(sheet, panel, (left, top), room=column)
+            top += LINE
+        _draw_keys(draw, rows, (left, top))
+    return sheet
+
+
+def _write_caption(draw: ImageDraw, caption: str, note: str, room: int) -> None:
+    """Caption and note on one line; the caption is shortened when there is no room for both."""
+    bold, plain = _font(16, bold=True), _font(14)
+    left = room - round(plain.getlength(note)) - 2 * BETWEEN
+    caption = _shortened(caption, bold, max(left, room // 3))
+    draw.text((EDGE, CAPTION - 16), caption, INK, font=bold, anchor="ls")
+    draw.text((EDGE + bold.getlength(caption) + 2 * BETWEEN, CAPTION - 16), note, PALE, font=plain, anchor="ls")
+
+
+def _rows(keys: Sequence[Key], room: int) -> list[list[tuple[Key, int]]]:
+    """The legend broken into rows: each key with its place from the left."""
+    shown = list(keys[:MOST_KEYS])
+    if len(keys) > MOST_KEYS:
+        shown.append(Key(name=f"and {len(keys) - MOST_KEYS} more", colour=PAPER))
+    rows: list[list[tuple[Key, int]]] = []
+    place = room
+    for key in shown:
+        wide = 36 + round(_font(13).getlength(_name(key)))
+        if place + wide - 14 > room:
+            rows.append([])
+            place = 0
+        rows[-1].append((key, place))
+        place += wide
+    return rows
+
+
+def _draw_keys(draw: ImageDraw, rows: Sequence[Sequence[tuple[Key, int]]], corner: tuple[int, int]) -> None:
+    for number, row in enumerate(rows):
+        for key, place in row:
+            left, top = corner[0] + place, corner[1] + number * LINE + 3
+            draw.rectangle((left, top, left + 14, top + 14), fill=key.colour, outline=PALE)
+            for start in range(0, 15, STRIPE // 2) if key.striped else ():
+                draw.line((left, top + start, left + start, top), fill=GAP[1])
+            draw.text((left + 20, top + 12), _name(key), INK, font=_font(13), anchor="ls")
+
+
+def _draw_ramp(sheet: Image, panel: Panel, corner: tuple[int, int], *, room: int) -> None:
+    """A bar from 0 to 1, with a notch and its number where the decision changes."""
+    from PIL import Image, ImageDraw
+
+    assert panel.ramp is not None
+    draw, font = ImageDraw.Draw(sheet), _font(13)
+    left, top = corner[0] + 14, corner[1] + 3
+    length = min(room - 150, 330)
+    bar = panel.ramp[np.linspace(0, 255, length).astype(np.uint8)]
+    sheet.paste(Image.fromarray(np.repeat(bar[None], 14, axis=0)), (left, top))
+    draw.text((corner[0], top + 12), "0", INK, font=font, anchor="ls")
+    draw.text((left + length + 5, top + 12), "1", INK, font=font, anchor="ls")
+    if panel.mark is not None:
+        place = left + round(panel.mark * (length - 1))
+        draw.line((place, top - 4, place, top + 17), fill=INK, width=3)
+        draw.line((place, top - 3, place, top + 16), fill=PAPER, width=1)
+        draw.text((left + length + 20, top + 12), f"decided at {panel.mark:.2f}", PALE, font=font, anchor="ls")
+
+
+def _name(key: Key) -> str:
+    return _shortened(key.name, _font(13), 200)
+
+
+def _shortened(text: str, font: FreeTypeFont, room: float) -> str:
+    """The text, or its beginning with an ellipsis, no longer than `room` screen pixels."""
+    if font.getlength(text) <= room:
+        return text
+    while text and font.getlength(text + "…") > room:
+        text = text[:-1]
+    return text + "…"
+
+
+@cache
+def _font(size: int, *, bold: bool = False) -> FreeTypeFont:
+    """DejaVu Sans, which matplotlib carries and which knows most alphabets."""
+    import matplotlib
+    from PIL import ImageFont
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)

@@ -1,0 +1,211 @@
+"""Labelled windows to look at: their counts, which of many are worth a picture, and the picture itself."""
+
+from __future__ import annotations
+
+import heapq
+import io
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.model.card import ModelCard
+from pipeline.training.artifacts.overlay_panels import (
+    Panel,
+    Planes,
+    display_bands,
+    paint_errors,
+    paint_picture,
+    paint_probability,
+    paint_truth,
+    stretch,
+)
+from pipeline.training.artifacts.overlay_sheet import lay_out
+
+Kind = Literal["worst", "best", "any"]
+"""Why a window was chosen."""
+PANEL = 512
+"""Screen pixels that the longer side of a window is magnified to, as nearly as a whole factor comes."""
+LEAST_LABELLED = 0.01
+"""A window is a candidate for the best when objects cover this share of what counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownWindow:
+    """One window with its labels and its prediction, all of one height and width."""
+
+    scene: str
+    """Name of the scene."""
+    row: int
+    """First row in the scene's grid."""
+    col: int
+    """First column."""
+    pixels: NDArray[np.generic]
+    """`(bands, H, W)`, raw: the picture is stretched to the 2nd and 98th percentile."""
+    valid: NDArray[np.bool_]
+    """`(H, W)`, True = real data."""
+    truth: NDArray[np.bool_]
+    """`(classes, H, W)`, True where labelled so; planes in the order of the card's classes."""
+    counted: NDArray[np.bool_]
+    """`(classes, H, W)`, True = valid and labelled, as in `Batch.counted`."""
+    probability: NDArray[np.float32]
+    """`(classes, H, W)`, 0 to 1, calibrated."""
+
+    def copy(self) -> ShownWindow:
+        """The same in memory of its own, so that the batch it was cut from can go."""
+        arrays = {name: getattr(self, name).copy() for name in ("pixels", "valid", "truth", "counted", "probability")}
+        return replace(self, **arrays)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowScore:
+    """Pixels of a window by what became of them, summed over the classes other than background."""
+
+    hits: int
+    """Labelled and predicted."""
+    false_alarms: int
+    """Predicted, not labelled."""
+    misses: int
+    """Labelled, not predicted."""
+    counted: int
+    """All that count, objects or not."""
+
+    @classmethod
+    def of(cls, window: ShownWindow, card: ModelCard) -> WindowScore:
+        """Count one window, decided as the card says."""
+        truth, predicted, counted = foreground_planes(window, card)
+        return cls(
+            hits=int((truth & predicted & counted).sum()),
+            false_alarms=int((~truth & predicted & counted).sum()),
+            misses=int((truth & ~predicted & counted).sum()),
+            counted=int(counted.sum()),
+        )
+
+    @property
+    def wrong(self) -> int:
+        """False alarms and misses."""
+        return self.false_alarms + self.misses
+
+    @property
+    def iou(self) -> float | None:
+        """`hits / (hits + false alarms + misses)`; None where neither labelled nor predicted."""
+        either = self.hits + self.wrong
+        return self.hits / either if either else None
+
+    @property
+    def goodness(self) -> float:
+        """IoU of a window that holds enough objects to tell, -1 of others."""
+        if self.iou is None or self.hits + self.misses < LEAST_LABELLED * self.counted:
+            return -1.0
+        return self.iou
+
+
+def decide(probability: NDArray[np.float32], card: ModelCard) -> NDArray[np.bool_]:
+    """The classes of each pixel, `(classes, H, W)`: at or above the threshold, or the likeliest of exclusive ones."""
+    if card.activation == "sigmoid":
+        return np.asarray(probability >= card.threshold)
+    return np.asarray(probability.argmax(axis=0) == np.arange(len(probability))[:, None, None])
+
+
+def foreground_planes(
+    window: ShownWindow, card: ModelCard
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Truth, decision and what counts, each `(classes, H, W)`, without the background's plane."""
+    planes = [index for index, _, _ in card.foreground]
+    decided = decide(window.probability, card)
+    return window.truth[planes], decided[planes], window.counted[planes]
+
+
+def choose_windows(
+    windows: Iterable[ShownWindow], card: ModelCard, *, count: int, seed: int
+) -> list[tuple[Kind, ShownWindow]]:
+    """The windows worth a picture: a third with the most wrong pixels, a third of the best IoU, the rest drawn.
+
+    No window is chosen twice; one without a pixel that counts never is. At most `2 * count + 2` are kept at a time.
+
+    Args:
+        windows: walked once.
+        card: how probabilities become decisions.
+        count: pictures wanted; fewer come back when there are fewer windows.
+        seed: of the draw.
+    """
+    rng, number = np.random.default_rng([seed, 7]), itertools.count()
+    third = -(-count // 3)
+    worst, best, drawn = _Top(third), _Top(third), _Top(count)
+    for window in windows:
+        score, place, chance = WindowScore.of(window, card), next(number), float(rng.random())
+        if score.counted:
+            worst.offer((float(score.wrong), -place), window)
+            best.offer((score.goodness, -place), window)
+            drawn.offer((chance, -place), window)
+    chosen: dict[int, tuple[Kind, ShownWindow]] = {}
+    for kind, top in (("worst", worst.having(1)), ("best", best.having(0)), ("any", drawn.having(0))):
+        for place, window in top:
+            if len(chosen) < count:
+                chosen.setdefault(place, (kind, window))  # type: ignore[arg-type]
+    return list(chosen.values())
+
+
+def picture_png(window: ShownWindow, card: ModelCard, *, title: str = "") -> bytes:
+    """The picture of a window as PNG: `picture | truth | probability | errors`, with a caption and legends.
+
+    Args:
+        window: what is shown; its pixels are magnified by a whole factor, never blurred.
+        card: names of bands and classes, and how probabilities become decisions.
+        title: put before the scene's name, e.g. `worst`.
+    """
+    score = WindowScore.of(window, card)
+    iou = "no object labelled or predicted" if score.iou is None else f"IoU {score.iou:.3f}"
+    height, width = window.valid.shape
+    sheet = lay_out(
+        paint_panels(window, card),
+        caption=f"{title}: {window.scene}" if title else window.scene,
+        note=f"row {window.row}, col {window.col}, {height} × {width} px  ·  {iou}",
+    )
+    file = io.BytesIO()
+    sheet.save(file, "png", optimize=True)
+    return file.getvalue()
+
+
+def paint_panels(window: ShownWindow, card: ModelCard) -> tuple[Panel, Panel, Panel, Panel]:
+    """Picture, truth, probability and errors, magnified to about `PANEL` screen pixels."""
+    truth, decided, counted = foreground_planes(window, card)
+    places, _, names = zip(*card.foreground, strict=True)
+    planes = Planes(
+        picture=stretch(window.pixels[display_bands(card.bands, len(window.pixels))], window.valid),
+        valid=window.valid,
+        truth=truth,
+        probability=window.probability[list(places)],
+        decided=decided,
+        counted=counted,
+    ).magnified(max(1, round(PANEL / max(window.valid.shape))))
+    threshold = card.threshold if card.activation == "sigmoid" else None
+    return (
+        paint_picture(planes),
+        paint_truth(planes, names),
+        paint_probability(planes, names, threshold),
+        paint_errors(planes),
+    )
+
+
+class _Top:
+    """The windows of the highest keys among those offered, at most so many; ties go to the first."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._heap: list[tuple[tuple[float, int], ShownWindow]] = []
+
+    def offer(self, key: tuple[float, int], window: ShownWindow) -> None:
+        """Keep a copy of the window when it belongs there; no two keys are equal."""
+        if len(self._heap) < self.most:
+            heapq.heappush(self._heap, (key, window.copy()))
+        elif self._heap and key > self._heap[0][0]:
+            heapq.heapreplace(self._heap, (key, window.copy()))
+
+    def having(self, least: float) -> list[tuple[int, ShownWindow]]:
+        """`(place, window)` of those whose key is at least so high, highest first."""
+        ordered = sorted(self._heap, key=lambda entry: entry[0], reverse=True)
+        return [(-key[1], window) for key, window in ordered if key[0] >= least]

@@ -1,0 +1,125 @@
+"""What a run leaves beside its checkpoint: history, curves, pictures of held-out windows, and the card's page.
+
+model.run/
+  history.csv         a row per epoch, whole after every epoch
+  curves.png          loss, IoU, F1 and learning rate over epochs
+  reliability.png     predicted probability against observed share, before and after calibration
+  overlays/*.png      held-out windows: picture, truth, probability, errors
+  card.md             the model card as a page
+  tensorboard/        scalars per epoch, when `tensorboard` is on
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import SettingsError
+from pipeline.model.card import ModelCard
+from pipeline.storage.files import make_folder, write_whole
+from pipeline.training.artifacts.card_facts import Facts
+from pipeline.training.artifacts.card_page import card_page
+from pipeline.training.artifacts.curves import curves_png, reliability_png
+from pipeline.training.artifacts.overlays import ShownWindow, choose_windows, picture_png
+from pipeline.training.artifacts.tensorboard import record_values
+from pipeline.training.records import EpochRecord, TrainReport
+from pipeline.training.settings.artifacts import LeavesSpec
+
+if TYPE_CHECKING:
+    from pipeline.training.validation.calibration import Reliability
+
+HISTORY, CURVES, RELIABILITY, OVERLAYS, CARD = "history.csv", "curves.png", "reliability.png", "overlays", "card.md"
+"""Names in a run folder."""
+
+
+def check_leaves(spec: LeavesSpec) -> None:
+    """Find out before the run whether its leaves can be written.
+
+    Raises:
+        SettingsError: TensorBoard is wanted and not installed.
+    """
+    if spec.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise SettingsError(
+            "leaves.tensorboard is on, but the package tensorboard is not installed; "
+            "pip install scenemill[tensorboard], or set leaves.tensorboard=false"
+        )
+
+
+def write_history(folder: Path, records: Sequence[EpochRecord]) -> Path:
+    """Write `history.csv` anew: a row per epoch, a column per number; a class's numbers are `classes.<name>.<number>`.
+
+    Raises:
+        WorldError: the disk refuses.
+    """
+    rows = [{".".join(path): _cell(value) for path, value in record_values(record)} for record in records]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    make_folder(folder)
+    return _written(folder / HISTORY, text.getvalue())
+
+
+def write_leaves(
+    folder: Path,
+    report: TrainReport,
+    *,
+    spec: LeavesSpec,
+    reliability: tuple[Reliability, Reliability] | None = None,
+    windows: Iterable[ShownWindow] = (),
+) -> tuple[Path, ...]:
+    """Write everything that is made once, at the end of a run.
+
+    Args:
+        folder: the run folder, made when missing.
+        report: the finished run; its `checkpoint` lies beside the folder.
+        spec: how much is wanted.
+        reliability: of held-out pixels before and after calibration; None = not measured.
+        windows: held-out windows with the best epoch's probabilities, walked once; only the pictured ones are kept.
+
+    Returns:
+        The files written, the card's page last.
+
+    Raises:
+        WorldError: the disk refuses.
+    """
+    history = write_history(folder, report.history)
+    pictures = [_written(folder / CURVES, curves_png(report.history, report.best_epoch))]
+    if reliability is not None:
+        pictures.append(_written(folder / RELIABILITY, reliability_png(*reliability)))
+    pictures += _write_overlays(folder / OVERLAYS, windows, report.card, spec.overlays)
+    addresses = [path.relative_to(folder).as_posix() for path in pictures]
+    page = card_page(report.card, checkpoint=report.checkpoint.name, report=report, pictures=addresses)
+    return (history, *pictures, _written(folder / CARD, page))
+
+
+def _write_overlays(folder: Path, windows: Iterable[ShownWindow], card: ModelCard, count: int) -> list[Path]:
+    """A picture per chosen window, the worst first; pictures of an earlier run vanish."""
+    seed = Facts(card=card).number("settings", "seed") or 0
+    chosen = choose_windows(windows, card, count=count, seed=int(seed)) if count else []
+    make_folder(folder)
+    written = []
+    for number, (kind, window) in enumerate(chosen, start=1):
+        scene = re.sub(r"[^\w.-]+", "_", window.scene)[:80]
+        path = folder / f"{number:02d}-{kind}-{scene}-r{window.row}-c{window.col}.png"
+        written.append(_written(path, picture_png(window, card, title=kind)))
+    for path in set(folder.glob("[0-9][0-9]-*.png")) - set(written):
+        path.unlink(missing_ok=True)
+    return written
+
+
+def _written(path: Path, content: bytes | str) -> Path:
+    write_whole(path, content)
+    return path
+
+
+def _cell(value: object) -> str:
+    """Six digits of a number; nothing where it is not defined."""
+    if value is None or value != value:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

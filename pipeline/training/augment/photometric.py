@@ -1,0 +1,115 @@
+"""Changes of light: what happens to the values of the model input. Invalid pixels stay 0 throughout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.inference.normalize import InputTransform
+from pipeline.training.augment.parameters import Changes, replaced, rows_that
+
+BLUR_REACH = 3
+"""Deviations of the Gaussian to either side that are summed."""
+
+
+def vary_light(transform: InputTransform, changes: Changes) -> InputTransform:
+    """Normalisation to another contrast and brightness: `input -> factor * input + shift` per band.
+
+    Folded into the multiply-add that normalises anyway, so it costs nothing and leaves invalid pixels at 0.
+    """
+    count = len(transform.gain)
+    factor, shift = changes.factor or (1.0,) * count, changes.shift or (0.0,) * count
+    return replace(
+        transform,
+        gain=tuple(f * g for f, g in zip(factor, transform.gain, strict=True)),
+        bias=tuple(f * b + s for f, b, s in zip(factor, transform.bias, shift, strict=True)),
+    )
+
+
+def apply_gamma(pixels: Tensor, valid: Tensor, changes: Sequence[Changes]) -> Tensor:
+    """`low + (high - low) * ((x - low) / (high - low)) ** gamma`, `low` and `high` of the band's valid pixels.
+
+    Standardised input has no black and no white of its own, so those of the window are taken (as nnU-Net
+    does: Isensee et al. 2021, Nature Methods 18:203).
+
+    Args:
+        pixels: `(N, bands, H, W)` float32.
+        valid: `(N, H, W)`.
+        changes: one per window.
+    """
+    rows = rows_that(changes, lambda each: each.gamma != 1)
+    if not rows:
+        return pixels
+    part, real = pixels[rows], valid[rows][:, None]
+    exponent = torch.tensor([changes[row].gamma for row in rows]).to(pixels)[:, None, None, None]
+    low = torch.where(real, part, math.inf).amin((2, 3), keepdim=True)
+    high = torch.where(real, part, -math.inf).amax((2, 3), keepdim=True)
+    extent = (high - low).clamp(min=torch.finfo(pixels.dtype).tiny)
+    toned = low + extent * ((part - low) / extent).clamp(0, 1) ** exponent
+    return replaced(pixels, rows, torch.where(real, toned, 0.0))
+
+
+def apply_blur(pixels: Tensor, valid: Tensor, changes: Sequence[Changes]) -> Tensor:
+    """Gaussian means over valid pixels; nothing outside of the window or of valid data is mixed in."""
+    rows = rows_that(changes, lambda each: each.blur_px > 0)
+    if not rows:
+        return pixels
+    part, real = pixels[rows], valid[rows][:, None]
+    kernels = _gaussians([changes[row].blur_px for row in rows]).to(pixels)
+    planes = _smooth(torch.cat([part, real.to(part.dtype)], dim=1), kernels)
+    means = planes[:, :-1] / planes[:, -1:]
+    return replaced(pixels, rows, torch.where(real, means, 0.0))
+
+
+def _gaussians(sigmas_px: Sequence[float]) -> Tensor:
+    """`(N, taps)` weights that sum to 1; the narrower ones end in zeros."""
+    deviations = torch.tensor(sigmas_px, dtype=torch.float64)[:, None]
+    reach = math.ceil(BLUR_REACH * max(sigmas_px))
+    steps = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (steps / deviations) ** 2)
+    weights[steps.abs() > (BLUR_REACH * deviations).ceil()] = 0
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _smooth(planes: Tensor, kernels: Tensor) -> Tensor:
+    """Each window convolved along rows and columns with its own kernel, `(N, taps)`; zeros outside."""
+    count, depth, height, width = planes.shape
+    weights = kernels.repeat_interleave(depth, dim=0)[:, None]
+    flat, reach = planes.reshape(1, count * depth, height, width), kernels.shape[1] // 2
+    flat = F.conv2d(flat, weights[:, :, :, None], padding=(reach, 0), groups=count * depth)
+    flat = F.conv2d(flat, weights[:, :, None, :], padding=(0, reach), groups=count * depth)
+    return flat.reshape(planes.shape)
+
+
+def apply_noise(pixels: Tensor, valid: Tensor, changes: Sequence[Changes]) -> Tensor:
+    """Gaussian noise from each window's own seed; the same on every machine with the same kind of device."""
+    rows = rows_that(changes, lambda each: each.noise > 0)
+    if not rows:
+        return pixels
+    noisy = pixels.clone()
+    for row in rows:
+        generator = torch.Generator(pixels.device).manual_seed(changes[row].noise_seed)
+        noise = torch.randn(pixels.shape[1:], generator=generator, device=pixels.device, dtype=pixels.dtype)
+        noisy[row] += noise.mul_(changes[row].noise).mul_(valid[row])
+    return noisy
+
+
+def apply_cutout(pixels: Tensor, changes: Sequence[Changes]) -> Tensor:
+    """Squares of 0; they may reach past the window (DeVries & Taylor 2017, section 3)."""
+    rows = rows_that(changes, lambda each: each.cutouts)
+    if not rows:
+        return pixels
+    cut, side = pixels.clone(), pixels.shape[-1]
+    for row in rows:
+        length = changes[row].cutout_side * side
+        for centre in changes[row].cutouts:
+            first = [round(share * side - length / 2) for share in centre]
+            top, left = (max(0, start) for start in first)
+            bottom, right = (max(0, start + round(length)) for start in first)
+            cut[row, :, top:bottom, left:right] = 0
+    return cut

@@ -1,0 +1,102 @@
+"""Random changes of training windows: drawn as numbers on the CPU, then applied by pure functions.
+
+The order: mirror and quarter turns (whole pixels); rotation, scaling and deformation (one resampling);
+contrast, brightness and band gain (in the multiply-add that normalises); gamma; blur; noise; cutout.
+What is drawn depends on the generator alone; what is applied, on the window and what was drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from numpy.random import Generator
+
+from pipeline.training.augment.geometric import warp
+from pipeline.training.augment.parameters import Changes, WindowStack
+from pipeline.training.augment.photometric import apply_blur, apply_cutout, apply_gamma, apply_noise
+from pipeline.training.settings.augment import (
+    AugmentSpec,
+    CutoutSpec,
+    ElasticSpec,
+)
+
+
+def draw_changes(rng: Generator, spec: AugmentSpec, *, bands: int) -> Changes:
+    """What to do to one window of so many bands.
+
+    Every number is drawn whether it is used or not, so that switching one change on leaves the others as they were.
+    """
+    plain = Changes(
+        mirrored=_happens(rng, spec.flips),
+        quarter_turns=int(rng.integers(1, 4)) * _happens(rng, spec.turns),
+        degrees=_even(rng, spec.rotation.degrees) * _happens(rng, spec.rotation.probability),
+        scale=_between(rng, spec.scaling.low, spec.scaling.high) ** _happens(rng, spec.scaling.probability),
+        gamma=_between(rng, spec.gamma.low, spec.gamma.high) ** _happens(rng, spec.gamma.probability),
+        blur_px=rng.uniform(0, spec.blur.sigma_px) * _happens(rng, spec.blur.probability),
+        noise=rng.uniform(0, spec.noise.deviation) * _happens(rng, spec.noise.probability),
+        noise_seed=int(rng.integers(2**63)),
+    )
+    factor, shift = _draw_light(rng, spec, bands)
+    return replace(
+        plain,
+        factor=factor,
+        shift=shift,
+        elastic=_draw_elastic(rng, spec.elastic),
+        cutouts=_draw_cutouts(rng, spec.cutout),
+        cutout_side=spec.cutout.share,
+    )
+
+
+def apply_changes(
+    stack: WindowStack, changes: Sequence[Changes], *, size: int, clip: tuple[float, float] | None = None
+) -> WindowStack:
+    """Warp windows and change their light, on whichever device they are; the input is left as it was.
+
+    Args:
+        stack: windows already mirrored, turned and normalised to varied light, read with `reach_of` around.
+        changes: one per window.
+        size: side in pixels of the windows wanted.
+        clip: bounds of the model input, or None.
+    """
+    stack = warp(stack, changes, size=size)
+    pixels = apply_gamma(stack.pixels, stack.valid, changes)
+    pixels = apply_blur(pixels, stack.valid, changes)
+    noisy = apply_noise(pixels, stack.valid, changes)
+    if clip is not None and noisy is not pixels:
+        noisy = noisy.clamp(*clip) * stack.valid[:, None]
+    return replace(stack, pixels=apply_cutout(noisy, changes))
+
+
+def _happens(rng: Generator, probability: float) -> bool:
+    return bool(rng.random() < probability)
+
+
+def _even(rng: Generator, most: float) -> float:
+    return float(rng.uniform(-most, most))
+
+
+def _between(rng: Generator, low: float, high: float) -> float:
+    """Evenly over the logarithm."""
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def _draw_light(rng: Generator, spec: AugmentSpec, bands: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Factor and summand per band: contrast, then brightness, then the band's own."""
+    own = spec.band_gain
+    factor = 1 + _even(rng, spec.contrast.factor) * _happens(rng, spec.contrast.probability)
+    shift = _even(rng, spec.brightness.shift) * _happens(rng, spec.brightness.probability)
+    gained = _happens(rng, own.probability)
+    pairs = [(1 + _even(rng, own.factor) * gained, _even(rng, own.shift) * gained) for _ in range(bands)]
+    return tuple(gain * factor for gain, _ in pairs), tuple(gain * shift + more for gain, more in pairs)
+
+
+def _draw_elastic(rng: Generator, spec: ElasticSpec) -> tuple[float, ...]:
+    drawn = tuple(rng.normal(0, spec.deviation_px, 2 * spec.nodes**2).tolist())
+    return drawn if _happens(rng, spec.probability) else ()
+
+
+def _draw_cutouts(rng: Generator, spec: CutoutSpec) -> tuple[tuple[float, float], ...]:
+    drawn = tuple((rng.random(), rng.random()) for _ in range(spec.count))
+    return drawn if _happens(rng, spec.probability) else ()

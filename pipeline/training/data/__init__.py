@@ -1,0 +1,1 @@
+"""Samples of labelled scenes: splits, windows and the loader."""

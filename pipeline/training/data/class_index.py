@@ -1,0 +1,100 @@
+"""Where each class is, cell by cell, so that a pixel of the rarest is drawn at once and each equally likely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.training.data.blocks import Starts
+from pipeline.training.data.splits import Area
+from pipeline.training.labels.polygon_labels import UNLABELLED
+
+CELL = 64
+"""Side in pixels of the cells whose pixels are counted."""
+STEP = 16 * CELL
+"""Side in pixels of the blocks that are counted at once; bounds memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """The pixels of one class in one area, counted by cells."""
+
+    cells: NDArray[np.intp]
+    """`(n,)` numbers of the cells, row by row, that hold some; ascending."""
+    until: NDArray[np.int64]
+    """`(n,)` pixels in these cells up to and including each."""
+
+    @property
+    def pixels(self) -> int:
+        """Pixels in all cells."""
+        return int(self.until[-1]) if len(self.until) else 0
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """The cell of pixel `number`, counted from 0, and the pixel's number in it."""
+        at = int(np.searchsorted(self.until, number, side="right"))
+        return int(self.cells[at]), number - (int(self.until[at - 1]) if at else 0)
+
+
+class ClassIndex:
+    """The pixels of an area that some core covers: of each class, and of all that is labelled."""
+
+    def __init__(self, area: Area, core_size: int) -> None:
+        """Looks at every label of the area once."""
+        self.area = area
+        self.starts: Starts = area.starts(core_size)
+        grid = area.source.scene.grid
+        self._across = -(-grid.width // CELL)
+        counts = self._count(grid.shape)
+        self.classes = tuple(_layer(plane) for plane in counts[:-2])
+        self.labelled = _layer(counts[-2])
+        self.wholly_labelled = self.labelled.pixels == counts[-1].sum(dtype=np.int64)
+
+    def draw_start(self, rng: Generator, class_index: int | None = None) -> tuple[int, int]:
+        """`(row, col)` of a core that holds a pixel of a class, or any labelled pixel, each pixel equally likely."""
+        if class_index is None and self.wholly_labelled:
+            return self.starts.draw(rng)
+        layer = self.labelled if class_index is None else self.classes[class_index]
+        cell, number = layer.locate(int(rng.integers(layer.pixels)))
+        window = self._window(cell)
+        planes = self._planes(window)
+        row, col = divmod(int(np.flatnonzero(planes[-2 if class_index is None else class_index])[number]), window.width)
+        return self.starts.draw(rng, (window.row_off + row, window.col_off + col))
+
+    def _count(self, shape: tuple[int, int]) -> NDArray[np.int32]:
+        """Pixels of each plane in each cell, `(classes + 2, rows, cols)`."""
+        height, width = shape
+        strips = []
+        for row in range(0, height, STEP):
+            windows = [
+                Window(col, row, min(STEP, width - col), min(STEP, height - row)) for col in range(0, width, STEP)
+            ]
+            strips.append(np.concatenate([_sum_cells(self._planes(window)) for window in windows], axis=2))
+        return np.concatenate(strips, axis=1)
+
+    def _planes(self, window: Window) -> NDArray[np.bool_]:
+        """`(classes + 2, height, width)`: of the pixels that some core covers, each class, all labelled, and all."""
+        target = self.area.source.target(window)
+        covered = self.starts.reach(window)[None] if self.area.held_out else np.ones((1, *target.shape[1:]), bool)
+        labelled = (target != UNLABELLED).any(axis=0, keepdims=True)
+        return np.asarray(np.concatenate([target == 1, labelled, covered]) & covered)
+
+    def _window(self, cell: int) -> Window:
+        row, col = (CELL * k for k in divmod(cell, self._across))
+        height, width = self.area.source.scene.grid.shape
+        return Window(col, row, min(CELL, width - col), min(CELL, height - row))
+
+
+def _sum_cells(planes: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """`(n, height, width)` -> pixels `(n, rows, cols)` in each cell."""
+    _, height, width = planes.shape
+    strips = np.add.reduceat(planes, np.arange(0, height, CELL), axis=1, dtype=np.int32)
+    return np.asarray(np.add.reduceat(strips, np.arange(0, width, CELL), axis=2))
+
+
+def _layer(counts: NDArray[np.int32]) -> Layer:
+    cells = np.flatnonzero(counts)
+    return Layer(cells=cells, until=np.cumsum(counts.ravel()[cells], dtype=np.int64))

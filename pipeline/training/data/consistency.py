@@ -1,0 +1,99 @@
+"""Scenes of one training run, described and held against one another: bands, type, place and resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.catalog.entry import CatalogEntry
+from pipeline.errors import SceneError, SettingsError
+from pipeline.grid.crs import is_on_earth
+from pipeline.grid.raster_grid import RasterGrid
+from pipeline.model.card import ModelCard
+from pipeline.scene.describe import Scene, describe_scene
+from pipeline.training.images import reading_of
+
+if TYPE_CHECKING:
+    from pipeline.training.settings.spec import TrainSpec
+
+MOST_RESOLUTION_SPREAD = 1.1
+"""Largest over smallest ground resolution of scenes that may be trained together without `resolution_m`."""
+
+
+def describe_alike(entries: Sequence[CatalogEntry], spec: TrainSpec) -> tuple[list[Scene], list[RasterGrid]]:
+    """Every scene as it is read, and its file's own grid; checked to agree with one another.
+
+    Raises:
+        SceneError: a scene cannot be read, or differs from the first in bands, type or in having a place.
+        SettingsError: they differ in resolution, or have none to be changed.
+    """
+    reading = {suffix: reading_of(f"a{suffix}", spec.reading) for suffix in {_suffix(e.location) for e in entries}}
+    wanted = _wanted(spec.bands) if spec.bands else None
+    natives: list[Scene] = []
+    for entry in entries:
+        scene = describe_scene(
+            entry.location, reading[_suffix(entry.location)], card=wanted, scene_id=entry.id, placed=False
+        )
+        wanted = wanted or _wanted(scene.bands)
+        _check_like(scene, natives[0] if natives else scene)
+        natives.append(scene)
+    resolution_m = _resolution_m(natives, spec)
+    grids = [scene.grid for scene in natives]
+    if resolution_m is None:
+        return natives, grids
+    return [replace(scene, grid=scene.grid.resampled(resolution_m)) for scene in natives], grids
+
+
+def _suffix(location: str) -> str:
+    return Path(location).suffix.lower()
+
+
+def _wanted(bands: Sequence[str]) -> ModelCard:
+    return ModelCard(bands=tuple(bands), classes=("any",))
+
+
+def _check_like(scene: Scene, first: Scene) -> None:
+    """Refuse a scene of another pixel type, or with a place on the ground where the first has none."""
+    if "palette" in scene.bands:
+        raise SceneError(
+            f"{scene.location}: holds numbers of palette colours, which have no order; "
+            "write the colours themselves, e.g. gdal_translate -expand rgb"
+        )
+    if scene.dtype != first.dtype:
+        raise SceneError(
+            f"{scene.location}: is {scene.dtype}, but {first.location} is {first.dtype}; "
+            "train on scenes of one type, or convert them"
+        )
+    placed = [is_on_earth(each.grid.crs) for each in (scene, first)]
+    if placed[0] != placed[1]:
+        with_it, without = (scene, first) if placed[0] else (first, scene)
+        raise SceneError(
+            f"{without.location}: is not georeferenced, but {with_it.location} is; georeference all images "
+            "(reading.crs gives the CRS of those that lack it) or none"
+        )
+
+
+def _resolution_m(natives: Sequence[Scene], spec: TrainSpec) -> float | None:
+    """The ground resolution that scenes are brought to, or None when they stay as they are."""
+    if not is_on_earth(natives[0].grid.crs):
+        if spec.resolution_m is None:
+            return None
+        raise SettingsError(
+            f"resolution_m must be left out, not {spec.resolution_m}: {natives[0].location} is not georeferenced, so "
+            "the size of its pixels in metres is not known"
+        )
+    if spec.resolution_m is not None:
+        return spec.resolution_m
+    sizes = [scene.grid.resolution_m for scene in natives]
+    if max(sizes) > MOST_RESOLUTION_SPREAD * min(sizes):
+        pairs = sorted(zip(sizes, (scene.id for scene in natives), strict=True))
+        listed = ", ".join(
+            f"{name} {size:.3g} m" for size, name in (pairs if len(pairs) < 6 else (pairs[0], pairs[-1]))
+        )
+        raise SettingsError(
+            f"resolution_m must be set, because the scenes differ in ground resolution: {listed}; "
+            f"e.g. resolution_m={max(sizes):.2g}"
+        )
+    return None

@@ -1,0 +1,215 @@
+"""Cores in, batches of tensors out, prepared ahead of the network on a few threads.
+
+The threads read, mirror, turn and normalise. What costs much per pixel (warping, blur, noise) follows on
+the network's device where that is CUDA, and else in the same threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from rasterio.windows import Window
+from torch import Tensor
+
+from pipeline.inference.normalize import input_transform
+from pipeline.model.card import Activation, Normalization
+from pipeline.training.augment.geometric import flip_and_turn, reach_of
+from pipeline.training.augment.parameters import Changes, WindowStack
+from pipeline.training.augment.photometric import vary_light
+from pipeline.training.augment.sample_and_apply import apply_changes, draw_changes
+from pipeline.training.data.samples import read_padded
+from pipeline.training.data.splits import Area
+from pipeline.training.data.windows import MOST_DRAWS, Core, Drawer
+from pipeline.training.labels.polygon_labels import UNLABELLED
+from pipeline.training.sample import Sample
+
+if TYPE_CHECKING:
+    from pipeline.training.settings.spec import TrainSpec
+
+AHEAD = 4
+"""Batches prepared before they are asked for; bounds memory."""
+LEAST_VALID = 0.1
+"""Training windows with a smaller share of valid pixels are drawn again."""
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one step sees; `outputs` planes as in `TrainSpec.outputs`."""
+
+    pixels: Tensor
+    """`(N, bands, H, W)` float32 model input, channels last in memory."""
+    target: Tensor
+    """`(N, outputs, H - 2 margin, W - 2 margin)` float32, 0 or 1 where counted."""
+    counted: Tensor
+    """Same shape, bool: valid and labelled."""
+
+
+class Feed:
+    """Makes batches for one network from samples of any scene; a context manager, for its threads."""
+
+    def __init__(
+        self, spec: TrainSpec, normalization: Normalization, *, margin: int, device: torch.device | None = None
+    ) -> None:
+        """Batches lie on `device`, by default the CPU."""
+        self.spec = spec
+        self.normalization = normalization
+        self.margin = margin
+        self.device = device or torch.device("cpu")
+        self.core_size = spec.samples.tile_size - 2 * margin
+        self.batches_per_epoch = -(-spec.samples.windows_per_epoch // spec.samples.batch_size)
+        self._drawer: tuple[Sequence[Area], Drawer] | None = None
+        self._torch_threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(
+            spec.samples.threads,
+            thread_name_prefix="samples",
+            initializer=torch.set_num_threads,  # of the calling thread, and of threads that begin later
+            initargs=(1,),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._torch_threads)
+
+    def training(self, areas: Sequence[Area], epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The random batches of an epoch from number `start` on; each depends on seed, epoch and number alone."""
+
+        def make(index: int) -> _Raw:
+            rngs = (np.random.default_rng([self.spec.seed, 2, epoch, index, k]) for k in range(size))
+            return _stack([self._training_item(drawer, bands, rng) for rng in rngs])
+
+        size, bands, drawer = self.spec.samples.batch_size, len(areas[0].source.scene.bands), self._drawer_of(areas)
+        return self._batches(make, range(start, self.batches_per_epoch))
+
+    def validation(self, cores: Sequence[Core]) -> Iterator[Batch]:
+        """Batches over held-out cores in order, unchanged; every pixel of a block is counted exactly once."""
+
+        def make(index: int) -> _Raw:
+            part = cores[index * size : (index + 1) * size]
+            return _stack([self._item(core, self._read(core), Changes()) for core in part])
+
+        size = self.spec.samples.batch_size
+        return self._batches(make, range(-(-len(cores) // size)))
+
+    def _batches(self, make: Callable[[int], _Raw], indices: range) -> Iterator[Batch]:
+        if self.device.type == "cuda":
+            yield from map(self._finish, prefetch(lambda index: make(index).pinned(), indices, self._pool))
+        else:
+            yield from prefetch(lambda index: self._finish(make(index)), indices, self._pool)
+
+    def _drawer_of(self, areas: Sequence[Area]) -> Drawer:
+        """Made once, because it looks at every label."""
+        if self._drawer is None or self._drawer[0] is not areas:
+            self._drawer = areas, Drawer(areas, self.spec.samples, self.core_size)
+        return self._drawer[1]
+
+    def _training_item(self, drawer: Drawer, bands: int, rng: Generator) -> _Item:
+        changes = draw_changes(rng, self.spec.augment, bands=bands)
+        reach = reach_of(changes, self.spec.samples.tile_size)
+        inner = slice(reach, reach + self.spec.samples.tile_size)
+        for _ in range(MOST_DRAWS):
+            core = drawer.draw(rng)
+            sample = self._read(core, reach=reach)
+            if sample.valid[inner, inner].mean() >= LEAST_VALID:
+                break
+        return self._item(core, flip_and_turn(sample, changes), changes)
+
+    def _read(self, core: Core, *, reach: int = 0) -> Sample:
+        """The input of a core with `reach` around; pixels that may not count are kept, but unlabelled."""
+        before = self.margin + reach
+        row, col, size = core.row - before, core.col - before, self.core_size + 2 * before
+        sample = read_padded(core.source, row, col, size)
+        counted = core.counts(Window(col, row, size, size))
+        return replace(sample, target=np.where(counted, sample.target, np.uint8(UNLABELLED)))
+
+    def _item(self, core: Core, sample: Sample, changes: Changes) -> _Item:
+        transform = vary_light(input_transform(core.source.scene, self.normalization), changes)
+        return replace(sample, pixels=transform.apply(sample.pixels, sample.valid)), changes
+
+    def _finish(self, raw: _Raw) -> Batch:
+        """Apply the changes that are left, and cut the target to what the network returns."""
+        size, clip = self.spec.samples.tile_size, self.normalization.clip
+        stack = apply_changes(raw.stack.to(self.device), raw.changes, size=size, clip=clip)
+        inner = stack.crop(self.core_size)
+        target, counted = output_planes(inner.target, inner.valid, activation=self.spec.activation)
+        pixels = stack.pixels.contiguous(memory_format=torch.channels_last)
+        return Batch(pixels=pixels, target=target, counted=counted)
+
+
+_Item = tuple[Sample, Changes]
+"""One window as model input, mirrored and turned, and what is still to be done to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Raw:
+    """A batch before what is done on the device."""
+
+    stack: WindowStack
+    """Windows, the smaller ones in the middle of invalid pixels."""
+    changes: tuple[Changes, ...]
+    """One per window."""
+
+    def pinned(self) -> _Raw:
+        """In memory that a CUDA device copies from while the CPU goes on."""
+        return replace(self, stack=self.stack.pinned())
+
+
+def _stack(items: Sequence[_Item]) -> _Raw:
+    side = max(len(sample.valid) for sample, _ in items)
+    first, count = items[0][0], len(items)
+    pixels = np.zeros((count, len(first.pixels), side, side), np.float32)
+    target = np.full((count, len(first.target), side, side), UNLABELLED, np.uint8)
+    valid = np.zeros((count, side, side), bool)
+    for row, (sample, _) in enumerate(items):
+        length = len(sample.valid)
+        at = slice((side - length) // 2, (side - length) // 2 + length)
+        pixels[row, :, at, at], target[row, :, at, at], valid[row, at, at] = sample.pixels, sample.target, sample.valid
+    stack = WindowStack(pixels=torch.from_numpy(pixels), target=torch.from_numpy(target), valid=torch.from_numpy(valid))
+    return _Raw(stack=stack, changes=tuple(changes for _, changes in items))
+
+
+def output_planes(target: Tensor, valid: Tensor, *, activation: Activation) -> tuple[Tensor, Tensor]:
+    """What the network shall return and where that counts, each `(N, outputs, H, W)`, float32 and bool.
+
+    With `softmax` the background is put first, and of several classes at a pixel the first wins.
+
+    Args:
+        target: `(N, classes, H, W)`: 1 object, 0 none, 255 unlabelled.
+        valid: `(N, H, W)`.
+        activation: of the network.
+    """
+    present, labelled = target == 1, (target != UNLABELLED) & valid[:, None]
+    if activation == "sigmoid":
+        return present.float(), labelled
+    first = present & (present.cumsum(dim=1, dtype=torch.uint8) == 1)
+    planes = torch.cat([~present.any(dim=1, keepdim=True), first], dim=1).float()
+    return planes, labelled.all(dim=1, keepdim=True).expand_as(planes)
+
+
+def prefetch(make: Callable[[int], Made], indices: Sequence[int], pool: Executor) -> Iterator[Made]:
+    """Yield `make(index)` of each index in order, at most `AHEAD` of them made in advance.
+
+    An error in `make` is raised when its batch is due; leaving early cancels what has not begun.
+    """
+    pending: deque[Future[Made]] = deque()
+    try:
+        for index in indices:
+            pending.append(pool.submit(make, index))
+            if len(pending) > AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

@@ -1,0 +1,246 @@
+"""What is learned from, what chooses the epoch, and what is only tested: whole scenes, or blocks of scenes.
+
+No pixel is in two parts. Random pixels or overlapping windows are never split: neighbours resemble each
+other, and a score on neighbours of the training pixels says nothing (Roberts et al. 2017, Ecography 40:913).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.errors import LabelError, SettingsError
+from pipeline.training.data.blocks import Starts, clip, free_starts, overlap, plan_blocks
+from pipeline.training.data.samples import LabelledData, SampleSource, presence
+from pipeline.training.data.stratify import deal
+from pipeline.training.settings.data import SMALLEST_BLOCK, SplitSpec
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["scenes", "blocks"]
+"""What is held out: whole scenes, or blocks inside scenes."""
+Part = tuple[SampleSource, Window]
+"""A block of a scene, or all of it."""
+ENOUGH_SCENES = 10
+"""From so many scenes on, `auto` holds out whole scenes."""
+MOST_DEALS = 16
+"""Deals of blocks that are tried until training windows fit between them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """Part of a scene: everything but some blocks."""
+
+    source: SampleSource
+    """The scene."""
+    held_out: tuple[Window, ...] = ()
+    """Blocks that no core may overlap; disjoint."""
+
+    @property
+    def pixels(self) -> int:
+        """Pixels that may be learned from, valid or not."""
+        grid = self.source.scene.grid
+        return int(grid.height * grid.width - sum(block.width * block.height for block in self.held_out))
+
+    def starts(self, size: int) -> Starts:
+        """Where cores of a size may start."""
+        return free_starts(self.source.scene.grid.shape, self.held_out, size)
+
+    def free_pixels(self, window: Window) -> NDArray[np.bool_]:
+        """Which pixels of a window, `(height, width)`, lie outside all held-out blocks."""
+        free = np.ones((window.height, window.width), bool)
+        for block in self.held_out:
+            if overlap(window, block):
+                common = clip(block, window)
+                top, left = common.row_off - window.row_off, common.col_off - window.col_off
+                free[top : top + common.height, left : left + common.width] = False
+        return free
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What is learned from, and what is held out; no pixel is in two parts."""
+
+    training: tuple[Area, ...]
+    """Where training windows are drawn."""
+    validation: tuple[Part, ...]
+    """Held-out blocks or whole scenes that choose epoch and threshold; never empty."""
+    test: tuple[Part, ...] = ()
+    """Held-out blocks or whole scenes that nothing is chosen by; may be empty."""
+    kind: Kind
+    """`scenes` or `blocks`."""
+
+    def as_record(self) -> dict[str, object]:
+        """The split for the model card: of each part its scenes, its blocks and its share of all pixels."""
+        pixels = {
+            "training": sum(area.pixels for area in self.training),
+            "validation": sum(block.width * block.height for _, block in self.validation),
+            "test": sum(block.width * block.height for _, block in self.test),
+        }
+        scenes = {"training": [a.source.scene.id for a in self.training]}
+        scenes |= {"validation": _ids(self.validation), "test": _ids(self.test)}
+        record: dict[str, object] = {"kind": self.kind}
+        for part, ids in scenes.items():
+            record[part] = {"scenes": ids, "share": round(pixels[part] / sum(pixels.values()), 4)}
+        if self.kind == "blocks":
+            record["blocks"] = {"validation": len(self.validation), "test": len(self.test)}
+        return record
+
+
+def split_data(data: LabelledData, spec: SplitSpec, *, seed: int, core_size: int) -> Split:
+    """Part the data by scenes or by blocks; the same for the same data, settings and seed.
+
+    Each class is held out in about the shares of the settings, over all scenes together.
+
+    Args:
+        data: all scenes.
+        spec: which part is held out.
+        seed: decides which scenes or blocks.
+        core_size: side in pixels of training windows, which must fit beside what is held out.
+
+    Raises:
+        SettingsError: too few scenes or blocks, or no window fits between them.
+        LabelError: nothing at all is labelled as a class.
+    """
+    if spec.kind == "scenes" or data.validation or data.test or (spec.kind == "auto" and _many(data)):
+        split = _by_scenes(data, spec, seed)
+    else:
+        split = _by_blocks(data.sources, spec, seed, core_size)
+    return split
+
+
+def check_validation(split: Split) -> None:
+    """Refuse a split whose validation part has no labelled object: its IoU would mean nothing.
+
+    Raises:
+        LabelError: when that is so.
+    """
+    if not any(presence(source, block).any() for source, block in split.validation):
+        names = ", ".join(_ids(split.validation))
+        raise LabelError(
+            f"no labelled object lies in the validation part ({names}); choose other split.validation scenes"
+        )
+
+
+def _many(data: LabelledData) -> bool:
+    return len(data.sources) >= ENOUGH_SCENES
+
+
+def _ids(parts: Iterable[Part]) -> list[str]:
+    return list(dict.fromkeys(source.scene.id for source, _ in parts))
+
+
+def _by_scenes(data: LabelledData, spec: SplitSpec, seed: int) -> Split:
+    """The named scenes; where none is named for a part, scenes drawn from the rest."""
+    named = dict.fromkeys(data.validation, 1) | dict.fromkeys(data.test, 2)
+    part = np.array([named.get(source.scene.id, 0) for source in data.sources])
+    if not data.validation:
+        test_share = 0.0 if data.test else spec.test_share
+        rest = np.flatnonzero(part == 0)
+        part[rest] = _draw_scenes([data.sources[k] for k in rest], spec.validation_share, test_share, seed)
+    chosen = [[s for s, k in zip(data.sources, part, strict=True) if k == wanted] for wanted in range(3)]
+    if not chosen[0]:
+        raise SettingsError(
+            f"split.validation: all {len(part)} scenes are held out, none is left for training; name more images"
+        )
+    return Split(
+        training=tuple(Area(source=s) for s in chosen[0]),
+        validation=tuple((s, s.scene.grid.window) for s in chosen[1]),
+        test=tuple((s, s.scene.grid.window) for s in chosen[2]),
+        kind="scenes",
+    )
+
+
+def _draw_scenes(
+    sources: Sequence[SampleSource], validation_share: float, test_share: float, seed: int
+) -> NDArray[np.intp]:
+    found = np.array([presence(s, s.scene.grid.window) for s in sources])
+    parts, having = 3 if test_share else 2, int(found.any(axis=-1).sum())
+    _check_some(having)
+    if having < parts:
+        raise SettingsError(
+            f"split.kind: a split by scenes needs {parts} scenes with objects, one each for training, validation"
+            f"{' and test' if test_share else ''}, but {having} of {len(sources)} have some; set split.kind=blocks, "
+            f"{'or split.test_share=0 to do without a test, ' if test_share and having == 2 else ''}"
+            "or name more images, or other split.test scenes"
+        )
+    return deal(found, [validation_share, test_share], np.random.default_rng([seed, 0]))
+
+
+def _by_blocks(sources: Sequence[SampleSource], spec: SplitSpec, seed: int, core_size: int) -> Split:
+    blocks = _blocks(sources, spec.block_size)
+    found = np.array([presence(source, block) for source, block in blocks])
+    _check_some(int(found.any(axis=1).sum()))
+    if found.any(axis=1).sum() < spec.parts:
+        raise SettingsError(_too_few(sources, spec, found))
+    rng = np.random.default_rng([seed, 0])
+    for _ in range(MOST_DEALS):
+        part = deal(found, [spec.validation_share, spec.test_share], rng)
+        areas = [_area(source, [b for b, k in zip(blocks, part, strict=True) if k]) for source in sources]
+        fitting = tuple(area for area in areas if area.starts(core_size).count)
+        if fitting:
+            break
+    else:
+        raise SettingsError(_no_fit(spec, core_size))
+    _tell_unused(areas, fitting, core_size)
+    validation, test = (tuple(b for b, k in zip(blocks, part, strict=True) if k == wanted) for wanted in (1, 2))
+    return Split(training=fitting, validation=validation, test=test, kind="blocks")
+
+
+def _area(source: SampleSource, held: Sequence[Part]) -> Area:
+    return Area(source=source, held_out=tuple(block for owner, block in held if owner is source))
+
+
+def _blocks(sources: Sequence[SampleSource], size: int) -> list[Part]:
+    return [(source, block) for source in sources for block in plan_blocks(source.scene.grid.shape, size)]
+
+
+def _check_some(having: int) -> None:
+    if not having:
+        raise LabelError(
+            "no pixel of any scene is labelled as one of the classes: check classes, class_map (what the values of "
+            "masks and attributes mean; 255 is unlabelled unless it says otherwise) and labelled_area"
+        )
+
+
+def _too_few(sources: Sequence[SampleSource], spec: SplitSpec, found: NDArray[np.bool_]) -> str:
+    having = int(found.any(axis=1).sum())
+    ways = ["name scenes in split.validation"]
+    if spec.test_share and having == 2:
+        ways.insert(0, "set split.test_share=0 to do without a test")
+    size = spec.block_size // 2
+    while size >= SMALLEST_BLOCK:
+        if sum(presence(*block).any() for block in _blocks(sources, size)) >= spec.parts:
+            ways.insert(0, f"set split.block_size={size}")
+            break
+        size //= 2
+    return (
+        f"split.block_size: a split by blocks needs {spec.parts} blocks with objects, one each for training, validation"
+        f"{' and test' if spec.test_share else ''}, but of {len(found)} block(s) of {spec.block_size} px only "
+        f"{having} hold some; {', or '.join(ways)}"
+    )
+
+
+def _no_fit(spec: SplitSpec, core_size: int) -> str:
+    return (
+        f"split.block_size: no training window, which covers {core_size} px, fits between held-out blocks of "
+        f"{spec.block_size} px; use a larger split.block_size, a smaller samples.tile_size, or name validation scenes"
+    )
+
+
+def _tell_unused(areas: Sequence[Area], fitting: Sequence[Area], core_size: int) -> None:
+    """Say which scenes have land for training that no window fits into."""
+    used = {id(area) for area in fitting}
+    names = [area.source.scene.id for area in areas if id(area) not in used and area.pixels]
+    if names:
+        log.warning(
+            "nothing is learned from %s: no window of %d px fits between the held-out blocks there",
+            ", ".join(names),
+            core_size,
+        )

@@ -1,0 +1,115 @@
+"""Windows of the training part, drawn at random, and windows that cover the held-out part.
+
+A window's core is the square that the network's output covers; its input reaches `margin` pixels
+further. Training cores never overlap a held-out block, and where a window is rotated or deformed, pixels around
+its core take part unless a block holds them. Each drawn window depends only on the generator
+it is given, so neither threads nor interruptions change what is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.errors import SettingsError
+from pipeline.training.data.blocks import clip, plan_blocks
+from pipeline.training.data.class_index import ClassIndex
+from pipeline.training.data.samples import SampleSource
+from pipeline.training.data.splits import Area
+from pipeline.training.settings.data import Balance, SamplesSpec
+
+MOST_DRAWS = 50
+"""Windows drawn until one has enough valid pixels; then the last is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Core:
+    """A square of a scene that is predicted."""
+
+    area: Area
+    """The scene, and its blocks that never count."""
+    row: int
+    """First row; cores may reach past the scene."""
+    col: int
+    """First column."""
+    inside: Window
+    """The part of the scene that may count: the held-out block that is judged, or for training all of it."""
+
+    @property
+    def source(self) -> SampleSource:
+        """The scene."""
+        return self.area.source
+
+    def counts(self, window: Window) -> NDArray[np.bool_]:
+        """Which pixels of a window that overlaps `inside`, `(height, width)`, may count, however they are moved."""
+        counted = np.zeros((window.height, window.width), bool)
+        common = clip(window, self.inside)
+        top, left = common.row_off - window.row_off, common.col_off - window.col_off
+        counted[top : top + common.height, left : left + common.width] = self.area.free_pixels(common)
+        return counted
+
+
+class Drawer:
+    """Draws training cores; safe to use from many threads.
+
+    A share of them holds an object: of a class drawn evenly among those present, at a pixel drawn evenly among
+    that class's pixels that some core covers. The others hold a pixel drawn evenly among labelled ones.
+    """
+
+    def __init__(self, areas: Sequence[Area], spec: SamplesSpec, core_size: int) -> None:
+        """Looks at every training label once.
+
+        Raises:
+            SettingsError: no core holds a labelled pixel.
+        """
+        self._labelled_share = spec.labelled_share
+        self._size = core_size
+        self._indices = [ClassIndex(area, core_size) for area in areas]
+        self._anywhere = _Weights([index.labelled.pixels for index in self._indices], spec.balance)
+        by_class = zip(*([layer.pixels for layer in index.classes] for index in self._indices), strict=True)
+        self._of_class = {k: _Weights(pixels, spec.balance) for k, pixels in enumerate(by_class) if any(pixels)}
+        if not self._anywhere:
+            raise SettingsError(
+                f"samples.tile_size: no training window, which covers {core_size} px, holds a labelled pixel beside "
+                "the held-out blocks; use a smaller samples.tile_size, a larger split.block_size, or more labels"
+            )
+
+    def draw(self, rng: Generator) -> Core:
+        """A random core that overlaps no held-out block."""
+        wants_object = bool(self._of_class) and rng.random() < self._labelled_share
+        class_index = int(rng.choice([*self._of_class])) if wants_object else None
+        weights = self._anywhere if class_index is None else self._of_class[class_index]
+        index = self._indices[weights.draw(rng)]
+        row, col = index.draw_start(rng, class_index)
+        return Core(area=index.area, row=row, col=col, inside=index.area.source.scene.grid.window)
+
+
+def cover(validation: Sequence[tuple[SampleSource, Window]], size: int) -> list[Core]:
+    """Cores that cover held-out blocks, each pixel counted exactly once."""
+    return [
+        Core(
+            area=Area(source=source), row=block.row_off + inner.row_off, col=block.col_off + inner.col_off, inside=block
+        )
+        for source, block in validation
+        for inner in plan_blocks((block.height, block.width), size)
+    ]
+
+
+class _Weights:
+    """How likely each scene is."""
+
+    def __init__(self, pixels: Sequence[int], balance: Balance) -> None:
+        weights = np.array(pixels, float) if balance == "area" else np.array(pixels) > 0
+        self._until: NDArray[np.float64] = np.cumsum(weights, dtype=float)
+
+    def __bool__(self) -> bool:
+        return len(self._until) > 0 and bool(self._until[-1] > 0)
+
+    def draw(self, rng: Generator) -> int:
+        """The number of a scene."""
+        return int(np.searchsorted(self._until, rng.random() * self._until[-1], side="right"))

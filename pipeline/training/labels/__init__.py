@@ -1,0 +1,1 @@
+"""Labels as polygons or masks, and the scenes they belong to."""

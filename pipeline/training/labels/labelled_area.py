@@ -1,0 +1,65 @@
+"""The land that was looked at: polygons outside of which nothing is labelled, whatever the labels say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from pipeline.errors import LabelError
+from pipeline.grid.crs import is_on_earth
+from pipeline.grid.raster_grid import RasterGrid
+from pipeline.scene.describe import Scene
+from pipeline.training.labels.polygon_labels import UNLABELLED, Labels, burn_shapes, outline, polygons_on, read_polygons
+
+
+class LabelledArea:
+    """A polygon file of the land that was looked at, in any CRS."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Read and repair it.
+
+        Raises:
+            LabelError: unreadable, without CRS, or without a polygon.
+        """
+        self.path = Path(path).expanduser()
+        if not self.path.is_file():
+            raise LabelError(f"labelled_area: {path}: no such file; name a polygon file or leave the setting out")
+        self._frame = read_polygons(self.path, ["looked at"]).frame
+        if self._frame.empty:
+            raise LabelError(
+                f"labelled_area: {path} holds no polygon; draw what was looked at, or leave the setting out"
+            )
+
+    def on(self, scene: Scene) -> NDArray[np.object_]:
+        """Its polygons that touch a scene, in the scene's CRS; empty when none does."""
+        if not is_on_earth(scene.grid.crs):
+            raise LabelError(
+                f"labelled_area: {self.path} cannot be laid on {scene.location}, which is not georeferenced; "
+                "give its CRS with reading.crs, or mark what nobody looked at by the value 255 of its mask"
+            )
+        return polygons_on(self._frame, scene.grid)[0]
+
+
+class LimitedLabels:
+    """Labels that count inside some polygons only."""
+
+    def __init__(self, labels: Labels, area: NDArray[np.object_], grid: RasterGrid) -> None:
+        self.grid = grid
+        self._labels = labels
+        self._area = area
+        self._tree = shapely.STRtree(area)
+
+    def burn(self, window: Window) -> NDArray[np.uint8]:
+        """The target of a window, unlabelled where a pixel's centre lies outside the area."""
+        part, target = self.grid.part(window), self._labels.burn(window)
+        near = self._area[np.sort(self._tree.query(outline(part)))]
+        target[:, ~burn_shapes(near, part)] = UNLABELLED
+        return target
+
+    def close(self) -> None:
+        """Close the labels."""
+        self._labels.close()

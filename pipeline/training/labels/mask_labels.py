@@ -1,0 +1,230 @@
+"""Mask rasters as labels: a meaning per pixel value, taken from under the centre of each scene pixel.
+
+    scene pixel -> (its transform) -> scene CRS -> mask CRS -> (inverse of the mask's transform) -> mask pixel
+
+A mask without georeferencing must have the size of its scene's file, and lies on it pixel by pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import Transformer
+from rasterio.windows import Window
+
+from pipeline.errors import LabelError, SceneError
+from pipeline.grid.crs import is_on_earth
+from pipeline.grid.raster_grid import RasterGrid
+from pipeline.scene.describe import Scene, describe_scene
+from pipeline.training.images import open_reader, reading_of
+from pipeline.training.labels.class_map import NOT_LOOKED_AT, Meanings, mask_meanings, unknown_values, value_text
+from pipeline.training.labels.polygon_labels import UNLABELLED, ground_text, outline
+
+UNKNOWN = -3
+"""Code of mask values without a meaning."""
+MOST_MASK_PIXELS = 2**24
+"""Mask pixels that are read at once."""
+EDGE = 1e-6
+"""A centre so close (in mask pixels) to the edge between two mask pixels always belongs to the second."""
+Indices = NDArray[np.int64]
+
+
+class MaskLabels:
+    """A mask raster under a scene; what it does not cover is unlabelled."""
+
+    def __init__(
+        self, mask: Scene, grid: RasterGrid, under: PixelsUnder, *, meanings: Meanings, names: Sequence[str]
+    ) -> None:
+        """`meanings` of mask values lead to indices of `names`, the classes."""
+        self.grid = grid
+        self.classes = len(names)
+        self._mask, self._under = mask, under
+        self._names, self._meanings = names, meanings
+        self._nodata = mask.nodata[0]
+        (file,) = mask.files
+        self._reader = open_reader(replace(mask, files=(replace(file, nodata=(None,)),)))
+        self._table = self._code_table(np.dtype(mask.dtype))
+
+    def burn(self, window: Window) -> NDArray[np.uint8]:
+        """The target of a window; raises LabelError for a value without a meaning."""
+        rows, cols = self._under.of(window)
+        inside = (rows >= 0) & (rows < self._mask.grid.height) & (cols >= 0) & (cols < self._mask.grid.width)
+        target = np.full((self.classes, window.height, window.width), UNLABELLED, np.uint8)
+        if not inside.any():
+            return target
+        top, left, bottom, right = _box(rows, cols, inside)
+        if (bottom - top) * (right - left) > MOST_MASK_PIXELS and window.height * window.width > 1:
+            return self._burn_halves(window)
+        codes = self._codes(Window(left, top, right - left, bottom - top))
+        here = codes[np.clip(rows - top, 0, bottom - top - 1), np.clip(cols - left, 0, right - left - 1)]
+        here = np.where(inside, here, NOT_LOOKED_AT)
+        known = here != NOT_LOOKED_AT
+        for index in range(self.classes):
+            target[index][known] = here[known] == index
+        return target
+
+    def close(self) -> None:
+        """Close the mask's handles."""
+        self._reader.close()
+
+    def _burn_halves(self, window: Window) -> NDArray[np.uint8]:
+        """A window in two parts, so that memory does not follow the ratio of pixel sizes."""
+        axis = 0 if window.height > 1 else 1
+        half = (window.height, window.width)[axis] // 2
+        parts = [
+            Window(window.col_off, window.row_off, *((window.width, half), (half, window.height))[axis]),
+            Window(window.col_off, window.row_off + half, window.width, window.height - half)
+            if axis == 0
+            else Window(window.col_off + half, window.row_off, window.width - half, window.height),
+        ]
+        return np.concatenate([self.burn(part) for part in parts], axis=axis + 1)
+
+    def _codes(self, window: Window) -> NDArray[np.int16]:
+        """The meaning of each mask pixel of a window, `(height, width)`."""
+        pixels, valid = self._reader.read(window)
+        values = pixels[0]
+        if self._table is not None:
+            codes = self._table[values.astype(np.int64) - np.iinfo(values.dtype).min]
+        else:
+            different, place = np.unique(values, return_inverse=True)
+            codes = np.array([self._code(value) for value in different], np.int16)[place].reshape(values.shape)
+        strange = np.unique(values[valid & (codes == UNKNOWN)])
+        if strange.size:
+            texts = [value_text(value.item()) for value in strange]
+            raise unknown_values(f"{self._mask.location}: this mask has", texts, self._meanings, self._names)
+        return np.where(valid, codes, np.int16(NOT_LOOKED_AT))
+
+    def _code_table(self, dtype: np.dtype[np.generic]) -> NDArray[np.int16] | None:
+        """Codes of all values of a small type, in order; None for others."""
+        if dtype.kind not in "iu" or dtype.itemsize > 2:
+            return None
+        info = np.iinfo(dtype)  # type: ignore[type-var]
+        table = np.full(int(info.max) - int(info.min) + 1, UNKNOWN, np.int16)
+        told = [text for text in self._meanings if text.lstrip("-").isdecimal()]
+        nodata = [] if self._nodata is None else [value_text(float(self._nodata))]
+        for value in (int(text) for text in {*told, *nodata} if text.lstrip("-").isdecimal()):
+            if info.min <= value <= info.max:
+                table[value - int(info.min)] = self._code(value)
+        return table
+
+    def _code(self, value: float) -> int:
+        """The meaning of a value; nodata other than 0 is not looked at, unless the class map says otherwise."""
+        if (text := value_text(float(value))) in self._meanings:
+            return self._meanings[text]
+        return NOT_LOOKED_AT if self._nodata not in (None, 0) and value == self._nodata else UNKNOWN
+
+
+class PixelsUnder:
+    """Finds the mask pixel under the centre of each scene pixel."""
+
+    def __init__(self, grid: RasterGrid, mask: RasterGrid, *, stretched: bool = False) -> None:
+        """By their places on the ground; `stretched`: the mask covers the grid exactly, wherever both lie."""
+        self._to_crs, self._to_mask = grid.transform, ~mask.transform
+        self._between: Transformer | None = None
+        if stretched:
+            self._to_crs = Affine.scale(mask.width / grid.width, mask.height / grid.height)
+            self._to_mask = Affine.identity()
+        elif grid.crs != mask.crs:
+            self._between = Transformer.from_crs(grid.crs.to_wkt(), mask.crs.to_wkt(), always_xy=True)
+
+    def of(self, window: Window) -> tuple[Indices, Indices]:
+        """Mask rows and columns, which broadcast to `(height, width)`; may lie outside the mask."""
+        rows = np.arange(window.row_off, window.row_off + window.height)[:, None] + 0.5
+        cols = np.arange(window.col_off, window.col_off + window.width)[None] + 0.5
+        if self._between is None:
+            direct = self._to_mask @ self._to_crs
+            if not direct.b and not direct.d:
+                return _whole(direct.e * rows + direct.f), _whole(direct.a * cols + direct.c)
+            return _whole(direct.d * cols + direct.e * rows + direct.f), _whole(
+                direct.a * cols + direct.b * rows + direct.c
+            )
+        there, back = self._to_crs, self._to_mask
+        x, y = self._between.transform(
+            there.a * cols + there.b * rows + there.c, there.d * cols + there.e * rows + there.f
+        )
+        return _whole(back.d * x + back.e * y + back.f), _whole(back.a * x + back.b * y + back.c)
+
+
+def open_mask_labels(
+    path: Path,
+    scene: Scene,
+    native: RasterGrid,
+    *,
+    classes: int | Sequence[str],
+    meanings: Meanings | None = None,
+) -> MaskLabels:
+    """A mask raster that lies on a scene, or is warped to it by nearest neighbour.
+
+    Args:
+        path: a raster of one band.
+        scene: the scene as it is read, perhaps resampled.
+        native: the grid of the scene's file.
+        classes: their names, or their number.
+        meanings: of mask values; without them 0 is none, `k` is class `k` counted from 1.
+
+    Raises:
+        LabelError: the mask has several bands, does not overlap the scene, or has no place and another size.
+    """
+    names = [f"class {k}" for k in range(1, classes + 1)] if isinstance(classes, int) else classes
+    try:
+        mask = describe_scene(path, reading_of(path), placed=False)
+    except SceneError as error:
+        raise LabelError(f"the mask of the scene {scene.id} cannot be used: {error}") from error
+    if len(mask.bands) != 1:
+        raise LabelError(
+            f"{path}: a mask has one band, not {len(mask.bands)}; write the value of each pixel's class to one band"
+        )
+    stretched = not (is_on_earth(mask.grid.crs) and is_on_earth(native.crs))
+    if stretched and mask.grid.shape != native.shape:
+        raise LabelError(_other_size(mask, scene, native))
+    if not stretched and not _overlap(mask.grid, native):
+        raise LabelError(
+            f"{path}: covers {_ground(mask.grid)} and so does not overlap its scene {scene.location}, which covers "
+            f"{_ground(native)}; check the CRS and place of both"
+        )
+    under = PixelsUnder(scene.grid, mask.grid, stretched=stretched)
+    return MaskLabels(mask, scene.grid, under, meanings=meanings or mask_meanings(names), names=names)
+
+
+def _whole(place: NDArray[np.float64]) -> Indices:
+    """The pixel that a place lies in; -1 where there is no such place."""
+    with np.errstate(invalid="ignore"):
+        pixel = np.floor(place + EDGE)
+    return np.where(np.abs(pixel) < 2**53, pixel, -1).astype(np.int64)
+
+
+def _box(rows: Indices, cols: Indices, inside: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Top, left, and one past bottom and right, of the mask pixels that are met."""
+    met = [np.broadcast_to(each, inside.shape)[inside] for each in (rows, cols)]
+    return int(met[0].min()), int(met[1].min()), int(met[0].max()) + 1, int(met[1].max()) + 1
+
+
+def _overlap(mask: RasterGrid, grid: RasterGrid) -> bool:
+    edge = outline(grid)
+    corners = shapely.get_coordinates(shapely.segmentize(edge, max(edge.length / 100, 1e-12)))
+    if grid.crs != mask.crs:
+        between = Transformer.from_crs(grid.crs.to_wkt(), mask.crs.to_wkt(), always_xy=True)
+        corners = np.column_stack(between.transform(*corners.T))
+    corners = corners[np.isfinite(corners).all(axis=1)]
+    if len(corners) < 4:
+        return False
+    return bool(shapely.area(shapely.intersection(shapely.make_valid(shapely.Polygon(corners)), outline(mask))) > 0)
+
+
+def _ground(grid: RasterGrid) -> str:
+    return ground_text(grid.bounds, grid.crs.to_wkt())
+
+
+def _other_size(mask: Scene, scene: Scene, native: RasterGrid) -> str:
+    lacks = "it" if not is_on_earth(mask.grid.crs) else "the scene"
+    return (
+        f"{mask.location}: a mask must have the size of its scene {scene.location}, {native.height} rows x "
+        f"{native.width} columns, not {mask.grid.height} x {mask.grid.width}, because {lacks} is not georeferenced; "
+        f"cut it, e.g. gdal_translate -srcwin 0 0 {native.width} {native.height}, georeference it, or leave both out"
+    )

@@ -1,0 +1,179 @@
+"""What every loss term is given: logits beside the truth, with the parts that several terms need computed once."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import SettingsError
+from pipeline.model.card import Activation
+from pipeline.training.settings.losses import Balance
+
+MOST_BALANCED = 100.0
+"""No balanced weight exceeds this: below about half a percent of the pixels, weighing alone makes training unstable."""
+
+SMOOTHING = 1.0
+"""Pixels added to both sides of each ratio of overlaps: an empty class that is predicted empty costs nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassWeights:
+    """What one pixel counts, by what it truly is; resolved once, before training."""
+
+    present: tuple[float, ...]
+    """Per output: weight of pixels that are of it. Also the output's weight in means over classes."""
+    absent: tuple[float, ...]
+    """Per output: weight of pixels that are not of it; for exclusive classes never used, all 0."""
+
+    @property
+    def equal(self) -> bool:
+        """Whether every pixel counts the same, so that nothing needs to be weighed."""
+        return len({*self.present, *(each for each in self.absent if each > 0)}) == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Soft counts per output, in pixels: sums over what counts of the whole batch."""
+
+    hits: Tensor
+    """`(outputs,)`: `sum(p t)`."""
+    found: Tensor
+    """`(outputs,)`: `sum(p)`."""
+    true: Tensor
+    """`(outputs,)`: `sum(t)`."""
+
+    def tversky_index(self, false_positives: float, false_negatives: float) -> Tensor:
+        """`(hits + s) / (hits + a * (found - hits) + b * (true - hits) + s)`, `(outputs,)`, 0..1."""
+        wrong = false_positives * (self.found - self.hits) + false_negatives * (self.true - self.hits)
+        return (self.hits + SMOOTHING) / (self.hits + wrong + SMOOTHING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossInput:
+    """Logits and truth of one batch; pixels that do not count hold zeros, so that nothing of them is left."""
+
+    logits: Tensor
+    """`(N, outputs, H, W)` float32; 0 where not counted, with no gradient there."""
+    target: Tensor
+    """Same shape, float32: 1 or 0; 0 where not counted. Over the outputs of exclusive classes it sums to 1."""
+    counted: Tensor
+    """Same shape, bool; equal over the outputs of exclusive classes."""
+    activation: Activation
+    """`sigmoid`: independent outputs; `softmax`: exclusive ones, of which the first is the background."""
+    weights: ClassWeights
+    """What the classes weigh."""
+
+    @classmethod
+    def of(
+        cls, logits: Tensor, target: Tensor, counted: Tensor, *, activation: Activation, weights: ClassWeights
+    ) -> LossInput:
+        """From what a network returns, in any float type; whatever stands where nothing counts is dropped, NaN too."""
+        if not logits.shape == target.shape == counted.shape or logits.shape[1] != len(weights.present):
+            raise ValueError(
+                f"logits {tuple(logits.shape)}, target {tuple(target.shape)} and counted {tuple(counted.shape)} "
+                f"must have one shape, with {len(weights.present)} outputs"
+            )
+        return cls(
+            logits=torch.where(counted, logits.contiguous(), 0).float(),
+            target=torch.where(counted, target, 0).float(),
+            counted=counted,
+            activation=activation,
+            weights=weights,
+        )
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether each pixel is of exactly one output."""
+        return self.activation == "softmax"
+
+    @property
+    def classes(self) -> slice:
+        """The outputs that are classes: all but the background of exclusive ones."""
+        return slice(1, None) if self.exclusive else slice(None)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """`(N, outputs, H, W)`, 0..1: sigmoid or softmax of the logits; 0 where not counted."""
+        return torch.where(self.counted, self.logits.softmax(1) if self.exclusive else self.logits.sigmoid(), 0)
+
+    @cached_property
+    def overlap(self) -> Overlap:
+        """How far probabilities and truth overlap."""
+        axes, p, t = (0, 2, 3), self.probabilities, self.target
+        return Overlap(hits=(p * t).sum(axes), found=p.sum(axes), true=t.sum(axes))
+
+    @cached_property
+    def pixel_weights(self) -> Tensor:
+        """What each pixel counts, 0 where it does not: `(N, outputs, H, W)`; `(N, 1, H, W)` for exclusive classes."""
+        if self.exclusive:
+            if self.weights.equal:
+                return self.counted[:, :1].float()
+            return (self.target * self._per_output(self.weights.present)).sum(1, keepdim=True)
+        if self.weights.equal:
+            return self.counted.float()
+        present, absent = self._per_output(self.weights.present), self._per_output(self.weights.absent)
+        return torch.where(self.counted, torch.where(self.target > 0, present, absent), 0)
+
+    def mean_over_pixels(self, losses: Tensor) -> Tensor:
+        """`sum(w * losses) / sum(w)` over all pixels, `w` the pixel weights; 0 when nothing counts."""
+        whole = self.pixel_weights.sum()
+        return (losses * self.pixel_weights).sum() / torch.where(whole > 0, whole, 1)
+
+    def mean_over_classes(self, losses: Tensor) -> Tensor:
+        """`sum(w_k * losses_k) / sum(w_k)` over classes without the background, from `(outputs,)` losses."""
+        weights = losses.new_tensor(self.weights.present)[self.classes]
+        return (losses[self.classes] * weights).sum() / weights.sum()
+
+    def _per_output(self, values: Sequence[float]) -> Tensor:
+        return self.logits.new_tensor(values)[:, None, None]
+
+
+def resolve_weights(
+    wanted: tuple[float, ...] | Balance, class_share: Sequence[float], activation: Activation
+) -> ClassWeights:
+    """The weights of a setting for measured class shares.
+
+    `balanced` is median frequency balancing (Eigen & Fergus 2015, section 4.3.2): a pixel of kind `c` weighs
+    `median(f) / f_c`, `f` being the shares of all kinds. For exclusive classes the kinds are the background
+    and the classes; for independent ones each class has two, the class and its absence, so that it weighs
+    `0.5 / f` and `0.5 / (1 - f)`. At most `MOST_BALANCED`; kinds that do not occur weigh 1.
+
+    Given numbers are the weights of pixels that are of a class, against 1 for those of none.
+
+    Args:
+        wanted: one weight per class, `equal` or `balanced`.
+        class_share: `(classes,)`, share of counted pixels that are of each class, 0..1, without the background.
+        activation: whether classes are independent or exclude one another.
+
+    Raises:
+        SettingsError: the number of weights is not that of the classes.
+    """
+    count, exclusive = len(class_share), activation == "softmax"
+    if wanted == "balanced":
+        return _balanced_exclusive(class_share) if exclusive else _balanced_independent(class_share)
+    present = (1.0,) * count if wanted == "equal" else tuple(float(each) for each in wanted)
+    if len(present) != count:
+        raise SettingsError(f"loss.class_weights must be one number per class, {count} in all, not {len(present)}")
+    if exclusive:
+        return ClassWeights(present=(1.0, *present), absent=(0.0,) * (count + 1))
+    return ClassWeights(present=present, absent=(1.0,) * count)
+
+
+def _balanced_exclusive(class_share: Sequence[float]) -> ClassWeights:
+    weights = _balance((max(0.0, 1 - sum(class_share)), *class_share))
+    return ClassWeights(present=weights, absent=(0.0,) * len(weights))
+
+
+def _balanced_independent(class_share: Sequence[float]) -> ClassWeights:
+    pairs = [_balance((share, 1 - share)) for share in class_share]
+    return ClassWeights(present=tuple(pair[0] for pair in pairs), absent=tuple(pair[1] for pair in pairs))
+
+
+def _balance(shares: Sequence[float]) -> tuple[float, ...]:
+    median = statistics.median([share for share in shares if share > 0] or [1.0])
+    return tuple(min(median / share, MOST_BALANCED) if share > 0 else 1.0 for share in shares)

@@ -1,0 +1,97 @@
+"""Loss terms that judge a class by its overlap with the truth: Dice, Tversky and Lovász.
+
+All pool the pixels of the whole batch and are means over classes; the background of exclusive classes has no
+part in the mean (as in nnU-Net, Isensee et al. 2021), since `1 - background` is what the classes say already.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.training.losses.inputs import SMOOTHING, LossInput
+
+LEAST_MISS = 1e-6
+"""Focal-Tversky takes a smaller miss for none: at 0 its slope is infinite."""
+
+
+def dice(given: LossInput) -> Tensor:
+    """Soft Dice loss (Milletari et al. 2016, with plain sums): `1 - (2 I + s) / (P + T + s)`, mean over classes.
+
+    `I = sum(p t)`, `P = sum(p)`, `T = sum(t)`, `s` the smoothing.
+    """
+    counts = given.overlap
+    return given.mean_over_classes(1 - (2 * counts.hits + SMOOTHING) / (counts.found + counts.true + SMOOTHING))
+
+
+def tversky(given: LossInput, *, alpha: float, beta: float) -> Tensor:
+    """Tversky loss (Salehi et al. 2017, equation 4): `1 - TI`, mean over classes.
+
+    `TI = (I + s) / (I + alpha FP + beta FN + s)` with `FP = sum(p (1 - t))`, `FN = sum((1 - p) t)`, `s` the
+    smoothing; `alpha = beta = 0.5` is Dice, `beta > alpha` favours recall.
+    """
+    return given.mean_over_classes(1 - given.overlap.tversky_index(alpha, beta))
+
+
+def focal_tversky(given: LossInput, *, alpha: float, beta: float, gamma: float) -> Tensor:
+    """Focal Tversky loss (Abraham & Khan 2019, equation 4): `(1 - TI)**(1 / gamma)`, mean over classes.
+
+    `TI` as in `tversky`, whose alpha and beta keep their meaning here (the paper swaps the two letters).
+    `gamma > 1` (the paper's best is 4/3) keeps the pull on a class that is nearly right, `gamma = 1` is Tversky.
+    """
+    miss = 1 - given.overlap.tversky_index(alpha, beta)
+    power = miss.clamp(min=LEAST_MISS).pow(1 / gamma)
+    return given.mean_over_classes(torch.where(miss > LEAST_MISS, power, 0))
+
+
+def lovasz(given: LossInput) -> Tensor:
+    """Lovász extension of the Jaccard loss `1 - IoU` (Berman et al. 2018), mean over classes.
+
+    Per class, with the errors `m` in falling order: `sum of relu(m_i) * (J_i - J_{i-1})`, where
+    `J_i = 1 - (T - hits lost among the first i) / (T + false alarms among the first i)` is the Jaccard loss when
+    exactly the first `i` pixels are wrong. Errors are hinges `1 - z (2 t - 1)` for independent classes (Lovász
+    hinge, equation 8) and `|t - p|` for exclusive ones (Lovász softmax, equation 12). A class without a true pixel
+    costs its largest error.
+
+    Costs a sort of the counted pixels of each class (n log n): about 0.06 s per million, forward and back, on one
+    CPU core. Hinges that are satisfied cost nothing and are left out.
+    """
+    rows = range(given.logits.shape[1])
+    return given.mean_over_classes(torch.stack([_lovasz_of_class(given, k) for k in rows]))
+
+
+def _lovasz_of_class(given: LossInput, k: int) -> Tensor:
+    if given.exclusive and k == 0:
+        return given.logits.new_zeros(())
+    truth = given.target[:, k].flatten()
+    if given.exclusive:
+        errors = (truth - given.probabilities[:, k].flatten()).abs()
+    else:
+        errors = 1 - given.logits[:, k].flatten() * (2 * truth - 1)
+    order = _falling(errors.detach(), given.counted[:, k].flatten())
+    return (errors.gather(0, order) * _jaccard_steps(truth[order] > 0, (truth > 0).sum())).sum()
+
+
+def _falling(errors: Tensor, counted: Tensor) -> Tensor:
+    """Indices of the counted errors above 0, largest first; by numpy on the CPU, where torch takes seven times as long.
+
+    Both `(n,)`.
+    """
+    wrong = (counted & (errors > 0)).nonzero().flatten()
+    if errors.device.type == "cpu":
+        return wrong[torch.from_numpy(np.argsort(-errors[wrong].numpy()))]
+    return wrong[errors[wrong].argsort(descending=True)]
+
+
+def _jaccard_steps(truth: Tensor, total: Tensor) -> Tensor:
+    """`J_i - J_{i-1}` for pixels in falling order of error, of which `total` in all are of the class.
+
+    In closed form, as a difference of two numbers near 1 would have no digits left: with the union `U = T + false
+    alarms` and the hits `I` after pixel i, it is `1 / U` for a pixel of the class, else `I / (U (U - 1))`, or 1
+    for the first false alarm of a class that has no pixel.
+    """
+    lost = truth.cumsum(0)
+    union = total + torch.arange(1, len(truth) + 1, device=truth.device) - lost
+    alarm = (total - lost) / (union * (union - 1).clamp(min=1))
+    return torch.where(truth | (union == 1), 1 / union, alarm)

@@ -1,0 +1,1 @@
+"""The settings of a training, one section per module."""

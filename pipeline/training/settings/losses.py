@@ -1,0 +1,101 @@
+"""Settings of the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Literal
+
+from pipeline.errors import SettingsError
+
+Balance = Literal["equal", "balanced"]
+
+
+TERMS = ("bce", "cross_entropy", "dice", "focal", "tversky", "focal_tversky", "lovasz")
+"""What a loss can be made of."""
+
+
+USED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "focal_gamma": ("focal",),
+        "focal_alpha": ("focal",),
+        "tversky_alpha": ("tversky", "focal_tversky"),
+        "tversky_beta": ("tversky", "focal_tversky"),
+        "focal_tversky_gamma": ("focal_tversky",),
+        "label_smoothing": ("bce", "cross_entropy"),
+    }
+)
+"""The terms that read a key; a key that none of the chosen terms reads must keep its default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """What is minimised: `sum of weight * term`."""
+
+    terms: dict[str, float] = field(default_factory=lambda: {"bce": 1.0, "dice": 1.0})
+    """Weight per term, each at least 0 and one above; `bce` of exclusive classes is their cross-entropy."""
+    class_weights: tuple[float, ...] | Balance = "equal"
+    """What a pixel of each class weighs (one of none: 1), above 0; or `equal`, or `balanced` by measured shares."""
+    label_smoothing: float = 0.0
+    """Share of certainty taken from the labels in `bce` and `cross_entropy`, 0 to 0.5."""
+    focal_gamma: float = 2.0
+    """How strongly focal loss plays down easy pixels, 0 to 5; 0 is cross-entropy."""
+    focal_alpha: float | None = 0.25
+    """Weight of true pixels in focal loss, 1 minus it that of the others, in 0..1; None: none. Independent classes."""
+    tversky_alpha: float = 0.3
+    """Weight of false positives, 0 to 1."""
+    tversky_beta: float = 0.7
+    """Weight of false negatives, 0 to 1; above `tversky_alpha` it favours recall."""
+    focal_tversky_gamma: float = 1.3333
+    """Focal-Tversky is `(1 - TI)**(1 / gamma)`, 1 to 3; 4/3 is the best of its paper."""
+
+    def __post_init__(self) -> None:
+        self._check_terms()
+        self._check_class_weights()
+        bounds = {
+            "label_smoothing": (0, 0.5),
+            "focal_gamma": (0, 5),
+            "focal_alpha": (0, 1),
+            "tversky_alpha": (0, 1),
+            "tversky_beta": (0, 1),
+            "focal_tversky_gamma": (1, 3),
+        }
+        for key, (least, most) in bounds.items():
+            value = getattr(self, key)
+            if value is not None and not least <= value <= most:
+                raise SettingsError(f"{key} must be from {least} to {most}, not {value}")
+        self._check_used()
+
+    def _check_terms(self) -> None:
+        for name, weight in self.terms.items():
+            if name not in TERMS:
+                raise SettingsError(f"terms: {name!r} is no loss; known terms are {', '.join(TERMS)}")
+            if not 0 <= weight < math.inf:
+                raise SettingsError(f"terms.{name} must be a weight of at least 0, not {weight}")
+        if not self.chosen:
+            raise SettingsError(f"terms must name a loss with a weight above 0, not {self.terms}; e.g. {{bce: 1}}")
+        if {"bce", "cross_entropy"} <= set(self.chosen):
+            raise SettingsError("terms: bce is for independent classes, cross_entropy for exclusive ones; take one")
+
+    def _check_class_weights(self) -> None:
+        weights = () if isinstance(self.class_weights, str) else self.class_weights
+        if self.class_weights == () or not all(0 < weight < math.inf for weight in weights):
+            raise SettingsError(
+                f"class_weights must be equal, balanced or one number above 0 per class, not {self.class_weights}"
+            )
+
+    def _check_used(self) -> None:
+        for key in fields(self):
+            used_by = USED_BY.get(key.name, TERMS)
+            if getattr(self, key.name) != key.default and not set(self.chosen) & set(used_by):
+                raise SettingsError(
+                    f"{key.name} = {getattr(self, key.name)} has no effect without the term "
+                    f"{' or '.join(used_by)}; terms are {', '.join(self.chosen)}"
+                )
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """The terms whose weight is above 0."""
+        return {name: weight for name, weight in self.terms.items() if weight > 0}

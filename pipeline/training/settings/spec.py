@@ -1,0 +1,108 @@
+"""The settings of training: one section per module, put together here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.errors import SettingsError
+from pipeline.model.card import MOST_CLASSES, Activation
+from pipeline.model.networks.registry import NetworkSpec
+from pipeline.scene.spec import ReadingSpec
+from pipeline.training.labels.class_map import NONE, UNLABELLED_WORD
+from pipeline.training.settings.artifacts import LeavesSpec
+from pipeline.training.settings.augment import AugmentSpec
+from pipeline.training.settings.data import NormalizationSpec, SamplesSpec, SplitSpec
+from pipeline.training.settings.learning import LearningSpec
+from pipeline.training.settings.losses import LossSpec
+
+BACKGROUND = "background"
+"""Name of the output plane of pixels that are of no class, where classes are exclusive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """Everything that can be set about training."""
+
+    classes: tuple[str, ...] = ("object",)
+    """Names of the classes; without a `class_map`, mask value `k` is class `k`, counted from 1."""
+    activation: Activation = "sigmoid"
+    """`sigmoid`: classes are independent and may overlap; `softmax`: one class or the background wins."""
+    class_field: str | None = None
+    """Attribute of vector labels that tells the class; None = every polygon is of the only class."""
+    class_map: dict[str, str] = field(default_factory=dict)
+    """Label value of attribute or mask, as text, -> class name, `none` or `unlabelled`; empty: see `classes`."""
+    labelled_area: str | None = None
+    """Polygon file of the land that was looked at; outside of it nothing is counted. None = everywhere."""
+    bands: tuple[str, ...] = ()
+    """Bands to use, by name, in this order; empty = all bands of the first scene but alpha."""
+    resolution_m: float | None = None
+    """Ground pixel side in true metres that all scenes are brought to; None = as they are, when they agree."""
+    seed: int = 0
+    """Of every random choice; the same seed gives the same checkpoint on the same CPU."""
+    reading: ReadingSpec = field(default_factory=ReadingSpec)
+    """How scenes are read."""
+    split: SplitSpec = field(default_factory=SplitSpec)
+    """What is held out."""
+    network: NetworkSpec = field(default_factory=NetworkSpec)
+    """The network."""
+    samples: SamplesSpec = field(default_factory=SamplesSpec)
+    """The windows."""
+    normalization: NormalizationSpec = field(default_factory=NormalizationSpec)
+    """How their pixels become model input."""
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+    """Their random changes."""
+    loss: LossSpec = field(default_factory=LossSpec)
+    """What is minimised."""
+    learning: LearningSpec = field(default_factory=LearningSpec)
+    """How it is minimised."""
+    leaves: LeavesSpec = field(default_factory=LeavesSpec)
+    """What the run leaves beside its checkpoint."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What each plane of the network's output means: the classes, after the background where they are exclusive."""
+        return (BACKGROUND, *self.classes) if self.activation == "softmax" else self.classes
+
+    def __post_init__(self) -> None:
+        self._check_classes()
+        if self.seed < 0:
+            raise SettingsError(f"seed must be at least 0, not {self.seed}")
+        if self.resolution_m is not None and not self.resolution_m > 0:
+            raise SettingsError(f"resolution_m must be above 0, not {self.resolution_m}")
+        if self.reading.resolution_m != "native":
+            raise SettingsError(
+                f"reading.resolution_m must stay native in training, not {self.reading.resolution_m}; "
+                "set resolution_m, which also becomes part of the model card"
+            )
+        self._check_tile_size()
+
+    def _check_classes(self) -> None:
+        if not 1 <= len(self.classes) <= MOST_CLASSES or len(set(self.classes)) != len(self.classes):
+            raise SettingsError(f"classes must be 1 to {MOST_CLASSES} different names, not {self.classes}")
+        taken = sorted({NONE, UNLABELLED_WORD, BACKGROUND} & set(self.classes))
+        if taken:
+            raise SettingsError(
+                f"classes must not be named {', '.join(taken)}: these words have a meaning of their own"
+            )
+        strange = sorted(set(self.class_map.values()) - {*self.classes, NONE, UNLABELLED_WORD})
+        if strange:
+            raise SettingsError(
+                f"class_map leads to {', '.join(strange)}, which is not among classes {list(self.classes)}, "
+                f"{NONE} and {UNLABELLED_WORD}"
+            )
+        weights = self.loss.class_weights
+        if not isinstance(weights, str) and len(weights) != len(self.classes):
+            raise SettingsError(
+                f"loss.class_weights must be one number for each of {', '.join(self.classes)}, not {len(weights)}"
+            )
+
+    def _check_tile_size(self) -> None:
+        network = self.network.shape(bands=1, classes=len(self.outputs))
+        size = self.samples.tile_size
+        if size % network.stride != network.size_offset or size <= 2 * network.margin:
+            least = 2 * network.margin + 1
+            fitting = max(size, least) + (network.size_offset - max(size, least)) % network.stride
+            raise SettingsError(
+                f"samples.tile_size must be {network.size_offset} modulo {network.stride} and above "
+                f"{2 * network.margin} for this network, not {size}; the next that fits is {fitting}"
+            )

@@ -1,0 +1,109 @@
+"""Shapes in metres, painted over each other: a raster of shape numbers and a table of their looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.features import rasterize
+
+from pipeline.training.synthetic.looks import Look
+
+PIXEL_M = 0.5
+"""Ground size of a pixel."""
+Cover = Literal["ground", "building", "road", "water", "tree", "car"]
+COVERS: tuple[Cover, ...] = get_args(Cover)
+"""What a pixel of a town can be; the position is its value in `Town.cover`."""
+
+
+@dataclass(kw_only=True)
+class Painting:
+    """Shapes with looks in painting order; shape number 0 is the ground below all of them."""
+
+    ground: Look
+    """The look where nothing is painted."""
+    shapes: list[shapely.Geometry] = field(default_factory=list)
+    """Polygons in metres east and south of the scene's upper left corner."""
+    looks: list[Look] = field(default_factory=list)
+    """The look of each shape."""
+    covers: list[Cover] = field(default_factory=list)
+    """What each shape is."""
+
+    def add(self, shape: shapely.Geometry, look: Look, cover: Cover = "ground") -> None:
+        """Paint one shape over everything so far; an empty one leaves no trace."""
+        if not shape.is_empty:
+            self.shapes.append(shape)
+            self.looks.append(look)
+            self.covers.append(cover)
+
+    def extend(self, shapes: Iterable[shapely.Geometry], looks: Sequence[Look], cover: Cover = "ground") -> None:
+        """Paint several shapes, one look each."""
+        for shape, look in zip(shapes, looks, strict=True):
+            self.add(shape, look, cover)
+
+    def cover_values(self) -> NDArray[np.uint8]:
+        """The place in `COVERS` of what each shape is, by shape number; 0 is ground."""
+        return np.array([0, *(COVERS.index(cover) for cover in self.covers)], np.uint8)
+
+    def table(self) -> Table:
+        """The looks as arrays, indexed by shape number."""
+        looks = [self.ground, *self.looks]
+        dark = np.array([look.dark for look in looks], np.float32)
+        light = np.array([look.light for look in looks], np.float32)
+        wave = np.array([2 * np.pi / look.stripe_m if look.stripe_m else 0.0 for look in looks])
+        angle = np.array([look.stripe_angle for look in looks])
+        return Table(
+            dark=dark,
+            span=light - dark,
+            contrast=np.array([look.contrast for look in looks], np.float32),
+            grain=np.array([look.grain for look in looks], np.float32),
+            stripe_depth=np.array([look.stripe_depth for look in looks], np.float32),
+            wave_x=(wave * np.cos(angle)).astype(np.float32),
+            wave_y=(wave * np.sin(angle)).astype(np.float32),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Looks as arrays; the first axis is the shape number."""
+
+    dark: NDArray[np.float32]
+    """Dark colour, `(n, 4)`."""
+    span: NDArray[np.float32]
+    """Light minus dark colour, `(n, 4)`."""
+    contrast: NDArray[np.float32]
+    """Movement of the colour per standard deviation of noise, `(n,)`."""
+    grain: NDArray[np.float32]
+    """Relative pixel variation, `(n,)`."""
+    stripe_depth: NDArray[np.float32]
+    """Relative amplitude of stripes, `(n,)`."""
+    wave_x: NDArray[np.float32]
+    """Stripe phase per metre east, radians, `(n,)`."""
+    wave_y: NDArray[np.float32]
+    """Stripe phase per metre south, radians, `(n,)`."""
+
+
+def burn(
+    shapes: Sequence[shapely.Geometry], height: int, width: int, *, values: Sequence[int] | None = None
+) -> NDArray[np.int32]:
+    """Shape numbers (from 1) or `values` at pixel centres, later shapes over earlier ones; 0 elsewhere.
+
+    Args:
+        shapes: polygons in metres east and south of the upper left corner.
+        height: rows.
+        width: columns.
+        values: the number of each shape, when not its position + 1.
+
+    Returns:
+        int32 of shape `(height, width)`.
+    """
+    numbered = zip(shapes, values if values is not None else range(1, len(shapes) + 1), strict=True)
+    ids = np.zeros((height, width), np.int32)
+    if len(shapes):
+        rasterize(numbered, out=ids, transform=Affine.scale(PIXEL_M))
+    return ids

@@ -1,0 +1,127 @@
+"""Strips reach the device and rows come back, unchanged; on CUDA through buffers that are used again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from support.strips import assembled, raw_strip
+
+from pipeline.inference import transfer as transfers
+from pipeline.inference.tiling.strips import RawStrip
+from pipeline.inference.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer, blank_rows
+
+CPU = torch.device("cpu")
+
+
+def strips(count: int, *, dtype: str = "uint16") -> list[RawStrip]:
+    generator = np.random.default_rng(0)
+    return [
+        raw_strip(
+            generator.integers(0, 99, (3, 8, 40)).astype(dtype),
+            generator.random((8, 40)) > 0.5 if k % 2 else None,
+            cuts=(7, 30),
+        )
+        for k in range(count)
+    ]
+
+
+def assert_loaded(loaded: LoadedStrip, strip: RawStrip) -> None:
+    pixels, valid = assembled(strip)
+    for piece in loaded.pieces:
+        columns = slice(piece.left, piece.left + piece.pixels.shape[2])
+        assert (piece.pixels.cpu().numpy() == pixels[:, :, columns]).all()
+    found = loaded.validity(slice(2, 6), slice(5, 35))
+    assert (found is None) == bool(valid.all())
+    assert found is None or (found.cpu().numpy() == valid[2:6, 5:35]).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float64", "int64"])
+def test_a_strip_keeps_its_values_and_its_validity(dtype: str) -> None:
+    transfer = DirectTransfer(CPU)
+    for strip in strips(2, dtype=dtype):
+        assert_loaded(transfer.load(strip), strip)
+
+
+def test_on_a_cpu_no_pixel_is_copied() -> None:
+    (strip,) = strips(1)
+    (first, *_) = DirectTransfer(CPU).load(strip).pieces
+    assert np.shares_memory(first.pixels.numpy(), strip.pieces[0].pixels)
+
+
+def test_rows_come_back_with_their_extremes() -> None:
+    rows = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
+    found, extremes = DirectTransfer(CPU).fetch(rows, torch.tensor([0.25, 0.5])).wait()
+    assert found.tolist() == rows.tolist()
+    assert extremes == (0.25, 0.5)
+
+
+class Instant:
+    """A stream or event of a device that is always done."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu), "pretended"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A CUDA device, or a CPU that is taken for one: it tests which buffer is used when, not the waiting."""
+    if request.param == "cuda":
+        return torch.device("cuda")
+    for name, pretended in {
+        "Stream": Instant,
+        "Event": Instant,
+        "current_stream": Instant,
+        "stream": nullcontext,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, pretended)
+    monkeypatch.setattr(transfers, "pinned", lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    return CPU
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float64"])
+def test_buffers_are_used_again_without_mixing_strips(device: torch.device, dtype: str) -> None:
+    """Rows are kept by the writer until two more have been written, as `MosaicWriter.write` may."""
+    transfer: Transfer = CudaTransfer(device, strip=(3, 8, 40), dtype=dtype, rows=(2, 8, 40), stored="uint8")
+    travelling, written = list[tuple[NDArray[Any], FinishedRows]](), list[tuple[NDArray[Any], NDArray[Any]]]()
+    for k, strip in enumerate(strips(12, dtype=dtype)):
+        loaded = transfer.load(strip)
+        assert_loaded(loaded, strip)
+        rows = loaded.pieces[0].pixels[:2, : 4 + k % 3].to(torch.uint8)
+        extremes = torch.tensor([0.0, k / 16], device=device)
+        travelling.append((assembled(strip)[0][:2, : 4 + k % 3].astype(np.uint8), transfer.fetch(rows, extremes)))
+        if len(travelling) > transfer.behind:
+            expected, finished = travelling.pop(0)
+            found, seen = finished.wait()
+            assert seen == (0.0, (k - transfer.behind) / 16)
+            written.append((expected, found))
+            for before, still in written[-3:]:
+                assert (still == before).all()
+    assert len(written) == 10
+
+
+def test_of_a_strip_with_gaps_what_is_there_arrives(device: torch.device) -> None:
+    transfer = CudaTransfer(device, strip=(3, 8, 40), dtype="uint16", rows=(2, 8, 40), stored="uint8")
+    for strip in strips(4):
+        gap = replace(strip, pieces=strip.pieces[::2], tiles=(0,))
+        (piece,) = transfer.load(gap).pieces
+        for there in gap.pieces:
+            columns = slice(there.left, there.left + there.pixels.shape[2])
+            assert (piece.pixels[:, :, columns].cpu().numpy() == there.pixels).all()
+            assert piece.valid is None or (piece.valid[:, columns].cpu().numpy() == there.valid).all()
+        assert transfer.load(replace(strip, pieces=(), tiles=())).pieces == ()
+
+
+def test_blank_rows_are_nodata() -> None:
+    found, extremes = blank_rows((2, 3, 4), "uint16").wait()
+    assert (found.shape, found.dtype, set(found.ravel().tolist())) == ((2, 3, 4), np.uint16, {65535})
+    assert extremes == (0.0, 1.0)

@@ -1,0 +1,311 @@
+"""Results in an object store: whole or not believed, whatever stops a run; the same bytes as in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.object_stores import Store
+
+from pipeline.errors import AccessError, SettingsError, WorldError
+from pipeline.results import lease as results_lease
+from pipeline.results.object_store import StoreResults
+from pipeline.storage.s3 import store_access
+
+
+def opened(store: Store, work: Path | None = None, prefix: str = "out") -> StoreResults:
+    return StoreResults(f"s3://{store.bucket}/{prefix}", work)
+
+
+def publish(results: StoreResults, text: str, *, names: str = "ab") -> None:
+    with results.publishing("town") as work:
+        publish_into(work, text, names)
+
+
+def publish_into(work: Path, text: str, names: str = "ab") -> None:
+    for name in names:
+        (work / name).write_text(text * 3)
+    (work / "report.json").write_text(json.dumps({"content_key": text, "outputs": {name: name for name in names}}))
+
+
+def contents(store: Store, prefix: str = "out/town/") -> dict[str, str]:
+    return {name: store.get(prefix + name).decode() for name in store.names(prefix) if name != "report.json"}
+
+
+# Whole or not believed
+
+
+def test_a_result_is_in_the_store_and_no_longer_on_the_disk(store: Store, tmp_path: Path) -> None:
+    results = opened(store, tmp_path / "work")
+    publish(results, "x")
+    assert contents(store) == {"a": "xxx", "b": "xxx"}
+    assert [path.name for path in (tmp_path / "work").rglob("*") if path.is_file()] == ["owner"]
+    assert results.finished("town", "x") == {"content_key": "x", "outputs": {"a": "a", "b": "b"}}
+    assert (results.finished("town", "y"), results.finished("town", None)) == (None, None)
+    assert results.sizes("town").keys() == {"a", "b", "report.json"}
+    assert [*results.scenes()] == ["town"]
+
+
+def test_a_report_names_size_digest_and_version_of_what_it_vouches_for(store: Store) -> None:
+    publish(opened(store), "x")
+    vouched = json.loads(store.get("out/town/report.json"))["objects"]
+    etag = store.client.head_object(Bucket=store.bucket, Key="out/town/a")["ETag"]
+    assert vouched["a"] == {"size": 3, "sha256": hashlib.sha256(b"xxx").hexdigest(), "etag": etag}
+    assert [*vouched] == ["a", "b"]
+
+
+@pytest.mark.parametrize("harm", ["gone", "torn", "same size", "no report", "torn report"])
+def test_a_result_that_is_not_as_its_report_says_is_not_believed(store: Store, harm: str) -> None:
+    results = opened(store)
+    publish(results, "x")
+    name = "report.json" if "report" in harm else "a"
+    if harm in ("gone", "no report"):
+        store.client.delete_object(Bucket=store.bucket, Key=f"out/town/{name}")
+    else:
+        store.put(f"out/town/{name}", {"torn": b"x", "same size": b"yyy", "torn report": b"{"}[harm])
+    assert results.finished("town", "x") is None
+    assert results.recovered("town", "x") is None
+    publish(results, "x")
+    assert results.finished("town", "x") is not None
+
+
+def test_a_new_result_replaces_the_former_and_leaves_foreign_objects(store: Store) -> None:
+    results = opened(store)
+    publish(results, "old", names="abc")
+    store.put("out/town/notes.txt", b"mine")
+    publish(results, "new")
+    assert contents(store) == {"a": "newnewnew", "b": "newnewnew", "notes.txt": "mine"}
+
+
+@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_nothing_and_spares_the_former_result(store: Store, fault: type[BaseException]) -> None:
+    results = opened(store)
+    publish(results, "old")
+
+    def fail() -> None:
+        with results.publishing("town") as work:
+            (work / "a").write_text("new")
+            raise fault
+
+    with pytest.raises(fault):
+        fail()
+    assert contents(store) == {"a": "oldoldold", "b": "oldoldold"}
+    assert results.finished("town", "old") is not None
+
+
+# Kills
+
+
+class CutOffError(Exception):
+    """No request of a killed process reaches the store any more."""
+
+
+@contextmanager
+def cut_off_after(requests: int) -> Iterator[list[int]]:
+    """Let so many requests through, and none after them; yields how many are left."""
+    left = [requests]
+
+    def send(**_: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise CutOffError
+
+    events = store_access().client.meta.events
+    events.register("before-send.s3", send)
+    try:
+        yield left
+    finally:
+        events.unregister("before-send.s3", send)
+
+
+OLD, NEW = {"a": "old" * 3, "b": "old" * 3, "c": "old" * 3}, {"a": "new" * 3, "b": "new" * 3}
+
+
+def stopped_after(requests: int, store: Store, work: Path) -> tuple[StoreResults, bool]:
+    """A store in which a run was killed that replaced an old result; whether it came through."""
+    results = opened(store, work, prefix=f"{requests}")
+    publish(results, "old", names="abc")
+    with cut_off_after(requests) as left:
+        try:
+            publish(results, "new")
+        except CutOffError:
+            return results, False
+    assert left[0] >= 0
+    return results, True
+
+
+def check_and_go_on(results: StoreResults, store: Store, prefix: str) -> None:
+    """What is believed is whole; a rerun leaves the new result and nothing else, and makes nothing twice."""
+    found = contents(store, prefix)
+    visible = {name: text for name, text in found.items() if not name.startswith(".")}
+    believed = {key for key in ("old", "new") if results.finished("town", key)}
+    assert (believed == {"old"} and visible == OLD) or (believed == {"new"} and visible == NEW) or not believed
+    recovered = results.recovered("town", "new")
+    assert recovered or believed == {"old"}
+    if not recovered:
+        publish(results, "new")
+    assert contents(store, prefix) in (NEW, NEW | {".lock": found.get(".lock")})
+    assert results.finished("town", "new") is not None
+
+
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_between_any_two_requests_leaves_one_whole_result_or_none_that_is_believed(
+    store: Store, tmp_path: Path, every: int
+) -> None:
+    for requests in itertools.count(0, every):
+        results, is_through = stopped_after(requests, store, tmp_path)
+        check_and_go_on(results, store, f"{requests}/town/")
+        if is_through:
+            break
+    assert requests > 20
+
+
+def test_what_was_made_is_not_made_again_and_what_was_sent_is_not_sent_again(store: Store, tmp_path: Path) -> None:
+    results = opened(store, tmp_path)
+    store.fail("PUT \\.partial/report 403 9")
+    with pytest.raises(AccessError, match="refuses"):
+        publish(results, "x")
+    assert store.names("out/town/") == [".partial/a", ".partial/b"]
+    store.fail()
+    sent = len(store.requests)
+    assert results.recovered("town", "x") is not None
+    uploads = [line for line in store.requests[sent:] if line.startswith("PUT") and "/.partial/" in line]
+    assert [line.split("?")[0].rpartition("/")[2] for line in uploads] == ["report.json"]
+    assert contents(store) == {"a": "xxx", "b": "xxx"}
+
+
+def test_a_staged_result_is_completed_on_a_machine_that_has_no_part_of_it(store: Store, tmp_path: Path) -> None:
+    results = opened(store, tmp_path / "one")
+    store.fail("PUT out/town/[ab] 403 9")
+    with pytest.raises(AccessError):
+        publish(results, "x")
+    store.fail()
+    other = opened(store, tmp_path / "other")
+    assert other.finished("town", "x") is None
+    assert other.recovered("town", "x") is not None
+    assert contents(store) == {"a": "xxx", "b": "xxx"}
+
+
+def test_parts_of_uploads_that_never_ended_are_removed(store: Store) -> None:
+    store.client.create_multipart_upload(Bucket=store.bucket, Key="out/town/.partial/a")
+    store.client.create_multipart_upload(Bucket=store.bucket, Key="elsewhere")
+    publish(opened(store), "x")
+    left = store.client.list_multipart_uploads(Bucket=store.bucket)["Uploads"]
+    assert [each["Key"] for each in left] == ["elsewhere"]
+
+
+# Two runs at once
+
+
+def test_two_runs_never_write_one_result(store: Store, tmp_path: Path) -> None:
+    one, two = (opened(store, tmp_path / name) for name in ("one", "two"))
+    with one.publishing("town") as work:
+        with pytest.raises(WorldError, match=r"town: another run is writing this result \(.*process \d+, since 20"):
+            publish(two, "second")
+        with pytest.raises(WorldError, match="another run on this machine"):
+            publish(opened(store, tmp_path / "one"), "third")
+        publish_into(work, "first")
+    assert contents(store)["a"] == "first" * 3
+    publish(two, "fourth")
+    assert contents(store)["a"] == "fourth" * 3
+
+
+def test_a_lock_that_was_left_behind_is_taken_over(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (opened(store, tmp_path / name) for name in ("one", "two"))
+
+    def overtaken() -> None:
+        with one.publishing("town") as work:
+            publish_into(work, "first")
+            monkeypatch.setattr(results_lease, "LEASE_S", -1.0)
+            publish(two, "second")
+
+    with pytest.raises(WorldError, match="another run has taken over the lock"):
+        overtaken()
+    assert two.finished("town", "second") is not None
+    assert two.recovered("town", "second") is not None  # and sweeps up what the other had sent
+    assert contents(store) == {"a": "second" * 3, "b": "second" * 3}
+
+
+def test_a_run_that_is_started_again_holds_the_lock_at_once(store: Store, tmp_path: Path) -> None:
+    results, _ = stopped_after(4, store, tmp_path)
+    assert ".lock" in store.names("4/town/")
+    with pytest.raises(WorldError, match="another run is writing"):
+        publish(opened(store, tmp_path / "other", prefix="4"), "new")
+    publish(results, "new")
+
+
+def test_where_a_store_knows_no_conditions_locks_hold_all_the_same(store: Store, tmp_path: Path) -> None:
+    def plainly(params: dict[str, Any], **_: object) -> None:
+        params["headers"].pop("If-None-Match", None)
+        params["headers"].pop("If-Match", None)
+
+    store_access().client.meta.events.register("before-call.s3.PutObject", plainly)
+    one, two = (opened(store, tmp_path / name) for name in ("one", "two"))
+    with one.publishing("town") as work:
+        with pytest.raises(WorldError, match="another run is writing"):
+            publish(two, "second")
+        publish_into(work, "first")
+    publish(two, "second")
+    store_access().client.meta.events.unregister("before-call.s3.PutObject", plainly)
+    assert contents(store)["a"] == "second" * 3
+
+
+def test_a_store_that_refuses_conditions_is_written_without(store: Store) -> None:
+    store.fail("PUT /out/town/.lock 501 1")
+    publish(opened(store), "x")
+    assert opened(store).finished("town", "x") is not None
+
+
+def test_a_lock_that_somebody_removed_is_lost(store: Store) -> None:
+    results = opened(store)
+
+    def robbed() -> None:
+        with results.publishing("town") as work:
+            publish_into(work, "x")
+            store.client.delete_object(Bucket=store.bucket, Key="out/town/.lock")
+
+    with pytest.raises(WorldError, match="another run has taken over the lock"):
+        robbed()
+    assert results.finished("town", "x") is None
+    assert results.recovered("town", "x") is not None
+
+
+# What is said of an address that cannot be used
+
+
+def test_an_address_is_refused_before_any_work(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(store).check()
+    assert store.names() == []
+    with pytest.raises(SettingsError, match="there is no bucket nowhere; check the address"):
+        StoreResults("s3://nowhere/out").check()
+    store.fail("PUT /out/.writable 403 1")
+    with pytest.raises(SettingsError, match=r"the store refuses .* check the credentials"):
+        opened(store).check()
+    opened(store).check(writing=False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(SettingsError, match="no usable credentials"):
+        opened(store).check()
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://", "s3://x", "s3:///out", "s3://bucket//out", "s3://bucket/a/../b", "s3://b_/"]
+)
+def test_an_address_that_no_bucket_has_is_refused(address: str) -> None:
+    with pytest.raises(SettingsError, match="must read s3://bucket/prefix"):
+        StoreResults(address)
+
+
+def test_a_store_that_fails_for_a_moment_is_asked_again(store: Store) -> None:
+    store.fail("PUT /out/run.json 503 2", "GET /out/run.json 0 1")
+    results = opened(store)
+    results.write("run.json", "{}")
+    assert results.read("run.json") == b"{}"

@@ -1,0 +1,160 @@
+"""Whatever happens in a run, and in which order, every scene ends in exactly one way, and `run.json` tells it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.models import write_checkpoint
+
+from pipeline.catalog.entry import CatalogEntry
+from pipeline.config import RunSpec, SegmentSpec
+from pipeline.errors import ModelError, SceneError, WorldError
+from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
+from pipeline.results.report import SceneReport, exit_code
+from pipeline.run.ledger import RunLedger, open_ledger
+from pipeline.run.quarantine import Quarantine
+
+OUTCOMES = ("done", "skipped", "scene", "model", "world", "bug")
+
+
+def entries_in(folder: Path, count: int) -> list[CatalogEntry]:
+    """Scenes with a file each, so that quarantine knows them."""
+    for number in range(count):
+        (folder / f"s{number}.tif").write_bytes(b"scene")
+    return [CatalogEntry(id=f"s{number}", location=str(folder / f"s{number}.tif")) for number in range(count)]
+
+
+def outcome_of(entry: CatalogEntry, kind: str) -> SceneReport | Exception:
+    faults = {"scene": SceneError("s"), "model": ModelError("m"), "world": WorldError("w"), "bug": ValueError("v")}
+    if kind in faults:
+        return faults[kind]
+    return SceneReport(scene=entry.id, location=entry.location, status="skipped" if kind == "skipped" else "done")
+
+
+def ledger_of(entries: list[CatalogEntry], out: Path, **spec: int) -> RunLedger:
+    return RunLedger(entries, out, spec=RunSpec(**spec), quarantine=Quarantine(out, inputs="", drivers=()))  # type: ignore[arg-type]
+
+
+@given(kinds=st.lists(st.sampled_from(OUTCOMES), max_size=12), data=st.data())
+def test_every_scene_ends_in_exactly_one_way_whatever_fails_in_whatever_order(
+    kinds: list[str], data: st.DataObject
+) -> None:
+    limit, at_once = data.draw(st.integers(0, 4)), data.draw(st.integers(1, 3))
+    stop_after = data.draw(st.integers(0, len(kinds)))
+    with tempfile.TemporaryDirectory() as folder:
+        entries, out = entries_in(Path(folder), len(kinds)), Path(folder) / "out"
+        for _ in range(2):  # the second run meets the quarantine of the first
+            ledger = ledger_of(entries, out, max_failures=limit)
+            in_work: list[CatalogEntry] = []
+            for entry in entries[:stop_after]:
+                if len(in_work) == at_once:
+                    settled = in_work.pop(data.draw(st.integers(0, at_once - 1)))
+                    ledger.settle(settled, outcome_of(settled, kinds[entries.index(settled)]))
+                if ledger.passed_over(entry) is None:
+                    in_work.append(entry)
+            counts = Counter(report.status for report in ledger.reports)
+            assert [report.scene for report in ledger.reports] == [entry.id for entry in entries]
+            assert counts["not run"] >= len(entries) - stop_after
+            for entry in in_work:
+                ledger.settle(entry, outcome_of(entry, kinds[entries.index(entry)]))
+            counts = Counter(report.status for report in ledger.reports)
+            assert counts.keys() <= {"done", "skipped", "failed", "quarantined", "not run"}
+            assert counts.total() == len(entries)
+            assert not limit or counts["failed"] < limit + at_once
+            assert all((report.reason is None) == (report.status in ("done", "skipped")) for report in ledger.reports)
+
+
+def test_after_so_many_failures_no_scene_is_begun_and_those_in_work_are_entered(tmp_path: Path) -> None:
+    one, two, three, four = entries = entries_in(tmp_path, 4)
+    ledger = ledger_of(entries, tmp_path / "out", max_failures=1)
+    assert ledger.passed_over(one) is None
+    assert ledger.passed_over(two) is None
+    ledger.settle(one, WorldError("away"))
+    ledger.settle(two, outcome_of(two, "done"))
+    for entry in (three, four):
+        left_out = ledger.passed_over(entry)
+        assert left_out is not None
+        assert left_out.reason == "the run was stopped after 1 failures (run.max_failures)"
+    assert [report.status for report in ledger.reports] == ["failed", "done", "not run", "not run"]
+
+
+def test_quarantine_is_passed_over_with_its_reason_and_counts_as_no_failure(tmp_path: Path) -> None:
+    entries, out = entries_in(tmp_path, 2), tmp_path / "out"
+    ledger_of(entries, out).settle(entries[0], SceneError("no CRS"))
+    ledger = ledger_of(entries, out, max_failures=1)
+    held = ledger.passed_over(entries[0])
+    assert held is not None
+    assert held.status == "quarantined"
+    assert str(held.reason).endswith(": no CRS")
+    assert ledger.passed_over(entries[1]) is None
+    assert ledger_of(entries, out, retry_quarantined=True).passed_over(entries[0]) is None
+
+
+@pytest.mark.parametrize("kind", ["world", "bug"])
+def test_what_is_not_the_fault_of_the_data_never_leads_to_quarantine(tmp_path: Path, kind: str) -> None:
+    (entry,) = entries_in(tmp_path, 1)
+    ledger_of([entry], tmp_path / "out").settle(entry, outcome_of(entry, kind))
+    assert ledger_of([entry], tmp_path / "out").passed_over(entry) is None
+
+
+def test_a_scene_fails_as_ever_when_the_disk_refuses_the_quarantine(tmp_path: Path) -> None:
+    (entry,) = entries_in(tmp_path, 1)
+    ledger = ledger_of([entry], tmp_path / "out")
+    (tmp_path / "out").write_text("a file where a folder is due")
+    assert ledger.settle(entry, SceneError("no CRS")).reason == "no CRS"
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> LoadedPredictor:
+    return load_predictor(write_checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors"), "cpu")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError])
+def test_a_run_that_is_stopped_leaves_a_whole_record(
+    tmp_path: Path, predictor: LoadedPredictor, stop: type[BaseException]
+) -> None:
+    entries = entries_in(tmp_path, 3)
+
+    def run() -> None:
+        with open_ledger(entries, tmp_path, predictor=predictor, spec=SegmentSpec()) as ledger:
+            ledger.passed_over(entries[0])
+            ledger.settle(entries[0], outcome_of(entries[0], "done"))
+            ledger.passed_over(entries[1])
+            raise stop
+
+    with pytest.raises(stop):
+        run()
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["counts"] == {"done": 1, "skipped": 0, "failed": 0, "quarantined": 0, "not run": 2}
+    assert "while it was in work" in run["scenes"][1]["reason"]
+    assert "before its turn" in run["scenes"][2]["reason"]
+
+
+def test_a_run_that_is_stopped_before_any_scene_leaves_the_former_record(
+    tmp_path: Path, predictor: LoadedPredictor
+) -> None:
+    with open_ledger(entries_in(tmp_path, 1), tmp_path / "out", predictor=predictor, spec=SegmentSpec()):
+        pass
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"),
+    [
+        ([], 0),
+        (["done", "skipped"], 0),
+        (["done", "failed", "quarantined"], 1),
+        (["done", "not run"], 1),
+        (["skipped", "quarantined"], 3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_exit_code_follows_from_what_became_of_the_scenes(statuses: list[str], code: int) -> None:
+    reports = [SceneReport(scene="s", location="l", status=status) for status in statuses]  # type: ignore[arg-type]
+    assert exit_code(reports) == code

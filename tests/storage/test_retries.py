@@ -1,0 +1,65 @@
+"""Faults of the world are tried again, after known pauses and not for ever; all others are told at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.config import RunSpec
+from pipeline.errors import ModelError, SceneError, SettingsError, WorldError
+from pipeline.storage.retries import retry_world_faults
+
+
+class Work:
+    """Raises what it is given, one by one, and then returns how often it ran."""
+
+    def __init__(self, *faults: Exception) -> None:
+        self.faults, self.runs = [*faults], 0
+
+    def __call__(self) -> int:
+        self.runs += 1
+        if self.faults:
+            raise self.faults.pop(0)
+        return self.runs
+
+
+def test_faults_of_the_world_are_tried_again_after_doubling_pauses() -> None:
+    slept: list[float] = []
+    told: list[float] = []
+    work = Work(WorldError("503"), WorldError("timeout"))
+    spec = RunSpec(retries=3, retry_delay_s=1.5)
+    assert retry_world_faults(work, spec.pauses_s, tell=lambda _, pause: told.append(pause), sleep=slept.append) == 3
+    assert slept == told == [1.5, 3.0]
+
+
+@pytest.mark.parametrize("retries", [0, 1, 4])
+def test_the_last_fault_is_raised_when_the_retries_are_used_up(retries: int) -> None:
+    work = Work(*(WorldError(f"try {number}") for number in range(9)))
+    with pytest.raises(WorldError, match=f"try {retries}"):
+        retry_world_faults(work, RunSpec(retries=retries).pauses_s, sleep=lambda _: None)
+    assert work.runs == retries + 1
+
+
+@pytest.mark.parametrize("fault", [SceneError("no CRS"), ModelError("no logits"), ZeroDivisionError()])
+def test_other_faults_are_raised_at_once(fault: Exception) -> None:
+    work = Work(fault)
+    with pytest.raises(type(fault)):
+        retry_world_faults(work, RunSpec().pauses_s, sleep=lambda _: pytest.fail("slept"))
+    assert work.runs == 1
+
+
+def test_pauses_double_up_to_a_limit_and_never_change() -> None:
+    spec = RunSpec(retries=50)
+    assert spec.pauses_s[:3] == (2.0, 4.0, 8.0)
+    assert max(spec.pauses_s) == 300.0
+    assert spec.pauses_s == RunSpec(retries=50).pauses_s
+    assert RunSpec(retries=2, retry_delay_s=1000).pauses_s == (1000.0, 1000.0)
+    assert RunSpec(retries=2, retry_delay_s=0).pauses_s == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"retries": -1}, {"retries": 51}, {"retry_delay_s": -1}, {"retry_delay_s": float("nan")},
+              {"max_failures": -1}], ids=str,
+)  # fmt: skip
+def test_impossible_policies_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
+        RunSpec(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,61 @@
+"""Silence is for many threads at once, and ends for all when the last one leaves."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from contextlib import ExitStack
+
+import pytest
+from rasterio.errors import NotGeoreferencedWarning
+
+from pipeline.storage.gdal import silent, undisturbed
+
+
+def warns() -> bool:
+    """Whether rasterio's warning is heard, here as an error."""
+    try:
+        warnings.warn("no place", NotGeoreferencedWarning, stacklevel=1)
+    except NotGeoreferencedWarning:
+        return True
+    return False
+
+
+def test_nothing_is_heard_until_the_last_has_left() -> None:
+    before = warnings.filters
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(silent())
+    second.enter_context(silent())
+    assert not warns()
+    first.close()  # not the one that came last: their blocks need not be nested
+    assert not warns()
+    second.close()
+    assert warns()
+    assert warnings.filters is before
+
+
+def test_a_fault_ends_the_silence() -> None:
+    with pytest.raises(KeyError), silent():
+        raise KeyError
+    assert warns()
+
+
+def test_who_catches_warnings_waits_for_silence_to_end() -> None:
+    entered, told = threading.Event(), []
+
+    def catch() -> None:
+        entered.set()
+        with undisturbed(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warnings.warn("no place", NotGeoreferencedWarning, stacklevel=1)
+            told.extend(caught)
+
+    with silent():
+        thread = threading.Thread(target=catch)
+        thread.start()
+        assert entered.wait(10)
+        thread.join(0.05)
+        assert thread.is_alive()
+        assert not told
+    thread.join(10)
+    assert len(told) == 1

@@ -1,0 +1,169 @@
+"""Files that travel: whole or not at all, by the names and bytes that were sent, and the model by its hash."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import MakeScene
+from distributed import Client
+from support.models import ROOF, brightness, write_checkpoint
+from support.object_stores import Store
+
+from pipeline.config import SegmentSpec
+from pipeline.distribute import remote_predictor as distant
+from pipeline.distribute import worker_tasks as distribute_tasks
+from pipeline.distribute.cluster import exchanging, predictor_identity
+from pipeline.distribute.remote_predictor import DistantPredictor
+from pipeline.distribute.spec import DistributeSpec
+from pipeline.distribute.versions import check_code, facts_of_code
+from pipeline.errors import ModelError, SettingsError, WorldError
+from pipeline.inference.tiling.tiles import TilingSpec
+from pipeline.model.predictor.loading import LoadedPredictor
+from pipeline.scene.spec import ReadingSpec
+from pipeline.segment import segment_scene
+from pipeline.storage.exchange import open_exchange
+from pipeline.storage.location import Location
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A temporary folder of this machine that is no other's, and no model loaded yet; returns the exchange place."""
+    own = tmp_path / "own"
+    own.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(own))
+    distant._loaded.cache_clear()
+    return tmp_path / "exchange"
+
+
+@pytest.fixture(params=["folder", "store"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where files are exchanged."""
+    if request.param == "folder":
+        return str(tmp_path / "exchange")
+    return f"s3://{request.getfixturevalue('store').bucket}/exchange"
+
+
+def test_files_arrive_as_they_were_sent_or_not_at_all(address: str, tmp_path: Path) -> None:
+    root = open_exchange(address)
+    place, beside = root.below("town"), root.below("town-2")
+    assert pickle.loads(pickle.dumps(place)) == place
+    assert hash(place) != hash(beside)
+    (tmp_path / "a").write_bytes(b"levels")
+    for each in (place, beside):
+        assert each.send(tmp_path / "a", "regions/1.tif") == 6
+    assert root.holds("town/regions/1.tif")
+    assert not place.holds("regions/2.tif")
+    place.fetch("regions/1.tif", tmp_path / "b", size=6)
+    assert (tmp_path / "b").read_bytes() == b"levels"
+    with pytest.raises(WorldError, match="6 bytes arrived of 7"):
+        place.fetch("regions/1.tif", tmp_path / "c", size=7)
+    with pytest.raises(WorldError, match=r"2\.tif: (not to be seen on .*client and workers see|nothing is there)"):
+        place.fetch("regions/2.tif", tmp_path / "c")
+    assert {path.name for path in tmp_path.iterdir()} <= {"a", "b", "exchange"}
+    place.clear()
+    place.clear()
+    assert not place.holds("regions/1.tif")
+    assert beside.holds("regions/1.tif")
+
+
+def test_a_machine_that_does_not_see_the_place_does_not_make_it(tmp_path: Path) -> None:
+    place = open_exchange(str(tmp_path / "exchange")).below("town")
+    (tmp_path / "exchange").rmdir()
+    (tmp_path / "a").touch()
+    with pytest.raises(WorldError, match="exchange: not to be seen on "):
+        place.send(tmp_path / "a", "a")
+    assert not (tmp_path / "exchange").exists()
+
+
+def test_places_of_different_results_do_not_meet(threads: Client, tmp_path: Path) -> None:
+    spec = DistributeSpec(exchange=str(tmp_path / "exchange"))
+    (tmp_path / "a").touch()
+    with (
+        exchanging(spec, tmp_path / "out" / ".town.partial", threads) as one,
+        exchanging(spec, tmp_path / "other" / ".town.partial", threads) as other,
+    ):
+        assert one is not None
+        assert other is not None
+        one.send(tmp_path / "a", "a")
+        assert not other.holds("a")
+        with exchanging(spec, tmp_path / "out" / ".town.partial", threads):  # after a kill, the place is not empty
+            assert not one.holds("a")
+    with exchanging(spec, tmp_path, None) as nothing:
+        assert nothing is None
+
+
+def test_only_some_addresses_can_be_exchange_places() -> None:
+    with pytest.raises(SettingsError, match=r"files cannot be exchanged through ftp://; name a folder, or s3://"):
+        open_exchange("ftp://host/place")
+
+
+def test_a_store_that_is_not_there_is_said_at_once(store: Store) -> None:
+    with pytest.raises(WorldError, match="there is no bucket nowhere"):
+        open_exchange("s3://nowhere/exchange")
+
+
+def test_a_model_travels_by_its_hash(apart: Path, tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model.safetensors")
+    sent = pickle.dumps(DistantPredictor(model, "cpu", precision="float32", exchange=open_exchange(str(apart))))
+    write_checkpoint(model, seed=1)  # the worker has another model under this path
+    there = pickle.loads(sent)
+    assert isinstance(there, LoadedPredictor)
+    (kept,) = (tmp_path / "own").rglob("*.safetensors")
+    assert kept.stem == there.sha256
+    distant._loaded.cache_clear()
+    kept.write_bytes(b"damaged")
+    assert pickle.loads(sent).sha256 == there.sha256
+    assert pickle.loads(sent) is pickle.loads(sent)
+
+
+def test_a_worker_without_the_model_says_who_it_is(apart: Path, tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model.safetensors")
+    sent = pickle.dumps(DistantPredictor(model, "cpu", precision="float32"))
+    model.unlink()
+    with pytest.raises(SettingsError, match=r"the worker on .* does not have the model.*set distribute\.exchange"):
+        pickle.loads(sent)
+
+
+def test_a_scene_made_through_the_exchange_place_is_the_same(
+    address: str, threads: Client, apart: Path, make_scene: MakeScene, tmp_path: Path
+) -> None:
+    scene = make_scene(name="town.tif", bands=1, descriptions=["red"], height=200, nodata=0)
+    spec = SegmentSpec(tiling=TilingSpec(tile_size=32, overlap=8), reading=ReadingSpec(threads=1))
+    there = replace(spec, distribute=DistributeSpec(regions=3, exchange=address))
+    folders = [
+        segment_scene(scene, tmp_path / name, predictor=brightness, card=ROOF, spec=each, client=client).folder
+        for name, each, client in (("here", spec, None), ("there", there, threads))
+    ]
+    one, other = (
+        {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "report.json"}
+        for folder in folders
+    )
+    assert one == other
+    assert [*(tmp_path / "own").iterdir()] == []
+
+
+def test_a_scene_that_a_worker_does_not_see_is_no_fault_of_its_data(
+    threads: Client, make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Location, "has_vanished", True)
+    scene = make_scene(bands=1, descriptions=["red"])
+    with pytest.raises(SettingsError, match="does not see this scene; workers open scenes by the same path") as caught:
+        segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, client=threads)
+    assert not isinstance(caught.value, ModelError)
+
+
+def test_workers_of_other_versions_are_refused(threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = facts_of_code()
+    check_code(facts, dict(facts))
+    with pytest.raises(SettingsError, match=r"the worker tcp://a:1 has torch 9, and the command torch .*; install"):
+        check_code(facts, {**facts, "torch": "9"}, where="tcp://a:1")
+    sent = distribute_tasks.packed(max, 1, 2)
+    assert distribute_tasks.call(sent) == 2
+    monkeypatch.setattr(distribute_tasks, "facts_of_code", lambda: {**facts, "GDAL": "2.4"})
+    with pytest.raises(SettingsError, match=r"has GDAL 2\.4"):
+        distribute_tasks.call(sent)
+    assert predictor_identity(brightness, threads) is None

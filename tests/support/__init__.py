@@ -1,0 +1,1 @@
+"""Fixtures, fake servers and factories that several test modules share."""
