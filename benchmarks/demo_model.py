@@ -17,7 +17,7 @@ from pipeline.training.settings.data import SamplesSpec, SplitSpec
 from pipeline.training.settings.learning import LearningSpec
 from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.synthetic import BANDS, write_town
-from pipeline.training.train import train
+from pipeline.training.loop import train
 
 CHECKPOINT = Path(__file__).parents[1] / "pipeline" / "data" / "demo.safetensors"
 TRAINING, VALIDATION = range(100, 112), range(120, 122)

@@ -19,7 +19,7 @@ from flows.forms import form, reader
 from flows.hooks import ON_END
 from flows.run_names import run_name
 from flows.tasks import evaluate_one
-from pipeline.evaluation.evaluate import conclude, failed_evaluation
+from pipeline.evaluation.run import conclude, failed_evaluation
 from pipeline.evaluation.plan import EvaluationPlan, find_label_files, load_plan_model, on_plan_devices, plan_evaluation
 from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, SceneEvaluation
 
@@ -44,7 +44,7 @@ def evaluate_scenes(
     polygons: str | None = None,
     settings: EvaluateForm = DEFAULTS,
 ) -> EvaluationReport:
-    """Compare a model, mosaics or polygons (exactly one) with labels; see `pipeline.evaluation.evaluate.evaluate`.
+    """Compare a model, mosaics or polygons (exactly one) with labels; see `pipeline.evaluation.run.evaluate`.
 
     Args:
         scenes: files, folders, globs, or addresses.

@@ -11,7 +11,7 @@ from prefect.futures import PrefectFuture
 
 from pipeline.catalog.entry import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.distribute.cluster import cluster
+from pipeline.distribute.connect import cluster
 from pipeline.results.report import SceneReport
 from pipeline.run.ledger import RunLedger
 from pipeline.run.scenes import shared_out

@@ -30,7 +30,7 @@ DEFAULTS = TrainSpec()
 @flow(name="train-network", flow_run_name=run_name("images"), validate_parameters=True, **ON_END)
 @plainly
 def train_network(images: list[str], labels: list[str], out: str, settings: TrainForm = DEFAULTS) -> TrainReport:
-    """Train a network on labelled scenes; see `pipeline.training.train.train`.
+    """Train a network on labelled scenes; see `pipeline.training.loop.train`.
 
     Args:
         images: scenes, or folders of scenes.

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from pipeline.config import SegmentSpec
-from pipeline.distribute.cluster import exchanging, predictor_identity, prove_precision, run_finish, run_regions
+from pipeline.distribute.connect import exchanging, predictor_identity, prove_precision, run_finish, run_regions
 from pipeline.distribute.plan import plan_work
 from pipeline.distribute.spec import DistributeSpec
 from pipeline.grid.raster_grid import RasterGrid
@@ -260,7 +260,7 @@ def vectorize_mosaic(
     Raises:
         SceneError: the mosaic is not one of ours.
     """
-    from pipeline.polygons.vectorize import vectorize  # brings numba, which no strip has to wait for
+    from pipeline.polygons.stream import vectorize  # brings numba, which no strip has to wait for
 
     spec = spec or PolygonSpec()
     with MosaicReader(Path(mosaic)) as source:
@@ -278,7 +278,7 @@ def vectorize_mosaic(
 
 def _prepare_polygons(grid: RasterGrid, spec: SegmentSpec) -> None:
     """Load what polygons need while strips are computed; what goes wrong is told when polygons are made."""
-    from pipeline.polygons.vectorize import compile_kernels
+    from pipeline.polygons.stream import compile_kernels
 
     compile_kernels(grid, spec.polygons, spec.mosaic.dtype)
 

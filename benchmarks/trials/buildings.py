@@ -29,7 +29,7 @@ from pipeline.evaluation.metrics.matching import PixelScore, score_pixels, score
 from pipeline.results.report import SceneReport
 from pipeline.training.records import TrainReport
 from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.train import train
+from pipeline.training.loop import train
 
 FOLDER = DATA / "buildings"
 NODATA = 255

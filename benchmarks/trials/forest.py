@@ -14,7 +14,7 @@ from benchmarks.trials.records import CONFIGS, DATA, Options, Table, show, skipp
 from pipeline.config import load_settings
 from pipeline.model.predictor.loading import load_predictor
 from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.train import train
+from pipeline.training.loop import train
 from pipeline.training.validation.metrics import Confusion, average_scores, weighted_scores
 
 FOLDER = DATA / "amazon_forest"

@@ -12,7 +12,7 @@ from pipeline.config import load_settings
 from pipeline.evaluation.metrics.matching import PixelScore, score_pixels
 from pipeline.model.predictor.loading import load_predictor
 from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.train import train
+from pipeline.training.loop import train
 
 FOLDER = DATA / "mangrove_4band"
 FLOOR = 0.801

@@ -13,7 +13,7 @@ from benchmarks.trials.records import CONFIGS, DATA, Options, Table, show, skipp
 from pipeline.config import load_settings
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
 from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.train import train
+from pipeline.training.loop import train
 
 FOLDER = DATA / "isbi2012_em"
 TRAINING, CHOOSING, SCORED = range(21), range(21, 24), range(24, 30)

@@ -14,7 +14,7 @@ from pipeline.model.networks.registry import build_network
 from pipeline.model.predictor.loading import resolve_device
 from pipeline.training.optimizer import choose_precision
 from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.train import train
+from pipeline.training.loop import train
 
 STEPS = 24
 """Bare steps before and after the training, of which the first few are not timed."""

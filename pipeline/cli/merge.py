@@ -37,7 +37,7 @@ def merge(
 def show_merge(out: str, spec: MergeSpec, work_dir: str | None) -> MergeReport | None:
     """Merge, and say what it came to; None where there is nothing to merge."""
     from pipeline.cli.progress import merge_watch, progress_bars
-    from pipeline.merge.merge_scenes import merge_scenes
+    from pipeline.merge.run import merge_scenes
     from pipeline.results.local import open_results
 
     with progress_bars(console) as bars:

@@ -40,7 +40,7 @@ def train(
     from pipeline.cli.progress import progress_bars, train_watch
     from pipeline.config import load_settings
     from pipeline.training.settings.spec import TrainSpec
-    from pipeline.training.train import train as train_network
+    from pipeline.training.loop import train as train_network
 
     spec = load_settings(TrainSpec, config, overrides)
     with progress_bars(console) as bars:
@@ -73,7 +73,7 @@ def evaluate(
     """Compare a model, mosaics or polygons (one of them) with labels: scores with intervals, error maps, a page."""
     from pipeline.cli.progress import progress_bars, scene_watch
     from pipeline.config import load_settings
-    from pipeline.evaluation.evaluate import evaluate as evaluate_results
+    from pipeline.evaluation.run import evaluate as evaluate_results
     from pipeline.evaluation.records import EvaluateSpec
 
     spec = load_settings(EvaluateSpec, config, overrides)

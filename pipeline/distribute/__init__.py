@@ -1,1 +1,1 @@
-"""Regions on a Dask cluster. Start reading at `pipeline.distribute.cluster`."""
+"""Regions on a Dask cluster. Start reading at `pipeline.distribute.connect`."""

@@ -34,7 +34,7 @@ def run_on_cluster(
     client: Client,
     watch: Watch | None,
 ) -> Generator[RegionResult]:
-    """Run regions and yield results as they finish; see `pipeline.distribute.cluster.run_regions`."""
+    """Run regions and yield results as they finish; see `pipeline.distribute.connect.run_regions`."""
     suspects: list[Region] = []
     yield from _side_by_side(job, regions, predictor, client, watch, most=2 * workers_of(client), suspects=suspects)
     if suspects:

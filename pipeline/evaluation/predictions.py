@@ -18,7 +18,7 @@ from pipeline.model.card import ModelCard
 from pipeline.mosaic.classify import decide_apart, resolve_threshold
 from pipeline.mosaic.reader import MosaicReader
 from pipeline.polygons.shaping import PolygonSpec, shape_polygons
-from pipeline.polygons.vectorize import vectorize
+from pipeline.polygons.stream import vectorize
 from pipeline.scene.describe import Scene
 from pipeline.stages.outputs import OUTPUTS
 from pipeline.training.labels.polygon_labels import open_polygon_labels, read_polygons

@@ -21,7 +21,7 @@ from pipeline.grid.raster_grid import RasterGrid
 from pipeline.model.card import ModelCard
 from pipeline.mosaic.levels import INVALID
 from pipeline.polygons.shaping import PolygonSpec, shape_polygons
-from pipeline.polygons.vectorize import vectorize
+from pipeline.polygons.stream import vectorize
 from pipeline.scene.describe import Scene
 from pipeline.training.data.label_opener import LabelOpener
 from pipeline.training.labels.polygon_labels import UNLABELLED, Labels, find_labels, outline, polygons_on

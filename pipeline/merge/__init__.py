@@ -1,1 +1,1 @@
-"""The polygons of all scenes as one file. Start reading at `pipeline.merge.merge_scenes`."""
+"""The polygons of all scenes as one file. Start reading at `pipeline.merge.run`."""

@@ -1,1 +1,1 @@
-"""Masks in, whole polygons out. Start reading at `pipeline.polygons.vectorize`."""
+"""Masks in, whole polygons out. Start reading at `pipeline.polygons.stream`."""

@@ -1,7 +1,7 @@
 """Polygons on the pixel plane -> polygons on the ground: placed, measured, filtered.
 
 Everything here looks at one polygon at a time; what depends on neighbours (joining across seams,
-simplifying shared borders, recognising true holes) has been done by `pipeline.polygons.vectorize`, so no
+simplifying shared borders, recognising true holes) has been done by `pipeline.polygons.stream`, so no
 polygon is filtered or simplified before it is whole.
 """
 

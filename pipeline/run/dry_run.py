@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.catalog.entry import CatalogEntry, describe_entry
 from pipeline.config import SegmentSpec
-from pipeline.distribute.cluster import cluster
+from pipeline.distribute.connect import cluster
 from pipeline.errors import ScenemillError, SettingsError
 from pipeline.model.predictor.protocol import Prepared
 from pipeline.results.local import open_results

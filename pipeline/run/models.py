@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.concurrency import usable_cpus
 from pipeline.config import SegmentSpec
-from pipeline.distribute.cluster import resolve_exchange
+from pipeline.distribute.connect import resolve_exchange
 from pipeline.distribute.local_workers import dask_cuda_workers, device_workers
 from pipeline.distribute.remote_predictor import DistantPredictor
 from pipeline.distribute.spec import DistributeSpec

@@ -19,7 +19,7 @@ from pipeline.catalog.entry import CatalogEntry
 from pipeline.concurrency import abreast
 from pipeline.config import RunSpec, SegmentSpec
 from pipeline.distribute.client import is_lost
-from pipeline.distribute.cluster import cluster
+from pipeline.distribute.connect import cluster
 from pipeline.distribute.plan import share_workers
 from pipeline.errors import SettingsError, WorldError
 from pipeline.grid.area import load_area

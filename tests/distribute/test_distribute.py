@@ -24,9 +24,9 @@ from support.models import ROOF, brightness, write_checkpoint
 
 from pipeline.config import SegmentSpec
 from pipeline.distribute import client as distribute_client
-from pipeline.distribute import cluster as distribute
+from pipeline.distribute import connect as distribute
 from pipeline.distribute import plan as distribute_plan
-from pipeline.distribute.cluster import cluster
+from pipeline.distribute.connect import cluster
 from pipeline.distribute.local_workers import device_workers
 from pipeline.distribute.remote_predictor import DistantPredictor
 from pipeline.distribute.spec import DistributeSpec
@@ -348,7 +348,7 @@ def test_a_worker_that_runs_the_model_in_another_way_is_refused(
     scene = make_scene(name="town.tif", descriptions=["red", "green", "blue"])
     predictor = load_predictor(write_checkpoint(tmp_path / "model.safetensors"), "cpu", precision="float32")
     monkeypatch.setattr(
-        "pipeline.distribute.cluster.predictor_identity", lambda *_: f"{predictor.sha256} torch.float16 cuda"
+        "pipeline.distribute.connect.predictor_identity", lambda *_: f"{predictor.sha256} torch.float16 cuda"
     )
     with pytest.raises(ModelError, match=r"in different ways.*name inference\.precision"):
         segment_scene(scene, tmp_path / "out", predictor=predictor, spec=SPEC)

@@ -26,7 +26,7 @@ from support.models import write_checkpoint, write_damaged
 from pipeline.config import SegmentSpec
 from pipeline.errors import SettingsError
 from pipeline.evaluation.error_map import COLOURS, error_codes
-from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.run import evaluate
 from pipeline.evaluation.metrics import counts as counting
 from pipeline.evaluation.metrics.boundary import score_boundary
 from pipeline.evaluation.metrics.calibration import CalibrationSums, join_bins

@@ -17,7 +17,7 @@ from flows.train import train_network
 from pipeline.cli import main
 from pipeline.errors import DivergedError, LabelError, SettingsError, WorldError
 from pipeline.training.records import TrainReport
-from pipeline.training.train import train
+from pipeline.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("ephemeral")
 
@@ -77,7 +77,7 @@ def test_a_training_that_diverges_ends_with_the_same_code_in_flow_and_command(
         raise DivergedError("the loss became NaN, before any checkpoint was worth keeping")
 
     monkeypatch.setattr(task_room, "train", diverge)
-    monkeypatch.setattr("pipeline.training.train.train", diverge)
+    monkeypatch.setattr("pipeline.training.loop.train", diverge)
     given = ["--images", str(town.image), "--labels", str(town.labels), "--out", str(tmp_path / "m.safetensors")]
     assert by_hand(given, result_action="return_value") == 1
     with pytest.raises(SystemExit) as done:

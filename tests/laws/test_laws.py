@@ -46,7 +46,7 @@ from pipeline.model.predictor.protocol import InferenceSpec, identity_of
 from pipeline.mosaic.levels import LevelType
 from pipeline.mosaic.writer import MosaicSpec
 from pipeline.polygons.shaping import PolygonBatch, PolygonSpec
-from pipeline.polygons.vectorize import vectorize
+from pipeline.polygons.stream import vectorize
 from pipeline.scene.describe import describe_scene
 from pipeline.segment import segment_scene
 

@@ -32,7 +32,7 @@ from pipeline.config import SegmentSpec
 from pipeline.errors import SceneError, SettingsError, WorldError
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.merge.extent import Extent
-from pipeline.merge.merge_scenes import compare_scenes, merge_scenes
+from pipeline.merge.run import compare_scenes, merge_scenes
 from pipeline.merge.rows import MergedRows
 from pipeline.merge.scenes import MergedScene, in_order
 from pipeline.merge.selection import choose
@@ -40,7 +40,7 @@ from pipeline.merge.spec import MergeSpec
 from pipeline.model.card import ModelCard
 from pipeline.polygons.export import write_polygons
 from pipeline.polygons.shaping import PolygonSpec, shape_polygons
-from pipeline.polygons.vectorize import vectorize
+from pipeline.polygons.stream import vectorize
 from pipeline.polygons.writer import write_rows
 from pipeline.results.local import open_results
 from pipeline.scene.spec import ReadingSpec

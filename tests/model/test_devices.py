@@ -22,7 +22,7 @@ from support.golden import contents
 from support.models import write_checkpoint
 
 from pipeline.config import SegmentSpec
-from pipeline.distribute.cluster import cluster
+from pipeline.distribute.connect import cluster
 from pipeline.distribute.remote_predictor import DistantPredictor
 from pipeline.distribute.spec import DistributeSpec
 from pipeline.errors import ModelError, SettingsError

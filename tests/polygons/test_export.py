@@ -21,7 +21,7 @@ from support.fake_mosaic import NAMES, classes_source
 from pipeline.errors import DamagedSceneError, SettingsError, WorldError
 from pipeline.polygons.export import PolygonTotals, write_polygons
 from pipeline.polygons.shaping import Polygons, PolygonSpec, shape_polygons
-from pipeline.polygons.vectorize import vectorize
+from pipeline.polygons.stream import vectorize
 from pipeline.polygons.writer import GEOMETRY, LAYER
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from support.fake_mosaic import classes_source, one_class_source, polygons_of
 from pipeline.errors import SettingsError
 from pipeline.grid.raster_grid import RasterGrid
 from pipeline.polygons.shaping import Polygons, PolygonSpec, shape_polygons, to_ground
-from pipeline.polygons.vectorize import vectorize
+from pipeline.polygons.stream import vectorize
 
 NORTH_UP = Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)
 GRIDS = {

@@ -21,12 +21,12 @@ from pipeline.errors import SettingsError
 from pipeline.model.card import ModelCard
 from pipeline.mosaic.classify import Decision
 from pipeline.mosaic.levels import INVALID
-from pipeline.polygons import vectorize as vectorize_module
+from pipeline.polygons import stream as vectorize_module
 from pipeline.polygons.block_seams import SeamJoiner
 from pipeline.polygons.blocks import TracingRule, trace_block
 from pipeline.polygons.shaping import PolygonSpec
 from pipeline.polygons.tracing.outlines import Seams
-from pipeline.polygons.vectorize import LevelSource, vectorize
+from pipeline.polygons.stream import LevelSource, vectorize
 
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 MASKS = arrays(np.uint8, SIZES, elements=st.sampled_from([0, 0, 0, 1, 1, 1, 1, 2, 3, NODATA]))
@@ -219,7 +219,7 @@ def test_nothing_is_left_to_compile_when_the_mosaic_is_there():
         from pipeline.polygons.tracing import kernels as tracing_sweeps
         from pipeline.polygons.tracing import components as labelling
         from pipeline.polygons.shaping import PolygonSpec
-        from pipeline.polygons.vectorize import compile_kernels, vectorize
+        from pipeline.polygons.stream import compile_kernels, vectorize
 
         def compiled():
             rooms = (tracing, tracing_rings, tracing_seams, tracing_sweeps, labelling)
@@ -384,7 +384,7 @@ def test_holes_are_filled_in_simplified_polygons_too(block: int, connectivity: i
 def test_the_tolerance_is_true_metres_in_degrees_too():
     from affine import Affine
 
-    from pipeline.polygons.vectorize import pixel_sides_m
+    from pipeline.polygons.stream import pixel_sides_m
 
     source = one_class_source(np.ones((10, 10)), crs="EPSG:4326", transform=Affine(1e-5, 0, 10, 0, -1e-5, 60))
     across_m, down_m = pixel_sides_m(source.grid)

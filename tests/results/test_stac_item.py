@@ -27,7 +27,7 @@ from support.models import write_checkpoint, write_damaged
 from pipeline.catalog.read import list_scenes, read_catalog
 from pipeline.config import SegmentSpec
 from pipeline.inference.tiling.tiles import TilingSpec
-from pipeline.merge.merge_scenes import merge_scenes
+from pipeline.merge.run import merge_scenes
 from pipeline.merge.spec import MergeSpec
 from pipeline.model.card import ModelCard, Normalization
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor

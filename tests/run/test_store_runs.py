@@ -109,7 +109,7 @@ def test_a_run_that_failed_after_inference_goes_on_from_there(
         patched.setattr(pipeline.segment, "finish_anywhere", lost)
         assert call(*run)[0] == 1
     assert [*work.glob("*/.town.partial")]
-    infer = pipeline.distribute.cluster.run_regions
+    infer = pipeline.distribute.connect.run_regions
     monkeypatch.setattr(
         pipeline.segment,
         "run_regions",

@@ -16,7 +16,7 @@ from support.object_stores import Store
 from pipeline.config import SegmentSpec
 from pipeline.distribute import remote_predictor as distant
 from pipeline.distribute import worker_tasks as distribute_tasks
-from pipeline.distribute.cluster import exchanging, predictor_identity
+from pipeline.distribute.connect import exchanging, predictor_identity
 from pipeline.distribute.remote_predictor import DistantPredictor
 from pipeline.distribute.spec import DistributeSpec
 from pipeline.distribute.versions import check_code, facts_of_code

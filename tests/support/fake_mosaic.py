@@ -16,7 +16,7 @@ from pipeline.grid.raster_grid import RasterGrid
 from pipeline.model.card import ModelCard
 from pipeline.mosaic.levels import INVALID
 from pipeline.polygons.shaping import PolygonBatch, PolygonSpec
-from pipeline.polygons.vectorize import LevelSource, vectorize
+from pipeline.polygons.stream import LevelSource, vectorize
 
 NAMES = ("none", "roof", "road", "field", "water")
 NODATA = 255

@@ -29,7 +29,7 @@ from pipeline.training.settings.artifacts import LeavesSpec
 from pipeline.training.settings.data import SamplesSpec, SplitSpec
 from pipeline.training.settings.learning import LearningSpec
 from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.train import train
+from pipeline.training.loop import train
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ from pipeline.training.settings.data import SplitSpec
 from pipeline.training.settings.learning import LearningSpec
 from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.state import RunState, Standing, claimed
-from pipeline.training.train import run_folder, train
+from pipeline.training.loop import run_folder, train
 
 EPOCHS, STEPS = 3, 5
 SPEC = replace(
@@ -135,7 +135,7 @@ sys.path[:0] = sys.argv[1:4]
 import torch
 import torch._dynamo  # which an optimiser imports
 import pipeline.training.finish as finish
-from pipeline.training.train import train
+from pipeline.training.loop import train
 from test_training_resume import SPEC
 
 finish.write_leaves = lambda *_, **__: ()

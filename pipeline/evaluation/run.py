@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pipeline import __version__
 from pipeline.catalog.entry import CatalogEntry
-from pipeline.distribute.cluster import cluster
+from pipeline.distribute.connect import cluster
 from pipeline.errors import LabelError, ScenemillError, SettingsError
 from pipeline.evaluation.comparison import SceneCount
 from pipeline.evaluation.metrics.calibration import join_bins
