@@ -32,9 +32,9 @@ from benchmarks.sampling import sampled
 from benchmarks.subjects import BANDS, classic_unet, write_classic_unet, write_scene
 from benchmarks.whole_path import file_to_mosaic
 from pipeline.concurrency import usable_cpus
+from pipeline.inference import TilingSpec
 from pipeline.inference.cpu_workers import torch_threads
-from pipeline.inference.tiling.tiles import TilingSpec
-from pipeline.model.predictor.loading import load_predictor
+from pipeline.model import load_predictor
 
 SIDES = {16: 6_144, 64: 2_048}
 """Base channels -> scene side, px."""

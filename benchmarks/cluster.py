@@ -38,17 +38,15 @@ from benchmarks.cluster_processes import Processes
 from benchmarks.pipeline import Pointwise, write_scene
 from benchmarks.subjects import BANDS, write_classic_unet
 from pipeline import ModelCard, SegmentSpec, segment_scene
-from pipeline.catalog.entry import CatalogEntry
+from pipeline.catalog import CatalogEntry
 from pipeline.concurrency import usable_cpus
-from pipeline.distribute.remote_predictor import DistantPredictor
-from pipeline.distribute.spec import DistributeSpec
-from pipeline.inference.tiling.tiles import TilingSpec
-from pipeline.model.predictor.loading import load_predictor
-from pipeline.model.predictor.protocol import InferenceSpec
-from pipeline.polygons.shaping import PolygonSpec
-from pipeline.results.report import SceneReport
-from pipeline.run.scenes import segment_catalog
-from pipeline.scene.spec import ReadingSpec
+from pipeline.distribute import DistantPredictor, DistributeSpec
+from pipeline.inference import TilingSpec
+from pipeline.model import InferenceSpec, load_predictor
+from pipeline.polygons import PolygonSpec
+from pipeline.results import SceneReport
+from pipeline.run import segment_catalog
+from pipeline.scene import ReadingSpec
 
 LEAST_SCALING, MOST_OVERHEAD = 1.8, 0.05
 """The goals."""

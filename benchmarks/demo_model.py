@@ -11,13 +11,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from pipeline.model.networks.registry import NetworkSpec
-from pipeline.training.records import TrainProgress
+from pipeline.model import NetworkSpec
+from pipeline.training import TrainProgress, TrainSpec, train
 from pipeline.training.settings.data import SamplesSpec, SplitSpec
 from pipeline.training.settings.learning import LearningSpec
-from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.synthetic import BANDS, write_town
-from pipeline.training.loop import train
 
 CHECKPOINT = Path(__file__).parents[1] / "pipeline" / "data" / "demo.safetensors"
 TRAINING, VALIDATION = range(100, 112), range(120, 122)

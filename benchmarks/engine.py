@@ -26,11 +26,10 @@ import torch
 from benchmarks.subjects import model_input, write_classic_unet, write_scene
 from benchmarks.whole_path import PathTimes, Shape, batch_shape, file_to_mosaic
 from pipeline.concurrency import usable_cpus
+from pipeline.inference import TilingSpec
 from pipeline.inference.cpu_workers import AHEAD, in_order, resolve_lanes
-from pipeline.inference.tiling.tiles import TilingSpec
-from pipeline.model.predictor.compiled import Workload
-from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
-from pipeline.model.predictor.protocol import Ready
+from pipeline.model import load_predictor
+from pipeline.model.predictor import LoadedPredictor, Ready, Workload
 
 SIDES = {16: 8_192, 64: 2_944}
 """Base channels -> scene side on a CPU, px."""

@@ -27,15 +27,12 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from benchmarks.polygons import MaskSource, dense_mask, resident_mib
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.merge.run import merge_scenes
-from pipeline.merge.spec import MergeSpec
-from pipeline.model.card import ModelCard
-from pipeline.mosaic.writer import MosaicSpec, mask_form, probability_form, writing_cog
-from pipeline.polygons.export import write_polygons
-from pipeline.polygons.shaping import PolygonSpec, shape_polygons
-from pipeline.polygons.stream import vectorize
-from pipeline.results.report import SceneReport, write_report
+from pipeline.grid import RasterGrid
+from pipeline.merge import MergeSpec, merge_scenes
+from pipeline.model import ModelCard
+from pipeline.mosaic import MosaicSpec, mask_form, probability_form, writing_cog
+from pipeline.polygons import PolygonSpec, shape_polygons, vectorize, write_polygons
+from pipeline.results import SceneReport, write_report
 
 SCENES = (25, 100)
 """Numbers of scenes side by side."""

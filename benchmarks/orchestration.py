@@ -197,10 +197,9 @@ def timed_runs(by: str, scenes: Sequence[str], few: int, model: str, out: str) -
 
 def run_of(by: str) -> Callable[[Sequence[str], str, str], None]:
     """The library's run of a catalog, or the flow's."""
-    from pipeline.catalog.read import read_catalog
+    from pipeline.catalog import read_catalog
     from pipeline.config import SegmentSpec, build_settings
-    from pipeline.run.models import load_run_models
-    from pipeline.run.scenes import segment_catalog
+    from pipeline.run import load_run_models, segment_catalog
 
     spec = build_settings(SegmentSpec, SETTINGS, place="the benchmark")
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".peers"
-PACKAGES = ("torch", "numpy", "rasterio", "safetensors", "monai")
+PACKAGES = ("torch", "numpy", "rasterio", "safetensors", "lazy-loader", "monai")
 SIDES = {16: 4_096, 64: 2_752}
 """Base channels -> scene side on a CPU, px; 20,480 on CUDA."""
 CUDA_SIDE = 20_480
@@ -162,8 +162,8 @@ def run_ours(given: dict[str, Any]) -> dict[str, Any]:
     """The whole path, after a first scene of one tile."""
     from benchmarks.subjects import write_scene
     from benchmarks.whole_path import file_to_mosaic
-    from pipeline.inference.tiling.tiles import TilingSpec
-    from pipeline.model.predictor.loading import load_predictor
+    from pipeline.inference import TilingSpec
+    from pipeline.model import load_predictor
 
     predictor = load_predictor(given["model"], given["device"])
     tiling = TilingSpec(tile_size=given["tile"], overlap=given["overlap"])

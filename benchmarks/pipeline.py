@@ -46,8 +46,8 @@ from rasterio.windows import Window
 
 from pipeline import ModelCard, SegmentSpec, segment_scene
 from pipeline.concurrency import usable_cpus
-from pipeline.inference.tiling.tiles import TilingSpec
-from pipeline.results.report import SceneReport
+from pipeline.inference import TilingSpec
+from pipeline.results import SceneReport
 
 SIDES = (5_000, 10_000, 20_000, 40_000)
 TOY_SIDES = (300, 700)

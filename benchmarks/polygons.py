@@ -43,12 +43,12 @@ from rasterio.windows import Window
 from scipy import ndimage
 
 from pipeline.concurrency import usable_cpus
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.model.card import ModelCard
-from pipeline.mosaic.classify import Decision
-from pipeline.polygons.export import write_polygons
-from pipeline.polygons.shaping import PolygonBatch, PolygonSpec, shape_polygons
-from pipeline.polygons.stream import vectorize, vectorize_decisions
+from pipeline.grid import RasterGrid
+from pipeline.model import ModelCard
+from pipeline.mosaic import Decision
+from pipeline.polygons import PolygonSpec, shape_polygons, vectorize, write_polygons
+from pipeline.polygons.shaping import PolygonBatch
+from pipeline.polygons.stream import vectorize_decisions
 
 ZOO = Path(__file__).parents[2] / "shared" / "data" / "zoo"
 CLOUDS = "S2A_MSIL2A_20170725T142751_N9999_R053_T19GBQ_20240410T040247_expected_output.tif"

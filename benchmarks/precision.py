@@ -26,11 +26,11 @@ from torch import Tensor
 
 from benchmarks.subjects import classic_unet, model_input, write_classic_unet
 from pipeline.concurrency import usable_cpus
+from pipeline.inference import keep_memory
 from pipeline.inference.cpu_workers import AHEAD, in_order
-from pipeline.inference.memory import keep_memory
-from pipeline.model.card import ModelCard
-from pipeline.model.predictor.compiled import ReadyNetwork, Workload, activate
-from pipeline.model.predictor.loading import load_predictor
+from pipeline.model import ModelCard, load_predictor
+from pipeline.model.predictor import Workload, activate
+from pipeline.model.predictor.compiled import ReadyNetwork
 from pipeline.model.predictor.optimize import (
     Arithmetic,
     compile_network,

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from torch import Tensor, nn
 
-from pipeline.model.card import Normalization
-from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model import Normalization, load_checkpoint
 
 TOP = 254
 """The stored level of probability 1, as in our mosaics."""

@@ -25,9 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.sampling import sampled
 from benchmarks.subjects import write_classic_unet, write_scene
 from benchmarks.whole_path import Shape, batch_shape, file_to_mosaic
-from pipeline.inference.tiling.tiles import TilingSpec
-from pipeline.model.predictor.compiled import Workload
-from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
+from pipeline.inference import TilingSpec
+from pipeline.model import load_predictor
+from pipeline.model.predictor import LoadedPredictor, Workload
 
 KINDS = {"gpu_memcpy": "copies", "gpu_memset": "fills", "kernel": "kernels"}
 """Category in the profiler's trace -> what it is called here."""

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.pipeline import soft_blobs, write_scene
-from pipeline.model.card import ModelCard, Normalization
-from pipeline.model.checkpoint import save_checkpoint
+from pipeline.model import ModelCard, Normalization, save_checkpoint
 from pipeline.model.networks.unet import UNet, UNetSpec
 
 __all__ = ["BANDS", "classic_unet", "model_input", "write_classic_unet", "write_scene"]

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from pipeline.inference import RegionJob, TilingSpec, choose_precision, infer_region, plan_regions, plan_tiles
 from pipeline.inference.batch_size import resolve_batch_size
-from pipeline.inference.precision import choose_precision
-from pipeline.inference.region.job import RegionJob, join_regions
-from pipeline.inference.region.run import infer_region
-from pipeline.inference.tiling.regions import plan_regions
-from pipeline.inference.tiling.tiles import TilingSpec, plan_tiles, resolve_tiling
-from pipeline.model.predictor.protocol import InferenceSpec, Prepared, identity_of
-from pipeline.mosaic.writer import MosaicSpec
-from pipeline.scene.describe import describe_scene
+from pipeline.inference.region import join_regions
+from pipeline.inference.tiling import resolve_tiling
+from pipeline.model import InferenceSpec
+from pipeline.model.predictor import Prepared, identity_of
+from pipeline.mosaic import MosaicSpec
+from pipeline.scene import describe_scene
 
 
 @dataclass(frozen=True, kw_only=True)

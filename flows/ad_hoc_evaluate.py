@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from prefect.client.schemas.objects import State
 
 from flows.ad_hoc import Labels, Overrides, run_once
-from pipeline.evaluation.records import EvaluateSpec
+from pipeline.evaluation import EvaluateSpec
 
 
 def command(flow: Callable[..., State[Any]]) -> App:

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 
 from flows.ad_hoc import Overrides, run_once
 from pipeline.config import SegmentSpec
-from pipeline.results.report import exit_code
+from pipeline.results import exit_code
 
 SOURCES = "Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), STAC (.json, stac+), s3:// and https://."
 

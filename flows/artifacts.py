@@ -19,7 +19,7 @@ from prefect.artifacts import (
 
 from flows.away import unless_away
 from flows.scene_card import scene_card
-from pipeline.results.report import SceneReport
+from pipeline.results import SceneReport
 
 KEY = "segment-catalog"
 MOST_CARDS = 50

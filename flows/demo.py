@@ -16,8 +16,8 @@ from rasterio.windows import Window
 from flows.segment import segment_catalog
 from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import WorldError
-from pipeline.evaluation.metrics.matching import ObjectScore, PixelScore, score_pixels, score_polygons
-from pipeline.results.report import SceneReport
+from pipeline.evaluation.metrics import ObjectScore, PixelScore, score_pixels, score_polygons
+from pipeline.results import SceneReport
 from pipeline.training.synthetic import Town, write_town
 
 MODEL = Path(__file__).parents[1] / "pipeline" / "data" / "demo.safetensors"

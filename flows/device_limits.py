@@ -20,7 +20,7 @@ from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
 from flows.away import unless_away
-from pipeline.model.predictor.devices import best_device, environment_for, kind_of, resolve_devices
+from pipeline.model.predictor import best_device, environment_for, kind_of, resolve_devices
 
 MACHINE = "SCENEMILL_MACHINE"
 """Environment variable with the machine's name in limits, for containers, whose host names change."""

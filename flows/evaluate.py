@@ -19,9 +19,18 @@ from flows.forms import form, reader
 from flows.hooks import ON_END
 from flows.run_names import run_name
 from flows.tasks import evaluate_one
-from pipeline.evaluation.run import conclude, failed_evaluation
-from pipeline.evaluation.plan import EvaluationPlan, find_label_files, load_plan_model, on_plan_devices, plan_evaluation
-from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, SceneEvaluation
+from pipeline.evaluation import (
+    EvaluateSpec,
+    EvaluationPlan,
+    EvaluationReport,
+    SceneEvaluation,
+    conclude,
+    failed_evaluation,
+    find_label_files,
+    load_plan_model,
+    on_plan_devices,
+    plan_evaluation,
+)
 
 EvaluateForm = Annotated[EvaluateSpec, reader(EvaluateSpec), form(EvaluateSpec)]
 DEFAULTS = EvaluateSpec()

@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 
 from flows.away import unless_away
 from pipeline.errors import ScenemillError
-from pipeline.evaluation.records import EvaluationReport
+from pipeline.evaluation import EvaluationReport
 
 
 class EvaluationFailedError(ScenemillError):

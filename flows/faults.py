@@ -13,7 +13,7 @@ from prefect.states import Failed
 
 from pipeline.config import RunSpec
 from pipeline.errors import ScenemillError
-from pipeline.storage.retries import is_world_fault
+from pipeline.storage import is_world_fault
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")

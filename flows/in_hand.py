@@ -9,12 +9,11 @@ from threading import Event
 
 from prefect.futures import PrefectFuture
 
-from pipeline.catalog.entry import CatalogEntry
+from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.distribute.connect import cluster
-from pipeline.results.report import SceneReport
-from pipeline.run.ledger import RunLedger
-from pipeline.run.scenes import shared_out
+from pipeline.distribute import cluster
+from pipeline.results import SceneReport
+from pipeline.run import RunLedger, shared_out
 
 IN_HAND, MOST_IN_HAND = 2, 64
 """Scenes at once here, where one is vectorized while the next is inferred, and on a cluster."""

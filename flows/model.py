@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipeline.config import SegmentSpec
-from pipeline.model.predictor.protocol import Prepared
-from pipeline.run.models import RunModels, load_models, models_of
+from pipeline.model.predictor import Prepared
+from pipeline.run import RunModels, load_models, models_of
 
 
 def load_model(models: str | Sequence[str], spec: SegmentSpec) -> Prepared:

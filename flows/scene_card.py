@@ -6,7 +6,7 @@ import base64
 import io
 from pathlib import Path
 
-from pipeline.results.report import SceneReport
+from pipeline.results import SceneReport
 
 THUMBNAIL_PX = 256
 """Longest side of a picture, which as a JPEG takes some 20 kB of the server's database."""

@@ -24,11 +24,10 @@ from flows.model import load_model
 from flows.run_names import run_name
 from flows.segment_end import summarise
 from flows.tasks import merge_all, segment_one
-from pipeline.catalog.entry import CatalogEntry
-from pipeline.catalog.read import read_catalog
+from pipeline.catalog import CatalogEntry, read_catalog
 from pipeline.config import SegmentSpec
-from pipeline.results.report import SceneReport
-from pipeline.run.scenes import open_run
+from pipeline.results import SceneReport
+from pipeline.run import open_run
 
 SegmentForm = Annotated[SegmentSpec, reader(SegmentSpec), form(SegmentSpec)]
 DEFAULTS = SegmentSpec()

@@ -10,7 +10,7 @@ from prefect.states import Completed, Failed
 
 from flows.artifacts import show_summary
 from pipeline.errors import ScenemillError
-from pipeline.results.report import SceneReport
+from pipeline.results import SceneReport
 
 
 class ScenesFailedError(ScenemillError):

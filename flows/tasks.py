@@ -10,24 +10,16 @@ from prefect.states import Cancelled
 
 from flows.faults import world_faults_retried
 from flows.model import load_model
-from pipeline.catalog.entry import CatalogEntry
+from pipeline.catalog import CatalogEntry
 from pipeline.config import RunSpec, SegmentSpec
-from pipeline.distribute.connect import cluster
+from pipeline.distribute import cluster
 from pipeline.errors import ModelError, ScenemillError, WorldError
-from pipeline.evaluation.run import evaluate_scene
-from pipeline.evaluation.plan import EvaluationPlan
-from pipeline.evaluation.records import SceneEvaluation
-from pipeline.evaluation.reference import LabelFiles
-from pipeline.merge.run import merge_scenes
-from pipeline.merge.record import MergeReport
-from pipeline.merge.spec import MergeSpec
-from pipeline.model.predictor.protocol import Prepared
-from pipeline.results.report import SceneReport
-from pipeline.run.concurrent import StoppedError, stoppable
-from pipeline.run.one_scene import segment_entry
-from pipeline.training.records import TrainReport
-from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.loop import train
+from pipeline.evaluation import EvaluationPlan, LabelFiles, SceneEvaluation, evaluate_scene
+from pipeline.merge import MergeReport, MergeSpec, merge_scenes
+from pipeline.model.predictor import Prepared
+from pipeline.results import SceneReport
+from pipeline.run import StoppedError, segment_entry, stoppable
+from pipeline.training import TrainReport, TrainSpec, train
 
 
 @task(name="segment-scene", task_run_name="{entry.id}", **world_faults_retried(RunSpec()))

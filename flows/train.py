@@ -19,9 +19,8 @@ from flows.hooks import ON_END
 from flows.run_names import run_name
 from flows.tasks import train_one
 from pipeline.errors import ScenemillError
-from pipeline.training.artifacts.card_page import card_page
-from pipeline.training.records import EpochRecord, TrainReport
-from pipeline.training.settings.spec import TrainSpec
+from pipeline.training import EpochRecord, TrainReport, TrainSpec
+from pipeline.training.artifacts import card_page
 
 TrainForm = Annotated[TrainSpec, reader(TrainSpec), form(TrainSpec)]
 DEFAULTS = TrainSpec()

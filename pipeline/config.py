@@ -18,16 +18,15 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.catalog.spec import CatalogSpec
-from pipeline.distribute.spec import DistributeSpec
+from pipeline.catalog import CatalogSpec
+from pipeline.distribute import DistributeSpec
 from pipeline.errors import SettingsError
-from pipeline.inference.blend import Blend
-from pipeline.inference.tiling.tiles import TilingSpec
-from pipeline.merge.spec import MergeSpec
-from pipeline.model.predictor.protocol import InferenceSpec
-from pipeline.mosaic.writer import MosaicSpec
-from pipeline.polygons.shaping import PolygonSpec
-from pipeline.scene.spec import ReadingSpec
+from pipeline.inference import Blend, TilingSpec
+from pipeline.merge import MergeSpec
+from pipeline.model import InferenceSpec
+from pipeline.mosaic import MosaicSpec
+from pipeline.polygons import PolygonSpec
+from pipeline.scene import ReadingSpec
 
 MOST_RETRIES = 50
 """More pauses than these Prefect does not take for a task."""

@@ -15,36 +15,48 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from pipeline.config import SegmentSpec
-from pipeline.distribute.connect import exchanging, predictor_identity, prove_precision, run_finish, run_regions
-from pipeline.distribute.plan import plan_work
-from pipeline.distribute.spec import DistributeSpec
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.inference.region.job import RegionJob
-from pipeline.model.card import ModelCard
-from pipeline.model.predictor.ensemble import augmented, passes_of
-from pipeline.model.predictor.protocol import ArrayFunction, Predictor, exclusive
-from pipeline.mosaic.reader import MosaicReader
-from pipeline.polygons.export import PolygonTotals, write_polygons
-from pipeline.polygons.shaping import PolygonSpec, shape_polygons
-from pipeline.results.local import open_results
-from pipeline.results.report import SceneReport, Stopwatch, write_report
-from pipeline.scene.describe import Scene, check_unchanged, describe_scene
-from pipeline.stages.inputs import Inputs, area_on, card_of, region_job, resolve_settings
-from pipeline.stages.outputs import (
+from pipeline.distribute import (
+    DistributeSpec,
+    exchanging,
+    plan_work,
+    predictor_identity,
+    prove_precision,
+    run_finish,
+    run_regions,
+)
+from pipeline.grid import RasterGrid
+from pipeline.inference import RegionJob
+from pipeline.model import ArrayFunction, ModelCard, Predictor
+from pipeline.model.predictor import augmented, exclusive, passes_of
+from pipeline.mosaic import MosaicReader
+from pipeline.polygons import PolygonSpec, PolygonTotals, shape_polygons, write_polygons
+from pipeline.results import SceneReport, Stopwatch, open_results, write_report
+from pipeline.scene import Scene, check_unchanged, describe_scene
+from pipeline.stages import (
     GLANCE,
     Finished,
+    Found,
     Inferred,
+    Inputs,
+    RegionPlan,
+    RegionRecords,
     SceneWork,
+    adopt,
+    area_on,
+    card_of,
+    closing_report,
     find_inferred,
     make_polygons,
     make_preview,
     make_rasters,
+    opening_report,
+    provenance,
     record_inferred,
     record_outputs,
+    region_job,
+    resolve_settings,
+    reusable,
 )
-from pipeline.stages.previous import Found, adopt, reusable
-from pipeline.stages.region_records import RegionPlan, RegionRecords
-from pipeline.stages.scene_report import closing_report, opening_report, provenance
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -260,7 +272,7 @@ def vectorize_mosaic(
     Raises:
         SceneError: the mosaic is not one of ours.
     """
-    from pipeline.polygons.stream import vectorize  # brings numba, which no strip has to wait for
+    from pipeline.polygons import vectorize  # brings numba, which no strip has to wait for
 
     spec = spec or PolygonSpec()
     with MosaicReader(Path(mosaic)) as source:
@@ -278,7 +290,7 @@ def vectorize_mosaic(
 
 def _prepare_polygons(grid: RasterGrid, spec: SegmentSpec) -> None:
     """Load what polygons need while strips are computed; what goes wrong is told when polygons are made."""
-    from pipeline.polygons.stream import compile_kernels
+    from pipeline.polygons import compile_kernels
 
     compile_kernels(grid, spec.polygons, spec.mosaic.dtype)
 

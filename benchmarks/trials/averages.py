@@ -11,8 +11,7 @@ from benchmarks.demo_model import CHECKPOINT
 from benchmarks.trials.records import Options, Table
 from benchmarks.trials.towns import TEST, draw, learn
 from pipeline.config import build_settings
-from pipeline.evaluation.run import evaluate
-from pipeline.evaluation.records import EvaluateSpec
+from pipeline.evaluation import EvaluateSpec, evaluate
 from pipeline.model.predictor.ensemble import SYMMETRIES
 from pipeline.model.predictor.protocol import Augment
 

@@ -25,11 +25,9 @@ from rasterio import DatasetReader
 
 from benchmarks.trials.records import CONFIGS, DATA, Options, Table, show, skipped
 from pipeline.config import load_settings
-from pipeline.evaluation.metrics.matching import PixelScore, score_pixels, score_polygons
-from pipeline.results.report import SceneReport
-from pipeline.training.records import TrainReport
-from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.loop import train
+from pipeline.evaluation.metrics import PixelScore, score_pixels, score_polygons
+from pipeline.results import SceneReport
+from pipeline.training import TrainReport, TrainSpec, train
 
 FOLDER = DATA / "buildings"
 NODATA = 255

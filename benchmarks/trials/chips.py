@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 
-from pipeline.inference.normalize import InputTransform
-from pipeline.model.card import ModelCard
-from pipeline.model.predictor.loading import LoadedPredictor
+from pipeline.inference import InputTransform
+from pipeline.model import ModelCard
+from pipeline.model.predictor import LoadedPredictor
 
 
 def read_picture(path: Path) -> NDArray[np.generic]:

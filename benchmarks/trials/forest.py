@@ -12,9 +12,8 @@ from PIL import Image
 from benchmarks.trials.chips import predict, read_picture
 from benchmarks.trials.records import CONFIGS, DATA, Options, Table, show, skipped
 from pipeline.config import load_settings
-from pipeline.model.predictor.loading import load_predictor
-from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.loop import train
+from pipeline.model import load_predictor
+from pipeline.training import TrainSpec, train
 from pipeline.training.validation.metrics import Confusion, average_scores, weighted_scores
 
 FOLDER = DATA / "amazon_forest"

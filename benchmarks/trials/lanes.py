@@ -26,12 +26,10 @@ from torch import Tensor
 from benchmarks.subjects import model_input, write_classic_unet, write_scene
 from benchmarks.whole_path import file_to_mosaic
 from pipeline.concurrency import usable_cpus
+from pipeline.inference import TilingSpec, keep_memory
 from pipeline.inference.cpu_workers import in_order
-from pipeline.inference.memory import keep_memory
-from pipeline.inference.tiling.tiles import TilingSpec
-from pipeline.model.predictor.compiled import Workload
-from pipeline.model.predictor.loading import load_predictor
-from pipeline.model.predictor.protocol import InferenceSpec, Ready
+from pipeline.model import InferenceSpec, load_predictor
+from pipeline.model.predictor import Ready, Workload
 
 TILE = 512
 

@@ -9,10 +9,9 @@ import numpy as np
 from benchmarks.trials.chips import predict, read_picture
 from benchmarks.trials.records import CONFIGS, DATA, Options, Table, show, skipped
 from pipeline.config import load_settings
-from pipeline.evaluation.metrics.matching import PixelScore, score_pixels
-from pipeline.model.predictor.loading import load_predictor
-from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.loop import train
+from pipeline.evaluation.metrics import PixelScore, score_pixels
+from pipeline.model import load_predictor
+from pipeline.training import TrainSpec, train
 
 FOLDER = DATA / "mangrove_4band"
 FLOOR = 0.801

@@ -11,9 +11,9 @@ from scipy import ndimage
 from benchmarks.trials.chips import predict, read_picture
 from benchmarks.trials.records import CONFIGS, DATA, Options, Table, show, skipped
 from pipeline.config import load_settings
-from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
-from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.loop import train
+from pipeline.model import load_predictor
+from pipeline.model.predictor import LoadedPredictor
+from pipeline.training import TrainSpec, train
 
 FOLDER = DATA / "isbi2012_em"
 TRAINING, CHOOSING, SCORED = range(21), range(21, 24), range(24, 30)

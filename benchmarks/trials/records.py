@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.training.records import TrainProgress
+from pipeline.training import TrainProgress
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 """Real scenes with labels, where they are."""

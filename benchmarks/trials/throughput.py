@@ -10,11 +10,10 @@ import torch
 from benchmarks.trials.records import CONFIGS, Options, Table
 from benchmarks.trials.towns import TRAINING, VALIDATION, draw
 from pipeline.config import load_settings
-from pipeline.model.networks.registry import build_network
-from pipeline.model.predictor.loading import resolve_device
+from pipeline.model import build_network
+from pipeline.model.predictor import resolve_device
+from pipeline.training import TrainSpec, train
 from pipeline.training.optimizer import choose_precision
-from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.loop import train
 
 STEPS = 24
 """Bare steps before and after the training, of which the first few are not timed."""

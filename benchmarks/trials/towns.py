@@ -6,10 +6,9 @@ from pathlib import Path
 
 from benchmarks.trials.records import CONFIGS, Options, Table, show
 from pipeline.config import load_settings
-from pipeline.training.records import ClassScores, TrainReport
-from pipeline.training.settings.spec import TrainSpec
+from pipeline.training import TrainReport, TrainSpec, train
+from pipeline.training.records import ClassScores
 from pipeline.training.synthetic import write_town
-from pipeline.training.loop import train
 
 TRAINING, VALIDATION, TEST = range(200, 208), range(220, 222), range(230, 233)
 """Seeds of the towns; the demo's is 7, its model was trained on 100 to 111."""

@@ -1,1 +1,5 @@
 """Lists, tables and STAC catalogs in, scenes to run out. Start reading at `pipeline.catalog.read`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SceneError
-from pipeline.scene.bands import BandFile
-from pipeline.scene.describe import Scene, describe_scene
-from pipeline.scene.spec import ReadingSpec
+from pipeline.scene import BandFile, ReadingSpec, Scene, describe_scene
 
 if TYPE_CHECKING:
-    from pipeline.model.card import ModelCard
+    from pipeline.model import ModelCard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,8 @@ from pipeline.catalog.entry import describe_entry
 from pipeline.catalog.rows import Row
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, ScenemillError
-from pipeline.grid.area import Area, load_area
-from pipeline.grid.area_pixels import lay_area
-from pipeline.grid.geographic import meet, outlined, touches
-from pipeline.scene.dates import parse_date
-from pipeline.scene.describe import Scene
-from pipeline.scene.spec import ReadingSpec
+from pipeline.grid import Area, lay_area, load_area, meet, outlined, touches
+from pipeline.scene import ReadingSpec, Scene, parse_date
 
 if TYPE_CHECKING:
     from pipeline.catalog.entry import CatalogEntry

@@ -13,8 +13,8 @@ import shapely
 from pipeline.catalog.rows import Columns, Row, choose_columns, cut_short
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, SettingsError
-from pipeline.grid.geographic import to_lonlat
-from pipeline.storage.signatures import check_magic
+from pipeline.grid import to_lonlat
+from pipeline.storage import check_magic
 
 if TYPE_CHECKING:
     import pyarrow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from pipeline.errors import MissingError, SettingsError
-from pipeline.storage.s3 import list_keys, split_address
+from pipeline.storage import list_keys, split_address
 
 MOST_LISTED = 100_000
 """Objects that are looked at for one source; more make a list that should be written once, and given as such."""

@@ -25,9 +25,8 @@ from pipeline.catalog.stac.geoparquet import column_names, is_item_table, read_i
 from pipeline.catalog.stac.items import ItemRules
 from pipeline.catalog.stac.walk import STAC, is_stac, open_stac
 from pipeline.errors import SceneError, SettingsError
-from pipeline.scene.dates import parse_date
-from pipeline.scene.spec import ReadingSpec
-from pipeline.storage.location import resolve_location, tidy_name
+from pipeline.scene import ReadingSpec, parse_date
+from pipeline.storage import resolve_location, tidy_name
 
 SUFFIXES = (".tif", ".tiff", ".gtiff")
 """Files of a folder that are taken for scenes; name others by a glob, since they need a driver in the settings."""

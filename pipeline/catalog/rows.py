@@ -12,8 +12,8 @@ import shapely
 
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, SettingsError
-from pipeline.scene.bands import BandFile
-from pipeline.storage.location import tidy_name
+from pipeline.scene import BandFile
+from pipeline.storage import tidy_name
 
 PATH_COLUMNS = ("path", "location", "href")
 """Columns that are taken for paths when the settings name none."""

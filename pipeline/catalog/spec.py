@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pipeline.errors import SettingsError
-from pipeline.scene.dates import parse_ago, parse_date
+from pipeline.scene import parse_ago, parse_date
 
 
 @dataclass(frozen=True, kw_only=True)

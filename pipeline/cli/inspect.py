@@ -10,15 +10,12 @@ from pathlib import Path
 from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.errors import SceneError, ScenemillError, SettingsError
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.model.card import ModelCard
-from pipeline.model.checkpoint import CheckpointFacts, describe_checkpoint
-from pipeline.model.exported.load import SUFFIX, ExternalFacts, describe_external
-from pipeline.mosaic.reader import MosaicReader
-from pipeline.scene.describe import Scene, describe_scene
-from pipeline.scene.file import SceneFile
-from pipeline.scene.spec import ReadingSpec
-from pipeline.storage.location import resolve_location
+from pipeline.grid import RasterGrid
+from pipeline.model import CheckpointFacts, ModelCard, describe_checkpoint
+from pipeline.model.exported import SUFFIX, ExternalFacts, describe_external
+from pipeline.mosaic import MosaicReader
+from pipeline.scene import ReadingSpec, Scene, SceneFile, describe_scene
+from pipeline.storage import resolve_location
 
 Fact = tuple[str, str]
 """A name and its value, for a person to read."""

@@ -10,8 +10,7 @@ from pipeline.cli.console import EXIT_DONE, ConfigFile, Overrides, console, say,
 from pipeline.errors import SettingsError
 
 if TYPE_CHECKING:
-    from pipeline.merge.record import MergeReport
-    from pipeline.merge.spec import MergeSpec
+    from pipeline.merge import MergeReport, MergeSpec
 
 MergeInto = Annotated[
     Literal["gpkg", "parquet"] | None, Parameter(help="Merge the polygons of all scenes into one file of this kind.")
@@ -37,8 +36,8 @@ def merge(
 def show_merge(out: str, spec: MergeSpec, work_dir: str | None) -> MergeReport | None:
     """Merge, and say what it came to; None where there is nothing to merge."""
     from pipeline.cli.progress import merge_watch, progress_bars
-    from pipeline.merge.run import merge_scenes
-    from pipeline.results.local import open_results
+    from pipeline.merge import merge_scenes
+    from pipeline.results import open_results
 
     with progress_bars(console) as bars:
         found = merge_scenes(out, spec, work_dir=work_dir, watch=merge_watch(bars))

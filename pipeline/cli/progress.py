@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.segment import Watch
-    from pipeline.training.records import TrainProgress
+    from pipeline.training import TrainProgress
 
 COUNTED = {"compare": "pairs of scenes", "merge": "scenes"}
 """What the stages of a merge are counted in."""

@@ -16,9 +16,9 @@ from pipeline.cli.merge import MergeInto, show_merge
 from pipeline.cli.scene_options import NOTHING_TOLD, SceneOptions, Sources
 
 if TYPE_CHECKING:
-    from pipeline.catalog.entry import CatalogEntry
+    from pipeline.catalog import CatalogEntry
     from pipeline.config import SegmentSpec
-    from pipeline.results.report import SceneReport
+    from pipeline.results import SceneReport
 
 
 def segment(
@@ -32,7 +32,7 @@ def segment(
     options: SceneOptions = NOTHING_TOLD,
 ) -> int:
     """Segment scenes: probability mosaic, mask, polygons, preview and report for each."""
-    from pipeline.results.report import exit_code
+    from pipeline.results import exit_code
 
     spec = options.settings(
         {
@@ -52,10 +52,9 @@ def segment(
 
 def _show_run(scenes: Sequence[str], models: Sequence[Path], out: str, spec: SegmentSpec) -> Sequence[SceneReport]:
     """Run a catalog, and say what becomes of each scene."""
-    from pipeline.catalog.read import read_catalog
+    from pipeline.catalog import read_catalog
     from pipeline.cli.progress import progress_bars, scene_watch
-    from pipeline.run.models import load_run_models, runs_elsewhere
-    from pipeline.run.scenes import segment_catalog
+    from pipeline.run import load_run_models, runs_elsewhere, segment_catalog
 
     entries = [*read_catalog(scenes, spec.catalog, spec.reading, area=spec.area)]
     predictor = load_run_models(models, spec)
@@ -79,8 +78,7 @@ def _show_run(scenes: Sequence[str], models: Sequence[Path], out: str, spec: Seg
 @contextmanager
 def _summary(out: str) -> Iterator[list[SceneReport]]:
     """Yield a list for the reports of a run; say of those that were not run, and where the summary is."""
-    from pipeline.results.local import open_results
-    from pipeline.results.report import RUN
+    from pipeline.results import RUN, open_results
 
     reports: list[SceneReport] = []
     try:
@@ -121,8 +119,8 @@ def catalog(
     options: SceneOptions = NOTHING_TOLD,
 ) -> int:
     """List the scenes that a run would process, one by one, and why, or why not; processes nothing."""
-    from pipeline.catalog.read import read_catalog
-    from pipeline.run.dry_run import foresee
+    from pipeline.catalog import read_catalog
+    from pipeline.run import foresee
 
     spec = options.settings({})
     output = Console()

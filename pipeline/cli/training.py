@@ -23,8 +23,8 @@ from pipeline.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.records import Estimate, EvaluationReport
-    from pipeline.training.records import TrainReport
+    from pipeline.evaluation import Estimate, EvaluationReport
+    from pipeline.training import TrainReport
 
 
 def train(
@@ -39,8 +39,8 @@ def train(
     """Train a network on labelled scenes; the best epoch becomes the checkpoint, OUT.run/ tells the rest."""
     from pipeline.cli.progress import progress_bars, train_watch
     from pipeline.config import load_settings
-    from pipeline.training.settings.spec import TrainSpec
-    from pipeline.training.loop import train as train_network
+    from pipeline.training import TrainSpec
+    from pipeline.training import train as train_network
 
     spec = load_settings(TrainSpec, config, overrides)
     with progress_bars(console) as bars:
@@ -73,8 +73,8 @@ def evaluate(
     """Compare a model, mosaics or polygons (one of them) with labels: scores with intervals, error maps, a page."""
     from pipeline.cli.progress import progress_bars, scene_watch
     from pipeline.config import load_settings
-    from pipeline.evaluation.run import evaluate as evaluate_results
-    from pipeline.evaluation.records import EvaluateSpec
+    from pipeline.evaluation import EvaluateSpec
+    from pipeline.evaluation import evaluate as evaluate_results
 
     spec = load_settings(EvaluateSpec, config, overrides)
     with progress_bars(console) as bars:
@@ -100,7 +100,7 @@ def import_model(
     out: Annotated[Path, Parameter(help="Model to write, *.pt2; it runs wherever a checkpoint does.")],
 ) -> int:
     """Bring in a network from elsewhere: check it, try it, and join it with its model card in one file."""
-    from pipeline.model.exported.load import import_model as import_network
+    from pipeline.model import import_model as import_network
 
     facts = import_network(network, card, out)
     say(f"{out}: {facts.parameters:,} parameters, takes {facts.sizes}, SHA-256 {facts.sha256[:12]}")
@@ -113,7 +113,7 @@ def export_onnx(
     out: Annotated[Path, Parameter(help="File to write, *.onnx; it returns probabilities and holds the card.")],
 ) -> int:
     """Hand a checkpoint on to other runtimes as ONNX."""
-    from pipeline.model.predictor.onnx import export_onnx as export_network
+    from pipeline.model import export_onnx as export_network
 
     export_network(model, out)
     say(str(out))

@@ -1,1 +1,5 @@
 """Regions on a Dask cluster. Start reading at `pipeline.distribute.connect`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

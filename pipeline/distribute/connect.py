@@ -19,15 +19,13 @@ from pipeline.distribute.remote_predictor import DistantPredictor
 from pipeline.distribute.scheduler import run_on_cluster
 from pipeline.distribute.spec import DistributeSpec
 from pipeline.distribute.worker_tasks import call, fetch_all, finish, packed, prove
-from pipeline.inference.precision import choose_precision
-from pipeline.inference.region.job import RegionJob, RegionResult
-from pipeline.inference.region.run import Watch, infer_stack
-from pipeline.inference.tiling.regions import Region, stacks
-from pipeline.inference.tiling.tiles import TilePlan
-from pipeline.model.card import ModelCard
-from pipeline.model.predictor.protocol import ArrayFunction, Predictor, Prepared, Proof, identity_of
-from pipeline.scene.describe import Scene
-from pipeline.storage.exchange import Exchange, open_exchange
+from pipeline.inference import Region, RegionJob, RegionResult, TilePlan, choose_precision
+from pipeline.inference.region import Watch, infer_stack
+from pipeline.inference.tiling import stacks
+from pipeline.model import ArrayFunction, ModelCard, Predictor
+from pipeline.model.predictor import Prepared, Proof, identity_of
+from pipeline.scene import Scene
+from pipeline.storage import Exchange, open_exchange
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -15,7 +15,7 @@ from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SettingsError, WorldError
-from pipeline.model.predictor.devices import environment_for
+from pipeline.model.predictor import environment_for
 
 if TYPE_CHECKING:
     from pipeline.distribute.nanny import PromptNanny

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.distribute.client import threads_of, workers_of
 from pipeline.distribute.spec import DistributeSpec
-from pipeline.inference.blend import ALONE
-from pipeline.inference.region.job import RegionJob, widest_region
-from pipeline.inference.tiling.regions import Region, plan_parts, plan_regions
-from pipeline.model.predictor.protocol import ArrayFunction, Predictor, Prepared
+from pipeline.inference import ALONE, Region, RegionJob, plan_regions
+from pipeline.inference.region import widest_region
+from pipeline.inference.tiling import plan_parts
+from pipeline.model import ArrayFunction, Predictor
+from pipeline.model.predictor import Prepared
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -18,11 +18,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError, SettingsError
-from pipeline.model.predictor.compiled import Workload
-from pipeline.model.predictor.loading import LoadedPredictor, load_once, open_model
-from pipeline.model.predictor.protocol import Precision, Prepared, Proof, Ready
-from pipeline.storage.exchange import Exchange
-from pipeline.storage.files import make_folder
+from pipeline.model.predictor import LoadedPredictor, Precision, Prepared, Proof, Ready, Workload, load_once, open_model
+from pipeline.storage import Exchange, make_folder
 
 MODELS = "models"
 """Where models lie in the exchange place."""

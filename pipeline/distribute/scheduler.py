@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.distribute.client import Tasks, workers_of, world_faults
 from pipeline.distribute.worker_tasks import Sent, fetch_all, infer, packed, take_up
-from pipeline.inference.region.job import RegionJob, RegionResult
-from pipeline.inference.region.run import Watch
-from pipeline.inference.tiling.regions import Region
-from pipeline.model.predictor.protocol import ArrayFunction, Predictor
+from pipeline.inference import Region, RegionJob, RegionResult
+from pipeline.inference.region import Watch
+from pipeline.model import ArrayFunction, Predictor
 
 if TYPE_CHECKING:
     from distributed import Client, Future

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from pipeline import __version__
 from pipeline.errors import SettingsError
-from pipeline.results.publish import RESULT_FORMAT
+from pipeline.results import RESULT_FORMAT
 
 PACKAGES = ("torch", "numpy", "rasterio", "shapely", "pyproj", "numba", "dask", "distributed")
 """Those whose versions may decide a result, or whether one arrives at all."""

@@ -20,15 +20,11 @@ import numpy as np
 
 from pipeline.distribute.versions import check_code, facts_of_code
 from pipeline.errors import SettingsError
-from pipeline.inference.precision import choose_precision
-from pipeline.inference.region.job import RegionJob, RegionResult
-from pipeline.inference.region.run import infer_region
-from pipeline.inference.tiling.regions import Region
-from pipeline.inference.tiling.tiles import TilePlan
-from pipeline.model.card import ModelCard
-from pipeline.model.predictor.protocol import ArrayFunction, Predictor, Proof
-from pipeline.scene.describe import Scene
-from pipeline.storage.exchange import Exchange
+from pipeline.inference import Region, RegionJob, RegionResult, TilePlan, choose_precision, infer_region
+from pipeline.model import ArrayFunction, ModelCard, Predictor
+from pipeline.model.predictor import Proof
+from pipeline.scene import Scene
+from pipeline.storage import Exchange
 
 Answer = TypeVar("Answer")
 OWN = "scenemill-"

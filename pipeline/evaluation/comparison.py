@@ -25,14 +25,13 @@ from pipeline.evaluation.metrics.objects import PlacedObjects, place_objects
 from pipeline.evaluation.predictions import Found, PolygonsFound, foreground_names
 from pipeline.evaluation.records import EvaluateSpec, Planes
 from pipeline.evaluation.reference import SceneTruth
-from pipeline.model.card import ModelCard
-from pipeline.mosaic.writer import writing_cog
-from pipeline.scene.describe import Scene
-from pipeline.scene.reader import SceneReader
+from pipeline.model import ModelCard
+from pipeline.mosaic import writing_cog
+from pipeline.scene import Scene, SceneReader
 from pipeline.segment import Watch
-from pipeline.storage.files import appearing
-from pipeline.training.artifacts.overlays import ShownWindow
-from pipeline.training.labels.polygon_labels import UNLABELLED
+from pipeline.storage import appearing
+from pipeline.training.artifacts import ShownWindow
+from pipeline.training.labels import UNLABELLED
 
 COLUMNS = (TRUTH, MATCHED_TRUTH), (FOUND, MATCHED_FOUND)
 """Where true and found objects are counted: all of them, and those with a partner at the first bound."""

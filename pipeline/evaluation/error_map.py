@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.mosaic.strips import RasterForm
+from pipeline.grid import RasterGrid
+from pipeline.mosaic import RasterForm
 
 RIGHT, HIT, FALSE_ALARM, MISS, CONFUSED, NOT_COUNTED = 0, 1, 2, 3, 4, 255
 """Codes of a pixel; all classes are looked at together, see `error_codes`."""

@@ -17,8 +17,8 @@ from pipeline.errors import WorldError
 from pipeline.evaluation.error_map import COLOURS, CONFUSED, MEANINGS, NOT_COUNTED
 from pipeline.evaluation.metrics.bootstrap import FEW_BLOCKS
 from pipeline.evaluation.records import METRICS, EvaluationReport, Kind, SceneEvaluation
-from pipeline.mosaic.reader import read_mask
-from pipeline.storage.files import write_whole
+from pipeline.mosaic import read_mask
+from pipeline.storage import write_whole
 
 PAGE, NUMBERS = "evaluation.html", "evaluation.json"
 TITLES = {

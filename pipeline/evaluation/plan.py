@@ -7,20 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.catalog.entry import CatalogEntry
+from pipeline.catalog import CatalogEntry
 from pipeline.errors import SettingsError
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.predictions import Found, MosaicFound, PolygonsFound, foreground_names, resolve_planes
 from pipeline.evaluation.records import EvaluateSpec, Kind
 from pipeline.evaluation.reference import LabelFiles, check_same_ground
 from pipeline.evaluation.result_files import ONE_CLASS, find_mosaic, find_polygons
-from pipeline.model.card import ModelCard
-from pipeline.model.predictor.protocol import Prepared
-from pipeline.run.models import load_run_models, on_devices
-from pipeline.scene.describe import describe_scene
-from pipeline.stages.inputs import resolve_settings
-from pipeline.training.images import list_images
-from pipeline.training.labels.pairing import stem_of
+from pipeline.model import ModelCard
+from pipeline.model.predictor import Prepared
+from pipeline.run import load_run_models, on_devices
+from pipeline.scene import describe_scene
+from pipeline.stages import resolve_settings
+from pipeline.training import list_images
+from pipeline.training.labels import stem_of
 
 SCENES = "scenes"
 """Folder of the scenes, in the evaluation's folder."""

@@ -13,15 +13,13 @@ from rasterio.windows import Window
 
 from pipeline.errors import SettingsError
 from pipeline.evaluation.result_files import Objects, is_ours, our_table, read_objects, threshold_of_run
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.model.card import ModelCard
-from pipeline.mosaic.classify import decide_apart, resolve_threshold
-from pipeline.mosaic.reader import MosaicReader
-from pipeline.polygons.shaping import PolygonSpec, shape_polygons
-from pipeline.polygons.stream import vectorize
-from pipeline.scene.describe import Scene
-from pipeline.stages.outputs import OUTPUTS
-from pipeline.training.labels.polygon_labels import open_polygon_labels, read_polygons
+from pipeline.grid import RasterGrid
+from pipeline.model import ModelCard
+from pipeline.mosaic import MosaicReader, decide_apart, resolve_threshold
+from pipeline.polygons import PolygonSpec, shape_polygons, vectorize
+from pipeline.scene import Scene
+from pipeline.stages import OUTPUTS
+from pipeline.training.labels import open_polygon_labels, read_polygons
 
 log = logging.getLogger(__name__)
 

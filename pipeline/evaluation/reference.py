@@ -17,15 +17,14 @@ from pipeline.errors import LabelError, SceneError
 from pipeline.evaluation.metrics.matching import cut_to_area
 from pipeline.evaluation.records import EvaluateSpec
 from pipeline.evaluation.result_files import Objects
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.model.card import ModelCard
-from pipeline.mosaic.levels import INVALID
-from pipeline.polygons.shaping import PolygonSpec, shape_polygons
-from pipeline.polygons.stream import vectorize
-from pipeline.scene.describe import Scene
-from pipeline.training.data.label_opener import LabelOpener
-from pipeline.training.labels.polygon_labels import UNLABELLED, Labels, find_labels, outline, polygons_on
-from pipeline.training.settings.spec import TrainSpec
+from pipeline.grid import RasterGrid
+from pipeline.model import ModelCard
+from pipeline.mosaic import INVALID
+from pipeline.polygons import PolygonSpec, shape_polygons, vectorize
+from pipeline.scene import Scene
+from pipeline.training import TrainSpec
+from pipeline.training.data import LabelOpener
+from pipeline.training.labels import UNLABELLED, Labels, find_labels, outline, polygons_on
 
 if TYPE_CHECKING:
     import geopandas

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import LabelError, SceneError
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.polygons.writer import LAYER
-from pipeline.results.publish import REPORT
-from pipeline.stages.outputs import OUTPUTS
-from pipeline.training.labels.polygon_labels import VECTOR_SUFFIXES, PolygonTable, polygons_on
+from pipeline.grid import RasterGrid
+from pipeline.polygons import LAYER
+from pipeline.results import REPORT
+from pipeline.stages import OUTPUTS
+from pipeline.training.labels import VECTOR_SUFFIXES, PolygonTable, polygons_on
 
 Objects = dict[str, NDArray[np.object_]]
 """Class name -> polygons in the grid's CRS."""

@@ -22,8 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline import __version__
-from pipeline.catalog.entry import CatalogEntry
-from pipeline.distribute.connect import cluster
+from pipeline.catalog import CatalogEntry
+from pipeline.distribute import cluster
 from pipeline.errors import LabelError, ScenemillError, SettingsError
 from pipeline.evaluation.comparison import SceneCount
 from pipeline.evaluation.metrics.calibration import join_bins
@@ -43,10 +43,10 @@ from pipeline.evaluation.plan import (
 from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, Planes, SceneEvaluation
 from pipeline.evaluation.reference import LabelFiles
 from pipeline.evaluation.worst import draw_worst, find_worst
-from pipeline.model.predictor.protocol import Prepared
-from pipeline.scene.describe import describe_scene
+from pipeline.model.predictor import Prepared
+from pipeline.scene import describe_scene
 from pipeline.segment import Watch, segment_scene
-from pipeline.storage.files import make_folder
+from pipeline.storage import make_folder
 
 __all__ = ["EvaluateSpec", "EvaluationReport", "evaluate"]
 

@@ -13,8 +13,8 @@ from pipeline.evaluation.metrics.counts import BlockCounts
 from pipeline.evaluation.plan import EvaluationPlan, open_comparison
 from pipeline.evaluation.records import EvaluateSpec, SceneEvaluation, WorstWindow
 from pipeline.evaluation.reference import LabelFiles
-from pipeline.storage.files import make_folder, write_whole
-from pipeline.training.artifacts.overlays import picture_png
+from pipeline.storage import make_folder, write_whole
+from pipeline.training.artifacts import picture_png
 
 FOLDER = "worst"
 """Folder of the pictures, in the evaluation's folder."""

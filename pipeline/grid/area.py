@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid.footprint import Bbox, bbox_of
 from pipeline.grid.geographic import TURN, to_lonlat
-from pipeline.storage.signatures import check_magic
+from pipeline.storage import check_magic
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame

@@ -1,1 +1,5 @@
 """Tiles through a network and back into a mosaic. Start reading at `pipeline.inference.engine`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

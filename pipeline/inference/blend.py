@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.inference.tiling.tiles import Axis
-from pipeline.mosaic.levels import TOP_LEVEL, LevelType
+from pipeline.mosaic import TOP_LEVEL, LevelType
 
 Blend = Literal["hann", "pyramid", "average", "crop", "exact"]
 """`hann`, `pyramid`: smooth crossfades; `average`: plain mean; `crop`, `exact`: each pixel from one tile."""

@@ -23,8 +23,8 @@ from pipeline.inference.output_checks import RangeCheck, check_shape
 from pipeline.inference.tile_input import TileCutter
 from pipeline.inference.tiling.strips import RawStrip
 from pipeline.inference.transfer import LoadedStrip, Transfer
-from pipeline.model.card import ModelCard
-from pipeline.model.predictor.protocol import Ready
+from pipeline.model import ModelCard
+from pipeline.model.predictor import Ready
 
 log = logging.getLogger(__name__)
 

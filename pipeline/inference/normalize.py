@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.model.card import Normalization
-from pipeline.scene.describe import Scene
+from pipeline.model import Normalization
+from pipeline.scene import Scene
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.model.card import ModelCard
+from pipeline.model import ModelCard
 
 ROUNDING = 1e-4
 """Probabilities may leave 0..1 by this much before they are refused."""

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from pipeline.inference.normalize import input_transform
 from pipeline.inference.tiling.tiles import Axis, TilePlan
-from pipeline.model.card import ModelCard
-from pipeline.model.exported.conformance import trial_tiles
-from pipeline.model.predictor.protocol import ArrayFunction, Predictor, Prepared, Proof, joint_proof
-from pipeline.scene.describe import Scene
-from pipeline.scene.reader import SceneReader
+from pipeline.model import ArrayFunction, ModelCard, Predictor
+from pipeline.model.exported import trial_tiles
+from pipeline.model.predictor import Prepared, Proof, joint_proof
+from pipeline.scene import Scene, SceneReader
 
 log = logging.getLogger(__name__)
 

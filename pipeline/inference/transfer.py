@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.inference.tiling.strips import Piece, RawStrip
-from pipeline.mosaic.levels import LevelType, stored_nodata
+from pipeline.mosaic import LevelType, stored_nodata
 
 STRIPS_UNDER_WAY = 2
 """Strips that may be on the device at once."""

@@ -11,8 +11,7 @@ from rasterio.features import shapes
 from rasterio.windows import Window
 
 from pipeline.merge.scenes import MergedScene
-from pipeline.mosaic.reader import read_mask_blocks
-from pipeline.mosaic.writer import MASK_NODATA
+from pipeline.mosaic import MASK_NODATA, read_mask_blocks
 
 SIDE = 2048
 """Pixels on each side of a block that is read at once."""

@@ -9,11 +9,11 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from pipeline.grid.raster_grid import measure_on_ground
+from pipeline.grid import measure_on_ground
 from pipeline.merge.projection import onto_plane, repaired
 from pipeline.merge.reading import FID, read_rows
 from pipeline.merge.scenes import MergedScene
-from pipeline.polygons.shaping import to_ground
+from pipeline.polygons import to_ground
 
 FINEST_PX = 2.0**-10
 """Joined outlines have vertices at steps of this, so that nothing in them is as thin as the rounding of floats."""

@@ -17,7 +17,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from pipeline.grid.raster_grid import RasterGrid
+from pipeline.grid import RasterGrid
 from pipeline.merge.coverage import Grounds
 from pipeline.merge.extent import Extent
 from pipeline.merge.projection import off_plane, onto_plane

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from pipeline.errors import SceneError
-from pipeline.grid.geographic import TURN, eastwards, outlined, to_lonlat
-from pipeline.grid.raster_grid import RasterGrid
+from pipeline.grid import TURN, RasterGrid, eastwards, outlined, to_lonlat
 
 if TYPE_CHECKING:
     from pyproj import Transformer

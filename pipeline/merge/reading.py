@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SceneError
 from pipeline.merge.scenes import MergedScene
-from pipeline.polygons.writer import GEOMETRY, LAYER
+from pipeline.polygons import GEOMETRY, LAYER
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from pipeline.merge.scenes import MergedScene
 from pipeline.merge.spec import MergeSpec
-from pipeline.results.local import Results
-from pipeline.results.stac_files import MERGE_RECORD
+from pipeline.results import MERGE_RECORD, Results
 
 MERGE_FORMAT = 1
 """Raised whenever the same results of scenes give another file than before."""

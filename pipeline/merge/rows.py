@@ -20,8 +20,7 @@ from pipeline.merge.reading import FID, stream_rows
 from pipeline.merge.record import MergeReport
 from pipeline.merge.scenes import MergedScene
 from pipeline.merge.selection import FID_BITS, Choice
-from pipeline.polygons.export import as_wkb, polygon_schema
-from pipeline.polygons.writer import GEOMETRY
+from pipeline.polygons import GEOMETRY, as_wkb, polygon_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa

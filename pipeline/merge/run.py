@@ -26,11 +26,9 @@ from pipeline.merge.rows import MergedRows, Watch
 from pipeline.merge.scenes import MergedScene, brought, finished_scenes, in_order, meeting
 from pipeline.merge.selection import Choice, choose, polygon_ids
 from pipeline.merge.spec import MergeSpec
-from pipeline.polygons.writer import write_rows
-from pipeline.results.local import Results, open_results
-from pipeline.results.stac_files import write_collection
-from pipeline.results.stac_item import COLLECTION
-from pipeline.storage.files import lock
+from pipeline.polygons import write_rows
+from pipeline.results import COLLECTION, Results, open_results, write_collection
+from pipeline.storage import lock
 
 __all__ = ["MergeReport", "MergeSpec", "compare_scenes", "merge_scenes"]
 

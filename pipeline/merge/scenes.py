@@ -13,12 +13,9 @@ from typing import Literal
 import numpy as np
 import shapely
 
-from pipeline.grid.geographic import TURN, eastwards, outlined
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.mosaic.reader import MosaicReader
-from pipeline.results.local import Results
-from pipeline.results.publish import REPORT
-from pipeline.results.report import SceneReport
+from pipeline.grid import TURN, RasterGrid, eastwards, outlined
+from pipeline.mosaic import MosaicReader
+from pipeline.results import REPORT, Results, SceneReport
 
 NEAR = 1e-3
 """Scenes whose outlines are nearer than this share of a degree may meet; whether they do, their pixels tell."""

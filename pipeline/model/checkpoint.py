@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelError, WorldError
 from pipeline.model.card import ModelCard, Normalization
-from pipeline.storage.files import write_whole
+from pipeline.storage import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SettingsError
-from pipeline.model.card import ModelCard
+from pipeline.model import ModelCard
 
 Level = TypeVar("Level", bound=np.uint8 | np.uint16)
 """The type of levels; its largest value is invalid."""

@@ -13,10 +13,10 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from pipeline.errors import ModelError, SceneError
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.model.card import ModelCard
+from pipeline.grid import RasterGrid
+from pipeline.model import ModelCard
 from pipeline.mosaic.levels import TOP_LEVEL, as_integers
-from pipeline.storage.gdal import ThreadHandles
+from pipeline.storage import ThreadHandles
 
 CARD_TAG = "SCENEMILL_CARD"
 """The tag of `probability.tif` that holds the card of its model."""

@@ -22,11 +22,11 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from pipeline.errors import WorldError
-from pipeline.grid.raster_grid import RasterGrid
+from pipeline.grid import RasterGrid
 from pipeline.mosaic.cog import check_blocks
 from pipeline.mosaic.levels import BLOCK
 from pipeline.mosaic.overviews import halve_mean, halve_mode, halve_slabs
-from pipeline.storage.gdal import limit_block_cache, silent
+from pipeline.storage import limit_block_cache, silent
 
 ENCODERS = 4
 """GDAL's threads that compress blocks; they share one pool, however many files are written."""

@@ -22,8 +22,8 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from pipeline.errors import WorldError
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.model.card import ModelCard
+from pipeline.grid import RasterGrid
+from pipeline.model import ModelCard
 from pipeline.mosaic.classify import decide
 from pipeline.mosaic.cog import Level, Placed, write_levels
 from pipeline.mosaic.levels import BLOCK, TOP_LEVEL, LevelType, as_integers, stored_nodata

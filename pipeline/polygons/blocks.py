@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.mosaic.classify import Decision
+from pipeline.mosaic import Decision
 from pipeline.polygons.holes import HoleRule, find_fences, judge
 from pipeline.polygons.tracing.components import BAD, Components, unite
 from pipeline.polygons.tracing.outlines import Rings, Seams, Traced, trace

@@ -15,7 +15,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from pipeline.grid.raster_grid import RasterGrid, measure_on_ground
+from pipeline.grid import RasterGrid, measure_on_ground
 from pipeline.polygons.shaping import to_ground
 from pipeline.polygons.tracing.components import BAD, Components, compiled, unique_rows
 from pipeline.polygons.tracing.outlines import Rings, Seams, Traced

@@ -18,7 +18,7 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from pipeline.errors import SettingsError
-from pipeline.grid.raster_grid import RasterGrid, measure_on_ground
+from pipeline.grid import RasterGrid, measure_on_ground
 
 
 @dataclass(frozen=True, kw_only=True)

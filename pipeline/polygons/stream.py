@@ -22,10 +22,9 @@ from rasterio.windows import Window
 
 from pipeline.concurrency import usable_cpus
 from pipeline.errors import SettingsError
-from pipeline.grid.raster_grid import RasterGrid, measure_on_ground
-from pipeline.model.card import ModelCard
-from pipeline.mosaic.classify import Decision, decide_apart, resolve_threshold
-from pipeline.mosaic.levels import TOP_LEVEL, LevelType
+from pipeline.grid import RasterGrid, measure_on_ground
+from pipeline.model import ModelCard
+from pipeline.mosaic import TOP_LEVEL, Decision, LevelType, decide_apart, resolve_threshold
 from pipeline.polygons.block_seams import SeamJoiner
 from pipeline.polygons.blocks import BlockPieces, Finished, TracingRule, trace_block
 from pipeline.polygons.holes import HoleRule, without_holes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from pipeline.mosaic.palette import class_colour
+from pipeline.mosaic import class_colour
 
 FILL_ALPHA = 90
 """Opacity of fills, 0..255: the image below stays visible."""

@@ -19,7 +19,7 @@ from rasterio.crs import CRS
 
 from pipeline.errors import SettingsError, WorldError
 from pipeline.polygons.style import layer_style
-from pipeline.storage.files import appearing, sweep
+from pipeline.storage import appearing, sweep
 
 if TYPE_CHECKING:
     import pyarrow as pa

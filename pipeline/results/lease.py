@@ -20,8 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pipeline.errors import ConflictError, WorldError
-from pipeline.storage.files import lock, make_folder, write_whole
-from pipeline.storage.s3_folder import StoredDocument, StoreFolder
+from pipeline.storage import StoredDocument, StoreFolder, lock, make_folder, write_whole
 
 LEASE_S = 300.0
 """A lock that is older has been left behind; only clocks of the store are compared."""

@@ -15,8 +15,7 @@ from typing import Protocol
 from pipeline.errors import SettingsError, WorldError
 from pipeline.results.object_store import StoreResults
 from pipeline.results.publish import FindFinished, finished_report, publishing
-from pipeline.storage.files import appearing, make_folder, sweep, turn, write_whole
-from pipeline.storage.location import Location, resolve_location
+from pipeline.storage import Location, appearing, make_folder, resolve_location, sweep, turn, write_whole
 
 COLLAPSED = ("s3:/", "http:/", "https:/", "gs:/", "az:/")
 """How an address begins that was taken for a path."""

@@ -16,10 +16,17 @@ from pipeline.errors import AccessError, MissingError, SettingsError, WorldError
 from pipeline.results.lease import Lease, leased
 from pipeline.results.publish import FindFinished, finished_report, publishing
 from pipeline.results.stored_scene import StoredScene
-from pipeline.storage.files import digest_of, make_folder, turn
-from pipeline.storage.location import Location, resolve_location
-from pipeline.storage.s3 import store_access
-from pipeline.storage.s3_folder import LocalFile, StoredFile, StoreFolder
+from pipeline.storage import (
+    LocalFile,
+    Location,
+    StoredFile,
+    StoreFolder,
+    digest_of,
+    make_folder,
+    resolve_location,
+    store_access,
+    turn,
+)
 
 log = logging.getLogger(__name__)
 

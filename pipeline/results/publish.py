@@ -13,22 +13,18 @@ A work folder that was stopped half-way is taken up again, if anything in it is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.errors import WorldError
-from pipeline.grid.raster_grid import RasterGrid
 from pipeline.results.stage_records import Stages
-from pipeline.scene.describe import Scene
-from pipeline.scene.file import SceneFile
-from pipeline.storage.files import flush, lock
+from pipeline.scene import Scene, identity_facts
+from pipeline.storage import flush, lock, sha256_of_json
 
 RESULT_FORMAT = 3
 """Raised whenever the same inputs give different outputs than before."""
@@ -42,19 +38,16 @@ FindFinished = Callable[[str | None], dict[str, object] | None]
 def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> str:
     """Identity of a result: scene (name, size, time, header), model and every setting that changes it.
 
-    A local file is known by size and time, wherever it lies; a remote one, which has neither, by its address and
-    its fingerprint; a scene of several files by all of them, and by what the catalog says of them.
-
     Returns:
         64 hexadecimal digits.
     """
     what = {
         "format": RESULT_FORMAT,
-        "scene": {**asdict(scene), "grid": _grid_facts(scene.grid), "files": [_file_facts(f) for f in scene.files]},
+        "scene": identity_facts(scene),
         "model": model_id,
         "settings": settings,
     }
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+    return sha256_of_json(what)
 
 
 def finished_report(folder: Path, key: str | None) -> dict[str, object] | None:
@@ -199,12 +192,3 @@ def _heal(folder: Path) -> None:
 
 def _former(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.former")
-
-
-def _file_facts(file: SceneFile) -> dict[str, object]:
-    place = file.location.lasting if file.location.is_remote else None
-    return {**asdict(file), "grid": _grid_facts(file.grid), "location": place}
-
-
-def _grid_facts(grid: RasterGrid) -> dict[str, object]:
-    return {"crs": grid.crs.to_wkt(), "transform": tuple(grid.transform)[:6], "shape": grid.shape}

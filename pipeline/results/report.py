@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.results.publish import REPORT
-from pipeline.scene.dates import DateOf
-from pipeline.storage.files import write_whole
+from pipeline.scene import DateOf
+from pipeline.storage import write_whole
 
 PNG_LEVEL = 3
 """zlib's effort for previews: five times faster than its best, and here no larger."""

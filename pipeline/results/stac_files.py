@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.concurrency import abreast
 from pipeline.errors import WorldError
-from pipeline.mosaic.reader import MosaicReader
+from pipeline.mosaic import MosaicReader
 from pipeline.results.local import Results
 from pipeline.results.publish import FindFinished
 from pipeline.results.report import SceneReport

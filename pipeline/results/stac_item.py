@@ -16,10 +16,9 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from pipeline.errors import SceneError
-from pipeline.grid.footprint import Bbox, join_bboxes, resolve_footprint
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.model.card import ModelCard
-from pipeline.mosaic.levels import TOP_LEVEL, LevelType, stored_nodata
+from pipeline.grid import Bbox, RasterGrid, join_bboxes, resolve_footprint
+from pipeline.model import ModelCard
+from pipeline.mosaic import TOP_LEVEL, LevelType, stored_nodata
 from pipeline.results.publish import REPORT
 from pipeline.results.report import SceneReport
 from pipeline.results.stac_model import EXTENSION as MODEL_EXTENSION

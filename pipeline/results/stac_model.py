@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from pipeline.model.card import ModelCard
+from pipeline.model import ModelCard
 
 EXTENSION = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
 TASKS = ("semantic-segmentation",)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pipeline.storage.files import digest_of, make_folder, write_whole
+from pipeline.storage import digest_of, make_folder, write_whole
 
 RECORDS = "stages"
 """Folder of the records in a work folder."""

@@ -22,8 +22,7 @@ from pathlib import Path
 from pipeline.errors import WorldError
 from pipeline.results.lease import Lease
 from pipeline.results.publish import REPORT
-from pipeline.storage.files import digest_of, make_folder, write_whole
-from pipeline.storage.s3_folder import LocalFile, StoredFile, StoreFolder
+from pipeline.storage import LocalFile, StoredFile, StoreFolder, digest_of, make_folder, write_whole
 
 STAGED = ".partial"
 """Folder of a scene's folder where files wait until all are there."""

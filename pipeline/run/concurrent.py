@@ -11,8 +11,8 @@ from queue import SimpleQueue
 from threading import Event
 from typing import Generic, TypeVar
 
-from pipeline.catalog.entry import CatalogEntry
-from pipeline.results.report import SceneReport
+from pipeline.catalog import CatalogEntry
+from pipeline.results import SceneReport
 from pipeline.segment import Watch
 
 Outcome = TypeVar("Outcome")

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.catalog.entry import CatalogEntry, describe_entry
+from pipeline.catalog import CatalogEntry, describe_entry
 from pipeline.config import SegmentSpec
-from pipeline.distribute.connect import cluster
+from pipeline.distribute import cluster
 from pipeline.errors import ScenemillError, SettingsError
-from pipeline.model.predictor.protocol import Prepared
-from pipeline.results.local import open_results
+from pipeline.model.predictor import Prepared
+from pipeline.results import open_results
 from pipeline.run.models import load_run_models, on_devices
 from pipeline.run.scenes import check_settings
-from pipeline.scene.describe import Scene
+from pipeline.scene import Scene
 from pipeline.segment import look_up
 
 if TYPE_CHECKING:

@@ -14,13 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.catalog.entry import CatalogEntry
+from pipeline.catalog import CatalogEntry
 from pipeline.config import RunSpec, SegmentSpec
 from pipeline.errors import ScenemillError
-from pipeline.model.predictor.protocol import Prepared
-from pipeline.results.local import open_results
-from pipeline.results.report import RUN, SceneReport, Status
-from pipeline.results.stac_files import write_collection
+from pipeline.model.predictor import Prepared
+from pipeline.results import RUN, SceneReport, Status, open_results, write_collection
 from pipeline.run.quarantine import Quarantine, is_data_fault, run_inputs
 from pipeline.run.record import RunRecord
 

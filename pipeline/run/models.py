@@ -9,16 +9,11 @@ from pathlib import Path
 
 from pipeline.concurrency import usable_cpus
 from pipeline.config import SegmentSpec
-from pipeline.distribute.connect import resolve_exchange
-from pipeline.distribute.local_workers import dask_cuda_workers, device_workers
-from pipeline.distribute.remote_predictor import DistantPredictor
-from pipeline.distribute.spec import DistributeSpec
+from pipeline.distribute import DistantPredictor, DistributeSpec, dask_cuda_workers, device_workers, resolve_exchange
 from pipeline.errors import SettingsError
-from pipeline.inference.tiling.strips import MOST_READERS
-from pipeline.model.predictor.devices import kind_of, resolve_devices, resolve_workers, share_of
-from pipeline.model.predictor.ensemble import EnsemblePredictor
-from pipeline.model.predictor.loading import load_predictor
-from pipeline.model.predictor.protocol import InferenceSpec, Prepared
+from pipeline.inference.tiling import MOST_READERS
+from pipeline.model import InferenceSpec, load_predictor
+from pipeline.model.predictor import EnsemblePredictor, Prepared, kind_of, resolve_devices, resolve_workers, share_of
 
 
 @dataclass(frozen=True, kw_only=True)

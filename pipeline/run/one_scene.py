@@ -7,12 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.catalog.entry import CatalogEntry, describe_entry
+from pipeline.catalog import CatalogEntry, describe_entry
 from pipeline.config import SegmentSpec
-from pipeline.model.predictor.protocol import Prepared
-from pipeline.results.local import open_results
-from pipeline.results.report import SceneReport
-from pipeline.results.stac_files import write_item
+from pipeline.model.predictor import Prepared
+from pipeline.results import SceneReport, open_results, write_item
 from pipeline.segment import Watch, look_up, segment_scene
 
 if TYPE_CHECKING:

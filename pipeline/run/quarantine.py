@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline import __version__
-from pipeline.catalog.entry import CatalogEntry
+from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
 from pipeline.errors import ModelError, SceneError, ScenemillError, SettingsError, WorldError
-from pipeline.grid.area import load_area
-from pipeline.model.predictor.protocol import Prepared
-from pipeline.results.local import open_results
-from pipeline.scene.describe import remote_fingerprint
-from pipeline.storage.location import Location, resolve_location
+from pipeline.grid import load_area
+from pipeline.model.predictor import Prepared
+from pipeline.results import open_results
+from pipeline.scene import remote_fingerprint
+from pipeline.storage import Location, resolve_location
 
 QUARANTINE = "quarantine.json"
 SIDECARS = (".aux.xml", ".msk", ".ovr")

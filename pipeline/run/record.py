@@ -14,8 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 from uuid import uuid4
 
-from pipeline.results.local import Results
-from pipeline.results.report import RUN, SceneReport, Status
+from pipeline.results import RUN, Results, SceneReport, Status
 
 PAUSE_S = 1.0
 """A run that goes on writes no more often than this ..."""

@@ -15,24 +15,21 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.catalog.entry import CatalogEntry
+from pipeline.catalog import CatalogEntry
 from pipeline.concurrency import abreast
 from pipeline.config import RunSpec, SegmentSpec
-from pipeline.distribute.client import is_lost
-from pipeline.distribute.connect import cluster
-from pipeline.distribute.plan import share_workers
+from pipeline.distribute import cluster, is_lost, share_workers
 from pipeline.errors import SettingsError, WorldError
-from pipeline.grid.area import load_area
-from pipeline.model.predictor.protocol import Prepared
-from pipeline.results.local import open_results
-from pipeline.results.report import SceneReport
+from pipeline.grid import load_area
+from pipeline.model.predictor import Prepared
+from pipeline.results import SceneReport, open_results
 from pipeline.run.concurrent import ScenesInHand, StoppedError, stoppable
 from pipeline.run.ledger import RunLedger, open_ledger
 from pipeline.run.models import on_devices
 from pipeline.run.one_scene import is_remote, segment_entry, skip_entry
 from pipeline.segment import Watch
-from pipeline.stages.inputs import resolve_settings
-from pipeline.storage.retries import retry_world_faults
+from pipeline.stages import resolve_settings
+from pipeline.storage import retry_world_faults
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -1,1 +1,5 @@
 """Scenes as they are read: files, bands, alignment, validity. Start reading at `pipeline.scene.describe`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

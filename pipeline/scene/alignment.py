@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from affine import Affine
 
 from pipeline.errors import SceneError
-from pipeline.grid.crs import short_crs
-from pipeline.grid.raster_grid import RasterGrid
+from pipeline.grid import RasterGrid, short_crs
 from pipeline.scene.resample import Stretch
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from rasterio import DatasetReader
 from rasterio.enums import ColorInterp
 
 from pipeline.errors import SceneError
-from pipeline.model.card import ModelCard
+from pipeline.model import ModelCard
 from pipeline.scene.bands import choose_bands, offered_bands
-from pipeline.storage.location import Location
+from pipeline.storage import Location
 
 if TYPE_CHECKING:
     from pipeline.scene.spec import ReadingSpec

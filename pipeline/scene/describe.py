@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline.concurrency import abreast
 from pipeline.errors import SceneError, SettingsError, WorldError
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.model.card import ModelCard
+from pipeline.grid import RasterGrid
+from pipeline.model import ModelCard
 from pipeline.scene.alignment import Layer, finest_file, layers_of, on_one_grid
 from pipeline.scene.band_selection import bands_told, called_as, find_in_files
 from pipeline.scene.bands import BandFile, offered_bands
@@ -27,7 +27,7 @@ from pipeline.scene.file import SceneFile, describe_file, opened
 from pipeline.scene.georeference import resolve_grid
 from pipeline.scene.spec import ReadingSpec, ReadingTerms
 from pipeline.scene.validity import NodataWhen
-from pipeline.storage.location import Location, resolve_location
+from pipeline.storage import Location, resolve_location
 
 __all__ = ["ReadingSpec", "Scene", "SceneFile", "describe_scene", "remote_fingerprint"]
 

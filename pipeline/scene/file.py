@@ -16,8 +16,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from pipeline.errors import DamagedSceneError, SceneError, WorldError
-from pipeline.grid.crs import is_on_earth
-from pipeline.grid.raster_grid import RasterGrid
+from pipeline.grid import RasterGrid, is_on_earth
 from pipeline.scene.bands import BandFile
 from pipeline.scene.checks import check_size, check_type, fingerprint
 from pipeline.scene.dates import parse_tiff_date
@@ -31,8 +30,7 @@ from pipeline.scene.validity import (
     resolve_nodata,
     sound_pixels,
 )
-from pipeline.storage.gdal import silent
-from pipeline.storage.location import Location
+from pipeline.storage import Location, silent
 
 
 @dataclass(frozen=True, kw_only=True)

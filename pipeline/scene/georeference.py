@@ -16,11 +16,9 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.errors import SceneError
-from pipeline.grid.crs import crs_of, is_on_earth, short_crs
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.model.card import ModelCard
-from pipeline.storage.gdal import silent, undisturbed
-from pipeline.storage.location import Location
+from pipeline.grid import RasterGrid, crs_of, is_on_earth, short_crs
+from pipeline.model import ModelCard
+from pipeline.storage import Location, silent, undisturbed
 
 if TYPE_CHECKING:
     from pipeline.scene.spec import ReadingSpec

@@ -13,7 +13,7 @@ from rasterio.windows import Window
 from pipeline.scene.file import Pixels, SceneFile, open_again, read_faults, read_stored
 from pipeline.scene.resample import Taps, plan_nested, plan_taps, resample, resample_plane
 from pipeline.scene.validity import NodataWhen, agree, all_sound
-from pipeline.storage.gdal import ThreadHandles
+from pipeline.storage import ThreadHandles
 
 if TYPE_CHECKING:
     from pipeline.scene.alignment import Layer

@@ -11,8 +11,8 @@ from typing import Literal
 import rasterio
 
 from pipeline.errors import SettingsError
-from pipeline.grid.crs import crs_of
-from pipeline.model.card import ModelCard
+from pipeline.grid import crs_of
+from pipeline.model import ModelCard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from rasterio import DatasetReader
 from rasterio.enums import ColorInterp, MaskFlags
 
 from pipeline.errors import SceneError
-from pipeline.storage.location import Location
+from pipeline.storage import Location
 
 if TYPE_CHECKING:
     from pipeline.scene.spec import ReadingSpec

@@ -1,1 +1,5 @@
 """The stages of one scene: what goes in, what was there before, what comes out."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

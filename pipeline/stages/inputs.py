@@ -7,17 +7,15 @@ from dataclasses import dataclass
 
 from pipeline.config import SegmentSpec
 from pipeline.errors import ModelError
-from pipeline.grid.area import load_area
-from pipeline.grid.area_pixels import AreaPixels, lay_area
-from pipeline.inference.region.job import RegionJob
-from pipeline.inference.tiling.tiles import Tiling, plan_tiles, resolve_tiling
-from pipeline.model.card import ModelCard
-from pipeline.model.predictor.protocol import ArrayFunction, Predictor, Prepared
-from pipeline.mosaic.classify import resolve_threshold
-from pipeline.mosaic.levels import TOP_LEVEL
-from pipeline.scene.describe import Scene
+from pipeline.grid import AreaPixels, lay_area, load_area
+from pipeline.inference import RegionJob, plan_tiles
+from pipeline.inference.tiling import Tiling, resolve_tiling
+from pipeline.model import ArrayFunction, ModelCard, Predictor
+from pipeline.model.predictor import Prepared
+from pipeline.mosaic import TOP_LEVEL, resolve_threshold
+from pipeline.scene import Scene
 from pipeline.stages.outputs import SceneWork
-from pipeline.storage.exchange import Exchange
+from pipeline.storage import Exchange
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,17 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.inference.blend import plan_shares
-from pipeline.inference.region.clip import wanted_tiles
-from pipeline.inference.region.job import RegionJob, RegionResult, join_regions, raster_forms
-from pipeline.inference.region.quicklook import join_glances, read_glance
-from pipeline.model.predictor.protocol import Proof
-from pipeline.mosaic.reader import read_mask
-from pipeline.mosaic.writer import write_mask
-from pipeline.polygons.export import PolygonTotals
-from pipeline.polygons.shaping import PolygonSpec
-from pipeline.results.report import write_preview
-from pipeline.results.stage_records import Stages, stage_key
+from pipeline.inference import RegionJob, RegionResult, plan_shares
+from pipeline.inference.region import join_glances, join_regions, raster_forms, read_glance, wanted_tiles
+from pipeline.model.predictor import Proof
+from pipeline.mosaic import read_mask, write_mask
+from pipeline.polygons import PolygonSpec, PolygonTotals
+from pipeline.results import Stages, stage_key, write_preview
 
 OUTPUTS = {
     "probability": "probability.tif",

@@ -8,14 +8,11 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.polygons.export import PolygonTotals
-from pipeline.polygons.shaping import PolygonSpec
-from pipeline.results.publish import REPORT, work_folder
-from pipeline.results.report import SceneReport
-from pipeline.results.stage_records import Stages
+from pipeline.polygons import PolygonSpec, PolygonTotals
+from pipeline.results import REPORT, SceneReport, Stages, work_folder
 from pipeline.stages.outputs import COUNTS, OUTPUTS, SceneWork, mask_key, polygons_key
 from pipeline.stages.region_records import done_regions
-from pipeline.storage.files import digest_of
+from pipeline.storage import digest_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
-from pipeline.inference.region.job import RegionJob, RegionRasters, RegionResult
-from pipeline.inference.region.quicklook import Glance
-from pipeline.inference.tiling.regions import Region
-from pipeline.model.predictor.protocol import Proof
-from pipeline.results.stage_records import Stages
+from pipeline.inference import Region, RegionJob, RegionResult
+from pipeline.inference.region import Glance, RegionRasters
+from pipeline.model.predictor import Proof
+from pipeline.results import Stages
 
 PLAN = "regions"
 """The record of the plan."""

@@ -6,9 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from pipeline import __version__
-from pipeline.results.publish import content_key
-from pipeline.results.report import SceneReport
-from pipeline.scene.dates import resolve_date
+from pipeline.results import SceneReport, content_key
+from pipeline.scene import resolve_date
 from pipeline.stages.inputs import Inputs
 from pipeline.stages.outputs import COUNTS, OUTPUTS, Finished, Inferred, SceneWork
 

@@ -1,1 +1,5 @@
 """Files, object stores and what moves between them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,11 @@ def digest_of(file: Path) -> str:
     """What a file's content is known by."""
     with file.open("rb") as stream:
         return f"{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def sha256_of_json(document: object) -> str:
+    """SHA-256 of a JSON-able value, independent of the order of its keys; other values are written by `str`."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
 _TOKEN = 8

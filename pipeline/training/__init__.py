@@ -1,1 +1,5 @@
 """Training: scenes and labels in, a checkpoint with its model card out. Start reading at `pipeline.training.loop`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
-from pipeline.model.card import ModelCard
-from pipeline.model.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.model.predictor.compiled import activate
+from pipeline.model import ModelCard, load_checkpoint, save_checkpoint
+from pipeline.model.predictor import activate
 from pipeline.training.artifacts.overlays import ShownWindow
 from pipeline.training.artifacts.write import write_leaves
 from pipeline.training.data.loader import Batch

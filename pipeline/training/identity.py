@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import pipeline
-from pipeline.model.predictor.loading import resolve_device
-from pipeline.results.publish import content_key
+from pipeline.model.predictor import resolve_device
+from pipeline.scene import identity_facts
+from pipeline.storage import sha256_of_json
 from pipeline.training.data.samples import LabelledData
 from pipeline.training.optimizer import choose_precision
 
@@ -89,10 +90,10 @@ def _short(value: object) -> str:
 
 
 def _scenes(data: LabelledData) -> dict[str, str]:
-    """Content key of each scene, and the part it is kept for by the settings."""
+    """SHA-256 of the identity of each scene, and the part it is kept for by the settings."""
     kept = dict.fromkeys(data.validation, " validation") | dict.fromkeys(data.test, " test")
     scenes = [source.scene for source in data.sources]
-    return {scene.id: content_key(scene, "", {}) + kept.get(scene.id, "") for scene in scenes}
+    return {scene.id: sha256_of_json(identity_facts(scene)) + kept.get(scene.id, "") for scene in scenes}
 
 
 def _files(path: Path) -> Iterator[tuple[str, str]]:

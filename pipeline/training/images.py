@@ -11,12 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.catalog.entry import CatalogEntry
-from pipeline.catalog.read import SUFFIXES, list_scenes
+from pipeline.catalog import SUFFIXES, CatalogEntry, list_scenes
 from pipeline.errors import SettingsError
-from pipeline.scene.describe import Scene
-from pipeline.scene.reader import SceneReader
-from pipeline.scene.spec import ReadingSpec
+from pipeline.scene import ReadingSpec, Scene, SceneReader
 
 PICTURE_DRIVERS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 """Suffixes of chips that are no GeoTIFF, and the GDAL drivers that open them; in training alone."""

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.inference.memory import keep_memory
-from pipeline.model.predictor.loading import resolve_device
+from pipeline.inference import keep_memory
+from pipeline.model.predictor import resolve_device
 from pipeline.training.data.loader import Batch
 from pipeline.training.optimizer import choose_precision, make_optimizer, rate_factor
 from pipeline.training.settings.learning import LearningSpec

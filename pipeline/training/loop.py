@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 from pipeline.errors import DivergedError, SettingsError
-from pipeline.model.checkpoint import save_checkpoint
-from pipeline.model.predictor.loading import resolve_device
-from pipeline.storage.files import sweep
+from pipeline.model import save_checkpoint
+from pipeline.model.predictor import resolve_device
+from pipeline.storage import sweep
 from pipeline.training.artifacts.tensorboard import EventLog
 from pipeline.training.artifacts.write import check_leaves, write_history
 from pipeline.training.data.loader import Batch

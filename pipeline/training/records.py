@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline.model.card import ModelCard
+from pipeline.model import ModelCard
 
 Stop = Literal["finished", "patience", "time", "diverged"]
 """Why training ended; all but `finished` end it before the last epoch."""

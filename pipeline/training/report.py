@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError
-from pipeline.model.checkpoint import describe_checkpoint
-from pipeline.storage.files import write_whole
+from pipeline.model import describe_checkpoint
+from pipeline.storage import write_whole
 from pipeline.training.identity import Identity, tell_difference
 from pipeline.training.records import EpochRecord, PartScores, TrainReport
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.model.card import ModelCard
-from pipeline.model.networks.registry import Shape, build_network
-from pipeline.model.predictor.loading import resolve_device
+from pipeline.model import ModelCard, build_network
+from pipeline.model.networks import Shape
+from pipeline.model.predictor import resolve_device
 from pipeline.training.data.loader import Feed
 from pipeline.training.data.samples import LabelledData
 from pipeline.training.data.splits import Split, check_validation, split_data

@@ -27,7 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.errors import WorldError
-from pipeline.storage.files import lock, make_folder, write_whole
+from pipeline.storage import lock, make_folder, write_whole
 from pipeline.training.identity import Identity, tell_difference
 from pipeline.training.records import EpochRecord
 from pipeline.training.settings.learning import Keep

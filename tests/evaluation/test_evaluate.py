@@ -26,7 +26,6 @@ from support.models import write_checkpoint, write_damaged
 from pipeline.config import SegmentSpec
 from pipeline.errors import SettingsError
 from pipeline.evaluation.error_map import COLOURS, error_codes
-from pipeline.evaluation.run import evaluate
 from pipeline.evaluation.metrics import counts as counting
 from pipeline.evaluation.metrics.boundary import score_boundary
 from pipeline.evaluation.metrics.calibration import CalibrationSums, join_bins
@@ -36,6 +35,7 @@ from pipeline.evaluation.metrics.objects import place_objects
 from pipeline.evaluation.metrics.scores import OBJECT_RATIOS, PIXEL_RATIOS, score_counts
 from pipeline.evaluation.page import render_page
 from pipeline.evaluation.records import METRICS, BootstrapSpec, EvaluateSpec, EvaluationReport, Planes
+from pipeline.evaluation.run import evaluate
 from pipeline.model.card import ModelCard
 from pipeline.polygons.shaping import PolygonSpec
 from pipeline.scene.spec import ReadingSpec

@@ -16,8 +16,8 @@ from flows.ad_hoc_train import command
 from flows.train import train_network
 from pipeline.cli import main
 from pipeline.errors import DivergedError, LabelError, SettingsError, WorldError
-from pipeline.training.records import TrainReport
 from pipeline.training.loop import train
+from pipeline.training.records import TrainReport
 
 pytestmark = pytest.mark.usefixtures("ephemeral")
 

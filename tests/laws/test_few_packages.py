@@ -18,11 +18,11 @@ from pipeline.model.networks.unet import UNet, UNetSpec
 
 ROOT = Path(__file__).parents[2]
 
-ENOUGH = {"torch", "numpy", "rasterio", "affine", "dask", "shapely", "pydantic", "pyyaml", "safetensors"}
+ENOUGH = {"torch", "numpy", "rasterio", "affine", "dask", "shapely", "pydantic", "pyyaml", "safetensors", "lazy-loader"}
 """All that file to mosaic needs of what pyproject.toml lists; affine comes with rasterio."""
-FOR_RIVALS = {"torch", "numpy", "rasterio", "affine", "safetensors"}
+FOR_RIVALS = {"torch", "numpy", "rasterio", "affine", "safetensors", "lazy-loader"}
 """What the environment of the peers has, besides MONAI."""
-IMPORTED_AS = {"pyyaml": "yaml", "pillow": "PIL"}
+IMPORTED_AS = {"pyyaml": "yaml", "pillow": "PIL", "lazy-loader": "lazy_loader"}
 
 ABSENCE = """
 import sys

@@ -32,8 +32,8 @@ from pipeline.config import SegmentSpec
 from pipeline.errors import SceneError, SettingsError, WorldError
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.merge.extent import Extent
-from pipeline.merge.run import compare_scenes, merge_scenes
 from pipeline.merge.rows import MergedRows
+from pipeline.merge.run import compare_scenes, merge_scenes
 from pipeline.merge.scenes import MergedScene, in_order
 from pipeline.merge.selection import choose
 from pipeline.merge.spec import MergeSpec

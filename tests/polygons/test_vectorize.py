@@ -25,8 +25,8 @@ from pipeline.polygons import stream as vectorize_module
 from pipeline.polygons.block_seams import SeamJoiner
 from pipeline.polygons.blocks import TracingRule, trace_block
 from pipeline.polygons.shaping import PolygonSpec
-from pipeline.polygons.tracing.outlines import Seams
 from pipeline.polygons.stream import LevelSource, vectorize
+from pipeline.polygons.tracing.outlines import Seams
 
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 MASKS = arrays(np.uint8, SIZES, elements=st.sampled_from([0, 0, 0, 1, 1, 1, 1, 2, 3, NODATA]))

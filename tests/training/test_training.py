@@ -23,13 +23,13 @@ from pipeline.model.networks.unet import UNet, UNetSpec
 from pipeline.model.predictor.compiled import activate
 from pipeline.scene.describe import describe_scene
 from pipeline.training.artifacts.write import write_leaves
+from pipeline.training.loop import train
 from pipeline.training.losses.loss import make_loss
 from pipeline.training.records import TrainProgress
 from pipeline.training.settings.artifacts import LeavesSpec
 from pipeline.training.settings.data import SamplesSpec, SplitSpec
 from pipeline.training.settings.learning import LearningSpec
 from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.loop import train
 
 
 @pytest.fixture(autouse=True)

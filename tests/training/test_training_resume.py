@@ -24,12 +24,12 @@ from support.labelled import SMALL, Town
 from pipeline.errors import WorldError
 from pipeline.model.networks.registry import NetworkSpec
 from pipeline.storage.files import write_whole
+from pipeline.training.loop import run_folder, train
 from pipeline.training.records import EpochRecord, TrainProgress, TrainReport
 from pipeline.training.settings.data import SplitSpec
 from pipeline.training.settings.learning import LearningSpec
 from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.state import RunState, Standing, claimed
-from pipeline.training.loop import run_folder, train
 
 EPOCHS, STEPS = 3, 5
 SPEC = replace(

@@ -22,7 +22,7 @@ from pipeline.errors import SettingsError, WorldError
 from pipeline.model.card import ModelCard
 from pipeline.training.artifacts.card_facts import plain
 from pipeline.training.artifacts.card_limits import limits
-from pipeline.training.artifacts.card_page import card_page
+from pipeline.training.artifacts.card_markdown import card_page
 from pipeline.training.artifacts.curves import curves_png, reliability_png
 from pipeline.training.artifacts.overlays import ShownWindow
 from pipeline.training.artifacts.tensorboard import EventLog, scalars

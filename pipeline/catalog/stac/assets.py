@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pipeline.catalog.stac.band_names import ToldAsset, ToldBand, call_bands
 from pipeline.catalog.stac.links import Place, resolve_href
 from pipeline.errors import SceneError
-from pipeline.scene.bands import BandFile
+from pipeline.scene import BandFile
 
 if TYPE_CHECKING:
     from pystac import Item

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.scene.bands import canonical_name
+from pipeline.scene import canonical_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,7 @@ from threading import local
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import AccessError, MissingError, SceneError, WorldError
-from pipeline.storage.location import resolve_location
-from pipeline.storage.retries import retry_world_faults
-from pipeline.storage.s3 import read_pieces
+from pipeline.storage import read_pieces, resolve_location, retry_world_faults
 
 if TYPE_CHECKING:
     from requests import Response, Session

@@ -16,7 +16,7 @@ from pipeline.catalog.spec import CatalogSpec
 from pipeline.catalog.stac.items import CLOUDS, ItemRules, item_row
 from pipeline.catalog.stac.links import place_of
 from pipeline.errors import SettingsError
-from pipeline.storage.signatures import check_magic
+from pipeline.storage import check_magic
 
 COLUMNS = ("id", "stac_version", "geometry", "bbox", "assets", "links")
 """Columns that are fields of an Item."""

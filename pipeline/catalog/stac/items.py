@@ -16,9 +16,9 @@ from pipeline.catalog.spec import CatalogSpec
 from pipeline.catalog.stac.assets import find_files, unscaled
 from pipeline.catalog.stac.links import Place, linked_place
 from pipeline.errors import SceneError
-from pipeline.grid.geographic import TURN
-from pipeline.scene.dates import parse_date
-from pipeline.storage.location import tidy_name
+from pipeline.grid import TURN
+from pipeline.scene import parse_date
+from pipeline.storage import tidy_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

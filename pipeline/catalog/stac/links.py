@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 from pipeline.errors import SceneError
-from pipeline.storage.location import resolve_location
+from pipeline.storage import resolve_location
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.records import CalibrationBins
-from pipeline.training.validation.calibration import BINS, Reliability, bin_of
+from pipeline.training.validation import BINS, Reliability, bin_of
 
 
 class CalibrationSums:

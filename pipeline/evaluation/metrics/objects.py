@@ -9,7 +9,7 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.evaluation.metrics.matching import THRESHOLDS, match_polygons
-from pipeline.grid.raster_grid import RasterGrid
+from pipeline.grid import RasterGrid
 
 
 @dataclass(frozen=True, kw_only=True)

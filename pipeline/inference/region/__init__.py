@@ -1,1 +1,5 @@
 """One region of a scene from window to mosaic. Start reading at `pipeline.inference.region.run`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

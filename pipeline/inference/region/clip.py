@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.grid.area_pixels import AreaPixels, gaps
+from pipeline.grid import AreaPixels, gaps
 from pipeline.inference.blend import Share
-from pipeline.mosaic.levels import LevelType, stored_nodata
+from pipeline.mosaic import LevelType, stored_nodata
 
 
 def wanted_tiles(area: AreaPixels, core: Window, rows: Sequence[Share], cols: Sequence[Share]) -> list[tuple[int, ...]]:

@@ -15,8 +15,8 @@ from pipeline.inference.memory import keep_memory
 from pipeline.inference.normalize import input_transform
 from pipeline.inference.region.job import RegionJob
 from pipeline.inference.transfer import CudaTransfer, DirectTransfer, Transfer
-from pipeline.model.predictor.compiled import Workload
-from pipeline.model.predictor.protocol import ArrayFunction, PlainReady, Predictor, Prepared
+from pipeline.model import ArrayFunction, Predictor
+from pipeline.model.predictor import PlainReady, Prepared, Workload
 
 
 def device_of(predictor: Predictor | ArrayFunction) -> torch.device:

@@ -13,20 +13,17 @@ from pathlib import Path
 import numpy as np
 from rasterio.windows import Window
 
-from pipeline.grid.area_pixels import AreaPixels
-from pipeline.grid.raster_grid import RasterGrid
+from pipeline.grid import AreaPixels, RasterGrid
 from pipeline.inference.blend import Blend
 from pipeline.inference.region.quicklook import Glance
 from pipeline.inference.tiling.chunks import chunk_shape
 from pipeline.inference.tiling.regions import Region
 from pipeline.inference.tiling.strips import BANDS_AHEAD
 from pipeline.inference.tiling.tiles import TilePlan
-from pipeline.model.card import ModelCard
-from pipeline.model.predictor.protocol import InferenceSpec
-from pipeline.mosaic.strips import RasterForm
-from pipeline.mosaic.writer import WRITES_BEHIND, MosaicSpec, mask_form, probability_form, write_cog
-from pipeline.scene.describe import Scene
-from pipeline.storage.exchange import Exchange
+from pipeline.model import InferenceSpec, ModelCard
+from pipeline.mosaic import WRITES_BEHIND, MosaicSpec, RasterForm, mask_form, probability_form, write_cog
+from pipeline.scene import Scene
+from pipeline.storage import Exchange
 
 REGION_BYTES = 3 * 2**27
 """What the strips of a region may take, in the host's memory and in the device's."""

@@ -11,7 +11,7 @@ from rasterio.windows import Window
 
 from pipeline.inference.tiling.strips import RawStrip, read_strips
 from pipeline.inference.tiling.tiles import TilePlan
-from pipeline.scene.describe import Scene
+from pipeline.scene import Scene
 
 SCREEN = 1600
 """Longest side of a glance, px."""

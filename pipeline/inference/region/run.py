@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.errors import ModelError, ScenemillError, WorldError
-from pipeline.grid.area_pixels import AreaPixels
+from pipeline.grid import AreaPixels
 from pipeline.inference.batch_size import ran_out_of_memory
 from pipeline.inference.blend import Share, StripBlender, covering, plan_shares, to_levels
 from pipeline.inference.engine import TileRow
@@ -34,11 +34,10 @@ from pipeline.inference.region.job import RegionJob, RegionRasters, RegionResult
 from pipeline.inference.tiling.regions import Region, halve_region
 from pipeline.inference.tiling.strips import read_strips
 from pipeline.inference.transfer import FinishedRows, LoadedStrip, blank_rows
-from pipeline.model.predictor.protocol import ArrayFunction, Predictor, identity_of
-from pipeline.mosaic.levels import BLOCK
-from pipeline.mosaic.overviews import overview_count
-from pipeline.mosaic.writer import MosaicWriter
-from pipeline.scene.describe import check_unchanged
+from pipeline.model import ArrayFunction, Predictor
+from pipeline.model.predictor import identity_of
+from pipeline.mosaic import BLOCK, MosaicWriter, overview_count
+from pipeline.scene import check_unchanged
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.scene.describe import Scene
-from pipeline.scene.resample import Stretch
+from pipeline.scene import Scene, Stretch
 
 CHUNK_ROWS = 512
 """Target height of a chunk, rounded up to whole storage blocks."""

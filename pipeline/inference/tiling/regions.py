@@ -18,7 +18,7 @@ from itertools import pairwise
 from rasterio.windows import Window
 
 from pipeline.inference.tiling.tiles import Axis, TilePlan
-from pipeline.mosaic.levels import BLOCK
+from pipeline.mosaic import BLOCK
 
 PART_ROWS = 4 * BLOCK
 """Regions that are run in one go begin at multiples of this: blocks of the mosaic and of two overviews stay whole."""

@@ -21,8 +21,7 @@ from rasterio.windows import Window
 from pipeline.concurrency import usable_cpus
 from pipeline.inference.tiling.chunks import Chunks, Need, plan_bands
 from pipeline.inference.tiling.tiles import Axis, TilePlan
-from pipeline.scene.describe import Scene
-from pipeline.scene.reader import SceneReader
+from pipeline.scene import Scene, SceneReader
 
 MOST_READERS = 12
 """Threads that decode, unless somebody asks for more; so many feed the fastest device."""

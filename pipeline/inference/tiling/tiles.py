@@ -22,7 +22,7 @@ from itertools import pairwise
 from rasterio.windows import Window
 
 from pipeline.errors import SettingsError
-from pipeline.model.card import ModelCard
+from pipeline.model import ModelCard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,5 @@
 """Networks exported by torch, read without executing their code."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

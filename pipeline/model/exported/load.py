@@ -21,7 +21,7 @@ from pipeline.model.card import ModelCard
 from pipeline.model.exported.archive import CARD, FORMAT, GRAPH, SAMPLE, WEIGHTS, Archive, digest_of, write_archive
 from pipeline.model.exported.graph import read_graph
 from pipeline.model.exported.shapes import Axis
-from pipeline.storage.files import appearing
+from pipeline.storage import appearing
 
 if TYPE_CHECKING:
     from pipeline.model.exported.module import ExportedNetwork

@@ -23,7 +23,7 @@ from pipeline.model.card import ModelCard
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.exported.conformance import trial_tiles
 from pipeline.model.predictor.compiled import activate
-from pipeline.storage.files import appearing
+from pipeline.storage import appearing
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram

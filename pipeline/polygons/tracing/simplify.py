@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.mosaic.classify import NODATA, NONE
+from pipeline.mosaic import NODATA, NONE
 from pipeline.polygons.tracing.components import compiled
 from pipeline.polygons.tracing.outlines import Rings, Seams
 

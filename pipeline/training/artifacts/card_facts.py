@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.model.card import ModelCard
+from pipeline.model import ModelCard
 
 PARTS = ("validation", "test")
 """The held-out parts, in the order in which they are shown."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.model.card import ModelCard
+from pipeline.model import ModelCard
 from pipeline.training.artifacts.card_facts import PARTS, Facts, as_number, listed, plain
 
 FEW_SCENES = 5

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.mosaic.palette import class_colour
+from pipeline.mosaic import class_colour
 from pipeline.training.records import EpochRecord
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.mosaic.palette import class_colour
-from pipeline.scene.bands import canonical_name
+from pipeline.mosaic import class_colour
+from pipeline.scene import canonical_name
 
 Colour = tuple[int, int, int]
 Value = TypeVar("Value", bound=np.generic)

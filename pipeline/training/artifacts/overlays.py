@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.model.card import ModelCard
+from pipeline.model import ModelCard
 from pipeline.training.artifacts.overlay_panels import (
     Panel,
     Planes,

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
-from pipeline.model.card import ModelCard
-from pipeline.storage.files import make_folder, write_whole
+from pipeline.model import ModelCard
+from pipeline.storage import make_folder, write_whole
 from pipeline.training.artifacts.card_facts import Facts
-from pipeline.training.artifacts.card_page import card_page
+from pipeline.training.artifacts.card_markdown import card_page
 from pipeline.training.artifacts.curves import curves_png, reliability_png
 from pipeline.training.artifacts.overlays import ShownWindow, choose_windows, picture_png
 from pipeline.training.artifacts.tensorboard import record_values

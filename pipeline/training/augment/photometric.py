@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.inference.normalize import InputTransform
+from pipeline.inference import InputTransform
 from pipeline.training.augment.parameters import Changes, replaced, rows_that
 
 BLUR_REACH = 3

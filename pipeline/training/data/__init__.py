@@ -1,1 +1,5 @@
 """Samples of labelled scenes: splits, windows and the loader."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

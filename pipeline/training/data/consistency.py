@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.catalog.entry import CatalogEntry
+from pipeline.catalog import CatalogEntry
 from pipeline.errors import SceneError, SettingsError
-from pipeline.grid.crs import is_on_earth
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.model.card import ModelCard
-from pipeline.scene.describe import Scene, describe_scene
+from pipeline.grid import RasterGrid, is_on_earth
+from pipeline.model import ModelCard
+from pipeline.scene import Scene, describe_scene
 from pipeline.training.images import reading_of
 
 if TYPE_CHECKING:

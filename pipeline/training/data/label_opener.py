@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import LabelError
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.scene.describe import Scene
+from pipeline.grid import RasterGrid
+from pipeline.scene import Scene
 from pipeline.training.images import ImageList
 from pipeline.training.labels.class_map import mask_meanings
 from pipeline.training.labels.labelled_area import LabelledArea, LimitedLabels

@@ -18,8 +18,8 @@ from numpy.random import Generator
 from rasterio.windows import Window
 from torch import Tensor
 
-from pipeline.inference.normalize import input_transform
-from pipeline.model.card import Activation, Normalization
+from pipeline.inference import input_transform
+from pipeline.model import Activation, Normalization
 from pipeline.training.augment.geometric import flip_and_turn, reach_of
 from pipeline.training.augment.parameters import Changes, WindowStack
 from pipeline.training.augment.photometric import vary_light

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.grid.crs import is_on_earth
-from pipeline.scene.describe import Scene
+from pipeline.grid import is_on_earth
+from pipeline.scene import Scene
 from pipeline.training.data.blocks import plan_blocks
 from pipeline.training.data.consistency import describe_alike
 from pipeline.training.data.label_opener import LabelOpener

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.errors import LabelError, SceneError
-from pipeline.model.card import Normalization
-from pipeline.scene.describe import Scene
+from pipeline.model import Normalization
+from pipeline.scene import Scene
 from pipeline.training.data.blocks import plan_blocks
 from pipeline.training.data.percentiles import Percentiles, make_percentiles
 from pipeline.training.data.splits import Area

@@ -1,1 +1,5 @@
 """Labels as polygons or masks, and the scenes they belong to."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.errors import LabelError
-from pipeline.grid.crs import is_on_earth
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.scene.describe import Scene
+from pipeline.grid import RasterGrid, is_on_earth
+from pipeline.scene import Scene
 from pipeline.training.labels.polygon_labels import UNLABELLED, Labels, burn_shapes, outline, polygons_on, read_polygons
 
 

@@ -19,9 +19,8 @@ from pyproj import Transformer
 from rasterio.windows import Window
 
 from pipeline.errors import LabelError, SceneError
-from pipeline.grid.crs import is_on_earth
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.scene.describe import Scene, describe_scene
+from pipeline.grid import RasterGrid, is_on_earth
+from pipeline.scene import Scene, describe_scene
 from pipeline.training.images import open_reader, reading_of
 from pipeline.training.labels.class_map import NOT_LOOKED_AT, Meanings, mask_meanings, unknown_values, value_text
 from pipeline.training.labels.polygon_labels import UNLABELLED, ground_text, outline

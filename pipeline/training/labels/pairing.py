@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import LabelError
-from pipeline.storage.location import resolve_location
+from pipeline.storage import resolve_location
 
 _SUFFIX = re.compile(
     r"\.(tiff?|gtiff|png|jpe?g|jp2|vrt|gpkg|(geo)?json|(geo)?parquet|fgb|shp)(?=[._-]|$)", re.IGNORECASE

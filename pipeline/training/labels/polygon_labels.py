@@ -18,10 +18,9 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from pipeline.errors import LabelError
-from pipeline.grid.crs import is_on_earth
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.scene.describe import Scene
-from pipeline.storage.gdal import undisturbed
+from pipeline.grid import RasterGrid, is_on_earth
+from pipeline.scene import Scene
+from pipeline.storage import undisturbed
 from pipeline.training.labels.class_map import (
     NO_CLASS,
     NOT_LOOKED_AT,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import SettingsError
-from pipeline.model.card import Activation
+from pipeline.model import Activation
 from pipeline.training.settings.losses import Balance
 
 MOST_BALANCED = 100.0

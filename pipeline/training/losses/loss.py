@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import SettingsError
-from pipeline.model.card import Activation
+from pipeline.model import Activation
 from pipeline.training.losses.inputs import LossInput, resolve_weights
 from pipeline.training.losses.overlap import dice, focal_tversky, lovasz, tversky
 from pipeline.training.losses.pixelwise import bce, cross_entropy, focal

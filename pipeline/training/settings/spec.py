@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.errors import SettingsError
-from pipeline.model.card import MOST_CLASSES, Activation
-from pipeline.model.networks.registry import NetworkSpec
-from pipeline.scene.spec import ReadingSpec
+from pipeline.model import MOST_CLASSES, Activation, NetworkSpec
+from pipeline.scene import ReadingSpec
 from pipeline.training.labels.class_map import NONE, UNLABELLED_WORD
 from pipeline.training.settings.artifacts import LeavesSpec
 from pipeline.training.settings.augment import AugmentSpec

@@ -10,7 +10,6 @@ render    strips of pixels as a sensor would deliver them, and where leaves hide
 town      the whole: `build_town`, `write_town`
 """
 
-from pipeline.training.synthetic.paint import COVERS
-from pipeline.training.synthetic.town import BANDS, Town, build_town, write_town
+import lazy_loader
 
-__all__ = ["BANDS", "COVERS", "Town", "build_town", "write_town"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

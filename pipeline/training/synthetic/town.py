@@ -18,8 +18,8 @@ from rasterio.features import rasterize
 from shapely.affinity import affine_transform, rotate
 
 from pipeline.errors import SettingsError
-from pipeline.grid.raster_grid import RasterGrid
-from pipeline.storage.files import appearing, write_whole
+from pipeline.grid import RasterGrid
+from pipeline.storage import appearing, write_whole
 from pipeline.training.synthetic.houses import Building
 from pipeline.training.synthetic.light import draw_cloud, draw_sun
 from pipeline.training.synthetic.paint import COVERS, PIXEL_M, burn

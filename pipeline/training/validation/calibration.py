@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.model.card import Activation
+from pipeline.model import Activation
 from pipeline.training.data.reservoir import LogitSample
 
 LEAST, MOST = 0.05, 20.0

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.model.card import Activation
+from pipeline.model import Activation
 from pipeline.training.data.reservoir import LogitSample, Reservoir
 from pipeline.training.validation.metrics import Confusion
 

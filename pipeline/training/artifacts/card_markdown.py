@@ -14,7 +14,7 @@ from dataclasses import fields, is_dataclass
 
 import yaml
 
-from pipeline.model.card import ModelCard
+from pipeline.model import ModelCard
 from pipeline.training.artifacts.card_facts import PARTS, Facts, as_number, listed, plain
 from pipeline.training.artifacts.card_limits import limits
 from pipeline.training.records import TrainReport

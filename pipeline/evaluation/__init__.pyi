@@ -1,0 +1,14 @@
+from .plan import EvaluationPlan as EvaluationPlan
+from .plan import find_label_files as find_label_files
+from .plan import load_plan_model as load_plan_model
+from .plan import on_plan_devices as on_plan_devices
+from .plan import plan_evaluation as plan_evaluation
+from .records import Estimate as Estimate
+from .records import EvaluateSpec as EvaluateSpec
+from .records import EvaluationReport as EvaluationReport
+from .records import SceneEvaluation as SceneEvaluation
+from .reference import LabelFiles as LabelFiles
+from .run import conclude as conclude
+from .run import evaluate as evaluate
+from .run import evaluate_scene as evaluate_scene
+from .run import failed_evaluation as failed_evaluation

@@ -1,0 +1,16 @@
+from .blend import ALONE as ALONE
+from .blend import Blend as Blend
+from .blend import plan_shares as plan_shares
+from .memory import keep_memory as keep_memory
+from .normalize import InputTransform as InputTransform
+from .normalize import input_transform as input_transform
+from .precision import choose_precision as choose_precision
+from .region.job import RegionJob as RegionJob
+from .region.job import RegionResult as RegionResult
+from .region.run import infer_region as infer_region
+from .tiling.regions import Region as Region
+from .tiling.regions import plan_regions as plan_regions
+from .tiling.tiles import Tile as Tile
+from .tiling.tiles import TilePlan as TilePlan
+from .tiling.tiles import TilingSpec as TilingSpec
+from .tiling.tiles import plan_tiles as plan_tiles

@@ -1,0 +1,10 @@
+from .clip import wanted_tiles as wanted_tiles
+from .job import RegionRasters as RegionRasters
+from .job import join_regions as join_regions
+from .job import raster_forms as raster_forms
+from .job import widest_region as widest_region
+from .quicklook import Glance as Glance
+from .quicklook import join_glances as join_glances
+from .quicklook import read_glance as read_glance
+from .run import Watch as Watch
+from .run import infer_stack as infer_stack

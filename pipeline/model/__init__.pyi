@@ -1,0 +1,16 @@
+from .card import MOST_CLASSES as MOST_CLASSES
+from .card import Activation as Activation
+from .card import ModelCard as ModelCard
+from .card import Normalization as Normalization
+from .checkpoint import CheckpointFacts as CheckpointFacts
+from .checkpoint import describe_checkpoint as describe_checkpoint
+from .checkpoint import load_checkpoint as load_checkpoint
+from .checkpoint import save_checkpoint as save_checkpoint
+from .exported.load import import_model as import_model
+from .networks.registry import NetworkSpec as NetworkSpec
+from .networks.registry import build_network as build_network
+from .predictor.loading import load_predictor as load_predictor
+from .predictor.onnx import export_onnx as export_onnx
+from .predictor.protocol import ArrayFunction as ArrayFunction
+from .predictor.protocol import InferenceSpec as InferenceSpec
+from .predictor.protocol import Predictor as Predictor

@@ -1,0 +1,13 @@
+from .export import PolygonTotals as PolygonTotals
+from .export import as_wkb as as_wkb
+from .export import polygon_schema as polygon_schema
+from .export import write_polygons as write_polygons
+from .shaping import Polygons as Polygons
+from .shaping import PolygonSpec as PolygonSpec
+from .shaping import shape_polygons as shape_polygons
+from .shaping import to_ground as to_ground
+from .stream import compile_kernels as compile_kernels
+from .stream import vectorize as vectorize
+from .writer import GEOMETRY as GEOMETRY
+from .writer import LAYER as LAYER
+from .writer import write_rows as write_rows

@@ -1,0 +1,14 @@
+from .concurrent import StoppedError as StoppedError
+from .concurrent import stoppable as stoppable
+from .dry_run import foresee as foresee
+from .ledger import RunLedger as RunLedger
+from .models import RunModels as RunModels
+from .models import load_models as load_models
+from .models import load_run_models as load_run_models
+from .models import models_of as models_of
+from .models import on_devices as on_devices
+from .models import runs_elsewhere as runs_elsewhere
+from .one_scene import segment_entry as segment_entry
+from .scenes import open_run as open_run
+from .scenes import segment_catalog as segment_catalog
+from .scenes import shared_out as shared_out

@@ -1,0 +1,15 @@
+from .bands import BandFile as BandFile
+from .bands import canonical_name as canonical_name
+from .dates import DateOf as DateOf
+from .dates import parse_ago as parse_ago
+from .dates import parse_date as parse_date
+from .dates import resolve_date as resolve_date
+from .describe import Scene as Scene
+from .describe import check_unchanged as check_unchanged
+from .describe import describe_scene as describe_scene
+from .describe import remote_fingerprint as remote_fingerprint
+from .file import SceneFile as SceneFile
+from .identity import identity_facts as identity_facts
+from .reader import SceneReader as SceneReader
+from .resample import Stretch as Stretch
+from .spec import ReadingSpec as ReadingSpec

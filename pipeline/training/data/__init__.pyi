@@ -1,0 +1,1 @@
+from .label_opener import LabelOpener as LabelOpener
