@@ -40,7 +40,7 @@ from benchmarks.subjects import BANDS, write_classic_unet
 from pipeline import ModelCard, SegmentSpec, segment_scene
 from pipeline.catalog import CatalogEntry
 from pipeline.concurrency import usable_cpus
-from pipeline.distribute import DistantPredictor, DistributeSpec
+from pipeline.distribute import DistributeSpec, RemotePredictor
 from pipeline.inference import TilingSpec
 from pipeline.model import InferenceSpec, load_predictor
 from pipeline.polygons import PolygonSpec
@@ -126,7 +126,7 @@ def scaling(sizes: Sizes, folder: Path, others: Mapping[Client, Processes]) -> d
     write_scene(scene, *sizes.tall)
     write_scene(folder / "warm.tif", 3 * sizes.tile, sizes.tile)  # something to do for each worker
     write_classic_unet(model, sizes.base)
-    predictor = DistantPredictor(model, "cpu", precision="auto")
+    predictor = RemotePredictor(model, "cpu", precision="auto")
     times: dict[int, list[SceneReport]] = {1: [], 2: []}
     for path in (folder / "warm.tif", *[scene] * sizes.turns):
         for workers, (client, other) in enumerate(others.items(), start=1):
@@ -149,7 +149,7 @@ def equal(sizes: Sizes, folder: Path, clients: Sequence[Client | None]) -> bool:
     write_scene(scene, sizes.tall[0] // 8, sizes.tall[1])
     model, found = folder / "unet.safetensors", set[str]()
     for client in clients:
-        predictor = DistantPredictor(model, "cpu", precision="auto") if client else load_predictor(model, "cpu")
+        predictor = RemotePredictor(model, "cpu", precision="auto") if client else load_predictor(model, "cpu")
         report = segment_scene(scene, fresh(folder / "out"), predictor=predictor, spec=spec, client=client)
         found.add(digest(report))
     return len(found) == 1
@@ -186,7 +186,7 @@ def costs(sizes: Sizes, folder: Path, cluster: Client) -> dict[str, dict[str, fl
         return infer_s(report)
 
     def catalog(client: Client | None) -> float:
-        start, predictor = time.perf_counter(), DistantPredictor(model, "cpu", precision="float32")
+        start, predictor = time.perf_counter(), RemotePredictor(model, "cpu", precision="float32")
         spec = replace(one_thread, inference=replace(one_thread.inference, precision="float32"))
         reports = [*segment_catalog(scenes, fresh(folder / "out"), predictor=predictor, spec=spec, client=client)]
         assert all(report.status == "done" for report in reports)

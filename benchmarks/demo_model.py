@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.model import NetworkSpec
 from pipeline.training import TrainProgress, TrainSpec, train
 from pipeline.training.settings.data import SamplesSpec, SplitSpec
-from pipeline.training.settings.learning import LearningSpec
+from pipeline.training.settings.learning import OptimizationSpec
 from pipeline.training.synthetic import BANDS, write_town
 
 CHECKPOINT = Path(__file__).parents[1] / "pipeline" / "data" / "demo.safetensors"
@@ -35,7 +35,7 @@ def main() -> None:
             split=SplitSpec(validation=tuple(f"town{seed}" for seed in VALIDATION)),
             network=NetworkSpec(depth=3, base_channels=16),
             samples=SamplesSpec(windows_per_epoch=384),
-            learning=LearningSpec(epochs=24, learning_rate=2e-3, patience=0, max_minutes=arguments.minutes),
+            learning=OptimizationSpec(epochs=24, learning_rate=2e-3, patience=0, max_minutes=arguments.minutes),
         )
         report = train([scenes], labels, arguments.out, spec=spec, progress=show)
     print(f"\n{report.checkpoint}: validation IoU {report.best_iou:.3f} in epoch {report.best_epoch}")

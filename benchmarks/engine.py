@@ -29,7 +29,7 @@ from pipeline.concurrency import usable_cpus
 from pipeline.inference import TilingSpec
 from pipeline.inference.cpu_workers import AHEAD, in_order, resolve_lanes
 from pipeline.model import load_predictor
-from pipeline.model.predictor import LoadedPredictor, Ready, Workload
+from pipeline.model.predictor import BatchShape, LoadedPredictor, Runnable
 
 SIDES = {16: 8_192, 64: 2_944}
 """Base channels -> scene side on a CPU, px."""
@@ -130,7 +130,7 @@ def compare(base: int, tile: int, arguments: argparse.Namespace) -> Comparison:
         warm = run_path(place, "warm", predictor, tiling)
         shape = batch_shape(place / "scene.tif", predictor, tiling)
         ready = predictor.ready(
-            Workload(precision=warm.precision, batches=MANY if arguments.compiled else 1, shape=shape)
+            BatchShape(precision=warm.precision, batches=MANY if arguments.compiled else 1, shape=shape)
         )
         run_batches(ready, shape, 2)
         paths, alone = list[PathTimes](), list[Alone]()
@@ -146,7 +146,7 @@ def run_path(place: Path, scene: str, predictor: LoadedPredictor, tiling: Tiling
         return file_to_mosaic(place / f"{scene}.tif", predictor, Path(out), tiling=tiling)
 
 
-def model_alone(ready: Ready, shape: Shape, tile_mpx: float) -> Alone:
+def model_alone(ready: Runnable, shape: Shape, tile_mpx: float) -> Alone:
     """The bare network over about so many millions of tile pixels."""
     batch_mpx = shape[0] * shape[2] * shape[3] / 1e6
     batches = max(1, round(tile_mpx / batch_mpx))
@@ -158,7 +158,7 @@ def model_alone(ready: Ready, shape: Shape, tile_mpx: float) -> Alone:
     return Alone(mpx_s=mpx / seconds, core_s_per_mpx=(time.process_time() - core_s) / mpx)
 
 
-def run_batches(ready: Ready, shape: Shape, count: int) -> float:
+def run_batches(ready: Runnable, shape: Shape, count: int) -> float:
     """Seconds for so many batches: in the engine's lanes on a CPU, one behind the other elsewhere."""
     tiles = model_input(shape[0], shape[2]).to(ready.device, ready.dtype).contiguous(memory_format=ready.layout)
     lanes = resolve_lanes(usable_cpus(), plain=False)

@@ -45,7 +45,7 @@ from scipy import ndimage
 from pipeline.concurrency import usable_cpus
 from pipeline.grid import RasterGrid
 from pipeline.model import ModelCard
-from pipeline.mosaic import Decision
+from pipeline.mosaic import Classification
 from pipeline.polygons import PolygonSpec, shape_polygons, vectorize, write_polygons
 from pipeline.polygons.shaping import PolygonBatch
 from pipeline.polygons.stream import vectorize_decisions
@@ -140,10 +140,10 @@ class MaskSource:
         assert self._planes is not None
         return _repeated(self._planes, window)
 
-    def read_decisions(self, window: Window) -> list[Decision]:
+    def read_decisions(self, window: Window) -> list[Classification]:
         """The pixels of the window, decided, each as certain as its value."""
         part = _repeated(self._mask[None], window)[0]
-        return [Decision(mask=part, level=part)]
+        return [Classification(mask=part, level=part)]
 
 
 def _repeated(planes: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from benchmarks.subjects import classic_unet, model_input, write_classic_unet
 from pipeline.concurrency import usable_cpus
-from pipeline.inference import keep_memory
+from pipeline.inference import disable_malloc_trim
 from pipeline.inference.cpu_workers import AHEAD, in_order
 from pipeline.model import ModelCard, load_predictor
-from pipeline.model.predictor import Workload, activate
-from pipeline.model.predictor.compiled import ReadyNetwork
+from pipeline.model.predictor import BatchShape, activate
+from pipeline.model.predictor.compiled import CompiledNetwork
 from pipeline.model.predictor.optimize import (
     Arithmetic,
     compile_network,
@@ -168,10 +168,10 @@ def forms(base: int, device: torch.device, shape: tuple[int, ...], folder: Path)
     trial = model_input(1, min(128, shape[-1]))
 
     def copied(arithmetic: Arithmetic) -> Run:
-        return ReadyNetwork(converted(network, arithmetic), card, arithmetic)
+        return CompiledNetwork(converted(network, arithmetic), card, arithmetic)
 
     def fused(arithmetic: Arithmetic) -> Run:
-        return ReadyNetwork(prepare(network, arithmetic, trial), card, arithmetic)
+        return CompiledNetwork(prepare(network, arithmetic, trial), card, arithmetic)
 
     yield Form(
         name="float32, default layout",
@@ -184,7 +184,7 @@ def forms(base: int, device: torch.device, shape: tuple[int, ...], folder: Path)
     predictor = load_predictor(folder / "model.safetensors", device=str(device))
     precision = predictor.prove(model_input(1, shape[-1])).precision
     batch = (shape[0], shape[1], shape[2], shape[3])
-    ready = predictor.ready(Workload(precision=precision, batches=MANY if device.type == "cuda" else 1, shape=batch))
+    ready = predictor.ready(BatchShape(precision=precision, batches=MANY if device.type == "cuda" else 1, shape=batch))
     yield Form(name=f"as loaded: {precision}", run=ready, lanes=device.type == "cpu")
 
 
@@ -202,7 +202,7 @@ def _on_cpu(network: torch.nn.Module, device: torch.device, copied: Make, fused:
     yield Form(name="bfloat16, not fused", run=copied(bfloat16))
     yield Form(name="bfloat16, fused", run=fused(bfloat16))
     yield Form(name="mixed, fused", run=fused(mixed))
-    keep_memory()
+    disable_malloc_trim()
     yield Form(name="float32, memory kept", run=fused(float32))
     yield Form(name="bfloat16, memory kept", run=fused(bfloat16))
     yield Form(name="float32 in lanes", run=fused(float32), lanes=True)
@@ -228,7 +228,7 @@ def _on_cuda(
     yield Form(name="bfloat16, fused", run=fused(replace(float16, dtype=torch.bfloat16)))
     yield Form(name="mixed, fused", run=fused(replace(float16, dtype=torch.bfloat16, early=torch.float32)))
     compiled = compile_network(network, float16)
-    yield Form(name="float16, compiled, without joins", run=ReadyNetwork(compiled, card, float16))
+    yield Form(name="float16, compiled, without joins", run=CompiledNetwork(compiled, card, float16))
 
 
 def _autocast(network: torch.nn.Module, card: ModelCard, arithmetic: Arithmetic) -> Run:

@@ -27,7 +27,7 @@ from benchmarks.subjects import write_classic_unet, write_scene
 from benchmarks.whole_path import Shape, batch_shape, file_to_mosaic
 from pipeline.inference import TilingSpec
 from pipeline.model import load_predictor
-from pipeline.model.predictor import LoadedPredictor, Workload
+from pipeline.model.predictor import BatchShape, LoadedPredictor
 
 KINDS = {"gpu_memcpy": "copies", "gpu_memset": "fills", "kernel": "kernels"}
 """Category in the profiler's trace -> what it is called here."""
@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace) -> StageTimes:
 
 def compile_for(shape: Shape, predictor: LoadedPredictor) -> None:
     """Have the network compiled in the precision that the device prefers."""
-    predictor.ready(Workload(precision="float16", batches=MANY, shape=shape))
+    predictor.ready(BatchShape(precision="float16", batches=MANY, shape=shape))
 
 
 def device_seconds(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:

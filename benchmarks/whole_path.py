@@ -16,7 +16,7 @@ from pipeline.inference.batch_size import resolve_batch_size
 from pipeline.inference.region import join_regions
 from pipeline.inference.tiling import resolve_tiling
 from pipeline.model import InferenceSpec
-from pipeline.model.predictor import Prepared, identity_of
+from pipeline.model.predictor import LoadedModel, identity_of
 from pipeline.mosaic import MosaicSpec
 from pipeline.scene import describe_scene
 
@@ -52,7 +52,7 @@ Shape = tuple[int, int, int, int]
 """`(N, bands, H, W)` of a batch."""
 
 
-def batch_shape(scene_path: Path, predictor: Prepared, tiling: TilingSpec) -> Shape:
+def batch_shape(scene_path: Path, predictor: LoadedModel, tiling: TilingSpec) -> Shape:
     """The shape of every batch of a scene."""
     card = predictor.card
     scene = describe_scene(scene_path, card=card)
@@ -64,7 +64,7 @@ def batch_shape(scene_path: Path, predictor: Prepared, tiling: TilingSpec) -> Sh
 
 def file_to_mosaic(
     scene_path: Path,
-    predictor: Prepared,
+    predictor: LoadedModel,
     folder: Path,
     *,
     tiling: TilingSpec,

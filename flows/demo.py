@@ -15,7 +15,7 @@ from rasterio.windows import Window
 
 from flows.segment import segment_catalog
 from pipeline.config import SegmentSpec, load_settings
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 from pipeline.evaluation.metrics import ObjectScore, PixelScore, score_pixels, score_polygons
 from pipeline.results import SceneReport
 from pipeline.training.synthetic import Town, write_town
@@ -33,7 +33,7 @@ def run_demo(out: Path, *, size: int, seed: int) -> Iterator[str]:
         seed: which town.
 
     Raises:
-        WorldError: the flow failed.
+        TransientError: the flow failed.
     """
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def run_demo(out: Path, *, size: int, seed: int) -> Iterator[str]:
     settings = load_settings(SegmentSpec, overrides=SETTINGS)
     state = segment_catalog(scenes=[str(scene)], model=str(MODEL), out=str(out), settings=settings, return_state=True)
     if state.is_failed():
-        raise WorldError(f"the demo's flow failed: {state.message}")
+        raise TransientError(f"the demo's flow failed: {state.message}")
     report: SceneReport = state.result()[0]
     folder = Path(report.folder)
     yield from _where(folder, report)

@@ -24,7 +24,7 @@ from pipeline.evaluation import (
     EvaluationPlan,
     EvaluationReport,
     SceneEvaluation,
-    conclude,
+    aggregate,
     failed_evaluation,
     find_label_files,
     load_plan_model,
@@ -80,7 +80,7 @@ def evaluate_scenes(
             result = future.state.result(raise_on_failure=False)
             done.append(result if isinstance(result, SceneEvaluation) else failed_evaluation(entry, result))
     # Prefect takes a returned State for the run's own, and what it holds for the result.
-    return cast("EvaluationReport", summarise(conclude(plan, done, files)))
+    return cast("EvaluationReport", summarise(aggregate(plan, done, files)))
 
 
 def _turn_of(plan: EvaluationPlan) -> AbstractContextManager[None]:

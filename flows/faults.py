@@ -13,7 +13,7 @@ from prefect.states import Failed
 
 from pipeline.config import RunSpec
 from pipeline.errors import ScenemillError
-from pipeline.storage import is_world_fault
+from pipeline.storage import is_transient
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -31,7 +31,7 @@ def world_faults_retried(spec: RunSpec) -> dict[str, Any]:
 
 
 def _failed_by_the_world(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    return is_world_fault(state.result(raise_on_failure=False))
+    return is_transient(state.result(raise_on_failure=False))
 
 
 def plainly(body: Callable[Given, Result]) -> Callable[Given, Result]:

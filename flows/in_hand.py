@@ -13,9 +13,9 @@ from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
 from pipeline.distribute import cluster
 from pipeline.results import SceneReport
-from pipeline.run import RunLedger, shared_out
+from pipeline.run import RunLedger, split_workers
 
-IN_HAND, MOST_IN_HAND = 2, 64
+LOCAL_CONCURRENCY, MOST_IN_HAND = 2, 64
 """Scenes at once here, where one is vectorized while the next is inferred, and on a cluster."""
 
 Submit = Callable[[CatalogEntry, Event], PrefectFuture[SceneReport]]
@@ -23,10 +23,10 @@ Submit = Callable[[CatalogEntry, Event], PrefectFuture[SceneReport]]
 Settled = Callable[[SceneReport], None]
 
 
-def hands_for(spec: SegmentSpec, scenes: int) -> tuple[int, SegmentSpec]:
+def resolve_concurrency(spec: SegmentSpec, scenes: int) -> tuple[int, SegmentSpec]:
     """How many scenes are in hand at once, and the settings of each, with its share of a cluster's workers."""
     with cluster(spec.distribute) as client:
-        return (IN_HAND, spec) if client is None else shared_out(spec, client, scenes, most=MOST_IN_HAND)
+        return (LOCAL_CONCURRENCY, spec) if client is None else split_workers(spec, client, scenes, most=MOST_IN_HAND)
 
 
 def run_scenes(
@@ -35,7 +35,7 @@ def run_scenes(
     submit: Submit,
     settled: Settled = lambda _: None,
     *,
-    most: int = IN_HAND,
+    most: int = LOCAL_CONCURRENCY,
 ) -> None:
     """Keep scenes in hand until all are settled; none is begun once the ledger says that the run is stopped.
 

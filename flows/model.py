@@ -7,11 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipeline.config import SegmentSpec
-from pipeline.model.predictor import Prepared
+from pipeline.model.predictor import LoadedModel
 from pipeline.run import RunModels, load_models, models_of
 
 
-def load_model(models: str | Sequence[str], spec: SegmentSpec) -> Prepared:
+def load_model(models: str | Sequence[str], spec: SegmentSpec) -> LoadedModel:
     """The model or models of a run, loaded once per process, and again when a file has changed."""
     wanted = models_of((models,) if isinstance(models, str) else models, spec)
     changed_ns = tuple(Path(path).stat().st_mtime_ns if Path(path).is_file() else None for path in wanted.paths)
@@ -19,5 +19,5 @@ def load_model(models: str | Sequence[str], spec: SegmentSpec) -> Prepared:
 
 
 @lru_cache(maxsize=1)
-def _load(models: RunModels, changed_ns: tuple[int | None, ...]) -> Prepared:
+def _load(models: RunModels, changed_ns: tuple[int | None, ...]) -> LoadedModel:
     return load_models(models)

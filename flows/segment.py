@@ -19,7 +19,7 @@ from flows.device_limits import device_turn
 from flows.faults import plainly, world_faults_retried
 from flows.forms import form, reader
 from flows.hooks import ON_END
-from flows.in_hand import MOST_IN_HAND, hands_for, run_scenes
+from flows.in_hand import MOST_IN_HAND, resolve_concurrency, run_scenes
 from flows.model import load_model
 from flows.run_names import run_name
 from flows.segment_end import summarise
@@ -78,7 +78,7 @@ def segment_catalog(
         predictor = load_model(model, spec)
         one = segment_one.with_options(**world_faults_retried(spec.run))
         with open_run(entries, out, predictor=predictor, spec=spec) as (ledger, running):
-            most, cut = hands_for(running, len(entries))
+            most, cut = resolve_concurrency(running, len(entries))
             page = RunPage(len(entries))
 
             def begin(entry: CatalogEntry, stop: Event) -> PrefectFuture[SceneReport]:

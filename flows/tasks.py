@@ -13,12 +13,12 @@ from flows.model import load_model
 from pipeline.catalog import CatalogEntry
 from pipeline.config import RunSpec, SegmentSpec
 from pipeline.distribute import cluster
-from pipeline.errors import ModelError, ScenemillError, WorldError
+from pipeline.errors import ModelError, ScenemillError, TransientError
 from pipeline.evaluation import EvaluationPlan, LabelFiles, SceneEvaluation, evaluate_scene
 from pipeline.merge import MergeReport, MergeSpec, merge_scenes
-from pipeline.model.predictor import Prepared
+from pipeline.model.predictor import LoadedModel
 from pipeline.results import SceneReport
-from pipeline.run import StoppedError, segment_entry, stoppable
+from pipeline.run import RunCancelledError, cancellable, segment_entry
 from pipeline.training import TrainReport, TrainSpec, train
 
 
@@ -28,12 +28,12 @@ def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: Seg
     try:
         predictor = load_model(model, spec)
     except ModelError as error:
-        raise WorldError(f"{error}; it was whole when the run began") from error
+        raise TransientError(f"{error}; it was whole when the run began") from error
     try:
         with cluster(spec.distribute) as client:
-            watch = stoppable(None, stop)
+            watch = cancellable(None, stop)
             return segment_entry(entry, out, predictor=predictor, spec=spec, client=client, watch=watch)
-    except StoppedError:
+    except RunCancelledError:
         # Prefect takes a returned State for the task's own.
         return cast("SceneReport", Cancelled(message="the run was stopped; run again to continue"))
 
@@ -49,7 +49,7 @@ def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -
     """Train a network; a retry goes on from the last saved state. What no retry can mend is returned, not raised."""
     try:
         return train(images, labels, out, spec=spec)
-    except WorldError:
+    except TransientError:
         raise
     except ScenemillError as error:
         return error
@@ -57,7 +57,7 @@ def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -
 
 @task(name="evaluate-scene", task_run_name="{entry.id}", **world_faults_retried(RunSpec()))
 def evaluate_one(
-    plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, predictor: Prepared | None
+    plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, predictor: LoadedModel | None
 ) -> SceneEvaluation:
     """Evaluate one scene into its folder."""
     return evaluate_scene(plan, entry, files, predictor=predictor)

@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def abreast(work: Callable[[Item], Result], items: Iterable[Item], *, most: int) -> Generator[Result]:
+def map_concurrently(work: Callable[[Item], Result], items: Iterable[Item], *, most: int) -> Generator[Result]:
     """Yield what comes of each item, in order; its fault is raised when its turn comes, and ends the others.
 
     Args:

@@ -7,7 +7,7 @@
     ├── ModelError          the checkpoint or predictor is unusable or unfit    never retried, quarantined
     ├── DivergedError       training found no weights worth keeping             never retried
     ├── LabelError          labels cannot be used for training or evaluation    never retried
-    └── WorldError          disk, network or a worker failed; a retry may help  retried
+    └── TransientError          disk, network or a worker failed; a retry may help  retried
         ├── AccessError         a store refuses us, for who we are              never retried
         ├── MissingError        a store has no such bucket or object            retried
         └── ConflictError       somebody else wrote the same object             retried
@@ -45,17 +45,17 @@ class LabelError(ScenemillError):
     """Labels cannot be used: unreadable, without CRS, or not touching their scene."""
 
 
-class WorldError(ScenemillError):
+class TransientError(ScenemillError):
     """A fault outside the data (disk, network, worker); the same work may succeed later."""
 
 
-class AccessError(WorldError):
+class AccessError(TransientError):
     """A store or server refuses for want of credentials or permission; only the operator can mend that."""
 
 
-class MissingError(WorldError):
+class MissingError(TransientError):
     """A store has no such bucket or object."""
 
 
-class ConflictError(WorldError):
+class ConflictError(TransientError):
     """What was to be written only under a condition was written by somebody else."""

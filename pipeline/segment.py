@@ -17,26 +17,26 @@ from typing import TYPE_CHECKING
 from pipeline.config import SegmentSpec
 from pipeline.distribute import (
     DistributeSpec,
-    exchanging,
+    check_precision,
     plan_work,
     predictor_identity,
-    prove_precision,
     run_finish,
     run_regions,
+    staging_area,
 )
 from pipeline.grid import RasterGrid
 from pipeline.inference import RegionJob
 from pipeline.model import ArrayFunction, ModelCard, Predictor
-from pipeline.model.predictor import augmented, exclusive, passes_of
+from pipeline.model.predictor import augmented, exclusive, forward_passes
 from pipeline.mosaic import MosaicReader
 from pipeline.polygons import PolygonSpec, PolygonTotals, shape_polygons, write_polygons
 from pipeline.results import SceneReport, Stopwatch, open_results, write_report
 from pipeline.scene import Scene, check_unchanged, describe_scene
 from pipeline.stages import (
-    GLANCE,
+    QUICKLOOK,
     Finished,
     Found,
-    Inferred,
+    InferenceResult,
     Inputs,
     RegionPlan,
     RegionRecords,
@@ -94,7 +94,7 @@ def segment_scene(
         SceneError: the scene is refused or damaged.
         ModelError: the predictor does not fit, or returns no probabilities.
         SettingsError: tiling, blend or threshold do not suit the network.
-        WorldError: disk, network or workers failed; running again may help.
+        TransientError: disk, network or workers failed; running again may help.
     """
     spec = spec or SegmentSpec()
     predictor = augmented(predictor, spec.inference.augment)
@@ -105,19 +105,19 @@ def segment_scene(
     results = open_results(out_dir, spec.run.work_dir)
     identity = predictor_identity(predictor, client, _staged(watch, "infer", scene.grid))
     inputs = Inputs(scene=scene, card=card, spec=spec, identity=identity, area=area_on(scene, spec))
-    report = opening_report(inputs, results.address(scene.id), passes_of(predictor))
+    report = opening_report(inputs, results.address(scene.id), forward_passes(predictor))
     if found := results.recovered(scene.id, report.content_key):
-        return SceneReport.from_json(found).found_again(report)
+        return SceneReport.from_json(found).as_skipped(report)
     with results.publishing(scene.id) as folder, ThreadPoolExecutor(1, "prepare") as meanwhile:
         work = SceneWork(folder)
         adopt(work, results.former(scene.id, report.mosaic_key), report, spec.polygons)
         prepare = partial(meanwhile.submit, _prepare_polygons, scene.grid, spec) if client is None else None
-        with exchanging(spec.distribute, work.folder, client) as exchange:
+        with staging_area(spec.distribute, work.folder, client) as exchange:
             job = region_job(inputs, tiling, work, key=report.mosaic_key, tags=provenance(report), exchange=exchange)
             inferred = infer_scene(
                 job, predictor, work, spec=spec.distribute, client=client, watch=watch, begun=prepare
             )
-            finished = finish_anywhere(inferred, spec.polygons, work, client=client, watch=watch)
+            finished = run_output_stages(inferred, spec.polygons, work, client=client, watch=watch)
         report = closing_report(report, inferred, finished, work)
         write_report(folder, report)
     return report
@@ -132,7 +132,7 @@ def infer_scene(
     client: Client | None = None,
     watch: Watch | None = None,
     begun: Callable[[], object] | None = None,
-) -> Inferred:
+) -> InferenceResult:
     """The first stage: the precision is proven, and every region leaves its rasters in the job's folder.
 
     What a run that was stopped has done of it is not done again.
@@ -147,7 +147,7 @@ def infer_scene(
         begun: called when the regions begin, if there are any to run.
 
     Raises:
-        WorldError: also when the scene's file was replaced meanwhile.
+        TransientError: also when the scene's file was replaced meanwhile.
     """
     inferred, timer = find_inferred(work, job), Stopwatch()
     if inferred is None:
@@ -164,7 +164,7 @@ def _infer_missing(
     client: Client | None,
     watch: Watch | None,
     begun: Callable[[], object] | None,
-) -> Inferred:
+) -> InferenceResult:
     """Run the regions that are not done, by the plan of an earlier run if there is one."""
     records = RegionRecords(work.stages, job)
     plan = records.plan()
@@ -172,7 +172,7 @@ def _infer_missing(
         told = _staged(watch, "infer", job.scene.grid)
         if told is not None:
             told(0)  # the run may have been stopped while another scene held the model
-        proof = prove_precision(job.scene, job.plan, job.card, predictor, client, told)
+        proof = check_precision(job.scene, job.plan, job.card, predictor, client, told)
         plan = RegionPlan(proof=proof, threshold=job.threshold, regions=plan_work(job, predictor, spec, client))
         records.begin(plan)
     job.folder.mkdir(exist_ok=True)
@@ -192,22 +192,27 @@ def _infer_missing(
     return replace(record_inferred(work, job, plan.proof, results), reused=reused)
 
 
-def finish_anywhere(
-    inferred: Inferred, spec: PolygonSpec, work: SceneWork, *, client: Client | None = None, watch: Watch | None = None
+def run_output_stages(
+    inferred: InferenceResult,
+    spec: PolygonSpec,
+    work: SceneWork,
+    *,
+    client: Client | None = None,
+    watch: Watch | None = None,
 ) -> Finished:
-    """`finish_scene` here, or on any worker of the client's cluster, where it is no burden to who infers."""
+    """`make_outputs` here, or on any worker of the client's cluster, where it is no burden to who infers."""
     job = inferred.job
     if client is None or (job.exchange is not None and not inferred.results):
-        return finish_scene(inferred, spec, work.result, watch=watch)
+        return make_outputs(inferred, spec, work.result, watch=watch)
     told = _staged(watch, "polygons", job.scene.grid)
-    beside = [work.folder / GLANCE]
-    finished = run_finish(finish_scene, inferred, spec, work.result, client=client, beside=beside, watch=told)
+    beside = [work.folder / QUICKLOOK]
+    finished = run_finish(make_outputs, inferred, spec, work.result, client=client, beside=beside, watch=told)
     if job.exchange is not None:
         record_outputs(work, job, spec, finished.totals)
     return finished
 
 
-def finish_scene(inferred: Inferred, spec: PolygonSpec, folder: Path, *, watch: Watch | None = None) -> Finished:
+def make_outputs(inferred: InferenceResult, spec: PolygonSpec, folder: Path, *, watch: Watch | None = None) -> Finished:
     """The other stages: mosaic, polygons and preview. They need no model, only the work folder, and run anywhere.
 
     Args:
@@ -227,7 +232,7 @@ def finish_scene(inferred: Inferred, spec: PolygonSpec, folder: Path, *, watch: 
     return Finished(totals=totals, reused=tuple(work.reused), seconds=timer.seconds)
 
 
-def look_up(
+def find_existing(
     scene: Scene,
     out_dir: str | Path,
     *,
@@ -251,10 +256,10 @@ def look_up(
     results = open_results(out_dir, spec.run.work_dir)
     card, area = card_of(predictor, None), area_on(scene, spec)
     inputs = Inputs(scene=scene, card=card, spec=spec, identity=identity, area=area)
-    report = opening_report(inputs, results.address(scene.id), passes_of(predictor))
+    report = opening_report(inputs, results.address(scene.id), forward_passes(predictor))
     find = results.settled if settled else results.finished
     if found := find(scene.id, report.content_key):
-        return Found(finished=SceneReport.from_json(found).found_again(report))
+        return Found(finished=SceneReport.from_json(found).as_skipped(report))
     return Found(reusable=reusable(results.folder(scene.id), report.mosaic_key))
 
 

@@ -26,10 +26,10 @@ from torch import Tensor
 from benchmarks.subjects import model_input, write_classic_unet, write_scene
 from benchmarks.whole_path import file_to_mosaic
 from pipeline.concurrency import usable_cpus
-from pipeline.inference import TilingSpec, keep_memory
+from pipeline.inference import TilingSpec, disable_malloc_trim
 from pipeline.inference.cpu_workers import in_order
 from pipeline.model import InferenceSpec, load_predictor
-from pipeline.model.predictor import Ready, Workload
+from pipeline.model.predictor import BatchShape, Runnable
 
 TILE = 512
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=4096, help="scene side of base 16, px")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    keep_memory()
+    disable_malloc_trim()
     cpus = usable_cpus()
     with tempfile.TemporaryDirectory() as folder:
         for base in arguments.base:
@@ -60,7 +60,7 @@ def main() -> None:
 def _ways(place: Path, cpus: int, tiles: int) -> Iterator[tuple[str, float]]:
     predictor = load_predictor(place / "model.safetensors", "cpu")
     precision = predictor.prove(model_input(1, TILE)).precision
-    ready = predictor.ready(Workload(precision=precision))
+    ready = predictor.ready(BatchShape(precision=precision))
     for name, surroundings in (("bare", nullcontext), ("disturbed", _disturbance)):
         for lanes in sorted({1, cpus}):
             with surroundings():
@@ -78,7 +78,7 @@ def _ways(place: Path, cpus: int, tiles: int) -> Iterator[tuple[str, float]]:
         yield f"path: {threads} decoding threads", times.tile_mpx / times.seconds
 
 
-def _bare(ready: Ready, lanes: int, threads: int, tiles: int) -> float:
+def _bare(ready: Runnable, lanes: int, threads: int, tiles: int) -> float:
     batch = model_input(1, TILE).to(ready.dtype).contiguous(memory_format=ready.layout)
 
     def run(_: int) -> Tensor:

@@ -35,7 +35,7 @@ def describe_entry(entry: CatalogEntry, reading: ReadingSpec, *, card: ModelCard
 
     Raises:
         SceneError: the catalog is at fault, the scene cannot be processed correctly, or does not fit the model.
-        WorldError: a remote file cannot be reached.
+        TransientError: a remote file cannot be reached.
     """
     if entry.refused is not None:
         raise SceneError(entry.refused)

@@ -15,13 +15,13 @@ from pipeline.catalog.entry import describe_entry
 from pipeline.catalog.rows import Row
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, ScenemillError
-from pipeline.grid import Area, lay_area, load_area, meet, outlined, touches
+from pipeline.grid import Area, load_area, meet, outlined, rasterize_area, touches
 from pipeline.scene import ReadingSpec, Scene, parse_date
 
 if TYPE_CHECKING:
     from pipeline.catalog.entry import CatalogEntry
 
-LeftOut = Callable[["CatalogEntry", str], None]
+Excluded = Callable[["CatalogEntry", str], None]
 """Told a scene that is not wanted, and why."""
 Describe = Callable[[], Scene]
 """Opens the scene in question, once at most."""
@@ -40,7 +40,7 @@ class Candidate:
 class Choice:
     """Chooses scenes; one that has to be opened for it and cannot be is chosen, with the reason why it is refused."""
 
-    def __init__(self, spec: CatalogSpec, reading: ReadingSpec, *, area: str | Path | None, left_out: LeftOut) -> None:
+    def __init__(self, spec: CatalogSpec, reading: ReadingSpec, *, area: str | Path | None, left_out: Excluded) -> None:
         """Take the selections of a run.
 
         Args:
@@ -130,7 +130,7 @@ def _is_in(area: Area, candidate: Candidate, describe: Describe) -> bool:
         return meet(drawn, area.lonlat)
     if candidate.entry.refused is not None:
         return True
-    found = lay_area(area, describe().grid)
+    found = rasterize_area(area, describe().grid)
     return found is None or found.count > 0
 
 

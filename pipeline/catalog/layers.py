@@ -13,8 +13,8 @@ import shapely
 from pipeline.catalog.rows import Columns, Row, choose_columns, cut_short
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, SettingsError
-from pipeline.grid import to_lonlat
-from pipeline.storage import check_magic
+from pipeline.grid import to_geographic
+from pipeline.storage import check_signature
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,7 +31,7 @@ def open_layer(index: Path, spec: CatalogSpec) -> Iterator[Row]:
     Raises:
         SettingsError: the file is not what its suffix says, or lacks a column.
     """
-    check_magic(index)
+    check_signature(index)
     wants_footprints = spec.bbox is not None
     try:
         if index.suffix.lower() in (".parquet", ".geoparquet"):
@@ -149,6 +149,6 @@ def usable_footprint(drawn: shapely.Geometry | None, crs: str) -> shapely.Geomet
     if drawn is None or drawn.is_empty or not np.isfinite(shapely.get_coordinates(drawn)).all():
         return None
     try:
-        return to_lonlat(drawn, crs)
+        return to_geographic(drawn, crs)
     except (SceneError, shapely.errors.ShapelyError):
         return None

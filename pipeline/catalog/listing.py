@@ -23,7 +23,7 @@ def list_addresses(source: str, suffixes: tuple[str, ...]) -> list[str]:
 
     Raises:
         SettingsError: nothing matches, there is no such bucket, or too much would have to be listed.
-        WorldError: the store refuses or fails.
+        TransientError: the store refuses or fails.
     """
     bucket, pattern = split_address(source)
     if source.endswith("/"):

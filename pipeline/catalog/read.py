@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.catalog.entry import CatalogEntry
-from pipeline.catalog.filters import Candidate, Choice, LeftOut
+from pipeline.catalog.filters import Candidate, Choice, Excluded
 from pipeline.catalog.layers import LAYERS, open_layer
 from pipeline.catalog.listing import list_addresses, names_many
 from pipeline.catalog.rows import Row, checked_id, locate, open_csv, read_list
@@ -44,7 +44,7 @@ def read_catalog(
     reading: ReadingSpec | None = None,
     *,
     area: str | Path | None = None,
-    left_out: LeftOut = lambda entry, reason: None,
+    left_out: Excluded = lambda entry, reason: None,
 ) -> Iterator[CatalogEntry]:
     """Yield the scenes of sources one by one, each once: first those of `list_scenes`, then those of lists and tables.
 
@@ -62,7 +62,7 @@ def read_catalog(
 
     Raises:
         SettingsError: at once, when a source matches nothing, a file cannot be read, or lacks a column.
-        WorldError: at once, when disk, network or server failed.
+        TransientError: at once, when disk, network or server failed.
     """
     now = datetime.now(UTC)
     choice = Choice((spec or CatalogSpec()).at(now), reading or ReadingSpec(), area=area, left_out=left_out)

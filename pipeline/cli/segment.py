@@ -120,7 +120,7 @@ def catalog(
 ) -> int:
     """List the scenes that a run would process, one by one, and why, or why not; processes nothing."""
     from pipeline.catalog import read_catalog
-    from pipeline.run import foresee
+    from pipeline.run import plan_run
 
     spec = options.settings({})
     output = Console()
@@ -133,7 +133,7 @@ def catalog(
 
     left_out = partial(tell, "left out")
     entries = read_catalog(scenes, spec.catalog, spec.reading, area=spec.area, left_out=left_out)
-    for each in foresee(entries, spec, models=model or (), out_dir=out):
+    for each in plan_run(entries, spec, models=model or (), out_dir=out):
         tell(each.verdict, each.entry, each.reason)
     say(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count or verdict != "left out"))
     return EXIT_SOME_FAILED if counts["refused"] else EXIT_DONE

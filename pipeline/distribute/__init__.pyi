@@ -1,14 +1,14 @@
 from .client import is_lost as is_lost
+from .connect import check_precision as check_precision
 from .connect import cluster as cluster
-from .connect import exchanging as exchanging
 from .connect import predictor_identity as predictor_identity
-from .connect import prove_precision as prove_precision
 from .connect import resolve_exchange as resolve_exchange
 from .connect import run_finish as run_finish
 from .connect import run_regions as run_regions
+from .connect import staging_area as staging_area
 from .local_workers import dask_cuda_workers as dask_cuda_workers
 from .local_workers import device_workers as device_workers
 from .plan import plan_work as plan_work
 from .plan import share_workers as share_workers
-from .remote_predictor import DistantPredictor as DistantPredictor
+from .remote_predictor import RemotePredictor as RemotePredictor
 from .spec import DistributeSpec as DistributeSpec

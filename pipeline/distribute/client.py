@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
 
 from pipeline.distribute.versions import check_code, facts_of_code
-from pipeline.errors import SettingsError, WorldError
+from pipeline.errors import SettingsError, TransientError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -23,9 +23,9 @@ Answer = TypeVar("Answer")
 
 PATIENCE_S = 10
 """How long a scheduler may take to answer, and a worker to join it."""
-DESERTED_S = 60
+NO_WORKERS_TIMEOUT_S = 60
 """How long a cluster may be without any worker while tasks wait."""
-TICK_S = 1
+POLL_INTERVAL_S = 1
 """How often whoever waits is told so, and may call it off."""
 
 
@@ -34,7 +34,7 @@ def connect(scheduler: str) -> Client:
 
     Raises:
         SettingsError: the address is malformed, or a worker has another version.
-        WorldError: nobody answers, or no worker joins in time.
+        TransientError: nobody answers, or no worker joins in time.
     """
     from distributed import Client
 
@@ -87,7 +87,7 @@ def is_lost(client: Client) -> bool:
     return client.status in ("closing", "closed")
 
 
-class Tasks(Generic[Answer]):
+class TaskQueue(Generic[Answer]):
     """Tasks in hand on a cluster, and which of them ends next."""
 
     def __init__(self, client: Client, *, watch: Callable[[int], None] | None = None) -> None:
@@ -128,14 +128,14 @@ class Tasks(Generic[Answer]):
         """Wait for a task to end, however long, as long as somebody may be at it.
 
         Raises:
-            WorldError: the cluster has had no worker for a while.
+            TransientError: the cluster has had no worker for a while.
         """
         waited_s = deserted_s = 0
         while True:
             try:
-                future = self._finished.get(timeout=TICK_S)
+                future = self._finished.get(timeout=POLL_INTERVAL_S)
             except Empty:
-                waited_s += TICK_S
+                waited_s += POLL_INTERVAL_S
             else:
                 self._running.discard(future)
                 return future
@@ -143,8 +143,8 @@ class Tasks(Generic[Answer]):
                 self._watch(0)
             if waited_s % PATIENCE_S == 0:
                 deserted_s = 0 if _workers(self._client) else deserted_s + PATIENCE_S
-            if deserted_s >= DESERTED_S:
-                raise WorldError(f"the cluster has had no worker for {deserted_s} s; start workers and run again")
+            if deserted_s >= NO_WORKERS_TIMEOUT_S:
+                raise TransientError(f"the cluster has had no worker for {deserted_s} s; start workers and run again")
 
     def cancel(self) -> None:
         """Give up what is in hand."""
@@ -153,7 +153,7 @@ class Tasks(Generic[Answer]):
 
 
 @contextmanager
-def world_faults(what: str) -> Iterator[None]:
+def translate_worker_errors(what: str) -> Iterator[None]:
     """Say in our words what dask says when workers and schedulers die; `what` begins the sentence."""
     from distributed.client import ClosedClientError, FutureCancelledError
     from distributed.comm.core import CommClosedError
@@ -162,19 +162,19 @@ def world_faults(what: str) -> Iterator[None]:
     try:
         yield
     except KilledWorker as error:
-        raise WorldError(f"{what} killed its workers repeatedly: {error}; look at their memory") from error
+        raise TransientError(f"{what} killed its workers repeatedly: {error}; look at their memory") from error
     except FutureCancelledError as error:
         if error.reason == "scheduler-connection-lost":
             raise _lost(what, "the scheduler does not answer any more") from error
-        raise WorldError(f"{what} was given up by the cluster: {error}; run again") from error
+        raise TransientError(f"{what} was given up by the cluster: {error}; run again") from error
     except CancelledError as error:
-        raise WorldError(f"{what} was given up by the cluster: {error}; run again") from error
+        raise TransientError(f"{what} was given up by the cluster: {error}; run again") from error
     except (ClosedClientError, CommClosedError) as error:
         raise _lost(what, error) from error
 
 
-def _lost(what: str, reason: object) -> WorldError:
-    return WorldError(f"{what} was lost with its cluster: {reason}; start the scheduler and workers, and run again")
+def _lost(what: str, reason: object) -> TransientError:
+    return TransientError(f"{what} was lost with its cluster: {reason}; start the scheduler and workers, and run again")
 
 
 def _knock(scheduler: str) -> None:
@@ -193,8 +193,10 @@ def _knock(scheduler: str) -> None:
         raise _nobody(scheduler, error) from error
 
 
-def _nobody(scheduler: str, reason: object) -> WorldError:
-    return WorldError(f"no dask scheduler with a worker at {scheduler}: {reason}; start them or correct --scheduler")
+def _nobody(scheduler: str, reason: object) -> TransientError:
+    return TransientError(
+        f"no dask scheduler with a worker at {scheduler}: {reason}; start them or correct --scheduler"
+    )
 
 
 def _workers(client: Client) -> list[Any]:

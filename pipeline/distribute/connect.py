@@ -14,16 +14,16 @@ from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pipeline.distribute.client import Tasks, connect, world_faults
-from pipeline.distribute.remote_predictor import DistantPredictor
+from pipeline.distribute.client import TaskQueue, connect, translate_worker_errors
+from pipeline.distribute.remote_predictor import RemotePredictor
 from pipeline.distribute.scheduler import run_on_cluster
 from pipeline.distribute.spec import DistributeSpec
 from pipeline.distribute.worker_tasks import call, fetch_all, finish, packed, prove
 from pipeline.inference import Region, RegionJob, RegionResult, TilePlan, choose_precision
 from pipeline.inference.region import Watch, infer_stack
-from pipeline.inference.tiling import stacks
+from pipeline.inference.tiling import group_adjacent
 from pipeline.model import ArrayFunction, ModelCard, Predictor
-from pipeline.model.predictor import Prepared, Proof, identity_of
+from pipeline.model.predictor import LoadedModel, PrecisionCheck, identity_of
 from pipeline.scene import Scene
 from pipeline.storage import Exchange, open_exchange
 
@@ -39,7 +39,7 @@ def cluster(spec: DistributeSpec) -> Iterator[Client | None]:
 
     Raises:
         SettingsError: the address is malformed, or a worker has another version.
-        WorldError: nobody answers, or no worker joins within 10 s.
+        TransientError: nobody answers, or no worker joins within 10 s.
     """
     if spec.scheduler is None:
         yield None
@@ -52,17 +52,17 @@ def cluster(spec: DistributeSpec) -> Iterator[Client | None]:
 
 
 def resolve_exchange(spec: DistributeSpec) -> Exchange | None:
-    """The exchange place of a run, where there is one; raises SettingsError, and WorldError where it is not there."""
+    """The exchange place of a run, if it has one; raises SettingsError, or TransientError if the place is missing."""
     return None if spec.exchange is None else open_exchange(spec.exchange)
 
 
 @contextmanager
-def exchanging(spec: DistributeSpec, work: Path, client: Client | None) -> Iterator[Exchange | None]:
+def staging_area(spec: DistributeSpec, work: Path, client: Client | None) -> Iterator[Exchange | None]:
     """Yield the part of the exchange place that belongs to a work folder, empty before and after; None: there is none.
 
     Raises:
         SettingsError: no address that can be one.
-        WorldError: it is not there.
+        TransientError: it is not there.
     """
     place = None if client is None else resolve_exchange(spec)
     if place is None:
@@ -82,7 +82,7 @@ def predictor_identity(
 ) -> str | None:
     """What decides the results where regions run: a worker may have another device than this process."""
     here = identity_of(predictor)
-    if client is None or here is None or not isinstance(predictor, Prepared):
+    if client is None or here is None or not isinstance(predictor, LoadedModel):
         return here
     known, question = _known_of(predictor), (client.id, here)
     if question not in known:
@@ -90,22 +90,22 @@ def predictor_identity(
     return known[question]
 
 
-def _known_of(predictor: Prepared) -> dict[tuple[str, str], str | None]:
+def _known_of(predictor: LoadedModel) -> dict[tuple[str, str], str | None]:
     """Identities that workers have told: each scene asks, and who answers must have a free device."""
     first = predictor.members[0]
-    return first.known if isinstance(first, DistantPredictor) else {}
+    return first.known if isinstance(first, RemotePredictor) else {}
 
 
-def prove_precision(
+def check_precision(
     scene: Scene,
     plan: TilePlan,
     card: ModelCard,
     predictor: Predictor | ArrayFunction,
     client: Client | None,
     watch: Watch | None = None,
-) -> Proof:
+) -> PrecisionCheck:
     """See `choose_precision`; where regions run on a cluster, a worker tries it, on a device like that of all."""
-    if client is None or not isinstance(predictor, Prepared):
+    if client is None or not isinstance(predictor, LoadedModel):
         return choose_precision(scene, plan, card, predictor)
     return _ask(client, f"{scene.location}: the trial", watch, prove, scene, plan, card, predictor)
 
@@ -128,11 +128,11 @@ def run_regions(
         watch: told the pixels that are done, on a cluster also of none now and then; what it raises ends the work.
 
     Raises:
-        WorldError: a worker was lost repeatedly, or the scheduler.
+        TransientError: a worker was lost repeatedly, or the scheduler.
         ScenemillError: whatever a region raised.
     """
     if client is None:
-        return (result for stack in stacks(regions) for result in infer_stack(job, stack, predictor, watch))
+        return (result for stack in group_adjacent(regions) for result in infer_stack(job, stack, predictor, watch))
     return run_on_cluster(job, regions, predictor, client, watch)
 
 
@@ -158,7 +158,7 @@ def run_finish(
         watch: called with 0 now and then; what it raises ends the work.
 
     Raises:
-        WorldError: workers were lost repeatedly, or the scheduler.
+        TransientError: workers were lost repeatedly, or the scheduler.
         ScenemillError: whatever the function raised.
     """
     job: RegionJob = inferred.job
@@ -214,9 +214,9 @@ def _one(
     watch: Watch | None = None,
 ) -> Answer:
     """What one task returns, before all that waits."""
-    tasks: Tasks[Answer] = Tasks(client, watch=watch)
+    tasks: TaskQueue[Answer] = TaskQueue(client, watch=watch)
     try:
-        with world_faults(what):
+        with translate_worker_errors(what):
             tasks.submit(task, given, name=name, device=device, urgent=True)
             return tasks.next().result()
     finally:

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import SettingsError, WorldError
+from pipeline.errors import SettingsError, TransientError
 from pipeline.model.predictor import environment_for
 
 if TYPE_CHECKING:
-    from pipeline.distribute.nanny import PromptNanny
+    from pipeline.distribute.nanny import KillingNanny
 
 LOOPBACK = "127.0.0.1"
 DASK_SETTINGS = {"distributed.deploy.lost-worker-timeout": "1000 days", "distributed.worker.profile.enabled": False}
@@ -39,7 +39,7 @@ def device_workers(devices: Sequence[str], *, threads: int) -> Iterator[str]:
         threads: CPU threads of each process.
 
     Raises:
-        WorldError: the processes cannot be started.
+        TransientError: the processes cannot be started.
     """
     from distributed import Scheduler, SpecCluster
 
@@ -62,7 +62,7 @@ def dask_cuda_workers(devices: Sequence[str]) -> Iterator[str]:
 
     Raises:
         SettingsError: a device is not CUDA, or dask-cuda is not installed.
-        WorldError: the processes cannot be started.
+        TransientError: the processes cannot be started.
     """
     if not devices or any(not device.startswith("cuda:") for device in devices):
         raise SettingsError(
@@ -90,7 +90,7 @@ def dask_cuda_workers(devices: Sequence[str]) -> Iterator[str]:
 
 
 @contextmanager
-def _started(start: Callable[[], Any], nanny: type[PromptNanny], devices: Sequence[str]) -> Iterator[str]:
+def _started(start: Callable[[], Any], nanny: type[KillingNanny], devices: Sequence[str]) -> Iterator[str]:
     """Yield the address of a cluster's scheduler, and end the cluster afterwards."""
     import dask
 
@@ -98,7 +98,7 @@ def _started(start: Callable[[], Any], nanny: type[PromptNanny], devices: Sequen
         try:
             cluster = _begun(start, nanny)
         except (OSError, RuntimeError, TimeoutError) as error:
-            raise WorldError(
+            raise TransientError(
                 f"no worker process could be started for {', '.join(devices)}: {error} See what the processes printed; "
                 'a script that starts them needs `if __name__ == "__main__":` around its calls'
             ) from error
@@ -109,7 +109,7 @@ def _started(start: Callable[[], Any], nanny: type[PromptNanny], devices: Sequen
                 _hush()
 
 
-def _begun(start: Callable[[], Any], nanny: type[PromptNanny]) -> Any:
+def _begun(start: Callable[[], Any], nanny: type[KillingNanny]) -> Any:
     """A cluster, begun in a thread of its own: Ctrl-C meanwhile would leave half a cluster that nobody ends."""
     resource_tracker.ensure_running()  # when it begins, it would let Ctrl-C through again
     with ThreadPoolExecutor(1, "cluster", initializer=_hold_ctrl_c) as thread:
@@ -123,7 +123,7 @@ def _begun(start: Callable[[], Any], nanny: type[PromptNanny]) -> Any:
     return begun.result()
 
 
-def _call_off(begun: Future[Any], nanny: type[PromptNanny]) -> None:
+def _call_off(begun: Future[Any], nanny: type[KillingNanny]) -> None:
     """End a cluster that is being begun: it ends itself when its processes die meanwhile."""
     while wait([begun], timeout=0.05).not_done:
         nanny.strike_all()

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 from distributed import Nanny
 
 
-class PromptNanny(Nanny):
+class KillingNanny(Nanny):
     """A nanny whose process need not agree to its end; each cluster has a subclass of its own."""
 
-    members: ClassVar[list[PromptNanny]]
+    members: ClassVar[list[KillingNanny]]
     """Those of a cluster, from before their processes start."""
 
     def __init_subclass__(cls) -> None:
@@ -46,10 +46,10 @@ class PromptNanny(Nanny):
         await super().kill(timeout, reason)
 
 
-def own_nanny() -> type[PromptNanny]:
+def own_nanny() -> type[KillingNanny]:
     """A class for one cluster."""
 
-    class Own(PromptNanny):
+    class Own(KillingNanny):
         """The nannies of one cluster."""
 
     return Own

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.distribute.client import threads_of, workers_of
 from pipeline.distribute.spec import DistributeSpec
-from pipeline.inference import ALONE, Region, RegionJob, plan_regions
+from pipeline.inference import CROP, Region, RegionJob, plan_regions
 from pipeline.inference.region import widest_region
 from pipeline.inference.tiling import plan_parts
 from pipeline.model import ArrayFunction, Predictor
-from pipeline.model.predictor import Prepared
+from pipeline.model.predictor import LoadedModel
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -49,10 +49,10 @@ def plan_work(
     job: RegionJob, predictor: Predictor | ArrayFunction, spec: DistributeSpec, client: Client | None
 ) -> tuple[Region, ...]:
     """The regions a scene is cut into: for workers to share, or here so that a stopped run has something done."""
-    plan, alone = job.plan, job.blend in ALONE
+    plan, alone = job.plan, job.blend in CROP
     widest = widest_region(job.scene, plan, job.card, job.mosaic)
     if client is None and not spec.regions:
-        on_cpus = not isinstance(predictor, Prepared) or predictor.device.type == "cpu"
+        on_cpus = not isinstance(predictor, LoadedModel) or predictor.device.type == "cpu"
         pixels = PART_PIXELS if on_cpus else PART_PIXELS_ON_DEVICE
         return plan_parts(plan, pixels=pixels, widest=widest, alone=alone)
     rows = spec.regions

@@ -18,16 +18,25 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError, SettingsError
-from pipeline.model.predictor import LoadedPredictor, Precision, Prepared, Proof, Ready, Workload, load_once, open_model
-from pipeline.storage import Exchange, make_folder
+from pipeline.model.predictor import (
+    BatchShape,
+    LoadedModel,
+    LoadedPredictor,
+    Precision,
+    PrecisionCheck,
+    Runnable,
+    load_once,
+    open_model,
+)
+from pipeline.storage import Exchange, ensure_dir
 
 MODELS = "models"
 """Where models lie in the exchange place."""
-LOADING = threading.Lock()
+LOAD_LOCK = threading.Lock()
 """Held while a model is loaded: the tasks of one process share it."""
 
 
-class DistantPredictor:
+class RemotePredictor:
     """Stands for a `LoadedPredictor` where none is needed: it holds no weights, here or on a device.
 
     Whoever unpickles it has the model loaded. Used here all the same, it loads it on first use.
@@ -45,7 +54,7 @@ class DistantPredictor:
         Raises:
             ModelError: the file is missing, damaged, or none of ours.
             SettingsError: no device has such a name.
-            WorldError: the exchange place refuses.
+            TransientError: the exchange place refuses.
         """
         self.device = _named(device)
         model = open_model(path)
@@ -60,30 +69,30 @@ class DistantPredictor:
             models.send(path, _name(path, model.sha256))
 
     @property
-    def members(self) -> tuple[Prepared, ...]:
+    def members(self) -> tuple[LoadedModel, ...]:
         """Itself: one model."""
         return (self,)
 
     def __reduce__(self) -> tuple[Callable[..., LoadedPredictor], tuple[object, ...]]:
-        return load_travelled, self._source
+        return load_in_worker, self._source
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """See `Prepared`."""
+        """See `LoadedModel`."""
         return self._loaded()(tiles)
 
-    def prove(self, tiles: Tensor) -> Proof:
-        """See `Prepared`."""
+    def prove(self, tiles: Tensor) -> PrecisionCheck:
+        """See `LoadedModel`."""
         return self._loaded().prove(tiles)
 
-    def ready(self, work: Workload) -> Ready:
-        """See `Prepared`."""
+    def ready(self, work: BatchShape) -> Runnable:
+        """See `LoadedModel`."""
         return self._loaded().ready(work)
 
     def _loaded(self) -> LoadedPredictor:
-        return load_travelled(*self._source)
+        return load_in_worker(*self._source)
 
 
-def load_travelled(
+def load_in_worker(
     path: Path, device: str, precision: Precision, sha256: str, models: Exchange | None
 ) -> LoadedPredictor:
     """Load a model in a worker, once per process.
@@ -97,9 +106,9 @@ def load_travelled(
 
     Raises:
         SettingsError: it is neither at its path nor in the exchange place.
-        WorldError: it cannot be fetched.
+        TransientError: it cannot be fetched.
     """
-    with LOADING:
+    with LOAD_LOCK:
         return _loaded(path, device, precision, sha256, models)
 
 
@@ -124,7 +133,7 @@ def _loaded(path: Path, device: str, precision: Precision, sha256: str, models: 
 def _kept_models() -> Path:
     """Where this machine keeps models from elsewhere; what lies there is believed only by its hash."""
     folder = Path(tempfile.gettempdir()) / f"scenemill-{os.getuid()}" / MODELS
-    make_folder(folder)
+    ensure_dir(folder)
     return folder
 
 

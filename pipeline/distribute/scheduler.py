@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from pipeline.distribute.client import Tasks, workers_of, world_faults
+from pipeline.distribute.client import TaskQueue, translate_worker_errors, workers_of
 from pipeline.distribute.worker_tasks import Sent, fetch_all, infer, packed, take_up
 from pipeline.inference import Region, RegionJob, RegionResult
 from pipeline.inference.region import Watch
@@ -54,8 +54,8 @@ def _side_by_side(
     """Run regions, at most so many in hand. One that loses its workers joins the suspects: it may not be its fault."""
     from distributed.scheduler import KilledWorker
 
-    tasks: Tasks[Sent[RegionResult]] = Tasks(client, watch=watch)
-    with world_faults(f"{job.scene.location}: the scene"):
+    tasks: TaskQueue[Sent[RegionResult]] = TaskQueue(client, watch=watch)
+    with translate_worker_errors(f"{job.scene.location}: the scene"):
         shared = _shared(packed(job, predictor), client)
     waiting, running = iter(regions), dict["Future[Sent[RegionResult]]", Region]()
 
@@ -65,12 +65,12 @@ def _side_by_side(
             running[tasks.submit(infer, shared, region, name=name, device=True)] = region
 
     try:
-        with world_faults(f"{job.scene.location}: the first region"):
+        with translate_worker_errors(f"{job.scene.location}: the first region"):
             submit(most)
         while running:
             future = tasks.next()
             region = running.pop(future)
-            with world_faults(f"{job.scene.location}: the region of {_place(region)}"):
+            with translate_worker_errors(f"{job.scene.location}: the region of {_place(region)}"):
                 try:
                     sent = future.result()
                 except KilledWorker:

@@ -22,7 +22,7 @@ from pipeline.distribute.versions import check_code, facts_of_code
 from pipeline.errors import SettingsError
 from pipeline.inference import Region, RegionJob, RegionResult, TilePlan, choose_precision, infer_region
 from pipeline.model import ArrayFunction, ModelCard, Predictor
-from pipeline.model.predictor import Proof
+from pipeline.model.predictor import PrecisionCheck
 from pipeline.scene import Scene
 from pipeline.storage import Exchange
 
@@ -68,7 +68,7 @@ def call(given: bytes) -> Any:
     return function(*arguments)
 
 
-def prove(scene: Scene, plan: TilePlan, card: ModelCard, predictor: Predictor | ArrayFunction) -> Proof:
+def prove(scene: Scene, plan: TilePlan, card: ModelCard, predictor: Predictor | ArrayFunction) -> PrecisionCheck:
     """See `choose_precision`."""
     check_scene_seen(scene)
     return choose_precision(scene, plan, card, predictor)

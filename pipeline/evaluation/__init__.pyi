@@ -8,7 +8,7 @@ from .records import EvaluateSpec as EvaluateSpec
 from .records import EvaluationReport as EvaluationReport
 from .records import SceneEvaluation as SceneEvaluation
 from .reference import LabelFiles as LabelFiles
-from .run import conclude as conclude
+from .run import aggregate as aggregate
 from .run import evaluate as evaluate
 from .run import evaluate_scene as evaluate_scene
 from .run import failed_evaluation as failed_evaluation

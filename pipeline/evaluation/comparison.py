@@ -22,14 +22,14 @@ from pipeline.evaluation.metrics.counts import (
     within,
 )
 from pipeline.evaluation.metrics.objects import PlacedObjects, place_objects
-from pipeline.evaluation.predictions import Found, PolygonsFound, foreground_names
+from pipeline.evaluation.predictions import Found, PolygonPrediction, foreground_names
 from pipeline.evaluation.records import EvaluateSpec, Planes
-from pipeline.evaluation.reference import SceneTruth
+from pipeline.evaluation.reference import Reference
 from pipeline.model import ModelCard
 from pipeline.mosaic import writing_cog
 from pipeline.scene import Scene, SceneReader
 from pipeline.segment import Watch
-from pipeline.storage import appearing
+from pipeline.storage import atomic_path
 from pipeline.training.artifacts import ShownWindow
 from pipeline.training.labels import UNLABELLED
 
@@ -40,7 +40,7 @@ COLUMNS = (TRUTH, MATCHED_TRUTH), (FOUND, MATCHED_FOUND)
 class Comparison:
     """A result and its labels; reads from one thread."""
 
-    def __init__(self, scene: Scene, found: Found, truth: SceneTruth) -> None:
+    def __init__(self, scene: Scene, found: Found, truth: Reference) -> None:
         """Put them together.
 
         Args:
@@ -61,7 +61,7 @@ class Comparison:
     @property
     def has_probabilities(self) -> bool:
         """False for polygons, which are either there or not."""
-        return not isinstance(self.found, PolygonsFound)
+        return not isinstance(self.found, PolygonPrediction)
 
     def read(self, window: Window) -> tuple[PixelPlanes, NDArray[np.float32]]:
         """Decisions beside labels, and the probabilities `(planes, height, width)`, of a window inside the grid."""
@@ -142,7 +142,7 @@ class SceneCount:
         """Count every window once and write the error map; the file appears whole or not at all."""
         grid = self.comparison.found.grid
         form, whole = error_form(grid, tags, self.compress), grid.height * grid.width
-        with appearing(error_map) as partial, writing_cog(partial, form) as writer:
+        with atomic_path(error_map) as partial, writing_cog(partial, form) as writer:
             for row in self.counter.windows():
                 codes = [self._count(core, wide) for core, wide in row]
                 writer.write(np.concatenate(codes, axis=1)[None])

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 from pipeline.evaluation.error_map import COLOURS, CONFUSED, MEANINGS, NOT_COUNTED
 from pipeline.evaluation.metrics.bootstrap import FEW_BLOCKS
 from pipeline.evaluation.records import METRICS, EvaluationReport, Kind, SceneEvaluation
 from pipeline.mosaic import read_mask
-from pipeline.storage import write_whole
+from pipeline.storage import atomic_write
 
 PAGE, NUMBERS = "evaluation.html", "evaluation.json"
 TITLES = {
@@ -48,14 +48,14 @@ def write_page(out: Path, report: EvaluationReport) -> None:
     """Write `evaluation.json` and `evaluation.html` into the evaluation's folder, each whole or not at all.
 
     Raises:
-        WorldError: the disk refuses, or the pictures cannot be read back.
+        TransientError: the disk refuses, or the pictures cannot be read back.
     """
-    write_whole(out / NUMBERS, json.dumps(asdict(report), indent=2) + "\n")
+    atomic_write(out / NUMBERS, json.dumps(asdict(report), indent=2) + "\n")
     try:
         page = render_page(out, report)
     except OSError as error:
-        raise WorldError(f"{out}: its pictures cannot be read back: {error}; evaluate again") from error
-    write_whole(out / PAGE, page)
+        raise TransientError(f"{out}: its pictures cannot be read back: {error}; evaluate again") from error
+    atomic_write(out / PAGE, page)
 
 
 def render_page(out: Path, report: EvaluationReport) -> str:

@@ -10,12 +10,12 @@ from pathlib import Path
 from pipeline.catalog import CatalogEntry
 from pipeline.errors import SettingsError
 from pipeline.evaluation.comparison import Comparison
-from pipeline.evaluation.predictions import Found, MosaicFound, PolygonsFound, foreground_names, resolve_planes
+from pipeline.evaluation.predictions import Found, MosaicPrediction, PolygonPrediction, foreground_names, resolve_planes
 from pipeline.evaluation.records import EvaluateSpec, Kind
 from pipeline.evaluation.reference import LabelFiles, check_same_ground
 from pipeline.evaluation.result_files import ONE_CLASS, find_mosaic, find_polygons
 from pipeline.model import ModelCard
-from pipeline.model.predictor import Prepared
+from pipeline.model.predictor import LoadedModel
 from pipeline.run import load_run_models, on_devices
 from pipeline.scene import describe_scene
 from pipeline.stages import resolve_settings
@@ -100,7 +100,7 @@ def on_plan_devices(plan: EvaluationPlan) -> Iterator[EvaluationPlan]:
         yield replace(plan, spec=replace(plan.spec, segment=segment))
 
 
-def load_plan_model(plan: EvaluationPlan) -> Prepared | None:
+def load_plan_model(plan: EvaluationPlan) -> LoadedModel | None:
     """The model or ensemble of a plan, checked against the settings; None when none is evaluated.
 
     Raises:
@@ -171,6 +171,6 @@ def _open_found(plan: EvaluationPlan, entry: CatalogEntry) -> Found:
     if plan.kind == "polygons":
         scene = describe_scene(entry.location, spec.segment.reading, scene_id=entry.id)
         path, classes = find_polygons(plan.path, entry.id, stem_of(entry.location)), spec.classes or ONE_CLASS
-        return PolygonsFound(path, scene, classes, spec.found_field)
+        return PolygonPrediction(path, scene, classes, spec.found_field)
     folder = plan.out / SCENES if plan.kind == "model" else plan.path
-    return MosaicFound(find_mosaic(folder, entry.id), spec.classes, spec.segment.polygons)
+    return MosaicPrediction(find_mosaic(folder, entry.id), spec.classes, spec.segment.polygons)

@@ -15,7 +15,7 @@ from pipeline.errors import SettingsError
 from pipeline.evaluation.result_files import Objects, is_ours, our_table, read_objects, threshold_of_run
 from pipeline.grid import RasterGrid
 from pipeline.model import ModelCard
-from pipeline.mosaic import MosaicReader, decide_apart, resolve_threshold
+from pipeline.mosaic import MosaicReader, classify_multilabel, resolve_threshold
 from pipeline.polygons import PolygonSpec, shape_polygons, vectorize
 from pipeline.scene import Scene
 from pipeline.stages import OUTPUTS
@@ -61,7 +61,7 @@ class Found(Protocol):
         ...
 
 
-class MosaicFound:
+class MosaicPrediction:
     """A probability mosaic, and the polygons beside it or made of it."""
 
     def __init__(self, path: Path, classes: tuple[str, ...], polygons: PolygonSpec) -> None:
@@ -95,7 +95,7 @@ class MosaicFound:
     def read(self, window: Window) -> FoundWindow:
         """Decisions in exact integers, as in the polygons; several independent classes may meet at a pixel."""
         levels = self._reader.read_levels(window)[list(self._planes)]
-        decisions = list(decide_apart(levels, self.card, top=self._reader.levels))
+        decisions = list(classify_multilabel(levels, self.card, top=self._reader.levels))
         masks = [decision.mask for decision in decisions]
         valid = masks[0] != 255
         if self.card.activation == "softmax":
@@ -122,7 +122,7 @@ class MosaicFound:
         self._reader.close()
 
 
-class PolygonsFound:
+class PolygonPrediction:
     """Polygons on the grid of a scene; every pixel is valid, what counts is up to the scene."""
 
     def __init__(self, path: Path, scene: Scene, classes: tuple[str, ...], field: str | None) -> None:

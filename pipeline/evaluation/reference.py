@@ -57,7 +57,7 @@ class LabelFiles:
         self._openers: dict[tuple[object, ...], LabelOpener] = {}
         self._turn = Lock()
 
-    def open(self, image: str, scene: Scene, native: RasterGrid, classes: tuple[str, ...]) -> SceneTruth:
+    def open(self, image: str, scene: Scene, native: RasterGrid, classes: tuple[str, ...]) -> Reference:
         """The labels of a scene.
 
         Args:
@@ -79,7 +79,7 @@ class LabelFiles:
             )
         area = None if opener.area is None else shapely.union_all(opener.area.on(scene))
         frames = tuple(opener.tables[path].frame for path in files if path in opener.tables)
-        return SceneTruth(labels=labels, grid=scene.grid, classes=classes, frames=frames, area=area)
+        return Reference(labels=labels, grid=scene.grid, classes=classes, frames=frames, area=area)
 
     def names(self, image: str) -> tuple[str, ...]:
         """The files that label a scene."""
@@ -103,7 +103,7 @@ class LabelFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneTruth:
+class Reference:
     """What is true of one scene."""
 
     labels: Labels
@@ -169,7 +169,7 @@ class _LabelLevels:
 
     levels = 254
 
-    def __init__(self, truth: SceneTruth) -> None:
+    def __init__(self, truth: Reference) -> None:
         self.grid, self._labels = truth.grid, truth.labels
         self.card = ModelCard(bands=("any",), classes=truth.classes)
 
@@ -182,7 +182,7 @@ class _LabelLevels:
         return levels
 
 
-def _trace(truth: SceneTruth, connectivity: Literal[4, 8]) -> dict[str, list[NDArray[np.object_]]]:
+def _trace(truth: Reference, connectivity: Literal[4, 8]) -> dict[str, list[NDArray[np.object_]]]:
     levels, spec = _LabelLevels(truth), PolygonSpec(connectivity=connectivity)
     found = {name: [_NOTHING] for name in truth.classes}
     for batch in shape_polygons(vectorize(levels, spec, block_size=TRACED), truth.grid, spec):

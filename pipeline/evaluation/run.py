@@ -43,10 +43,10 @@ from pipeline.evaluation.plan import (
 from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, Planes, SceneEvaluation
 from pipeline.evaluation.reference import LabelFiles
 from pipeline.evaluation.worst import draw_worst, find_worst
-from pipeline.model.predictor import Prepared
+from pipeline.model.predictor import LoadedModel
 from pipeline.scene import describe_scene
 from pipeline.segment import Watch, segment_scene
-from pipeline.storage import make_folder
+from pipeline.storage import ensure_dir
 
 __all__ = ["EvaluateSpec", "EvaluationReport", "evaluate"]
 
@@ -88,7 +88,7 @@ def evaluate(
         SettingsError: before any scene, wrong usage; or classes that a result does not have.
         LabelError: before any scene, when there are no labels.
         ModelError: before any scene, when the checkpoint cannot be used.
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
     plan = plan_evaluation(
         images, labels, out, model=model, mosaics=mosaics, polygons=polygons, spec=spec or EvaluateSpec()
@@ -105,7 +105,7 @@ def evaluate(
             except Exception as error:
                 log.debug("%s failed", entry.location, exc_info=True)
                 scenes.append(failed_evaluation(entry, error))
-    return conclude(plan, scenes, files, seconds=time.perf_counter() - started)
+    return aggregate(plan, scenes, files, seconds=time.perf_counter() - started)
 
 
 def evaluate_scene(
@@ -113,7 +113,7 @@ def evaluate_scene(
     entry: CatalogEntry,
     files: LabelFiles,
     *,
-    predictor: Prepared | None = None,
+    predictor: LoadedModel | None = None,
     watch: Watch | None = None,
 ) -> SceneEvaluation:
     """Evaluate one scene: counts per block, scores, error map.
@@ -122,14 +122,14 @@ def evaluate_scene(
         SceneError: the scene or its result cannot be used.
         LabelError: its labels cannot be used, or do not touch it.
         SettingsError: classes that the result does not have.
-        WorldError: disk or network failed; running again may help.
+        TransientError: disk or network failed; running again may help.
     """
     started, folder = time.perf_counter(), plan.out / SCENES / entry.id
     if predictor is not None:
         check_labels(plan, entry, files, predictor.card)
         _segment(plan, entry, predictor, watch)
     with closing(open_comparison(plan, entry, files)) as comparison:
-        make_folder(folder)
+        ensure_dir(folder)
         count = SceneCount(comparison, plan.spec)
         count.run(folder / ERRORS, tags={"SCENEMILL_SCENE": entry.id, "SCENEMILL_VERSION": __version__}, watch=watch)
         counts, grid = count.counter.finish(), comparison.found.grid
@@ -163,14 +163,14 @@ def failed_evaluation(entry: CatalogEntry, error: BaseException) -> SceneEvaluat
     return SceneEvaluation(scene=entry.id, location=entry.location, status="failed", reason=reason)
 
 
-def conclude(
+def aggregate(
     plan: EvaluationPlan, scenes: Sequence[SceneEvaluation], files: LabelFiles, *, seconds: float = 0.0
 ) -> EvaluationReport:
     """All scenes together: overall scores, pictures of the worst windows, the page and its numbers.
 
     Raises:
         SettingsError: the scenes' results have different classes.
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
     done = [scene for scene in scenes if scene.status == "done"]
     tables = [BlockCounts.load(plan.out / str(scene.counts)) for scene in done]
@@ -193,12 +193,12 @@ def conclude(
         seconds=round(seconds, 2),
         folder=str(plan.out),
     )
-    make_folder(plan.out)
+    ensure_dir(plan.out)
     write_page(plan.out, report)
     return report
 
 
-def _segment(plan: EvaluationPlan, entry: CatalogEntry, predictor: Prepared, watch: Watch | None) -> None:
+def _segment(plan: EvaluationPlan, entry: CatalogEntry, predictor: LoadedModel, watch: Watch | None) -> None:
     spec = plan.spec.segment
     scene = describe_scene(entry.location, spec.reading, card=predictor.card, scene_id=entry.id)
     with cluster(spec.distribute) as client:

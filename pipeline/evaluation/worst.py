@@ -13,7 +13,7 @@ from pipeline.evaluation.metrics.counts import BlockCounts
 from pipeline.evaluation.plan import EvaluationPlan, open_comparison
 from pipeline.evaluation.records import EvaluateSpec, SceneEvaluation, WorstWindow
 from pipeline.evaluation.reference import LabelFiles
-from pipeline.storage import make_folder, write_whole
+from pipeline.storage import atomic_write, ensure_dir
 from pipeline.training.artifacts import picture_png
 
 FOLDER = "worst"
@@ -45,12 +45,12 @@ def draw_worst(plan: EvaluationPlan, files: LabelFiles, worst: Sequence[WorstWin
     """Draw them, scene by scene, so that each is opened once.
 
     Raises:
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
     for former in (plan.out / FOLDER).glob("[0-9][0-9]*-r*-c*.png"):
         former.unlink()
     if worst:
-        make_folder(plan.out / FOLDER)
+        ensure_dir(plan.out / FOLDER)
     drawn: dict[int, WorstWindow] = {}
     for entry in plan.entries:
         mine = [(rank, window) for rank, window in enumerate(worst, start=1) if window.scene == entry.id]
@@ -59,7 +59,7 @@ def draw_worst(plan: EvaluationPlan, files: LabelFiles, worst: Sequence[WorstWin
         with closing(open_comparison(plan, entry, files)) as comparison:
             for rank, window in mine:
                 name = f"{FOLDER}/{rank:02}-{entry.id}-r{window.row}-c{window.col}.png"
-                write_whole(plan.out / name, draw_window(comparison, window, title=f"{rank}"))
+                atomic_write(plan.out / name, draw_window(comparison, window, title=f"{rank}"))
                 drawn[rank] = replace(window, image=name)
     return tuple(drawn[rank] for rank in sorted(drawn))
 

@@ -2,7 +2,7 @@ from .area import Area as Area
 from .area import load_area as load_area
 from .area_pixels import AreaPixels as AreaPixels
 from .area_pixels import gaps as gaps
-from .area_pixels import lay_area as lay_area
+from .area_pixels import rasterize_area as rasterize_area
 from .crs import crs_of as crs_of
 from .crs import is_on_earth as is_on_earth
 from .crs import short_crs as short_crs
@@ -10,11 +10,11 @@ from .footprint import Bbox as Bbox
 from .footprint import Footprint as Footprint
 from .footprint import join_bboxes as join_bboxes
 from .footprint import resolve_footprint as resolve_footprint
-from .geographic import TURN as TURN
-from .geographic import eastwards as eastwards
+from .geographic import FULL_CIRCLE_DEG as FULL_CIRCLE_DEG
 from .geographic import meet as meet
 from .geographic import outlined as outlined
-from .geographic import to_lonlat as to_lonlat
+from .geographic import to_geographic as to_geographic
 from .geographic import touches as touches
+from .geographic import unwrap_longitudes as unwrap_longitudes
 from .raster_grid import RasterGrid as RasterGrid
 from .raster_grid import measure_on_ground as measure_on_ground

@@ -16,8 +16,8 @@ from rasterio.crs import CRS
 
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid.footprint import Bbox, bbox_of
-from pipeline.grid.geographic import TURN, to_lonlat
-from pipeline.storage import check_magic
+from pipeline.grid.geographic import FULL_CIRCLE_DEG, to_geographic
+from pipeline.storage import check_signature
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -47,14 +47,14 @@ class Area:
 
     @cached_property
     def lonlat(self) -> shapely.Geometry:
-        """The area in longitudes and latitudes, see `to_lonlat`."""
-        return to_lonlat(self.shape, self.crs.to_wkt())
+        """The area in longitudes and latitudes, see `to_geographic`."""
+        return to_geographic(self.shape, self.crs.to_wkt())
 
     @cached_property
     def bbox(self) -> Bbox:
         """Its bounds in degrees, the short way round the Earth."""
         west, south, east, north = shapely.bounds(shapely.get_parts(self.lonlat)).T
-        start = (west + TURN / 2) % TURN - TURN / 2
+        start = (west + FULL_CIRCLE_DEG / 2) % FULL_CIRCLE_DEG - FULL_CIRCLE_DEG / 2
         spans = zip(start.tolist(), (start + east - west).tolist(), strict=True)
         return bbox_of([*spans], float(south.min()), float(north.max()))
 
@@ -77,7 +77,7 @@ def load_area(path: str | Path) -> Area:
 def _load(path: Path, _modified_ns: int, _size_bytes: int) -> Area:
     """Read a file, known by its time and size."""
     try:
-        check_magic(path)
+        check_signature(path)
         frame = _reader_of(path)(path)
     except SettingsError as error:
         raise SettingsError(f"area: {error}") from error
@@ -144,7 +144,7 @@ def _fault_of(shape: shapely.Geometry) -> str:
 def _check_degrees(bounds: NDArray[np.float64], path: Path) -> None:
     """Refuse metres that are said to be degrees, as in GeoJSON, which has no other CRS."""
     left, bottom, right, top = map(float, bounds)
-    if max(-left, right) > TURN or max(-bottom, top) > LATITUDE:
+    if max(-left, right) > FULL_CIRCLE_DEG or max(-bottom, top) > LATITUDE:
         raise SettingsError(
             f"area: {path}: its CRS is in degrees, but it lies between {left:g}, {bottom:g} and {right:g}, {top:g}; "
             "write it in longitudes and latitudes, or with its true CRS"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.grid.area import Area
-from pipeline.grid.area_rings import DECIMALS, rings_on
+from pipeline.grid.area_rings import DECIMALS, area_rings_px
 from pipeline.grid.geographic import Points
 from pipeline.grid.raster_grid import RasterGrid
 
@@ -57,13 +57,13 @@ class AreaPixels:
         return np.asarray(np.cumsum(steps)[:-1] > 0)
 
 
-def lay_area(area: Area, grid: RasterGrid) -> AreaPixels | None:
+def rasterize_area(area: Area, grid: RasterGrid) -> AreaPixels | None:
     """The pixels of a grid that lie in an area; None when all do.
 
     Raises:
         SceneError: the CRS of the grid does not show the area.
     """
-    edges = _edges_of(rings_on(grid, area), grid.height)
+    edges = _edges_of(area_rings_px(grid, area), grid.height)
     count, digest = 0, hashlib.sha256(f"{grid.height} x {grid.width}".encode())
     for top in range(0, grid.height, ROWS_AT_ONCE):
         runs = _runs(edges, grid.width, top, min(top + ROWS_AT_ONCE, grid.height))

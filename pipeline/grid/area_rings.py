@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 
 from pipeline.errors import SceneError
 from pipeline.grid.area import Area
-from pipeline.grid.geographic import STEPS, TURN, Points, eastwards, once_round, placed
+from pipeline.grid.geographic import FULL_CIRCLE_DEG, STEPS, Points, placed, unwrap_longitudes, unwrap_ring
 from pipeline.grid.raster_grid import RasterGrid
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ DECIMALS = 6
 """Of pixels: what two parts of an area share they then share to the last bit."""
 
 
-def rings_on(grid: RasterGrid, area: Area) -> list[Points]:
+def area_rings_px(grid: RasterGrid, area: Area) -> list[Points]:
     """Rings of `(col, row)`, closed by their first points: what lies in an odd number of them lies in the area.
 
     Raises:
@@ -71,7 +71,7 @@ def _surroundings(grid: RasterGrid, crs: CRS) -> shapely.Geometry | None:
     moved = _move(_transformer(grid.crs, crs), ring)
     if not np.isfinite(moved).all():
         return None
-    found = shapely.make_valid(shapely.Polygon(once_round(moved) if crs.is_geographic else moved))
+    found = shapely.make_valid(shapely.Polygon(unwrap_ring(moved) if crs.is_geographic else moved))
     return _once_at_most(found, crs) if _holds(found, grid, crs) else None
 
 
@@ -79,17 +79,17 @@ def _holds(found: shapely.Geometry, grid: RasterGrid, crs: CRS) -> bool:
     """Whether points all over the grid lie inside: an outline may be torn, or inside out."""
     cols, rows = np.meshgrid(np.linspace(0, grid.width, MESH), np.linspace(0, grid.height, MESH))
     points = _move(_transformer(grid.crs, crs), placed(grid, np.column_stack([cols.ravel(), rows.ravel()])))
-    inside = [shapely.intersects_xy(found, *eastwards(points, by).T) for by in _turns(crs)]
+    inside = [shapely.intersects_xy(found, *unwrap_longitudes(points, by).T) for by in _turns(crs)]
     return bool(np.any(inside, axis=0).all())
 
 
 def _once_at_most(found: shapely.Geometry, crs: CRS) -> shapely.Geometry:
     """Not more than once round the Earth, else the same ground would count twice."""
     west, south, east, north = found.bounds
-    if not crs.is_geographic or east - west <= TURN:
+    if not crs.is_geographic or east - west <= FULL_CIRCLE_DEG:
         return found
     middle = (west + east) / 2
-    return found & shapely.box(middle - TURN / 2, south, middle + TURN / 2, north)
+    return found & shapely.box(middle - FULL_CIRCLE_DEG / 2, south, middle + FULL_CIRCLE_DEG / 2, north)
 
 
 def _cut(area: Area, near: shapely.Geometry | None) -> shapely.Geometry:
@@ -98,13 +98,13 @@ def _cut(area: Area, near: shapely.Geometry | None) -> shapely.Geometry:
         return area.shape
     parts = []
     for turn in _turns(area.crs):
-        there = shapely.transform(near, partial(eastwards, by=-turn))
-        parts.append(shapely.transform(area.shape & there, partial(eastwards, by=turn)))
+        there = shapely.transform(near, partial(unwrap_longitudes, by=-turn))
+        parts.append(shapely.transform(area.shape & there, partial(unwrap_longitudes, by=turn)))
     return shapely.union_all(parts)
 
 
 def _turns(crs: CRS) -> tuple[float, ...]:
-    return (-TURN, 0.0, TURN) if crs.is_geographic else (0.0,)
+    return (-FULL_CIRCLE_DEG, 0.0, FULL_CIRCLE_DEG) if crs.is_geographic else (0.0,)
 
 
 def _rings_of(shape: shapely.Geometry) -> list[Points]:
@@ -127,9 +127,9 @@ class _Move:
         moved = self._followed(ring)
         if self._from_degrees or not self._to_degrees:
             return [moved]
-        moved = once_round(moved)
+        moved = unwrap_ring(moved)
         left, _, right, _ = self._grid.bounds
-        copies = [eastwards(moved, TURN * turn) for turn in range(-2, 3)]
+        copies = [unwrap_longitudes(moved, FULL_CIRCLE_DEG * turn) for turn in range(-2, 3)]
         return [each for each in copies if each[:, 0].min() < right and each[:, 0].max() > left]
 
     def _followed(self, ring: Points) -> Points:
@@ -152,7 +152,7 @@ class _Move:
         """Degrees that come from degrees stay in their turn."""
         moved = _move(self._transformer, points)
         if self._from_degrees and self._to_degrees:
-            moved[:, 0] += TURN * np.round((points[:, 0] - moved[:, 0]) / TURN)
+            moved[:, 0] += FULL_CIRCLE_DEG * np.round((points[:, 0] - moved[:, 0]) / FULL_CIRCLE_DEG)
         return moved
 
 

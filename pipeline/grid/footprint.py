@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import shapely
 
-from pipeline.grid.geographic import DIGITS, Points, eastwards, narrowest, outline
+from pipeline.grid.geographic import DIGITS, Points, outline, smallest_extent, unwrap_longitudes
 from pipeline.grid.raster_grid import RasterGrid
 
 STRAIGHT = 1e-5
@@ -38,8 +38,8 @@ def resolve_footprint(grid: RasterGrid) -> Footprint | None:
 
 
 def bbox_of(spans: Sequence[tuple[float, float]], south: float, north: float) -> Bbox:
-    """The bounds of what lies between these longitudes and latitudes; spans as in `narrowest`."""
-    west, east = narrowest(spans)
+    """The bounds of what lies between these longitudes and latitudes; spans as in `smallest_extent`."""
+    west, east = smallest_extent(spans)
     return (round(west, DIGITS), south, round(east if east <= 180 else east - 360, DIGITS), north)
 
 
@@ -52,13 +52,15 @@ def join_bboxes(bboxes: Sequence[Bbox]) -> Bbox:
 def _cut(ring: Points) -> Footprint:
     """A ring of unwrapped longitudes as polygons between -180 and 180."""
     west = ring[:, 0].min()
-    whole = shapely.make_valid(shapely.Polygon(eastwards(ring, by=-360 * math.floor((west + 180) / 360))))
+    whole = shapely.make_valid(shapely.Polygon(unwrap_longitudes(ring, by=-360 * math.floor((west + 180) / 360))))
     west, south, east, north = map(float, whole.bounds)
     whole = shapely.simplify(whole, STRAIGHT * max(east - west, north - south))
     pieces = []
     for turn in range(math.ceil((east - 180) / 360) + 1):
         inside = whole & shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90)
-        pieces += [shapely.transform(part, partial(eastwards, by=-360 * turn)) for part in shapely.get_parts(inside)]
+        pieces += [
+            shapely.transform(part, partial(unwrap_longitudes, by=-360 * turn)) for part in shapely.get_parts(inside)
+        ]
     geometry = shapely.union_all([piece for piece in pieces if piece.area > 0])
     return Footprint(geometry=_geojson(geometry), bbox=bbox_of([(west, min(east, west + 360))], south, north))
 

@@ -28,7 +28,7 @@ MESH = 65
 """Rows and columns of the points that find a box."""
 DIGITS = 8
 """Decimals of degrees that are kept: about a millimetre."""
-TURN = 360.0
+FULL_CIRCLE_DEG = 360.0
 """Degrees around the Earth."""
 AT_POLE = 1e-9
 """Degrees; nearer to a pole a longitude means nothing."""
@@ -46,7 +46,7 @@ def outline(grid: RasterGrid) -> Points | None:
     # On a pole only the longitude of a grid in degrees means something.
     if not grid.crs.is_geographic and (np.abs(ring[:, 1]) >= 90 - AT_POLE).any():
         return _box(grid)
-    return once_round(ring)
+    return unwrap_ring(ring)
 
 
 def outlined(grid: RasterGrid) -> shapely.Geometry:
@@ -55,7 +55,7 @@ def outlined(grid: RasterGrid) -> shapely.Geometry:
     return shapely.Polygon() if ring is None else shapely.make_valid(shapely.Polygon(ring))
 
 
-def to_lonlat(geometry: shapely.Geometry, crs: str) -> shapely.Geometry:
+def to_geographic(geometry: shapely.Geometry, crs: str) -> shapely.Geometry:
     """A geometry, made valid, in EPSG:4326, longitude first; what lies beyond the horizon is left out.
 
     Raises:
@@ -72,16 +72,19 @@ def touches(footprint: shapely.Geometry, bbox: tuple[float, float, float, float]
     A box whose left is over its right crosses the antimeridian.
     """
     left, bottom, right, top = bbox
-    return meet(footprint, shapely.box(left, bottom, right + (TURN if left > right else 0), top))
+    return meet(footprint, shapely.box(left, bottom, right + (FULL_CIRCLE_DEG if left > right else 0), top))
 
 
 def meet(one: shapely.Geometry, other: shapely.Geometry) -> bool:
     """Whether two valid geometries in longitudes and latitudes have a point in common, in whichever turn they are."""
-    turned = [shapely.transform(other, partial(eastwards, by=turn)) for turn in (-TURN, 0.0, TURN)]
+    turned = [
+        shapely.transform(other, partial(unwrap_longitudes, by=turn))
+        for turn in (-FULL_CIRCLE_DEG, 0.0, FULL_CIRCLE_DEG)
+    ]
     return bool(shapely.intersects(one, turned).any())
 
 
-def narrowest(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def smallest_extent(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """The shortest stretch of longitudes that holds all spans, from a west in [-180, 180) to an east that may pass 180.
 
     Args:
@@ -100,17 +103,17 @@ def narrowest(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return (west, west + 360 - widest) if widest > 0 else (-180.0, 180.0)
 
 
-def eastwards(points: Points, by: float) -> Points:
+def unwrap_longitudes(points: Points, by: float) -> Points:
     """Points moved by so many degrees."""
     moved: Points = points + np.array([by, 0.0])
     return moved
 
 
-def once_round(ring: Points) -> Points:
+def unwrap_ring(ring: Points) -> Points:
     """A followed ring with unwrapped longitudes; one that goes once round the Earth bounds the cap of its pole."""
-    lon, lat = np.unwrap(ring[:, 0], period=TURN), ring[:, 1]
+    lon, lat = np.unwrap(ring[:, 0], period=FULL_CIRCLE_DEG), ring[:, 1]
     ring = np.column_stack([lon, lat])
-    if abs(lon[-1] - lon[0]) < TURN / 2:
+    if abs(lon[-1] - lon[0]) < FULL_CIRCLE_DEG / 2:
         return ring
     pole = math.copysign(90, lat.mean())
     return np.vstack([ring, [(lon[-1], pole), (lon[0], pole)]])
@@ -132,7 +135,7 @@ def _moved(part: shapely.Geometry, crs: str) -> shapely.Geometry:
     seen = [ring[np.isfinite(ring).all(axis=1)] for ring in rings]
     if len(seen[0]) < 4:
         return _as_points(seen[0])
-    shell, *holes = [shapely.make_valid(shapely.Polygon(once_round(ring))) for ring in seen if len(ring) >= 4]
+    shell, *holes = [shapely.make_valid(shapely.Polygon(unwrap_ring(ring))) for ring in seen if len(ring) >= 4]
     return shapely.difference(shell, shapely.union_all([_beside(hole, shell) for hole in holes]))
 
 
@@ -143,7 +146,9 @@ def _as_points(lonlat: Points) -> shapely.Geometry:
 def _beside(hole: shapely.Geometry, shell: shapely.Geometry) -> shapely.Geometry:
     """A hole in the turn round the Earth that its shell is in."""
     west, east = shell.bounds[0] - hole.bounds[0], shell.bounds[2] - hole.bounds[2]
-    return shapely.transform(hole, partial(eastwards, by=TURN * round((west + east) / 2 / TURN)))
+    return shapely.transform(
+        hole, partial(unwrap_longitudes, by=FULL_CIRCLE_DEG * round((west + east) / 2 / FULL_CIRCLE_DEG))
+    )
 
 
 def _follow(ring: Points, crs: str) -> Points:
@@ -168,7 +173,7 @@ def _box(grid: RasterGrid) -> Points | None:
         return None
     south, north = found[:, 1].min(), found[:, 1].max()
     apart = found[np.abs(found[:, 1]) < 90 - AT_POLE, 0]
-    west, east = narrowest([(each, each) for each in ((apart + 180) % 360 - 180).tolist()] or [(-180.0, 180.0)])
+    west, east = smallest_extent([(each, each) for each in ((apart + 180) % 360 - 180).tolist()] or [(-180.0, 180.0)])
     return np.array([(west, south), (east, south), (east, north), (west, north)])
 
 

@@ -117,19 +117,19 @@ def measure_on_ground(
     from pyproj import Geod
 
     geometries = np.asarray(geometries, dtype=object)
-    to_lonlat = _to_lonlat(crs)
+    to_geographic = _to_lonlat(crs)
     rings, owner, sign = _rings_of(geometries)
     rings = _densify(rings, crs)
     coordinates, ring_of_vertex = shapely.get_coordinates(rings, return_index=True)
     if len(coordinates) == 0:
         return np.zeros(len(geometries)), np.zeros(len(geometries))
-    lon, lat = to_lonlat.transform(coordinates[:, 0], coordinates[:, 1])
+    lon, lat = to_geographic.transform(coordinates[:, 0], coordinates[:, 1])
     lon, lat = _on_earth(np.radians(lon), np.radians(lat), ring_of_vertex)
     same_ring = ring_of_vertex[1:] == ring_of_vertex[:-1]
     d_lon = np.remainder(np.diff(lon) + np.pi, 2 * np.pi) - np.pi
     d_lon[~same_ring] = 0.0
 
-    geod = to_lonlat.target_crs.get_geod() if to_lonlat.target_crs is not None else None
+    geod = to_geographic.target_crs.get_geod() if to_geographic.target_crs is not None else None
     geod = geod or Geod(ellps="WGS84")
     q = _authalic_q(np.sin(lat), geod.es)
     first_of_ring = np.searchsorted(ring_of_vertex, np.arange(len(rings)))

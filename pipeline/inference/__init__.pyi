@@ -1,7 +1,7 @@
-from .blend import ALONE as ALONE
+from .blend import CROP as CROP
 from .blend import Blend as Blend
-from .blend import plan_shares as plan_shares
-from .memory import keep_memory as keep_memory
+from .blend import plan_blend_weights as plan_blend_weights
+from .memory import disable_malloc_trim as disable_malloc_trim
 from .normalize import InputTransform as InputTransform
 from .normalize import input_transform as input_transform
 from .precision import choose_precision as choose_precision

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 
 ALONE_PIXELS = 2**16
 """A CPU runs tiles of so many pixels one at a time: in batches they are no quicker."""
@@ -56,7 +56,7 @@ def least_batch_size(device: torch.device, size: int, *, plain: bool, determinis
     return min(size, 2) if device.type == "cpu" and not plain else 1
 
 
-def ran_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host had no room for an allocation."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -64,11 +64,11 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
 
 
-def no_room(size: int) -> WorldError:
+def out_of_memory_message(size: int) -> TransientError:
     """The error of a batch that is not halved any more."""
     if size > 1:
-        return WorldError(
+        return TransientError(
             f"no memory for {size} tiles at once, and fewer would not give the same bytes; "
             f"set inference.batch_size={size // 2} or a smaller tiling.tile_size"
         )
-    return WorldError("no memory for a single tile; set a smaller tiling.tile_size, or run on a larger machine")
+    return TransientError("no memory for a single tile; set a smaller tiling.tile_size, or run on a larger machine")

@@ -32,12 +32,12 @@ from pipeline.mosaic import TOP_LEVEL, LevelType
 
 Blend = Literal["hann", "pyramid", "average", "crop", "exact"]
 """`hann`, `pyramid`: smooth crossfades; `average`: plain mean; `crop`, `exact`: each pixel from one tile."""
-ALONE = frozenset[Blend]({"crop", "exact"})
+CROP = frozenset[Blend]({"crop", "exact"})
 """Those where a tile decides the pixels of its core alone, and no others."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class BlendWeights:
     """What one tile contributes along one axis: scene pixels `start : start + len(factor)`."""
 
     start: int
@@ -53,19 +53,19 @@ class Share:
         return self.start + len(self.factor)
 
 
-def plan_shares(axis: Axis, blend: Blend) -> tuple[Share, ...]:
+def plan_blend_weights(axis: Axis, blend: Blend) -> tuple[BlendWeights, ...]:
     """The running-mean factors of every tile along one axis, in plan order."""
     total = np.zeros(axis.length)
     shares = []
-    for first, (start, stop) in zip(axis.starts, axis.reach(alone=blend in ALONE), strict=True):
+    for first, (start, stop) in zip(axis.starts, axis.reach(alone=blend in CROP), strict=True):
         weight = _profile(axis.output, blend)[start - first : stop - first]
         total[start:stop] += weight
         factor = torch.from_numpy((weight / total[start:stop]).astype(np.float32))
-        shares.append(Share(start=start, skip=start - first, factor=factor))
+        shares.append(BlendWeights(start=start, skip=start - first, factor=factor))
     return tuple(shares)
 
 
-def covering(shares: Sequence[Share], start: int, stop: int) -> range:
+def tiles_covering(shares: Sequence[BlendWeights], start: int, stop: int) -> range:
     """Indices of the tiles that contribute to scene pixels `start : stop`."""
     hits = [index for index, share in enumerate(shares) if share.start < stop and share.stop > start]
     return range(hits[0], hits[-1] + 1)
@@ -83,7 +83,13 @@ class StripBlender:
 
     @torch.inference_mode()
     def __init__(
-        self, rows: Sequence[Share], cols: Sequence[Share], *, span: slice, classes: int, device: torch.device
+        self,
+        rows: Sequence[BlendWeights],
+        cols: Sequence[BlendWeights],
+        *,
+        span: slice,
+        classes: int,
+        device: torch.device,
     ):
         """Prepare buffers for scene columns `span`, `classes` deep, on a device.
 

@@ -16,22 +16,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.inference.batch_size import Batching, no_room, ran_out_of_memory
+from pipeline.inference.batch_size import Batching, is_out_of_memory, out_of_memory_message
 from pipeline.inference.cpu_workers import AHEAD, in_order
 from pipeline.inference.normalize import InputTransform
 from pipeline.inference.output_checks import RangeCheck, check_shape
 from pipeline.inference.tile_input import TileCutter
 from pipeline.inference.tiling.strips import RawStrip
-from pipeline.inference.transfer import LoadedStrip, Transfer
+from pipeline.inference.transfer import DeviceStrip, Transfer
 from pipeline.model import ModelCard
-from pipeline.model.predictor import Ready
+from pipeline.model.predictor import Runnable
 
 log = logging.getLogger(__name__)
 
 RESULT_BYTES = 256 * 2**20
 """Probabilities of batches that wait to be blended; bounds the memory of many classes."""
 
-Member = tuple[Ready, InputTransform]
+Member = tuple[Runnable, InputTransform]
 """A network of an ensemble, ready to run, and what it makes of this scene's raw pixels."""
 
 
@@ -51,7 +51,7 @@ class TileRow:
 class TileBatch:
     """Tiles of one strip that are run together."""
 
-    strip: LoadedStrip
+    strip: DeviceStrip
     """Where they are cut from."""
     positions: tuple[int, ...]
     """Which tiles of the row; none when no tile of the strip is wanted and holds a valid pixel."""
@@ -100,7 +100,7 @@ class Engine:
 
         Raises:
             ModelError: an output is of a wrong shape or range.
-            WorldError: not even one tile fits into memory.
+            TransientError: not even one tile fits into memory.
         """
         batches = self._batches(strips)
         if self._device.type != "cpu":
@@ -143,18 +143,18 @@ class Engine:
                 tiles += probabilities[: len(part)]
         return Predicted(batch=batch, tiles=tuple(tiles))
 
-    def _try(self, strip: LoadedStrip, lefts: Sequence[int], size: int) -> Tensor | None:
+    def _try(self, strip: DeviceStrip, lefts: Sequence[int], size: int) -> Tensor | None:
         """`(size, classes, h, w)` mean probabilities, or None when memory ran out."""
         try:
             return self._probabilities(strip, lefts, size)
         except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if size < 2 * self._batching.least:
-                raise no_room(size) from error
+                raise out_of_memory_message(size) from error
         return None
 
-    def _probabilities(self, strip: LoadedStrip, lefts: Sequence[int], size: int) -> Tensor:
+    def _probabilities(self, strip: DeviceStrip, lefts: Sequence[int], size: int) -> Tensor:
         """The running mean of what the members say; members that take the same input share it."""
         mean = torch.empty(0)
         cut: dict[TileCutter, Tensor] = {}

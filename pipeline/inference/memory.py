@@ -24,10 +24,10 @@ CHOICES = {
 
 
 @functools.cache
-def keep_memory() -> bool:
+def disable_malloc_trim() -> bool:
     """Set up the process's allocator for work on a CPU; returns whether it could be.
 
-    The process then holds the most memory it ever needed, until `give_back`. Another C library (musl, macOS, Windows)
+    The process then holds the most memory it ever needed, until `trim_heap`. Another C library (musl, macOS, Windows)
     is left alone.
     """
     try:
@@ -41,7 +41,7 @@ def keep_memory() -> bool:
     return all(taken)
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Hand what is free back to the system, wherever in the heap it lies, before another kind of work begins."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

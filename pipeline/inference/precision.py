@@ -20,7 +20,7 @@ from pipeline.inference.normalize import input_transform
 from pipeline.inference.tiling.tiles import Axis, TilePlan
 from pipeline.model import ArrayFunction, ModelCard, Predictor
 from pipeline.model.exported import trial_tiles
-from pipeline.model.predictor import Prepared, Proof, joint_proof
+from pipeline.model.predictor import LoadedModel, PrecisionCheck, combine_checks
 from pipeline.scene import Scene, SceneReader
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,9 @@ ENOUGH_VALID = 0.5
 """... and ends at the first window of which at least this share is valid; else it takes the fullest."""
 
 
-def choose_precision(scene: Scene, plan: TilePlan, card: ModelCard, predictor: Predictor | ArrayFunction) -> Proof:
+def choose_precision(
+    scene: Scene, plan: TilePlan, card: ModelCard, predictor: Predictor | ArrayFunction
+) -> PrecisionCheck:
     """Prove the precision in which a scene is run.
 
     Args:
@@ -47,10 +49,10 @@ def choose_precision(scene: Scene, plan: TilePlan, card: ModelCard, predictor: P
         SettingsError: the network does not run in the precision that was named.
         DamagedSceneError: the window cannot be decoded.
     """
-    if not isinstance(predictor, Prepared):
-        return Proof(precision="float32")
+    if not isinstance(predictor, LoadedModel):
+        return PrecisionCheck(precision="float32")
     window, pixels, valid = _trial_window(scene, plan, card)
-    proof = joint_proof([member.prove(_as_tile(scene, member.card, pixels, valid)) for member in predictor.members])
+    proof = combine_checks([member.prove(_as_tile(scene, member.card, pixels, valid)) for member in predictor.members])
     proof.tell(scene.location.text)
     log.debug("%s: precision %s was tried at %s", scene.location, proof.precision, window)
     return proof

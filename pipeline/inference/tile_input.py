@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.inference.normalize import InputTransform
-from pipeline.inference.transfer import LoadedPiece, LoadedStrip
+from pipeline.inference.transfer import DeviceChunk, DeviceStrip
 
 
 class TileCutter:
@@ -33,7 +33,7 @@ class TileCutter:
         self._as_it_is = set(transform.gain) == {1.0} and set(transform.bias) == {0.0}
         self._clip = transform.clip
 
-    def cut(self, strip: LoadedStrip, lefts: Sequence[int], width: int, *, size: int) -> Tensor:
+    def cut(self, strip: DeviceStrip, lefts: Sequence[int], width: int, *, size: int) -> Tensor:
         """Cut a batch.
 
         Args:
@@ -59,7 +59,7 @@ class TileCutter:
     def _takes_planes(self) -> bool:
         return self._dtype == torch.float32 and self._layout == torch.contiguous_format
 
-    def _rearrange(self, strip: LoadedStrip, lefts: Sequence[int], tiles: Tensor) -> None:
+    def _rearrange(self, strip: DeviceStrip, lefts: Sequence[int], tiles: Tensor) -> None:
         """Write tiles in the network's form by way of float32 planes, which on a CPU stay in its cache."""
         group = 1 if self._device.type == "cpu" else len(lefts)
         planes = torch.empty((group, *tiles.shape[1:]), device=self._device)
@@ -69,7 +69,7 @@ class TileCutter:
             # Two steps, for torch converts slowly while it rearranges.
             tiles[first : first + len(part)].copy_(planes[: len(part)].to(self._dtype))
 
-    def _normalise(self, strip: LoadedStrip, lefts: Sequence[int], planes: Tensor) -> None:
+    def _normalise(self, strip: DeviceStrip, lefts: Sequence[int], planes: Tensor) -> None:
         """Write tiles of model input, `(N, bands, rows, columns)` float32."""
         for plane, left in zip(planes, lefts, strict=True):
             for piece in strip.pieces:
@@ -85,7 +85,7 @@ class TileCutter:
                 _blank(strip, left, plane)
 
 
-def _blank(strip: LoadedStrip, left: int, plane: Tensor) -> None:
+def _blank(strip: DeviceStrip, left: int, plane: Tensor) -> None:
     """Set what is not real data to 0, the mean of standardised data."""
     for piece in strip.pieces:
         rows, dst, src = _overlap(piece, left, plane.shape[2])
@@ -93,7 +93,7 @@ def _blank(strip: LoadedStrip, left: int, plane: Tensor) -> None:
             plane[:, rows, dst].masked_fill_(~piece.valid[:, src], 0.0)
 
 
-def _overlap(piece: LoadedPiece, left: int, width: int) -> tuple[slice, slice, slice]:
+def _overlap(piece: DeviceChunk, left: int, width: int) -> tuple[slice, slice, slice]:
     """Rows and columns of a tile that lie in a piece, and the columns of the piece; empty if there are none."""
     height, across = piece.pixels.shape[1:]
     start, stop = max(piece.left, left), min(piece.left + across, left + width)

@@ -24,14 +24,14 @@ from torch import Tensor
 from pipeline.inference.tiling.strips import Piece, RawStrip
 from pipeline.mosaic import LevelType, stored_nodata
 
-STRIPS_UNDER_WAY = 2
+STRIPS_IN_FLIGHT = 2
 """Strips that may be on the device at once."""
 _KEPT_TYPES = ("uint8", "int16", "uint16", "int32", "float32")
 """Pixel types that torch converts well on every device; others become float32 on the host."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedPiece:
+class DeviceChunk:
     """A rectangle of a strip on the device."""
 
     top: int
@@ -45,12 +45,12 @@ class LoadedPiece:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedStrip:
+class DeviceStrip:
     """A strip whose pixels are on the device."""
 
     raw: RawStrip
     """What it was loaded from."""
-    pieces: tuple[LoadedPiece, ...]
+    pieces: tuple[DeviceChunk, ...]
     """Partition the windows of the tiles that are wanted."""
 
     def validity(self, rows: slice, cols: slice) -> Tensor | None:
@@ -81,7 +81,7 @@ class Transfer(Protocol):
     behind: int
     """How many sets of finished rows are left to travel while the next are computed."""
 
-    def load(self, strip: RawStrip) -> LoadedStrip:
+    def load(self, strip: RawStrip) -> DeviceStrip:
         """Bring a strip to the device; no work on the strip before it may be added after that."""
         ...
 
@@ -113,19 +113,19 @@ class DirectTransfer:
     def __init__(self, device: torch.device) -> None:
         self.device, self.behind = device, 0
 
-    def load(self, strip: RawStrip) -> LoadedStrip:
+    def load(self, strip: RawStrip) -> DeviceStrip:
         """See `Transfer.load`."""
-        return LoadedStrip(raw=strip, pieces=tuple(self._load(piece) for piece in strip.pieces))
+        return DeviceStrip(raw=strip, pieces=tuple(self._load(piece) for piece in strip.pieces))
 
     def fetch(self, rows: Tensor, extremes: Tensor) -> FinishedRows:
         """See `Transfer.fetch`."""
         low, high = extremes.tolist()
         return _HostRows(rows.cpu().numpy(), (low, high))
 
-    def _load(self, piece: Piece) -> LoadedPiece:
+    def _load(self, piece: Piece) -> DeviceChunk:
         pixels = np.asarray(piece.pixels, torch_type(piece.pixels.dtype))
         valid = None if piece.valid is None else torch.from_numpy(piece.valid).to(self.device)
-        return LoadedPiece(top=piece.top, left=piece.left, pixels=torch.from_numpy(pixels).to(self.device), valid=valid)
+        return DeviceChunk(top=piece.top, left=piece.left, pixels=torch.from_numpy(pixels).to(self.device), valid=valid)
 
 
 class CudaTransfer:
@@ -143,24 +143,24 @@ class CudaTransfer:
             rows: classes, rows and columns of the largest set of finished rows.
             stored: numpy name of their type.
         """
-        self.device, self.behind = device, STRIPS_UNDER_WAY
+        self.device, self.behind = device, STRIPS_IN_FLIGHT
         self._upward, self._downward = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
-        self._strips = [_StripBuffer(strip, torch_type(np.dtype(dtype)), device) for _ in range(STRIPS_UNDER_WAY)]
+        self._strips = [_StripBuffer(strip, torch_type(np.dtype(dtype)), device) for _ in range(STRIPS_IN_FLIGHT)]
         self._loaded = 0
         self._rows = [_RowBuffer(rows, np.dtype(stored)) for _ in range(self.behind + 3)]
         self._fetched = 0
 
-    def load(self, strip: RawStrip) -> LoadedStrip:
+    def load(self, strip: RawStrip) -> DeviceStrip:
         """See `Transfer.load`."""
         if not strip.pieces:
-            return LoadedStrip(raw=strip, pieces=())
+            return DeviceStrip(raw=strip, pieces=())
         computing = torch.cuda.current_stream(self.device)
-        self._strips[self._loaded % STRIPS_UNDER_WAY].used.record(computing)
+        self._strips[self._loaded % STRIPS_IN_FLIGHT].used.record(computing)
         self._loaded += 1
-        buffer = self._strips[self._loaded % STRIPS_UNDER_WAY]
+        buffer = self._strips[self._loaded % STRIPS_IN_FLIGHT]
         piece = buffer.fill(strip, self._upward)
         computing.wait_event(buffer.copied)
-        return LoadedStrip(raw=strip, pieces=(piece,))
+        return DeviceStrip(raw=strip, pieces=(piece,))
 
     def fetch(self, rows: Tensor, extremes: Tensor) -> FinishedRows:
         """See `Transfer.fetch`."""
@@ -180,7 +180,7 @@ class _StripBuffer:
         self._valid_on_device = torch.empty(shape[1:], dtype=torch.bool, device=device)
         self.copied, self.used = (torch.cuda.Event() for _ in range(2))  # type: ignore[no-untyped-call]
 
-    def fill(self, strip: RawStrip, stream: torch.cuda.Stream) -> LoadedPiece:
+    def fill(self, strip: RawStrip, stream: torch.cuda.Stream) -> DeviceChunk:
         """Copy a strip in, as soon as the strip before it has left."""
         self.copied.synchronize()
         pixels, valid = self._pinned.numpy(), self._pinned_valid.numpy()
@@ -197,7 +197,7 @@ class _StripBuffer:
             if partly:
                 self._valid_on_device.copy_(self._pinned_valid, non_blocking=True)
             self.copied.record(stream)
-        return LoadedPiece(top=0, left=0, pixels=self.on_device, valid=self._valid_on_device if partly else None)
+        return DeviceChunk(top=0, left=0, pixels=self.on_device, valid=self._valid_on_device if partly else None)
 
 
 class _RowBuffer:

@@ -19,7 +19,7 @@ KEPT = 32
 """So many scenes' grounds stay in memory."""
 
 
-class Grounds:
+class CoverageCache:
     """The grounds of scenes, read when asked for; the last ones are kept."""
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ class Grounds:
             SceneError: its mask is damaged.
         """
         if scene.id not in self._kept:
-            self._kept[scene.id] = seen_ground(scene)
+            self._kept[scene.id] = scene_coverage(scene)
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(scene.id)
         return self._kept[scene.id]
 
 
-def seen_ground(scene: MergedScene) -> shapely.Geometry:
+def scene_coverage(scene: MergedScene) -> shapely.Geometry:
     """The union of a scene's valid pixels, `x = col, y = row`; empty where there are none."""
     if scene.is_full:
         return shapely.box(0, 0, scene.grid.width, scene.grid.height)

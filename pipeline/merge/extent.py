@@ -19,7 +19,7 @@ FEW = 16
 """So many shells are prepared and asked one by one; of more, those near a polygon are looked up."""
 
 
-class Extent:
+class PreparedExtent:
     """Shells less holes; `geometry` is what it was made of."""
 
     def __init__(self, geometry: shapely.Geometry) -> None:
@@ -58,21 +58,21 @@ class Extent:
         clipped[pierced] = _each_with(shapely.difference, clipped[pierced], self._hole_tree)
         return _polygons_of(clipped, owner)
 
-    def widened(self, by: float) -> Extent:
+    def widened(self, by: float) -> PreparedExtent:
         """The extent with its borders moved outwards."""
         shells, holes = (
             shapely.buffer(each, distance, join_style="mitre")
             for each, distance in ((self.shells, by), (self.holes, -by))
         )
-        wide = Extent(shapely.MultiPolygon())
+        wide = PreparedExtent(shapely.MultiPolygon())
         wide._hold(self.geometry, shells, holes[~shapely.is_empty(holes)])
         return wide
 
-    def narrowed(self, by: float) -> Extent:
+    def narrowed(self, by: float) -> PreparedExtent:
         """The extent less what is nearer than this to its border; holes smaller than its square are taken for none."""
         large = self.holes[shapely.area(self.holes) >= by**2]
         ground = shapely.difference(shapely.union_all(self.shells), shapely.union_all(large))
-        return Extent(shapely.buffer(ground, -by, join_style="mitre"))
+        return PreparedExtent(shapely.buffer(ground, -by, join_style="mitre"))
 
     def _hold(self, geometry: shapely.Geometry, shells: Geometries, holes: Geometries) -> None:
         self.geometry, self.shells, self.holes = geometry, shells, holes

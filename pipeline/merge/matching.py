@@ -18,8 +18,8 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.grid import RasterGrid
-from pipeline.merge.coverage import Grounds
-from pipeline.merge.extent import Extent
+from pipeline.merge.coverage import CoverageCache
+from pipeline.merge.extent import PreparedExtent
 from pipeline.merge.projection import off_plane, onto_plane
 from pipeline.merge.reading import Outlines, read_outlines
 from pipeline.merge.scenes import MergedScene
@@ -30,7 +30,7 @@ Pairs = NDArray[np.int64]
 
 SLACK_PX = 0.25
 """A polygon lies on the ground when it leaves it by no more than this, where pixels are not on one lattice."""
-SPECK_PX2 = 1e-6
+MIN_AREA_PX2 = 1e-6
 """Smaller parts are the rounding of floats."""
 AT_ONCE = 8192
 """So many pairs of polygons are intersected at once."""
@@ -53,18 +53,18 @@ class Links:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class SceneOverlap:
     """One of the two scenes, on the plane that they share."""
 
     outlines: Outlines
     """Its polygons that touch the other's ground; the geometry is on the plane."""
-    ground: Extent
+    ground: PreparedExtent
     """What it saw."""
     margin_px: float
     """How near to the end of its data it is less trusted; pixels of the plane."""
 
 
-def match_scenes(preferred: MergedScene, other: MergedScene, grounds: Grounds, spec: MergeSpec) -> Links:
+def match_scenes(preferred: MergedScene, other: MergedScene, grounds: CoverageCache, spec: MergeSpec) -> Links:
     """Compare two scenes.
 
     Args:
@@ -86,13 +86,13 @@ def match_scenes(preferred: MergedScene, other: MergedScene, grounds: Grounds, s
     window = _shared_window(mine, theirs)
     around = shapely.buffer(window, spec.margin_px * max(1.0, scale) + 1, join_style="mitre")
     mine, theirs = shapely.intersection(mine, around), shapely.intersection(theirs, around)
-    grounds_here = Extent(mine), Extent(theirs)
+    grounds_here = PreparedExtent(mine), PreparedExtent(theirs)
     first = _side(preferred, plane, window, grounds_here, margin_px=spec.margin_px)
     second = _side(other, plane, window, grounds_here[::-1], margin_px=spec.margin_px * scale)
     return link_sides(first, second, same=spec.same, silences={*preferred.classes.values()})
 
 
-def link_sides(first: Side, second: Side, *, same: float, silences: set[str]) -> Links:
+def link_sides(first: SceneOverlap, second: SceneOverlap, *, same: float, silences: set[str]) -> Links:
     """Compare two scenes on one plane, the first preferred.
 
     Args:
@@ -138,10 +138,10 @@ def _side(
     scene: MergedScene,
     plane: RasterGrid,
     window: shapely.Geometry,
-    grounds: tuple[Extent, Extent],
+    grounds: tuple[PreparedExtent, PreparedExtent],
     *,
     margin_px: float,
-) -> Side:
+) -> SceneOverlap:
     """The polygons of a scene on the plane, those that touch the other's ground; its own comes first."""
     own, others = grounds
     corners = onto_plane(off_plane(np.array([window]), plane.transform), plane.crs, scene.grid)
@@ -149,10 +149,10 @@ def _side(
     geometry = onto_plane(found.geometry, scene.grid.crs, plane)
     kept = others.meets(geometry)
     outlines = Outlines(fid=found.fid[kept], class_name=found.class_name[kept], geometry=geometry[kept])
-    return Side(outlines=outlines, ground=own, margin_px=margin_px)
+    return SceneOverlap(outlines=outlines, ground=own, margin_px=margin_px)
 
 
-def _same_parts(first: Side, second: Side, same: float) -> Pairs:
+def _same_parts(first: SceneOverlap, second: SceneOverlap, same: float) -> Pairs:
     """Pairs of polygons with parts that are the same on the ground that both saw."""
     parts, owner = _parts_on(first.outlines.geometry, second.ground)
     others, other_owner = _parts_on(second.outlines.geometry, first.ground)
@@ -161,14 +161,14 @@ def _same_parts(first: Side, second: Side, same: float) -> Pairs:
     near, far = near[alike], far[alike]
     common = _common_area(parts[near], others[far])
     smaller = np.minimum(shapely.area(parts)[near], shapely.area(others)[far])
-    linked = (common > SPECK_PX2) & (common >= same * smaller)
+    linked = (common > MIN_AREA_PX2) & (common >= same * smaller)
     return np.column_stack([owner[near[linked]], other_owner[far[linked]]]).astype(np.int64)
 
 
-def _parts_on(geometry: Geometries, ground: Extent) -> tuple[Geometries, NDArray[np.intp]]:
+def _parts_on(geometry: Geometries, ground: PreparedExtent) -> tuple[Geometries, NDArray[np.intp]]:
     """The parts of polygons that lie on a ground, each with the place of its polygon."""
     parts, owner = ground.clip(geometry)
-    kept = shapely.area(parts) > SPECK_PX2
+    kept = shapely.area(parts) > MIN_AREA_PX2
     return parts[kept], owner[kept]
 
 
@@ -182,7 +182,7 @@ def _common_area(one: Geometries, other: Geometries) -> NDArray[np.float64]:
     return area
 
 
-def _touching(first: Side, second: Side) -> Pairs:
+def _touching(first: SceneOverlap, second: SceneOverlap) -> Pairs:
     """Pairs of polygons that share a stretch of the line on which the data of both scenes end, and no area."""
     seam = _lines(
         shapely.intersection(shapely.boundary(first.ground.geometry), shapely.boundary(second.ground.geometry))
@@ -194,11 +194,11 @@ def _touching(first: Side, second: Side) -> Pairs:
     near, far = shapely.STRtree(others).query(stretches, predicate="intersects")
     if not len(near):
         return none
-    shared = shapely.length(shapely.intersection(stretches[near], others[far])) > SPECK_PX2
+    shared = shapely.length(shapely.intersection(stretches[near], others[far])) > MIN_AREA_PX2
     pairs: Pairs = np.column_stack([owner[near[shared]], other_owner[far[shared]]]).astype(np.int64)
     pairs = pairs[first.outlines.class_name[pairs[:, 0]] == second.outlines.class_name[pairs[:, 1]]]
     common = _common_area(first.outlines.geometry[pairs[:, 0]], second.outlines.geometry[pairs[:, 1]])
-    apart: Pairs = pairs[common <= SPECK_PX2]
+    apart: Pairs = pairs[common <= MIN_AREA_PX2]
     return apart
 
 
@@ -213,11 +213,11 @@ def _stretches(geometry: Geometries, seam: shapely.Geometry) -> tuple[Geometries
     shapely.prepare(seam)
     place = np.flatnonzero(shapely.intersects(seam, geometry))
     found = shapely.intersection(shapely.boundary(geometry[place]), seam)
-    long = shapely.length(found) > SPECK_PX2
+    long = shapely.length(found) > MIN_AREA_PX2
     return found[long], place[long]
 
 
-def _seen(geometry: Geometries, by: Side) -> NDArray[np.int64]:
+def _seen(geometry: Geometries, by: SceneOverlap) -> NDArray[np.int64]:
     """How a scene saw the places of polygons."""
     vertices = shapely.get_coordinates(by.ground.geometry)
     on_lattice = np.array_equal(vertices, np.round(vertices))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from pipeline.errors import SceneError
-from pipeline.grid import TURN, RasterGrid, eastwards, outlined, to_lonlat
+from pipeline.grid import FULL_CIRCLE_DEG, RasterGrid, outlined, to_geographic, unwrap_longitudes
 
 if TYPE_CHECKING:
     from pyproj import Transformer
@@ -74,11 +74,11 @@ def to_result(geometry: Geometries, grid: RasterGrid, target: CRS) -> Geometries
     left, _, right, _ = outlined(grid).bounds
     moved = _reprojected(geometry, grid.crs, target, (left + right) / 2)
     west, _, east, _ = shapely.bounds(moved).T
-    for place in np.flatnonzero(east - west > TURN / 2):  # round a pole, or half the Earth
-        moved[place] = _areas(to_lonlat(geometry[place], grid.crs.to_wkt()))
+    for place in np.flatnonzero(east - west > FULL_CIRCLE_DEG / 2):  # round a pole, or half the Earth
+        moved[place] = _areas(to_geographic(geometry[place], grid.crs.to_wkt()))
     moved = repaired(moved)
     west, _, east, _ = shapely.bounds(moved).T
-    for place in np.flatnonzero((west < -TURN / 2) | (east > TURN / 2)):
+    for place in np.flatnonzero((west < -FULL_CIRCLE_DEG / 2) | (east > FULL_CIRCLE_DEG / 2)):
         moved[place] = _within_a_turn(moved[place])
     return moved
 
@@ -99,8 +99,11 @@ def _sound(geometry: Geometries) -> Geometries:
 
 def _within_a_turn(geometry: shapely.Geometry) -> shapely.Geometry:
     """What lies beyond -180 or 180 degrees on the other side."""
-    turns = [shapely.transform(geometry, partial(eastwards, by=by)) for by in (-TURN, 0.0, TURN)]
-    inside = shapely.intersection(turns, shapely.box(-TURN / 2, -90, TURN / 2, 90))
+    turns = [
+        shapely.transform(geometry, partial(unwrap_longitudes, by=by))
+        for by in (-FULL_CIRCLE_DEG, 0.0, FULL_CIRCLE_DEG)
+    ]
+    inside = shapely.intersection(turns, shapely.box(-FULL_CIRCLE_DEG / 2, -90, FULL_CIRCLE_DEG / 2, 90))
     return _areas(shapely.union_all(inside))
 
 
@@ -123,7 +126,7 @@ def _reprojected(geometry: Geometries, source: CRS, target: CRS, middle: float |
                 f"polygons lie where {target.to_string()} has no coordinates; set merge.crs to another CRS"
             )
         if middle is not None:
-            x = x - TURN * np.round((x - middle) / TURN)
+            x = x - FULL_CIRCLE_DEG * np.round((x - middle) / FULL_CIRCLE_DEG)
         return np.column_stack([x, y])
 
     if transformer is not None:

@@ -83,7 +83,7 @@ def write_record(results: Results, report: MergeReport) -> None:
     """Write `merge.json`.
 
     Raises:
-        WorldError: disk or network refuse.
+        TransientError: disk or network refuse.
     """
     record = {name: value for name, value in asdict(report).items() if name != "is_new"}
     results.write(MERGE_RECORD, json.dumps(record, indent=2) + "\n")

@@ -20,7 +20,7 @@ from pipeline.merge.reading import FID, stream_rows
 from pipeline.merge.record import MergeReport
 from pipeline.merge.scenes import MergedScene
 from pipeline.merge.selection import FID_BITS, Choice
-from pipeline.polygons import GEOMETRY, as_wkb, polygon_schema
+from pipeline.polygons import GEOMETRY, polygon_schema, to_wkb
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -136,7 +136,7 @@ def _with_geometry(batch: pa.RecordBatch, geometry: NDArray[np.object_]) -> pa.R
     import pyarrow as pa
 
     column = batch.schema.get_field_index(GEOMETRY)
-    return batch.set_column(column, batch.schema[column], pa.array(as_wkb(geometry), pa.binary()))
+    return batch.set_column(column, batch.schema[column], pa.array(to_wkb(geometry), pa.binary()))
 
 
 def _legend(scenes: Sequence[MergedScene]) -> dict[int, str]:

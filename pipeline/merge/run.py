@@ -18,15 +18,15 @@ import numpy as np
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-from pipeline.errors import SettingsError, WorldError
-from pipeline.merge.coverage import Grounds
+from pipeline.errors import SettingsError, TransientError
+from pipeline.merge.coverage import CoverageCache
 from pipeline.merge.matching import match_scenes
 from pipeline.merge.record import FILES, MergeReport, former_merge, is_there, merge_key, write_record
 from pipeline.merge.rows import MergedRows, Watch
-from pipeline.merge.scenes import MergedScene, brought, finished_scenes, in_order, meeting
+from pipeline.merge.scenes import MergedScene, finished_scenes, in_order, localized, meeting
 from pipeline.merge.selection import Choice, choose, polygon_ids
 from pipeline.merge.spec import MergeSpec
-from pipeline.polygons import write_rows
+from pipeline.polygons import write_layer
 from pipeline.results import COLLECTION, Results, open_results, write_collection
 from pipeline.storage import lock
 
@@ -53,7 +53,7 @@ def merge_scenes(
     Raises:
         SettingsError: the CRS of the settings is none, or nothing can be written there.
         SceneError: a result is damaged, or the CRS has no place for a scene.
-        WorldError: disk or network refuse, or another process is merging the same folder.
+        TransientError: disk or network refuse, or another process is merging the same folder.
     """
     results = open_results(out_dir, work_dir)
     results.check()
@@ -72,7 +72,7 @@ def merge_scenes(
         former = former_merge(results)
         if former is not None and (former.key, former.file) == (report.key, report.file) and is_there(results, former):
             return replace(former, is_new=False)
-        report = _write(brought(scenes, results, folder), folder / report.file, crs, spec, report, watch)
+        report = _write(localized(scenes, results, folder), folder / report.file, crs, spec, report, watch)
         results.put(report.file, folder / report.file)
         write_record(results, report)
         if former is not None and former.file != report.file:
@@ -87,7 +87,7 @@ def _write(
 ) -> MergeReport:
     """Write the file; returns the report with what it came to."""
     rows = MergedRows(scenes, compare_scenes(scenes, spec, watch=watch), crs, watch=watch)
-    write_rows(path, rows.batches(), rows.schema, crs=crs, classes=rows.legend)
+    write_layer(path, rows.batches(), rows.schema, crs=crs, classes=rows.legend)
     return replace(rows.counted(report), file_bytes=path.stat().st_size)
 
 
@@ -99,7 +99,7 @@ def compare_scenes(scenes: Sequence[MergedScene], spec: MergeSpec, *, watch: Wat
         spec: the rule.
         watch: told about progress.
     """
-    grounds = Grounds()
+    grounds = CoverageCache()
     stands_for, joins, lone = [np.empty((0, 2), np.int64)], [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
     pairs = meeting(scenes)
     for done, (first, second) in enumerate(pairs, start=1):
@@ -143,10 +143,10 @@ def _alone(out: Path) -> Iterator[None]:
     try:
         handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise WorldError(f"{out}: cannot be written: {error}; check the disk and its permissions") from error
+        raise TransientError(f"{out}: cannot be written: {error}; check the disk and its permissions") from error
     try:
         if not lock(handle):
-            raise WorldError(f"{out}: another process is merging the scenes of this folder; wait for it")
+            raise TransientError(f"{out}: another process is merging the scenes of this folder; wait for it")
         yield
     finally:
         os.close(handle)

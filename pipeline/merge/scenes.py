@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import shapely
 
-from pipeline.grid import TURN, RasterGrid, eastwards, outlined
+from pipeline.grid import FULL_CIRCLE_DEG, RasterGrid, outlined, unwrap_longitudes
 from pipeline.mosaic import MosaicReader
 from pipeline.results import REPORT, Results, SceneReport
 
@@ -44,21 +44,21 @@ class MergedScene:
 
 
 def finished_scenes(results: Results) -> tuple[MergedScene, ...]:
-    """All whole results under an address, in the order of their ids; `brought` fetches their files.
+    """All whole results under an address, in the order of their ids; `localized` fetches their files.
 
     Raises:
         SceneError: a mosaic among them is damaged.
-        WorldError: disk or network refuse.
+        TransientError: disk or network refuse.
     """
     found = (_finished(results, scene_id) for scene_id in results.scenes())
     return tuple(sorted((scene for scene in found if scene is not None), key=lambda scene: scene.id))
 
 
-def brought(scenes: Iterable[MergedScene], results: Results, folder: Path) -> tuple[MergedScene, ...]:
+def localized(scenes: Iterable[MergedScene], results: Results, folder: Path) -> tuple[MergedScene, ...]:
     """The scenes with their files on this machine, copies below a folder where they lie elsewhere.
 
     Raises:
-        WorldError: disk or network refuse.
+        TransientError: disk or network refuse.
     """
     return tuple(
         replace(
@@ -84,7 +84,11 @@ def meeting(scenes: Sequence[MergedScene]) -> list[tuple[int, int]]:
     """Pairs of places of scenes whose outlines meet or nearly do, the first before the second."""
     outlines = [outlined(scene.grid) for scene in scenes]
     # What ends at one side of the antimeridian goes on at the other.
-    turned = [shapely.transform(each, partial(eastwards, by=by)) for by in (-TURN, 0, TURN) for each in outlines]
+    turned = [
+        shapely.transform(each, partial(unwrap_longitudes, by=by))
+        for by in (-FULL_CIRCLE_DEG, 0, FULL_CIRCLE_DEG)
+        for each in outlines
+    ]
     left, right = shapely.STRtree(turned).query(outlines, predicate="dwithin", distance=NEAR)
     pairs = np.column_stack([left, right % max(1, len(scenes))])
     ordered = np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)

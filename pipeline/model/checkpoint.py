@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ModelError, WorldError
+from pipeline.errors import ModelError, TransientError
 from pipeline.model.card import ModelCard, Normalization
-from pipeline.storage import write_whole
+from pipeline.storage import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,7 +86,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, card: ModelCard) -> st
 
     Raises:
         ModelError: when the network is not native, has weights that are not finite, or the card does not fit it.
-        WorldError: when the disk refuses.
+        TransientError: when the disk refuses.
     """
     from safetensors.torch import save
 
@@ -100,7 +100,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, card: ModelCard) -> st
     header, data = _split(save(tensors), path)
     header["__metadata__"] = facts
     sha256 = facts["sha256"] = _digest(header, data)
-    write_whole(path, _join(header, data))
+    atomic_write(path, _join(header, data))
     return sha256
 
 
@@ -166,7 +166,7 @@ def _read(path: Path, *, header_only: bool = False) -> bytes:
                 return start + file.read()
             return start + file.read(min(int.from_bytes(start, "little"), LARGEST_HEADER_BYTES))
     except OSError as error:
-        raise WorldError(f"{path}: cannot be read: {error}") from error
+        raise TransientError(f"{path}: cannot be read: {error}") from error
 
 
 def _split(content: bytes, path: Path, *, whole: bool = True) -> tuple[dict[str, object], memoryview]:

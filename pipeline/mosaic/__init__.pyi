@@ -1,7 +1,7 @@
 from .classify import NODATA as NODATA
 from .classify import NONE as NONE
-from .classify import Decision as Decision
-from .classify import decide_apart as decide_apart
+from .classify import Classification as Classification
+from .classify import classify_multilabel as classify_multilabel
 from .classify import resolve_threshold as resolve_threshold
 from .levels import BLOCK as BLOCK
 from .levels import INVALID as INVALID
@@ -15,7 +15,7 @@ from .reader import read_mask as read_mask
 from .reader import read_mask_blocks as read_mask_blocks
 from .strips import RasterForm as RasterForm
 from .writer import MASK_NODATA as MASK_NODATA
-from .writer import WRITES_BEHIND as WRITES_BEHIND
+from .writer import WRITE_QUEUE_DEPTH as WRITE_QUEUE_DEPTH
 from .writer import MosaicSpec as MosaicSpec
 from .writer import MosaicWriter as MosaicWriter
 from .writer import mask_form as mask_form

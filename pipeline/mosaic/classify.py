@@ -32,7 +32,7 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class Classification:
     """Exclusive classes of one block: what is traced together."""
 
     mask: NDArray[np.uint8]
@@ -95,9 +95,9 @@ def decide(
     return mask
 
 
-def decide_apart(
+def classify_multilabel(
     levels: NDArray[np.uint8 | np.uint16], card: ModelCard, threshold: float | None = None, *, top: int
-) -> Iterator[Decision]:
+) -> Iterator[Classification]:
     """The decisions that become polygons: one for all exclusive classes, or one per independent class.
 
     The classes of a sigmoid model may overlap, so each is decided on its own. Their number and order
@@ -106,14 +106,14 @@ def decide_apart(
     if card.activation == "softmax":
         resolve_threshold(card, threshold, top)
         mask, best = _most_probable(levels, card.mask_values)
-        yield Decision(mask=mask, level=best)
+        yield Classification(mask=mask, level=best)
         return
     least = resolve_threshold(card, threshold, top)
     invalid = _invalid(levels)
     for index, value, _ in card.foreground:
         mask = np.multiply(levels[index] >= least, np.uint8(value), dtype=np.uint8)
         np.copyto(mask, np.uint8(NODATA), where=invalid)
-        yield Decision(mask=mask, level=levels[index])
+        yield Classification(mask=mask, level=levels[index])
 
 
 def _invalid(levels: NDArray[np.uint8 | np.uint16]) -> NDArray[np.bool_]:

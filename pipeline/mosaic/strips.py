@@ -21,7 +21,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 from pipeline.grid import RasterGrid
 from pipeline.mosaic.cog import check_blocks
 from pipeline.mosaic.levels import BLOCK
@@ -95,7 +95,7 @@ class StripWriter:
         """Append `(bands, rows, width)`.
 
         Raises:
-            WorldError: the disk refuses.
+            TransientError: the disk refuses.
         """
         while rows.shape[1]:
             if not self._held and rows.shape[1] >= BLOCK:
@@ -200,8 +200,8 @@ def open_level(path: Path, level: int) -> rasterio.DatasetReader:
     return _open_quietly(level_path(path, level), driver="GTiff")
 
 
-def _write_fault(path: Path, error: Exception) -> WorldError:
-    return WorldError(f"{path}: writing failed: {error}; is the disk full?")
+def _write_fault(path: Path, error: Exception) -> TransientError:
+    return TransientError(f"{path}: writing failed: {error}; is the disk full?")
 
 
 def _predictor(form: RasterForm) -> int:

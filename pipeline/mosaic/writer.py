@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 from pipeline.grid import RasterGrid
 from pipeline.model import ModelCard
 from pipeline.mosaic.classify import decide
@@ -34,7 +34,7 @@ from pipeline.mosaic.strips import RasterForm, StripWriter, at_good_end, create_
 
 MASK_NODATA = 255
 """Nodata in `mask.tif`."""
-WRITES_BEHIND = 2
+WRITE_QUEUE_DEPTH = 2
 """Strips that may wait for the disk; bounds the memory of writing."""
 
 
@@ -123,11 +123,11 @@ class MosaicWriter:
         """Append `(classes, rows, width)` as stored; the array is read until two more writes have returned.
 
         Raises:
-            WorldError: the disk refused these rows or earlier ones.
+            TransientError: the disk refused these rows or earlier ones.
         """
         for thread, work in zip(self._threads, (self._probability.write, self._decide), strict=True):
             self._pending.append(thread.submit(work, stored))
-        self._wait(WRITES_BEHIND * len(self._threads))
+        self._wait(WRITE_QUEUE_DEPTH * len(self._threads))
 
     def _decide(self, stored: NDArray[np.generic]) -> None:
         self._mask.write(decide(as_integers(stored), self._card, self._threshold, top=self._top)[None])
@@ -143,7 +143,7 @@ def writing_cog(target: Path, form: RasterForm) -> Iterator[StripWriter]:
     """A writer of rows, top to bottom, of which `target` is made as a COG when the body ends well.
 
     Raises:
-        WorldError: the disk is full or not writable.
+        TransientError: the disk is full or not writable.
     """
     overviews = overview_count(form.grid.shape, BLOCK)
     with _passing(target.with_name(f"{target.name}.rows.tif"), overviews) as path:
@@ -161,7 +161,7 @@ def write_cog(parts: Sequence[tuple[Path, Window]], target: Path, form: RasterFo
         form: what the whole is.
 
     Raises:
-        WorldError: the disk is full or not writable.
+        TransientError: the disk is full or not writable.
     """
     overviews = overview_count(form.grid.shape, BLOCK)
     moved = next((k for k in range(overviews + 1) if not _meet_at_blocks(parts, k)), overviews + 1)
@@ -171,7 +171,7 @@ def write_cog(parts: Sequence[tuple[Path, Window]], target: Path, form: RasterFo
             levels += _encoded_levels(parts, whole, form, range(moved, overviews + 1))
             write_levels(target, levels)
     except (RasterioError, OSError) as error:
-        raise WorldError(f"{target}: writing failed: {error}; is the disk full?") from error
+        raise TransientError(f"{target}: writing failed: {error}; is the disk full?") from error
 
 
 @contextmanager
@@ -221,7 +221,7 @@ def write_mask(mosaic: Path, target: Path, form: RasterForm, *, threshold: float
     """Decide `mask.tif` anew from a mosaic: the bytes that regions make with this threshold.
 
     Raises:
-        WorldError: the disk is full or not writable.
+        TransientError: the disk is full or not writable.
     """
     with MosaicReader(mosaic) as source, writing_cog(target, form) as writer:
         for top in range(0, source.grid.height, BLOCK):

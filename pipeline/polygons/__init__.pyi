@@ -1,6 +1,6 @@
 from .export import PolygonTotals as PolygonTotals
-from .export import as_wkb as as_wkb
 from .export import polygon_schema as polygon_schema
+from .export import to_wkb as to_wkb
 from .export import write_polygons as write_polygons
 from .shaping import Polygons as Polygons
 from .shaping import PolygonSpec as PolygonSpec
@@ -10,4 +10,4 @@ from .stream import compile_kernels as compile_kernels
 from .stream import vectorize as vectorize
 from .writer import GEOMETRY as GEOMETRY
 from .writer import LAYER as LAYER
-from .writer import write_rows as write_rows
+from .writer import write_layer as write_layer

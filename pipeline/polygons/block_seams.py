@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.polygons.blocks import BlockPieces, Finished, TracingRule, numbered, renamed
 from pipeline.polygons.holes import judge
-from pipeline.polygons.tracing.components import BAD, Components, unique_rows, unite
-from pipeline.polygons.tracing.join import cancel_seams, join_rings
+from pipeline.polygons.tracing.components import NO_COMPONENT, Components, union_find, unique_rows
+from pipeline.polygons.tracing.join import join_rings, remove_seam_edges
 from pipeline.polygons.tracing.outlines import Rings
 
 NO_PAIRS = np.empty((0, 2), np.int64)
@@ -52,7 +52,7 @@ class SeamJoiner:
     bottom: int = 0
     """The row of pixels where the next block row begins."""
     line: Line | None = None
-    """The open component of each pixel along the seam below, `BAD` = none; None above the first row."""
+    """The open component of each pixel along the seam below, `NO_COMPONENT` = none; None above the first row."""
 
     def add_row(self, blocks: Sequence[BlockPieces], *, is_last: bool) -> Finished:
         """Take the blocks of the next row, left to right; returns the components that this closes.
@@ -63,7 +63,9 @@ class SeamJoiner:
         """
         begin = np.cumsum([len(self.table), *(len(block.table) for block in blocks)])[:-1]
         placed = list(zip(blocks, begin, strict=True))
-        lines = [{s: np.where(line < 0, BAD, line + at) for s, line in block.lines.items()} for block, at in placed]
+        lines = [
+            {s: np.where(line < 0, NO_COMPONENT, line + at) for s, line in block.lines.items()} for block, at in placed
+        ]
         facing = [(a["right"], b["left"]) for a, b in pairwise(lines)]
         if self.line is not None:
             facing.append((self.line, np.concatenate([line["top"] for line in lines])))
@@ -73,14 +75,14 @@ class SeamJoiner:
         fences = [self.fences, *(block.fences + at for block, at in placed)]
         filled = np.concatenate([self.filled, *(block.filled + np.array([at, 0]) for block, at in placed)])
 
-        _, number = np.unique(unite(len(table), _contacts(facing, table.value)), return_inverse=True)
+        _, number = np.unique(union_find(len(table), _contacts(facing, table.value)), return_inverse=True)
         if self.rule.connectivity == 8:
             links.append(_corner_contacts(facing, table.value))
         if self.rule.holes is not None:
             fences.append(_fences(facing, table.value))
         self.table = table.merged(number, int(number.max(initial=-1)) + 1)
         self.bottom += self.block_size
-        self.rings = cancel_seams(replace(rings, owner=number[rings.owner]), self.block_size, self.bottom)
+        self.rings = remove_seam_edges(replace(rings, owner=number[rings.owner]), self.block_size, self.bottom)
         self.links = number[np.concatenate(links)]
         self.fences = unique_rows(renamed(np.concatenate(fences), number))
         self.filled = np.stack([number[filled[:, 0]], filled[:, 1]], axis=1)
@@ -93,7 +95,7 @@ class SeamJoiner:
         on_seam = np.zeros(n, np.bool_)
         if self.line is not None and not is_last:
             on_seam[self.line[self.line >= 0]] = True
-        feature = unite(n, self.links)
+        feature = union_find(n, self.links)
         is_class = self.table.value != 0
         is_open = is_class & np.isin(feature, feature[on_seam])
         is_done = is_class & ~is_open
@@ -139,7 +141,7 @@ def _corner_contacts(facing: Sequence[tuple[Line, Line]], value: NDArray[np.uint
 
 
 def _fences(facing: Sequence[tuple[Line, Line]], value: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Pieces of value 0 and what faces them across a seam: a piece of a class, or `BAD`."""
+    """Pieces of value 0 and what faces them across a seam: a piece of a class, or `NO_COMPONENT`."""
     found = [NO_PAIRS]
     for lines in facing:
         for a, b in (lines, lines[::-1]):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.mosaic import Decision
-from pipeline.polygons.holes import HoleRule, find_fences, judge
-from pipeline.polygons.tracing.components import BAD, Components, unite
+from pipeline.mosaic import Classification
+from pipeline.polygons.holes import HoleFilter, find_fences, judge
+from pipeline.polygons.tracing.components import NO_COMPONENT, Components, union_find
 from pipeline.polygons.tracing.outlines import Rings, Seams, Traced, trace
 from pipeline.polygons.tracing.simplify import simplify
 
@@ -22,7 +22,7 @@ class TracingRule:
     """4 or 8."""
     tolerance: tuple[float, float] | None = None
     """Most that a border may move along x and along y, px; None = pixel edges."""
-    holes: HoleRule | None = None
+    holes: HoleFilter | None = None
     """Which holes are filled; None = none."""
 
 
@@ -57,10 +57,10 @@ class BlockPieces:
     filled: NDArray[np.int64]
     """`(k, 2)`: a piece, and `Components.first` of what lies in a hole of it that is filled."""
     lines: dict[str, NDArray[np.int64]]
-    """`top`, `bottom`, `left`, `right` -> the piece of each pixel along that side of the block, `BAD` = none."""
+    """`top`, `bottom`, `left`, `right` -> the piece of each pixel along that side of the block, or `NO_COMPONENT`."""
 
 
-def trace_block(decision: Decision, seams: Seams, origin: tuple[int, int], rule: TracingRule) -> BlockPieces:
+def trace_block(decision: Classification, seams: Seams, origin: tuple[int, int], rule: TracingRule) -> BlockPieces:
     """Components and outlines of one block of the mask.
 
     Args:
@@ -83,7 +83,7 @@ def trace_block(decision: Decision, seams: Seams, origin: tuple[int, int], rule:
         if getattr(seams, side):
             on_seam[line[line >= 0]] = True
     links = traced.contacts if rule.connectivity == 8 else np.empty((0, 2), np.int64)
-    feature = unite(n, links)
+    feature = union_find(n, links)
     is_class = table.value != 0
     is_piece = is_class & np.isin(feature, feature[on_seam])
     fences, holes = np.empty((0, 2), np.int64), np.empty((0, 2), np.int64)
@@ -143,9 +143,9 @@ def numbered(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def renamed(line: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The new number of each component in a list, where `BAD` stays and what has none becomes `BAD`."""
-    result = np.full_like(line, BAD)
+    """The new number of each component in a list; `NO_COMPONENT` where it has none."""
+    result = np.full_like(line, NO_COMPONENT)
     known = line >= 0
     new = number[line[known]]
-    result[known] = np.where(new < 0, BAD, new)
+    result[known] = np.where(new < 0, NO_COMPONENT, new)
     return result

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from pipeline.polygons.shaping import Polygons
-from pipeline.polygons.writer import GEOMETRY, write_rows
+from pipeline.polygons.writer import GEOMETRY, write_layer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,12 +65,12 @@ def write_polygons(
 
     Raises:
         SettingsError: the ending is none of these, or there is no such folder.
-        WorldError: the disk is full or refuses.
+        TransientError: the disk is full or refuses.
     """
     totals = PolygonTotals()
     totals.area_m2.update(dict.fromkeys(classes.values(), 0.0))
     rows = _rows(polygons, totals, {"scene": scene_id, "model": model_id}, classes)
-    write_rows(path, rows, polygon_schema(), crs=crs, classes=classes)
+    write_layer(path, rows, polygon_schema(), crs=crs, classes=classes)
     return totals
 
 
@@ -94,7 +94,7 @@ def polygon_schema() -> pa.Schema:
     )
 
 
-def as_wkb(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+def to_wkb(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
     """Polygons and multipolygons as WKB of multipolygons."""
     written: NDArray[np.object_] = shapely.to_wkb(_as_multipolygons(geometry), flavor="iso")
     return written
@@ -114,7 +114,7 @@ def _rows(
 def _columns(polygons: Polygons, ids: Mapping[str, str], classes: Mapping[int, str]) -> dict[str, object]:
     n = len(polygons)
     return {
-        GEOMETRY: as_wkb(polygons.geometry),
+        GEOMETRY: to_wkb(polygons.geometry),
         "class": [classes[value] for value in polygons.class_value.tolist()],
         "class_value": polygons.class_value.astype(np.int16),
         "area_m2": polygons.area_m2,

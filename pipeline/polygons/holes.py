@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.grid import RasterGrid, measure_on_ground
 from pipeline.polygons.shaping import to_ground
-from pipeline.polygons.tracing.components import BAD, Components, compiled, unique_rows
+from pipeline.polygons.tracing.components import NO_COMPONENT, Components, compiled, unique_rows
 from pipeline.polygons.tracing.outlines import Rings, Seams, Traced
 
 SLACK = 4
@@ -25,7 +25,7 @@ SLACK = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoleRule:
+class HoleFilter:
     """How large a hole may be to be filled."""
 
     grid: RasterGrid
@@ -36,7 +36,7 @@ class HoleRule:
     """Components of more pixels are certainly larger."""
 
     @classmethod
-    def of(cls, grid: RasterGrid, limit_m2: float) -> HoleRule:
+    def of(cls, grid: RasterGrid, limit_m2: float) -> HoleFilter:
         """The rule for a scene; pixels shrink by less than `SLACK` from the centre to anywhere in it."""
         return cls(grid=grid, limit_m2=limit_m2, most_pixels=int(SLACK * limit_m2 / grid.resolution_m**2))
 
@@ -60,7 +60,7 @@ def find_fences(traced: Traced, seams: Seams, most_pixels: int) -> NDArray[np.in
         most_pixels: larger components are left out.
 
     Returns:
-        `(k, 2)` pairs, each once: a component of no class, and one that it shares an edge with, or `BAD`
+        `(k, 2)` pairs, each once: a component of no class, and one that it shares an edge with, or `NO_COMPONENT`
         for nodata and the border of the scene.
     """
     table = traced.table
@@ -126,6 +126,6 @@ def _fence_pass(labels: NDArray[np.int32], followed: NDArray[np.bool_], beyond: 
                     continue
                 if n == len(pairs):
                     pairs = np.concatenate((pairs, np.empty_like(pairs)))
-                pairs[n, 0], pairs[n, 1] = k - 1, other - 1 if other > 0 else BAD
+                pairs[n, 0], pairs[n, 1] = k - 1, other - 1 if other > 0 else NO_COMPONENT
                 n += 1
     return pairs[:n].copy()

@@ -24,10 +24,10 @@ from pipeline.concurrency import usable_cpus
 from pipeline.errors import SettingsError
 from pipeline.grid import RasterGrid, measure_on_ground
 from pipeline.model import ModelCard
-from pipeline.mosaic import TOP_LEVEL, Decision, LevelType, decide_apart, resolve_threshold
+from pipeline.mosaic import TOP_LEVEL, Classification, LevelType, classify_multilabel, resolve_threshold
 from pipeline.polygons.block_seams import SeamJoiner
 from pipeline.polygons.blocks import BlockPieces, Finished, TracingRule, trace_block
-from pipeline.polygons.holes import HoleRule, without_holes
+from pipeline.polygons.holes import HoleFilter, without_holes
 from pipeline.polygons.shaping import PolygonBatch, PolygonSpec
 from pipeline.polygons.tracing.components import Components
 from pipeline.polygons.tracing.outlines import Rings, Seams, closed_rings
@@ -41,7 +41,7 @@ BATCH_VERTICES = 200_000
 MOST_WORKERS = 8
 """Threads that are of use: the polygons of finished components are built by one."""
 
-DecisionReader = Callable[[Window], Sequence[Decision]]
+DecisionReader = Callable[[Window], Sequence[Classification]]
 
 
 class LevelSource(Protocol):
@@ -83,8 +83,8 @@ def vectorize(
     """
     resolve_threshold(source.card, spec.threshold, source.levels)
 
-    def read(window: Window) -> list[Decision]:
-        return list(decide_apart(source.read_levels(window), source.card, spec.threshold, top=source.levels))
+    def read(window: Window) -> list[Classification]:
+        return list(classify_multilabel(source.read_levels(window), source.card, spec.threshold, top=source.levels))
 
     return vectorize_decisions(read, source.grid, source.levels, spec, block_size=block_size, workers=workers)
 
@@ -128,9 +128,9 @@ def compile_kernels(grid: RasterGrid, spec: PolygonSpec, kind: LevelType) -> Non
     level = mask.astype(np.uint8 if kind == "uint8" else np.uint16)
     grid = replace(grid, height=mask.shape[0], width=mask.shape[1])
 
-    def read(window: Window) -> list[Decision]:
+    def read(window: Window) -> list[Classification]:
         rows, cols = window.toslices()
-        return [Decision(mask=mask[rows, cols], level=level[rows, cols])]
+        return [Classification(mask=mask[rows, cols], level=level[rows, cols])]
 
     for _ in _batches(read, grid, TOP_LEVEL[kind], spec, block_size=3, workers=1):
         pass
@@ -162,7 +162,7 @@ def _resolve_rule(grid: RasterGrid, spec: PolygonSpec) -> TracingRule:
         across_m, down_m = pixel_sides_m(grid)
         rule = replace(rule, tolerance=(spec.simplify_m / across_m, spec.simplify_m / down_m))
     if spec.fill_holes_m2:
-        rule = replace(rule, holes=HoleRule.of(grid, spec.fill_holes_m2))
+        rule = replace(rule, holes=HoleFilter.of(grid, spec.fill_holes_m2))
     return rule
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from rasterio.crs import CRS
 
-from pipeline.errors import SettingsError, WorldError
+from pipeline.errors import SettingsError, TransientError
 from pipeline.polygons.style import layer_style
-from pipeline.storage import appearing, sweep
+from pipeline.storage import atomic_path, sweep
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +35,7 @@ DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".parquet": "Parquet"}
 """What each file name ending is written as."""
 
 
-def write_rows(
+def write_layer(
     path: str | Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema, *, crs: CRS, classes: Mapping[int, str]
 ) -> int:
     """Write the layer `polygons`; no rows make a valid file. In QGIS a GeoPackage opens styled by class.
@@ -52,7 +52,7 @@ def write_rows(
 
     Raises:
         SettingsError: the ending is none of these, or there is no such folder.
-        WorldError: the disk is full or refuses.
+        TransientError: the disk is full or refuses.
     """
     path = Path(path)
     driver = DRIVERS.get(path.suffix.lower())
@@ -61,7 +61,7 @@ def write_rows(
     if not path.parent.is_dir():
         raise SettingsError(f"{path}: there is no folder {path.parent}; create it or name another")
     sweep(path)
-    with appearing(path, ending=path.suffix) as beside:
+    with atomic_path(path, ending=path.suffix) as beside:
         stream = _Stream(rows, schema)
         if driver == "Parquet":
             _write_parquet(beside, stream, crs)
@@ -117,7 +117,7 @@ def _write_with_gdal(path: Path, stream: _Stream, crs: CRS, driver: str) -> None
         except Exception as error:
             if stream.error is not None:
                 raise stream.error from None
-            raise WorldError(f"{path}: writing the polygons failed: {error}; is the disk full?") from error
+            raise TransientError(f"{path}: writing the polygons failed: {error}; is the disk full?") from error
 
 
 def _write_parquet(path: Path, stream: _Stream, crs: CRS) -> None:
@@ -132,7 +132,7 @@ def _write_parquet(path: Path, stream: _Stream, crs: CRS) -> None:
     except OSError as error:
         if stream.error is not None:
             raise
-        raise WorldError(f"{path}: writing the polygons failed: {error}; is the disk full?") from error
+        raise TransientError(f"{path}: writing the polygons failed: {error}; is the disk full?") from error
 
 
 def _geoparquet_header(crs: CRS) -> dict[str, object]:
@@ -205,7 +205,7 @@ def _finish_geopackage(path: Path, count: int, qml: str) -> None:
             for table in (LAYER, f"rtree_{LAYER}_{GEOMETRY}"):
                 ((found,),) = database.execute(f"SELECT count(*) FROM {table}")
                 if found != count:
-                    raise WorldError(f"{path}: {table} holds {found} of {count} polygons; is the disk full?")
+                    raise TransientError(f"{path}: {table} holds {found} of {count} polygons; is the disk full?")
             database.execute(STYLE_TABLE)
             database.execute(
                 "INSERT INTO layer_styles VALUES (1, '', '', ?, ?, 'classes', ?, '', 1, 'by class', '', NULL, ?)",
@@ -218,4 +218,4 @@ def _finish_geopackage(path: Path, count: int, qml: str) -> None:
                 (WRITTEN,),
             )
     except sqlite3.Error as error:
-        raise WorldError(f"{path}: the GeoPackage could not be finished: {error}; is the disk full?") from error
+        raise TransientError(f"{path}: the GeoPackage could not be finished: {error}; is the disk full?") from error

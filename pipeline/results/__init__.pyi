@@ -15,5 +15,5 @@ from .stac_files import MERGE_RECORD as MERGE_RECORD
 from .stac_files import write_collection as write_collection
 from .stac_files import write_item as write_item
 from .stac_item import COLLECTION as COLLECTION
-from .stage_records import Stages as Stages
+from .stage_records import StageRecords as StageRecords
 from .stage_records import stage_key as stage_key

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from pipeline.errors import ConflictError, WorldError
-from pipeline.storage import StoredDocument, StoreFolder, lock, make_folder, write_whole
+from pipeline.errors import ConflictError, TransientError
+from pipeline.storage import StoredDocument, StoreFolder, atomic_write, ensure_dir, lock
 
 LEASE_S = 300.0
 """A lock that is older has been left behind; only clocks of the store are compared."""
@@ -67,13 +67,13 @@ class Lease:
     def __init__(self, store: StoreFolder, name: str, record: LockRecord, etag: str) -> None:
         self._store, self._name, self._record, self._etag = store, name, record, etag
         self._turn = threading.Lock()
-        self._lost: WorldError | None = None
+        self._lost: TransientError | None = None
 
     def renew(self) -> None:
         """Prolong the lease, before what only its holder may do.
 
         Raises:
-            WorldError: another run has taken it over, or the store fails.
+            TransientError: another run has taken it over, or the store fails.
         """
         with self._turn:
             if self._lost is None:
@@ -81,7 +81,7 @@ class Lease:
                 try:
                     self._etag = _write(self._store, self._name, self._record, self._etag)
                 except ConflictError:
-                    self._lost = WorldError(
+                    self._lost = TransientError(
                         f"{self._store.address(self._name)}: another run has taken over the lock, since this one was "
                         f"silent for {LEASE_S:.0f} s; run again"
                     )
@@ -93,7 +93,7 @@ class Lease:
         try:
             self.renew()
             self._store.remove([self._name])
-        except WorldError as error:
+        except TransientError as error:
             log.warning("%s", error)
 
 
@@ -107,7 +107,7 @@ def leased(store: StoreFolder, scene_id: str, local: Path) -> Iterator[Lease]:
         local: folder of the local work, the same for every run of this machine into this store.
 
     Raises:
-        WorldError: another run holds it, or the store fails.
+        TransientError: another run holds it, or the store fails.
     """
     with _only_here(local / f".{scene_id}.lock", store.address(scene_id)):
         lease = _take(store, f"{scene_id}/{LOCK}", _owner(local))
@@ -125,11 +125,11 @@ def leased(store: StoreFolder, scene_id: str, local: Path) -> Iterator[Lease]:
 @contextmanager
 def _only_here(path: Path, address: str) -> Iterator[None]:
     """Hold a lock of this machine; the system frees it when the process dies."""
-    make_folder(path.parent)
+    ensure_dir(path.parent)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if not lock(handle) or not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
-            raise WorldError(f"{address}: another run on this machine is writing this result; wait for it")
+            raise TransientError(f"{address}: another run on this machine is writing this result; wait for it")
         yield
         path.unlink(missing_ok=True)
     finally:
@@ -141,7 +141,7 @@ def _owner(local: Path) -> str:
     path, name = local / "owner", uuid4().hex
     if not path.is_file():
         offered = local / f"owner-{name}"
-        write_whole(offered, name)
+        atomic_write(offered, name)
         with suppress(FileExistsError):
             os.link(offered, path)
         offered.unlink()
@@ -182,14 +182,14 @@ def _keep(lease: Lease, stopped: threading.Event) -> None:
     while not stopped.wait(RENEWED_EVERY_S):
         try:
             lease.renew()
-        except WorldError as error:
+        except TransientError as error:
             log.warning("%s", error)
 
 
-def _held(store: StoreFolder, name: str, found: StoredDocument | None) -> WorldError:
+def _held(store: StoreFolder, name: str, found: StoredDocument | None) -> TransientError:
     held = LockRecord.read(found)
     who = f" ({held.host}, process {held.process}, since {held.since})" if held else ""
-    return WorldError(
+    return TransientError(
         f"{store.address(name.rpartition('/')[0])}: another run is writing this result{who}; wait for it, or write to "
         f"another --out. A lock that is left behind counts no more after {LEASE_S:.0f} s"
     )

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import SettingsError, WorldError
+from pipeline.errors import SettingsError, TransientError
 from pipeline.results.object_store import StoreResults
 from pipeline.results.publish import FindFinished, finished_report, publishing
-from pipeline.storage import Location, appearing, make_folder, resolve_location, sweep, turn, write_whole
+from pipeline.storage import Location, atomic_path, atomic_write, ensure_dir, resolve_location, sweep, turn
 
 COLLAPSED = ("s3:/", "http:/", "https:/", "gs:/", "az:/")
 """How an address begins that was taken for a path."""
@@ -32,7 +32,7 @@ class Results(Protocol):
         """The address, as the operator wrote it."""
 
     def check(self, *, writing: bool = True) -> None:
-        """Raise SettingsError when nothing can be written there, or read, and WorldError when nobody can tell now."""
+        """Raise SettingsError where nothing can be written or read, TransientError where that cannot be known now."""
 
     def address(self, name: str) -> str:
         """Where something is or would be, for reports and messages."""
@@ -59,21 +59,21 @@ class Results(Protocol):
         """The same, after what a killed run left whole has been brought there.
 
         Raises:
-            WorldError: disk or network refuse, or another run is writing the same scene.
+            TransientError: disk or network refuse, or another run is writing the same scene.
         """
 
     def publishing(self, scene_id: str) -> AbstractContextManager[Path]:
         """A local work folder whose files are the scene's result on success; the former stays whole until then.
 
         Raises:
-            WorldError: disk or network refuse, or another run is writing the same scene.
+            TransientError: disk or network refuse, or another run is writing the same scene.
         """
 
     def turn(self) -> AbstractContextManager[None]:
         """Held while a document is read, changed and written: of several runs that do so, one at a time does.
 
         Raises:
-            WorldError: the disk refuses.
+            TransientError: the disk refuses.
         """
 
     def scenes(self) -> Iterator[str]:
@@ -89,14 +89,14 @@ class Results(Protocol):
         """A document; None where there is none.
 
         Raises:
-            WorldError: disk or network refuse.
+            TransientError: disk or network refuse.
         """
 
     def write(self, name: str, content: bytes | str) -> None:
         """Write a document, text as UTF-8, whole or not at all; whoever does so has its turn.
 
         Raises:
-            WorldError: disk or network refuse.
+            TransientError: disk or network refuse.
         """
 
     def size(self, name: str) -> int | None:
@@ -106,21 +106,21 @@ class Results(Protocol):
         """Remove a file, if it is there.
 
         Raises:
-            WorldError: disk or network refuse.
+            TransientError: disk or network refuse.
         """
 
     def bring(self, name: str, folder: Path) -> Path:
         """A file on this machine: itself where it is here, else a copy below a folder.
 
         Raises:
-            WorldError: disk or network refuse, or it is gone.
+            TransientError: disk or network refuse, or it is gone.
         """
 
     def put(self, name: str, path: Path) -> None:
         """Make a file of this machine appear under a name, whole or not at all.
 
         Raises:
-            WorldError: disk or network refuse.
+            TransientError: disk or network refuse.
         """
 
 
@@ -220,14 +220,14 @@ class LocalResults:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise WorldError(f"{path}: cannot be read: {error}; check the disk and its permissions") from error
+            raise TransientError(f"{path}: cannot be read: {error}; check the disk and its permissions") from error
 
     def write(self, name: str, content: bytes | str) -> None:
         """Write a document into its folder, which is made if it is missing; what killed writers left of it goes."""
         path = self._folder / name
-        make_folder(path.parent)
+        ensure_dir(path.parent)
         sweep(path)
-        write_whole(path, content)
+        atomic_write(path, content)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is none."""
@@ -240,7 +240,7 @@ class LocalResults:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise WorldError(f"{path}: cannot be removed: {error}; check the disk and its permissions") from error
+            raise TransientError(f"{path}: cannot be removed: {error}; check the disk and its permissions") from error
 
     def bring(self, name: str, folder: Path) -> Path:
         """The file itself."""
@@ -250,5 +250,5 @@ class LocalResults:
         """Copy a file to its place, or leave it where it is there already."""
         target = self._folder / name
         if path != target:
-            with appearing(target, ending=target.suffix) as beside:
+            with atomic_path(target, ending=target.suffix) as beside:
                 shutil.copyfile(path, beside)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
-from pipeline.errors import AccessError, MissingError, SettingsError, WorldError
+from pipeline.errors import AccessError, MissingError, SettingsError, TransientError
 from pipeline.results.lease import Lease, leased
 from pipeline.results.publish import FindFinished, finished_report, publishing
 from pipeline.results.stored_scene import StoredScene
@@ -22,7 +22,7 @@ from pipeline.storage import (
     StoredFile,
     StoreFolder,
     digest_of,
-    make_folder,
+    ensure_dir,
     resolve_location,
     store_access,
     turn,
@@ -55,7 +55,7 @@ class StoreResults:
                 name = f".writable-{os.urandom(8).hex()}"
                 self._store.write(name, b"")
                 self._store.remove([name])
-                make_folder(self._local)
+                ensure_dir(self._local)
         except (MissingError, AccessError) as error:
             raise SettingsError(f"--out {error}") from error
 
@@ -97,7 +97,7 @@ class StoreResults:
         try:
             with leased(self._store, scene_id, self._local) as lease:
                 return self._recover(scene_id, key, lease)
-        except WorldError as error:
+        except TransientError as error:
             if found is None:
                 raise
             log.warning("%s", error)
@@ -110,7 +110,7 @@ class StoreResults:
         What could not be uploaded stays in the work folder, for the next run.
 
         Raises:
-            WorldError: disk or network refuse, or another run is writing the same scene.
+            TransientError: disk or network refuse, or another run is writing the same scene.
         """
         local = self._local / scene_id
         with leased(self._store, scene_id, self._local) as lease:
@@ -161,7 +161,7 @@ class StoreResults:
     def bring(self, name: str, folder: Path) -> Path:
         """Fetch a file into a folder, under its name."""
         path = folder / name
-        make_folder(path.parent)
+        ensure_dir(path.parent)
         self._store.download(name, path)
         return path
 
@@ -219,7 +219,7 @@ class StoreResults:
 def _private_folder() -> Path:
     """Our own folder in the system's temporary one, where anybody can make folders of any name."""
     folder = Path(tempfile.gettempdir()) / f"scenemill-{os.getuid()}"
-    make_folder(folder)
+    ensure_dir(folder)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise SettingsError(f"{folder}: belongs to somebody else; name another folder by run.work_dir")
     folder.chmod(0o700)

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import WorldError
-from pipeline.results.stage_records import Stages
+from pipeline.errors import TransientError
+from pipeline.results.stage_records import StageRecords
 from pipeline.scene import Scene, identity_facts
 from pipeline.storage import flush, lock, sha256_of_json
 
@@ -79,29 +79,29 @@ def publishing(folder: Path) -> Iterator[Path]:
     stopped or the world fails, and vanishes on any other failure, or if no stage is done.
 
     Raises:
-        WorldError: the disk refuses, or another run is writing the same folder.
+        TransientError: the disk refuses, or another run is writing the same folder.
     """
     work = work_folder(folder)
     try:
         claim = _claim(folder)
         _heal(folder)
-        Stages(work).sweep()
+        StageRecords(work).sweep()
         (work / RESULT).mkdir(exist_ok=True)
     except OSError as error:
-        raise WorldError(f"{folder}: cannot be written: {error}; check the disk and its permissions") from error
+        raise TransientError(f"{folder}: cannot be written: {error}; check the disk and its permissions") from error
     goes_on = False
     try:
         yield work / RESULT
         _swap(work / RESULT, folder)
     except OSError as error:
         goes_on = True
-        raise WorldError(f"{folder}: writing failed: {error}; check the disk and run again") from error
+        raise TransientError(f"{folder}: writing failed: {error}; check the disk and run again") from error
     except BaseException as error:
-        goes_on = isinstance(error, WorldError) or not isinstance(error, Exception)
+        goes_on = isinstance(error, TransientError) or not isinstance(error, Exception)
         raise
     finally:
-        if goes_on and Stages(work).any_done:
-            Stages(work).sweep()
+        if goes_on and StageRecords(work).any_done:
+            StageRecords(work).sweep()
         else:
             _remove(work)
         os.close(claim)
@@ -148,7 +148,7 @@ def _claim(folder: Path) -> int:
                 return handle
             os.close(handle)
         time.sleep(0.02)
-    raise WorldError(f"{folder}: another run is writing this folder; wait for it, or write to another --out")
+    raise TransientError(f"{folder}: another run is writing this folder; wait for it, or write to another --out")
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.results.publish import REPORT
 from pipeline.scene import DateOf
-from pipeline.storage import write_whole
+from pipeline.storage import atomic_write
 
 PNG_LEVEL = 3
 """zlib's effort for previews: five times faster than its best, and here no larger."""
@@ -100,7 +100,7 @@ class SceneReport:
         """The report that `asdict` and JSON made `record` of."""
         return cls(**record)  # type: ignore[arg-type]
 
-    def found_again(self, now: SceneReport) -> SceneReport:
+    def as_skipped(self, now: SceneReport) -> SceneReport:
         """This result, met by a later run, which knows where scene and folder are now; they may have moved since."""
         return replace(self, status="skipped", location=now.location, files=now.files, folder=now.folder)
 
@@ -123,7 +123,7 @@ class Stopwatch:
 
 def write_report(folder: Path, report: SceneReport) -> None:
     """Write `report.json`, the record that vouches for the outputs beside it."""
-    write_whole(folder / REPORT, json.dumps(asdict(report), indent=2, sort_keys=True) + "\n")
+    atomic_write(folder / REPORT, json.dumps(asdict(report), indent=2, sort_keys=True) + "\n")
 
 
 def exit_code(reports: Sequence[SceneReport]) -> int:

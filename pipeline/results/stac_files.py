@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.concurrency import abreast
-from pipeline.errors import WorldError
+from pipeline.concurrency import map_concurrently
+from pipeline.errors import TransientError
 from pipeline.mosaic import MosaicReader
 from pipeline.results.local import Results
 from pipeline.results.publish import FindFinished
 from pipeline.results.report import SceneReport
-from pipeline.results.stac_item import COLLECTION, ITEM, KEY, Described, collection_of, grid_told, item_of
+from pipeline.results.stac_item import COLLECTION, ITEM, KEY, ItemSource, build_item, collection_of, grid_description
 
 MERGE_RECORD = "merge.json"
 """Says what is in the file of the polygons of all scenes."""
@@ -25,21 +25,21 @@ def write_item(results: Results, report: SceneReport) -> None:
 
     Raises:
         SceneError: its mosaic is gone or is none of ours.
-        WorldError: disk or network refuse.
+        TransientError: disk or network refuse.
     """
     name = f"{report.scene}/{ITEM}"
     outputs = {*report.outputs.values()}
     sizes = report.sizes or results.sizes(report.scene)
     sizes = {file: size for file, size in sizes.items() if file in outputs}
     former = results.read(name)
-    grid = grid_told(_parsed(former))
-    if grid is not None and _content(item_of(report, grid, sizes)) == former:
+    grid = grid_description(_parsed(former))
+    if grid is not None and _content(build_item(report, grid, sizes)) == former:
         return
     place = results.place(f"{report.scene}/{report.outputs['probability']}")
     with place.environment(alone=True), MosaicReader(Path(place.gdal_path)) as mosaic:
         grid = mosaic.grid
     with results.turn():
-        results.write(name, _content(item_of(report, grid, sizes)))
+        results.write(name, _content(build_item(report, grid, sizes)))
 
 
 def write_collection(results: Results) -> None:
@@ -49,31 +49,31 @@ def write_collection(results: Results) -> None:
     or one that was left behind by a former result, is not told. Where there is no result, nothing is written.
 
     Raises:
-        WorldError: disk or network refuse.
+        TransientError: disk or network refuse.
     """
     with results.turn():
         if described := [*_described(results)]:
             _write(results, COLLECTION, collection_of(described, _read(results, MERGE_RECORD)))
 
 
-def _described(results: Results) -> Iterator[Described]:
+def _described(results: Results) -> Iterator[ItemSource]:
     """The whole results, in order; several are looked up at once, since a store answers slowly."""
-    found = abreast(lambda scene: _describe(results, *scene), results.surveyed(), most=AT_ONCE)
+    found = map_concurrently(lambda scene: _describe(results, *scene), results.surveyed(), most=AT_ONCE)
     yield from (each for each in found if each is not None)
 
 
-def _describe(results: Results, scene_id: str, find_finished: FindFinished) -> Described | None:
+def _describe(results: Results, scene_id: str, find_finished: FindFinished) -> ItemSource | None:
     item = _read(results, f"{scene_id}/{ITEM}")
     key = _key_of(item)
     found = find_finished(key) if key else None
-    return None if found is None else Described(item=item, report=SceneReport.from_json(found))
+    return None if found is None else ItemSource(item=item, report=SceneReport.from_json(found))
 
 
 def _read(results: Results, name: str) -> Mapping[str, object]:
     """A JSON document; an empty one where it is none."""
     try:
         return _parsed(results.read(name))
-    except WorldError:
+    except TransientError:
         return {}
 
 

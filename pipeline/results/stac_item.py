@@ -38,7 +38,7 @@ EXTENSIONS = tuple(
 """What Items use beyond the core."""
 LEVEL = "L4"
 """Processing level of what a model made of measurements."""
-DATE_TOLD = {
+DATE_DESCRIPTIONS = {
     "scene": "",
     "file": " The scene does not say when it was taken: datetime is when its file last changed.",
     "processing": " The scene does not say when it was taken: datetime is when it was processed.",
@@ -74,16 +74,16 @@ ASSETS: Mapping[str, AssetKind] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Described:
+class ItemSource:
     """A whole result with its Item."""
 
     item: Mapping[str, object]
-    """What `item_of` made."""
+    """What `build_item` made."""
     report: SceneReport
     """The report beside it."""
 
 
-def item_of(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> Json:
+def build_item(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> Json:
     """The Item of one scene, to lie in the scene's folder.
 
     Args:
@@ -109,7 +109,7 @@ def item_of(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> 
     }
 
 
-def grid_told(item: Mapping[str, object]) -> RasterGrid | None:
+def grid_description(item: Mapping[str, object]) -> RasterGrid | None:
     """The grid that an Item of ours was made with; None where it tells of none."""
     try:
         told = cast("Mapping[str, Any]", item["properties"])
@@ -120,7 +120,7 @@ def grid_told(item: Mapping[str, object]) -> RasterGrid | None:
         return None
 
 
-def collection_of(results: Sequence[Described], merged: Mapping[str, object] | None = None) -> Json:
+def collection_of(results: Sequence[ItemSource], merged: Mapping[str, object] | None = None) -> Json:
     """The Collection of these results, to lie beside their folders.
 
     Args:
@@ -162,7 +162,7 @@ def _merged(record: Mapping[str, object]) -> Json:
     return {"assets": {"polygons": asset}}
 
 
-def _description(results: Sequence[Described], models: Mapping[str, ModelCard]) -> str:
+def _description(results: Sequence[ItemSource], models: Mapping[str, ModelCard]) -> str:
     classes = ", ".join(sorted({name for card in models.values() for name in card.classes}))
     return f"{len(results)} scene(s) segmented with Scenemill by {len(models)} model(s) into the classes {classes}."
 
@@ -177,7 +177,7 @@ def _properties(report: SceneReport, grid: RasterGrid) -> Json:
         "datetime": report.date,
         "title": report.scene,
         "description": f"{', '.join(card.classes)} of the scene {report.scene}.{_restriction(report)}"
-        f"{DATE_TOLD[report.date_of]}",
+        f"{DATE_DESCRIPTIONS[report.date_of]}",
         "gsd": round(grid.resolution_m, 6),
         **_projection(grid),
         "processing:level": LEVEL,

@@ -11,13 +11,13 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pipeline.storage import digest_of, make_folder, write_whole
+from pipeline.storage import atomic_write, digest_of, ensure_dir
 
 RECORDS = "stages"
 """Folder of the records in a work folder."""
 
 
-class Stages:
+class StageRecords:
     """The stages of one scene that are done; it pickles."""
 
     def __init__(self, folder: Path) -> None:
@@ -28,14 +28,14 @@ class Stages:
         """Vouch for a stage and its files; without a key there is nothing to know it by again.
 
         Raises:
-            WorldError: the disk refuses.
+            TransientError: the disk refuses.
         """
         if key is None:
             return
         digests = {str(file.relative_to(self._folder)): digest_of(file) for file in files}
         content = {"key": key, "facts": facts, "files": digests}
-        make_folder(self._folder / RECORDS)
-        write_whole(self._path(stage), json.dumps({"sha256": _sha256(content), **content}) + "\n")
+        ensure_dir(self._folder / RECORDS)
+        atomic_write(self._path(stage), json.dumps({"sha256": _sha256(content), **content}) + "\n")
 
     def find(self, stage: str, key: str | None) -> Mapping[str, object] | None:
         """The facts of a stage that is done with this key and whose files are what they were; None otherwise."""

@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 from pipeline.results.lease import Lease
 from pipeline.results.publish import REPORT
-from pipeline.storage import LocalFile, StoredFile, StoreFolder, digest_of, make_folder, write_whole
+from pipeline.storage import LocalFile, StoredFile, StoreFolder, atomic_write, digest_of, ensure_dir
 
 STAGED = ".partial"
 """Folder of a scene's folder where files wait until all are there."""
@@ -106,10 +106,10 @@ class StoredScene:
 
     def fetch(self, report: StoredReport, folder: Path) -> Path:
         """Bring the result into a local folder, which then is as if it had been made there."""
-        make_folder(folder)
+        ensure_dir(folder)
         for name in report.files:
             self._store.download(f"{self._id}/{name}", folder / name)
-        write_whole(folder / REPORT, json.dumps(report.record))
+        atomic_write(folder / REPORT, json.dumps(report.record))
         return folder
 
     def stage(self, local: Path, lease: Lease) -> None:
@@ -164,7 +164,7 @@ class StoredScene:
         listed = self._store.listed(self._id)
         if not report.is_whole(listed):
             place = self._store.address(self._id)
-            raise WorldError(f"{place}: files are missing right after they were written; run again")
+            raise TransientError(f"{place}: files are missing right after they were written; run again")
         placed = {name: replace(file, etag=listed[name].etag) for name, file in report.files.items()}
         lease.renew()  # whoever took it over meanwhile may have replaced what was listed
         self._vouch(REPORT, StoredReport(record=report.record, files=placed))

@@ -1,6 +1,6 @@
-from .concurrent import StoppedError as StoppedError
-from .concurrent import stoppable as stoppable
-from .dry_run import foresee as foresee
+from .concurrent import RunCancelledError as RunCancelledError
+from .concurrent import cancellable as cancellable
+from .dry_run import plan_run as plan_run
 from .ledger import RunLedger as RunLedger
 from .models import RunModels as RunModels
 from .models import load_models as load_models
@@ -11,4 +11,4 @@ from .models import runs_elsewhere as runs_elsewhere
 from .one_scene import segment_entry as segment_entry
 from .scenes import open_run as open_run
 from .scenes import segment_catalog as segment_catalog
-from .scenes import shared_out as shared_out
+from .scenes import split_workers as split_workers

@@ -18,26 +18,26 @@ from pipeline.segment import Watch
 Outcome = TypeVar("Outcome")
 
 
-class StoppedError(BaseException):
+class RunCancelledError(BaseException):
     """The run ends before the scene does: no fault, like Ctrl-C, so what is done of the scene is kept.
 
     Raised in the scene's own thread, and seen by nobody.
     """
 
 
-def stoppable(watch: Watch | None, stop: Event) -> Watch:
+def cancellable(watch: Watch | None, stop: Event) -> Watch:
     """A progress callback that ends the scene it is told of once the event is set; a cluster calls it every second."""
 
     def told(stage: str, done: int, total: int) -> None:
         if stop.is_set():
-            raise StoppedError
+            raise RunCancelledError
         if watch is not None:
             watch(stage, done, total)
 
     return told
 
 
-class ScenesInHand(Generic[Outcome]):
+class ConcurrentScenes(Generic[Outcome]):
     """Runs scenes side by side; used by one thread."""
 
     def __init__(

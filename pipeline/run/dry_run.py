@@ -11,19 +11,19 @@ from pipeline.catalog import CatalogEntry, describe_entry
 from pipeline.config import SegmentSpec
 from pipeline.distribute import cluster
 from pipeline.errors import ScenemillError, SettingsError
-from pipeline.model.predictor import Prepared
+from pipeline.model.predictor import LoadedModel
 from pipeline.results import open_results
 from pipeline.run.models import load_run_models, on_devices
 from pipeline.run.scenes import check_settings
 from pipeline.scene import Scene
-from pipeline.segment import look_up
+from pipeline.segment import find_existing
 
 if TYPE_CHECKING:
     from distributed import Client
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class PlannedScene:
     """What would become of one scene."""
 
     entry: CatalogEntry
@@ -34,13 +34,13 @@ class Outlook:
     """Why."""
 
 
-def foresee(
+def plan_run(
     entries: Iterable[CatalogEntry],
     spec: SegmentSpec,
     *,
     models: Sequence[Path] = (),
     out_dir: str | Path | None = None,
-) -> Iterator[Outlook]:
+) -> Iterator[PlannedScene]:
     """Yield what a run with these settings would do with each scene, in order, one by one.
 
     Args:
@@ -72,25 +72,25 @@ def foresee(
 def _foresee_one(
     entry: CatalogEntry,
     spec: SegmentSpec,
-    predictor: Prepared | None = None,
+    predictor: LoadedModel | None = None,
     out_dir: str | Path | None = None,
     client: Client | None = None,
-) -> Outlook:
+) -> PlannedScene:
     if entry.refused is not None:
-        return Outlook(entry=entry, verdict="refused", reason=entry.refused)
+        return PlannedScene(entry=entry, verdict="refused", reason=entry.refused)
     card = predictor.card if predictor is not None else None
     try:
         scene = describe_entry(entry, spec.reading, card=card)
         if predictor is None or out_dir is None:
-            return Outlook(entry=entry, verdict="runs", reason=_facts(scene, fits=card is not None))
-        found = look_up(scene, out_dir, predictor=predictor, spec=spec, client=client)
+            return PlannedScene(entry=entry, verdict="runs", reason=_facts(scene, fits=card is not None))
+        found = find_existing(scene, out_dir, predictor=predictor, spec=spec, client=client)
     except ScenemillError as error:
-        return Outlook(entry=entry, verdict="refused", reason=str(error))
+        return PlannedScene(entry=entry, verdict="refused", reason=str(error))
     if found.finished is not None:
-        return Outlook(entry=entry, verdict="done", reason=f"an equal result is in {found.finished.folder}")
+        return PlannedScene(entry=entry, verdict="done", reason=f"an equal result is in {found.finished.folder}")
     former = open_results(out_dir).sizes(entry.id)
     there = "the result in its folder is of other inputs" if former else "there is no result yet"
-    return Outlook(entry=entry, verdict="runs", reason=f"{_facts(scene, fits=True)}; {found.reusable or there}")
+    return PlannedScene(entry=entry, verdict="runs", reason=f"{_facts(scene, fits=True)}; {found.reusable or there}")
 
 
 def _facts(scene: Scene, *, fits: bool) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline.catalog import CatalogEntry
 from pipeline.config import RunSpec, SegmentSpec
 from pipeline.errors import ScenemillError
-from pipeline.model.predictor import Prepared
+from pipeline.model.predictor import LoadedModel
 from pipeline.results import RUN, SceneReport, Status, open_results, write_collection
 from pipeline.run.quarantine import Quarantine, is_data_fault, run_inputs
 from pipeline.run.record import RunRecord
@@ -117,7 +117,7 @@ class RunLedger:
             ended: whether nothing more will be entered.
 
         Raises:
-            WorldError: disk or network refuse.
+            TransientError: disk or network refuse.
         """
         if self._begun or self._settled:
             self._record.write(self.reports, ended=ended)
@@ -152,13 +152,13 @@ class RunLedger:
 
 @contextmanager
 def open_ledger(
-    entries: Sequence[CatalogEntry], out_dir: str | Path, *, predictor: Prepared, spec: SegmentSpec
+    entries: Sequence[CatalogEntry], out_dir: str | Path, *, predictor: LoadedModel, spec: SegmentSpec
 ) -> Iterator[RunLedger]:
     """Yield the ledger of a run, and write `run.json` when it ends, also by an exception, Ctrl-C or SIGTERM.
 
     Raises:
         SettingsError: `quarantine.json` cannot be read.
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
     inputs = run_inputs(predictor, spec)
     drivers, work_dir = spec.reading.drivers, spec.run.work_dir

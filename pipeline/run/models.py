@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pipeline.concurrency import usable_cpus
 from pipeline.config import SegmentSpec
-from pipeline.distribute import DistantPredictor, DistributeSpec, dask_cuda_workers, device_workers, resolve_exchange
+from pipeline.distribute import DistributeSpec, RemotePredictor, dask_cuda_workers, device_workers, resolve_exchange
 from pipeline.errors import SettingsError
 from pipeline.inference.tiling import MOST_READERS
 from pipeline.model import InferenceSpec, load_predictor
-from pipeline.model.predictor import EnsemblePredictor, Prepared, kind_of, resolve_devices, resolve_workers, share_of
+from pipeline.model.predictor import EnsemblePredictor, LoadedModel, kind_of, resolve_devices, resolve_workers, share_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,29 +36,29 @@ def models_of(paths: Sequence[str | Path], spec: SegmentSpec) -> RunModels:
     return RunModels(paths=tuple(paths), inference=spec.inference, distribute=spec.distribute, threshold=threshold)
 
 
-def load_models(wanted: RunModels) -> Prepared:
+def load_models(wanted: RunModels) -> LoadedModel:
     """The model of a run, or the ensemble of several; only verified here when it runs in other processes.
 
     Raises:
         ModelError: a file is missing, damaged or none of ours, or the models contradict each other.
         SettingsError: no path, the device is not there, or the models' thresholds differ and none is set.
-        WorldError: the models cannot be laid into the exchange place.
+        TransientError: the models cannot be laid into the exchange place.
     """
     if not wanted.paths:
         raise SettingsError("no model is named; name one checkpoint, or several to average")
     inference, distribute = wanted.inference, wanted.distribute
     devices, precision = resolve_devices(inference.device), inference.precision
-    models: list[Prepared]
+    models: list[LoadedModel]
     if runs_elsewhere(inference, distribute):
         device = devices[0] if len(devices) == 1 else kind_of(devices[0])
         exchange = resolve_exchange(distribute)
-        models = [DistantPredictor(Path(path), device, precision=precision, exchange=exchange) for path in wanted.paths]
+        models = [RemotePredictor(Path(path), device, precision=precision, exchange=exchange) for path in wanted.paths]
     else:
         models = [load_predictor(path, devices[0], precision=precision) for path in wanted.paths]
     return models[0] if len(models) == 1 else EnsemblePredictor(models, threshold=wanted.threshold)
 
 
-def load_run_models(paths: Sequence[str | Path], spec: SegmentSpec) -> Prepared:
+def load_run_models(paths: Sequence[str | Path], spec: SegmentSpec) -> LoadedModel:
     """`load_models` as the settings of a run say."""
     return load_models(models_of(paths, spec))
 
@@ -76,7 +76,7 @@ def on_devices(spec: SegmentSpec) -> Iterator[SegmentSpec]:
 
     Raises:
         SettingsError: the devices are not there, or a scheduler is set beside workers of this machine.
-        WorldError: the processes cannot be started.
+        TransientError: the processes cannot be started.
     """
     distribute, devices = spec.distribute, resolve_devices(spec.inference.device)
     if distribute.scheduler is not None:

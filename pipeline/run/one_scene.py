@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.catalog import CatalogEntry, describe_entry
 from pipeline.config import SegmentSpec
-from pipeline.model.predictor import Prepared
+from pipeline.model.predictor import LoadedModel
 from pipeline.results import SceneReport, open_results, write_item
-from pipeline.segment import Watch, look_up, segment_scene
+from pipeline.segment import Watch, find_existing, segment_scene
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -23,7 +23,7 @@ def segment_entry(
     entry: CatalogEntry,
     out_dir: str | Path,
     *,
-    predictor: Prepared,
+    predictor: LoadedModel,
     spec: SegmentSpec,
     client: Client | None = None,
     watch: Watch | None = None,
@@ -35,13 +35,13 @@ def segment_entry(
 
 
 def skip_entry(
-    entry: CatalogEntry, out_dir: str | Path, *, predictor: Prepared, spec: SegmentSpec
+    entry: CatalogEntry, out_dir: str | Path, *, predictor: LoadedModel, spec: SegmentSpec
 ) -> SceneReport | None:
     """The report of a remote scene that `segment_entry` would skip; None: that is to be seen when its turn comes."""
     if entry.refused is not None or not is_remote(entry):
         return None
     scene = describe_entry(entry, spec.reading, card=predictor.card)
-    found = look_up(scene, out_dir, predictor=predictor, spec=spec, settled=True).finished
+    found = find_existing(scene, out_dir, predictor=predictor, spec=spec, settled=True).finished
     return None if found is None else _with_item(found, entry, out_dir, spec)
 
 

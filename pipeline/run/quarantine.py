@@ -12,9 +12,9 @@ from pathlib import Path
 from pipeline import __version__
 from pipeline.catalog import CatalogEntry
 from pipeline.config import SegmentSpec
-from pipeline.errors import ModelError, SceneError, ScenemillError, SettingsError, WorldError
+from pipeline.errors import ModelError, SceneError, ScenemillError, SettingsError, TransientError
 from pipeline.grid import load_area
-from pipeline.model.predictor import Prepared
+from pipeline.model.predictor import LoadedModel
 from pipeline.results import open_results
 from pipeline.scene import remote_fingerprint
 from pipeline.storage import Location, resolve_location
@@ -54,7 +54,7 @@ def is_data_fault(error: object) -> bool:
     return isinstance(error, SceneError | ModelError)
 
 
-def run_inputs(predictor: Prepared, spec: SegmentSpec) -> str:
+def run_inputs(predictor: LoadedModel, spec: SegmentSpec) -> str:
     """What a refusal depends on beside the scene: model, settings that change results, and our version, as a digest."""
     what = [predictor.identity, spec.result_settings(), __version__]
     if spec.area is not None:
@@ -123,7 +123,7 @@ class Quarantine:
         """List a scene that failed for its data.
 
         Raises:
-            WorldError: the disk refuses.
+            TransientError: the disk refuses.
         """
         source = self._begun.pop(entry.id, None)
         if source is None:
@@ -144,7 +144,7 @@ class Quarantine:
         """Take a scene off the list, since there is a result of it now.
 
         Raises:
-            WorldError: the disk refuses.
+            TransientError: the disk refuses.
         """
         self._begun.pop(entry.id, None)
         if entry.id in self._scenes:
@@ -179,7 +179,7 @@ class Quarantine:
             if content is None:
                 return {}
             scenes = [QuarantinedScene(**scene) for scene in json.loads(content)["scenes"]]
-        except (WorldError, ValueError, TypeError, KeyError) as error:
+        except (TransientError, ValueError, TypeError, KeyError) as error:
             raise SettingsError(
                 f"{self._results.address(QUARANTINE)}: no readable list of scenes in quarantine: {error}; mend it, "
                 "or delete it, and all scenes are tried again"

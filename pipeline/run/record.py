@@ -59,7 +59,7 @@ class RunRecord:
             ended: whether the run has ended; a killed one leaves `running`.
 
         Raises:
-            WorldError: disk or network refuse.
+            TransientError: disk or network refuse.
         """
         start = self._clock()
         with self._results.turn():

@@ -16,20 +16,20 @@ from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.catalog import CatalogEntry
-from pipeline.concurrency import abreast
+from pipeline.concurrency import map_concurrently
 from pipeline.config import RunSpec, SegmentSpec
 from pipeline.distribute import cluster, is_lost, share_workers
-from pipeline.errors import SettingsError, WorldError
+from pipeline.errors import SettingsError, TransientError
 from pipeline.grid import load_area
-from pipeline.model.predictor import Prepared
+from pipeline.model.predictor import LoadedModel
 from pipeline.results import SceneReport, open_results
-from pipeline.run.concurrent import ScenesInHand, StoppedError, stoppable
+from pipeline.run.concurrent import ConcurrentScenes, RunCancelledError, cancellable
 from pipeline.run.ledger import RunLedger, open_ledger
 from pipeline.run.models import on_devices
 from pipeline.run.one_scene import is_remote, segment_entry, skip_entry
 from pipeline.segment import Watch
 from pipeline.stages import resolve_settings
-from pipeline.storage import retry_world_faults
+from pipeline.storage import retry_transient
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -47,7 +47,7 @@ def open_run(
     entries: Sequence[CatalogEntry],
     out_dir: str | Path,
     *,
-    predictor: Prepared,
+    predictor: LoadedModel,
     spec: SegmentSpec,
     client: Client | None = None,
 ) -> Iterator[tuple[RunLedger, SegmentSpec]]:
@@ -55,7 +55,7 @@ def open_run(
 
     Raises:
         SettingsError: before anything is begun, when settings and model do not fit or `out_dir` is a file.
-        WorldError: `run.json` cannot be written.
+        TransientError: `run.json` cannot be written.
     """
     check_settings(spec, predictor)
     check_out(out_dir, spec.run.work_dir)
@@ -70,7 +70,7 @@ def segment_catalog(
     entries: Sequence[CatalogEntry],
     out_dir: str | Path,
     *,
-    predictor: Prepared,
+    predictor: LoadedModel,
     spec: SegmentSpec,
     client: Client | None = None,
     watcher: Callable[[CatalogEntry], Watch | None] = lambda _: None,
@@ -89,7 +89,7 @@ def segment_catalog(
 
     Raises:
         SettingsError: before the first scene, when settings and model do not fit or `out_dir` is a file.
-        WorldError: `run.json` cannot be written, or the cluster is not there, or lost.
+        TransientError: `run.json` cannot be written, or the cluster is not there, or lost.
     """
     with (
         open_run(entries, out_dir, predictor=predictor, spec=spec, client=client) as (ledger, running),
@@ -110,7 +110,12 @@ def segment_catalog(
 
 
 def _skipped_ahead(
-    entries: Sequence[CatalogEntry], out_dir: str | Path, ledger: RunLedger, *, predictor: Prepared, spec: SegmentSpec
+    entries: Sequence[CatalogEntry],
+    out_dir: str | Path,
+    ledger: RunLedger,
+    *,
+    predictor: LoadedModel,
+    spec: SegmentSpec,
 ) -> Generator[SceneReport | None]:
     """Of each scene its report, if it is remote and finished; those whose turn is next are looked up meanwhile.
 
@@ -122,7 +127,7 @@ def _skipped_ahead(
         found = None if ledger.is_stopped else _outcome(entry, partial(look, entry), once)
         return None if isinstance(found, Exception) else found
 
-    return abreast(seen, entries, most=LOOKED_AHEAD if any(map(is_remote, entries)) else 1)
+    return map_concurrently(seen, entries, most=LOOKED_AHEAD if any(map(is_remote, entries)) else 1)
 
 
 def _side_by_side(
@@ -134,17 +139,17 @@ def _side_by_side(
     watcher: Callable[[CatalogEntry], Watch | None],
 ) -> Generator[SceneReport]:
     """Reports of scenes on a cluster, several of which are in hand."""
-    most, cut = shared_out(spec, client, len(entries))
+    most, cut = split_workers(spec, client, len(entries))
 
     def attempt(entry: CatalogEntry, stop: Event) -> SceneReport | Exception:
-        watch = stoppable(watcher(entry), stop)
+        watch = cancellable(watcher(entry), stop)
 
         def once() -> SceneReport:
             try:
                 return work(entry, spec=cut, watch=watch)
-            except WorldError as error:
+            except TransientError as error:
                 if stop.is_set():  # its cluster may be closed by now, which is no fault
-                    raise StoppedError from error
+                    raise RunCancelledError from error
                 raise
 
         return _outcome(entry, once, spec.run, sleep=stop.wait)
@@ -152,13 +157,15 @@ def _side_by_side(
     def settle(entry: CatalogEntry, outcome: SceneReport | Exception) -> SceneReport:
         report = ledger.settle(entry, outcome)
         if is_lost(client):
-            raise WorldError(f"the run ends here, for its cluster is lost: {report.reason}")
+            raise TransientError(f"the run ends here, for its cluster is lost: {report.reason}")
         return report
 
-    yield from ScenesInHand(ledger.passed_over, attempt, settle).run(entries, most=most)
+    yield from ConcurrentScenes(ledger.passed_over, attempt, settle).run(entries, most=most)
 
 
-def shared_out(spec: SegmentSpec, client: Client, scenes: int, *, most: int | None = None) -> tuple[int, SegmentSpec]:
+def split_workers(
+    spec: SegmentSpec, client: Client, scenes: int, *, most: int | None = None
+) -> tuple[int, SegmentSpec]:
     """How many scenes are in hand at once, at most so many, and the settings of each, with its share of the workers."""
     in_hand, shared = share_workers(spec.distribute, client, scenes, most=most)
     return in_hand, replace(spec, distribute=shared)
@@ -176,7 +183,7 @@ def _outcome(
         log.warning("%s: %s; trying again in %g s", entry.id, error, pause_s)
 
     try:
-        return retry_world_faults(work, spec.pauses_s, tell=tell, sleep=sleep)
+        return retry_transient(work, spec.pauses_s, tell=tell, sleep=sleep)
     except SettingsError:
         raise
     except Exception as error:
@@ -184,7 +191,7 @@ def _outcome(
         return error
 
 
-def check_settings(spec: SegmentSpec, predictor: Prepared) -> None:
+def check_settings(spec: SegmentSpec, predictor: LoadedModel) -> None:
     """Raise SettingsError when tile size, overlap, blend or threshold do not suit the network, or the area is none."""
     resolve_settings(spec, predictor.card)
     if spec.area is not None:

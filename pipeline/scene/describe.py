@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.concurrency import abreast
-from pipeline.errors import SceneError, SettingsError, WorldError
+from pipeline.concurrency import map_concurrently
+from pipeline.errors import SceneError, SettingsError, TransientError
 from pipeline.grid import RasterGrid
 from pipeline.model import ModelCard
 from pipeline.scene.alignment import Layer, finest_file, layers_of, on_one_grid
@@ -133,7 +133,7 @@ def describe_scene(
     Raises:
         SceneError: the scene cannot be processed correctly, or does not fit the model.
         DamagedSceneError: a header cannot be decoded.
-        WorldError: a remote file cannot be reached.
+        TransientError: a remote file cannot be reached.
     """
     spec = spec or ReadingSpec()
     place = resolve_location(location)
@@ -163,7 +163,7 @@ def remote_fingerprint(place: Location, drivers: Sequence[str]) -> str:
 
     Raises:
         SceneError: no raster that these drivers open, or a damaged one.
-        WorldError: the network fails.
+        TransientError: the network fails.
     """
     with opened(place, drivers, alone=True) as file:
         return fingerprint(file.dataset, file.version)
@@ -195,7 +195,7 @@ def _describe_files(
         numbers = {name: number for name, (of, number) in found.items() if of == index}
         return _describe_part(files[index], numbers, terms)
 
-    return on_one_grid([*abreast(describe, needed, most=HEADERS_AT_ONCE if is_remote else 1)]), tuple(found)
+    return on_one_grid([*map_concurrently(describe, needed, most=HEADERS_AT_ONCE if is_remote else 1)]), tuple(found)
 
 
 def _describe_part(told: BandFile, numbers: Mapping[str, int], terms: ReadingTerms) -> SceneFile:
@@ -229,11 +229,11 @@ def check_unchanged(scene: Scene) -> None:
     """Hold a scene against its files, whose size, time or fingerprint tell of another content.
 
     Raises:
-        WorldError: one was replaced, changed or removed since it was described; described anew it can be read.
+        TransientError: one was replaced, changed or removed since it was described; described anew it can be read.
     """
     for file in scene.files:
         if not _is_unchanged(file):
-            raise WorldError(
+            raise TransientError(
                 f"{file.location}: was replaced, changed or removed while it was read, so nothing of it was published; "
                 "run again when nobody writes to it"
             )

@@ -15,7 +15,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from pipeline.errors import DamagedSceneError, SceneError, WorldError
+from pipeline.errors import DamagedSceneError, SceneError, TransientError
 from pipeline.grid import RasterGrid, is_on_earth
 from pipeline.scene.bands import BandFile
 from pipeline.scene.checks import check_size, check_type, fingerprint
@@ -111,7 +111,7 @@ def opened(place: Location, drivers: Sequence[str], *, alone: bool = False) -> I
 
     Raises:
         SceneError: no raster that these drivers open, or a damaged one.
-        WorldError: the network fails.
+        TransientError: the network fails.
     """
     version = place.check_exists()
     alone = alone or not place.may_have_sidecars()
@@ -223,7 +223,7 @@ def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
         except RasterioError as error:
             faults.append(str(error))
         except OSError as error:
-            raise WorldError(
+            raise TransientError(
                 f"{place}: cannot be opened: {error}; check the disk or the network and run again"
             ) from error
         else:
@@ -232,7 +232,7 @@ def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
                 raise SceneError(f"{place}: holds no raster band (a container of subdatasets?); name one raster file")
             return dataset
     if place.is_remote:
-        raise WorldError(f"{place}: cannot be opened: {faults[0]}; check the address, credentials and network")
+        raise TransientError(f"{place}: cannot be opened: {faults[0]}; check the address, credentials and network")
     raise place.unreadable(drivers, faults)
 
 
@@ -243,12 +243,12 @@ def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
     return dataset
 
 
-def _read_fault(place: Location, window: Window, error: Exception) -> DamagedSceneError | WorldError:
+def _read_fault(place: Location, window: Window, error: Exception) -> DamagedSceneError | TransientError:
     where = f"rows {window.row_off}..{window.row_off + window.height - 1}, columns {window.col_off}.."
     where += str(window.col_off + window.width - 1)
     cause = str(error.__cause__ or error).strip().rstrip(".")
     if place.has_vanished or (place.is_remote and not _is_undecodable(error)):
-        return WorldError(f"{place}: reading {where} failed: {cause}; check the network or disk and run again")
+        return TransientError(f"{place}: reading {where} failed: {cause}; check the network or disk and run again")
     return DamagedSceneError(
         f"{place}: damaged at {where}: {cause}; fetch or write the file again, nothing of it was published"
     )

@@ -49,7 +49,7 @@ class SceneReader:
 
         Raises:
             DamagedSceneError: the bytes of a file cannot be decoded.
-            WorldError: a remote read failed.
+            TransientError: a remote read failed.
         """
         parts = [layer.read(window) for layer in self._layers]
         if len(parts) == 1:

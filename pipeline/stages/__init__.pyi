@@ -3,10 +3,10 @@ from .inputs import area_on as area_on
 from .inputs import card_of as card_of
 from .inputs import region_job as region_job
 from .inputs import resolve_settings as resolve_settings
-from .outputs import GLANCE as GLANCE
 from .outputs import OUTPUTS as OUTPUTS
+from .outputs import QUICKLOOK as QUICKLOOK
 from .outputs import Finished as Finished
-from .outputs import Inferred as Inferred
+from .outputs import InferenceResult as InferenceResult
 from .outputs import SceneWork as SceneWork
 from .outputs import find_inferred as find_inferred
 from .outputs import make_polygons as make_polygons

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from pipeline.config import SegmentSpec
 from pipeline.errors import ModelError
-from pipeline.grid import AreaPixels, lay_area, load_area
+from pipeline.grid import AreaPixels, load_area, rasterize_area
 from pipeline.inference import RegionJob, plan_tiles
 from pipeline.inference.tiling import Tiling, resolve_tiling
 from pipeline.model import ArrayFunction, ModelCard, Predictor
-from pipeline.model.predictor import Prepared
+from pipeline.model.predictor import LoadedModel
 from pipeline.mosaic import TOP_LEVEL, resolve_threshold
 from pipeline.scene import Scene
 from pipeline.stages.outputs import SceneWork
@@ -40,7 +40,7 @@ def card_of(predictor: Predictor | ArrayFunction, card: ModelCard | None) -> Mod
     Raises:
         ModelError: there is none, or there are two that differ.
     """
-    own = predictor.card if isinstance(predictor, Prepared) else None
+    own = predictor.card if isinstance(predictor, LoadedModel) else None
     if own is not None and card is not None and own != card:
         raise ModelError("the predictor brings its own card and another one was given; leave card out")
     found = own or card
@@ -56,7 +56,7 @@ def area_on(scene: Scene, spec: SegmentSpec) -> AreaPixels | None:
         SettingsError: the file of the area cannot be used.
         SceneError: the CRS of the scene does not show the area.
     """
-    return None if spec.area is None else lay_area(load_area(spec.area), scene.grid)
+    return None if spec.area is None else rasterize_area(load_area(spec.area), scene.grid)
 
 
 def resolve_settings(spec: SegmentSpec, card: ModelCard) -> Tiling:

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.inference import RegionJob, RegionResult, plan_shares
-from pipeline.inference.region import join_glances, join_regions, raster_forms, read_glance, wanted_tiles
-from pipeline.model.predictor import Proof
+from pipeline.inference import RegionJob, RegionResult, plan_blend_weights
+from pipeline.inference.region import join_regions, merge_quicklooks, raster_forms, read_quicklook, wanted_tiles
+from pipeline.model.predictor import PrecisionCheck
 from pipeline.mosaic import read_mask, write_mask
 from pipeline.polygons import PolygonSpec, PolygonTotals
-from pipeline.results import Stages, stage_key, write_preview
+from pipeline.results import StageRecords, stage_key, write_preview
 
 OUTPUTS = {
     "probability": "probability.tif",
@@ -32,17 +32,17 @@ OUTPUTS = {
 }
 COUNTS = ("tiles_run", "tiles_skipped", "valid_pixels", "regions_split")
 """What is summed up over the regions."""
-GLANCE = "glance.npy"
+QUICKLOOK = "glance.npy"
 """The scene at screen size, in the work folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inferred:
+class InferenceResult:
     """What the regions of a scene came to; it pickles, so that the rest can be done elsewhere."""
 
     job: RegionJob
     """What they had in common."""
-    proof: Proof
+    proof: PrecisionCheck
     """The precision they ran in, and why."""
     results: tuple[RegionResult, ...] = ()
     """What each left; none where the mosaic is there already."""
@@ -78,7 +78,7 @@ class SceneWork:
     def __init__(self, result: Path) -> None:
         """`result` is the folder of the outputs; beside it lies what only the work itself needs."""
         result = result.absolute()  # workers may have another current folder
-        self.result, self.folder, self.stages = result, result.parent, Stages(result.parent)
+        self.result, self.folder, self.stages = result, result.parent, StageRecords(result.parent)
         self.reused: list[str] = []
 
     def once(
@@ -107,26 +107,28 @@ class SceneWork:
         return {name: (self.result / name).stat().st_size for name in OUTPUTS.values()}
 
 
-def find_inferred(work: SceneWork, job: RegionJob) -> Inferred | None:
+def find_inferred(work: SceneWork, job: RegionJob) -> InferenceResult | None:
     """What the regions came to, where the mosaic is there already."""
     facts: Mapping[str, Any] | None = work.stages.find("infer", job.key)
     if facts is None or work.stages.find("mosaic", job.key) is None:
         return None
-    proof = Proof(**facts["proof"])
-    return Inferred(job=replace(job, precision=proof.precision), proof=proof, seconds={}, **facts["counts"])
+    proof = PrecisionCheck(**facts["proof"])
+    return InferenceResult(job=replace(job, precision=proof.precision), proof=proof, seconds={}, **facts["counts"])
 
 
-def record_inferred(work: SceneWork, job: RegionJob, proof: Proof, results: Sequence[RegionResult]) -> Inferred:
+def record_inferred(
+    work: SceneWork, job: RegionJob, proof: PrecisionCheck, results: Sequence[RegionResult]
+) -> InferenceResult:
     """Sum up all regions, and keep their glances as one.
 
     Raises:
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
     counts = {name: sum(getattr(result, name) for result in results) for name in COUNTS}
-    glance = work.folder / GLANCE
-    np.save(glance, join_glances([result.glance for result in results]))
+    glance = work.folder / QUICKLOOK
+    np.save(glance, merge_quicklooks([result.glance for result in results]))
     work.stages.record("infer", job.key, {"proof": asdict(proof), "counts": counts}, [glance])
-    return Inferred(job=job, proof=proof, results=tuple(map(_lightly, results)), seconds={}, **counts)
+    return InferenceResult(job=job, proof=proof, results=tuple(map(_lightly, results)), seconds={}, **counts)
 
 
 def _lightly(result: RegionResult) -> RegionResult:
@@ -134,7 +136,7 @@ def _lightly(result: RegionResult) -> RegionResult:
     return replace(result, glance=replace(result.glance, pixels=result.glance.pixels[:, :0, :0]))
 
 
-def make_rasters(work: SceneWork, inferred: Inferred, threshold: float | None) -> None:
+def make_rasters(work: SceneWork, inferred: InferenceResult, threshold: float | None) -> None:
     """The stages `mosaic` and `mask`; the rasters of the regions go when both are there.
 
     Args:
@@ -167,7 +169,7 @@ def make_polygons(
     return PolygonTotals(**facts)
 
 
-def make_preview(work: SceneWork, inferred: Inferred, threshold: float | None) -> None:
+def make_preview(work: SceneWork, inferred: InferenceResult, threshold: float | None) -> None:
     """The stage `preview`."""
 
     def make() -> None:
@@ -181,7 +183,7 @@ def record_outputs(work: SceneWork, job: RegionJob, spec: PolygonSpec, totals: P
     """Record every stage at once, where a worker elsewhere has made all of them.
 
     Raises:
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
     of_mask = mask_key(job.key, spec.threshold)
     work.stages.record("mosaic", job.key, {}, [work.output("probability")])
@@ -196,14 +198,14 @@ def _forget_regions(work: SceneWork, job: RegionJob) -> None:
     shutil.rmtree(job.folder, ignore_errors=True)
 
 
-def _glance(work: SceneWork, inferred: Inferred) -> NDArray[np.generic]:
-    kept, job = work.folder / GLANCE, inferred.job
+def _glance(work: SceneWork, inferred: InferenceResult) -> NDArray[np.generic]:
+    kept, job = work.folder / QUICKLOOK, inferred.job
     if kept.is_file():
         pixels: NDArray[np.generic] = np.load(kept, allow_pickle=False)
         return pixels
-    window, cores = job.scene.grid.window, (plan_shares(axis, "crop") for axis in (job.plan.rows, job.plan.cols))
+    window, cores = job.scene.grid.window, (plan_blend_weights(axis, "crop") for axis in (job.plan.rows, job.plan.cols))
     wanted = None if job.area is None else wanted_tiles(job.area, window, *cores)
-    return read_glance(job.scene, job.plan, job.threads, wanted)
+    return read_quicklook(job.scene, job.plan, job.threads, wanted)
 
 
 def polygons_key(key: str | None, spec: PolygonSpec) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.polygons import PolygonSpec, PolygonTotals
-from pipeline.results import REPORT, SceneReport, Stages, work_folder
+from pipeline.results import REPORT, SceneReport, StageRecords, work_folder
 from pipeline.stages.outputs import COUNTS, OUTPUTS, SceneWork, mask_key, polygons_key
 from pipeline.stages.region_records import done_regions
 from pipeline.storage import digest_of
@@ -78,7 +78,7 @@ def reusable(folder: Path | None, mosaic_key: str | None) -> str:
         return ""
     if former_report(folder, mosaic_key) is not None:
         return "the mosaic of the result in its folder is used again, since only settings of polygons are others"
-    stages = Stages(work_folder(folder))
+    stages = StageRecords(work_folder(folder))
     if stages.find("mosaic", mosaic_key) is not None:
         return "the mosaic of a run that was stopped is used again"
     done, planned = done_regions(stages, mosaic_key)

@@ -11,9 +11,9 @@ import numpy as np
 from rasterio.windows import Window
 
 from pipeline.inference import Region, RegionJob, RegionResult
-from pipeline.inference.region import Glance, RegionRasters
-from pipeline.model.predictor import Proof
-from pipeline.results import Stages
+from pipeline.inference.region import Quicklook, RegionRasters
+from pipeline.model.predictor import PrecisionCheck
+from pipeline.results import StageRecords
 
 PLAN = "regions"
 """The record of the plan."""
@@ -23,7 +23,7 @@ PLAN = "regions"
 class RegionPlan:
     """How a scene is run, settled once: a later run that goes on with it keeps to it."""
 
-    proof: Proof
+    proof: PrecisionCheck
     """The precision, and why."""
     threshold: float | None
     """What decides the masks of the regions; None is the card's."""
@@ -34,7 +34,7 @@ class RegionPlan:
 class RegionRecords:
     """The records of a scene's regions."""
 
-    def __init__(self, stages: Stages, job: RegionJob) -> None:
+    def __init__(self, stages: StageRecords, job: RegionJob) -> None:
         """Records of what the job's key stands for."""
         self._stages, self._job = stages, job
 
@@ -47,7 +47,7 @@ class RegionRecords:
         """Record a plan, before its first region runs; whatever was done by another one no longer counts.
 
         Raises:
-            WorldError: the disk refuses.
+            TransientError: the disk refuses.
         """
         self._stages.discard()
         self._stages.sweep()
@@ -67,7 +67,7 @@ class RegionRecords:
         """Record a region whose rasters are there.
 
         Raises:
-            WorldError: the disk refuses.
+            TransientError: the disk refuses.
         """
         if self._job.key is None:
             return
@@ -89,7 +89,7 @@ class RegionRecords:
         return RegionResult(
             region=region,
             rasters=tuple(RegionRasters(core=Window(*core), attempt=attempt) for core, attempt in facts["rasters"]),
-            glance=Glance(top=top, left=left, pixels=pixels),
+            glance=Quicklook(top=top, left=left, pixels=pixels),
             **facts["counts"],
         )
 
@@ -105,13 +105,13 @@ def _facts_of(result: RegionResult) -> dict[str, object]:
 def _plan_of(facts: Mapping[str, Any]) -> RegionPlan:
     cores = enumerate(facts["cores"])
     return RegionPlan(
-        proof=Proof(**facts["proof"]),
+        proof=PrecisionCheck(**facts["proof"]),
         threshold=facts["threshold"],
         regions=tuple(Region(index=index, core=Window(*core)) for index, core in cores),
     )
 
 
-def done_regions(stages: Stages, key: str) -> tuple[int, int]:
+def done_regions(stages: StageRecords, key: str) -> tuple[int, int]:
     """How many regions of a scene are done, and how many there are; 0 and 0 where none was begun."""
     found = stages.find(PLAN, key)
     regions = () if found is None else _plan_of(found).regions

@@ -9,7 +9,7 @@ from pipeline import __version__
 from pipeline.results import SceneReport, content_key
 from pipeline.scene import resolve_date
 from pipeline.stages.inputs import Inputs
-from pipeline.stages.outputs import COUNTS, OUTPUTS, Finished, Inferred, SceneWork
+from pipeline.stages.outputs import COUNTS, OUTPUTS, Finished, InferenceResult, SceneWork
 
 
 def opening_report(inputs: Inputs, folder: str, passes: int) -> SceneReport:
@@ -48,7 +48,7 @@ def opening_report(inputs: Inputs, folder: str, passes: int) -> SceneReport:
     )
 
 
-def closing_report(report: SceneReport, inferred: Inferred, finished: Finished, work: SceneWork) -> SceneReport:
+def closing_report(report: SceneReport, inferred: InferenceResult, finished: Finished, work: SceneWork) -> SceneReport:
     """What the work came to."""
     proof = inferred.proof
     return replace(

@@ -1,14 +1,14 @@
 from .exchange import Exchange as Exchange
 from .exchange import open_exchange as open_exchange
-from .files import appearing as appearing
+from .files import atomic_path as atomic_path
+from .files import atomic_write as atomic_write
 from .files import digest_of as digest_of
+from .files import ensure_dir as ensure_dir
 from .files import flush as flush
 from .files import lock as lock
-from .files import make_folder as make_folder
 from .files import sha256_of_json as sha256_of_json
 from .files import sweep as sweep
 from .files import turn as turn
-from .files import write_whole as write_whole
 from .gdal import ThreadHandles as ThreadHandles
 from .gdal import limit_block_cache as limit_block_cache
 from .gdal import silent as silent
@@ -16,8 +16,8 @@ from .gdal import undisturbed as undisturbed
 from .location import Location as Location
 from .location import resolve_location as resolve_location
 from .location import tidy_name as tidy_name
-from .retries import is_world_fault as is_world_fault
-from .retries import retry_world_faults as retry_world_faults
+from .retries import is_transient as is_transient
+from .retries import retry_transient as retry_transient
 from .s3 import list_keys as list_keys
 from .s3 import read_pieces as read_pieces
 from .s3 import split_address as split_address
@@ -26,4 +26,4 @@ from .s3_folder import LocalFile as LocalFile
 from .s3_folder import StoredDocument as StoredDocument
 from .s3_folder import StoredFile as StoredFile
 from .s3_folder import StoreFolder as StoreFolder
-from .signatures import check_magic as check_magic
+from .signatures import check_signature as check_signature

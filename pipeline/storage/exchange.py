@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import SettingsError, WorldError
-from pipeline.storage.files import appearing, digest_of, make_folder
+from pipeline.errors import SettingsError, TransientError
+from pipeline.storage.files import atomic_path, digest_of, ensure_dir
 from pipeline.storage.s3_folder import LocalFile, StoreFolder
 
 
@@ -32,7 +32,7 @@ class Exchange(Protocol):
         """Bring a local file there, whole, under a name that may have slashes; returns its bytes.
 
         Raises:
-            WorldError: this machine does not reach the place, or disk or network refuse.
+            TransientError: this machine does not reach the place, or disk or network refuse.
         """
 
     def fetch(self, name: str, target: Path, *, size: int | None = None) -> None:
@@ -44,7 +44,7 @@ class Exchange(Protocol):
             size: bytes that it must have, where that is known.
 
         Raises:
-            WorldError: the file is not there, or not whole, or disk or network refuse.
+            TransientError: the file is not there, or not whole, or disk or network refuse.
         """
 
     def holds(self, name: str) -> bool:
@@ -59,7 +59,7 @@ def open_exchange(address: str) -> Exchange:
 
     Raises:
         SettingsError: no address that can be one.
-        WorldError: the folder cannot be made, or the store not be reached.
+        TransientError: the folder cannot be made, or the store not be reached.
     """
     scheme, is_address, _ = address.partition("://")
     if scheme == "s3" and is_address:
@@ -69,7 +69,7 @@ def open_exchange(address: str) -> Exchange:
             f"distribute.exchange = {address!r}: files cannot be exchanged through {scheme}://; name a folder, or s3://"
         )
     folder = Path(address).expanduser().absolute()
-    make_folder(folder)
+    ensure_dir(folder)
     return FolderExchange(root=folder, folder=folder)
 
 
@@ -91,15 +91,15 @@ class FolderExchange:
         if not self.root.is_dir():
             raise _unseen(self.root)
         target = self.folder / name
-        make_folder(target.parent)
-        with appearing(target) as partial:
+        ensure_dir(target.parent)
+        with atomic_path(target) as partial:
             shutil.copyfile(path, partial)
             return partial.stat().st_size
 
     def fetch(self, name: str, target: Path, *, size: int | None = None) -> None:
         """See `Exchange`."""
         source = self.folder / name
-        with appearing(target) as partial:
+        with atomic_path(target) as partial:
             try:
                 shutil.copyfile(source, partial)
             except FileNotFoundError as error:
@@ -116,13 +116,15 @@ class FolderExchange:
 
 
 def check_whole(place: object, found: int, wanted: int | None) -> None:
-    """Raise WorldError when a file has not the bytes that were sent."""
+    """Raise TransientError when a file has not the bytes that were sent."""
     if wanted is not None and found != wanted:
-        raise WorldError(f"{place}: {found:,} bytes arrived of {wanted:,}; look at the exchange place, and run again")
+        raise TransientError(
+            f"{place}: {found:,} bytes arrived of {wanted:,}; look at the exchange place, and run again"
+        )
 
 
-def _unseen(path: Path) -> WorldError:
-    return WorldError(
+def _unseen(path: Path) -> TransientError:
+    return TransientError(
         f"{path}: not to be seen on {socket.gethostname()}; distribute.exchange must name a folder that client and "
         "workers see under one path, e.g. on a network file system"
     )
@@ -148,7 +150,7 @@ class StoreExchange:
 
     def fetch(self, name: str, target: Path, *, size: int | None = None) -> None:
         """See `Exchange`."""
-        with appearing(target) as partial:
+        with atomic_path(target) as partial:
             self._store.download(f"{self.inside}{name}", partial)
             check_whole(self._store.address(f"{self.inside}{name}"), partial.stat().st_size, size)
 
@@ -159,7 +161,7 @@ class StoreExchange:
     def clear(self) -> None:
         """See `Exchange`."""
         folder = self.inside.rstrip("/")
-        with suppress(WorldError):
+        with suppress(TransientError):
             self._store.remove(f"{self.inside}{name}" for name in self._store.listed(folder))
 
     @property
@@ -172,7 +174,7 @@ def open_store(address: str) -> StoreExchange:
 
     Raises:
         SettingsError: no address of that form.
-        WorldError: it cannot be reached with the credentials of this machine.
+        TransientError: it cannot be reached with the credentials of this machine.
     """
     StoreFolder(address).check_reading()
     return StoreExchange(address=address)

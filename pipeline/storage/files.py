@@ -12,7 +12,7 @@ from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 
 
 def digest_of(file: Path) -> str:
@@ -31,7 +31,7 @@ _TOKEN = 8
 
 
 @contextmanager
-def appearing(path: Path, *, ending: str = "") -> Iterator[Path]:
+def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
     """A path beside the target to write a file to: flushed to the disk and renamed on success, removed on failure.
 
     `path` is the former file, or none, until it is the whole new one. What lies beside the written file under a
@@ -42,7 +42,7 @@ def appearing(path: Path, *, ending: str = "") -> Iterator[Path]:
         ending: how the written file's name must end, for libraries that judge a file by its name.
 
     Raises:
-        WorldError: the disk refuses, here or in the body.
+        TransientError: the disk refuses, here or in the body.
     """
     partial = path.with_name(f".{path.name}.{uuid4().hex[:_TOKEN]}.partial{ending}")
     try:
@@ -51,31 +51,31 @@ def appearing(path: Path, *, ending: str = "") -> Iterator[Path]:
         partial.replace(path)
         flush(path.parent)
     except OSError as error:
-        raise WorldError(f"{path}: cannot be written: {error}; check the disk and its permissions") from error
+        raise TransientError(f"{path}: cannot be written: {error}; check the disk and its permissions") from error
     finally:
         _remove(path.parent, f"{escape(partial.name)}*")
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def atomic_write(path: Path, content: bytes | str) -> None:
     """Write a file, text as UTF-8, whole or not at all.
 
     Raises:
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
-    with appearing(path) as partial:
+    with atomic_path(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def make_folder(folder: Path) -> None:
+def ensure_dir(folder: Path) -> None:
     """Make a folder and those above it, where they are missing.
 
     Raises:
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WorldError(f"{folder}: cannot be made: {error}; check the disk and its permissions") from error
+        raise TransientError(f"{folder}: cannot be made: {error}; check the disk and its permissions") from error
 
 
 def sweep(path: Path) -> None:
@@ -97,13 +97,13 @@ def turn(folder: Path) -> Iterator[None]:
     """Be alone in changing what a folder holds, which is made if it is missing: others who ask for it wait.
 
     Raises:
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
-    make_folder(folder)
+    ensure_dir(folder)
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise WorldError(f"{folder}: cannot be opened: {error}; check the disk and its permissions") from error
+        raise TransientError(f"{folder}: cannot be opened: {error}; check the disk and its permissions") from error
     try:
         lock(handle, wait=True)
         yield

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import rasterio
 from rasterio.session import DummySession
 
-from pipeline.errors import DamagedSceneError, SceneError, WorldError
+from pipeline.errors import DamagedSceneError, SceneError, TransientError
 from pipeline.storage.remote import SIDECARS, may_have_sidecars, remote_version
 from pipeline.storage.s3 import store_access
 
@@ -134,7 +134,7 @@ class Location:
 
         Raises:
             SceneError: it is missing, a folder or empty, or a local one may not be read.
-            WorldError: disk, network or store refuse.
+            TransientError: disk, network or store refuse.
         """
         if self.is_remote:
             return remote_version(self.text)
@@ -149,7 +149,7 @@ class Location:
         except PermissionError as error:
             raise SceneError(f"{self}: may not be read by this user; check the file's permissions") from error
         except OSError as error:
-            raise WorldError(f"{self}: cannot be read: {error.strerror}; check the path and the disk") from error
+            raise TransientError(f"{self}: cannot be read: {error.strerror}; check the path and the disk") from error
         if size == 0:
             raise DamagedSceneError(f"{self}: an empty file (0 bytes); fetch it again")
         return None

@@ -18,7 +18,7 @@ from urllib.request import (
     Request,
 )
 
-from pipeline.errors import DamagedSceneError, MissingError, SceneError, WorldError
+from pipeline.errors import DamagedSceneError, MissingError, SceneError, TransientError
 from pipeline.storage.s3 import list_keys, split_address, store_access, store_faults
 
 TIMEOUT_S = 30
@@ -40,7 +40,7 @@ def remote_version(address: str) -> str | None:
     Raises:
         SceneError: nothing is there, or an empty file.
         AccessError: a store refuses us.
-        WorldError: network or server fail.
+        TransientError: network or server fail.
     """
     if urlsplit(address).scheme.lower() == "s3":
         return _version(_ask_store(address))
@@ -58,7 +58,7 @@ def may_have_sidecars(address: str) -> bool:
     bucket, key = split_address(address)
     try:
         return any(name.lower().endswith(SIDECARS) for name in list_keys(bucket, f"{key}.", flat=True))
-    except WorldError:  # who may read need not be allowed to list
+    except TransientError:  # who may read need not be allowed to list
         return True
 
 
@@ -72,7 +72,7 @@ def _ask_store(address: str) -> Mapping[str, str]:
     except MissingError as error:
         hint = "; a folder ends with a slash" if "." not in key.rpartition("/")[2] else ""
         raise SceneError(f"{error}{hint}") from error
-    except WorldError as error:
+    except TransientError as error:
         if "InvalidRange" in str(error):
             raise DamagedSceneError(f"{address}: an empty file (0 bytes); fetch it again") from error
         raise
@@ -99,7 +99,7 @@ def _ask_server(address: str) -> Mapping[str, str] | None:
             fault = str(getattr(error, "reason", error))
         if pause_s is not None:
             time.sleep(pause_s)
-    raise WorldError(f"{address}: cannot be reached: {fault}; check the address and the network, and run again")
+    raise TransientError(f"{address}: cannot be reached: {fault}; check the address and the network, and run again")
 
 
 def _opener() -> OpenerDirector:

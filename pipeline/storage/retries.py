@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pipeline.errors import AccessError, WorldError
+from pipeline.errors import AccessError, TransientError
 
 Result = TypeVar("Result")
 
 
-def is_world_fault(error: object) -> bool:
+def is_transient(error: object) -> bool:
     """Whether the same work may succeed later: a fault of disk, network or workers, not of data or permissions."""
-    return isinstance(error, WorldError) and not isinstance(error, AccessError)
+    return isinstance(error, TransientError) and not isinstance(error, AccessError)
 
 
-def retry_world_faults(
+def retry_transient(
     work: Callable[[], Result],
     pauses_s: Sequence[float],
     *,
@@ -35,7 +35,7 @@ def retry_world_faults(
         try:
             return work()
         except Exception as error:
-            if not is_world_fault(error):
+            if not is_transient(error):
                 raise
             tell(error, pause_s)
         sleep(pause_s)

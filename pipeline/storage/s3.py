@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from rasterio.session import AWSSession
 
-from pipeline.errors import AccessError, ConflictError, MissingError, SettingsError, WorldError
+from pipeline.errors import AccessError, ConflictError, MissingError, SettingsError, TransientError
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 TRIES = 5
@@ -72,7 +72,7 @@ def list_keys(bucket: str, prefix: str, *, flat: bool) -> Iterator[str]:
     Raises:
         MissingError: no such bucket.
         AccessError: these credentials may not list it.
-        WorldError: the store or the network failed.
+        TransientError: the store or the network failed.
     """
     access, more = store_access(), {"Delimiter": "/"} if flat else {}
     with store_faults(f"s3://{bucket}/{prefix}"):
@@ -98,7 +98,7 @@ def store_faults(address: str) -> Iterator[None]:
         MissingError: no such bucket or object.
         AccessError: these credentials may not, or there are none.
         ConflictError: a condition of the request does not hold.
-        WorldError: the store or the network failed.
+        TransientError: the store or the network failed.
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -110,10 +110,10 @@ def store_faults(address: str) -> Iterator[None]:
     except (BotoCoreError, Boto3Error) as error:
         if any(word in type(error).__name__ for word in _SIGNED_OFF):
             raise _no_credentials(address, error) from error
-        raise WorldError(f"{address}: {error}; check the network and AWS_ENDPOINT_URL, and run again") from error
+        raise TransientError(f"{address}: {error}; check the network and AWS_ENDPOINT_URL, and run again") from error
 
 
-def _told(address: str, response: Mapping[str, Any]) -> WorldError:
+def _told(address: str, response: Mapping[str, Any]) -> TransientError:
     fault, status = response.get("Error", {}), response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code, text = str(fault.get("Code", status)), str(fault.get("Message", "")).rstrip(".")
     if code in _MISSING or status == 404:
@@ -126,7 +126,7 @@ def _told(address: str, response: Mapping[str, Any]) -> WorldError:
         )
     if code in _CONFLICT or status in (409, 412):
         return ConflictError(f"{address}: changed by somebody else meanwhile ({code}: {text}); run again")
-    return WorldError(f"{address}: the store failed ({code}: {text}); run again")
+    return TransientError(f"{address}: the store failed ({code}: {text}); run again")
 
 
 def _no_credentials(address: str, error: Exception) -> AccessError:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import SettingsError
 
-MAGIC = {
+FILE_SIGNATURES = {
     ".gpkg": b"SQLite format 3\0",
     ".geojson": b"{",
     ".parquet": b"PAR1",
@@ -17,7 +17,7 @@ MAGIC = {
 """How each kind begins; GDAL goes by content, and might take another file for one that names further files."""
 
 
-def check_magic(path: Path) -> None:
+def check_signature(path: Path) -> None:
     """Refuse a file that is not of the kind that its name says.
 
     Raises:
@@ -25,9 +25,9 @@ def check_magic(path: Path) -> None:
         OSError: it cannot be read.
     """
     suffix = path.suffix.lower()
-    wanted = MAGIC.get(suffix)
+    wanted = FILE_SIGNATURES.get(suffix)
     if wanted is None:
-        raise SettingsError(f"{path}: no kind of vector file that is read; use one of {', '.join(MAGIC)}")
+        raise SettingsError(f"{path}: no kind of vector file that is read; use one of {', '.join(FILE_SIGNATURES)}")
     with path.open("rb") as file:
         head = file.read(64)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip() if suffix == ".geojson" else head

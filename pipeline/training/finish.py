@@ -14,14 +14,14 @@ from torch import Tensor
 from pipeline.model import ModelCard, load_checkpoint, save_checkpoint
 from pipeline.model.predictor import activate
 from pipeline.training.artifacts.overlays import ShownWindow
-from pipeline.training.artifacts.write import write_leaves
+from pipeline.training.artifacts.write import write_artifacts
 from pipeline.training.data.loader import Batch
 from pipeline.training.data.samples import read_padded
-from pipeline.training.data.windows import Core
+from pipeline.training.data.windows import TrainingWindow
 from pipeline.training.records import EpochRecord, PartScores, Stop, TrainReport
 from pipeline.training.report import write_report
 from pipeline.training.setup import Setup
-from pipeline.training.state import RunState, Standing
+from pipeline.training.state import RunState, TrainingState
 from pipeline.training.validation.calibration import (
     Reliability,
     fit_temperature,
@@ -29,7 +29,7 @@ from pipeline.training.validation.calibration import (
     resolvable_temperature,
     scaled_threshold,
 )
-from pipeline.training.validation.tally import Tally
+from pipeline.training.validation.tally import ValidationCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,11 @@ class Judgement:
     """Of the calibrated ones."""
 
 
-def finish(setup: Setup, state: RunState, standing: Standing, stopped: Stop) -> TrainReport:
+def finish(setup: Setup, state: RunState, standing: TrainingState, stopped: Stop) -> TrainReport:
     """Write the final checkpoint of the epoch that is kept, the run's leaves, and its report.
 
     Raises:
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
         ModelError: that epoch's checkpoint was damaged on the disk meanwhile.
     """
     kept = standing.kept(setup.spec.learning.keep)
@@ -79,7 +79,7 @@ def finish(setup: Setup, state: RunState, standing: Standing, stopped: Stop) -> 
     )
     shown = show(setup, setup.cores("validation"), card) if setup.spec.leaves.overlays else ()
     curves = parts["validation"].before, parts["validation"].after
-    write_leaves(state.folder, report, spec=setup.spec.leaves, reliability=curves, windows=shown)
+    write_artifacts(state.folder, report, spec=setup.spec.leaves, reliability=curves, windows=shown)
     write_report(report, state.identity)
     if stopped != "time":  # a later command may allow more of it
         state.clear()
@@ -93,7 +93,7 @@ def provisional_card(card: ModelCard, record: EpochRecord) -> ModelCard:
     return replace(card, threshold=record.threshold, training={**card.training, "metrics": metrics})
 
 
-def judge(tally: Tally, threshold: float, temperature: float) -> Judgement:
+def judge(tally: ValidationCounts, threshold: float, temperature: float) -> Judgement:
     """Scores of one held-out part, decided at a threshold of the bare probabilities."""
     confusion = tally.confusion(threshold)
     before = reliability(tally.sample, tally.activation, 1.0)
@@ -109,7 +109,7 @@ def judge(tally: Tally, threshold: float, temperature: float) -> Judgement:
     return Judgement(scores=scores, before=before, after=after)
 
 
-def show(setup: Setup, cores: Sequence[Core], card: ModelCard) -> Iterator[ShownWindow]:
+def show(setup: Setup, cores: Sequence[TrainingWindow], card: ModelCard) -> Iterator[ShownWindow]:
     """Held-out windows with what the kept weights make of them, one by one."""
     rest = iter(cores)
     for batch in setup.feed.validation(cores):
@@ -118,7 +118,7 @@ def show(setup: Setup, cores: Sequence[Core], card: ModelCard) -> Iterator[Shown
             yield _shown(core, batch, row, probabilities[row])
 
 
-def _shown(core: Core, batch: Batch, row: int, probability: Tensor) -> ShownWindow:
+def _shown(core: TrainingWindow, batch: Batch, row: int, probability: Tensor) -> ShownWindow:
     sample = read_padded(core.source, core.row, core.col, probability.shape[-1])
     return ShownWindow(
         scene=core.source.scene.id,
@@ -156,7 +156,7 @@ def _plain(scores: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _pixels(setup: Setup, standing: Standing) -> int:
+def _pixels(setup: Setup, standing: TrainingState) -> int:
     """Pixels learned from in all epochs."""
     batches = len(standing.history) * setup.feed.batches_per_epoch + standing.batch
     return batches * setup.spec.samples.batch_size * setup.spec.samples.tile_size**2

@@ -11,24 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.inference import keep_memory
+from pipeline.inference import disable_malloc_trim
 from pipeline.model.predictor import resolve_device
 from pipeline.training.data.loader import Batch
 from pipeline.training.optimizer import choose_precision, make_optimizer, rate_factor
-from pipeline.training.settings.learning import LearningSpec
+from pipeline.training.settings.learning import OptimizationSpec
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(logits, target, counted)`, each `(N, outputs, H, W)`, -> a number to minimise."""
 
 
-class Learner:
+class Trainer:
     """Forward, backward and optimiser step on one device.
 
     What a step does depends only on the saved state, the batch, the seed and the step's number: the learning
     rate is a function of the number, and dropout is seeded by it. So a run that continues does the same.
     """
 
-    def __init__(self, network: nn.Module, loss: Loss, spec: LearningSpec, *, batches: int, seed: int) -> None:
+    def __init__(self, network: nn.Module, loss: Loss, spec: OptimizationSpec, *, batches: int, seed: int) -> None:
         """Take a network over, in place.
 
         Args:
@@ -41,10 +41,10 @@ class Learner:
         self.spec, self.batches, self.seed = spec, batches, seed
         self.device = resolve_device(spec.device, key="learning.device")
         if self.device.type == "cpu":
-            keep_memory()
+            disable_malloc_trim()
         self.precision = choose_precision(spec.precision, self.device)
         self.network: nn.Module = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = Average(self.network, spec.ema_decay) if spec.ema_decay else None
+        self.average = EMA(self.network, spec.ema_decay) if spec.ema_decay else None
         self._steps = -(-batches // spec.accumulate)
         self._loss = loss
         self._optimizer = make_optimizer(self.network.parameters(), spec)
@@ -159,7 +159,7 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-class Average:
+class EMA:
     """`average = d * average + (1 - d) * weights` after each optimiser step (Polyak & Juditsky 1992; EMA form).
 
     Early on the weights change fast, so the decay grows: `d = min(decay, (1 + t) / (10 + t))` at step `t` from 1,

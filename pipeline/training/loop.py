@@ -18,7 +18,7 @@ from pipeline.model import save_checkpoint
 from pipeline.model.predictor import resolve_device
 from pipeline.storage import sweep
 from pipeline.training.artifacts.tensorboard import EventLog
-from pipeline.training.artifacts.write import check_leaves, write_history
+from pipeline.training.artifacts.write import check_artifacts, write_history
 from pipeline.training.data.loader import Batch
 from pipeline.training.data.samples import cache, open_data
 from pipeline.training.finish import finish, provisional_card
@@ -27,7 +27,7 @@ from pipeline.training.records import EpochRecord, Stop, TrainProgress, TrainRep
 from pipeline.training.report import read_report
 from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.setup import Setup, set_up
-from pipeline.training.state import RunState, Standing, claimed
+from pipeline.training.state import RunState, TrainingState, locked_run_folder
 
 __all__ = ["TrainProgress", "TrainReport", "TrainSpec", "run_folder", "train"]
 
@@ -60,13 +60,13 @@ def train(
         SceneError: a scene cannot be read or does not fit the others.
         LabelError: labels cannot be used.
         DivergedError: the loss was not finite before the first epoch's end.
-        WorldError: the disk refuses, or another training writes to the same place.
+        TransientError: the disk refuses, or another training writes to the same place.
     """
     spec, out = spec or TrainSpec(), Path(out)
     labels = [labels] if isinstance(labels, str | Path) else [*labels]
     _check(out, spec)
     folder = run_folder(out)
-    with closing(open_data(images, labels, spec)) as data, claimed(folder):
+    with closing(open_data(images, labels, spec)) as data, locked_run_folder(folder):
         identity = run_identity(spec, data, labels)
         if resume and (done := read_report(out, folder, identity, max_minutes=spec.learning.max_minutes)):
             return done
@@ -92,7 +92,7 @@ class _Loop:
         self.setup, self.state, self.progress = setup, state, progress
         self.learning = setup.spec.learning
         self.validation = setup.cores("validation")
-        self.standing = Standing()
+        self.standing = TrainingState()
         self.clock = time.perf_counter()
 
     def resume(self) -> None:
@@ -222,7 +222,7 @@ def _check(out: Path, spec: TrainSpec) -> None:
     if out.is_dir():
         raise SettingsError(f"out: {out} is a folder; name a file in it")
     resolve_device(spec.learning.device, key="learning.device")
-    check_leaves(spec.leaves)
+    check_artifacts(spec.leaves)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

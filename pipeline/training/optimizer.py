@@ -10,10 +10,10 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from pipeline.errors import SettingsError
-from pipeline.training.settings.learning import LearningSpec, TrainPrecision
+from pipeline.training.settings.learning import OptimizationSpec, TrainPrecision
 
 
-def rate_factor(step: int, steps_per_epoch: int, spec: LearningSpec, scores: Sequence[float] = ()) -> float:
+def rate_factor(step: int, steps_per_epoch: int, spec: OptimizationSpec, scores: Sequence[float] = ()) -> float:
     """The learning rate of an optimiser step (from 0) as a share of its peak; a pure function, so nothing to save.
 
     Linear warm-up `(step + 1) / warmup` (Goyal et al. 2017, arXiv:1706.02677, section 2.2), then constant; or
@@ -50,7 +50,7 @@ def count_drops(scores: Sequence[float], patience: int) -> int:
     return drops
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], spec: LearningSpec) -> Optimizer:
+def make_optimizer(parameters: Iterable[nn.Parameter], spec: OptimizationSpec) -> Optimizer:
     """The optimiser named, at its peak rate."""
     if spec.optimizer == "sgd":
         return SGD(parameters, spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay)

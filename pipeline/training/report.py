@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import ModelError
 from pipeline.model import describe_checkpoint
-from pipeline.storage import write_whole
+from pipeline.storage import atomic_write
 from pipeline.training.identity import Identity, tell_difference
 from pipeline.training.records import EpochRecord, PartScores, TrainReport
 
@@ -25,10 +25,10 @@ def write_report(report: TrainReport, identity: Identity) -> None:
     """Write a report and what decided it into its folder, whole or not at all.
 
     Raises:
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
     told = {key: value for key, value in asdict(report).items() if key not in ELSEWHERE}
-    write_whole(report.folder / REPORT, json.dumps({"identity": identity, "report": told}, indent=1))
+    atomic_write(report.folder / REPORT, json.dumps({"identity": identity, "report": told}, indent=1))
 
 
 def read_report(out: Path, folder: Path, identity: Identity, *, max_minutes: float | None) -> TrainReport | None:

@@ -13,15 +13,15 @@ import torch
 from pipeline.model import ModelCard, build_network
 from pipeline.model.networks import Shape
 from pipeline.model.predictor import resolve_device
-from pipeline.training.data.loader import Feed
+from pipeline.training.data.loader import BatchLoader
 from pipeline.training.data.samples import LabelledData
 from pipeline.training.data.splits import Split, check_validation, split_data
-from pipeline.training.data.statistics import Survey, survey
-from pipeline.training.data.windows import Core, cover
+from pipeline.training.data.statistics import DatasetStatistics, compute_statistics
+from pipeline.training.data.windows import TrainingWindow, cover
 from pipeline.training.identity import versions
-from pipeline.training.learner import Learner
+from pipeline.training.learner import Trainer
 from pipeline.training.losses.loss import make_loss
-from pipeline.training.validation.tally import Tally
+from pipeline.training.validation.tally import ValidationCounts
 
 if TYPE_CHECKING:
     from pipeline.training.settings.spec import TrainSpec
@@ -39,18 +39,18 @@ class Setup:
     """What is learned from, and what is held out."""
     card: ModelCard
     """Of the network before it has learned: no metrics yet, threshold and temperature at their defaults."""
-    feed: Feed
+    feed: BatchLoader
     """Makes the batches."""
-    learner: Learner
+    learner: Trainer
     """Learns from them."""
 
-    def cores(self, part: str) -> list[Core]:
+    def cores(self, part: str) -> list[TrainingWindow]:
         """Windows that cover the `validation` or `test` part, each pixel once; none when there is no such part."""
         return cover(getattr(self.split, part), self.feed.core_size)
 
-    def count(self, cores: Sequence[Core]) -> Tally:
+    def count(self, cores: Sequence[TrainingWindow]) -> ValidationCounts:
         """What the kept weights make of held-out windows, over all thresholds at once."""
-        tally = Tally(self.spec.outputs, self.spec.activation)
+        tally = ValidationCounts(self.spec.outputs, self.spec.activation)
         for batch in self.feed.validation(cores):
             tally.add(*self.learner.predict(batch))
         return tally
@@ -70,11 +70,11 @@ def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
     core_size = spec.samples.tile_size - 2 * spec.network.shape(bands=1, classes=1).margin
     split = split_data(data, spec.split, seed=spec.seed, core_size=core_size)
     check_validation(split)
-    facts = survey(split.training, spec.classes, seed=spec.seed, spec=spec.normalization)
+    facts = compute_statistics(split.training, spec.classes, seed=spec.seed, spec=spec.normalization)
     shape = spec.network.shape(bands=len(facts.bands), classes=len(spec.outputs))
     card = make_card(spec, shape, data, split, facts)
     loss = make_loss(spec.loss, activation=spec.activation, class_share=facts.class_share.tolist())
-    feed = Feed(
+    feed = BatchLoader(
         spec,
         card.normalization,
         margin=shape.margin,
@@ -82,11 +82,11 @@ def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
     )
     with feed, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(spec.seed)
-        learner = Learner(build_network(shape), loss, spec.learning, batches=feed.batches_per_epoch, seed=spec.seed)
+        learner = Trainer(build_network(shape), loss, spec.learning, batches=feed.batches_per_epoch, seed=spec.seed)
         yield Setup(spec=spec, out=out, split=split, card=card, feed=feed, learner=learner)
 
 
-def make_card(spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, facts: Survey) -> ModelCard:
+def make_card(spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, facts: DatasetStatistics) -> ModelCard:
     """The card of a network that is about to be trained."""
     sources = [area.source for area in split.training]
     resolution_m = spec.resolution_m or data.resolution_m

@@ -26,8 +26,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.errors import WorldError
-from pipeline.storage import lock, make_folder, write_whole
+from pipeline.errors import TransientError
+from pipeline.storage import atomic_write, ensure_dir, lock
 from pipeline.training.identity import Identity, tell_difference
 from pipeline.training.records import EpochRecord
 from pipeline.training.settings.learning import Keep
@@ -39,7 +39,7 @@ WRITING_SHARE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class TrainingState:
     """How far a run has come."""
 
     epoch: int = 1
@@ -74,7 +74,7 @@ class Standing:
         """The epoch whose weights are kept, or None before the first has ended."""
         return self.best if keep == "best" or not self.history else self.history[-1]
 
-    def learned(self, loss: float, seconds: float) -> Standing:
+    def learned(self, loss: float, seconds: float) -> TrainingState:
         """One batch further."""
         return replace(
             self,
@@ -84,31 +84,31 @@ class Standing:
             learning_s=self.learning_s + seconds,
         )
 
-    def recorded(self, record: EpochRecord) -> Standing:
+    def recorded(self, record: EpochRecord) -> TrainingState:
         """At the start of the next epoch."""
-        return Standing(epoch=self.epoch + 1, learning_s=self.learning_s, history=(*self.history, record))
+        return TrainingState(epoch=self.epoch + 1, learning_s=self.learning_s, history=(*self.history, record))
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Standing:
+    def from_record(cls, record: Mapping[str, Any]) -> TrainingState:
         """Inverse of `asdict`, after JSON."""
         return cls(**{**record, "history": tuple(EpochRecord(**each) for each in record["history"])})
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def locked_run_folder(folder: Path) -> Iterator[None]:
     """Hold a run folder, made when missing, against other trainings; the system lets go when the process dies.
 
     Raises:
-        WorldError: another process holds it, or the disk refuses.
+        TransientError: another process holds it, or the disk refuses.
     """
-    make_folder(folder)
+    ensure_dir(folder)
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise WorldError(f"{folder}: cannot be read: {error}; check the disk and its permissions") from error
+        raise TransientError(f"{folder}: cannot be read: {error}; check the disk and its permissions") from error
     try:
         if not lock(handle):
-            raise WorldError(f"{folder}: another training is writing here; wait for it, or write to another out")
+            raise TransientError(f"{folder}: another training is writing here; wait for it, or write to another out")
         yield
     finally:
         os.close(handle)
@@ -136,14 +136,14 @@ class RunState:
         """Whether there is enough new work for writing to take no more than `WRITING_SHARE` of the time."""
         return self._writing_s <= WRITING_SHARE * self.unsaved_s
 
-    def read(self) -> tuple[Standing, dict[str, Tensor]] | None:
+    def read(self) -> tuple[TrainingState, dict[str, Tensor]] | None:
         """Where this run was left; None when it never began, differs in identity, or is damaged."""
         try:
             record = json.loads((self._inner / "state.json").read_text(encoding="utf-8"))
             if record["identity"] != self.identity:
                 log.warning("%s starts anew: %s", self.folder, tell_difference(record["identity"], self.identity))
                 return None
-            found = Standing.from_record(record["standing"]), self._tensors(record["tensors"])
+            found = TrainingState.from_record(record["standing"]), self._tensors(record["tensors"])
             self.best = self._best(record["best"])
         except FileNotFoundError:
             return None
@@ -152,11 +152,11 @@ class RunState:
             return None
         return found
 
-    def write(self, standing: Standing, tensors: Mapping[str, Tensor]) -> None:
+    def write(self, standing: TrainingState, tensors: Mapping[str, Tensor]) -> None:
         """Make this the state that a run continues from.
 
         Raises:
-            WorldError: the disk refuses.
+            TransientError: the disk refuses.
         """
         from safetensors.torch import save
 
@@ -165,9 +165,9 @@ class RunState:
         name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
         best = self.best.name if self.best else ""
         record = {"identity": self.identity, "standing": asdict(standing), "tensors": name, "best": best}
-        make_folder(self._inner)
-        write_whole(self._inner / name, content)
-        write_whole(self._inner / "state.json", json.dumps(record, indent=1))
+        ensure_dir(self._inner)
+        atomic_write(self._inner / name, content)
+        atomic_write(self._inner / "state.json", json.dumps(record, indent=1))
         with suppress(OSError):  # the next state tries again
             self._keep_only("state.json", name, best)
         self._written_at = time.perf_counter()
@@ -177,10 +177,10 @@ class RunState:
         """Hold on to a published checkpoint, whatever becomes of its name.
 
         Raises:
-            WorldError: the disk refuses.
+            TransientError: the disk refuses.
         """
         best = self._inner / f"{sha256}.best.safetensors"
-        make_folder(self._inner)
+        ensure_dir(self._inner)
         if not best.exists():
             _link(checkpoint, best)
         self.best = best
@@ -213,4 +213,4 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # a disk without hard links
-        write_whole(target, source.read_bytes())
+        atomic_write(target, source.read_bytes())

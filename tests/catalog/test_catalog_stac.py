@@ -27,7 +27,7 @@ from pipeline.catalog.stac import documents as catalog_documents
 from pipeline.catalog.stac.documents import MOST, DocumentReader, Json
 from pipeline.catalog.stac.items import ItemRules, item_row
 from pipeline.catalog.stac.links import place_of
-from pipeline.errors import SettingsError, WorldError
+from pipeline.errors import SettingsError, TransientError
 
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 
@@ -77,7 +77,7 @@ def make_catalog(folder: Path) -> Path:
     """A self-contained catalog: `a`, and the collection `deep` of `b` and `c`."""
     root = pystac.Catalog(id="root", description="test")
     root.add_item(make_item("a", day=1, lon=0))
-    extent = pystac.Extent(
+    extent = pystac.PreparedExtent(
         pystac.SpatialExtent([[0, 0, 30, 1]]), pystac.TemporalExtent([[datetime(2026, 5, 1, tzinfo=UTC), None]])
     )
     deep = pystac.Collection(id="deep", description="test", extent=extent)
@@ -293,7 +293,7 @@ def test_items_of_a_collection_of_an_api_are_paged_through_without_a_search(api:
     [
         ("/gone.json", [], SettingsError, "answers 404 Not Found; check the address"),
         ("/v1", [401], SettingsError, "401 Unauthorized: it may not be read; check the credentials"),
-        ("/v1", [503] * 5, WorldError, "answers 503 Service Unavailable; run again when it is well"),
+        ("/v1", [503] * 5, TransientError, "answers 503 Service Unavailable; run again when it is well"),
         ("/v1", [], SettingsError, r"name the collections of the API, as in .*/v1\?collections="),
         ("/text", [], SettingsError, "no valid JSON"),
         ("/list", [], SettingsError, "holds a JSON list"),
@@ -314,7 +314,7 @@ def test_an_address_without_stac_is_said_at_once(
 
 
 def test_a_server_that_is_not_there_is_a_fault_of_the_world() -> None:
-    with pytest.raises(WorldError, match="cannot be fetched"):
+    with pytest.raises(TransientError, match="cannot be fetched"):
         read_catalog(["stac+http://127.0.0.1:9/v1"])
 
 

@@ -23,7 +23,7 @@ from support.models import write_checkpoint, write_damaged
 
 import pipeline
 import pipeline.run.scenes
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 
 FAST = [
     *("--set", "tiling.tile_size=32", "--set", "reading.threads=1"),
@@ -423,7 +423,7 @@ def test_a_fault_of_the_world_is_tried_again_by_the_command(
     def shaky(entry: Any, *args: Any, **kwargs: Any) -> Any:
         tries[entry.id] = tries.get(entry.id, 0) + 1
         if entry.id == "gone" or tries[entry.id] < 3:
-            raise WorldError("the disk is away")
+            raise TransientError("the disk is away")
         return segment_entry(entry, *args, **kwargs)
 
     monkeypatch.setattr(pipeline.run.scenes, "segment_entry", shaky)

@@ -20,7 +20,7 @@ from support.models import write_checkpoint
 from pipeline.config import SegmentSpec
 from pipeline.distribute.connect import cluster
 from pipeline.distribute.spec import DistributeSpec
-from pipeline.errors import SettingsError, WorldError
+from pipeline.errors import SettingsError, TransientError
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.predictor.protocol import InferenceSpec
 from pipeline.run.models import load_run_models
@@ -114,7 +114,9 @@ def test_a_scheduler_that_is_killed_costs_only_what_was_in_work(scene: Path, mod
 
         with (
             cluster(spec.distribute) as client,
-            pytest.raises(WorldError, match=r"lost with its cluster.*start the scheduler and workers, and run again"),
+            pytest.raises(
+                TransientError, match=r"lost with its cluster.*start the scheduler and workers, and run again"
+            ),
         ):
             segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec, client=client, watch=kill)
         assert not (tmp_path / "out" / "town").exists()

@@ -28,9 +28,9 @@ from pipeline.distribute import connect as distribute
 from pipeline.distribute import plan as distribute_plan
 from pipeline.distribute.connect import cluster
 from pipeline.distribute.local_workers import device_workers
-from pipeline.distribute.remote_predictor import DistantPredictor
+from pipeline.distribute.remote_predictor import RemotePredictor
 from pipeline.distribute.spec import DistributeSpec
-from pipeline.errors import DamagedSceneError, ModelError, ScenemillError, SettingsError, WorldError
+from pipeline.errors import DamagedSceneError, ModelError, ScenemillError, SettingsError, TransientError
 from pipeline.inference.region.job import RegionJob, RegionResult
 from pipeline.inference.region.run import infer_region
 from pipeline.inference.tiling.regions import Region
@@ -69,7 +69,7 @@ def test_a_scheduler_that_is_not_there_is_said_at_once(address: str, monkeypatch
     monkeypatch.setattr(distribute_client, "PATIENCE_S", 120)
     start = time.monotonic()
     with (
-        pytest.raises(WorldError, match=f"no dask scheduler with a worker at {address}"),
+        pytest.raises(TransientError, match=f"no dask scheduler with a worker at {address}"),
         cluster(DistributeSpec(scheduler=address)),
     ):
         pass
@@ -89,7 +89,7 @@ def test_a_scheduler_without_workers_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(distribute_client, "PATIENCE_S", 1)
     with LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address=":0") as local:
         address = local.scheduler_address
-        with pytest.raises(WorldError, match="it has no worker"), cluster(DistributeSpec(scheduler=address)):
+        with pytest.raises(TransientError, match="it has no worker"), cluster(DistributeSpec(scheduler=address)):
             pass
 
 
@@ -200,7 +200,7 @@ def _not_probabilities(tiles: NDArray[Any]) -> NDArray[Any]:
 
 
 def _out_of_disk(tiles: NDArray[Any]) -> NDArray[Any]:
-    raise WorldError("the disk is full")
+    raise TransientError("the disk is full")
 
 
 def _our_fault(tiles: NDArray[Any]) -> NDArray[Any]:
@@ -211,7 +211,7 @@ def _our_fault(tiles: NDArray[Any]) -> NDArray[Any]:
     ("predictor", "error", "reason"),
     [
         (_not_probabilities, ModelError, "outputs='logits'"),
-        (_out_of_disk, WorldError, "the disk is full"),
+        (_out_of_disk, TransientError, "the disk is full"),
         (_our_fault, ZeroDivisionError, "oops"),
     ],
 )
@@ -254,11 +254,11 @@ def test_a_cluster_that_lost_all_its_workers_is_given_up(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distribute_client, "PATIENCE_S", 1)
-    monkeypatch.setattr(distribute_client, "DESERTED_S", 2)
+    monkeypatch.setattr(distribute_client, "NO_WORKERS_TIMEOUT_S", 2)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as local,
         Client(local, set_as_default=False) as client,
-        pytest.raises(WorldError, match="no worker for 2 s"),
+        pytest.raises(TransientError, match="no worker for 2 s"),
     ):
         segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, spec=SPEC, client=client)
     assert [*(tmp_path / "out").iterdir()] == []
@@ -308,7 +308,7 @@ def test_a_region_that_kills_every_worker_is_told_from_those_beside_it(
     spec = replace(SPEC, distribute=DistributeSpec(regions=3))
     with processes() as client:
         with pytest.raises(
-            WorldError, match=r"town\.tif: the region of rows \d+ to 199, .* killed its workers"
+            TransientError, match=r"town\.tif: the region of rows \d+ to 199, .* killed its workers"
         ) as caught:
             segment_scene(scene, tmp_path / "out", predictor=poisoned, card=ROOF, spec=spec, client=client)
         assert isinstance(caught.value, ScenemillError)
@@ -318,7 +318,7 @@ def test_a_region_that_kills_every_worker_is_told_from_those_beside_it(
         assert report.status == "done"
 
 
-class Fatal(DistantPredictor):
+class Fatal(RemotePredictor):
     """A model too large for the memory of any worker."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -332,7 +332,7 @@ def _die() -> None:
 @pytest.mark.slow
 def test_a_model_that_kills_whoever_loads_it_is_a_fault_of_the_world(processes: Any, tmp_path: Path) -> None:
     fatal = Fatal(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
-    with processes() as client, pytest.raises(WorldError, match="loading the model killed its workers repeatedly"):
+    with processes() as client, pytest.raises(TransientError, match="loading the model killed its workers repeatedly"):
         distribute.predictor_identity(fatal, client)
 
 
@@ -347,9 +347,7 @@ def test_a_worker_that_runs_the_model_in_another_way_is_refused(
 ) -> None:
     scene = make_scene(name="town.tif", descriptions=["red", "green", "blue"])
     predictor = load_predictor(write_checkpoint(tmp_path / "model.safetensors"), "cpu", precision="float32")
-    monkeypatch.setattr(
-        "pipeline.distribute.connect.predictor_identity", lambda *_: f"{predictor.sha256} torch.float16 cuda"
-    )
+    monkeypatch.setattr("pipeline.segment.predictor_identity", lambda *_: f"{predictor.sha256} torch.float16 cuda")
     with pytest.raises(ModelError, match=r"in different ways.*name inference\.precision"):
         segment_scene(scene, tmp_path / "out", predictor=predictor, spec=SPEC)
     assert not (tmp_path / "out" / "town").exists()

@@ -45,10 +45,10 @@ from flows.segment_end import ScenesFailedError
 from pipeline.catalog.entry import CatalogEntry
 from pipeline.cli import main
 from pipeline.config import RunSpec, SegmentSpec
-from pipeline.errors import ModelError, SceneError, SettingsError, WorldError
+from pipeline.errors import ModelError, SceneError, SettingsError, TransientError
 from pipeline.model.predictor.protocol import InferenceSpec
 from pipeline.results.report import SceneReport
-from pipeline.run.concurrent import stoppable
+from pipeline.run.concurrent import cancellable
 from pipeline.run.ledger import RunLedger
 from pipeline.run.quarantine import Quarantine
 
@@ -120,7 +120,7 @@ def test_faults_of_the_world_are_tried_again_and_bad_data_is_not(
         if entry.id == "bad":
             raise SceneError("no CRS")
         if entry.id == "hopeless" or tries[entry.id] < 3:
-            raise WorldError("the disk is away")
+            raise TransientError("the disk is away")
         return SceneReport(scene=entry.id, location=entry.location, status="done")
 
     monkeypatch.setattr(task_room, "segment_entry", segment_entry)
@@ -218,7 +218,7 @@ def test_a_scene_ends_with_its_run_at_the_next_strip_and_goes_on_in_the_next_run
 
     def told(watch: Any, stop: Event) -> Any:
         stops.append(stop)
-        return stoppable(watch, stop)
+        return cancellable(watch, stop)
 
     def to_levels(*given: Any) -> Any:
         strips.append(1)
@@ -232,7 +232,7 @@ def test_a_scene_ends_with_its_run_at_the_next_strip_and_goes_on_in_the_next_run
     settings = {**SETTINGS, "distribute": {"regions": 5}}
     with monkeypatch.context() as patched:
         patched.setattr(pipeline.inference.region.run, "to_levels", to_levels)
-        patched.setattr(task_room, "stoppable", told)
+        patched.setattr(task_room, "cancellable", told)
         with pytest.raises(KeyboardInterrupt):
             segment_catalog([scene], model, str(out), settings)
     counts = json.loads((out / "run.json").read_text())["counts"]
@@ -346,7 +346,7 @@ def test_long_runs_have_pages_of_bounded_size(
 
 def test_a_model_that_vanishes_during_a_run_is_no_fault_of_the_scene(tmp_path: Path) -> None:
     entry = CatalogEntry(id="a", location=str(tmp_path / "a.tif"))
-    with pytest.raises(WorldError, match=r"no such checkpoint .* it was whole when the run began"):
+    with pytest.raises(TransientError, match=r"no such checkpoint .* it was whole when the run began"):
         task_room.segment_one.fn(entry, str(tmp_path / "gone.safetensors"), str(tmp_path), SegmentSpec(), Event())
 
 
@@ -376,7 +376,7 @@ def test_wrong_settings_fail_before_any_scene(
 
 def test_a_run_asks_the_cluster_that_the_settings_name(make_scene: MakeScene, tmp_path: Path, model: str) -> None:
     settings = {**SETTINGS, "distribute": {"scheduler": "tcp://127.0.0.1:1"}, "run": {"retries": 0}}
-    with pytest.raises(WorldError, match=r"no dask scheduler .* at tcp://127.0.0.1:1"):
+    with pytest.raises(TransientError, match=r"no dask scheduler .* at tcp://127.0.0.1:1"):
         segment_catalog([str(make_scene())], model, str(tmp_path / "out"), settings)
 
 

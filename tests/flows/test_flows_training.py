@@ -15,7 +15,7 @@ from flows import train as flow_room
 from flows.ad_hoc_train import command
 from flows.train import train_network
 from pipeline.cli import main
-from pipeline.errors import DivergedError, LabelError, SettingsError, WorldError
+from pipeline.errors import DivergedError, LabelError, SettingsError, TransientError
 from pipeline.training.loop import train
 from pipeline.training.records import TrainReport
 
@@ -60,7 +60,7 @@ def test_a_fault_of_the_world_is_tried_again_and_goes_on_where_the_training_stop
     def shaky(*given: Any, **options: Any) -> TrainReport:
         tries.append(1)
         if len(tries) < 3:
-            raise WorldError("the disk is away")
+            raise TransientError("the disk is away")
         return train(*given, **options)
 
     monkeypatch.setattr(task_room, "train", shaky)

@@ -30,9 +30,9 @@ from pipeline.catalog.spec import CatalogSpec
 from pipeline.config import SegmentSpec, build_settings
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid.area import Area, load_area
-from pipeline.grid.area_pixels import AreaPixels, lay_area
+from pipeline.grid.area_pixels import AreaPixels, rasterize_area
 from pipeline.grid.raster_grid import RasterGrid
-from pipeline.inference.blend import Blend, plan_shares
+from pipeline.inference.blend import Blend, plan_blend_weights
 from pipeline.inference.tiling import chunks
 from pipeline.inference.tiling.tiles import TilingSpec, plan_tiles, resolve_tiling
 from pipeline.model.predictor.loading import load_predictor
@@ -155,7 +155,7 @@ def test_a_pixel_lies_in_an_area_when_its_centre_does_whoever_asks(
     drawn: shapely.Geometry, height: int, width: int, rows: int
 ) -> None:
     grid = grid_of(UTM, (0.5, 0.2, 500_000, 0.1, -0.5, 5_000_000), height, width)
-    found = lay_area(area_of(on_ground(drawn, grid), UTM), grid)
+    found = rasterize_area(area_of(on_ground(drawn, grid), UTM), grid)
     centres = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     sure = ~shapely.intersects_xy(drawn.boundary.buffer(1e-5), *centres)
     inside = dense(found, (height, width))
@@ -177,20 +177,20 @@ def test_pixels_are_those_of_rasterio() -> None:
     grid = grid_of(UTM, (1, 0, 500_000, 0, -1, 5_000_000), 40, 41)
     drawn = on_ground(star, grid)
     expected = geometry_mask([drawn], grid.shape, grid.transform, invert=True, all_touched=False)
-    assert np.array_equal(dense(lay_area(area_of(drawn, UTM), grid), grid.shape), expected)
+    assert np.array_equal(dense(rasterize_area(area_of(drawn, UTM), grid), grid.shape), expected)
 
 
 def test_areas_that_share_a_border_share_no_pixel_and_leave_none() -> None:
     grid = grid_of(UTM, (1, 0, 0.5, 0, -1, 10.5), 10, 10)  # borders go through centres
     parts = [shapely.box(0, 0, 4, 20), shapely.box(4, 0, 20, 5), shapely.box(4, 5, 20, 20)]
-    times = sum(dense(lay_area(area_of(part, UTM), grid), grid.shape).astype(int) for part in parts)
+    times = sum(dense(rasterize_area(area_of(part, UTM), grid), grid.shape).astype(int) for part in parts)
     assert (times == 1).all()
 
 
 def test_all_of_a_scene_is_no_restriction_and_nothing_of_it_is_one() -> None:
     grid = grid_of(UTM, (1, 0, 0, 0, -1, 10), 10, 10)
-    assert lay_area(area_of(shapely.box(0, 0, 10, 10), UTM), grid) is None
-    nothing = lay_area(area_of(shapely.box(100, 0, 110, 10), UTM), grid)
+    assert rasterize_area(area_of(shapely.box(0, 0, 10, 10), UTM), grid) is None
+    nothing = rasterize_area(area_of(shapely.box(100, 0, 110, 10), UTM), grid)
     assert nothing is not None
     assert nothing.count == 0
 
@@ -252,7 +252,7 @@ def test_an_area_in_another_crs_holds_the_centres_that_it_holds_in_its_own(grid:
     x, y = np.asarray(back.transform(*(grid.transform @ (cols.ravel(), rows.ravel()))))
     turns = (-360, 0, 360) if area.crs.is_geographic else (0,)
     held = np.any([shapely.intersects_xy(area.shape, x + turn, y) for turn in turns], axis=0)
-    inside = dense(lay_area(area, grid), grid.shape).ravel()
+    inside = dense(rasterize_area(area, grid), grid.shape).ravel()
     assert held.any()
     assert (inside != held).sum() <= 0.002 * held.sum() + 1e-5 * held.size
     wrong = np.flatnonzero(inside != held)
@@ -265,7 +265,7 @@ def test_an_area_beyond_the_horizon_of_the_scene_is_refused() -> None:
         "+proj=geos +h=35785831 +lon_0=-75 +sweep=x", (20_000, 0, -5_434_000, 0, -20_000, 5_434_000), 542, 542
     )
     with pytest.raises(SceneError, match="reaches beyond what the scene's CRS"):
-        lay_area(area_of(shapely.box(0, 0, 179, 60), "EPSG:4326"), disk)
+        rasterize_area(area_of(shapely.box(0, 0, 179, 60), "EPSG:4326"), disk)
 
 
 # Scenes
@@ -309,9 +309,9 @@ def test_only_chunks_and_tiles_that_add_to_the_area_are_read_and_run(
 
     plan = plan_tiles((150, 200), resolve_tiling(TilingSpec(tile_size=32, overlap=12), ROOF, exact=False))
     inside = dense(
-        lay_area(area_of(CORNER, UTM), grid_of(UTM, (0.5, 0, 500_000, 0, -0.5, 5_400_000), 150, 200)), (150, 200)
+        rasterize_area(area_of(CORNER, UTM), grid_of(UTM, (0.5, 0, 500_000, 0, -0.5, 5_400_000), 150, 200)), (150, 200)
     )
-    shares = [plan_shares(axis, blend) for axis in (plan.rows, plan.cols)]
+    shares = [plan_blend_weights(axis, blend) for axis in (plan.rows, plan.cols)]
     wanted = [
         plan.tile(row, col).window
         for row, down in enumerate(shares[0])
@@ -418,7 +418,7 @@ def test_other_polygons_of_a_finished_scene_read_no_more_of_it_than_the_area(
 
 def test_what_regions_are_told_of_an_area_travels() -> None:
     grid = grid_of(UTM, (0.5, 0, 500_000, 0, -0.5, 5_400_000), 150, 200)
-    here = lay_area(area_of(CORNER, UTM), grid)
+    here = rasterize_area(area_of(CORNER, UTM), grid)
     there = pickle.loads(pickle.dumps(here))
     assert here is not None
     assert there.digest == here.digest

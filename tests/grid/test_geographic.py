@@ -7,7 +7,7 @@ import pytest
 import shapely
 from pyproj import Transformer
 
-from pipeline.grid.geographic import to_lonlat, touches
+from pipeline.grid.geographic import to_geographic, touches
 
 FIJI = "EPSG:32760"
 """UTM zone 60 south, whose zone ends at the antimeridian."""
@@ -20,7 +20,7 @@ def ring(x: float, y: float, side: float) -> shapely.Polygon:
 @pytest.mark.parametrize("x", [500_000, 829_000, 833_000])  # the antimeridian is at 830,900
 def test_a_polygon_with_a_hole_holds_what_it_held(x: float) -> None:
     drawn = shapely.difference(ring(x, 8_140_000, 20_000), ring(x + 5_000, 8_140_000, 4_000))
-    moved = to_lonlat(drawn, FIJI)
+    moved = to_geographic(drawn, FIJI)
     assert moved.is_valid
     assert moved.bounds[2] - moved.bounds[0] < 1
     points = np.random.default_rng(0).uniform(-25_000, 25_000, (400, 2)) + np.array([x, 8_140_000])
@@ -32,7 +32,7 @@ def test_a_polygon_with_a_hole_holds_what_it_held(x: float) -> None:
 
 def test_a_ring_about_a_pole_is_a_cap_without_a_smaller_cap() -> None:
     drawn = shapely.difference(ring(0, 0, 2_000_000), ring(0, 0, 500_000))
-    moved = to_lonlat(drawn, "EPSG:3413")
+    moved = to_geographic(drawn, "EPSG:3413")
     assert touches(moved, (10, 78, 11, 79))
     assert not touches(moved, (10, 88, 11, 89))
     assert moved.bounds[2] - moved.bounds[0] == pytest.approx(360)

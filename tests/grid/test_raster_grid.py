@@ -30,10 +30,10 @@ def geodesic(geometry: shapely.Geometry, crs: CRS) -> tuple[float, float]:
     source = ProjCRS.from_user_input(crs.to_wkt())
     target = ProjCRS.from_user_input(source.geodetic_crs.to_2d())
     step = 0.005 if crs.is_geographic else 500 / crs.linear_units_factor[1]
-    to_lonlat = Transformer.from_crs(source, target, always_xy=True)
+    to_geographic = Transformer.from_crs(source, target, always_xy=True)
     geod = target.get_geod()
     rings = [shapely.get_coordinates(shapely.segmentize(r, step)) for r in (geometry.exterior, *geometry.interiors)]
-    sizes = [geod.polygon_area_perimeter(*to_lonlat.transform(ring[:, 0], ring[:, 1])) for ring in rings]
+    sizes = [geod.polygon_area_perimeter(*to_geographic.transform(ring[:, 0], ring[:, 1])) for ring in rings]
     areas, lengths = zip(*((abs(area), length) for area, length in sizes), strict=True)
     return areas[0] - sum(areas[1:]), sum(lengths)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.inference.blend import Blend, StripBlender, covering, plan_shares, to_levels
+from pipeline.inference.blend import Blend, StripBlender, plan_blend_weights, tiles_covering, to_levels
 from pipeline.inference.tiling.tiles import TilePlan, Tiling, plan_tiles
 from pipeline.mosaic.levels import LevelType, as_levels
 
@@ -22,7 +22,7 @@ def test_every_pixel_has_shares_and_the_first_takes_all(
     overlap = data.draw(st.integers(0, tile - 1))
     axis = plan_tiles((length, 1), Tiling(tile_size=tile, overlap=overlap)).rows
     met = np.zeros(length, bool)
-    for share in plan_shares(axis, blend):
+    for share in plan_blend_weights(axis, blend):
         factor = share.factor.numpy()
         assert ((factor > 0) & (factor <= 1)).all()
         assert (factor[~met[share.start : share.stop]] == 1).all()
@@ -35,14 +35,14 @@ def test_covering_names_all_tiles_that_contribute(length: int, tile: int, data: 
     axis = plan_tiles((length, 1), Tiling(tile_size=tile, overlap=data.draw(st.integers(0, tile - 1)))).rows
     start = data.draw(st.integers(0, length - 1))
     stop = data.draw(st.integers(start + 1, length))
-    shares = plan_shares(axis, blend)
+    shares = plan_blend_weights(axis, blend)
     hits = {k for k, share in enumerate(shares) if set(range(share.start, share.stop)) & set(range(start, stop))}
-    assert hits <= set(covering(shares, start, stop))
+    assert hits <= set(tiles_covering(shares, start, stop))
 
 
 def test_hann_outweighs_the_border_of_a_tile() -> None:
     axis = plan_tiles((24, 1), Tiling(tile_size=16, overlap=8)).rows
-    second = plan_shares(axis, "hann")[1].factor
+    second = plan_blend_weights(axis, "hann")[1].factor
     assert second[0] < 0.05
     assert second[7] > 0.95
     assert torch.all(second[:8].diff() > 0)
@@ -88,11 +88,11 @@ def test_a_region_is_blended_like_the_same_part_of_the_whole(
 
 def blended(plan: TilePlan, blend: Blend, outputs: dict[tuple[int, int], torch.Tensor], span: slice) -> torch.Tensor:
     """`(classes, height, columns)` of a span of columns, strip by strip."""
-    rows, cols = plan_shares(plan.rows, blend), plan_shares(plan.cols, blend)
+    rows, cols = plan_blend_weights(plan.rows, blend), plan_blend_weights(plan.cols, blend)
     blender = StripBlender(rows, cols, span=span, classes=2, device=torch.device("cpu"))
     finished = []
     for row in range(len(rows)):
-        for col in covering(cols, span.start, span.stop):
+        for col in tiles_covering(cols, span.start, span.stop):
             blender.add(col, outputs[row, col])
         finished.append(blender.end_strip(row, last=row == len(rows) - 1).clone())
     return torch.cat(finished, dim=1)
@@ -100,7 +100,7 @@ def blended(plan: TilePlan, blend: Blend, outputs: dict[tuple[int, int], torch.T
 
 def direct_mean(plan: TilePlan, blend: Blend, outputs: dict[tuple[int, int], torch.Tensor]) -> torch.Tensor:
     """The running mean written as a loop over the factors of single tiles."""
-    rows, cols = plan_shares(plan.rows, blend), plan_shares(plan.cols, blend)
+    rows, cols = plan_blend_weights(plan.rows, blend), plan_blend_weights(plan.cols, blend)
     mean = torch.zeros((2, plan.rows.length, plan.cols.length), dtype=torch.float64)
     for row, down in enumerate(rows):
         strip = torch.zeros((2, len(down.factor), plan.cols.length), dtype=torch.float64)

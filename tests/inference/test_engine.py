@@ -14,8 +14,8 @@ from support.models import ROOF, write_checkpoint
 from support.strips import raw_strip
 from torch import Tensor
 
-from pipeline.errors import ModelError, WorldError
-from pipeline.inference.batch_size import Batching, least_batch_size, ran_out_of_memory, resolve_batch_size
+from pipeline.errors import ModelError, TransientError
+from pipeline.inference.batch_size import Batching, is_out_of_memory, least_batch_size, resolve_batch_size
 from pipeline.inference.engine import Engine, Member, TileRow
 from pipeline.inference.normalize import InputTransform
 from pipeline.inference.output_checks import RangeCheck
@@ -23,7 +23,7 @@ from pipeline.inference.tiling.strips import RawStrip
 from pipeline.inference.transfer import DirectTransfer
 from pipeline.model.card import ModelCard
 from pipeline.model.predictor.loading import load_predictor
-from pipeline.model.predictor.protocol import PlainReady, Ready
+from pipeline.model.predictor.protocol import PlainRunnable, Runnable
 
 CPU = torch.device("cpu")
 PLAIN = InputTransform(gain=(1.0,), bias=(0.0,), clip=None)
@@ -38,7 +38,7 @@ def run(
     transform: InputTransform = PLAIN,
     batch_size: int = 2,
 ) -> dict[int, Tensor]:
-    ready = predictor if isinstance(predictor, Ready) else PlainReady(predictor, card)
+    ready = predictor if isinstance(predictor, Runnable) else PlainRunnable(predictor, card)
     return run_members([(ready, transform)], strip, lefts, card=card, batch_size=batch_size)
 
 
@@ -159,7 +159,7 @@ def test_batches_are_halved_no_further_than_results_allow() -> None:
 def test_a_strip_without_a_valid_pixel_ends_all_the_same() -> None:
     empty = raw_strip(np.ones((1, 4, 8), np.float32), np.zeros((4, 8), bool))
     row = TileRow(lefts=(0, 4), height=4, width=4)
-    members = [(PlainReady(lambda tiles: 1 / 0, ROOF), PLAIN)]
+    members = [(PlainRunnable(lambda tiles: 1 / 0, ROOF), PLAIN)]
     engine = Engine(members, ROOF, row, DirectTransfer(CPU), Batching(batch_size=1))
     predicted = list(engine.run([empty, empty]))
     assert [(each.batch.ends_strip, each.tiles) for each in predicted] == [(True, ())] * 2
@@ -168,7 +168,7 @@ def test_a_strip_without_a_valid_pixel_ends_all_the_same() -> None:
 @pytest.mark.parametrize("lanes", [1, 2, 5])
 def test_lanes_change_nothing(lanes: int) -> None:
     pixels = np.random.default_rng(0).random((1, 4, 60), np.float32)
-    members = [(PlainReady(torch.nn.Identity(), ROOF), PLAIN)]
+    members = [(PlainRunnable(torch.nn.Identity(), ROOF), PLAIN)]
     found = run_members(members, raw_strip(pixels, cuts=(13,)), range(0, 56, 4), batch_size=2, lanes=lanes)
     assert [*found] == [*range(14)]
     assert all((tile.numpy() == pixels[:, :, 4 * k : 4 * k + 4]).all() for k, tile in found.items())
@@ -202,7 +202,7 @@ def test_batches_are_halved_until_they_fit_and_no_tile_is_lost(
     error: Callable[[], BaseException], lanes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     pixels, seen = np.random.default_rng(0).random((1, 4, 80), np.float32), list[int]()
-    members = [(PlainReady(refuses(2, error, seen), ROOF), PLAIN)]
+    members = [(PlainRunnable(refuses(2, error, seen), ROOF), PLAIN)]
     found = run_members(members, raw_strip(pixels), range(0, 80, 4), batch_size=8, lanes=lanes)
     assert [*found] == [*range(20)]
     assert all((tile.numpy() == pixels[:, :, 4 * k : 4 * k + 4]).all() for k, tile in found.items())
@@ -219,13 +219,13 @@ def test_batches_are_halved_until_they_fit_and_no_tile_is_lost(
     ],
 )
 def test_running_out_of_memory_for_good_says_what_to_set(settings: dict[str, Any], words: str) -> None:
-    members = [(PlainReady(refuses(0, MemoryError, []), ROOF), PLAIN)]
-    with pytest.raises(WorldError, match=words):
+    members = [(PlainRunnable(refuses(0, MemoryError, []), ROOF), PLAIN)]
+    with pytest.raises(TransientError, match=words):
         run_members(members, raw_strip(np.ones((1, 4, 40), np.float32)), range(0, 40, 4), **settings)
 
 
 def test_other_faults_are_not_taken_for_want_of_memory() -> None:
-    assert not ran_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="wrong"):
         run(refuses(0, lambda: RuntimeError("wrong"), []), raw_strip(np.ones((1, 4, 8), np.float32)), [0, 4])
 
@@ -237,7 +237,7 @@ def test_members_are_averaged_each_with_its_own_normalisation() -> None:
     pixels = np.random.default_rng(0).random((1, 4, 16), np.float32)
     transforms = [InputTransform(gain=(gain,), bias=(bias,), clip=None) for gain, bias in ((1, 0), (0.5, 0.25), (1, 0))]
     functions = [lambda tiles: tiles, lambda tiles: tiles**2, lambda tiles: 1 - tiles]
-    members = [(PlainReady(f, ROOF), t) for f, t in zip(functions, transforms, strict=True)]
+    members = [(PlainRunnable(f, ROOF), t) for f, t in zip(functions, transforms, strict=True)]
     found = run_members(members, raw_strip(pixels), [0, 4, 8], batch_size=2)
     expected = (pixels + (pixels / 2 + 0.25) ** 2 + (1 - pixels)) / 3
     for k, tile in found.items():
@@ -246,7 +246,7 @@ def test_members_are_averaged_each_with_its_own_normalisation() -> None:
 
 def test_members_that_agree_are_not_changed_by_averaging() -> None:
     pixels = np.random.default_rng(0).random((1, 4, 4), np.float32)
-    members = [(PlainReady(lambda tiles: tiles, ROOF), PLAIN)] * 7
+    members = [(PlainRunnable(lambda tiles: tiles, ROOF), PLAIN)] * 7
     assert (run_members(members, raw_strip(pixels), [0], batch_size=1)[0].numpy() == pixels).all()
 
 
@@ -261,7 +261,7 @@ def test_input_that_members_share_is_cut_once() -> None:
         def forward(self, tiles: Tensor) -> Tensor:
             return spy(tiles)
 
-    members = [(PlainReady(Watching(), ROOF), PLAIN)] * 3
+    members = [(PlainRunnable(Watching(), ROOF), PLAIN)] * 3
     run_members(members, raw_strip(np.ones((1, 4, 4), np.float32)), [0], batch_size=1)
     assert len(seen) == 3
     assert len(set(seen)) == 1

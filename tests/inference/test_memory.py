@@ -9,14 +9,14 @@ import sys
 
 import pytest
 
-from pipeline.inference.memory import keep_memory
+from pipeline.inference.memory import disable_malloc_trim
 
 ROUNDS = """
 import resource, sys
 import torch
-from pipeline.inference.memory import keep_memory
+from pipeline.inference.memory import disable_malloc_trim
 if sys.argv[1] == "kept":
-    assert keep_memory()
+    assert disable_malloc_trim()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(3):
@@ -39,14 +39,14 @@ def test_freed_memory_is_used_again_without_a_page_fault() -> None:
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    assert keep_memory.__wrapped__() is False
+    assert disable_malloc_trim.__wrapped__() is False
 
 
 HEAP = """
 import sys
 import torch
-from pipeline.inference.memory import give_back, keep_memory
-keep_memory()
+from pipeline.inference.memory import trim_heap, disable_malloc_trim
+disable_malloc_trim()
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 before = resident()
@@ -54,7 +54,7 @@ held = [torch.ones(2**20) for _ in range(64)]
 kept = held[::8]
 del held
 full = resident()
-give_back()
+trim_heap()
 print(full - before, resident() - before)
 """
 

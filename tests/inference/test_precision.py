@@ -24,7 +24,7 @@ from pipeline.inference.tiling.tiles import TilingSpec, plan_tiles, resolve_tili
 from pipeline.model.predictor import loading as predictors
 from pipeline.model.predictor.ensemble import EnsemblePredictor
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
-from pipeline.model.predictor.protocol import InferenceSpec, Precision, Proof
+from pipeline.model.predictor.protocol import InferenceSpec, Precision, PrecisionCheck
 from pipeline.scene.describe import describe_scene
 from pipeline.scene.spec import ReadingSpec
 from pipeline.segment import segment_scene
@@ -48,7 +48,7 @@ class Watched(LoadedPredictor):
 
     tried: Tensor
 
-    def prove(self, tiles: Tensor) -> Proof:
+    def prove(self, tiles: Tensor) -> PrecisionCheck:
         self.tried = tiles
         return super().prove(tiles)
 
@@ -60,7 +60,7 @@ def tried_on(scene: Path, model: Path, tile_size: int = 64) -> Tensor:
     return predictor.tried
 
 
-def _choose(path: Path, predictor: predictors.Prepared, tile_size: int = 64) -> Proof:
+def _choose(path: Path, predictor: predictors.LoadedModel, tile_size: int = 64) -> PrecisionCheck:
     scene = describe_scene(path, card=predictor.card)
     tiling = resolve_tiling(TilingSpec(tile_size=tile_size), predictor.card, exact=False)
     return choose_precision(scene, plan_tiles(scene.grid.shape, tiling), predictor.card, predictor)
@@ -119,7 +119,7 @@ def test_a_model_of_one_tile_size_is_tried_on_that_size(make_scene: MakeScene, t
 def test_a_plain_function_runs_as_it_is(make_scene: MakeScene) -> None:
     scene = describe_scene(make_scene(bands=1, descriptions=["red"]), card=ROOF)
     plan = plan_tiles(scene.grid.shape, resolve_tiling(TilingSpec(tile_size=32), ROOF, exact=False))
-    assert choose_precision(scene, plan, ROOF, brightness) == Proof(precision="float32")
+    assert choose_precision(scene, plan, ROOF, brightness) == PrecisionCheck(precision="float32")
 
 
 @pytest.mark.parametrize(("write", "precision"), [(write_gentle_checkpoint, "bfloat16"), (write_checkpoint, "float32")])

@@ -7,7 +7,7 @@ import pytest
 from conftest import MakeScene
 
 from pipeline.inference.region import quicklook as glance
-from pipeline.inference.region.quicklook import GlanceTaker, join_glances
+from pipeline.inference.region.quicklook import QuicklookSampler, merge_quicklooks
 from pipeline.inference.tiling.regions import plan_regions
 from pipeline.inference.tiling.strips import read_strips
 from pipeline.inference.tiling.tiles import Tiling, plan_tiles
@@ -24,8 +24,8 @@ def test_a_glance_is_every_nth_pixel_whatever_the_regions(
     plan = plan_tiles((150, 117), Tiling(tile_size=48, overlap=16))
     glances = []
     for region in plan_regions(plan, rows=rows, cols=cols):
-        taker = GlanceTaker((150, 117), region.core, 4, "uint8")
+        taker = QuicklookSampler((150, 117), region.core, 4, "uint8")
         for strip in read_strips(scene, plan, range(plan.shape[0]), range(plan.shape[1]), threads=1):
             taker.see(strip, plan.rows.starts[strip.row])
         glances.append(taker.glance)
-    np.testing.assert_array_equal(join_glances(glances), pixels[:3, 2::4, 2::4])
+    np.testing.assert_array_equal(merge_quicklooks(glances), pixels[:3, 2::4, 2::4])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tilings import shapes, tilings
 
-from pipeline.inference.tiling.regions import Region, halve_region, plan_regions
+from pipeline.inference.tiling.regions import Region, plan_regions, split_region
 from pipeline.inference.tiling.tiles import Axis, Tiling, plan_tiles
 
 
@@ -68,7 +68,7 @@ def test_halves_of_regions_partition_them_down_to_single_tiles(
     owners = np.zeros(shape, int)
     while waiting:
         region = waiting.pop()
-        halves = halve_region(plan, region)
+        halves = split_region(plan, region)
         if halves == (region,):
             owners[region.core.toslices()] += 1
         else:

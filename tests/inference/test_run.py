@@ -13,7 +13,7 @@ from conftest import MakeScene
 from support.models import ROOF, brightness
 
 from pipeline.config import SegmentSpec
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 from pipeline.inference.region import run as region
 from pipeline.inference.region.job import REGION_BYTES, widest_region
 from pipeline.inference.tiling.tiles import Tiling, TilingSpec, plan_tiles
@@ -50,5 +50,5 @@ def test_a_strip_of_one_tile_that_fits_nowhere_says_what_to_set(
     monkeypatch.setattr(region, "StripBlender", refuse)
     scene = make_scene(bands=1, height=64, width=64, descriptions=["red"])
     spec = SegmentSpec(tiling=TilingSpec(tile_size=32, overlap=8))
-    with pytest.raises(WorldError, match=r"one tile \(.* px\) wide; set a smaller tiling.tile_size"):
+    with pytest.raises(TransientError, match=r"one tile \(.* px\) wide; set a smaller tiling.tile_size"):
         segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, spec=spec)

@@ -88,7 +88,7 @@ def test_read_ahead_is_bounded(make_scene: MakeScene, monkeypatch: pytest.Monkey
     next(strips)
     furthest = max(window.row_off for window in seen)
     strips.close()  # type: ignore[attr-defined]
-    assert furthest <= 32 * (1 + batches.BANDS_AHEAD)
+    assert furthest <= 32 * (1 + batches.PREFETCH_ROW_BANDS)
 
 
 def test_damage_is_raised_when_its_strip_is_due(make_scene: MakeScene) -> None:

@@ -15,7 +15,7 @@ from support.strips import assembled, raw_strip
 
 from pipeline.inference import transfer as transfers
 from pipeline.inference.tiling.strips import RawStrip
-from pipeline.inference.transfer import CudaTransfer, DirectTransfer, FinishedRows, LoadedStrip, Transfer, blank_rows
+from pipeline.inference.transfer import CudaTransfer, DeviceStrip, DirectTransfer, FinishedRows, Transfer, blank_rows
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def strips(count: int, *, dtype: str = "uint16") -> list[RawStrip]:
     ]
 
 
-def assert_loaded(loaded: LoadedStrip, strip: RawStrip) -> None:
+def assert_loaded(loaded: DeviceStrip, strip: RawStrip) -> None:
     pixels, valid = assembled(strip)
     for piece in loaded.pieces:
         columns = slice(piece.left, piece.left + piece.pixels.shape[2])

@@ -188,7 +188,11 @@ def names_of(module: str) -> set[str]:
     spec = find_spec(module)
     assert spec is not None, module
     assert spec.origin is not None, module
+    stub = Path(spec.origin).with_suffix(".pyi")
     names: set[str] = set()
+    if stub.is_file():
+        nodes = ast.parse(stub.read_text(encoding="utf-8")).body
+        names = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
     for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)

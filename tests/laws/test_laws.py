@@ -29,8 +29,8 @@ from support.fake_mosaic import classes_source
 
 from pipeline.config import SegmentSpec
 from pipeline.grid.area import Area
-from pipeline.grid.area_pixels import lay_area
-from pipeline.inference.blend import ALONE, Blend, StripBlender
+from pipeline.grid.area_pixels import rasterize_area
+from pipeline.inference.blend import CROP, Blend, StripBlender
 from pipeline.inference.precision import choose_precision
 from pipeline.inference.region import run as region
 from pipeline.inference.region.job import RegionJob, join_regions
@@ -140,10 +140,10 @@ def mosaic_of(
         threshold=None,
         threads=cut.threads,
         tags={},
-        area=None if area is None else lay_area(area, scene.grid),
+        area=None if area is None else rasterize_area(area, scene.grid),
         folder=work,
     )
-    regions = plan_regions(plan, rows=cut.rows, cols=cut.cols, alone=cut.blend in ALONE)
+    regions = plan_regions(plan, rows=cut.rows, cols=cut.cols, alone=cut.blend in CROP)
     join_regions(job, [infer_region(job, each, predictor) for each in regions], work)
     with rasterio.open(work / "probability.tif") as dataset:
         stored = dataset.read()

@@ -15,13 +15,13 @@ from support.models import write_checkpoint
 from pipeline import segment
 from pipeline.catalog.entry import CatalogEntry
 from pipeline.config import SegmentSpec, load_settings
-from pipeline.errors import DamagedSceneError, WorldError
+from pipeline.errors import DamagedSceneError, TransientError
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
 from pipeline.results.report import SceneReport
-from pipeline.results.stage_records import Stages
+from pipeline.results.stage_records import StageRecords
 from pipeline.run.scenes import segment_catalog
 from pipeline.scene.describe import describe_scene
-from pipeline.segment import look_up, segment_scene
+from pipeline.segment import find_existing, segment_scene
 from pipeline.stages import previous as segment_former
 from pipeline.stages.outputs import OUTPUTS
 from pipeline.stages.previous import Found
@@ -123,7 +123,7 @@ def test_regions_that_are_done_are_not_run_again(
     else:
         stop_after_regions(monkeypatch, scene, predictor, tmp_path / "out", regions)
     told: list[tuple[str, int, int]] = []
-    monkeypatch.setattr(segment, "prove_precision", never)
+    monkeypatch.setattr(segment, "check_precision", never)
     if regions == 4:
         monkeypatch.setattr("pipeline.inference.region.run._RegionRun", never)
     again = segment_scene(
@@ -179,7 +179,7 @@ def test_another_model_or_scene_begins_anew(
 def test_a_fault_of_the_world_keeps_what_is_done_and_one_of_the_data_does_not(
     scene: Path, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for fault, kept in ((WorldError("full"), True), (DamagedSceneError("torn"), False)):
+    for fault, kept in ((TransientError("full"), True), (DamagedSceneError("torn"), False)):
 
         def fail(*_: object, error: Exception = fault, **__: object) -> None:
             raise error
@@ -225,7 +225,7 @@ def test_a_torn_file_is_never_believed(
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_record_vouches_only_for_what_it_saw(tmp_path: Path, damage: str) -> None:
     """The files of a stage, and the record itself, whatever byte of it."""
-    stages = Stages(tmp_path)
+    stages = StageRecords(tmp_path)
     (tmp_path / "a").write_bytes(b"content")
 
     def recorded() -> Path:
@@ -275,7 +275,7 @@ def test_other_polygons_of_a_finished_result_run_no_network(
     segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
     before = (tmp_path / "out" / "town" / "probability.tif").stat().st_ino
     monkeypatch.setattr("pipeline.inference.region.run._RegionRun", never)
-    monkeypatch.setattr(segment, "prove_precision", never)
+    monkeypatch.setattr(segment, "check_precision", never)
     again = segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of(change))
     assert tuple(again.reused) == reused
     assert (tmp_path / "out" / "town" / "probability.tif").stat().st_ino == before
@@ -344,7 +344,7 @@ def test_a_scene_that_is_replaced_while_it_is_read_makes_no_mosaic(
 
     with monkeypatch.context() as patch:
         patch.setattr(segment.RegionRecords, "add", add_and_replace)
-        with pytest.raises(WorldError, match="was replaced, changed or removed"):
+        with pytest.raises(TransientError, match="was replaced, changed or removed"):
             segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
     assert not (tmp_path / "out" / "town").exists()
     if how != "removed":
@@ -379,8 +379,8 @@ def test_damage_met_in_a_file_that_is_just_being_replaced_is_no_fault_of_the_dat
         scene.write_bytes(scene.read_bytes()[:-100])
         raise DamagedSceneError("torn")
 
-    monkeypatch.setattr("pipeline.inference.tiling.strips.read_strips", fail)
-    with pytest.raises(WorldError, match="was replaced"):
+    monkeypatch.setattr("pipeline.inference.region.run.read_strips", fail)
+    with pytest.raises(TransientError, match="was replaced"):
         segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
 
 
@@ -407,7 +407,7 @@ def test_what_workers_have_done_is_not_done_again_here(
             patch.setattr(segment, function, stop)
             with pytest.raises(Stop):
                 segment_scene(scene, tmp_path / "out", predictor=predictor, spec=there, client=threads)
-        monkeypatch.setattr(segment, "prove_precision", never)
+        monkeypatch.setattr(segment, "check_precision", never)
     report = segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
     assert report.reused == ["mosaic", "mask", "polygons", "preview"]
     assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
@@ -423,7 +423,7 @@ def test_it_is_foreseen_what_will_not_be_done_again(
     out, described = tmp_path / "out", describe_scene(scene, card=predictor.card)
 
     def found(*overrides: str) -> Found:
-        return look_up(described, out, predictor=predictor, spec=spec_of(*overrides))
+        return find_existing(described, out, predictor=predictor, spec=spec_of(*overrides))
 
     assert found() == Found()
     stop_after_regions(monkeypatch, scene, predictor, out, 3)

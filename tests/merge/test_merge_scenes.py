@@ -29,9 +29,9 @@ from support.fake_mosaic import NAMES, NODATA, classes_source
 from support.object_stores import Store
 
 from pipeline.config import SegmentSpec
-from pipeline.errors import SceneError, SettingsError, WorldError
+from pipeline.errors import SceneError, SettingsError, TransientError
 from pipeline.inference.tiling.tiles import TilingSpec
-from pipeline.merge.extent import Extent
+from pipeline.merge.extent import PreparedExtent
 from pipeline.merge.rows import MergedRows
 from pipeline.merge.run import compare_scenes, merge_scenes
 from pipeline.merge.scenes import MergedScene, in_order
@@ -41,7 +41,7 @@ from pipeline.model.card import ModelCard
 from pipeline.polygons.export import write_polygons
 from pipeline.polygons.shaping import PolygonSpec, shape_polygons
 from pipeline.polygons.stream import vectorize
-from pipeline.polygons.writer import write_rows
+from pipeline.polygons.writer import write_layer
 from pipeline.results.local import open_results
 from pipeline.scene.spec import ReadingSpec
 from pipeline.segment import segment_scene
@@ -100,7 +100,7 @@ def merged(
     target = CRS.from_user_input(crs) if crs else scenes[0].grid.crs
     path = path or scenes[0].polygons.parents[1] / "polygons.parquet"
     rows = MergedRows(ordered, compare_scenes(ordered, spec), target)
-    write_rows(path, rows.batches(), rows.schema, crs=target, classes=rows.legend)
+    write_layer(path, rows.batches(), rows.schema, crs=target, classes=rows.legend)
     if path.suffix == ".parquet":
         return geopandas.read_parquet(path).rename_geometry("geometry")
     return geopandas.read_file(path, layer="polygons")
@@ -522,7 +522,7 @@ def test_a_damaged_file_is_named_and_the_former_result_stays(sheets: Path):
 def test_two_processes_do_not_merge_the_same_folder(sheets: Path):
     with open(sheets / ".merge.lock", "w") as held:
         assert lock(held.fileno())
-        with pytest.raises(WorldError, match="another process is merging"):
+        with pytest.raises(TransientError, match="another process is merging"):
             merge_scenes(sheets, MergeSpec())
 
 
@@ -542,7 +542,7 @@ def test_an_extent_says_of_each_polygon_what_the_whole_area_says(seed: int, shar
     low = generator.integers(0, 12, (30, 2))
     boxes = shapely.box(*low.T, *(low + generator.integers(1, 6, (30, 2))).T)
     polygons = np.array([*boxes, shapely.MultiPolygon([boxes[0], shapely.box(20, 20, 21, 21)])])
-    extent = Extent(area)
+    extent = PreparedExtent(area)
     assert (extent.covers(polygons) == shapely.covers(area, polygons)).all()
     assert (extent.meets(polygons) >= shapely.intersects(area, polygons)).all()
     parts, owner = extent.clip(polygons)

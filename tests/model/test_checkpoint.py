@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline.errors import ModelError, WorldError
+from pipeline.errors import ModelError, TransientError
 from pipeline.model.card import ModelCard, Normalization
 from pipeline.model.checkpoint import describe_checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.networks.deeplab import DeepLabSpec
@@ -247,7 +247,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(WorldError, match="No space left"):
+    with pytest.raises(TransientError, match="No space left"):
         save_checkpoint(path, UNet(SPEC), make_card())
     assert path.read_bytes() == saved.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]

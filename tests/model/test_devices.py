@@ -23,15 +23,15 @@ from support.models import write_checkpoint
 
 from pipeline.config import SegmentSpec
 from pipeline.distribute.connect import cluster
-from pipeline.distribute.remote_predictor import DistantPredictor
+from pipeline.distribute.remote_predictor import RemotePredictor
 from pipeline.distribute.spec import DistributeSpec
 from pipeline.errors import ModelError, SettingsError
 from pipeline.inference.tiling.tiles import TilingSpec
-from pipeline.model.predictor.compiled import Workload
+from pipeline.model.predictor.compiled import BatchShape
 from pipeline.model.predictor.devices import environment_for, resolve_devices
 from pipeline.model.predictor.ensemble import EnsemblePredictor
 from pipeline.model.predictor.loading import LoadedPredictor
-from pipeline.model.predictor.protocol import InferenceSpec, Prepared
+from pipeline.model.predictor.protocol import InferenceSpec, LoadedModel
 from pipeline.run.models import load_run_models, on_devices
 from pipeline.scene.spec import ReadingSpec
 from pipeline.segment import segment_scene
@@ -121,8 +121,8 @@ def test_a_model_that_others_run_holds_no_weights_here(model: Path) -> None:
     spec = replace(TWO, distribute=DistributeSpec(scheduler="tcp://127.0.0.1:1"))
     for each in (TWO, spec):
         predictor = load_run_models([model], each)
-        assert isinstance(predictor, DistantPredictor)
-        assert isinstance(predictor, Prepared)
+        assert isinstance(predictor, RemotePredictor)
+        assert isinstance(predictor, LoadedModel)
         assert not any(isinstance(value, torch.nn.Module | LoadedPredictor) for value in vars(predictor).values())
     assert isinstance(load_run_models([model], ONE), LoadedPredictor)
     assert isinstance(load_run_models([model, model], TWO), EnsemblePredictor)
@@ -144,10 +144,10 @@ def test_a_damaged_model_that_others_would_run_is_refused_here(model: Path, tmp_
 
 
 def test_a_distant_model_can_be_used_here_all_the_same(model: Path) -> None:
-    distant, here = DistantPredictor(model, "cpu", precision="float32"), load_run_models([model], ONE)
+    distant, here = RemotePredictor(model, "cpu", precision="float32"), load_run_models([model], ONE)
     tiles = torch.randn((1, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     assert torch.equal(distant(tiles), here(tiles))
-    assert torch.equal(distant.ready(Workload(precision="float32"))(tiles), here(tiles))
+    assert torch.equal(distant.ready(BatchShape(precision="float32"))(tiles), here(tiles))
     assert distant.prove(tiles) == here.prove(tiles)
 
 

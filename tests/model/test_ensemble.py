@@ -21,19 +21,19 @@ from pipeline.errors import ModelError, SettingsError
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.card import ModelCard, Normalization
 from pipeline.model.networks.unet import UNetSpec
-from pipeline.model.predictor.compiled import Workload
+from pipeline.model.predictor.compiled import BatchShape
 from pipeline.model.predictor.ensemble import (
     SYMMETRIES,
-    AugmentedPredictor,
+    DihedralTransform,
     EnsemblePredictor,
-    Symmetry,
+    TTAPredictor,
     augmented,
-    passes_of,
+    forward_passes,
     running_mean,
 )
 from pipeline.model.predictor.ensemble_card import joint_card
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
-from pipeline.model.predictor.protocol import Augment, InferenceSpec, Prepared
+from pipeline.model.predictor.protocol import Augment, InferenceSpec, LoadedModel
 from pipeline.mosaic.writer import MosaicSpec
 from pipeline.polygons.shaping import PolygonSpec
 from pipeline.scene.spec import ReadingSpec
@@ -90,7 +90,7 @@ def test_quarter_turns_are_quarter_turns_and_flips_are_flips() -> None:
 
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES["all"])
-def test_undoing_gives_the_tiles_back(symmetry: Symmetry) -> None:
+def test_undoing_gives_the_tiles_back(symmetry: DihedralTransform) -> None:
     tiles = tiles_of(8, width=12)
     assert torch.equal(symmetry.undo(symmetry.apply(tiles)), tiles)
 
@@ -103,19 +103,19 @@ def test_undoing_gives_the_tiles_back(symmetry: Symmetry) -> None:
 def test_a_turned_tile_gives_the_turned_result_to_the_last_bit(
     model: LoadedPredictor, augment: Augment, precision: str
 ) -> None:
-    ready = AugmentedPredictor(model, augment).ready(Workload(precision=precision))
+    ready = TTAPredictor(model, augment).ready(BatchShape(precision=precision))
     tiles = tiles_of()
     expected = ready(tiles)
     for symmetry in SYMMETRIES[augment]:
         assert torch.equal(ready(symmetry.apply(tiles)), symmetry.apply(expected)), symmetry
-    assert not torch.equal(model.ready(Workload(precision=precision))(tiles), expected)
+    assert not torch.equal(model.ready(BatchShape(precision=precision))(tiles), expected)
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_the_result_is_the_mean_over_the_turned_tiles(model: LoadedPredictor, augment: Augment) -> None:
     tiles = tiles_of(32, width=48)
     terms = [each.undo(model(each.apply(tiles))).double() for each in SYMMETRIES[augment]]
-    found = AugmentedPredictor(model, augment)(tiles)
+    found = TTAPredictor(model, augment)(tiles)
     assert found.shape == (2, 1, 32, 48)
     assert float((found - torch.stack(terms).mean(dim=0)).abs().max()) < 1e-6
 
@@ -123,11 +123,9 @@ def test_the_result_is_the_mean_over_the_turned_tiles(model: LoadedPredictor, au
 @pytest.mark.gpu
 def test_turned_tiles_are_averaged_on_cuda(cuda: str, folder: Path, model: LoadedPredictor) -> None:
     there = load_predictor(folder / "a.safetensors", cuda, precision="exact")
-    ready = AugmentedPredictor(there, "all").ready(
-        Workload(precision="exact", shape=(2, 3, 32, 48), deterministic=True)
-    )
+    ready = TTAPredictor(there, "all").ready(BatchShape(precision="exact", shape=(2, 3, 32, 48), deterministic=True))
     tiles = tiles_of(32, width=48)
-    assert float((ready(tiles).cpu() - AugmentedPredictor(model, "all")(tiles)).abs().max()) < 1e-4
+    assert float((ready(tiles).cpu() - TTAPredictor(model, "all")(tiles)).abs().max()) < 1e-4
 
 
 class Constant:
@@ -145,7 +143,7 @@ class Constant:
 def test_a_constant_stays_exactly_that_constant(augment: Augment, value: float) -> None:
     constant: Any = Constant(value)
     constant.card, constant.device, constant.turn = CARD, torch.device("cpu"), None
-    found = AugmentedPredictor(constant, augment)(tiles_of(8))
+    found = TTAPredictor(constant, augment)(tiles_of(8))
     assert found.unique().tolist() == [torch.tensor(value).item()]
 
 
@@ -154,9 +152,9 @@ def test_unpadded_networks_are_turned_within_their_margin(tmp_path: Path) -> Non
     path = write_checkpoint(tmp_path / "valid.safetensors", network=spec)
     model = load_predictor(path, "cpu", precision="float32")
     tiles = tiles_of(spec.size_offset + 20 * spec.stride)
-    found = AugmentedPredictor(model, "all")(tiles)
+    found = TTAPredictor(model, "all")(tiles)
     assert found.shape[-1] == tiles.shape[-1] - 2 * model.card.margin
-    assert torch.equal(AugmentedPredictor(model, "all")(tiles.flip(-1)), found.flip(-1))
+    assert torch.equal(TTAPredictor(model, "all")(tiles.flip(-1)), found.flip(-1))
 
 
 class Recorder:
@@ -165,7 +163,7 @@ class Recorder:
     def __init__(self) -> None:
         self.card, self.device, self.turn, self.asked = CARD, torch.device("cpu"), None, []  # type: ignore[var-annotated]
 
-    def ready(self, work: Workload) -> Any:
+    def ready(self, work: BatchShape) -> Any:
         self.asked.append(work)
         ready: Any = Constant(0.5)
         ready.dtype, ready.layout, ready.device = torch.float32, torch.contiguous_format, self.device
@@ -186,19 +184,19 @@ def test_a_model_is_made_ready_for_the_shapes_and_passes_that_follow(
     augment: Augment, shape: Any, shapes: list[Any]
 ) -> None:
     model: Any = Recorder()
-    AugmentedPredictor(model, augment).ready(Workload(precision="float32", batches=10, shape=shape, deterministic=True))
+    TTAPredictor(model, augment).ready(BatchShape(precision="float32", batches=10, shape=shape, deterministic=True))
     passes = len(SYMMETRIES[augment])
     assert model.asked == [
-        Workload(precision="float32", batches=10 * passes, shape=each, deterministic=True) for each in shapes
+        BatchShape(precision="float32", batches=10 * passes, shape=each, deterministic=True) for each in shapes
     ]
 
 
 def test_identity_members_and_passes_tell_of_the_augmentation(model: LoadedPredictor) -> None:
     found = augmented(model, "flips")
-    assert isinstance(found, Prepared)
+    assert isinstance(found, LoadedModel)
     assert found.identity == f"{model.identity} augment-flips"
     assert found.members == (found,)
-    assert (passes_of(found), passes_of(model), passes_of(lambda tiles: tiles)) == (4, 1, 1)
+    assert (forward_passes(found), forward_passes(model), forward_passes(lambda tiles: tiles)) == (4, 1, 1)
     assert found.turn is model.turn
     assert augmented(model, "none") is model
 
@@ -210,7 +208,7 @@ def test_a_plain_function_is_not_augmented() -> None:
 
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_an_augmented_predictor_pickles_as_its_model(model: LoadedPredictor, augment: Augment) -> None:
-    found = AugmentedPredictor(model, augment)
+    found = TTAPredictor(model, augment)
     again: Any = pickle.loads(pickle.dumps(found))
     tiles = tiles_of(32)
     assert again.identity == found.identity
@@ -230,7 +228,7 @@ def test_an_ensemble_is_the_mean_of_its_models(model: LoadedPredictor, other: Lo
     tiles, both = tiles_of(), EnsemblePredictor([model, other])
     assert torch.equal(both(tiles), running_mean([model(tiles), other(tiles)]))
     assert torch.allclose(both(tiles), (model(tiles) + other(tiles)) / 2)
-    assert torch.equal(both.ready(Workload(precision="float32"))(tiles), both(tiles))
+    assert torch.equal(both.ready(BatchShape(precision="float32"))(tiles), both(tiles))
 
 
 def test_the_identity_of_an_ensemble_is_that_of_its_members_in_their_order(
@@ -246,11 +244,11 @@ def test_the_identity_of_an_ensemble_is_that_of_its_members_in_their_order(
 
 def test_an_ensemble_has_members_one_turn_and_all_their_passes(model: LoadedPredictor, other: LoadedPredictor) -> None:
     both = EnsemblePredictor([model, other])
-    assert isinstance(both, Prepared)
+    assert isinstance(both, LoadedModel)
     assert both.members == (model, other)
     assert both.turn is model.turn
-    assert passes_of(both) == 2
-    assert passes_of(augmented(both, "all")) == 16
+    assert forward_passes(both) == 2
+    assert forward_passes(augmented(both, "all")) == 16
 
 
 def test_an_ensemble_pickles_as_its_models(model: LoadedPredictor, other: LoadedPredictor) -> None:
@@ -374,7 +372,7 @@ def test_exact_blending_equals_one_augmented_pass_over_the_whole_scene(
     spec = replace(SPEC, blend="exact", tiling=TilingSpec(tile_size=64), inference=inference, mosaic=mosaic)
     report = segment_scene(make_scene(pixels), tmp_path / "out", predictor=model, spec=spec)
     assert report.tiles_run > 4
-    whole = AugmentedPredictor(model, "all")(torch.from_numpy((pixels[None].astype(np.float32) - 128) / 64))
+    whole = TTAPredictor(model, "all")(torch.from_numpy((pixels[None].astype(np.float32) - 128) / 64))
     assert float(np.abs(pixels_of(report.folder) - whole[0].numpy()).max()) < 1e-6
 
 

@@ -34,7 +34,7 @@ from pipeline.model.exported.load import describe_external, import_model, load_e
 from pipeline.model.exported.module import ExportedNetwork, read_tensors
 from pipeline.model.exported.operators import OPERATORS, base_name
 from pipeline.model.predictor import loading as predictors
-from pipeline.model.predictor.compiled import Workload
+from pipeline.model.predictor.compiled import BatchShape
 from pipeline.model.predictor.loading import load_predictor
 from pipeline.mosaic.writer import MosaicSpec
 from pipeline.scene.spec import ReadingSpec
@@ -329,7 +329,7 @@ def test_a_network_that_reads_memory_in_order_keeps_its_layout(tmp_path: Path, m
     import_model(export(Flat(), tmp_path / "e.pt2", dims=ANY), card, tmp_path / "model.pt2")
     tiles = torch.randn((3, 3, 20, 24))
     assert torch.equal(load_predictor(tmp_path / "model.pt2", "cpu")(tiles), torch.sigmoid(2 * tiles[:, :1]))
-    assert load_predictor(model, "cpu").ready(Workload(precision="float32")).layout == torch.channels_last
+    assert load_predictor(model, "cpu").ready(BatchShape(precision="float32")).layout == torch.channels_last
 
 
 # What a file says about itself

@@ -19,15 +19,15 @@ from pipeline.model.networks.registry import Shape
 from pipeline.model.networks.unet import UNet, UNetSpec
 from pipeline.model.predictor import compiled as readying
 from pipeline.model.predictor import optimize as preparing
-from pipeline.model.predictor.compiled import Workload
+from pipeline.model.predictor.compiled import BatchShape
 from pipeline.model.predictor.loading import load_predictor
 from pipeline.model.predictor.optimize import (
     Arithmetic,
     as_input,
     converted,
     fold_batch_norm,
+    is_compilation_worthwhile,
     prepare,
-    repays_compiling,
     settle_convolutions,
     split_joins,
 )
@@ -192,36 +192,36 @@ def test_a_decoder_without_joins_says_the_same_but_for_rounding(name: str) -> No
 def test_many_small_runs_repay_a_compilation_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA, where a batch of this size would take so long."""
     compiled: list[int] = []
-    monkeypatch.setattr(readying.ReadyForms, "_may_compile", lambda *_: True)
+    monkeypatch.setattr(readying.CompiledVariants, "_may_compile", lambda *_: True)
     monkeypatch.setattr(readying, "_seconds_per_batch", lambda *_: 1.0)
     monkeypatch.setattr(
         readying, "compile_network", lambda network, _: lambda tiles: compiled.append(1) or network(tiles)
     )
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
     shape, fewer = (2, 3, 64, 64), torch.zeros((1, 3, 64, 64))
-    enough = next(count for count in range(10_000) if repays_compiling(count, 1.0))
-    first = predictor.ready(Workload(precision="float32", batches=enough // 2, shape=shape))
+    enough = next(count for count in range(10_000) if is_compilation_worthwhile(count, 1.0))
+    first = predictor.ready(BatchShape(precision="float32", batches=enough // 2, shape=shape))
     first(torch.zeros(shape))
     assert not compiled
-    second = predictor.ready(Workload(precision="float32", batches=enough // 2 + 1, shape=shape))
+    second = predictor.ready(BatchShape(precision="float32", batches=enough // 2 + 1, shape=shape))
     tried = len(compiled)
     second(fewer)
     assert len(compiled) == tried == 1
     second(torch.zeros(shape))
     assert len(compiled) == tried + 1
-    assert predictor.ready(Workload(precision="float32", shape=shape)) is second
+    assert predictor.ready(BatchShape(precision="float32", shape=shape)) is second
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_network_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For batches made in and outside of inference mode, and among batches of another shape."""
-    monkeypatch.setattr(readying.ReadyForms, "_may_compile", lambda *_: True)
+    monkeypatch.setattr(readying.CompiledVariants, "_may_compile", lambda *_: True)
     monkeypatch.setattr(readying, "_seconds_per_batch", lambda *_: 1e9)
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
     form, fused_form = (
-        predictor.ready(Workload(precision="float32", batches=1, shape=(2, 3, 64, 64))),
-        predictor.ready(Workload(precision="float32")),
+        predictor.ready(BatchShape(precision="float32", batches=1, shape=(2, 3, 64, 64))),
+        predictor.ready(BatchShape(precision="float32")),
     )
     assert form is not fused_form
     torch._dynamo.utils.counters.clear()
@@ -242,19 +242,19 @@ def test_a_compiled_network_that_fails_or_differs_is_not_used(
             raise RuntimeError("no compiler here")
         return torch.full((2, 1, 64, 64), 99.0)
 
-    monkeypatch.setattr(readying.ReadyForms, "_may_compile", lambda *_: True)
+    monkeypatch.setattr(readying.CompiledVariants, "_may_compile", lambda *_: True)
     monkeypatch.setattr(readying, "_seconds_per_batch", lambda *_: 1e9)
     monkeypatch.setattr(readying, "compile_network", lambda *_: run)
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
-    form = predictor.ready(Workload(precision="float32", batches=1, shape=(2, 3, 64, 64)))
-    assert form is predictor.ready(Workload(precision="float32"))
+    form = predictor.ready(BatchShape(precision="float32", batches=1, shape=(2, 3, 64, 64)))
+    assert form is predictor.ready(BatchShape(precision="float32"))
     assert "compiled" in caplog.text
 
 
 def test_what_must_repeat_to_the_byte_is_not_compiled() -> None:
     """When a network is compiled depends on measured time."""
     cuda = Arithmetic(device=torch.device("cuda"))
-    forms = readying.ReadyForms(nn.Identity(), None, device=cuda.device, layout=cuda.layout)  # type: ignore[arg-type]
+    forms = readying.CompiledVariants(nn.Identity(), None, device=cuda.device, layout=cuda.layout)  # type: ignore[arg-type]
     assert forms._may_compile(cuda)
     assert not forms._may_compile(dataclasses.replace(cuda, deterministic=True))
 

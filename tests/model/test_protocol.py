@@ -16,9 +16,9 @@ from pipeline.model.card import ModelCard
 from pipeline.model.checkpoint import load_checkpoint
 from pipeline.model.networks.unet import UNetSpec
 from pipeline.model.predictor import loading as predictors
-from pipeline.model.predictor.compiled import Workload, activate
+from pipeline.model.predictor.compiled import BatchShape, activate
 from pipeline.model.predictor.loading import load_predictor, resolve_device
-from pipeline.model.predictor.protocol import InferenceSpec, Prepared, Ready
+from pipeline.model.predictor.protocol import InferenceSpec, LoadedModel, Runnable
 
 # Networks
 
@@ -81,11 +81,11 @@ def some_tiles(side: int = 64) -> Tensor:
 
 def test_what_is_loaded_is_prepared_and_hands_out_what_is_ready(tmp_path: Path) -> None:
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu")
-    assert isinstance(predictor, Prepared)
+    assert isinstance(predictor, LoadedModel)
     assert predictor.members == (predictor,)
-    form = predictor.ready(Workload(precision="float32"))
-    assert isinstance(form, Ready)
-    assert form is predictor.ready(Workload(precision="float32"))
+    form = predictor.ready(BatchShape(precision="float32"))
+    assert isinstance(form, Runnable)
+    assert form is predictor.ready(BatchShape(precision="float32"))
     assert (form.dtype, form.layout, form.device.type) == (torch.float32, torch.channels_last, "cpu")
 
 
@@ -95,7 +95,7 @@ def test_auto_takes_the_lower_precision_where_it_is_harmless(tmp_path: Path) -> 
     proof = predictor.prove(some_tiles())
     assert (proof.precision, proof.note) == ("bfloat16", "")
     assert 0 < proof.change <= 0.01
-    change = predictor(some_tiles()) - predictor.ready(Workload(precision="float32"))(some_tiles())
+    change = predictor(some_tiles()) - predictor.ready(BatchShape(precision="float32"))(some_tiles())
     assert float(change.abs().max()) == proof.change
 
 
@@ -130,9 +130,9 @@ def test_auto_computes_early_blocks_in_float32_where_that_is_enough(tmp_path: Pa
             break
     assert proof.change <= 0.01
     assert proof.note.endswith("in bfloat16): mixed is used")
-    form = predictor.ready(Workload(precision="mixed"))
+    form = predictor.ready(BatchShape(precision="mixed"))
     assert form.dtype == torch.float32
-    change = float((form(tiles) - predictor.ready(Workload(precision="float32"))(tiles)).abs().max())
+    change = float((form(tiles) - predictor.ready(BatchShape(precision="float32"))(tiles)).abs().max())
     assert proof.change == pytest.approx(change, abs=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_the_first_batch_decides_for_all_that_follow(tmp_path: Path) -> None:
     blank = torch.zeros((1, 3, 64, 64))
     chosen = predictor.prove(blank).precision
     predictor(blank)
-    assert torch.equal(predictor(some_tiles()), predictor.ready(Workload(precision=chosen))(some_tiles()))
+    assert torch.equal(predictor(some_tiles()), predictor.ready(BatchShape(precision=chosen))(some_tiles()))
 
 
 def test_exact_is_float32_on_a_cpu(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import SettingsError
 from pipeline.model.card import ModelCard
-from pipeline.mosaic.classify import decide, decide_apart, resolve_threshold
+from pipeline.mosaic.classify import classify_multilabel, decide, resolve_threshold
 from pipeline.mosaic.levels import INVALID, as_integers, as_levels
 
 INDEPENDENT = ModelCard(bands=("red",), classes=("roof", "road"))
@@ -36,14 +36,14 @@ def test_exclusive_classes_are_decided_by_the_greatest_the_first_among_equals():
 
 def test_independent_classes_are_decided_apart():
     levels = pixels((200, 100), (100, 200), (200, 200), (INVALID, INVALID))
-    first, second = decide_apart(levels, INDEPENDENT, top=254)
+    first, second = classify_multilabel(levels, INDEPENDENT, top=254)
     assert first.mask.tolist() == [[1, 0, 1, 255]]
     assert second.mask.tolist() == [[0, 2, 2, 255]]
     assert second.level[0, :3].tolist() == [100, 200, 200]
 
 
 def test_exclusive_classes_are_decided_together():
-    (only,) = decide_apart(pixels((9, 1, 2), (1, 2, 9)), EXCLUSIVE, top=254)
+    (only,) = classify_multilabel(pixels((9, 1, 2), (1, 2, 9)), EXCLUSIVE, top=254)
     assert only.mask.tolist() == [[0, 2]]
     assert only.level.tolist() == [[9, 9]]
 

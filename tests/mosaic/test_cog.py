@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 from rio_cogeo import cog_validate
 
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 from pipeline.grid.raster_grid import RasterGrid
 from pipeline.model.card import ModelCard
 from pipeline.mosaic.cog import LARGEST_CLASSIC, Level, Placed, check_blocks, write_levels
@@ -172,7 +172,7 @@ def test_a_raster_cut_short_is_told(tmp_path: Path, kept: float) -> None:
         file.truncate(int(path.stat().st_size * kept))
     with pytest.raises(OSError, match=r"lacks blocks|ends too early"):
         check_blocks(path)
-    with pytest.raises(WorldError, match="disk full"):
+    with pytest.raises(TransientError, match="disk full"):
         write_cog([(path, window)], tmp_path / "x.tif", form)
 
 

@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 from rio_cogeo import cog_validate
 
-from pipeline.errors import SceneError, WorldError
+from pipeline.errors import SceneError, TransientError
 from pipeline.grid.raster_grid import RasterGrid
 from pipeline.model.card import ModelCard
 from pipeline.mosaic.classify import decide
@@ -139,7 +139,7 @@ def test_a_write_that_fails_behind_is_told_to_whoever_writes_or_closes(tmp_path:
 def test_the_callers_error_is_not_hidden_by_the_writers(tmp_path: Path) -> None:
     def strips() -> Iterator[np.ndarray]:
         yield np.zeros((2, 100, 60), np.uint8)
-        raise WorldError("first")
+        raise TransientError("first")
 
-    with pytest.raises(WorldError, match="first"), mosaic_writer(tmp_path, MosaicSpec(), (700, 60)) as writer:
+    with pytest.raises(TransientError, match="first"), mosaic_writer(tmp_path, MosaicSpec(), (700, 60)) as writer:
         [*map(writer.write, strips())]

@@ -18,7 +18,7 @@ import shapely
 from rasterio.crs import CRS
 from support.fake_mosaic import NAMES, classes_source
 
-from pipeline.errors import DamagedSceneError, SettingsError, WorldError
+from pipeline.errors import DamagedSceneError, SettingsError, TransientError
 from pipeline.polygons.export import PolygonTotals, write_polygons
 from pipeline.polygons.shaping import Polygons, PolygonSpec, shape_polygons
 from pipeline.polygons.stream import vectorize
@@ -161,7 +161,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(ending: str, share: float, t
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * share), hard))
     try:
-        with pytest.raises(WorldError, match="polygons"):
+        with pytest.raises(TransientError, match="polygons"):
             write(path, polygons)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))

@@ -19,7 +19,7 @@ from scipy import ndimage
 from support.fake_mosaic import one_class_source, polygons_of
 
 from pipeline.polygons.shaping import PolygonSpec
-from pipeline.polygons.tracing.components import BAD, unite
+from pipeline.polygons.tracing.components import NO_COMPONENT, union_find
 from pipeline.polygons.tracing.corners import FIRST_ROOM
 from pipeline.polygons.tracing.outlines import Rings, Seams, Traced, trace
 
@@ -161,7 +161,7 @@ def test_components_are_those_of_scipy_with_their_sums(mask: np.ndarray, kind: t
         assert table.first[row] == (first[0] << 32) + first[1]
     sides = {"top": labels[0], "right": labels[:, -1], "bottom": labels[-1], "left": labels[:, 0]}
     for side, line in sides.items():
-        assert found.lines[side].tolist() == np.where(line > 0, line - 1, BAD).tolist()
+        assert found.lines[side].tolist() == np.where(line > 0, line - 1, NO_COMPONENT).tolist()
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 1, 2, 255])))
@@ -181,7 +181,7 @@ def test_every_component_has_one_shell_and_its_outline_holds_its_pixels(mask: np
 def test_contacts_are_of_one_class():
     mask = np.array([[1, 0, 2], [0, 1, 0], [1, 0, 2]], np.uint8)
     found = traced(mask)
-    feature = unite(len(found.table), found.contacts)
+    feature = union_find(len(found.table), found.contacts)
     assert len(found.table) == 5
     assert len(set(feature)) == 3
 

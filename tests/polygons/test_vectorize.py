@@ -19,7 +19,7 @@ from support.fake_mosaic import NODATA, FakeLevels, as_set, burnt, classes_sourc
 
 from pipeline.errors import SettingsError
 from pipeline.model.card import ModelCard
-from pipeline.mosaic.classify import Decision
+from pipeline.mosaic.classify import Classification
 from pipeline.mosaic.levels import INVALID
 from pipeline.polygons import stream as vectorize_module
 from pipeline.polygons.block_seams import SeamJoiner
@@ -196,7 +196,7 @@ def test_at_most_two_block_rows_are_read_before_the_first_polygon():
 
 def test_an_open_polygon_does_not_carry_the_seams_behind_it():
     joiner = SeamJoiner(8, TracingRule())
-    ones = Decision(mask=np.ones((8, 8), np.uint8), level=np.ones((8, 8), np.uint16))
+    ones = Classification(mask=np.ones((8, 8), np.uint8), level=np.ones((8, 8), np.uint16))
     for row in range(20):
         blocks = []
         for col in range(3):

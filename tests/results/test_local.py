@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import SettingsError, WorldError
+from pipeline.errors import SettingsError, TransientError
 from pipeline.results.local import open_results
 
 
@@ -42,7 +42,7 @@ def test_documents_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_a_document_that_cannot_be_read_is_a_fault_of_the_world(tmp_path: Path) -> None:
     (tmp_path / "run.json").mkdir()
-    with pytest.raises(WorldError, match=r"run\.json: cannot be read: .*check the disk"):
+    with pytest.raises(TransientError, match=r"run\.json: cannot be read: .*check the disk"):
         open_results(tmp_path).read("run.json")
     (tmp_path / "file").touch()
     assert open_results(tmp_path / "file").read("run.json") is None

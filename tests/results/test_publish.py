@@ -13,7 +13,7 @@ import pytest
 from conftest import MakeScene
 
 from pipeline.config import SegmentSpec, load_settings
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 from pipeline.results import publish as journal
 from pipeline.results.publish import content_key, finished_report, publishing
 from pipeline.scene.describe import Scene, describe_scene
@@ -78,7 +78,7 @@ def test_the_remains_of_a_killed_run_are_swept_away(tmp_path: Path) -> None:
 def test_two_runs_never_write_one_folder(tmp_path: Path) -> None:
     with publishing(tmp_path / "scene") as work:
         (work / "a").write_text("first")
-        with pytest.raises(WorldError, match=r"scene: another run is writing this folder; wait for it"):
+        with pytest.raises(TransientError, match=r"scene: another run is writing this folder; wait for it"):
             publish(tmp_path / "scene", a="second")
         assert finished_report(tmp_path / "scene", "k") is None
     assert contents(tmp_path / "scene") == {"a": "first"}
@@ -95,9 +95,12 @@ def test_runs_write_different_folders_side_by_side(tmp_path: Path) -> None:
 
 def test_a_disk_that_refuses_is_the_worlds_fault(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(WorldError, match=r"cannot be written: .*check the disk"), publishing(tmp_path / "file" / "x"):
+    with (
+        pytest.raises(TransientError, match=r"cannot be written: .*check the disk"),
+        publishing(tmp_path / "file" / "x"),
+    ):
         pass
-    with pytest.raises(WorldError, match=r"writing failed: .*disk full"), publishing(tmp_path / "scene"):
+    with pytest.raises(TransientError, match=r"writing failed: .*disk full"), publishing(tmp_path / "scene"):
         raise OSError(28, "disk full")
     assert os.listdir(tmp_path) == ["file"]
 
@@ -114,7 +117,7 @@ def test_the_former_result_comes_back_when_the_last_rename_fails(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(WorldError, match="input/output error"):
+    with pytest.raises(TransientError, match="input/output error"):
         publish(tmp_path / "scene", a="new")
     assert contents(tmp_path / "scene") == {"a": "old"}
 

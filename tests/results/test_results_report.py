@@ -37,7 +37,7 @@ def test_a_report_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
 
 def test_a_report_found_again_tells_where_things_are_now() -> None:
     files = ["/moved/red.tif", "/moved/nir.tif"]
-    found = DONE.found_again(replace(DONE, location=files[0], files=files, folder="/moved/out/town", polygons=0))
+    found = DONE.as_skipped(replace(DONE, location=files[0], files=files, folder="/moved/out/town", polygons=0))
     assert (found.status, found.location, found.folder) == ("skipped", "/moved/red.tif", "/moved/out/town")
     assert found.files == files
     kept = {"status", "location", "files", "folder"}

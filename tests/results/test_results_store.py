@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.object_stores import Store
 
-from pipeline.errors import AccessError, SettingsError, WorldError
+from pipeline.errors import AccessError, SettingsError, TransientError
 from pipeline.results import lease as results_lease
 from pipeline.results.object_store import StoreResults
 from pipeline.storage.s3 import store_access
@@ -206,9 +206,9 @@ def test_parts_of_uploads_that_never_ended_are_removed(store: Store) -> None:
 def test_two_runs_never_write_one_result(store: Store, tmp_path: Path) -> None:
     one, two = (opened(store, tmp_path / name) for name in ("one", "two"))
     with one.publishing("town") as work:
-        with pytest.raises(WorldError, match=r"town: another run is writing this result \(.*process \d+, since 20"):
+        with pytest.raises(TransientError, match=r"town: another run is writing this result \(.*process \d+, since 20"):
             publish(two, "second")
-        with pytest.raises(WorldError, match="another run on this machine"):
+        with pytest.raises(TransientError, match="another run on this machine"):
             publish(opened(store, tmp_path / "one"), "third")
         publish_into(work, "first")
     assert contents(store)["a"] == "first" * 3
@@ -227,7 +227,7 @@ def test_a_lock_that_was_left_behind_is_taken_over(
             monkeypatch.setattr(results_lease, "LEASE_S", -1.0)
             publish(two, "second")
 
-    with pytest.raises(WorldError, match="another run has taken over the lock"):
+    with pytest.raises(TransientError, match="another run has taken over the lock"):
         overtaken()
     assert two.finished("town", "second") is not None
     assert two.recovered("town", "second") is not None  # and sweeps up what the other had sent
@@ -237,7 +237,7 @@ def test_a_lock_that_was_left_behind_is_taken_over(
 def test_a_run_that_is_started_again_holds_the_lock_at_once(store: Store, tmp_path: Path) -> None:
     results, _ = stopped_after(4, store, tmp_path)
     assert ".lock" in store.names("4/town/")
-    with pytest.raises(WorldError, match="another run is writing"):
+    with pytest.raises(TransientError, match="another run is writing"):
         publish(opened(store, tmp_path / "other", prefix="4"), "new")
     publish(results, "new")
 
@@ -250,7 +250,7 @@ def test_where_a_store_knows_no_conditions_locks_hold_all_the_same(store: Store,
     store_access().client.meta.events.register("before-call.s3.PutObject", plainly)
     one, two = (opened(store, tmp_path / name) for name in ("one", "two"))
     with one.publishing("town") as work:
-        with pytest.raises(WorldError, match="another run is writing"):
+        with pytest.raises(TransientError, match="another run is writing"):
             publish(two, "second")
         publish_into(work, "first")
     publish(two, "second")
@@ -272,7 +272,7 @@ def test_a_lock_that_somebody_removed_is_lost(store: Store) -> None:
             publish_into(work, "x")
             store.client.delete_object(Bucket=store.bucket, Key="out/town/.lock")
 
-    with pytest.raises(WorldError, match="another run has taken over the lock"):
+    with pytest.raises(TransientError, match="another run has taken over the lock"):
         robbed()
     assert results.finished("town", "x") is None
     assert results.recovered("town", "x") is not None

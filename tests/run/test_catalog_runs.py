@@ -25,7 +25,7 @@ from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
 from pipeline.model.predictor.protocol import InferenceSpec
 from pipeline.results.report import SceneReport
-from pipeline.run.dry_run import foresee
+from pipeline.run.dry_run import plan_run
 from pipeline.run.scenes import segment_catalog
 from pipeline.scene.spec import ReadingSpec
 
@@ -137,7 +137,7 @@ def test_what_would_run_is_said_of_stac_too(
     def verdicts(source: Path, **how: Path) -> list[str]:
         entries = read_catalog([source], CatalogSpec(since="2026-05-01"), SMALL.reading)
         models = [how["model"]] if "model" in how else []
-        found = foresee(entries, SMALL, models=models, out_dir=how.get("out"))
+        found = plan_run(entries, SMALL, models=models, out_dir=how.get("out"))
         return [f"{each.verdict} {each.entry.id}: {each.reason}" for each in found]
 
     assert verdicts(bundle)[0].startswith("runs town: 70 x 90 px of 0.5 m")

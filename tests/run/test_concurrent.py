@@ -20,12 +20,12 @@ from pipeline.catalog.entry import CatalogEntry
 from pipeline.config import RunSpec, SegmentSpec
 from pipeline.distribute.plan import region_count, scene_count, share_workers
 from pipeline.distribute.spec import DistributeSpec
-from pipeline.errors import SettingsError, WorldError
+from pipeline.errors import SettingsError, TransientError
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
 from pipeline.model.predictor.protocol import InferenceSpec
 from pipeline.results.report import SceneReport
-from pipeline.run.concurrent import ScenesInHand, StoppedError, stoppable
+from pipeline.run.concurrent import ConcurrentScenes, RunCancelledError, cancellable
 from pipeline.run.scenes import segment_catalog
 from pipeline.scene.spec import ReadingSpec
 
@@ -72,7 +72,7 @@ def test_reports_come_in_order_though_scenes_end_in_another() -> None:
     def begin(entry: CatalogEntry) -> SceneReport | None:
         return report(entry, "quarantined") if entry.id == "s2" else None
 
-    found = [*ScenesInHand(begin, work, settle).run(entries(5), most=2)]
+    found = [*ConcurrentScenes(begin, work, settle).run(entries(5), most=2)]
     assert [each.scene for each in found] == ["s0", "s1", "s2", "s3", "s4"]
     assert found[2].status == "quarantined"
     assert settled.index("s0") > settled.index("s1")
@@ -86,7 +86,9 @@ def test_no_more_scenes_are_in_hand_than_asked() -> None:
         inside.release()
 
     begun: list[str] = []
-    hand: ScenesInHand[None] = ScenesInHand(lambda entry: begun.append(entry.id), work, lambda entry, _: report(entry))
+    hand: ConcurrentScenes[None] = ConcurrentScenes(
+        lambda entry: begun.append(entry.id), work, lambda entry, _: report(entry)
+    )
     assert len([*hand.run(entries(20), most=3)]) == 20
     assert all(most)
     assert len(begun) == 20
@@ -102,11 +104,11 @@ def test_scenes_in_hand_end_with_the_run(ended: str) -> None:
                 raise SettingsError("no")
             return
         assert stop.wait(WAIT_S)
-        with pytest.raises(StoppedError):
-            stoppable(None, stop)("infer", 0, 1)
+        with pytest.raises(RunCancelledError):
+            cancellable(None, stop)("infer", 0, 1)
         stopped.append(entry.id)
 
-    hand: ScenesInHand[None] = ScenesInHand(lambda _: None, work, lambda entry, _: report(entry))
+    hand: ConcurrentScenes[None] = ConcurrentScenes(lambda _: None, work, lambda entry, _: report(entry))
     if ended == "failed":
         with pytest.raises(SettingsError):
             [*hand.run(entries(3), most=2)]
@@ -121,7 +123,7 @@ def test_one_scene_is_inferred_while_another_becomes_polygons(
 ) -> None:
     inferred = [Event(), Event()]
     begun = iter(inferred)
-    infer, finish = segment.infer_scene, segment.finish_scene
+    infer, finish = segment.infer_scene, segment.make_outputs
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         result = infer(*args, **kwargs)
@@ -129,7 +131,7 @@ def test_one_scene_is_inferred_while_another_becomes_polygons(
         return result
 
     monkeypatch.setattr(segment, "infer_scene", noted)
-    monkeypatch.setattr(segment, "finish_scene", _Patient(inferred, finish))
+    monkeypatch.setattr(segment, "make_outputs", _Patient(inferred, finish))
     scenes = [CatalogEntry(id=name, location=str(make_scene(name=f"{name}.tif"))) for name in ("a", "b")]
     reports = [*segment_catalog(scenes, tmp_path / "out", predictor=predictor, spec=SPEC, client=threads)]
     assert [(each.scene, each.status) for each in reports] == [("a", "done"), ("b", "done")]
@@ -177,9 +179,9 @@ def test_a_scene_that_is_stopped_goes_on_in_the_next_run(
         if done:
             stop.set()
 
-    with pytest.raises(StoppedError):
+    with pytest.raises(RunCancelledError):
         segment.segment_scene(
-            scene, tmp_path, predictor=predictor, spec=spec, client=threads, watch=stoppable(press, stop)
+            scene, tmp_path, predictor=predictor, spec=spec, client=threads, watch=cancellable(press, stop)
         )
     report = segment.segment_scene(scene, tmp_path, predictor=predictor, spec=spec, client=threads)
     assert report.reused[0].endswith("of 3 regions")
@@ -188,9 +190,9 @@ def test_a_scene_that_is_stopped_goes_on_in_the_next_run(
 def test_a_run_ends_when_its_cluster_is_lost(
     threads: Client, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.distribute.client.is_lost", lambda _: True)
+    monkeypatch.setattr("pipeline.run.scenes.is_lost", lambda _: True)
     run = segment_catalog(entries(3), tmp_path / "out", predictor=predictor, spec=SPEC, client=threads)
-    with pytest.raises(WorldError, match=r"the run ends here, for its cluster is lost: .*s\d\.tif: no such file"):
+    with pytest.raises(TransientError, match=r"the run ends here, for its cluster is lost: .*s\d\.tif: no such file"):
         next(run)
 
 
@@ -209,12 +211,12 @@ def test_what_ends_with_a_stopped_run_is_not_tried_again_nor_said(
         while entry.id != "s0":
             try:
                 watch("infer", 0, 1)
-            except StoppedError:
-                raise WorldError("the client is closed") from None
+            except RunCancelledError:
+                raise TransientError("the client is closed") from None
             time.sleep(0.01)
         return report(entry)
 
-    monkeypatch.setattr("pipeline.run.one_scene.segment_entry", segment_entry)
+    monkeypatch.setattr("pipeline.run.scenes.segment_entry", segment_entry)
     spec = replace(SPEC, run=RunSpec(retries=3))
     with closing(segment_catalog(entries(3), tmp_path, predictor=predictor, spec=spec, client=threads)) as run:
         assert next(run).scene == "s0"

@@ -14,7 +14,7 @@ from support.models import write_checkpoint
 
 from pipeline.catalog.entry import CatalogEntry
 from pipeline.config import RunSpec, SegmentSpec
-from pipeline.errors import ModelError, SceneError, WorldError
+from pipeline.errors import ModelError, SceneError, TransientError
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
 from pipeline.results.report import SceneReport, exit_code
 from pipeline.run.ledger import RunLedger, open_ledger
@@ -31,7 +31,7 @@ def entries_in(folder: Path, count: int) -> list[CatalogEntry]:
 
 
 def outcome_of(entry: CatalogEntry, kind: str) -> SceneReport | Exception:
-    faults = {"scene": SceneError("s"), "model": ModelError("m"), "world": WorldError("w"), "bug": ValueError("v")}
+    faults = {"scene": SceneError("s"), "model": ModelError("m"), "world": TransientError("w"), "bug": ValueError("v")}
     if kind in faults:
         return faults[kind]
     return SceneReport(scene=entry.id, location=entry.location, status="skipped" if kind == "skipped" else "done")
@@ -75,7 +75,7 @@ def test_after_so_many_failures_no_scene_is_begun_and_those_in_work_are_entered(
     ledger = ledger_of(entries, tmp_path / "out", max_failures=1)
     assert ledger.passed_over(one) is None
     assert ledger.passed_over(two) is None
-    ledger.settle(one, WorldError("away"))
+    ledger.settle(one, TransientError("away"))
     ledger.settle(two, outcome_of(two, "done"))
     for entry in (three, four):
         left_out = ledger.passed_over(entry)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.catalog.entry import CatalogEntry
-from pipeline.errors import DamagedSceneError, SettingsError, WorldError
+from pipeline.errors import DamagedSceneError, SettingsError, TransientError
 from pipeline.run import quarantine as run_quarantine
 from pipeline.run.quarantine import QUARANTINE, Quarantine, is_data_fault
 from pipeline.scene.bands import BandFile
@@ -130,7 +130,7 @@ def test_a_remote_scene_is_known_by_its_fingerprint(tmp_path: Path, monkeypatch:
 
 def test_a_remote_scene_that_cannot_be_reached_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object) -> str:
-        raise WorldError("503")
+        raise TransientError("503")
 
     scene = CatalogEntry(id="far", location="s3://bucket/far.tif")
     monkeypatch.setattr(run_quarantine, "remote_fingerprint", unreachable)
@@ -148,4 +148,4 @@ def test_a_list_that_is_none_of_ours_is_refused_and_kept(tmp_path: Path, content
 
 def test_only_faults_of_the_data_lead_here() -> None:
     assert is_data_fault(DamagedSceneError())
-    assert not any(is_data_fault(fault) for fault in (WorldError(), SettingsError(), MemoryError()))
+    assert not any(is_data_fault(fault) for fault in (TransientError(), SettingsError(), MemoryError()))

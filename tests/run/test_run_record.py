@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.catalog.entry import CatalogEntry
 from pipeline.config import RunSpec
-from pipeline.errors import SceneError, WorldError
+from pipeline.errors import SceneError, TransientError
 from pipeline.results.local import open_results
 from pipeline.results.report import SceneReport
 from pipeline.run.ledger import RunLedger
@@ -108,7 +108,7 @@ def test_a_run_writes_now_and_then_and_spends_little_on_it(tmp_path: Path) -> No
 
 def test_a_record_that_cannot_be_written_is_a_fault_of_the_world(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(WorldError, match="out: cannot be made"):
+    with pytest.raises(TransientError, match="out: cannot be made"):
         record_in(tmp_path / "out").write([DONE], ended=True)
 
 

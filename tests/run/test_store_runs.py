@@ -13,7 +13,7 @@ from conftest import Call, MakeScene
 from support.object_stores import Store
 
 import pipeline.segment
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 from pipeline.stages.outputs import OUTPUTS
 
 ROOT = Path(__file__).parents[2]
@@ -100,13 +100,13 @@ def test_a_run_that_failed_after_inference_goes_on_from_there(
     store: Store, call: Call, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*_: object, **__: object) -> None:
-        raise WorldError("lost")
+        raise TransientError("lost")
 
     work = tmp_path / "work"
     more = ["--set", f"run.work_dir={work}"]
     run = ["segment", make_scene(name="town.tif"), "--model", model, "--out", f"s3://{store.bucket}/out", *FAST, *more]
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline.segment, "finish_anywhere", lost)
+        patched.setattr(pipeline.segment, "run_output_stages", lost)
         assert call(*run)[0] == 1
     assert [*work.glob("*/.town.partial")]
     infer = pipeline.distribute.connect.run_regions

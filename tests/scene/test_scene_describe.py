@@ -28,7 +28,7 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window
 from support import range_server
 
-from pipeline.errors import DamagedSceneError, SceneError, ScenemillError, SettingsError, WorldError
+from pipeline.errors import DamagedSceneError, SceneError, ScenemillError, SettingsError, TransientError
 from pipeline.inference.tiling.strips import read_strips
 from pipeline.inference.tiling.tiles import Tiling, plan_tiles
 from pipeline.model.card import REAL_DTYPES, ModelCard
@@ -522,7 +522,7 @@ def test_a_file_that_vanishes_is_the_worlds_fault(make_scene: MakeScene) -> None
     path = make_scene()
     scene = describe_scene(path)
     path.unlink()
-    with SceneReader(scene) as reader, pytest.raises(WorldError, match="check the network or disk and run again"):
+    with SceneReader(scene) as reader, pytest.raises(TransientError, match="check the network or disk and run again"):
         reader.read(Window(0, 0, 4, 4))
 
 
@@ -707,12 +707,12 @@ def test_a_server_that_dies_half_way_is_the_worlds_fault(make_scene: MakeScene, 
         reader.read(Window(0, 0, 10, 10))
         (tmp_path / "failing").touch()
         start = time.perf_counter()
-        with pytest.raises(WorldError, match=r"rows 1900..1909, columns 1900..1909 failed.*run again"):
+        with pytest.raises(TransientError, match=r"rows 1900..1909, columns 1900..1909 failed.*run again"):
             reader.read(Window(1900, 1900, 10, 10))
     assert time.perf_counter() - start < 20
 
 
 def test_nobody_at_an_address_is_the_worlds_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.remote.PAUSES_S", (0.0,))
-    with pytest.raises(WorldError, match=r"cannot be reached: .*refused; check the address and the network"):
+    with pytest.raises(TransientError, match=r"cannot be reached: .*refused; check the address and the network"):
         describe_scene("http://127.0.0.1:9/scene.tif")

@@ -37,7 +37,7 @@ from pipeline.model.predictor.loading import load_predictor
 from pipeline.mosaic.writer import MosaicSpec
 from pipeline.results.publish import content_key
 from pipeline.results.report import SceneReport
-from pipeline.run.dry_run import foresee
+from pipeline.run.dry_run import plan_run
 from pipeline.run.scenes import segment_catalog
 from pipeline.scene.bands import BandFile
 from pipeline.scene.describe import Scene, describe_scene
@@ -561,9 +561,9 @@ def test_a_run_follows_every_file_of_a_scene(make_scene: MakeScene, tmp_path: Pa
         return next(iter(segment_catalog([entry], tmp_path / "out", predictor=predictor, spec=spec)))
 
     assert (run().status, run().status) == ("done", "skipped")
-    (outlook,) = foresee([entry], spec, models=[tmp_path / "m.safetensors"], out_dir=tmp_path / "out")
+    (outlook,) = plan_run([entry], spec, models=[tmp_path / "m.safetensors"], out_dir=tmp_path / "out")
     assert (outlook.verdict, run().date) == ("done", "2024-05-06T07:08:09Z")
-    (outlook,) = foresee([entry], spec)
+    (outlook,) = plan_run([entry], spec)
     assert outlook.reason == "64 x 64 px of 10 m, 3 bands of uint8 in 3 files"
     os.utime(paths[2], ns=(0, 0))
     assert (run().status, run().status) == ("done", "skipped")

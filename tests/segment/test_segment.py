@@ -27,7 +27,7 @@ from support.models import ROOF, brightness, write_checkpoint
 import pipeline
 from pipeline import segment
 from pipeline.config import SegmentSpec
-from pipeline.errors import ModelError, SettingsError, WorldError
+from pipeline.errors import ModelError, SettingsError, TransientError
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.card import ModelCard
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
@@ -349,13 +349,13 @@ def test_what_polygons_need_is_loaded_while_regions_run_and_not_while_the_precis
     red_scene: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    for name in ("prove_precision", "_prepare_polygons"):
+    for name in ("check_precision", "_prepare_polygons"):
         function = getattr(segment, name)
         monkeypatch.setattr(
             segment, name, lambda *given, n=name, f=function, **more: told.append(n) or f(*given, **more)
         )
     segment_scene(red_scene(), tmp_path, predictor=brightness, card=ROOF, spec=SMALL)
-    assert told == ["prove_precision", "_prepare_polygons"]
+    assert told == ["check_precision", "_prepare_polygons"]
 
 
 def test_polygons_can_be_made_again_from_the_mosaic(
@@ -459,7 +459,7 @@ def test_a_failing_rerun_leaves_the_former_result_whole(red_scene: Callable[...,
 
 def test_an_output_folder_that_is_a_file_is_named(red_scene: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(WorldError, match=r"out.*cannot be written"):
+    with pytest.raises(TransientError, match=r"out.*cannot be written"):
         segment_scene(red_scene(), tmp_path / "out", predictor=brightness, card=ROOF, spec=SMALL)
 
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import WorldError
-from pipeline.storage.files import appearing, lock, make_folder, sweep, write_whole
+from pipeline.errors import TransientError
+from pipeline.storage.files import atomic_path, atomic_write, ensure_dir, lock, sweep
 
 ROOT = Path(__file__).parents[2]
 KILLED_EVERYWHERE = """
 import os, sys
 from pathlib import Path
-from pipeline.storage.files import write_whole
+from pipeline.storage.files import atomic_write
 
 folder, left = Path(sys.argv[1]), [0]
 EVENTS = ("open", "os.rename", "os.remove")
@@ -39,7 +39,7 @@ for step in range(1, 50):
     child = os.fork()
     if child == 0:
         left[0] = step
-        write_whole(path, "new")
+        atomic_write(path, "new")
         os._exit(0)
     finished = os.waitpid(child, 0)[1] == 0
     assert path.read_text() in (("new",) if finished else ("old", "new")), path.read_text()
@@ -53,7 +53,7 @@ print(step)
 def test_what_is_written_replaces_what_was_there(content: bytes | str, tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("durable") / "file.bin"
     path.write_bytes(b"former")
-    write_whole(path, content)
+    atomic_write(path, content)
     assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
     assert list(path.parent.iterdir()) == [path]
 
@@ -64,7 +64,7 @@ def test_an_error_while_writing_leaves_the_old_file_alone(tmp_path: Path, error:
     path.write_text("old")
 
     def write_and_fail() -> None:
-        with appearing(path, ending=".db") as partial:
+        with atomic_path(path, ending=".db") as partial:
             assert partial.suffix == ".db"
             partial.write_text("half")
             partial.with_name(f"{partial.name}-journal").touch()
@@ -84,24 +84,24 @@ def test_a_full_disk_is_named_with_its_file_and_leaves_the_old_one(
         raise OSError(28, "No space left on device")
 
     path = tmp_path / "file"
-    write_whole(path, "old")
+    atomic_write(path, "old")
     with monkeypatch.context() as patched:
         patched.setattr(call, full)
-        with pytest.raises(WorldError, match=r"file: cannot be written: .*No space left.*check the disk"):
-            write_whole(path, "new")
+        with pytest.raises(TransientError, match=r"file: cannot be written: .*No space left.*check the disk"):
+            atomic_write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_missing_folder_is_a_fault_of_the_world_until_it_is_made(tmp_path: Path):
     path = tmp_path / "absent" / "below" / "file"
-    with pytest.raises(WorldError, match="absent"):
-        write_whole(path, b"")
-    make_folder(path.parent)
-    make_folder(path.parent)
-    write_whole(path, b"")
-    with pytest.raises(WorldError, match=r"file: cannot be made: .*check the disk"):
-        make_folder(path)
+    with pytest.raises(TransientError, match="absent"):
+        atomic_write(path, b"")
+    ensure_dir(path.parent)
+    ensure_dir(path.parent)
+    atomic_write(path, b"")
+    with pytest.raises(TransientError, match=r"file: cannot be made: .*check the disk"):
+        ensure_dir(path)
 
 
 def test_a_kill_between_any_two_steps_leaves_the_old_file_or_the_new_one(tmp_path: Path):
@@ -130,7 +130,7 @@ def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path):
 
 def test_writers_of_one_file_do_not_meet(tmp_path: Path):
     path = tmp_path / "file"
-    with appearing(path) as one, appearing(path) as other:
+    with atomic_path(path) as one, atomic_path(path) as other:
         one.write_text("one")
         other.write_text("other")
     assert path.read_text() == "one"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import SceneError, WorldError
+from pipeline.errors import SceneError, TransientError
 from pipeline.storage.location import Location, resolve_location, tidy_name
 
 
@@ -63,7 +63,7 @@ def test_gdals_virtual_paths_are_refused_however_they_are_spelt(text: str) -> No
     ["NETCDF:a.nc:red", "GTIFF_DIR:1:a.tif", "<VRTDataset></VRTDataset>", "x" * 5000, "a\0b.tif", "missing.tif"],
 )
 def test_what_is_no_file_is_no_scene_whatever_gdal_would_make_of_it(text: str) -> None:
-    with pytest.raises((SceneError, WorldError), match=r"no such file|File name too long"):
+    with pytest.raises((SceneError, TransientError), match=r"no such file|File name too long"):
         resolve_location(text).check_exists()
 
 

@@ -14,7 +14,7 @@ from rasterio.windows import Window
 from support.object_stores import Store
 
 from pipeline.catalog.read import read_catalog
-from pipeline.errors import AccessError, DamagedSceneError, SceneError, SettingsError, WorldError
+from pipeline.errors import AccessError, DamagedSceneError, SceneError, SettingsError, TransientError
 from pipeline.model.card import ModelCard
 from pipeline.results.publish import content_key
 from pipeline.run.quarantine import is_data_fault
@@ -24,7 +24,7 @@ from pipeline.scene.reader import SceneReader
 from pipeline.segment import segment_scene
 from pipeline.storage.location import resolve_location
 from pipeline.storage.remote import remote_version
-from pipeline.storage.retries import is_world_fault
+from pipeline.storage.retries import is_transient
 
 CARD = ModelCard(bands=("red",), classes=("bright",))
 COARSE = Affine(1, 0, 500_000, 0, -1, 5_400_000)
@@ -114,7 +114,7 @@ def test_the_headers_of_a_scenes_files_are_read_side_by_side(
         store.put(f"{name}.tif", make_scene(bands=1, name=f"{name}.tif", seed=seed))
     card, files = ModelCard(bands=("c", "a", "b"), classes=("bright",)), band_files(store, "abc")
     alone = [describe_scene(file.location).files[0].fingerprint for file in files]
-    monkeypatch.setattr("pipeline.storage.remote.remote_version", asked_together)
+    monkeypatch.setattr("pipeline.storage.location.remote_version", asked_together)
     scene = describe_scene(files[0].location, card=card, files=files)
     assert scene.bands == ("c", "a", "b")
     assert [file.location.stem for file in scene.files] == ["a", "b", "c"]
@@ -137,7 +137,7 @@ def test_of_several_files_that_are_not_there_the_first_is_named(
                 answered.set()
 
     store.put("a.tif", make_scene(bands=1, name="a.tif"))
-    monkeypatch.setattr("pipeline.storage.remote.remote_version", answered_late)
+    monkeypatch.setattr("pipeline.storage.location.remote_version", answered_late)
     files, card = band_files(store, "abc"), ModelCard(bands=("a", "b", "c"), classes=("bright",))
     with pytest.raises(SceneError, match=r"b\.tif: nothing is there"):
         describe_scene(files[0].location, card=card, files=files)
@@ -217,7 +217,7 @@ def test_of_a_scene_that_is_replaced_while_it_is_read_no_result_is_made(
         store.put("in/far.tif", other)
         return tiles / 255
 
-    with pytest.raises(WorldError, match=r"far\.tif: was replaced, changed or removed while it was read"):
+    with pytest.raises(TransientError, match=r"far\.tif: was replaced, changed or removed while it was read"):
         segment_scene(far, tmp_path / "out", predictor=replacing, card=CARD)
     assert not (tmp_path / "out" / "far").exists()
     assert segment_scene(far, tmp_path / "out", predictor=lambda tiles: tiles / 255, card=CARD).status == "done"
@@ -274,7 +274,7 @@ def test_who_may_not_read_is_told_so_and_neither_retried_nor_held_against_the_sc
     store.fail("GET /in/far.tif 403 99")
     with pytest.raises(AccessError, match=r"far\.tif: the store refuses .*; check the credentials") as caught:
         describe_scene(far)
-    assert not is_world_fault(caught.value)
+    assert not is_transient(caught.value)
     assert not is_data_fault(caught.value)
 
 
@@ -298,6 +298,6 @@ def test_a_store_that_fails_for_good_is_the_worlds_fault(
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     store.fail("GET /in/far.tif 503 99")
-    with pytest.raises(WorldError, match=r"the store failed .*; run again") as caught:
+    with pytest.raises(TransientError, match=r"the store failed .*; run again") as caught:
         describe_scene(far)
-    assert is_world_fault(caught.value)
+    assert is_transient(caught.value)

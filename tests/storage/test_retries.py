@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.config import RunSpec
-from pipeline.errors import ModelError, SceneError, SettingsError, WorldError
-from pipeline.storage.retries import retry_world_faults
+from pipeline.errors import ModelError, SceneError, SettingsError, TransientError
+from pipeline.storage.retries import retry_transient
 
 
 class Work:
@@ -25,17 +25,17 @@ class Work:
 def test_faults_of_the_world_are_tried_again_after_doubling_pauses() -> None:
     slept: list[float] = []
     told: list[float] = []
-    work = Work(WorldError("503"), WorldError("timeout"))
+    work = Work(TransientError("503"), TransientError("timeout"))
     spec = RunSpec(retries=3, retry_delay_s=1.5)
-    assert retry_world_faults(work, spec.pauses_s, tell=lambda _, pause: told.append(pause), sleep=slept.append) == 3
+    assert retry_transient(work, spec.pauses_s, tell=lambda _, pause: told.append(pause), sleep=slept.append) == 3
     assert slept == told == [1.5, 3.0]
 
 
 @pytest.mark.parametrize("retries", [0, 1, 4])
 def test_the_last_fault_is_raised_when_the_retries_are_used_up(retries: int) -> None:
-    work = Work(*(WorldError(f"try {number}") for number in range(9)))
-    with pytest.raises(WorldError, match=f"try {retries}"):
-        retry_world_faults(work, RunSpec(retries=retries).pauses_s, sleep=lambda _: None)
+    work = Work(*(TransientError(f"try {number}") for number in range(9)))
+    with pytest.raises(TransientError, match=f"try {retries}"):
+        retry_transient(work, RunSpec(retries=retries).pauses_s, sleep=lambda _: None)
     assert work.runs == retries + 1
 
 
@@ -43,7 +43,7 @@ def test_the_last_fault_is_raised_when_the_retries_are_used_up(retries: int) -> 
 def test_other_faults_are_raised_at_once(fault: Exception) -> None:
     work = Work(fault)
     with pytest.raises(type(fault)):
-        retry_world_faults(work, RunSpec().pauses_s, sleep=lambda _: pytest.fail("slept"))
+        retry_transient(work, RunSpec().pauses_s, sleep=lambda _: pytest.fail("slept"))
     assert work.runs == 1
 
 

@@ -16,11 +16,11 @@ from support.object_stores import Store
 from pipeline.config import SegmentSpec
 from pipeline.distribute import remote_predictor as distant
 from pipeline.distribute import worker_tasks as distribute_tasks
-from pipeline.distribute.connect import exchanging, predictor_identity
-from pipeline.distribute.remote_predictor import DistantPredictor
+from pipeline.distribute.connect import predictor_identity, staging_area
+from pipeline.distribute.remote_predictor import RemotePredictor
 from pipeline.distribute.spec import DistributeSpec
 from pipeline.distribute.versions import check_code, facts_of_code
-from pipeline.errors import ModelError, SettingsError, WorldError
+from pipeline.errors import ModelError, SettingsError, TransientError
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.predictor.loading import LoadedPredictor
 from pipeline.scene.spec import ReadingSpec
@@ -59,9 +59,9 @@ def test_files_arrive_as_they_were_sent_or_not_at_all(address: str, tmp_path: Pa
     assert not place.holds("regions/2.tif")
     place.fetch("regions/1.tif", tmp_path / "b", size=6)
     assert (tmp_path / "b").read_bytes() == b"levels"
-    with pytest.raises(WorldError, match="6 bytes arrived of 7"):
+    with pytest.raises(TransientError, match="6 bytes arrived of 7"):
         place.fetch("regions/1.tif", tmp_path / "c", size=7)
-    with pytest.raises(WorldError, match=r"2\.tif: (not to be seen on .*client and workers see|nothing is there)"):
+    with pytest.raises(TransientError, match=r"2\.tif: (not to be seen on .*client and workers see|nothing is there)"):
         place.fetch("regions/2.tif", tmp_path / "c")
     assert {path.name for path in tmp_path.iterdir()} <= {"a", "b", "exchange"}
     place.clear()
@@ -74,7 +74,7 @@ def test_a_machine_that_does_not_see_the_place_does_not_make_it(tmp_path: Path) 
     place = open_exchange(str(tmp_path / "exchange")).below("town")
     (tmp_path / "exchange").rmdir()
     (tmp_path / "a").touch()
-    with pytest.raises(WorldError, match="exchange: not to be seen on "):
+    with pytest.raises(TransientError, match="exchange: not to be seen on "):
         place.send(tmp_path / "a", "a")
     assert not (tmp_path / "exchange").exists()
 
@@ -83,16 +83,16 @@ def test_places_of_different_results_do_not_meet(threads: Client, tmp_path: Path
     spec = DistributeSpec(exchange=str(tmp_path / "exchange"))
     (tmp_path / "a").touch()
     with (
-        exchanging(spec, tmp_path / "out" / ".town.partial", threads) as one,
-        exchanging(spec, tmp_path / "other" / ".town.partial", threads) as other,
+        staging_area(spec, tmp_path / "out" / ".town.partial", threads) as one,
+        staging_area(spec, tmp_path / "other" / ".town.partial", threads) as other,
     ):
         assert one is not None
         assert other is not None
         one.send(tmp_path / "a", "a")
         assert not other.holds("a")
-        with exchanging(spec, tmp_path / "out" / ".town.partial", threads):  # after a kill, the place is not empty
+        with staging_area(spec, tmp_path / "out" / ".town.partial", threads):  # after a kill, the place is not empty
             assert not one.holds("a")
-    with exchanging(spec, tmp_path, None) as nothing:
+    with staging_area(spec, tmp_path, None) as nothing:
         assert nothing is None
 
 
@@ -102,13 +102,13 @@ def test_only_some_addresses_can_be_exchange_places() -> None:
 
 
 def test_a_store_that_is_not_there_is_said_at_once(store: Store) -> None:
-    with pytest.raises(WorldError, match="there is no bucket nowhere"):
+    with pytest.raises(TransientError, match="there is no bucket nowhere"):
         open_exchange("s3://nowhere/exchange")
 
 
 def test_a_model_travels_by_its_hash(apart: Path, tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model.safetensors")
-    sent = pickle.dumps(DistantPredictor(model, "cpu", precision="float32", exchange=open_exchange(str(apart))))
+    sent = pickle.dumps(RemotePredictor(model, "cpu", precision="float32", exchange=open_exchange(str(apart))))
     write_checkpoint(model, seed=1)  # the worker has another model under this path
     there = pickle.loads(sent)
     assert isinstance(there, LoadedPredictor)
@@ -122,7 +122,7 @@ def test_a_model_travels_by_its_hash(apart: Path, tmp_path: Path) -> None:
 
 def test_a_worker_without_the_model_says_who_it_is(apart: Path, tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model.safetensors")
-    sent = pickle.dumps(DistantPredictor(model, "cpu", precision="float32"))
+    sent = pickle.dumps(RemotePredictor(model, "cpu", precision="float32"))
     model.unlink()
     with pytest.raises(SettingsError, match=r"the worker on .* does not have the model.*set distribute\.exchange"):
         pickle.loads(sent)

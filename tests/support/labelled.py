@@ -25,7 +25,7 @@ from pipeline.training.labels.polygon_labels import PolygonLabels, open_polygon_
 from pipeline.training.sample import Sample
 from pipeline.training.settings.augment import AugmentSpec, BrightnessSpec, ContrastSpec
 from pipeline.training.settings.data import SamplesSpec, SplitSpec
-from pipeline.training.settings.learning import LearningSpec
+from pipeline.training.settings.learning import OptimizationSpec
 from pipeline.training.settings.spec import TrainSpec
 
 UTM = "EPSG:32633"
@@ -37,7 +37,7 @@ SMALL = TrainSpec(
     samples=SamplesSpec(tile_size=32, batch_size=4, windows_per_epoch=32, threads=1),
     split=SplitSpec(block_size=32),
     augment=AugmentSpec(contrast=ContrastSpec(factor=0.1), brightness=BrightnessSpec(shift=0.1)),
-    learning=LearningSpec(epochs=4, learning_rate=5e-3, precision="float32"),
+    learning=OptimizationSpec(epochs=4, learning_rate=5e-3, precision="float32"),
 )
 
 

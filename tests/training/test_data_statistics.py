@@ -22,7 +22,7 @@ from pipeline.scene.describe import describe_scene
 from pipeline.training.data.percentiles import CountedPercentiles, SampledPercentiles
 from pipeline.training.data.samples import LabelledScene
 from pipeline.training.data.splits import Area
-from pipeline.training.data.statistics import survey
+from pipeline.training.data.statistics import compute_statistics
 from pipeline.training.settings.data import NormalizationSpec
 
 
@@ -31,7 +31,7 @@ def test_the_survey_measures_valid_training_pixels_in_raw_units(town: Town, make
     valid[:, :30] = False
     image = make_scene(town.pixels, transform=ORIGIN, mask=valid, scales=(2.0, 1.0, 1.0), offsets=(5.0, 0.0, 0.0))
     source = LabelledScene(describe_scene(image), polygon_labels(town))
-    facts = survey([Area(source=source, held_out=(Window(50, 20, 30, 10),))], ("roof",), seed=0)
+    facts = compute_statistics([Area(source=source, held_out=(Window(50, 20, 30, 10),))], ("roof",), seed=0)
     valid[20:30, 50:80] = False
     raw = town.pixels[:, valid] * np.array([[2.0], [1.0], [1.0]]) + np.array([[5.0], [0.0], [0.0]])
     assert facts.pixels == valid.sum()
@@ -44,12 +44,12 @@ def test_a_class_without_a_training_pixel_and_a_constant_band_are_refused(town: 
     labels = polygon_labels(town, ("roof", "pool"), "kind")
     source = LabelledScene(describe_scene(town.image), labels)
     with pytest.raises(LabelError, match="no training pixel is of class pool"):
-        survey([Area(source=source)], ("roof", "pool"), seed=0)
+        compute_statistics([Area(source=source)], ("roof", "pool"), seed=0)
     flat = town.pixels.copy()
     flat[1] = 9
     source = LabelledScene(describe_scene(make_scene(flat, transform=ORIGIN)), polygon_labels(town))
     with pytest.raises(SceneError, match=r"band\(s\) green are constant|band\(s\) .* are constant"):
-        survey([Area(source=source)], ("roof",), seed=0).normalization()
+        compute_statistics([Area(source=source)], ("roof",), seed=0).normalization()
 
 
 @pytest.mark.parametrize(("fill", "dtype"), [(-3.4028235e38, "float32"), (1e300, "float64")])
@@ -61,7 +61,7 @@ def test_a_fill_value_without_a_nodata_tag_is_refused_with_its_place(
     scene = describe_scene(make_scene(pixels, name="filled.tif", transform=ORIGIN))
     source = LabelledScene(scene, polygon_labels(town))
     with pytest.raises(SceneError, match=rf"filled\.tif: band {scene.bands[1]} holds .*e\+.*reading\.nodata=") as error:
-        survey([Area(source=source)], ("roof",), seed=0)
+        compute_statistics([Area(source=source)], ("roof",), seed=0)
     (said,) = re.findall(r"reading\.nodata=(\S+)", str(error.value))
     assert np.dtype(dtype).type(said) == np.dtype(dtype).type(fill)
 
@@ -101,10 +101,10 @@ def test_the_percentile_range_of_valid_pixels_becomes_zero_to_one(town: Town, ma
     spec = NormalizationSpec(kind="percentile", low=5, high=90)
     areas = [Area(source=LabelledScene(scene, polygon_labels(town)))]
     raw = town.pixels.reshape(3, -1) * np.array([[2.0], [-1.0], [1.0]]) + np.array([[5.0], [0.0], [0.0]])
-    low, high = survey(areas, ("roof",), seed=0, spec=spec).value_range or ((), ())
+    low, high = compute_statistics(areas, ("roof",), seed=0, spec=spec).value_range or ((), ())
     stored = np.quantile(town.pixels.reshape(3, -1), [0.05, 0.9], axis=1, method="inverted_cdf")
     assert np.allclose([low, high], np.sort(stored * [2, -1, 1] + [5, 0, 0], axis=0))
-    both = survey([*areas, Area(source=plain)], ("roof",), seed=0, spec=replace(spec, low=10))
+    both = compute_statistics([*areas, Area(source=plain)], ("roof",), seed=0, spec=replace(spec, low=10))
     pooled = np.concatenate([raw, town.pixels.reshape(3, -1)], axis=1)
     assert both.value_range is not None
     assert np.allclose(both.value_range, np.quantile(pooled, [0.1, 0.9], axis=1, method="inverted_cdf"))

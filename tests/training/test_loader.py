@@ -20,9 +20,9 @@ from pipeline.config import build_settings
 from pipeline.errors import LabelError
 from pipeline.model.card import Normalization
 from pipeline.training.data.blocks import overlap
-from pipeline.training.data.loader import AHEAD, Batch, Feed, output_planes, prefetch
+from pipeline.training.data.loader import AHEAD, Batch, BatchLoader, output_planes, prefetch
 from pipeline.training.data.splits import Area
-from pipeline.training.data.windows import Core, cover
+from pipeline.training.data.windows import TrainingWindow, cover
 from pipeline.training.settings.augment import AugmentSpec
 from pipeline.training.settings.spec import TrainSpec
 
@@ -48,7 +48,7 @@ def spec_of(*, threads: int = 1, augment: AugmentSpec = EVERYTHING) -> TrainSpec
 
 
 def batches(spec: TrainSpec, area: Area, epoch: int, start: int = 0, **feed_options: Any) -> list[NDArray[np.float32]]:
-    with Feed(spec, STANDARD, margin=0, **feed_options) as feed:
+    with BatchLoader(spec, STANDARD, margin=0, **feed_options) as feed:
         made = feed.training([area], epoch, start=start)
         return [torch.cat([b.pixels, b.target, b.counted], dim=1).cpu().numpy() for b in made]
 
@@ -82,7 +82,7 @@ def test_windows_are_standardised_pixels_of_the_scene_when_nothing_is_changed() 
     area = ramps(90)
     still = replace(WARPED, **{name: replace(getattr(WARPED, name), probability=0.0) for name in WARPS})
     spec = spec_of(augment=replace(still, flips=0.0, turns=0.0))
-    with Feed(spec, Normalization.standard([1.0] * 2, [0.5] * 2), margin=0) as feed:
+    with BatchLoader(spec, Normalization.standard([1.0] * 2, [0.5] * 2), margin=0) as feed:
         for batch in feed.training([area], 1):
             row, col = (batch.pixels / 2).movedim(1, 0).long()
             expected = torch.from_numpy(area.source.whole.target)[0][row, col]
@@ -97,7 +97,7 @@ def test_no_warped_window_counts_a_held_out_pixel_and_every_other_labelled_one_c
     area.source.whole.target[:, ::7] = 255
     free, truth = area.free_pixels(Window(0, 0, 180, 180)), area.source.whole.target[0]
     inner = slice(margin, 32 - margin)
-    with Feed(spec_of(augment=WARPED), Normalization(), margin=margin) as feed:
+    with BatchLoader(spec_of(augment=WARPED), Normalization(), margin=margin) as feed:
         places, counted, target = [], [], []
         for batch in feed.training([area], 1):
             places.append((batch.pixels[..., inner, inner].movedim(1, -1).numpy() - 1).reshape(-1, 2))
@@ -119,7 +119,9 @@ def test_no_warped_window_counts_a_held_out_pixel_and_every_other_labelled_one_c
 def test_a_core_counts_what_is_inside_and_in_no_block(row: int, col: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     blocks = tuple(Window(*rng.integers(0, 60, 2).tolist(), *rng.integers(1, 40, 2).tolist()) for _ in range(3))
-    core = Core(area=Area(source=FakeSource(80), held_out=blocks), row=row, col=col, inside=Window(10, 5, 60, 70))
+    core = TrainingWindow(
+        area=Area(source=FakeSource(80), held_out=blocks), row=row, col=col, inside=Window(10, 5, 60, 70)
+    )
     window = Window(col, row, 45, 50)
     if overlap(window, core.inside):
         expected = np.zeros((300, 300), bool)
@@ -131,14 +133,14 @@ def test_a_core_counts_what_is_inside_and_in_no_block(row: int, col: int, seed: 
 
 def test_the_corners_of_a_rotated_window_are_real_pixels_where_the_scene_has_them() -> None:
     area = ramps(180, Window(0, 0, 180, 70), Window(0, 110, 180, 70), Window(0, 70, 70, 40), Window(110, 70, 70, 40))
-    with Feed(spec_of(augment=WARPED), Normalization(), margin=0) as feed:
+    with BatchLoader(spec_of(augment=WARPED), Normalization(), margin=0) as feed:
         for batch in feed.training([area], 1):
             assert (batch.pixels > 0).all()
 
 
 def test_held_out_windows_are_never_changed_and_each_pixel_counts_once() -> None:
     area = ramps(50)
-    with Feed(spec_of(), Normalization(), margin=0) as feed:
+    with BatchLoader(spec_of(), Normalization(), margin=0) as feed:
         rows = []
         for batch in feed.validation(cover([(area.source, Window(7, 3, 40, 41))], feed.core_size)):
             row, col = (plane[batch.counted[:, 0]] for plane in batch.pixels.movedim(1, 0))
@@ -185,7 +187,7 @@ def test_threads_of_the_feed_compute_alone_and_leave_others_as_they_were(town: T
     before, spec = torch.get_num_threads(), spec_of(threads=2)
     torch.set_num_threads(2)
     try:
-        with Feed(spec, STANDARD, margin=0) as feed:
+        with BatchLoader(spec, STANDARD, margin=0) as feed:
             assert len(list(feed.training([area_of(town)], 1))) == 8
             assert feed._pool.submit(torch.get_num_threads).result() == 1
             assert torch.get_num_threads() == 2
@@ -236,7 +238,7 @@ def test_a_cuda_device_makes_the_same_batches_but_for_noise(town: Town) -> None:
 
 
 def test_batches_lie_where_they_are_wanted_with_channels_last(town: Town) -> None:
-    with Feed(spec_of(), STANDARD, margin=0, device=torch.device("cpu")) as feed:
+    with BatchLoader(spec_of(), STANDARD, margin=0, device=torch.device("cpu")) as feed:
         batch = next(feed.training([area_of(town)], 1))
     assert {getattr(batch, field.name).device.type for field in fields(Batch)} == {"cpu"}
     assert batch.pixels.is_contiguous(memory_format=torch.channels_last)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
 from pipeline.training.data.loader import Batch
-from pipeline.training.learner import Average, Learner
+from pipeline.training.learner import EMA, Trainer
 from pipeline.training.optimizer import choose_precision, count_drops, make_optimizer, rate_factor
-from pipeline.training.settings.learning import LearningSpec
+from pipeline.training.settings.learning import OptimizationSpec
 
-PLAIN = LearningSpec(optimizer="sgd", momentum=0.0, learning_rate=0.1, weight_decay=0.0, schedule="constant",
+PLAIN = OptimizationSpec(optimizer="sgd", momentum=0.0, learning_rate=0.1, weight_decay=0.0, schedule="constant",
                      warmup_epochs=0.0, clip_norm=0.0, precision="float32", device="cpu")  # fmt: skip
 
 
@@ -39,11 +39,11 @@ def batch(seed: int, size: int = 2) -> Batch:
     return Batch(pixels=pixels, target=target, counted=torch.ones_like(target, dtype=torch.bool))
 
 
-def learner(spec: LearningSpec, *, batches: int = 4, model: nn.Module | None = None, seed: int = 0) -> Learner:
-    return Learner(model or network(), squared, spec, batches=batches, seed=seed)
+def learner(spec: OptimizationSpec, *, batches: int = 4, model: nn.Module | None = None, seed: int = 0) -> Trainer:
+    return Trainer(model or network(), squared, spec, batches=batches, seed=seed)
 
 
-def weights(made: Learner) -> Tensor:
+def weights(made: Trainer) -> Tensor:
     return torch.cat([p.detach().flatten() for p in made.network.parameters()])
 
 
@@ -68,8 +68,8 @@ def test_accumulated_batches_step_along_the_gradient_of_their_mean_loss(accumula
 
 
 SPECS = {
-    "adamw": LearningSpec(learning_rate=1e-2, precision="float32", device="cpu"),
-    "adam": LearningSpec(optimizer="adam", learning_rate=1e-2, precision="float32", device="cpu", accumulate=2),
+    "adamw": OptimizationSpec(learning_rate=1e-2, precision="float32", device="cpu"),
+    "adam": OptimizationSpec(optimizer="adam", learning_rate=1e-2, precision="float32", device="cpu", accumulate=2),
     "momentum": replace(PLAIN, momentum=0.9, ema_decay=0.9),
     "plain": PLAIN,
 }
@@ -77,7 +77,7 @@ SPECS = {
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("stop", [2, 4])
-def test_a_learner_that_loads_a_state_goes_on_to_the_same_bits(spec: LearningSpec, stop: int) -> None:
+def test_a_learner_that_loads_a_state_goes_on_to_the_same_bits(spec: OptimizationSpec, stop: int) -> None:
     whole, first = learner(spec, model=network(dropout=0.3)), learner(spec, model=network(dropout=0.3))
     losses = [whole.learn(batch(k), epoch=1, index=k) for k in range(4)]
     for k in range(stop):
@@ -147,7 +147,7 @@ def test_the_average_follows_its_formula_and_is_what_is_kept() -> None:
 
 def test_an_average_of_what_stands_still_is_the_thing_itself() -> None:
     model = network()
-    average = Average(model, 0.999)
+    average = EMA(model, 0.999)
     for step in range(1, 9):
         average.update(step)
     for key, value in average.network.state_dict().items():
@@ -160,18 +160,18 @@ def test_only_an_optimiser_step_ends_a_state_that_is_whole() -> None:
 
 
 def test_the_learning_rate_rises_and_falls_as_said() -> None:
-    spec = LearningSpec(epochs=10, warmup_epochs=2)
+    spec = OptimizationSpec(epochs=10, warmup_epochs=2)
     factors = [rate_factor(step, 5, spec) for step in range(51)]
     assert factors[:10] == pytest.approx([k / 10 for k in range(1, 11)])
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[30] == pytest.approx(0.5)
     assert factors[50] == pytest.approx(0)
     assert rate_factor(400, 5, replace(spec, schedule="constant")) == 1
-    assert max(rate_factor(step, 4, LearningSpec(epochs=1)) for step in range(4)) == 1
+    assert max(rate_factor(step, 4, OptimizationSpec(epochs=1)) for step in range(4)) == 1
 
 
 def test_the_learning_rate_drops_in_steps_as_torch_does_it() -> None:
-    spec = LearningSpec(epochs=30, warmup_epochs=0, schedule="step")
+    spec = OptimizationSpec(epochs=30, warmup_epochs=0, schedule="step")
     optimizer = make_optimizer([nn.Parameter(torch.zeros(1))], spec)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 10, 0.1)
     for epoch in range(30):
@@ -182,7 +182,7 @@ def test_the_learning_rate_drops_in_steps_as_torch_does_it() -> None:
 
 @given(st.lists(st.integers(0, 4).map(lambda k: k / 4), max_size=30), st.integers(1, 5))
 def test_the_learning_rate_drops_on_plateaus_as_torch_does_it(scores: list[float], patience: int) -> None:
-    spec = LearningSpec(schedule="plateau", warmup_epochs=0, drop_epochs=patience, drop_factor=0.5)
+    spec = OptimizationSpec(schedule="plateau", warmup_epochs=0, drop_epochs=patience, drop_factor=0.5)
     optimizer = make_optimizer([nn.Parameter(torch.zeros(1))], spec)
     judge = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, "max", 0.5, patience - 1, threshold=0, min_lr=0, eps=0
@@ -209,7 +209,7 @@ def test_the_rate_in_use_is_the_one_that_is_told() -> None:
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_every_optimiser_is_torchs_with_our_settings(name: Any) -> None:
-    spec = LearningSpec(optimizer=name, weight_decay=0.25, learning_rate=0.02)
+    spec = OptimizationSpec(optimizer=name, weight_decay=0.25, learning_rate=0.02)
     made = make_optimizer([nn.Parameter(torch.zeros(1))], spec)
     assert type(made).__name__.lower() == name
     assert (made.defaults["lr"], made.defaults["weight_decay"]) == (0.02, 0.25)
@@ -229,22 +229,25 @@ def test_precision_is_the_one_named_or_the_native_one() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: LearningSpec(epochs=0), "epochs must be at least 1"),
-        (lambda: LearningSpec(learning_rate=1), "learning_rate must be above 0 and at most 0.1 for adamw, not 1"),
-        (lambda: LearningSpec(optimizer="sgd", learning_rate=1.5), "at most 1 for sgd, not 1.5"),
-        (lambda: LearningSpec(learning_rate=math.nan), "learning_rate must be above 0"),
-        (lambda: LearningSpec(weight_decay=2), "weight_decay must be from 0 to 1, not 2"),
-        (lambda: LearningSpec(optimizer="sgd", momentum=1), "momentum must be at least 0 and below 1, not 1"),
-        (lambda: LearningSpec(momentum=0.5), "momentum means nothing to optimizer adamw, only to sgd"),
-        (lambda: LearningSpec(drop_epochs=5), "drop_epochs means nothing to schedule cosine, only to step and plateau"),
-        (lambda: LearningSpec(schedule="step", drop_factor=1), "drop_factor must be above 0 and below 1, not 1"),
-        (lambda: LearningSpec(warmup_epochs=-1), "warmup_epochs must be at least 0"),
-        (lambda: LearningSpec(clip_norm=-1), "clip_norm must be at least 0 and finite, not -1"),
-        (lambda: LearningSpec(accumulate=0), "accumulate must be at least 1"),
-        (lambda: LearningSpec(ema_decay=1), "ema_decay must be at least 0 and below 1, not 1"),
-        (lambda: LearningSpec(max_minutes=0), "max_minutes must be above 0"),
-        (lambda: LearningSpec(save_minutes=-1), "save_minutes must be at least 0"),
-        (lambda: LearningSpec(schedule="linear"), "schedule must be one of constant, step, cosine, plateau"),  # type: ignore[arg-type]
+        (lambda: OptimizationSpec(epochs=0), "epochs must be at least 1"),
+        (lambda: OptimizationSpec(learning_rate=1), "learning_rate must be above 0 and at most 0.1 for adamw, not 1"),
+        (lambda: OptimizationSpec(optimizer="sgd", learning_rate=1.5), "at most 1 for sgd, not 1.5"),
+        (lambda: OptimizationSpec(learning_rate=math.nan), "learning_rate must be above 0"),
+        (lambda: OptimizationSpec(weight_decay=2), "weight_decay must be from 0 to 1, not 2"),
+        (lambda: OptimizationSpec(optimizer="sgd", momentum=1), "momentum must be at least 0 and below 1, not 1"),
+        (lambda: OptimizationSpec(momentum=0.5), "momentum means nothing to optimizer adamw, only to sgd"),
+        (
+            lambda: OptimizationSpec(drop_epochs=5),
+            "drop_epochs means nothing to schedule cosine, only to step and plateau",
+        ),
+        (lambda: OptimizationSpec(schedule="step", drop_factor=1), "drop_factor must be above 0 and below 1, not 1"),
+        (lambda: OptimizationSpec(warmup_epochs=-1), "warmup_epochs must be at least 0"),
+        (lambda: OptimizationSpec(clip_norm=-1), "clip_norm must be at least 0 and finite, not -1"),
+        (lambda: OptimizationSpec(accumulate=0), "accumulate must be at least 1"),
+        (lambda: OptimizationSpec(ema_decay=1), "ema_decay must be at least 0 and below 1, not 1"),
+        (lambda: OptimizationSpec(max_minutes=0), "max_minutes must be above 0"),
+        (lambda: OptimizationSpec(save_minutes=-1), "save_minutes must be at least 0"),
+        (lambda: OptimizationSpec(schedule="linear"), "schedule must be one of constant, step, cosine, plateau"),  # type: ignore[arg-type]
     ],
 )
 def test_bounds_of_learning_are_said(make: Callable[[], object], said: str) -> None:

@@ -18,9 +18,9 @@ from pipeline.config import build_settings
 from pipeline.errors import SettingsError
 from pipeline.inference.normalize import InputTransform
 from pipeline.training.augment.geometric import flip_and_turn, reach_of, warp
-from pipeline.training.augment.parameters import Changes, WindowStack
+from pipeline.training.augment.parameters import AugmentParams, WindowStack
 from pipeline.training.augment.photometric import apply_blur, apply_cutout, apply_gamma, apply_noise, vary_light
-from pipeline.training.augment.sample_and_apply import apply_changes, draw_changes
+from pipeline.training.augment.sample_and_apply import apply_params, sample_params
 from pipeline.training.sample import Sample
 from pipeline.training.settings.augment import AugmentSpec
 
@@ -28,7 +28,7 @@ CHANGES = ("rotation", "scaling", "elastic", "contrast", "brightness", "band_gai
 SIZE = 24
 
 warps = st.builds(
-    Changes,
+    AugmentParams,
     degrees=st.floats(-180, 180),
     scale=st.floats(0.5, 2),
     elastic=st.just(()) | st.lists(st.floats(-6, 6), min_size=18, max_size=18).map(tuple),
@@ -46,9 +46,9 @@ def all_on() -> AugmentSpec:
     return spec_of(**dict.fromkeys((*CHANGES, "flips", "turns"), 1.0))
 
 
-def draw(spec: AugmentSpec, count: int) -> list[Changes]:
+def draw(spec: AugmentSpec, count: int) -> list[AugmentParams]:
     rng = np.random.default_rng(0)
-    return [draw_changes(rng, spec, bands=3) for _ in range(count)]
+    return [sample_params(rng, spec, bands=3) for _ in range(count)]
 
 
 def random_stack(side: int, count: int = 2, seed: int = 0, invalid: float = 0.2) -> WindowStack:
@@ -96,7 +96,7 @@ def test_by_default_all_eight_symmetries_are_equally_common_and_nothing_is_resam
 @pytest.mark.parametrize("name", [*CHANGES, "flips", "turns"])
 def test_a_change_happens_as_often_as_its_probability_says_and_alone(name: str) -> None:
     plain, never, sometimes, always = (draw(spec_of(**{name: share}), 200) for share in (0.0, 0.0, 0.3, 1.0))
-    unchanged = Changes(factor=(1.0,) * 3, shift=(0.0,) * 3)
+    unchanged = AugmentParams(factor=(1.0,) * 3, shift=(0.0,) * 3)
     assert plain == never
     assert all(replace(each, noise_seed=0, cutout_side=0.0) == unchanged for each in plain)
     assert all(one != other for one, other in zip(always, plain, strict=True))
@@ -107,13 +107,13 @@ def test_a_change_happens_as_often_as_its_probability_says_and_alone(name: str) 
 def test_switching_one_change_off_leaves_the_others_as_they_were(seed: int, name: str) -> None:
     every = dict.fromkeys((*CHANGES, "flips", "turns"), 1.0)
     one, other = (
-        draw_changes(np.random.default_rng(seed), spec_of(**probabilities), bands=3)
+        sample_params(np.random.default_rng(seed), spec_of(**probabilities), bands=3)
         for probabilities in (every, {**every, name: 0.0})
     )
     light = {"factor", "shift"} if name in ("contrast", "brightness", "band_gain") else set()
     own = {"rotation": "degrees", "scaling": "scale", "blur": "blur_px", "cutout": "cutouts", "flips": "mirrored"}
     own["turns"] = "quarter_turns"
-    differing = {f.name for f in fields(Changes) if getattr(one, f.name) != getattr(other, f.name)}
+    differing = {f.name for f in fields(AugmentParams) if getattr(one, f.name) != getattr(other, f.name)}
     assert differing <= (light or {own.get(name, name)})
 
 
@@ -126,7 +126,7 @@ def test_what_is_drawn_lies_in_its_range(seed: int, low: float, high: float, deg
         scaling=replace(spec.scaling, low=low, high=high),
         gamma=replace(spec.gamma, low=low, high=high),
     )
-    drawn = draw_changes(np.random.default_rng(seed), spec, bands=5)
+    drawn = sample_params(np.random.default_rng(seed), spec, bands=5)
     assert abs(drawn.degrees) <= degrees
     for value in (drawn.scale, drawn.gamma):
         assert low * (1 - 1e-12) <= value <= high * (1 + 1e-12)
@@ -181,7 +181,7 @@ def test_a_value_out_of_bounds_is_refused_with_its_key(values: dict[str, Any], m
 def test_flips_and_turns_move_pixels_and_target_together(mirrored: bool, turns: int) -> None:
     plane = np.arange(25).reshape(5, 5)
     sample = Sample(pixels=plane[None], target=plane[None].astype(np.uint8), valid=plane > 3)
-    turned = flip_and_turn(sample, Changes(mirrored=mirrored, quarter_turns=turns))
+    turned = flip_and_turn(sample, AugmentParams(mirrored=mirrored, quarter_turns=turns))
     assert np.array_equal(turned.pixels, turned.target)
     assert np.array_equal(turned.pixels[0] > 3, turned.valid)
     assert sorted(turned.pixels.ravel().tolist()) == list(range(25))
@@ -191,7 +191,7 @@ def test_flips_and_turns_move_pixels_and_target_together(mirrored: bool, turns: 
 
 
 @given(changes=warps)
-def test_each_pixel_comes_from_one_place_and_its_target_from_the_nearest_pixel_there(changes: Changes) -> None:
+def test_each_pixel_comes_from_one_place_and_its_target_from_the_nearest_pixel_there(changes: AugmentParams) -> None:
     result = warp(ramps(SIZE + 2 * reach_of(changes, SIZE)), [changes], size=SIZE)
     row, col = result.pixels[0]
     assert result.valid.all()
@@ -204,7 +204,7 @@ def test_each_pixel_comes_from_one_place_and_its_target_from_the_nearest_pixel_t
 def test_rotation_and_scaling_keep_the_middle_and_every_angle_and_scale_every_distance(
     degrees: float, scale: float
 ) -> None:
-    changes = Changes(degrees=degrees, scale=scale)
+    changes = AugmentParams(degrees=degrees, scale=scale)
     side = SIZE + 2 * reach_of(changes, SIZE)
     row, col = warp(ramps(side), [changes], size=SIZE).pixels[0]
     right = torch.stack([row[:, 1:] - row[:, :-1], col[:, 1:] - col[:, :-1]])
@@ -219,7 +219,7 @@ def test_rotation_and_scaling_keep_the_middle_and_every_angle_and_scale_every_di
 @pytest.mark.parametrize("size", [SIZE, SIZE - 1])
 def test_rotation_by_right_angles_equals_quarter_turns(turns: int, size: int) -> None:
     stack = random_stack(size + 8)
-    rotated = warp(stack, [Changes(degrees=90.0 * turns)] * 2, size=size)
+    rotated = warp(stack, [AugmentParams(degrees=90.0 * turns)] * 2, size=size)
     middle = stack.crop(size)
     assert torch.equal(rotated.target, torch.rot90(middle.target, turns, (-2, -1)))
     assert torch.equal(rotated.valid, torch.rot90(middle.valid, turns, (-2, -1)))
@@ -229,17 +229,17 @@ def test_rotation_by_right_angles_equals_quarter_turns(turns: int, size: int) ->
 
 def test_a_window_that_nothing_warps_is_cropped_exactly_even_beside_warped_ones() -> None:
     stack = random_stack(SIZE + 6, count=3)
-    changes = [Changes(), Changes(degrees=30.0), Changes(elastic=(0.0,) * 18)]
+    changes = [AugmentParams(), AugmentParams(degrees=30.0), AugmentParams(elastic=(0.0,) * 18)]
     result = warp(stack, changes, size=SIZE)
     assert_same(result.take([0, 2]), stack.crop(SIZE).take([0, 2]))
     assert not torch.equal(result.pixels[1], stack.crop(SIZE).pixels[1])
-    assert_same(warp(stack, [Changes()] * 3, size=SIZE), stack.crop(SIZE))
+    assert_same(warp(stack, [AugmentParams()] * 3, size=SIZE), stack.crop(SIZE))
 
 
 def test_the_deformation_takes_each_node_by_its_displacement() -> None:
     size = 25
     displacements = np.random.default_rng(0).normal(0, 3, (2, 3, 3))
-    changes = Changes(elastic=tuple(displacements.ravel().tolist()))
+    changes = AugmentParams(elastic=tuple(displacements.ravel().tolist()))
     reach = reach_of(changes, size)
     moved = warp(ramps(size + 2 * reach), [changes], size=size).pixels[0] - ramps(size + 2 * reach).crop(size).pixels[0]
     assert np.allclose(moved[:, ::12, ::12], displacements, atol=1e-4)
@@ -248,7 +248,7 @@ def test_the_deformation_takes_each_node_by_its_displacement() -> None:
 
 
 @given(changes=warps, seed=st.integers(0, 99))
-def test_invalid_pixels_are_never_mixed_into_valid_ones(changes: Changes, seed: int) -> None:
+def test_invalid_pixels_are_never_mixed_into_valid_ones(changes: AugmentParams, seed: int) -> None:
     stack = random_stack(SIZE + 4, seed=seed)
     stack = replace(stack, pixels=torch.where(stack.valid[:, None], 5.0, 0.0).expand(-1, 3, -1, -1))
     result = warp(stack, [changes] * 2, size=SIZE)
@@ -257,7 +257,7 @@ def test_invalid_pixels_are_never_mixed_into_valid_ones(changes: Changes, seed: 
 
 @given(degrees=st.floats(20, 70))
 def test_what_lies_outside_the_window_read_is_invalid_and_unlabelled(degrees: float) -> None:
-    result = warp(random_stack(SIZE, invalid=0.0), [Changes(degrees=degrees)] * 2, size=SIZE)
+    result = warp(random_stack(SIZE, invalid=0.0), [AugmentParams(degrees=degrees)] * 2, size=SIZE)
     corners = result.valid[:, :: SIZE - 1, :: SIZE - 1]
     assert not corners.any()
     assert torch.equal(result.target == 255, ~result.valid[:, None].expand(-1, 2, -1, -1))
@@ -272,17 +272,17 @@ def test_light_varies_the_model_input_and_leaves_invalid_pixels_at_zero() -> Non
     pixels = np.random.default_rng(0).integers(0, 99, (2, 4, 4)).astype(np.uint8)
     valid = np.eye(4, dtype=bool)
     plain = transform.apply(pixels, valid)
-    varied = vary_light(transform, Changes(factor=(1.5, 0.5), shift=(0.25, -1.0))).apply(pixels, valid)
+    varied = vary_light(transform, AugmentParams(factor=(1.5, 0.5), shift=(0.25, -1.0))).apply(pixels, valid)
     assert (varied[:, ~valid] == 0).all()
     assert np.allclose(varied[0, valid], 1.5 * plain[0, valid] + 0.25, atol=1e-4)
     assert np.allclose(varied[1, valid], 0.5 * plain[1, valid] - 1, atol=1e-4)
-    assert vary_light(transform, Changes()) == transform
+    assert vary_light(transform, AugmentParams()) == transform
 
 
 @given(gamma=st.floats(0.2, 5), seed=st.integers(0, 99))
 def test_gamma_keeps_each_bands_order_and_ends_and_follows_its_formula(gamma: float, seed: int) -> None:
     stack = random_stack(9, count=1, seed=seed)
-    toned = apply_gamma(stack.pixels, stack.valid, [Changes(gamma=gamma)])
+    toned = apply_gamma(stack.pixels, stack.valid, [AugmentParams(gamma=gamma)])
     for before, after in zip(stack.pixels[0], toned[0], strict=True):
         values, result = before[stack.valid[0]].double(), after[stack.valid[0]].double()
         low, high = values.min(), values.max()
@@ -293,14 +293,14 @@ def test_gamma_keeps_each_bands_order_and_ends_and_follows_its_formula(gamma: fl
 def test_gamma_leaves_a_constant_band_and_a_window_without_valid_pixels_as_they_are() -> None:
     pixels, valid = torch.full((2, 1, 4, 4), 3.0), torch.ones(2, 4, 4, dtype=torch.bool)
     valid[1], pixels[1] = False, 0.0
-    assert torch.equal(apply_gamma(pixels, valid, [Changes(gamma=2.0)] * 2), pixels)
+    assert torch.equal(apply_gamma(pixels, valid, [AugmentParams(gamma=2.0)] * 2), pixels)
 
 
 @settings(max_examples=25)
 @given(sigma=st.floats(0.1, 3), seed=st.integers(0, 99))
 def test_blur_is_the_gaussian_mean_of_valid_pixels(sigma: float, seed: int) -> None:
     stack = random_stack(12, seed=seed)
-    blurred = apply_blur(stack.pixels, stack.valid, [Changes(blur_px=sigma), Changes(blur_px=3.0)])
+    blurred = apply_blur(stack.pixels, stack.valid, [AugmentParams(blur_px=sigma), AugmentParams(blur_px=3.0)])
 
     def smooth(plane: torch.Tensor) -> Any:
         radius = math.ceil(3 * sigma)
@@ -314,7 +314,7 @@ def test_blur_is_the_gaussian_mean_of_valid_pixels(sigma: float, seed: int) -> N
 
 def test_noise_has_its_deviation_depends_on_its_seed_alone_and_spares_invalid_pixels() -> None:
     stack = random_stack(100, invalid=0.1)
-    noisy = [Changes(noise=0.5, noise_seed=7), Changes(noise=0.1, noise_seed=8)]
+    noisy = [AugmentParams(noise=0.5, noise_seed=7), AugmentParams(noise=0.1, noise_seed=8)]
     added = apply_noise(stack.pixels, stack.valid, noisy) - stack.pixels
     turned_round = apply_noise(stack.pixels.flip(0), stack.valid.flip(0), noisy[::-1]) - stack.pixels.flip(0)
     assert torch.equal(added, turned_round.flip(0))
@@ -327,7 +327,7 @@ def test_noise_has_its_deviation_depends_on_its_seed_alone_and_spares_invalid_pi
 @given(centre=st.tuples(st.floats(0, 1), st.floats(0, 1)), side=st.floats(0.1, 1))
 def test_cutout_sets_a_square_to_zero_and_nothing_else(centre: tuple[float, float], side: float) -> None:
     pixels = torch.ones(1, 2, 20, 20)
-    cut = apply_cutout(pixels, [Changes(cutouts=(centre,), cutout_side=side)])
+    cut = apply_cutout(pixels, [AugmentParams(cutouts=(centre,), cutout_side=side)])
     rows, cols = ((torch.arange(20) + 0.5 - 20 * share).abs() <= 10 * side for share in centre)
     expected = rows[:, None] & cols[None]
     differing = (cut[0, 0] == 0) ^ expected
@@ -342,31 +342,31 @@ def test_cutout_sets_a_square_to_zero_and_nothing_else(centre: tuple[float, floa
 @given(seed=st.integers(0, 99))
 @settings(max_examples=20)
 def test_every_change_is_pure_and_repeatable_and_keeps_invalid_pixels_at_zero(seed: int) -> None:
-    changes = [draw_changes(np.random.default_rng([seed, k]), all_on(), bands=3) for k in range(2)]
+    changes = [sample_params(np.random.default_rng([seed, k]), all_on(), bands=3) for k in range(2)]
     side = SIZE + 2 * max(reach_of(each, SIZE) for each in changes)
     stack, same = random_stack(side, seed=seed), random_stack(side, seed=seed)
-    result = apply_changes(stack, changes, size=SIZE)
+    result = apply_params(stack, changes, size=SIZE)
     assert_same(stack, same)
-    assert_same(result, apply_changes(stack, changes, size=SIZE))
+    assert_same(result, apply_params(stack, changes, size=SIZE))
     assert (result.pixels.movedim(1, -1)[~result.valid] == 0).all()
     assert result.pixels.isfinite().all()
 
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if name not in ("contrast", "brightness", "band_gain")])
 def test_each_change_by_itself_changes_pixels_and_the_identity_changes_nothing(name: str) -> None:
-    changes = draw_changes(np.random.default_rng(2), spec_of(**{name: 1.0}), bands=3)
+    changes = sample_params(np.random.default_rng(2), spec_of(**{name: 1.0}), bands=3)
     stack = random_stack(SIZE + 80, count=1)
-    assert not torch.equal(apply_changes(stack, [changes], size=SIZE).pixels, stack.crop(SIZE).pixels)
-    assert_same(apply_changes(stack, [Changes()], size=SIZE), stack.crop(SIZE))
+    assert not torch.equal(apply_params(stack, [changes], size=SIZE).pixels, stack.crop(SIZE).pixels)
+    assert_same(apply_params(stack, [AugmentParams()], size=SIZE), stack.crop(SIZE))
 
 
 def test_a_window_is_the_same_whatever_its_neighbours_in_the_batch() -> None:
-    changes = [draw_changes(np.random.default_rng(k), all_on(), bands=3) for k in range(3)]
+    changes = [sample_params(np.random.default_rng(k), all_on(), bands=3) for k in range(3)]
     side = SIZE + 2 * max(reach_of(each, SIZE) for each in changes)
     stack = random_stack(side, count=3)
-    together = apply_changes(stack, changes, size=SIZE)
+    together = apply_params(stack, changes, size=SIZE)
     for row in range(3):
-        alone = apply_changes(stack.take([row]), [changes[row]], size=SIZE)
+        alone = apply_params(stack.take([row]), [changes[row]], size=SIZE)
         assert torch.equal(alone.target, together.target[[row]])
         assert torch.allclose(alone.pixels, together.pixels[[row]], atol=1e-5)
 
@@ -374,7 +374,7 @@ def test_a_window_is_the_same_whatever_its_neighbours_in_the_batch() -> None:
 def test_noise_keeps_to_the_bounds_of_the_model_input() -> None:
     stack = random_stack(SIZE)
     stack = replace(stack, pixels=stack.pixels.clamp(0.5, 1) * stack.valid[:, None])
-    result = apply_changes(stack, [Changes(noise=1.0)] * 2, size=SIZE, clip=(0.5, 1.0))
+    result = apply_params(stack, [AugmentParams(noise=1.0)] * 2, size=SIZE, clip=(0.5, 1.0))
     values = result.pixels.movedim(1, -1)
     assert values[result.valid].min() == 0.5
     assert values[result.valid].max() == 1

@@ -13,7 +13,7 @@ from pipeline.model.networks.registry import NetworkSpec
 from pipeline.scene.spec import ReadingSpec
 from pipeline.training.settings.augment import ContrastSpec
 from pipeline.training.settings.data import SamplesSpec, SplitSpec
-from pipeline.training.settings.learning import LearningSpec
+from pipeline.training.settings.learning import OptimizationSpec
 from pipeline.training.settings.losses import LossSpec
 from pipeline.training.settings.spec import TrainSpec
 
@@ -41,8 +41,8 @@ def test_the_commented_settings_file_holds_the_defaults() -> None:
         (lambda: SplitSpec(validation_share=0), "validation_share must be above 0"),
         (lambda: ContrastSpec(factor=1), "factor must be from 0 to 0.9, not 1"),
         (lambda: LossSpec(terms={"bce": 0.0}), "terms must name a loss"),
-        (lambda: LearningSpec(learning_rate=1), "learning_rate must be above 0 and at most 0.1 for adamw, not 1"),
-        (lambda: LearningSpec(max_minutes=0), "max_minutes must be above 0"),
+        (lambda: OptimizationSpec(learning_rate=1), "learning_rate must be above 0 and at most 0.1 for adamw, not 1"),
+        (lambda: OptimizationSpec(max_minutes=0), "max_minutes must be above 0"),
     ],
 )
 def test_settings_out_of_bounds_say_which_bound(make: Callable[[], object], said: str) -> None:

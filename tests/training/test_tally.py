@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.training.data.reservoir import Reservoir
 from pipeline.training.validation.metrics import Confusion
-from pipeline.training.validation.tally import Tally
+from pipeline.training.validation.tally import ValidationCounts
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -37,9 +37,9 @@ def exclusive_batches(outputs: int, seed: int = 0) -> list[Batch]:
     return batches
 
 
-def tally_of(batches: list[Batch], activation: str = "sigmoid", seed: int = 0) -> Tally:
+def tally_of(batches: list[Batch], activation: str = "sigmoid", seed: int = 0) -> ValidationCounts:
     names = [f"class {k}" for k in range(batches[0][0].shape[1])]
-    tally = Tally(names, activation, seed=seed)  # type: ignore[arg-type]
+    tally = ValidationCounts(names, activation, seed=seed)  # type: ignore[arg-type]
     for batch in batches:
         tally.add(*batch)
     return tally
@@ -98,7 +98,7 @@ def test_entropy_is_the_mean_over_what_counts() -> None:
         torch.nn.functional.cross_entropy(z, t.argmax(1), reduction="none")[c[:, 0]].double() for z, t, c in exclusive
     ]
     assert tally_of(exclusive, "softmax").bce == pytest.approx(float(torch.cat(losses).mean()), rel=1e-6)
-    assert math.isnan(Tally(["a"], "sigmoid").bce)
+    assert math.isnan(ValidationCounts(["a"], "sigmoid").bce)
 
 
 def test_exclusive_classes_are_decided_by_the_likeliest() -> None:

@@ -22,20 +22,20 @@ from pipeline.model.networks.registry import NetworkSpec
 from pipeline.model.networks.unet import UNet, UNetSpec
 from pipeline.model.predictor.compiled import activate
 from pipeline.scene.describe import describe_scene
-from pipeline.training.artifacts.write import write_leaves
+from pipeline.training.artifacts.write import write_artifacts
 from pipeline.training.loop import train
 from pipeline.training.losses.loss import make_loss
 from pipeline.training.records import TrainProgress
-from pipeline.training.settings.artifacts import LeavesSpec
+from pipeline.training.settings.artifacts import ArtifactsSpec
 from pipeline.training.settings.data import SamplesSpec, SplitSpec
-from pipeline.training.settings.learning import LearningSpec
+from pipeline.training.settings.learning import OptimizationSpec
 from pipeline.training.settings.spec import TrainSpec
 
 
 @pytest.fixture(autouse=True)
 def lean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, and no pictures, which take longer than these runs."""
-    monkeypatch.setattr("pipeline.training.artifacts.write.write_leaves", lambda *_, **__: ())
+    monkeypatch.setattr("pipeline.training.finish.write_artifacts", lambda *_, **__: ())
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -98,8 +98,8 @@ def test_the_same_seed_gives_the_same_checkpoint_cached_or_not(town: Town, tmp_p
 
 
 def test_a_run_leaves_history_pictures_and_a_page(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.training.artifacts.write.write_leaves", write_leaves)
-    spec = replace(QUICK, leaves=LeavesSpec(overlays=1), learning=replace(QUICK.learning, ema_decay=0.5))
+    monkeypatch.setattr("pipeline.training.finish.write_artifacts", write_artifacts)
+    spec = replace(QUICK, leaves=ArtifactsSpec(overlays=1), learning=replace(QUICK.learning, ema_decay=0.5))
     report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=spec)
     assert report.folder == tmp_path / "m.run"
     names = {path.relative_to(report.folder).as_posix() for path in report.folder.rglob("*") if path.is_file()}
@@ -111,7 +111,7 @@ def test_a_run_leaves_history_pictures_and_a_page(town: Town, tmp_path: Path, mo
 
 def test_tensorboard_is_told_of_every_epoch(town: Town, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    spec = replace(QUICK, leaves=LeavesSpec(tensorboard=True))
+    spec = replace(QUICK, leaves=ArtifactsSpec(tensorboard=True))
     report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=spec)
     (events,) = (report.folder / "tensorboard").iterdir()
     assert events.stat().st_size > 200
@@ -141,7 +141,7 @@ CASES: dict[str, dict[str, Any]] = {"a": {}, "b": {}, "c": {"cache_mb": 0, "thre
     [
         {"network": NetworkSpec(depth=2, base_channels=8, padding="valid"), "tile": 44},
         {"network": NetworkSpec(depth=2, base_channels=8, norm="group", upsampling="bilinear", dropout=0.2)},
-        {"learning": LearningSpec(epochs=1, precision="bfloat16", schedule="constant")},
+        {"learning": OptimizationSpec(epochs=1, precision="bfloat16", schedule="constant")},
         {"resolution_m": 0.75, "block": 16},
     ],
     ids=["unpadded", "group-bilinear", "bfloat16", "resampled"],
@@ -150,7 +150,7 @@ def test_every_kind_of_network_trains(town: Town, tmp_path: Path, changes: dict[
     tile = changes.pop("tile", 32)
     samples = replace(SMALL.samples, tile_size=tile, windows_per_epoch=8)
     split = SplitSpec(block_size=changes.pop("block", 24))
-    spec = replace(SMALL, samples=samples, split=split, learning=LearningSpec(epochs=1)) if changes else SMALL
+    spec = replace(SMALL, samples=samples, split=split, learning=OptimizationSpec(epochs=1)) if changes else SMALL
     report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=replace(spec, **changes))
     assert math.isfinite(report.history[0].loss)
     assert report.card.receptive_field == spec_of(report.checkpoint).receptive_field
@@ -188,7 +188,7 @@ def test_an_epochs_loss_is_the_mean_of_its_batches(town: Town, tmp_path: Path, m
         plain = make_loss(*args, **kwargs)
         return loss
 
-    monkeypatch.setattr("pipeline.training.losses.loss.make_loss", make)
+    monkeypatch.setattr("pipeline.training.setup.make_loss", make)
     report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=QUICK)
     means = np.array(losses).reshape(2, 8).mean(axis=1)
     assert [record.loss for record in report.history] == pytest.approx(means)
@@ -201,7 +201,7 @@ def test_the_weights_kept_are_the_best_epochs_not_the_last(
         loss, count = make_loss(*args, **kwargs), itertools.count(1)
         return lambda *tensors: loss(*tensors) * (-1 if next(count) > 16 else 1)  # unlearns from the third epoch on
 
-    monkeypatch.setattr("pipeline.training.losses.loss.make_loss", make)
+    monkeypatch.setattr("pipeline.training.setup.make_loss", make)
     report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=SMALL)
     assert report.best_epoch <= 2
     assert report.validation is not None
@@ -223,13 +223,13 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(
     town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "m.safetensors"
-    monkeypatch.setattr("pipeline.training.losses.loss.make_loss", nan_after(19))  # 8 steps an epoch: in the third
+    monkeypatch.setattr("pipeline.training.setup.make_loss", nan_after(19))  # 8 steps an epoch: in the third
     report = train([town.image], town.labels, out, spec=SMALL)
     assert report.stopped == "diverged"
     assert len(report.history) == 2
     assert load_checkpoint(report.checkpoint).sha256 == report.sha256
     assert "the loss became NaN or infinite in epoch 3, step 4; epoch 2 is kept; lower learning" in caplog.text
-    monkeypatch.setattr("pipeline.training.losses.loss.make_loss", nan_after(3))
+    monkeypatch.setattr("pipeline.training.setup.make_loss", nan_after(3))
     with pytest.raises(DivergedError, match=r"in epoch 1, step 4, before any checkpoint.*lower learning.learning_rate"):
         train([town.image], town.labels, tmp_path / "n.safetensors", spec=SMALL)
     assert not (tmp_path / "n.safetensors").exists()
@@ -243,7 +243,7 @@ def test_weights_that_diverge_in_the_last_step_of_an_epoch_are_not_validated(
         # at 0 the root is finite and its gradient is not
         return lambda *tensors: loss(*tensors) + ((tensors[0] * 0).sum().abs().sqrt() if next(count) == 16 else 0)
 
-    monkeypatch.setattr("pipeline.training.losses.loss.make_loss", make)
+    monkeypatch.setattr("pipeline.training.setup.make_loss", make)
     report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=SMALL)
     assert (report.stopped, report.best_epoch) == ("diverged", 1)
 
@@ -261,13 +261,14 @@ def test_training_stops_when_patience_or_time_runs_out(town: Town, tmp_path: Pat
 
 def test_wrong_usage_stops_before_any_work(town: Town, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
+    no_device = replace(QUICK, learning=OptimizationSpec(device="cuda:9"))
     cases: list[tuple[type[Exception], str, Any]] = [
         (SettingsError, "out must end in .safetensors, not 'm.pt'", lambda: train([town.image], town.labels, "m.pt")),
         (SettingsError, "images must name at least one", lambda: train([], town.labels, out)),
         (SettingsError, "no such file", lambda: train([tmp_path / "none.tif"], town.labels, out)),
         (LabelError, "no such label file", lambda: train([town.image], tmp_path / "none.gpkg", out)),
         (SettingsError, "device = 'cuda:9' is not usable here",
-         lambda: train([town.image], town.labels, out, spec=replace(QUICK, learning=LearningSpec(device="cuda:9")))),
+         lambda: train([town.image], town.labels, out, spec=no_device)),
     ]  # fmt: skip
     for error, said, call in cases:
         with pytest.raises(error, match=said):
@@ -285,7 +286,7 @@ def test_a_small_network_learns_real_buildings(tmp_path: Path) -> None:
         split=SplitSpec(validation=(str(folder / "images" / "banepa_south.tif"),)),
         network=NetworkSpec(depth=3, base_channels=16),
         samples=SamplesSpec(windows_per_epoch=128),
-        learning=LearningSpec(epochs=3, learning_rate=1e-3),
+        learning=OptimizationSpec(epochs=3, learning_rate=1e-3),
     )
     labels = folder / "labels" / "banepa.geojson"
     report = train([folder / "images" / "banepa_north.tif"], labels, tmp_path / "m.safetensors", spec=spec)

@@ -21,15 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.labelled import SMALL, Town
 
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 from pipeline.model.networks.registry import NetworkSpec
-from pipeline.storage.files import write_whole
+from pipeline.storage.files import atomic_write
 from pipeline.training.loop import run_folder, train
 from pipeline.training.records import EpochRecord, TrainProgress, TrainReport
 from pipeline.training.settings.data import SplitSpec
-from pipeline.training.settings.learning import LearningSpec
+from pipeline.training.settings.learning import OptimizationSpec
 from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.state import RunState, Standing, claimed
+from pipeline.training.state import RunState, TrainingState, locked_run_folder
 
 EPOCHS, STEPS = 3, 5
 SPEC = replace(
@@ -37,7 +37,7 @@ SPEC = replace(
     network=NetworkSpec(depth=2, base_channels=8, dropout=0.3),
     split=SplitSpec(block_size=32, test_share=0.1),
     samples=replace(SMALL.samples, windows_per_epoch=4 * STEPS),
-    learning=LearningSpec(epochs=EPOCHS, learning_rate=5e-3, precision="float32", device="cpu", save_minutes=0,
+    learning=OptimizationSpec(epochs=EPOCHS, learning_rate=5e-3, precision="float32", device="cpu", save_minutes=0,
                           accumulate=2, ema_decay=0.5, schedule="plateau", drop_epochs=1),
 )  # fmt: skip
 """Everything that has a state, saved at every step."""
@@ -59,7 +59,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def lean(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures, which take longer than these runs."""
-    monkeypatch.setattr("pipeline.training.artifacts.write.write_leaves", lambda *_, **__: ())
+    monkeypatch.setattr("pipeline.training.finish.write_artifacts", lambda *_, **__: ())
 
 
 def run(town: Town, out: Path, *, spec: TrainSpec = SPEC, **options: Any) -> TrainReport:
@@ -103,7 +103,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Town:
 @pytest.fixture(scope="module")
 def unbroken(town: Town, tmp_path_factory: pytest.TempPathFactory) -> TrainReport:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.training.artifacts.write.write_leaves", lambda *_, **__: ())
+        patch.setattr("pipeline.training.finish.write_artifacts", lambda *_, **__: ())
         return run(town, tmp_path_factory.mktemp("unbroken") / "m.safetensors")
 
 
@@ -138,7 +138,7 @@ import pipeline.training.finish as finish
 from pipeline.training.loop import train
 from test_training_resume import SPEC
 
-finish.write_leaves = lambda *_, **__: ()
+finish.write_artifacts = lambda *_, **__: ()
 random.seed(1)
 for attempt in range(50):
     told, tell = os.pipe()
@@ -284,7 +284,10 @@ def test_the_best_epoch_is_kept_even_when_its_file_is_replaced(
 
 def test_two_trainings_do_not_write_to_the_same_place(town: Town, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
-    with claimed(run_folder(out)), pytest.raises(WorldError, match=r"m\.run: another training is writing here"):
+    with (
+        locked_run_folder(run_folder(out)),
+        pytest.raises(TransientError, match=r"m\.run: another training is writing here"),
+    ):
         run(town, out)
     assert not run_folder(out).exists()
 
@@ -292,7 +295,7 @@ def test_two_trainings_do_not_write_to_the_same_place(town: Town, tmp_path: Path
 def test_nothing_but_the_files_named_stays_in_a_state(tmp_path: Path) -> None:
     state = RunState(tmp_path, {"seed": 0})
     for number in range(3):
-        state.write(Standing(epoch=number + 1), {"w": torch.full((3,), float(number))})
+        state.write(TrainingState(epoch=number + 1), {"w": torch.full((3,), float(number))})
     assert len(list((tmp_path / "state").iterdir())) == 2
     found = RunState(tmp_path, {"seed": 0}).read()
     assert found is not None
@@ -302,16 +305,16 @@ def test_nothing_but_the_files_named_stays_in_a_state(tmp_path: Path) -> None:
 
 def test_a_state_is_written_before_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = RunState(tmp_path, {})
-    state.write(Standing(epoch=1), {"w": torch.zeros(3)})
+    state.write(TrainingState(epoch=1), {"w": torch.zeros(3)})
 
     def killed(path: Path, content: bytes | str) -> None:
         if path.suffix == ".json":
             raise StopError
-        write_whole(path, content)
+        atomic_write(path, content)
 
-    monkeypatch.setattr("pipeline.storage.files.write_whole", killed)
+    monkeypatch.setattr("pipeline.training.state.atomic_write", killed)
     with pytest.raises(StopError):
-        state.write(Standing(epoch=2), {"w": torch.ones(3)})
+        state.write(TrainingState(epoch=2), {"w": torch.ones(3)})
     found = RunState(tmp_path, {}).read()
     assert found is not None
     assert found[1]["w"].tolist() == [0, 0, 0]

@@ -16,8 +16,8 @@ from pipeline.training.data.blocks import clip, free_starts, overlap, plan_block
 from pipeline.training.data.class_index import ClassIndex
 from pipeline.training.data.samples import LabelledData, open_data, presence
 from pipeline.training.data.splits import Area, Split, check_validation, split_data
-from pipeline.training.data.stratify import deal
-from pipeline.training.data.windows import Core, Drawer, cover
+from pipeline.training.data.stratify import stratified_split
+from pipeline.training.data.windows import TrainingWindow, WindowSampler, cover
 from pipeline.training.settings.data import SamplesSpec, SplitSpec
 
 SIDES = st.integers(1, 40)
@@ -74,7 +74,7 @@ def test_every_part_is_dealt_an_object_when_there_are_enough(
 ) -> None:
     rng = np.random.default_rng(seed)
     found = rng.random((units, classes)) < often
-    part = deal(found, [0.1, test_share], rng)
+    part = stratified_split(found, [0.1, test_share], rng)
     parts = range(3 if test_share else 2)
     assert set(part) <= set(parts)
     if found.any(axis=1).sum() >= len(parts):
@@ -84,7 +84,7 @@ def test_every_part_is_dealt_an_object_when_there_are_enough(
 def test_a_deal_keeps_the_shares_of_units_and_of_each_class() -> None:
     rng = np.random.default_rng(0)
     found = rng.random((400, 3)) < (0.5, 0.2, 0.05)
-    part = deal(found, [0.1, 0.2], rng)
+    part = stratified_split(found, [0.1, 0.2], rng)
     assert np.bincount(part) / 400 == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
     for column in found.T:
         assert np.bincount(part[column]) / column.sum() == pytest.approx([0.7, 0.1, 0.2], abs=0.06)
@@ -191,7 +191,7 @@ def test_validation_without_an_object_is_refused() -> None:
         check_validation(split)
 
 
-def square(core: Core, size: int) -> Window:
+def square(core: TrainingWindow, size: int) -> Window:
     """The part of the scene that a core covers."""
     return clip(Window(core.col, core.row, size, size), core.source.scene.grid.window)
 
@@ -202,7 +202,7 @@ def test_no_training_core_overlaps_a_held_out_block(side: int, size: int, seed: 
     area = Area(source=source, held_out=tuple(some_blocks((side, side), 64, seed)))
     rng = np.random.default_rng(seed)
     try:
-        drawer = Drawer([area], SamplesSpec(), size)
+        drawer = WindowSampler([area], SamplesSpec(), size)
     except SettingsError as error:
         assert "holds a labelled pixel beside the held-out blocks" in str(error)  # noqa: PT017
         return
@@ -216,7 +216,7 @@ def test_a_class_of_few_pixels_is_met_as_often_as_the_others() -> None:
     source = FakeSource(400, classes=2, share=0.3)
     source.whole.target[1] = 0
     source.whole.target[1, 333, 77] = 1
-    drawer = Drawer([Area(source=source)], SamplesSpec(labelled_share=1.0), 8)
+    drawer = WindowSampler([Area(source=source)], SamplesSpec(labelled_share=1.0), 8)
     rng = np.random.default_rng(0)
     holds = np.mean([source.target(square(drawer.draw(rng), 8))[1].any() for _ in range(300)])
     assert 0.4 < holds < 0.6
@@ -226,7 +226,7 @@ def test_a_class_of_few_pixels_is_met_as_often_as_the_others() -> None:
 def test_labelled_share_decides_how_many_windows_hold_an_object(share: float, seed: int) -> None:
     source = FakeSource(300, share=0)
     source.whole.target[0, 100:110, 200:210] = 1
-    drawer = Drawer([Area(source=source)], SamplesSpec(labelled_share=share), 8)
+    drawer = WindowSampler([Area(source=source)], SamplesSpec(labelled_share=share), 8)
     rng = np.random.default_rng(seed)
     holds = np.mean([source.target(square(drawer.draw(rng), 8)).any() for _ in range(200)])
     assert holds == pytest.approx(share, abs=0.12)
@@ -247,7 +247,7 @@ def test_windows_hold_labelled_land_also_where_it_is_rare() -> None:
     source = FakeSource(300, share=0)
     source.whole.target[:] = 255
     source.whole.target[0, 100:110, 200:210] = 0
-    drawer = Drawer([Area(source=source)], SamplesSpec(), 8)
+    drawer = WindowSampler([Area(source=source)], SamplesSpec(), 8)
     rng = np.random.default_rng(0)
     assert all((source.target(square(drawer.draw(rng), 8)) == 0).any() for _ in range(50))
 
@@ -256,13 +256,13 @@ def test_scenes_are_balanced_by_area_or_each_as_often() -> None:
     areas = [Area(source=FakeSource(side, share=0.5, name=str(side))) for side in (30, 90)]
     rng = np.random.default_rng(0)
     for balance, expected in (("area", 0.9), ("scenes", 0.5)):
-        drawer = Drawer(areas, SamplesSpec(balance=balance), 8)  # type: ignore[arg-type]
+        drawer = WindowSampler(areas, SamplesSpec(balance=balance), 8)  # type: ignore[arg-type]
         large = np.mean([drawer.draw(rng).source is areas[1].source for _ in range(400)])
         assert large == pytest.approx(expected, abs=0.08)
 
 
 def test_a_window_depends_on_its_generator_alone() -> None:
-    drawer = Drawer([Area(source=FakeSource(100))], SamplesSpec(), 16)
+    drawer = WindowSampler([Area(source=FakeSource(100))], SamplesSpec(), 16)
     first = [drawer.draw(np.random.default_rng(k)) for k in range(10)]
     assert first[::-1] == [drawer.draw(np.random.default_rng(k)) for k in reversed(range(10))]
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.errors import SettingsError, WorldError
+from pipeline.errors import SettingsError, TransientError
 from pipeline.model.card import ModelCard
 from pipeline.training.artifacts.card_facts import plain
 from pipeline.training.artifacts.card_limits import limits
@@ -26,9 +26,9 @@ from pipeline.training.artifacts.card_markdown import card_page
 from pipeline.training.artifacts.curves import curves_png, reliability_png
 from pipeline.training.artifacts.overlays import ShownWindow
 from pipeline.training.artifacts.tensorboard import EventLog, scalars
-from pipeline.training.artifacts.write import check_leaves, write_history, write_leaves
+from pipeline.training.artifacts.write import check_artifacts, write_artifacts, write_history
 from pipeline.training.records import EpochRecord, TrainReport
-from pipeline.training.settings.artifacts import LeavesSpec
+from pipeline.training.settings.artifacts import ArtifactsSpec
 from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.validation.calibration import LEAST, MOST, Reliability
 
@@ -255,10 +255,10 @@ def test_no_name_breaks_a_table_or_becomes_markup(name: str):
 
 def test_a_run_leaves_every_file_and_the_page_links_them(tmp_path: Path):
     folder = tmp_path / "model.run"
-    written = write_leaves(
+    written = write_artifacts(
         folder,
         report_of(folder),
-        spec=LeavesSpec(overlays=4),
+        spec=ArtifactsSpec(overlays=4),
         reliability=(reliability_of(0.1), reliability_of(0.01)),
         windows=windows(9),
     )
@@ -272,20 +272,20 @@ def test_a_run_leaves_every_file_and_the_page_links_them(tmp_path: Path):
 
 def test_pictures_of_an_earlier_run_do_not_stay(tmp_path: Path):
     for number in (2, 1):
-        write_leaves(tmp_path, report_of(tmp_path), spec=LeavesSpec(overlays=number), windows=windows(3))
+        write_artifacts(tmp_path, report_of(tmp_path), spec=ArtifactsSpec(overlays=number), windows=windows(3))
     assert len(list((tmp_path / "overlays").iterdir())) == 1
 
 
 def test_windows_are_not_computed_when_no_picture_is_wanted(tmp_path: Path):
     unused = iter(windows(1))
-    write_leaves(tmp_path, report_of(tmp_path), spec=LeavesSpec(overlays=0), windows=unused)
+    write_artifacts(tmp_path, report_of(tmp_path), spec=ArtifactsSpec(overlays=0), windows=unused)
     assert len(list(unused)) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "model.run").write_text("a file")
-    with pytest.raises(WorldError, match=r"model\.run.*check the disk"):
-        write_leaves(tmp_path / "model.run", report_of(tmp_path), spec=LeavesSpec())
+    with pytest.raises(TransientError, match=r"model\.run.*check the disk"):
+        write_artifacts(tmp_path / "model.run", report_of(tmp_path), spec=ArtifactsSpec())
 
 
 def test_a_run_that_goes_on_shows_every_epoch_once(tmp_path: Path):
@@ -309,15 +309,15 @@ def test_a_run_that_goes_on_shows_every_epoch_once(tmp_path: Path):
 
 def test_a_missing_tensorboard_is_noticed_before_the_run(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    check_leaves(LeavesSpec())
+    check_artifacts(ArtifactsSpec())
     with pytest.raises(SettingsError, match=r"leaves\.tensorboard.*pip install scenemill\[tensorboard\]"):
-        check_leaves(LeavesSpec(tensorboard=True))
+        check_artifacts(ArtifactsSpec(tensorboard=True))
 
 
 @pytest.mark.parametrize("overlays", [-1, 61])
 def test_the_number_of_overlays_has_bounds(overlays: int):
     with pytest.raises(SettingsError, match=rf"^overlays must be from 0 to 60, not {overlays}"):
-        LeavesSpec(overlays=overlays)
+        ArtifactsSpec(overlays=overlays)
 
 
 def test_settings_do_not_load_what_draws():

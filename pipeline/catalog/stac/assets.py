@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipeline.catalog.stac.band_names import ToldAsset, ToldBand, call_bands
+from pipeline.catalog.stac.band_names import AssetInfo, BandInfo, name_bands
 from pipeline.catalog.stac.links import Place, resolve_href
 from pipeline.errors import SceneError
 from pipeline.scene import BandFile
@@ -67,7 +67,7 @@ def find_files(item: Item, place: Place, *, drivers: Sequence[str], chosen: Sequ
         SceneError: no asset counts, a chosen one is missing, a link leads astray, or a fact about a band is none.
     """
     found = _chosen(item, chosen) if chosen else [*_fitting(item, drivers)]
-    told = found if chosen else [each for each in found if each.is_told] or found
+    told = found if chosen else [each for each in found if each.has_bands] or found
     if not told:
         kinds = Counter(str(asset.media_type or "without a type") for asset in item.assets.values())
         has = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
@@ -84,7 +84,7 @@ def unscaled(file: BandFile) -> BandFile:
     return replace(file, scales=nothing, offsets=nothing)
 
 
-def _chosen(item: Item, keys: Sequence[str]) -> list[ToldAsset]:
+def _chosen(item: Item, keys: Sequence[str]) -> list[AssetInfo]:
     missing = [key for key in keys if key not in item.assets]
     if missing:
         raise SceneError(
@@ -94,7 +94,7 @@ def _chosen(item: Item, keys: Sequence[str]) -> list[ToldAsset]:
     return [_told_asset(item, key, rank) for rank, key in enumerate(keys)]
 
 
-def _fitting(item: Item, drivers: Sequence[str]) -> Iterator[ToldAsset]:
+def _fitting(item: Item, drivers: Sequence[str]) -> Iterator[AssetInfo]:
     for key, asset in item.assets.items():
         rank = _driver_rank(asset.media_type, asset.href, drivers)
         if rank is not None and not NO_BANDS & {key.lower(), *(str(role).lower() for role in asset.roles or ())}:
@@ -112,17 +112,17 @@ def _driver_rank(media_type: str | None, href: object, drivers: Sequence[str]) -
     return None
 
 
-def _told_asset(item: Item, key: str, rank: int) -> ToldAsset:
+def _told_asset(item: Item, key: str, rank: int) -> AssetInfo:
     asset = item.assets[key]
     said = {**item.properties, **asset.extra_fields}
     try:
         bands = _bands(asset.extra_fields, said)
     except SceneError as error:
         raise SceneError(f"asset {key}: {error}") from error
-    return ToldAsset(key=key, href=asset.href, rank=rank, bands=bands)
+    return AssetInfo(key=key, href=asset.href, rank=rank, bands=bands)
 
 
-def _bands(asset: Facts, said: Facts) -> tuple[ToldBand, ...]:
+def _bands(asset: Facts, said: Facts) -> tuple[BandInfo, ...]:
     """The bands of an asset: `bands` of STAC 1.1, or `eo:bands` and `raster:bands` of before, or the asset as one."""
     lists = [_records(asset, name) for name in ("raster:bands", "eo:bands", "bands")]
     lengths = {len(records) for records in lists if records}
@@ -142,14 +142,14 @@ def _records(asset: Facts, name: str) -> Sequence[Facts]:
     return value
 
 
-def _band(band: Facts, said: Facts) -> ToldBand:
+def _band(band: Facts, said: Facts) -> BandInfo:
     scale = _number(_first((band, "raster:scale"), (band, "scale"), (said, "raster:scale")), "scale")
     if scale is not None and (not math.isfinite(scale) or scale == 0):
         raise SceneError(f"a band's scale is {scale:g}; correct the Item")
     offset = _number(_first((band, "raster:offset"), (band, "offset"), (said, "raster:offset")), "offset")
     if offset is not None and not math.isfinite(offset):
         raise SceneError(f"a band's offset is {offset:g}; correct the Item")
-    return ToldBand(
+    return BandInfo(
         common=_text(band, "eo:common_name") or _text(band, "common_name") or _text(said, "eo:common_name"),
         own=_text(band, "name") or _text(band, "description"),
         nodata=_number(_first((band, "nodata"), (said, "nodata")), "nodata"),
@@ -200,23 +200,23 @@ def _step(transform: object) -> float | None:
     return _size(math.sqrt(abs(a * e - b * d)))
 
 
-def _found(assets: Sequence[ToldAsset], place: Place) -> ItemFiles:
+def _found(assets: Sequence[AssetInfo], place: Place) -> ItemFiles:
     if len(assets) == 1 and not assets[0].bands:
         return ItemFiles(location=_location(assets[0], place), files=())
-    names = call_bands(assets)
+    names = name_bands(assets)
     files = [_file(asset, names[asset.key], _location(asset, place)) for asset in assets if asset.key in names]
     return ItemFiles(location=files[0].location, files=tuple(files))
 
 
-def _location(asset: ToldAsset, place: Place) -> str:
+def _location(asset: AssetInfo, place: Place) -> str:
     try:
         return resolve_href(asset.href, place)
     except SceneError as error:
         raise SceneError(f"asset {asset.key}: {error}") from error
 
 
-def _file(asset: ToldAsset, names: tuple[str | None, ...], location: str) -> BandFile:
-    bands = asset.bands or (ToldBand(),)
+def _file(asset: AssetInfo, names: tuple[str | None, ...], location: str) -> BandFile:
+    bands = asset.bands or (BandInfo(),)
     return BandFile(
         location=location,
         names=names,

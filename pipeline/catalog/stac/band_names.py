@@ -14,7 +14,7 @@ from pipeline.scene import canonical_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToldBand:
+class BandInfo:
     """One band as its asset tells it."""
 
     common: str | None = None
@@ -32,7 +32,7 @@ class ToldBand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToldAsset:
+class AssetInfo:
     """An asset that may hold bands of the scene."""
 
     key: str
@@ -41,11 +41,11 @@ class ToldAsset:
     """Its link, as it is written."""
     rank: int
     """Place of its driver among those that may open scenes; of a chosen asset, its place in the choice."""
-    bands: tuple[ToldBand, ...]
+    bands: tuple[BandInfo, ...]
     """In the order of the file; none where the Item tells nothing of them."""
 
     @property
-    def is_told(self) -> bool:
+    def has_bands(self) -> bool:
         """Whether a band of it has a name."""
         return any(band.common or band.own for band in self.bands)
 
@@ -54,21 +54,21 @@ class ToldAsset:
 class _Slot:
     """A band in its asset; equal to none but itself."""
 
-    asset: ToldAsset
+    asset: AssetInfo
     """The asset."""
     number: int
     """Which of its bands, from 0."""
 
     @property
-    def band(self) -> ToldBand:
-        return self.asset.bands[self.number] if self.asset.bands else ToldBand()
+    def band(self) -> BandInfo:
+        return self.asset.bands[self.number] if self.asset.bands else BandInfo()
 
     @property
     def numbered_key(self) -> str:
         return self.asset.key if len(self.asset.bands) <= 1 else f"{self.asset.key}_{self.number + 1}"
 
 
-def call_bands(assets: Sequence[ToldAsset]) -> dict[str, tuple[str | None, ...]]:
+def name_bands(assets: Sequence[AssetInfo]) -> dict[str, tuple[str | None, ...]]:
     """Key of each asset that is not left out -> what its bands are called, None where its file says it."""
     slots = [_Slot(asset, number) for asset in assets for number in range(len(asset.bands) or 1)]
     names: dict[_Slot, str | None] = {}

@@ -11,8 +11,8 @@ from pathlib import Path
 from threading import local
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import AccessError, MissingError, SceneError, WorldError
-from pipeline.storage import read_pieces, resolve_location, retry_world_faults
+from pipeline.errors import AccessError, MissingError, SceneError, TransientError
+from pipeline.storage import read_pieces, resolve_location, retry_transient
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -57,7 +57,7 @@ class DocumentReader:
 
         Raises:
             SceneError: it is not there, may not be read, is too large, or no JSON object.
-            WorldError: disk, network or server failed, also when asked again.
+            TransientError: disk, network or server failed, also when asked again.
         """
         place = resolve_location(address)
         if not place.is_remote:
@@ -68,7 +68,7 @@ class DocumentReader:
 
     def ask(self, question: Question) -> bytes:
         """What a web server answers; raises what `read` raises."""
-        return retry_world_faults(partial(self._ask_once, question), PATIENCE)
+        return retry_transient(partial(self._ask_once, question), PATIENCE)
 
     def _ask_once(self, question: Question) -> bytes:
         from requests import RequestException, Session
@@ -91,13 +91,13 @@ class DocumentReader:
         except (InvalidURL, InvalidSchema) as error:
             raise SceneError(f"{address}: no address of a web server: {error}; correct it") from error
         except (RequestException, OSError) as error:
-            raise WorldError(f"{address}: cannot be fetched: {error}; check the network and run again") from error
+            raise TransientError(f"{address}: cannot be fetched: {error}; check the network and run again") from error
 
 
 def _check_status(address: str, answer: Response) -> None:
     said = f"{address}: the server answers {answer.status_code} {answer.reason}"
     if answer.status_code in BUSY or answer.status_code >= 500:
-        raise WorldError(f"{said}; run again when it is well")
+        raise TransientError(f"{said}; run again when it is well")
     if answer.status_code in (401, 403):
         raise SceneError(f"{said}: it may not be read; check the credentials, e.g. those in .netrc")
     if answer.status_code >= 400:
@@ -111,7 +111,7 @@ def _read_file(path: Path) -> bytes:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError) as error:
         raise SceneError(f"{path}: cannot be read: {error}; check the path") from error
     except OSError as error:
-        raise WorldError(f"{path}: cannot be read: {error}; check the disk") from error
+        raise TransientError(f"{path}: cannot be read: {error}; check the disk") from error
 
 
 def _read_object(address: str) -> bytes:
@@ -147,7 +147,7 @@ MOST = 8
 """Documents that are read at once, or wait to be asked for."""
 
 
-class DocumentsAhead:
+class DocumentPrefetcher:
     """Reads documents, several at once; for one thread that asks."""
 
     def __init__(self) -> None:

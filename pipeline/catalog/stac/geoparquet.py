@@ -16,7 +16,7 @@ from pipeline.catalog.spec import CatalogSpec
 from pipeline.catalog.stac.items import CLOUDS, ItemRules, item_row
 from pipeline.catalog.stac.links import place_of
 from pipeline.errors import SettingsError
-from pipeline.storage import check_magic
+from pipeline.storage import check_signature
 
 COLUMNS = ("id", "stac_version", "geometry", "bbox", "assets", "links")
 """Columns that are fields of an Item."""
@@ -40,7 +40,7 @@ def column_names(table: Path) -> list[str]:
     """
     from pyarrow.parquet import ParquetFile
 
-    check_magic(table)
+    check_signature(table)
     try:
         with ParquetFile(table) as file:
             return list(file.schema_arrow.names)

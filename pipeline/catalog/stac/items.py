@@ -16,7 +16,7 @@ from pipeline.catalog.spec import CatalogSpec
 from pipeline.catalog.stac.assets import find_files, unscaled
 from pipeline.catalog.stac.links import Place, linked_place
 from pipeline.errors import SceneError
-from pipeline.grid import TURN
+from pipeline.grid import FULL_CIRCLE_DEG
 from pipeline.scene import parse_date
 from pipeline.storage import tidy_name
 
@@ -125,6 +125,6 @@ def _ring(bbox: Sequence[float]) -> Mapping[str, object] | None:
     """A box of four or six numbers as a polygon; one over the antimeridian goes on past 180 degrees."""
     half = len(bbox) // 2
     left, bottom, right, top = bbox[0], bbox[1], bbox[half], bbox[half + 1]
-    right += TURN if left > right else 0
+    right += FULL_CIRCLE_DEG if left > right else 0
     ring = [[left, bottom], [right, bottom], [right, top], [left, top], [left, bottom]]
     return {"type": "Polygon", "coordinates": [ring]}

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from pipeline.catalog.rows import Row, cut_short
 from pipeline.catalog.stac.documents import Question
 from pipeline.catalog.stac.items import CLOUDS, ItemRules, item_row
-from pipeline.errors import SceneError, SettingsError, WorldError
+from pipeline.errors import SceneError, SettingsError, TransientError
 
 if TYPE_CHECKING:
     from pystac_client import Client, ItemSearch
@@ -119,10 +119,10 @@ def _faults() -> tuple[type[Exception], ...]:
     from pystac_client.exceptions import APIError
     from pystac_client.warnings import PystacClientWarning
 
-    known = (SceneError, WorldError, APIError, STACError, STACTypeError, PystacClientWarning)
+    known = (SceneError, TransientError, APIError, STACError, STACTypeError, PystacClientWarning)
     return (*known, NotImplementedError, LookupError, TypeError, ValueError, AttributeError)
 
 
 def _said(error: BaseException) -> str:
-    ours = isinstance(error, SceneError | WorldError)
+    ours = isinstance(error, SceneError | TransientError)
     return str(error) if ours else f"{type(error).__name__}: {error}"

@@ -15,10 +15,10 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.catalog.rows import Row
-from pipeline.catalog.stac.documents import MOST, DocumentReader, DocumentsAhead
+from pipeline.catalog.stac.documents import MOST, DocumentPrefetcher, DocumentReader
 from pipeline.catalog.stac.items import ItemRules, item_row
 from pipeline.catalog.stac.links import Place, identity, linked_place, place_of
-from pipeline.errors import SceneError, SettingsError, WorldError
+from pipeline.errors import SceneError, SettingsError, TransientError
 
 STAC = "stac+"
 """Before an address, says that STAC lies there, whatever its suffix."""
@@ -68,7 +68,7 @@ def open_stac(source: str, rules: ItemRules) -> Iterator[Row]:
 
     Raises:
         SettingsError: that document is not there, or no STAC.
-        WorldError: disk, network or server failed.
+        TransientError: disk, network or server failed.
     """
     from pipeline.catalog.stac.search import collections_of, open_search
 
@@ -114,7 +114,7 @@ def _walk(content: Mapping[str, Any], kind: Kind, place: Place, rules: ItemRules
     """
     yield from _rows(content, kind, place, rules)
     seen, pending = {identity(place.address)}, _onward(content, kind, place)
-    with closing(DocumentsAhead()) as documents:
+    with closing(DocumentPrefetcher()) as documents:
         while pending:
             documents.expect(_soon(pending, seen))
             link = pending.pop()
@@ -127,7 +127,7 @@ def _walk(content: Mapping[str, Any], kind: Kind, place: Place, rules: ItemRules
                 seen.add(identity(address))
                 content = documents.read(address)
                 kind = _kind_of(content, address)
-            except (SceneError, WorldError) as error:
+            except (SceneError, TransientError) as error:
                 yield Row(place=address, fault=f"what lies below is missing: {error}")
                 continue
             yield from _rows(content, kind, place, rules)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.errors import WorldError
+from pipeline.errors import TransientError
 from pipeline.evaluation.error_map import error_codes, is_wrong
 from pipeline.evaluation.metrics.boundary import boundary_band
 from pipeline.evaluation.metrics.matching import THRESHOLDS
@@ -78,26 +78,28 @@ class BlockCounts:
         """Write all arrays, without pickle.
 
         Raises:
-            WorldError: the disk refuses.
+            TransientError: the disk refuses.
         """
         try:
             with path.open("wb") as file:
                 np.savez_compressed(file, **{name: getattr(self, name) for name in self.__dataclass_fields__})
         except OSError as error:
-            raise WorldError(f"{path}: writing failed: {error}; is the disk full?") from error
+            raise TransientError(f"{path}: writing failed: {error}; is the disk full?") from error
 
     @classmethod
     def load(cls, path: Path) -> BlockCounts:
         """What `save` wrote.
 
         Raises:
-            WorldError: it is gone or damaged.
+            TransientError: it is gone or damaged.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(**{name: file[name] for name in cls.__dataclass_fields__})
         except (OSError, ValueError, KeyError) as error:
-            raise WorldError(f"{path}: the counts of a scene cannot be read back: {error}; evaluate again") from error
+            raise TransientError(
+                f"{path}: the counts of a scene cannot be read back: {error}; evaluate again"
+            ) from error
 
 
 class BlockCounter:

@@ -3,8 +3,8 @@ from .job import RegionRasters as RegionRasters
 from .job import join_regions as join_regions
 from .job import raster_forms as raster_forms
 from .job import widest_region as widest_region
-from .quicklook import Glance as Glance
-from .quicklook import join_glances as join_glances
-from .quicklook import read_glance as read_glance
+from .quicklook import Quicklook as Quicklook
+from .quicklook import merge_quicklooks as merge_quicklooks
+from .quicklook import read_quicklook as read_quicklook
 from .run import Watch as Watch
 from .run import infer_stack as infer_stack

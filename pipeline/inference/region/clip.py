@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.grid import AreaPixels, gaps
-from pipeline.inference.blend import Share
+from pipeline.inference.blend import BlendWeights
 from pipeline.mosaic import LevelType, stored_nodata
 
 
-def wanted_tiles(area: AreaPixels, core: Window, rows: Sequence[Share], cols: Sequence[Share]) -> list[tuple[int, ...]]:
+def wanted_tiles(
+    area: AreaPixels, core: Window, rows: Sequence[BlendWeights], cols: Sequence[BlendWeights]
+) -> list[tuple[int, ...]]:
     """For each tile row the positions of the tiles that add to a pixel in the area.
 
     Args:

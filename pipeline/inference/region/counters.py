@@ -10,13 +10,13 @@ from rasterio.windows import Window
 
 from pipeline.inference.region.clip import RegionClip
 from pipeline.inference.region.job import RegionJob, RegionRasters, RegionResult
-from pipeline.inference.region.quicklook import GlanceTaker
+from pipeline.inference.region.quicklook import QuicklookSampler
 from pipeline.inference.tiling.regions import Region
 from pipeline.inference.tiling.strips import RawStrip
 from pipeline.inference.tiling.tiles import Axis
 
 
-class Seen:
+class RegionCounters:
     """What is counted of one region on the way; a tile counts where its core begins, however the scene is cut."""
 
     def __init__(self, job: RegionJob, core: Window) -> None:
@@ -25,14 +25,14 @@ class Seen:
         self._clip = None if job.area is None else RegionClip(job.area, core, job.mosaic.dtype)
         self._rows = _starting(job.plan.rows, core.row_off, core.row_off + core.height)
         self._cols = _starting(job.plan.cols, core.col_off, core.col_off + core.width)
-        self._taker = GlanceTaker(job.scene.grid.shape, core, len(job.scene.bands), job.scene.dtype)
+        self._taker = QuicklookSampler(job.scene.grid.shape, core, len(job.scene.bands), job.scene.dtype)
         self._valid_pixels = self._tiles_run = 0
 
-    def see_tile(self, row: int, col: int) -> None:
+    def count_tile(self, row: int, col: int) -> None:
         """Count a tile that went through the network."""
         self._tiles_run += row in self._rows and col in self._cols
 
-    def see_strip(self, strip: RawStrip, top: int) -> None:
+    def count_strip(self, strip: RawStrip, top: int) -> None:
         """Look at a strip whose first pixel row is scene row `top`."""
         if top < self.core.row_off + self.core.height and top + strip.shape[0] > self.core.row_off:
             self._taker.see(strip, top)
@@ -42,7 +42,7 @@ class Seen:
         if self._clip is None:
             self._valid_pixels += strip.count_valid(rows, cols)
 
-    def see_stored(self, stored: NDArray[np.generic]) -> None:
+    def count_stored(self, stored: NDArray[np.generic]) -> None:
         """Restrict the next finished rows to the area, if there is one."""
         if self._clip is not None:
             self._valid_pixels += self._clip.keep(stored)

@@ -11,17 +11,17 @@ from pipeline.concurrency import usable_cpus
 from pipeline.inference.batch_size import Batching, least_batch_size, resolve_batch_size
 from pipeline.inference.cpu_workers import resolve_lanes
 from pipeline.inference.engine import Engine, Member, TileRow
-from pipeline.inference.memory import keep_memory
+from pipeline.inference.memory import disable_malloc_trim
 from pipeline.inference.normalize import input_transform
 from pipeline.inference.region.job import RegionJob
 from pipeline.inference.transfer import CudaTransfer, DirectTransfer, Transfer
 from pipeline.model import ArrayFunction, Predictor
-from pipeline.model.predictor import PlainReady, Prepared, Workload
+from pipeline.model.predictor import BatchShape, LoadedModel, PlainRunnable
 
 
 def device_of(predictor: Predictor | ArrayFunction) -> torch.device:
     """Where a predictor runs; a plain function runs on the CPU."""
-    return predictor.device if isinstance(predictor, Prepared) else torch.device("cpu")
+    return predictor.device if isinstance(predictor, LoadedModel) else torch.device("cpu")
 
 
 def build_transfer(job: RegionJob, device: torch.device, row: TileRow, finished: tuple[int, int]) -> Transfer:
@@ -56,10 +56,10 @@ def build_engine(
         transfer: brings strips to the predictor's device.
         tiles: how many are wanted of each strip.
     """
-    plain = not isinstance(predictor, Prepared | nn.Module)
+    plain = not isinstance(predictor, LoadedModel | nn.Module)
     device = device_of(predictor)
     if device.type == "cpu":
-        keep_memory()
+        disable_malloc_trim()
     asked, pixels = job.inference.batch_size, row.height * row.width
     size = resolve_batch_size(device, pixels, asked=asked, most=job.plan.shape[1], plain=plain)
     batches = sum(-(-count // size) for count in tiles)
@@ -85,8 +85,8 @@ def ready_members(
         shape: `(N, bands, H, W)` of every batch.
         batches: about how many there will be.
     """
-    if not isinstance(predictor, Prepared):
-        return [(PlainReady(predictor, job.card), input_transform(job.scene, job.card.normalization))]
+    if not isinstance(predictor, LoadedModel):
+        return [(PlainRunnable(predictor, job.card), input_transform(job.scene, job.card.normalization))]
     exactly = job.inference.deterministic
-    work = Workload(precision=job.precision, batches=batches, shape=shape, deterministic=exactly)
+    work = BatchShape(precision=job.precision, batches=batches, shape=shape, deterministic=exactly)
     return [(member.ready(work), input_transform(job.scene, member.card.normalization)) for member in predictor.members]

@@ -15,13 +15,13 @@ from rasterio.windows import Window
 
 from pipeline.grid import AreaPixels, RasterGrid
 from pipeline.inference.blend import Blend
-from pipeline.inference.region.quicklook import Glance
+from pipeline.inference.region.quicklook import Quicklook
 from pipeline.inference.tiling.chunks import chunk_shape
 from pipeline.inference.tiling.regions import Region
-from pipeline.inference.tiling.strips import BANDS_AHEAD
+from pipeline.inference.tiling.strips import PREFETCH_ROW_BANDS
 from pipeline.inference.tiling.tiles import TilePlan
 from pipeline.model import InferenceSpec, ModelCard
-from pipeline.mosaic import WRITES_BEHIND, MosaicSpec, RasterForm, mask_form, probability_form, write_cog
+from pipeline.mosaic import WRITE_QUEUE_DEPTH, MosaicSpec, RasterForm, mask_form, probability_form, write_cog
 from pipeline.scene import Scene
 from pipeline.storage import Exchange
 
@@ -93,7 +93,7 @@ class RegionResult:
     """Tiles without a valid pixel, or of which no pixel is wanted."""
     valid_pixels: int
     """Pixels of the core that are not nodata in the result."""
-    glance: Glance
+    glance: Quicklook
     """The core at screen size."""
 
     @property
@@ -109,10 +109,10 @@ def widest_region(scene: Scene, plan: TilePlan, card: ModelCard, mosaic: MosaicS
     is held from the strip above. Finished rows: as they are quantised, and on their way to the disk.
     """
     tall = chunk_shape(scene)[0]
-    bands = (BANDS_AHEAD + 2 + -(-plan.rows.tile // tall)) * tall
+    bands = (PREFETCH_ROW_BANDS + 2 + -(-plan.rows.tile // tall)) * tall
     decoded = bands * (len(scene.bands) * np.dtype(scene.dtype).itemsize + 1)
     blended = 2 * plan.rows.tile * 4
-    finished = plan.rows.tile * (4 + (WRITES_BEHIND + 1) * np.dtype(mosaic.dtype).itemsize)
+    finished = plan.rows.tile * (4 + (WRITE_QUEUE_DEPTH + 1) * np.dtype(mosaic.dtype).itemsize)
     return max(plan.cols.tile, REGION_BYTES // (decoded + len(card.classes) * (blended + finished)))
 
 

@@ -18,7 +18,7 @@ SCREEN = 1600
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glance:
+class Quicklook:
     """Every `step`-th pixel of a window, starting at `step // 2` of the scene."""
 
     top: int
@@ -29,7 +29,7 @@ class Glance:
     """`(bands, rows, columns)`, at most three bands, in the stored type."""
 
 
-class GlanceTaker:
+class QuicklookSampler:
     """Collects the glance of one region's core."""
 
     def __init__(self, shape: tuple[int, int], core: Window, bands: int, dtype: str) -> None:
@@ -38,7 +38,7 @@ class GlanceTaker:
         self._rows = _samples(step, core.row_off, core.row_off + core.height)
         self._cols = _samples(step, core.col_off, core.col_off + core.width)
         pixels = np.zeros((min(bands, 3), len(self._rows), len(self._cols)), dtype)
-        self.glance = Glance(top=core_index(step, core.row_off), left=core_index(step, core.col_off), pixels=pixels)
+        self.glance = Quicklook(top=core_index(step, core.row_off), left=core_index(step, core.col_off), pixels=pixels)
 
     def see(self, strip: RawStrip, top: int) -> None:
         """Take what is wanted of a strip whose first pixel row is scene row `top` (below 0 where mirrored)."""
@@ -54,7 +54,7 @@ def core_index(step: int, first: int) -> int:
     return len(range(step // 2, first, step))
 
 
-def join_glances(glances: Sequence[Glance]) -> NDArray[np.generic]:
+def merge_quicklooks(glances: Sequence[Quicklook]) -> NDArray[np.generic]:
     """The glance of the whole scene, `(bands, rows, columns)`, from those of its regions."""
     rows = max(glance.top + glance.pixels.shape[1] for glance in glances)
     cols = max(glance.left + glance.pixels.shape[2] for glance in glances)
@@ -66,7 +66,7 @@ def join_glances(glances: Sequence[Glance]) -> NDArray[np.generic]:
     return whole
 
 
-def read_glance(
+def read_quicklook(
     scene: Scene, plan: TilePlan, threads: int, wanted: Sequence[tuple[int, ...]] | None = None
 ) -> NDArray[np.generic]:
     """The glance of a scene that no network runs over now, `(bands, rows, columns)`; 0 where nothing is wanted.
@@ -77,7 +77,7 @@ def read_glance(
         threads: that decode; 0 = one per CPU.
         wanted: see `read_strips`.
     """
-    taker = GlanceTaker(scene.grid.shape, scene.grid.window, len(scene.bands), scene.dtype)
+    taker = QuicklookSampler(scene.grid.shape, scene.grid.window, len(scene.bands), scene.dtype)
     rows, cols = (range(count) for count in plan.shape)
     for strip in read_strips(scene, plan, rows, cols, wanted=wanted, threads=threads):
         taker.see(strip, plan.rows.starts[strip.row] - plan.rows.margin)

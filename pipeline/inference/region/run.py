@@ -20,20 +20,20 @@ import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.errors import ModelError, ScenemillError, WorldError
+from pipeline.errors import ModelError, ScenemillError, TransientError
 from pipeline.grid import AreaPixels
-from pipeline.inference.batch_size import ran_out_of_memory
-from pipeline.inference.blend import Share, StripBlender, covering, plan_shares, to_levels
+from pipeline.inference.batch_size import is_out_of_memory
+from pipeline.inference.blend import BlendWeights, StripBlender, plan_blend_weights, tiles_covering, to_levels
 from pipeline.inference.engine import TileRow
-from pipeline.inference.memory import give_back
+from pipeline.inference.memory import trim_heap
 from pipeline.inference.output_checks import check_range
 from pipeline.inference.region.clip import wanted_tiles
-from pipeline.inference.region.counters import Seen
+from pipeline.inference.region.counters import RegionCounters
 from pipeline.inference.region.engine_setup import build_engine, build_transfer, device_of
 from pipeline.inference.region.job import RegionJob, RegionRasters, RegionResult, raster_forms
-from pipeline.inference.tiling.regions import Region, halve_region
+from pipeline.inference.tiling.regions import Region, split_region
 from pipeline.inference.tiling.strips import read_strips
-from pipeline.inference.transfer import FinishedRows, LoadedStrip, blank_rows
+from pipeline.inference.transfer import DeviceStrip, FinishedRows, blank_rows
 from pipeline.model import ArrayFunction, Predictor
 from pipeline.model.predictor import identity_of
 from pipeline.mosaic import BLOCK, MosaicWriter, overview_count
@@ -59,7 +59,7 @@ def infer_stack(
     """Run regions that lie one below the other, and yield each as soon as its rasters are whole.
 
     Raises:
-        WorldError: also when the scene's file was replaced meanwhile.
+        TransientError: also when the scene's file was replaced meanwhile.
     """
     _check_identity(job, predictor)
     device = device_of(predictor)
@@ -70,7 +70,7 @@ def infer_stack(
         check_unchanged(job.scene)
         raise
     finally:
-        give_back()
+        trim_heap()
 
 
 def _infer(
@@ -80,12 +80,12 @@ def _infer(
     try:
         run = _RegionRun(job, stack, predictor)
     except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         columns = stack[0].core.width
-        halves = [halve_region(job.plan, region) for region in stack]
+        halves = [split_region(job.plan, region) for region in stack]
         if len(halves[0]) == 1:
-            raise WorldError(
+            raise TransientError(
                 f"no memory for strips that are one tile ({columns} px) wide; "
                 "set a smaller tiling.tile_size, or run on a larger machine"
             ) from error
@@ -148,10 +148,10 @@ class _RegionRun:
     def __init__(self, job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction) -> None:
         plan, first, last = job.plan, stack[0].core, stack[-1].core
         self._job = job
-        self._rows, cols = plan_shares(plan.rows, job.blend), plan_shares(plan.cols, job.blend)
+        self._rows, cols = plan_blend_weights(plan.rows, job.blend), plan_blend_weights(plan.cols, job.blend)
         self._span = slice(first.col_off, first.col_off + first.width)
-        self._tile_rows = covering(self._rows, first.row_off, last.row_off + last.height)
-        self._tile_cols = covering(cols, self._span.start, self._span.stop)
+        self._tile_rows = tiles_covering(self._rows, first.row_off, last.row_off + last.height)
+        self._tile_cols = tiles_covering(cols, self._span.start, self._span.stop)
         self._wanted = None if job.area is None else self._wanted_in(job.area, stack, cols)
         self._row = TileRow(
             lefts=tuple(plan.cols.starts[col] - plan.cols.margin for col in self._tile_cols),
@@ -165,7 +165,7 @@ class _RegionRun:
         self._blender = StripBlender(
             self._rows, cols, span=self._span, classes=len(job.card.classes), device=self._transfer.device
         )
-        self.seen = [Seen(job, region.core) for region in stack]
+        self.seen = [RegionCounters(job, region.core) for region in stack]
 
     def stored_rows(self) -> Generator[tuple[int, NDArray[np.generic]]]:
         """Yield a region's place in the stack, and `(classes, rows, columns)` of it as stored.
@@ -173,7 +173,7 @@ class _RegionRun:
         An array is good until two more have been asked for.
         """
         for position, stored in self._arriving_rows():
-            self.seen[position].see_stored(stored)
+            self.seen[position].count_stored(stored)
             yield position, stored
 
     def _arriving_rows(self) -> Iterator[tuple[int, NDArray[np.generic]]]:
@@ -197,17 +197,19 @@ class _RegionRun:
             for position, probabilities in zip(batch.positions, predicted.tiles, strict=True):
                 self._blender.add(self._tile_cols[position], probabilities)
                 for seen in self.seen:
-                    seen.see_tile(batch.strip.raw.row, self._tile_cols[position])
+                    seen.count_tile(batch.strip.raw.row, self._tile_cols[position])
             if batch.ends_strip:
                 yield from self._end_strip(batch.strip)
 
-    def _wanted_in(self, area: AreaPixels, stack: Sequence[Region], cols: Sequence[Share]) -> list[tuple[int, ...]]:
+    def _wanted_in(
+        self, area: AreaPixels, stack: Sequence[Region], cols: Sequence[BlendWeights]
+    ) -> list[tuple[int, ...]]:
         first, last = stack[0].core, stack[-1].core
         whole = Window(first.col_off, first.row_off, first.width, last.row_off + last.height - first.row_off)
         shares = [self._rows[row] for row in self._tile_rows], [cols[col] for col in self._tile_cols]
         return wanted_tiles(area, whole, *shares)
 
-    def _end_strip(self, strip: LoadedStrip) -> Iterator[tuple[int, FinishedRows]]:
+    def _end_strip(self, strip: DeviceStrip) -> Iterator[tuple[int, FinishedRows]]:
         """Finished rows of each core, as stored, and what is counted on the way."""
         row, margin = strip.raw.row, self._job.plan.rows.margin
         share, top = self._rows[row], self._job.plan.rows.starts[row] - margin
@@ -216,7 +218,7 @@ class _RegionRun:
         finished = self._blender.pass_over(row, last=last) if mean is None else mean.shape[1]
         cols = slice(self._span.start - strip.raw.left, self._span.stop - strip.raw.left)
         for position, seen in enumerate(self.seen):
-            seen.see_strip(strip.raw, top)
+            seen.count_strip(strip.raw, top)
             first = max(seen.core.row_off - share.start, 0)
             stop = min(seen.core.row_off + seen.core.height - share.start, finished)
             if first >= stop:

@@ -24,7 +24,7 @@ MOST_CHUNK_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class StripRequest:
     """What one strip takes of the scene."""
 
     rows: NDArray[np.intp]
@@ -34,7 +34,7 @@ class Need:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chunks:
+class RowBand:
     """The chunks of one row band of the scene that are needed."""
 
     bottom: int
@@ -71,7 +71,7 @@ def _whole_blocks(target: int, most: int, blocks: Sequence[tuple[Stretch, int]])
     return -(-wanted // step) * step
 
 
-def plan_bands(scene: Scene, needs: Sequence[Need]) -> list[Chunks]:
+def plan_row_bands(scene: Scene, needs: Sequence[StripRequest]) -> list[RowBand]:
     """Whole chunks that cover what strips need, for each row band from the first to the last of them."""
     height, width = scene.grid.shape
     down, across = chunk_shape(scene)
@@ -81,7 +81,7 @@ def plan_bands(scene: Scene, needs: Sequence[Need]) -> list[Chunks]:
         for band in range(int(need.rows.min()) // down, int(need.rows.max()) // down + 1):
             lefts.setdefault(band, set()).update(touched)
     return [
-        Chunks(bottom=bottom, windows=tuple(Window(col, top, min(across, width - col), bottom - top) for col in cols))
+        RowBand(bottom=bottom, windows=tuple(Window(col, top, min(across, width - col), bottom - top) for col in cols))
         for top, bottom, cols in (
             (band * down, min((band + 1) * down, height), sorted(lefts.get(band, ())))
             for band in range(min(lefts), max(lefts) + 1)

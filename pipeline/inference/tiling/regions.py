@@ -20,7 +20,7 @@ from rasterio.windows import Window
 from pipeline.inference.tiling.tiles import Axis, TilePlan
 from pipeline.mosaic import BLOCK
 
-PART_ROWS = 4 * BLOCK
+MIN_PART_ROWS = 4 * BLOCK
 """Regions that are run in one go begin at multiples of this: blocks of the mosaic and of two overviews stay whole."""
 
 
@@ -70,7 +70,7 @@ def plan_parts(plan: TilePlan, *, pixels: int, widest: int | None = None, alone:
 
     Args:
         plan: the tiles.
-        pixels: of a region, unless `PART_ROWS` rows have more.
+        pixels: of a region, unless `MIN_PART_ROWS` rows have more.
         widest: columns that the memory of a region allows; None allows any number.
         alone: see `plan_regions`.
 
@@ -80,11 +80,11 @@ def plan_parts(plan: TilePlan, *, pixels: int, widest: int | None = None, alone:
     [4096, 4096, 1808]
     """
     lefts = _cuts(plan.cols, _columns(plan, widest), alone=alone)
-    height = PART_ROWS * max(1, pixels // (PART_ROWS * max(right - left for left, right in pairwise(lefts))))
+    height = MIN_PART_ROWS * max(1, pixels // (MIN_PART_ROWS * max(right - left for left, right in pairwise(lefts))))
     return _regions([*range(0, plan.rows.length, height), plan.rows.length], lefts)
 
 
-def stacks(regions: Sequence[Region]) -> list[list[Region]]:
+def group_adjacent(regions: Sequence[Region]) -> list[list[Region]]:
     """Regions that can be run in one go: those that lie one below the other without a gap.
 
     >>> from pipeline.inference.tiling.tiles import Tiling, plan_tiles
@@ -103,12 +103,12 @@ def stacks(regions: Sequence[Region]) -> list[list[Region]]:
     return found
 
 
-def halve_region(plan: TilePlan, region: Region) -> tuple[Region, ...]:
+def split_region(plan: TilePlan, region: Region) -> tuple[Region, ...]:
     """A region as two, left and right; itself where it is one tile wide.
 
     >>> from pipeline.inference.tiling.tiles import Tiling, plan_tiles
     >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
-    >>> [half.core.width for half in halve_region(plan, plan_regions(plan)[0])]
+    >>> [half.core.width for half in split_region(plan, plan_regions(plan)[0])]
     [100, 150]
     """
     core = region.core

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.concurrency import usable_cpus
-from pipeline.inference.tiling.chunks import Chunks, Need, plan_bands
+from pipeline.inference.tiling.chunks import RowBand, StripRequest, plan_row_bands
 from pipeline.inference.tiling.tiles import Axis, TilePlan
 from pipeline.scene import Scene, SceneReader
 
 MOST_READERS = 12
 """Threads that decode, unless somebody asks for more; so many feed the fastest device."""
-BANDS_AHEAD = 2
+PREFETCH_ROW_BANDS = 2
 """Row bands decoded ahead of the strip at hand; bounds the memory of read-ahead."""
 
 
@@ -134,7 +134,7 @@ def read_strips(
         ThreadPoolExecutor(threads, "decode") as pool,
         ThreadPoolExecutor(1, "read-ahead") as ahead,
     ):
-        bands = _read_ahead(plan_bands(scene, needs), reader, pool, ahead)
+        bands = _read_ahead(plan_row_bands(scene, needs), reader, pool, ahead)
         held: deque[_Band] = deque()
         for index, (row, need, keep_from) in enumerate(zip(rows, needs, first_needed, strict=True)):
             while not held or held[-1].bottom <= need.rows.max():
@@ -151,17 +151,17 @@ def read_strips(
             )
 
 
-def _need(plan: TilePlan, row: int, cols: range, wanted: tuple[int, ...] | None) -> Need:
+def _need(plan: TilePlan, row: int, cols: range, wanted: tuple[int, ...] | None) -> StripRequest:
     windows = [cols] if wanted is None else [cols[k : k + 1] for k in wanted]
     spans = (_mirrored(plan.cols, window) for window in windows)
-    return Need(
+    return StripRequest(
         rows=_mirrored(plan.rows, range(row, row + 1)),
         spans=tuple((int(span.min()), int(span.max()) + 1) for span in spans),
     )
 
 
 def _read_ahead(
-    bands: Sequence[Chunks],
+    bands: Sequence[RowBand],
     reader: SceneReader,
     pool: ThreadPoolExecutor,
     ahead: ThreadPoolExecutor,
@@ -169,7 +169,7 @@ def _read_ahead(
     waiting = iter(bands)
     pending: deque[Future[_Band]] = deque()
     try:
-        for chunks in islice(waiting, BANDS_AHEAD):
+        for chunks in islice(waiting, PREFETCH_ROW_BANDS):
             pending.append(ahead.submit(_read_band, reader, chunks, pool))
         while pending:
             band = pending.popleft().result()
@@ -181,7 +181,7 @@ def _read_ahead(
             future.cancel()
 
 
-def _read_band(reader: SceneReader, chunks: Chunks, pool: ThreadPoolExecutor) -> _Band:
+def _read_band(reader: SceneReader, chunks: RowBand, pool: ThreadPoolExecutor) -> _Band:
     """Decode the chunks of one band in parallel."""
     graph = {index: (_read_piece, reader, window) for index, window in enumerate(chunks.windows)}
     pieces = dask.threaded.get(graph, [*graph], pool=pool) if graph else ()

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import ModelError, WorldError
+from pipeline.errors import ModelError, TransientError
 
 GRAPH = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -135,7 +135,7 @@ class Archive:
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
             raise ModelError(f"{self.path}: not an archive of torch.export.save: {error}; {HOW_TO_EXPORT}") from error
         except OSError as error:
-            raise WorldError(f"{self.path}: cannot be read: {error}") from error
+            raise TransientError(f"{self.path}: cannot be read: {error}") from error
 
     def _check_names(self) -> None:
         strangers = [name for name in self._members if not READ.fullmatch(name) and not IGNORED.fullmatch(name)]

@@ -21,7 +21,7 @@ from pipeline.model.card import ModelCard
 from pipeline.model.exported.archive import CARD, FORMAT, GRAPH, SAMPLE, WEIGHTS, Archive, digest_of, write_archive
 from pipeline.model.exported.graph import read_graph
 from pipeline.model.exported.shapes import Axis
-from pipeline.storage import appearing
+from pipeline.storage import atomic_path
 
 if TYPE_CHECKING:
     from pipeline.model.exported.module import ExportedNetwork
@@ -89,7 +89,7 @@ def import_model(network: str | Path, card: str | Path, out: str | Path) -> Exte
         SettingsError: a path is wrong.
         ModelError: the archive holds something else than plain data and known operators, or the network does not
             do what its card says.
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
     from pipeline.model.exported.conformance import try_network
     from pipeline.model.exported.module import ExportedNetwork, read_tensors
@@ -108,7 +108,7 @@ def import_model(network: str | Path, card: str | Path, out: str | Path) -> Exte
     text = found.to_json()
     sha256 = digest_of(text, sorted(members.items()))
     label = json.dumps({"card": text, "sha256": sha256}).encode()
-    with appearing(target) as partial, partial.open("wb") as file:
+    with atomic_path(target) as partial, partial.open("wb") as file:
         write_archive(file, members | FORMAT | {SAMPLE: b"", ".data/version": b"6\n", CARD: label})
     return describe_external(target)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pipeline.model.card import ModelCard
 from pipeline.model.exported.conformance import trial_tiles
 from pipeline.model.exported.module import ExportedNetwork
-from pipeline.model.predictor.optimize import Arithmetic, as_input, compile_network, prepare, repays_compiling
+from pipeline.model.predictor.optimize import Arithmetic, as_input, compile_network, is_compilation_worthwhile, prepare
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ Shape = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
+class BatchShape:
     """What a network is made ready for."""
 
     precision: str
@@ -62,8 +62,8 @@ def activate(outputs: Tensor, card: ModelCard) -> Tensor:
     return powers / powers.sum(dim=1, keepdim=True)
 
 
-class ReadyNetwork:
-    """A network in one number format with the activation behind it; see `pipeline.model.predictor.protocol.Ready`."""
+class CompiledNetwork:
+    """A network in one number format, its activation included; see `pipeline.model.predictor.protocol.Runnable`."""
 
     def __init__(self, network: Callable[[Tensor], Tensor], card: ModelCard, arithmetic: Arithmetic) -> None:
         """Bind a prepared network to its card and the way it computes."""
@@ -78,20 +78,20 @@ class ReadyNetwork:
             return activate(self.network(tiles).float(), self._card)
 
 
-class ReadyForms:
+class CompiledVariants:
     """The forms of one network: each is made when it is first asked for, and kept."""
 
     def __init__(self, network: nn.Module, card: ModelCard, *, device: torch.device, layout: torch.memory_format):
         """Bind a network, folded and settled on its device, that stays as it is."""
         self._network, self._card, self._device, self._layout = network, card, device, layout
-        self._forms: dict[Arithmetic, ReadyNetwork] = {}
-        self._compiled: dict[tuple[Arithmetic, Shape], ReadyNetwork] = {}
+        self._forms: dict[Arithmetic, CompiledNetwork] = {}
+        self._compiled: dict[tuple[Arithmetic, Shape], CompiledNetwork] = {}
         self._seconds: dict[tuple[Arithmetic, Shape], float] = {}
         self._batches: Counter[tuple[Arithmetic, Shape]] = Counter()
         self._making = threading.Lock()
 
-    def ready(self, work: Workload) -> ReadyNetwork:
-        """The network in a precision; see `pipeline.model.predictor.protocol.Prepared.ready`.
+    def ready(self, work: BatchShape) -> CompiledNetwork:
+        """The network in a precision; see `pipeline.model.predictor.protocol.LoadedModel.ready`.
 
         Raises:
             RuntimeError: the network does not run in this precision.
@@ -100,15 +100,15 @@ class ReadyForms:
         with self._making:
             if arithmetic not in self._forms:
                 prepared = prepare(self._network, arithmetic, trial_tiles(self._card))
-                self._forms[arithmetic] = ReadyNetwork(prepared, self._card, arithmetic)
+                self._forms[arithmetic] = CompiledNetwork(prepared, self._card, arithmetic)
             form = self._forms[arithmetic]
             if work.shape is None or not self._may_compile(arithmetic):
                 return form
             return self._compiled_when_repaid(form, arithmetic, work.shape, work.batches)
 
-    def reference(self) -> ReadyNetwork:
+    def reference(self) -> CompiledNetwork:
         """The network as it is, in float32: what other precisions are compared with, at no cost of preparing it."""
-        return ReadyNetwork(self._network, self._card, self._arithmetic("float32", deterministic=False))
+        return CompiledNetwork(self._network, self._card, self._arithmetic("float32", deterministic=False))
 
     def _arithmetic(self, precision: str, *, deterministic: bool) -> Arithmetic:
         """Only CUDA has more than one way to compute in a number format."""
@@ -128,23 +128,23 @@ class ReadyForms:
         return self._device.type == "cuda" and not arithmetic.deterministic and not foreign
 
     def _compiled_when_repaid(
-        self, form: ReadyNetwork, arithmetic: Arithmetic, shape: Shape, batches: int
-    ) -> ReadyNetwork:
+        self, form: CompiledNetwork, arithmetic: Arithmetic, shape: Shape, batches: int
+    ) -> CompiledNetwork:
         key = (arithmetic, shape)
         if key in self._compiled:
             return self._compiled[key]
         self._batches[key] += batches
         if key not in self._seconds:
             self._seconds[key] = _seconds_per_batch(form, shape)
-        if not repays_compiling(self._batches[key], self._seconds[key]):
+        if not is_compilation_worthwhile(self._batches[key], self._seconds[key]):
             return form
         self._compiled[key] = _compiled(self._network, self._card, arithmetic, shape, form)
         return self._compiled[key]
 
 
 def _compiled(
-    network: nn.Module, card: ModelCard, arithmetic: Arithmetic, shape: Shape, fused: ReadyNetwork
-) -> ReadyNetwork:
+    network: nn.Module, card: ModelCard, arithmetic: Arithmetic, shape: Shape, fused: CompiledNetwork
+) -> CompiledNetwork:
     """The compiled network for batches of one shape, the fused one for all others, or where it fails or differs."""
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
@@ -156,7 +156,7 @@ def _compiled(
         # torch compiles anew for a tensor made outside of inference mode.
         return compiled(tiles if tiles.is_inference() else tiles.clone())
 
-    form, trial = ReadyNetwork(run, card, arithmetic), _noise(shape, fused)
+    form, trial = CompiledNetwork(run, card, arithmetic), _noise(shape, fused)
     try:
         change = float((form(trial) - fused(trial)).abs().max())
     except (RuntimeError, FailOnRecompileLimitHit) as error:
@@ -168,7 +168,7 @@ def _compiled(
     return fused
 
 
-def _seconds_per_batch(form: ReadyNetwork, shape: Shape) -> float:
+def _seconds_per_batch(form: CompiledNetwork, shape: Shape) -> float:
     tiles = _noise(shape, form)
     for _ in range(TIMED_BATCHES):
         form(tiles)
@@ -179,6 +179,6 @@ def _seconds_per_batch(form: ReadyNetwork, shape: Shape) -> float:
     return time.perf_counter() - start
 
 
-def _noise(shape: Shape, form: ReadyNetwork) -> Tensor:
+def _noise(shape: Shape, form: CompiledNetwork) -> Tensor:
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return noise.to(form.device, form.dtype).contiguous(memory_format=form.layout)

@@ -15,13 +15,21 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError, SettingsError
-from pipeline.model.predictor.compiled import Workload
+from pipeline.model.predictor.compiled import BatchShape
 from pipeline.model.predictor.ensemble_card import joint_card
-from pipeline.model.predictor.protocol import ArrayFunction, Augment, Predictor, Prepared, Proof, Ready, joint_proof
+from pipeline.model.predictor.protocol import (
+    ArrayFunction,
+    Augment,
+    LoadedModel,
+    PrecisionCheck,
+    Predictor,
+    Runnable,
+    combine_checks,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Symmetry:
+class DihedralTransform:
     """One way to lay a square onto itself: transpose it, then mirror its rows, its columns or both."""
 
     transpose: bool = False
@@ -41,14 +49,14 @@ class Symmetry:
 
 
 _TURNS = (
-    Symmetry(),
-    Symmetry(mirrored=(-2, -1)),
-    Symmetry(transpose=True, mirrored=(-2,)),
-    Symmetry(transpose=True, mirrored=(-1,)),
+    DihedralTransform(),
+    DihedralTransform(mirrored=(-2, -1)),
+    DihedralTransform(transpose=True, mirrored=(-2,)),
+    DihedralTransform(transpose=True, mirrored=(-1,)),
 )
-_MIRRORS = (Symmetry(mirrored=(-1,)), Symmetry(mirrored=(-2,)))
-_DIAGONALS = (Symmetry(transpose=True), Symmetry(transpose=True, mirrored=(-2, -1)))
-SYMMETRIES: Mapping[Augment, tuple[Symmetry, ...]] = MappingProxyType(
+_MIRRORS = (DihedralTransform(mirrored=(-1,)), DihedralTransform(mirrored=(-2,)))
+_DIAGONALS = (DihedralTransform(transpose=True), DihedralTransform(transpose=True, mirrored=(-2, -1)))
+SYMMETRIES: Mapping[Augment, tuple[DihedralTransform, ...]] = MappingProxyType(
     {
         "none": _TURNS[:1],
         "flips": (*_TURNS[:2], *_MIRRORS),
@@ -59,10 +67,10 @@ SYMMETRIES: Mapping[Augment, tuple[Symmetry, ...]] = MappingProxyType(
 """The symmetries of each setting. Halves, and halves of halves, are cosets of a normal subgroup: see `_mean`."""
 
 
-class AugmentedPredictor:
+class TTAPredictor:
     """A model whose probabilities are the mean over symmetries of the square; it pickles as its model does."""
 
-    def __init__(self, model: Prepared, augment: Augment) -> None:
+    def __init__(self, model: LoadedModel, augment: Augment) -> None:
         """Bind a model to a set of symmetries."""
         self.card, self.device, self.turn = model.card, model.device, model.turn
         self.passes = len(SYMMETRIES[augment])
@@ -75,23 +83,23 @@ class AugmentedPredictor:
         return f"{self._model.identity} augment-{self._augment}"
 
     @property
-    def members(self) -> tuple[Prepared, ...]:
+    def members(self) -> tuple[LoadedModel, ...]:
         """Itself: one model."""
         return (self,)
 
-    def __reduce__(self) -> tuple[Callable[..., AugmentedPredictor], tuple[object, ...]]:
-        return AugmentedPredictor, (self._model, self._augment)
+    def __reduce__(self) -> tuple[Callable[..., TTAPredictor], tuple[object, ...]]:
+        return TTAPredictor, (self._model, self._augment)
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """`(N, bands, H, W)` normalised float32 -> `(N, classes, h, w)` probabilities, float32 in 0..1."""
         return _mean(SYMMETRIES[self._augment], lambda symmetry: symmetry.undo(self._model(symmetry.apply(tiles))))
 
-    def prove(self, tiles: Tensor) -> Proof:
+    def prove(self, tiles: Tensor) -> PrecisionCheck:
         """The model's own proof: a mean of probabilities changes by no more than they do."""
         return self._model.prove(tiles)
 
-    def ready(self, work: Workload) -> Ready:
-        """See `Prepared.ready`; tiles that are not square also need the model ready for them lying on their side."""
+    def ready(self, work: BatchShape) -> Runnable:
+        """See `LoadedModel.ready`; tiles that are not square also need the model ready for them lying on their side."""
         symmetries, shape = SYMMETRIES[self._augment], work.shape
         work = replace(work, batches=work.batches * len(symmetries))
         upright = turned = self._model.ready(work)
@@ -101,9 +109,9 @@ class AugmentedPredictor:
 
 
 class _AugmentedReady:
-    """What `AugmentedPredictor.ready` hands out: no state, so as many threads may call it as may call the network."""
+    """What `TTAPredictor.ready` hands out: no state, so as many threads may call it as may call the network."""
 
-    def __init__(self, upright: Ready, turned: Ready, symmetries: Sequence[Symmetry]) -> None:
+    def __init__(self, upright: Runnable, turned: Runnable, symmetries: Sequence[DihedralTransform]) -> None:
         self.dtype, self.layout, self.device = upright.dtype, upright.layout, upright.device
         self._upright, self._turned, self._symmetries = upright, turned, symmetries
 
@@ -112,12 +120,12 @@ class _AugmentedReady:
         tiles = tiles.to(self.device, self.dtype)
         return _mean(self._symmetries, lambda symmetry: self._run(tiles, symmetry))
 
-    def _run(self, tiles: Tensor, symmetry: Symmetry) -> Tensor:
+    def _run(self, tiles: Tensor, symmetry: DihedralTransform) -> Tensor:
         network = self._turned if symmetry.transpose else self._upright
         return symmetry.undo(network(symmetry.apply(tiles).contiguous(memory_format=self.layout)))
 
 
-def _mean(symmetries: Sequence[Symmetry], run: Callable[[Symmetry], Tensor]) -> Tensor:
+def _mean(symmetries: Sequence[DihedralTransform], run: Callable[[DihedralTransform], Tensor]) -> Tensor:
     """The mean of `2^k` terms as a tree of sums, which keeps two laws to the last bit.
 
     Equal terms give that term: each sum doubles it exactly. And a turned tile gives the turned result: turning the
@@ -127,7 +135,7 @@ def _mean(symmetries: Sequence[Symmetry], run: Callable[[Symmetry], Tensor]) -> 
     return _sum(symmetries, run) / len(symmetries)
 
 
-def _sum(symmetries: Sequence[Symmetry], run: Callable[[Symmetry], Tensor]) -> Tensor:
+def _sum(symmetries: Sequence[DihedralTransform], run: Callable[[DihedralTransform], Tensor]) -> Tensor:
     if len(symmetries) == 1:
         return run(symmetries[0])
     half = len(symmetries) // 2
@@ -137,7 +145,7 @@ def _sum(symmetries: Sequence[Symmetry], run: Callable[[Symmetry], Tensor]) -> T
 class EnsemblePredictor:
     """Several models as one; its members run each on tiles normalised their own way, and the engine averages them."""
 
-    def __init__(self, models: Sequence[Prepared], *, threshold: float | None = None) -> None:
+    def __init__(self, models: Sequence[LoadedModel], *, threshold: float | None = None) -> None:
         """Join models on one device.
 
         Args:
@@ -167,21 +175,19 @@ class EnsemblePredictor:
         self._check_normalized_alike()
         return running_mean([member(tiles) for member in self.members])
 
-    def prove(self, tiles: Tensor) -> Proof:
+    def prove(self, tiles: Tensor) -> PrecisionCheck:
         """The proof of the member that suffers most; one that steps back takes all along."""
         self._check_normalized_alike()
-        return joint_proof([member.prove(tiles) for member in self.members])
+        return combine_checks([member.prove(tiles) for member in self.members])
 
-    def ready(self, work: Workload) -> Ready:
-        """See `Prepared.ready`; of members that normalise alike."""
+    def ready(self, work: BatchShape) -> Runnable:
+        """See `LoadedModel.ready`; of members that normalise alike."""
         self._check_normalized_alike()
         return _EnsembleReady([member.ready(work) for member in self.members])
 
     def augmented(self, augment: Augment) -> EnsemblePredictor:
         """The ensemble of the augmented members."""
-        return EnsemblePredictor(
-            [AugmentedPredictor(member, augment) for member in self.members], threshold=self._threshold
-        )
+        return EnsemblePredictor([TTAPredictor(member, augment) for member in self.members], threshold=self._threshold)
 
     def _check_normalized_alike(self) -> None:
         if len({member.card.normalization for member in self.members}) > 1:
@@ -191,7 +197,7 @@ class EnsemblePredictor:
 class _EnsembleReady:
     """The mean of networks that take the same tiles."""
 
-    def __init__(self, members: Sequence[Ready]) -> None:
+    def __init__(self, members: Sequence[Runnable]) -> None:
         self.dtype, self.layout, self.device = members[0].dtype, members[0].layout, members[0].device
         self._members = members
 
@@ -199,7 +205,7 @@ class _EnsembleReady:
         return running_mean([member(tiles) for member in self._members])
 
 
-def _join(members: Sequence[Prepared], threshold: float | None) -> EnsemblePredictor:
+def _join(members: Sequence[LoadedModel], threshold: float | None) -> EnsemblePredictor:
     return EnsemblePredictor(members, threshold=threshold)
 
 
@@ -221,15 +227,15 @@ def augmented(predictor: Predictor | ArrayFunction, augment: Augment) -> Predict
         return predictor
     if isinstance(predictor, EnsemblePredictor):
         return predictor.augmented(augment)
-    if not isinstance(predictor, Prepared):
+    if not isinstance(predictor, LoadedModel):
         raise SettingsError(
             f"inference.augment: {augment} needs a loaded checkpoint; a plain function can average by itself"
         )
-    return AugmentedPredictor(predictor, augment)
+    return TTAPredictor(predictor, augment)
 
 
-def passes_of(predictor: Predictor | ArrayFunction) -> int:
+def forward_passes(predictor: Predictor | ArrayFunction) -> int:
     """How many times a network runs on each tile."""
-    if not isinstance(predictor, Prepared):
+    if not isinstance(predictor, LoadedModel):
         return 1
-    return sum(member.passes if isinstance(member, AugmentedPredictor) else 1 for member in predictor.members)
+    return sum(member.passes if isinstance(member, TTAPredictor) else 1 for member in predictor.members)

@@ -16,10 +16,10 @@ from pipeline.model.card import ModelCard
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.exported.conformance import ROUNDING, trial_tiles
 from pipeline.model.exported.load import SUFFIX, ExternalModel, load_external
-from pipeline.model.predictor.compiled import MOST_CHANGE, ReadyForms, ReadyNetwork, Workload
+from pipeline.model.predictor.compiled import MOST_CHANGE, BatchShape, CompiledNetwork, CompiledVariants
 from pipeline.model.predictor.devices import best_device
 from pipeline.model.predictor.optimize import Arithmetic, converted, fold_batch_norm, settle_convolutions
-from pipeline.model.predictor.protocol import Precision, Prepared, Proof, Ready
+from pipeline.model.predictor.protocol import LoadedModel, Precision, PrecisionCheck, Runnable
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class LoadedPredictor:
         self._asked = precision
         self._candidates = _candidates(precision, self.device, foreign=foreign)
         layout = _find_layout(network, self.card, self.device) if foreign else torch.channels_last
-        self._forms = ReadyForms(network, self.card, device=self.device, layout=layout)
-        self._proof: Proof | None = None
+        self._forms = CompiledVariants(network, self.card, device=self.device, layout=layout)
+        self._proof: PrecisionCheck | None = None
         self._proving = threading.Lock()
         if foreign:
             self.prove(trial_tiles(self.card))
@@ -58,7 +58,7 @@ class LoadedPredictor:
         return f"{self.sha256} {precision} {self.device.type}"
 
     @property
-    def members(self) -> tuple[Prepared, ...]:
+    def members(self) -> tuple[LoadedModel, ...]:
         """Itself: one model."""
         return (self,)
 
@@ -75,9 +75,9 @@ class LoadedPredictor:
             if self._proof is None:
                 self._proof = self.prove(tiles)
                 self._proof.tell(str(self._source[0]))
-        return self.ready(Workload(precision=self._proof.precision))(tiles)
+        return self.ready(BatchShape(precision=self._proof.precision))(tiles)
 
-    def prove(self, tiles: Tensor) -> Proof:
+    def prove(self, tiles: Tensor) -> PrecisionCheck:
         """Run tiles in float32 and in the precision asked for; only `auto` steps back when they differ.
 
         Args:
@@ -87,27 +87,27 @@ class LoadedPredictor:
             SettingsError: the network does not run in the precision that was named.
         """
         if self._candidates[0] in ("exact", "float32"):
-            return Proof(precision=self._candidates[0])
+            return PrecisionCheck(precision=self._candidates[0])
         expected, tried = self._forms.reference()(tiles), dict[str, float]()
         for precision in self._candidates:
             change = self._change(precision, tiles, expected)
             if change <= MOST_CHANGE or self._asked != "auto":
-                return Proof(precision=precision, change=change, note=_note(tried, precision))
+                return PrecisionCheck(precision=precision, change=change, note=_note(tried, precision))
             tried[precision] = change
-        return Proof(precision="float32", change=change, note=_note(tried, "float32"))
+        return PrecisionCheck(precision="float32", change=change, note=_note(tried, "float32"))
 
     def _change(self, precision: str, tiles: Tensor, expected: Tensor) -> float:
         """Largest change of a probability; the form is kept, for it will most likely be used."""
         try:
-            return float((self.ready(Workload(precision=precision))(tiles) - expected).abs().max())
+            return float((self.ready(BatchShape(precision=precision))(tiles) - expected).abs().max())
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise SettingsError(
                 f"inference.precision: {self._asked} does not suit this network ({reason}); use float32"
             ) from error
 
-    def ready(self, work: Workload) -> Ready:
-        """See `Prepared.ready`; made once and kept."""
+    def ready(self, work: BatchShape) -> Runnable:
+        """See `LoadedModel.ready`; made once and kept."""
         return self._forms.ready(work)
 
 
@@ -148,7 +148,7 @@ def _find_layout(network: nn.Module, card: ModelCard, device: torch.device) -> t
     results = []
     for layout in (torch.contiguous_format, torch.channels_last):
         arithmetic = Arithmetic(device=device, layout=layout)
-        form = ReadyNetwork(converted(network, arithmetic), card, arithmetic)
+        form = CompiledNetwork(converted(network, arithmetic), card, arithmetic)
         try:
             results.append(form(trial_tiles(card)))
         except RuntimeError as error:

@@ -23,7 +23,7 @@ from pipeline.model.card import ModelCard
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.exported.conformance import trial_tiles
 from pipeline.model.predictor.compiled import activate
-from pipeline.storage import appearing
+from pipeline.storage import atomic_path
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
@@ -62,7 +62,7 @@ def export_onnx(checkpoint: str | Path, out: str | Path, *, tile_size: int | Non
     Raises:
         SettingsError: a path or the tile size is wrong, or the packages onnx and onnxscript are missing.
         ModelError: the checkpoint is unusable, or the exporter cannot express it.
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
     source, target = Path(checkpoint), Path(out)
     _check_arguments(source, target)
@@ -149,7 +149,7 @@ def _free_axes(card: ModelCard, size: int | None) -> dict[int, object]:
 def _save(program: ONNXProgram, target: Path) -> None:
     import onnx
 
-    with appearing(target) as partial:
+    with atomic_path(target) as partial:
         program.save(str(partial), external_data=False)
         onnx.checker.check_model(str(partial))
 

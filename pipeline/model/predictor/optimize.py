@@ -161,7 +161,7 @@ def _changed(
 ) -> nn.Module:
     """A copy of a network, its early blocks changed for one number format and all else for another."""
     changed = copy.deepcopy(network)
-    places = [] if arithmetic.early is None else early_blocks(changed)
+    places = [] if arithmetic.early is None else float32_blocks(changed)
     blocks = [parent.get_submodule(name) for parent, name in places]
     for parent, name in places:
         setattr(parent, name, nn.Identity())
@@ -172,7 +172,7 @@ def _changed(
     return changed.to(memory_format=arithmetic.layout)  # type: ignore[call-overload, no-any-return]
 
 
-def early_blocks(network: nn.Module) -> list[tuple[nn.Module, str]]:
+def float32_blocks(network: nn.Module) -> list[tuple[nn.Module, str]]:
     """Parents and names of the two blocks that see the tiles first.
 
     Their rounding does the most harm: they tell small differences between few bands, and all others build on them.
@@ -190,10 +190,10 @@ def as_input(tiles: Tensor, arithmetic: Arithmetic) -> Tensor:
     return tiles.to(arithmetic.device, arithmetic.input).contiguous(memory_format=arithmetic.layout)
 
 
-def repays_compiling(batches: int, seconds: float) -> bool:
+def is_compilation_worthwhile(batches: int, seconds: float) -> bool:
     """Whether so many batches of so many seconds each save more time than compiling the network costs.
 
-    >>> repays_compiling(12_000, 0.015), repays_compiling(13_000, 0.015)
+    >>> is_compilation_worthwhile(12_000, 0.015), is_compilation_worthwhile(13_000, 0.015)
     (False, True)
     """
     return batches * seconds * COMPILED_GAIN > COMPILE_S

@@ -1,8 +1,8 @@
 """What a predictor is, plain or prepared, and the forms in which all are called.
 
 A predictor is any callable `(N, bands, H, W) float32 -> (N, classes, h, w)`: a loaded checkpoint, a torch
-module, or a plain function on numpy arrays or tensors. A loaded one is `Prepared`: it knows its card, proves
-a number format on real tiles, and hands out a form of itself that is `Ready` for batches in that format.
+module, or a plain function on numpy arrays or tensors. A loaded one is `LoadedModel`: it knows its card, proves
+a number format on real tiles, and hands out a form of itself that is `Runnable` for batches in that format.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ModelError, SettingsError
 from pipeline.model.card import ModelCard
-from pipeline.model.predictor.compiled import Workload, activate
+from pipeline.model.predictor.compiled import BatchShape, activate
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Predictor(Protocol):
 
 
 @runtime_checkable
-class Ready(Protocol):
+class Runnable(Protocol):
     """A network in one number format, ready for batches; many threads may call it at once on a CPU."""
 
     dtype: torch.dtype
@@ -60,7 +60,7 @@ class Ready(Protocol):
 
 
 @runtime_checkable
-class Prepared(Protocol):
+class LoadedModel(Protocol):
     """A model with its card on one device; what `load_predictor` returns."""
 
     card: ModelCard
@@ -76,7 +76,7 @@ class Prepared(Protocol):
         ...
 
     @property
-    def members(self) -> tuple[Prepared, ...]:
+    def members(self) -> tuple[LoadedModel, ...]:
         """The models whose probabilities are averaged; of a single model, itself."""
         ...
 
@@ -84,17 +84,17 @@ class Prepared(Protocol):
         """`(N, bands, H, W)` normalised float32 -> probabilities; the first call proves the precision."""
         ...
 
-    def prove(self, tiles: Tensor) -> Proof:
+    def prove(self, tiles: Tensor) -> PrecisionCheck:
         """Choose the precision on real tiles, `(N, bands, H, W)` normalised float32."""
         ...
 
-    def ready(self, work: Workload) -> Ready:
+    def ready(self, work: BatchShape) -> Runnable:
         """The model in the precision of a proof, ready for so much work."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proof:
+class PrecisionCheck:
     """The precision that a trial on real tiles chose."""
 
     precision: str
@@ -110,10 +110,10 @@ class Proof:
             log.log(logging.WARNING if self.precision == "float32" else logging.INFO, "%s: %s", place, self.note)
 
 
-def joint_proof(proofs: Sequence[Proof]) -> Proof:
+def combine_checks(proofs: Sequence[PrecisionCheck]) -> PrecisionCheck:
     """The precision in which several models run together: that of the most cautious.
 
-    >>> joint_proof([Proof(precision="bfloat16", change=0.002), Proof(precision="mixed")]).precision
+    >>> combine_checks([Proof(precision="bfloat16", change=0.002), Proof(precision="mixed")]).precision
     'mixed'
     """
     caution = {"exact": 0, "float32": 0, "mixed": 1}
@@ -149,17 +149,17 @@ class InferenceSpec:
 
 def identity_of(predictor: Predictor | ArrayFunction) -> str | None:
     """What decides a predictor's results; None for a plain function, which has no identity to compare."""
-    return predictor.identity if isinstance(predictor, Prepared) else None
+    return predictor.identity if isinstance(predictor, LoadedModel) else None
 
 
 def exclusive(predictor: Predictor | ArrayFunction) -> AbstractContextManager[object]:
     """Hold a loaded predictor's device: of several scenes in one process, one at a time uses it."""
-    return predictor.turn if isinstance(predictor, Prepared) else nullcontext()
+    return predictor.turn if isinstance(predictor, LoadedModel) else nullcontext()
 
 
 def as_predictor(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predictor:
     """What returns probabilities as it is; a torch module or plain function wrapped to return them in float32."""
-    if isinstance(predictor, Prepared | Ready):
+    if isinstance(predictor, LoadedModel | Runnable):
         return predictor
     if isinstance(predictor, nn.Module):
         predictor.eval()
@@ -168,7 +168,7 @@ def as_predictor(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predi
     return lambda tiles: activate(_as_tensor(call(tiles)).float(), card)
 
 
-class PlainReady:
+class PlainRunnable:
     """A plain function or torch module in the form of a ready network."""
 
     dtype, layout, device = torch.float32, torch.contiguous_format, torch.device("cpu")

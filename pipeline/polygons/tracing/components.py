@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
-BAD = -2
+NO_COMPONENT = -2
 """In a border line: a pixel that belongs to no component."""
 
 
@@ -80,7 +80,7 @@ class Components:
         )
 
 
-def unite(n: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+def union_find(n: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Union-find: the least member of each one's set, when the members of each pair are in one set.
 
     >>> unite(5, np.array([[1, 3], [3, 4]])).tolist()

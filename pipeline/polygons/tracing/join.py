@@ -50,7 +50,7 @@ class Ends:
         )
 
 
-def cancel_seams(rings: Rings, block_size: int, open_row: int) -> Rings:
+def remove_seam_edges(rings: Rings, block_size: int, open_row: int) -> Rings:
     """The rings without the edges along seams that cancel, so that open components do not carry them along.
 
     Args:

@@ -124,7 +124,7 @@ class Traced:
     table: Components
     """The components, in the order of their first pixel."""
     lines: dict[str, NDArray[np.int64]]
-    """`top`, `right`, `bottom`, `left` -> the row of `table` of each pixel along that side; `BAD` = none."""
+    """`top`, `right`, `bottom`, `left` -> the row of `table` of each pixel along that side; `NO_COMPONENT` = none."""
     contacts: NDArray[np.int64]
     """`(k, 2)` rows of `table` of equal value, not 0, that meet in a corner; without repetition."""
     labels: NDArray[np.int32]
@@ -151,9 +151,9 @@ class Traced:
         """The same, on the block's pixel plane, in the order of the first pixel whose top lies on each."""
         vertex = np.arange(len(self.corners.xy), dtype=np.int32)
         step = self.corners.xy[self.corners.following] - self.corners.xy
-        eastwards = vertex[step[:, 0] > 0][::-1]
+        unwrap_longitudes = vertex[step[:, 0] > 0][::-1]
         met = np.empty(len(self.owner), np.int32)
-        met[self.loops.ring[eastwards]] = eastwards
+        met[self.loops.ring[unwrap_longitudes]] = unwrap_longitudes
         order = np.argsort(met)
         return self._gathered(order[number[self.owner[order]] >= 0], number, (0, 0))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.polygons.tracing.components import BAD
+from pipeline.polygons.tracing.components import NO_COMPONENT
 from pipeline.polygons.tracing.kernels import Bytes, Corners, Numbers, Sums, Totals, measure_rows, row_room
 
 
@@ -22,7 +22,7 @@ class Runs:
     peak: Sums
     """`(n,)`: greatest level of a pixel."""
     lines: tuple[Sums, Sums, Sums, Sums]
-    """The component of each pixel along the top, right, bottom and left side of the block; `BAD` = none."""
+    """The component of each pixel along the top, right, bottom and left side of the block; `NO_COMPONENT` = none."""
     labels: Numbers
     """`(height, width)`: 1 + the component, 0 = none; empty when not painted."""
 
@@ -50,7 +50,7 @@ def measure_runs(
     """
     n, (height, width) = int(owner.max(initial=-1)) + 1, mask.shape
     sums = np.zeros((3, n), np.int64)
-    top, right, bottom, left = (np.full(size, BAD, np.int64) for size in (width, height, width, height))
+    top, right, bottom, left = (np.full(size, NO_COMPONENT, np.int64) for size in (width, height, width, height))
     labels = np.zeros((height, width) if painted else (0, 0), np.int32)
     totals = Totals(sums=sums, sides=(top, right, bottom, left), labels=labels)
     measure_rows(mask, level, with_none, (corners, ring, owner), row_room(width), totals)

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
 from pipeline.model import ModelCard
-from pipeline.storage import make_folder, write_whole
+from pipeline.storage import atomic_write, ensure_dir
 from pipeline.training.artifacts.card_facts import Facts
 from pipeline.training.artifacts.card_markdown import card_page
 from pipeline.training.artifacts.curves import curves_png, reliability_png
 from pipeline.training.artifacts.overlays import ShownWindow, choose_windows, picture_png
 from pipeline.training.artifacts.tensorboard import record_values
 from pipeline.training.records import EpochRecord, TrainReport
-from pipeline.training.settings.artifacts import LeavesSpec
+from pipeline.training.settings.artifacts import ArtifactsSpec
 
 if TYPE_CHECKING:
     from pipeline.training.validation.calibration import Reliability
@@ -37,7 +37,7 @@ HISTORY, CURVES, RELIABILITY, OVERLAYS, CARD = "history.csv", "curves.png", "rel
 """Names in a run folder."""
 
 
-def check_leaves(spec: LeavesSpec) -> None:
+def check_artifacts(spec: ArtifactsSpec) -> None:
     """Find out before the run whether its leaves can be written.
 
     Raises:
@@ -54,22 +54,22 @@ def write_history(folder: Path, records: Sequence[EpochRecord]) -> Path:
     """Write `history.csv` anew: a row per epoch, a column per number; a class's numbers are `classes.<name>.<number>`.
 
     Raises:
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
     rows = [{".".join(path): _cell(value) for path, value in record_values(record)} for record in records]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    make_folder(folder)
+    ensure_dir(folder)
     return _written(folder / HISTORY, text.getvalue())
 
 
-def write_leaves(
+def write_artifacts(
     folder: Path,
     report: TrainReport,
     *,
-    spec: LeavesSpec,
+    spec: ArtifactsSpec,
     reliability: tuple[Reliability, Reliability] | None = None,
     windows: Iterable[ShownWindow] = (),
 ) -> tuple[Path, ...]:
@@ -86,7 +86,7 @@ def write_leaves(
         The files written, the card's page last.
 
     Raises:
-        WorldError: the disk refuses.
+        TransientError: the disk refuses.
     """
     history = write_history(folder, report.history)
     pictures = [_written(folder / CURVES, curves_png(report.history, report.best_epoch))]
@@ -102,7 +102,7 @@ def _write_overlays(folder: Path, windows: Iterable[ShownWindow], card: ModelCar
     """A picture per chosen window, the worst first; pictures of an earlier run vanish."""
     seed = Facts(card=card).number("settings", "seed") or 0
     chosen = choose_windows(windows, card, count=count, seed=int(seed)) if count else []
-    make_folder(folder)
+    ensure_dir(folder)
     written = []
     for number, (kind, window) in enumerate(chosen, start=1):
         scene = re.sub(r"[^\w.-]+", "_", window.scene)[:80]
@@ -114,7 +114,7 @@ def _write_overlays(folder: Path, windows: Iterable[ShownWindow], card: ModelCar
 
 
 def _written(path: Path, content: bytes | str) -> Path:
-    write_whole(path, content)
+    atomic_write(path, content)
     return path
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.training.augment.parameters import Changes, WindowStack, replaced, rows_that
+from pipeline.training.augment.parameters import AugmentParams, WindowStack, masked_rows, replaced
 from pipeline.training.labels.polygon_labels import UNLABELLED
 from pipeline.training.sample import Sample
 
@@ -24,7 +24,7 @@ BICUBIC_GAIN = 1.375**2
 """Most by which bicubic interpolation (Keys 1981, a = -0.75) exceeds the largest of its values, in two directions."""
 
 
-def flip_and_turn(sample: Sample, changes: Changes) -> Sample:
+def flip_and_turn(sample: Sample, changes: AugmentParams) -> Sample:
     """One of the eight symmetries of the square; views, not copies."""
     turns, step = changes.quarter_turns, -1 if changes.mirrored else 1
     if turns == 0 and step == 1:
@@ -36,7 +36,7 @@ def flip_and_turn(sample: Sample, changes: Changes) -> Sample:
     )
 
 
-def reach_of(changes: Changes, size: int) -> int:
+def reach_of(changes: AugmentParams, size: int) -> int:
     """Pixels that must be read around a window of `size` pixels, so that its warped corners are real ones."""
     if not changes.warps:
         return 0
@@ -46,12 +46,12 @@ def reach_of(changes: Changes, size: int) -> int:
     return math.ceil(max(0.0, furthest - half)) + 1
 
 
-def warp(stack: WindowStack, changes: Sequence[Changes], *, size: int) -> WindowStack:
+def warp(stack: WindowStack, changes: Sequence[AugmentParams], *, size: int) -> WindowStack:
     """Rotate, scale and deform windows about their middle, and return the middle `size` x `size` pixels.
 
     Windows that nothing warps are cropped, exactly.
     """
-    middle, rows = stack.crop(size), rows_that(changes, lambda each: each.warps)
+    middle, rows = stack.crop(size), masked_rows(changes, lambda each: each.warps)
     if not rows:
         return middle
     moved = _resample(stack.take(rows), _offsets([changes[row] for row in rows], size, stack.valid.device))
@@ -62,7 +62,7 @@ def warp(stack: WindowStack, changes: Sequence[Changes], *, size: int) -> Window
     )
 
 
-def _offsets(changes: Sequence[Changes], size: int, device: torch.device) -> Tensor:
+def _offsets(changes: Sequence[AugmentParams], size: int, device: torch.device) -> Tensor:
     """Where each pixel comes from: `(N, 2, size, size)` rows and columns from the middle of the window read."""
     along = torch.arange(size, device=device) - (size - 1) / 2
     matrices = torch.tensor([_matrix(each) for each in changes], dtype=torch.float32, device=device)[..., None, None]
@@ -72,14 +72,14 @@ def _offsets(changes: Sequence[Changes], size: int, device: torch.device) -> Ten
     return offsets
 
 
-def _matrix(changes: Changes) -> list[list[float]]:
+def _matrix(changes: AugmentParams) -> list[list[float]]:
     """From `(row, col)` in the result to `(row, col)` in the source; rows run downwards."""
     angle = math.radians(changes.degrees)
     cosine, sine = math.cos(angle) / changes.scale, math.sin(angle) / changes.scale
     return [[cosine, sine], [-sine, cosine]]
 
 
-def _displacements(changes: Sequence[Changes], size: int, device: torch.device) -> Tensor:
+def _displacements(changes: Sequence[AugmentParams], size: int, device: torch.device) -> Tensor:
     """`(N, 2, size, size)` pixels: bicubic between nodes, of which the outer ones lie on the window's edge."""
     count = max(len(each.elastic) for each in changes)
     nodes = math.isqrt(count // 2)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes:
+class AugmentParams:
     """Everything that is done to one window; the defaults do nothing."""
 
     mirrored: bool = False
@@ -82,7 +82,7 @@ class WindowStack:
         return WindowStack(pixels=change(self.pixels), target=change(self.target), valid=change(self.valid))
 
 
-def rows_that(changes: Sequence[Changes], wanted: Callable[[Changes], object]) -> list[int]:
+def masked_rows(changes: Sequence[AugmentParams], wanted: Callable[[AugmentParams], object]) -> list[int]:
     """Numbers of the windows whose changes are wanted."""
     return [row for row, each in enumerate(changes) if wanted(each)]
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.inference import InputTransform
-from pipeline.training.augment.parameters import Changes, replaced, rows_that
+from pipeline.training.augment.parameters import AugmentParams, masked_rows, replaced
 
 BLUR_REACH = 3
 """Deviations of the Gaussian to either side that are summed."""
 
 
-def vary_light(transform: InputTransform, changes: Changes) -> InputTransform:
+def vary_light(transform: InputTransform, changes: AugmentParams) -> InputTransform:
     """Normalisation to another contrast and brightness: `input -> factor * input + shift` per band.
 
     Folded into the multiply-add that normalises anyway, so it costs nothing and leaves invalid pixels at 0.
@@ -31,7 +31,7 @@ def vary_light(transform: InputTransform, changes: Changes) -> InputTransform:
     )
 
 
-def apply_gamma(pixels: Tensor, valid: Tensor, changes: Sequence[Changes]) -> Tensor:
+def apply_gamma(pixels: Tensor, valid: Tensor, changes: Sequence[AugmentParams]) -> Tensor:
     """`low + (high - low) * ((x - low) / (high - low)) ** gamma`, `low` and `high` of the band's valid pixels.
 
     Standardised input has no black and no white of its own, so those of the window are taken (as nnU-Net
@@ -42,7 +42,7 @@ def apply_gamma(pixels: Tensor, valid: Tensor, changes: Sequence[Changes]) -> Te
         valid: `(N, H, W)`.
         changes: one per window.
     """
-    rows = rows_that(changes, lambda each: each.gamma != 1)
+    rows = masked_rows(changes, lambda each: each.gamma != 1)
     if not rows:
         return pixels
     part, real = pixels[rows], valid[rows][:, None]
@@ -54,9 +54,9 @@ def apply_gamma(pixels: Tensor, valid: Tensor, changes: Sequence[Changes]) -> Te
     return replaced(pixels, rows, torch.where(real, toned, 0.0))
 
 
-def apply_blur(pixels: Tensor, valid: Tensor, changes: Sequence[Changes]) -> Tensor:
+def apply_blur(pixels: Tensor, valid: Tensor, changes: Sequence[AugmentParams]) -> Tensor:
     """Gaussian means over valid pixels; nothing outside of the window or of valid data is mixed in."""
-    rows = rows_that(changes, lambda each: each.blur_px > 0)
+    rows = masked_rows(changes, lambda each: each.blur_px > 0)
     if not rows:
         return pixels
     part, real = pixels[rows], valid[rows][:, None]
@@ -86,9 +86,9 @@ def _smooth(planes: Tensor, kernels: Tensor) -> Tensor:
     return flat.reshape(planes.shape)
 
 
-def apply_noise(pixels: Tensor, valid: Tensor, changes: Sequence[Changes]) -> Tensor:
+def apply_noise(pixels: Tensor, valid: Tensor, changes: Sequence[AugmentParams]) -> Tensor:
     """Gaussian noise from each window's own seed; the same on every machine with the same kind of device."""
-    rows = rows_that(changes, lambda each: each.noise > 0)
+    rows = masked_rows(changes, lambda each: each.noise > 0)
     if not rows:
         return pixels
     noisy = pixels.clone()
@@ -99,9 +99,9 @@ def apply_noise(pixels: Tensor, valid: Tensor, changes: Sequence[Changes]) -> Te
     return noisy
 
 
-def apply_cutout(pixels: Tensor, changes: Sequence[Changes]) -> Tensor:
+def apply_cutout(pixels: Tensor, changes: Sequence[AugmentParams]) -> Tensor:
     """Squares of 0; they may reach past the window (DeVries & Taylor 2017, section 3)."""
-    rows = rows_that(changes, lambda each: each.cutouts)
+    rows = masked_rows(changes, lambda each: each.cutouts)
     if not rows:
         return pixels
     cut, side = pixels.clone(), pixels.shape[-1]

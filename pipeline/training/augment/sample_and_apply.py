@@ -14,7 +14,7 @@ from dataclasses import replace
 from numpy.random import Generator
 
 from pipeline.training.augment.geometric import warp
-from pipeline.training.augment.parameters import Changes, WindowStack
+from pipeline.training.augment.parameters import AugmentParams, WindowStack
 from pipeline.training.augment.photometric import apply_blur, apply_cutout, apply_gamma, apply_noise
 from pipeline.training.settings.augment import (
     AugmentSpec,
@@ -23,12 +23,12 @@ from pipeline.training.settings.augment import (
 )
 
 
-def draw_changes(rng: Generator, spec: AugmentSpec, *, bands: int) -> Changes:
+def sample_params(rng: Generator, spec: AugmentSpec, *, bands: int) -> AugmentParams:
     """What to do to one window of so many bands.
 
     Every number is drawn whether it is used or not, so that switching one change on leaves the others as they were.
     """
-    plain = Changes(
+    plain = AugmentParams(
         mirrored=_happens(rng, spec.flips),
         quarter_turns=int(rng.integers(1, 4)) * _happens(rng, spec.turns),
         degrees=_even(rng, spec.rotation.degrees) * _happens(rng, spec.rotation.probability),
@@ -49,8 +49,8 @@ def draw_changes(rng: Generator, spec: AugmentSpec, *, bands: int) -> Changes:
     )
 
 
-def apply_changes(
-    stack: WindowStack, changes: Sequence[Changes], *, size: int, clip: tuple[float, float] | None = None
+def apply_params(
+    stack: WindowStack, changes: Sequence[AugmentParams], *, size: int, clip: tuple[float, float] | None = None
 ) -> WindowStack:
     """Warp windows and change their light, on whichever device they are; the input is left as it was.
 

@@ -21,7 +21,7 @@ MOST_RESOLUTION_SPREAD = 1.1
 """Largest over smallest ground resolution of scenes that may be trained together without `resolution_m`."""
 
 
-def describe_alike(entries: Sequence[CatalogEntry], spec: TrainSpec) -> tuple[list[Scene], list[RasterGrid]]:
+def check_consistent(entries: Sequence[CatalogEntry], spec: TrainSpec) -> tuple[list[Scene], list[RasterGrid]]:
     """Every scene as it is read, and its file's own grid; checked to agree with one another.
 
     Raises:

@@ -21,12 +21,12 @@ from torch import Tensor
 from pipeline.inference import input_transform
 from pipeline.model import Activation, Normalization
 from pipeline.training.augment.geometric import flip_and_turn, reach_of
-from pipeline.training.augment.parameters import Changes, WindowStack
+from pipeline.training.augment.parameters import AugmentParams, WindowStack
 from pipeline.training.augment.photometric import vary_light
-from pipeline.training.augment.sample_and_apply import apply_changes, draw_changes
+from pipeline.training.augment.sample_and_apply import apply_params, sample_params
 from pipeline.training.data.samples import read_padded
 from pipeline.training.data.splits import Area
-from pipeline.training.data.windows import MOST_DRAWS, Core, Drawer
+from pipeline.training.data.windows import MOST_DRAWS, TrainingWindow, WindowSampler
 from pipeline.training.labels.polygon_labels import UNLABELLED
 from pipeline.training.sample import Sample
 
@@ -53,7 +53,7 @@ class Batch:
     """Same shape, bool: valid and labelled."""
 
 
-class Feed:
+class BatchLoader:
     """Makes batches for one network from samples of any scene; a context manager, for its threads."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Feed:
         self.device = device or torch.device("cpu")
         self.core_size = spec.samples.tile_size - 2 * margin
         self.batches_per_epoch = -(-spec.samples.windows_per_epoch // spec.samples.batch_size)
-        self._drawer: tuple[Sequence[Area], Drawer] | None = None
+        self._drawer: tuple[Sequence[Area], WindowSampler] | None = None
         self._torch_threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(
             spec.samples.threads,
@@ -92,12 +92,12 @@ class Feed:
         size, bands, drawer = self.spec.samples.batch_size, len(areas[0].source.scene.bands), self._drawer_of(areas)
         return self._batches(make, range(start, self.batches_per_epoch))
 
-    def validation(self, cores: Sequence[Core]) -> Iterator[Batch]:
+    def validation(self, cores: Sequence[TrainingWindow]) -> Iterator[Batch]:
         """Batches over held-out cores in order, unchanged; every pixel of a block is counted exactly once."""
 
         def make(index: int) -> _Raw:
             part = cores[index * size : (index + 1) * size]
-            return _stack([self._item(core, self._read(core), Changes()) for core in part])
+            return _stack([self._item(core, self._read(core), AugmentParams()) for core in part])
 
         size = self.spec.samples.batch_size
         return self._batches(make, range(-(-len(cores) // size)))
@@ -108,14 +108,14 @@ class Feed:
         else:
             yield from prefetch(lambda index: self._finish(make(index)), indices, self._pool)
 
-    def _drawer_of(self, areas: Sequence[Area]) -> Drawer:
+    def _drawer_of(self, areas: Sequence[Area]) -> WindowSampler:
         """Made once, because it looks at every label."""
         if self._drawer is None or self._drawer[0] is not areas:
-            self._drawer = areas, Drawer(areas, self.spec.samples, self.core_size)
+            self._drawer = areas, WindowSampler(areas, self.spec.samples, self.core_size)
         return self._drawer[1]
 
-    def _training_item(self, drawer: Drawer, bands: int, rng: Generator) -> _Item:
-        changes = draw_changes(rng, self.spec.augment, bands=bands)
+    def _training_item(self, drawer: WindowSampler, bands: int, rng: Generator) -> _Item:
+        changes = sample_params(rng, self.spec.augment, bands=bands)
         reach = reach_of(changes, self.spec.samples.tile_size)
         inner = slice(reach, reach + self.spec.samples.tile_size)
         for _ in range(MOST_DRAWS):
@@ -125,7 +125,7 @@ class Feed:
                 break
         return self._item(core, flip_and_turn(sample, changes), changes)
 
-    def _read(self, core: Core, *, reach: int = 0) -> Sample:
+    def _read(self, core: TrainingWindow, *, reach: int = 0) -> Sample:
         """The input of a core with `reach` around; pixels that may not count are kept, but unlabelled."""
         before = self.margin + reach
         row, col, size = core.row - before, core.col - before, self.core_size + 2 * before
@@ -133,21 +133,21 @@ class Feed:
         counted = core.counts(Window(col, row, size, size))
         return replace(sample, target=np.where(counted, sample.target, np.uint8(UNLABELLED)))
 
-    def _item(self, core: Core, sample: Sample, changes: Changes) -> _Item:
+    def _item(self, core: TrainingWindow, sample: Sample, changes: AugmentParams) -> _Item:
         transform = vary_light(input_transform(core.source.scene, self.normalization), changes)
         return replace(sample, pixels=transform.apply(sample.pixels, sample.valid)), changes
 
     def _finish(self, raw: _Raw) -> Batch:
         """Apply the changes that are left, and cut the target to what the network returns."""
         size, clip = self.spec.samples.tile_size, self.normalization.clip
-        stack = apply_changes(raw.stack.to(self.device), raw.changes, size=size, clip=clip)
+        stack = apply_params(raw.stack.to(self.device), raw.changes, size=size, clip=clip)
         inner = stack.crop(self.core_size)
         target, counted = output_planes(inner.target, inner.valid, activation=self.spec.activation)
         pixels = stack.pixels.contiguous(memory_format=torch.channels_last)
         return Batch(pixels=pixels, target=target, counted=counted)
 
 
-_Item = tuple[Sample, Changes]
+_Item = tuple[Sample, AugmentParams]
 """One window as model input, mirrored and turned, and what is still to be done to it."""
 
 
@@ -157,7 +157,7 @@ class _Raw:
 
     stack: WindowStack
     """Windows, the smaller ones in the middle of invalid pixels."""
-    changes: tuple[Changes, ...]
+    changes: tuple[AugmentParams, ...]
     """One per window."""
 
     def pinned(self) -> _Raw:

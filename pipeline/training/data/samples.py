@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from pipeline.grid import is_on_earth
 from pipeline.scene import Scene
 from pipeline.training.data.blocks import plan_blocks
-from pipeline.training.data.consistency import describe_alike
+from pipeline.training.data.consistency import check_consistent
 from pipeline.training.data.label_opener import LabelOpener
 from pipeline.training.images import list_images, open_reader
 from pipeline.training.labels.polygon_labels import UNLABELLED, Labels, find_labels
@@ -141,7 +141,7 @@ def open_data(images: Sequence[str | Path], labels: str | Path | Sequence[str | 
         SettingsError: images or scenes named in the settings are not there.
     """
     listed = list_images(images, spec.split.validation, spec.split.test)
-    scenes, natives = describe_alike(listed.entries, spec)
+    scenes, natives = check_consistent(listed.entries, spec)
     files = find_labels(labels, [entry.location for entry in listed.entries])
     opener = LabelOpener(spec, {p for found in files.values() for p in found})
     labelled = [

@@ -18,7 +18,7 @@ from rasterio.windows import Window
 from pipeline.errors import LabelError, SettingsError
 from pipeline.training.data.blocks import Starts, clip, free_starts, overlap, plan_blocks
 from pipeline.training.data.samples import LabelledData, SampleSource, presence
-from pipeline.training.data.stratify import deal
+from pipeline.training.data.stratify import stratified_split
 from pipeline.training.settings.data import SMALLEST_BLOCK, SplitSpec
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ Part = tuple[SampleSource, Window]
 """A block of a scene, or all of it."""
 ENOUGH_SCENES = 10
 """From so many scenes on, `auto` holds out whole scenes."""
-MOST_DEALS = 16
+MAX_SPLIT_ATTEMPTS = 16
 """Deals of blocks that are tried until training windows fit between them."""
 
 
@@ -170,7 +170,7 @@ def _draw_scenes(
             f"{'or split.test_share=0 to do without a test, ' if test_share and having == 2 else ''}"
             "or name more images, or other split.test scenes"
         )
-    return deal(found, [validation_share, test_share], np.random.default_rng([seed, 0]))
+    return stratified_split(found, [validation_share, test_share], np.random.default_rng([seed, 0]))
 
 
 def _by_blocks(sources: Sequence[SampleSource], spec: SplitSpec, seed: int, core_size: int) -> Split:
@@ -180,8 +180,8 @@ def _by_blocks(sources: Sequence[SampleSource], spec: SplitSpec, seed: int, core
     if found.any(axis=1).sum() < spec.parts:
         raise SettingsError(_too_few(sources, spec, found))
     rng = np.random.default_rng([seed, 0])
-    for _ in range(MOST_DEALS):
-        part = deal(found, [spec.validation_share, spec.test_share], rng)
+    for _ in range(MAX_SPLIT_ATTEMPTS):
+        part = stratified_split(found, [spec.validation_share, spec.test_share], rng)
         areas = [_area(source, [b for b, k in zip(blocks, part, strict=True) if k]) for source in sources]
         fitting = tuple(area for area in areas if area.starts(core_size).count)
         if fitting:

@@ -26,7 +26,7 @@ MOST_VALUE = 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class DatasetStatistics:
     """Facts of the training part."""
 
     bands: tuple[str, ...]
@@ -61,9 +61,9 @@ class Survey:
         return Normalization.value_range(*(each.tolist() for each in self.value_range))
 
 
-def survey(
+def compute_statistics(
     areas: Sequence[Area], classes: Sequence[str], *, seed: int, spec: NormalizationSpec | None = None
-) -> Survey:
+) -> DatasetStatistics:
     """Look at the training blocks in random order until enough are seen and every class has been met.
 
     Percentiles are exact over the pixels looked at for whole numbers of at most 16 bits whose scale and offset
@@ -89,7 +89,7 @@ def survey(
             f"no training pixel is of class {', '.join(empty)}: its objects miss every pixel centre or lie in nodata "
             "or held-out blocks; check labels, classes and class_map, or choose another seed or split"
         )
-    return Survey(
+    return DatasetStatistics(
         bands=areas[0].source.scene.bands,
         pixels=values.moments.count,
         mean=values.moments.mean,

@@ -14,7 +14,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 
-def deal(presence: NDArray[np.bool_], held_shares: Sequence[float], rng: Generator) -> NDArray[np.intp]:
+def stratified_split(presence: NDArray[np.bool_], held_shares: Sequence[float], rng: Generator) -> NDArray[np.intp]:
     """The part of each unit: 0 is training, part `k + 1` gets about `held_shares[k]` of the units.
 
     Every part with a share gets a unit with an object, when there are as many such units as parts.

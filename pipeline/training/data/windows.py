@@ -28,7 +28,7 @@ MOST_DRAWS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Core:
+class TrainingWindow:
     """A square of a scene that is predicted."""
 
     area: Area
@@ -54,7 +54,7 @@ class Core:
         return counted
 
 
-class Drawer:
+class WindowSampler:
     """Draws training cores; safe to use from many threads.
 
     A share of them holds an object: of a class drawn evenly among those present, at a pixel drawn evenly among
@@ -79,20 +79,20 @@ class Drawer:
                 "the held-out blocks; use a smaller samples.tile_size, a larger split.block_size, or more labels"
             )
 
-    def draw(self, rng: Generator) -> Core:
+    def draw(self, rng: Generator) -> TrainingWindow:
         """A random core that overlaps no held-out block."""
         wants_object = bool(self._of_class) and rng.random() < self._labelled_share
         class_index = int(rng.choice([*self._of_class])) if wants_object else None
         weights = self._anywhere if class_index is None else self._of_class[class_index]
         index = self._indices[weights.draw(rng)]
         row, col = index.draw_start(rng, class_index)
-        return Core(area=index.area, row=row, col=col, inside=index.area.source.scene.grid.window)
+        return TrainingWindow(area=index.area, row=row, col=col, inside=index.area.source.scene.grid.window)
 
 
-def cover(validation: Sequence[tuple[SampleSource, Window]], size: int) -> list[Core]:
+def cover(validation: Sequence[tuple[SampleSource, Window]], size: int) -> list[TrainingWindow]:
     """Cores that cover held-out blocks, each pixel counted exactly once."""
     return [
-        Core(
+        TrainingWindow(
             area=Area(source=source), row=block.row_off + inner.row_off, col=block.col_off + inner.col_off, inside=block
         )
         for source, block in validation

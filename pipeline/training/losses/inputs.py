@@ -37,7 +37,7 @@ class ClassWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Overlap:
+class OverlapCounts:
     """Soft counts per output, in pixels: sums over what counts of the whole batch."""
 
     hits: Tensor
@@ -102,10 +102,10 @@ class LossInput:
         return torch.where(self.counted, self.logits.softmax(1) if self.exclusive else self.logits.sigmoid(), 0)
 
     @cached_property
-    def overlap(self) -> Overlap:
+    def overlap(self) -> OverlapCounts:
         """How far probabilities and truth overlap."""
         axes, p, t = (0, 2, 3), self.probabilities, self.target
-        return Overlap(hits=(p * t).sum(axes), found=p.sum(axes), true=t.sum(axes))
+        return OverlapCounts(hits=(p * t).sum(axes), found=p.sum(axes), true=t.sum(axes))
 
     @cached_property
     def pixel_weights(self) -> Tensor:

@@ -8,7 +8,7 @@ from pipeline.errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeavesSpec:
+class ArtifactsSpec:
     """What is left beside the checkpoint."""
 
     overlays: int = 6

@@ -33,7 +33,7 @@ MEANT_FOR: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningSpec:
+class OptimizationSpec:
     """How the weights are learned."""
 
     epochs: int = 50

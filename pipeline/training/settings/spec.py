@@ -8,10 +8,10 @@ from pipeline.errors import SettingsError
 from pipeline.model import MOST_CLASSES, Activation, NetworkSpec
 from pipeline.scene import ReadingSpec
 from pipeline.training.labels.class_map import NONE, UNLABELLED_WORD
-from pipeline.training.settings.artifacts import LeavesSpec
+from pipeline.training.settings.artifacts import ArtifactsSpec
 from pipeline.training.settings.augment import AugmentSpec
 from pipeline.training.settings.data import NormalizationSpec, SamplesSpec, SplitSpec
-from pipeline.training.settings.learning import LearningSpec
+from pipeline.training.settings.learning import OptimizationSpec
 from pipeline.training.settings.losses import LossSpec
 
 BACKGROUND = "background"
@@ -52,9 +52,9 @@ class TrainSpec:
     """Their random changes."""
     loss: LossSpec = field(default_factory=LossSpec)
     """What is minimised."""
-    learning: LearningSpec = field(default_factory=LearningSpec)
+    learning: OptimizationSpec = field(default_factory=OptimizationSpec)
     """How it is minimised."""
-    leaves: LeavesSpec = field(default_factory=LeavesSpec)
+    leaves: ArtifactsSpec = field(default_factory=ArtifactsSpec)
     """What the run leaves beside its checkpoint."""
 
     @property

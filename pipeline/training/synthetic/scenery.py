@@ -50,7 +50,7 @@ class Scenery:
     """All trees, small ones first."""
 
 
-def furnish(generator: np.random.Generator, sun: Sun, height: int, width: int) -> Scenery:
+def populate(generator: np.random.Generator, sun: Sun, height: int, width: int) -> Scenery:
     """Plan and paint a scene of `height` x `width` pixels."""
     height_m, width_m = height * PIXEL_M, width * PIXEL_M
     districts = plan_districts(generator, height_m, width_m)

@@ -19,12 +19,12 @@ from shapely.affinity import affine_transform, rotate
 
 from pipeline.errors import SettingsError
 from pipeline.grid import RasterGrid
-from pipeline.storage import appearing, write_whole
+from pipeline.storage import atomic_path, atomic_write
 from pipeline.training.synthetic.houses import Building
 from pipeline.training.synthetic.light import draw_cloud, draw_sun
 from pipeline.training.synthetic.paint import COVERS, PIXEL_M, burn
 from pipeline.training.synthetic.render import draw_sky, layer, render
-from pipeline.training.synthetic.scenery import furnish
+from pipeline.training.synthetic.scenery import populate
 
 BANDS = ("red", "green", "blue", "nir")
 """Band descriptions of a town, in order."""
@@ -73,7 +73,7 @@ class Town:
             "num_threads": "ALL_CPUS",
         }
         form = self._form(count=len(BANDS), dtype="uint16", nodata=NODATA)
-        with appearing(path) as partial, rasterio.open(partial, "w", **form, **options) as dataset:
+        with atomic_path(path) as partial, rasterio.open(partial, "w", **form, **options) as dataset:
             dataset.write(self.pixels)
             dataset.descriptions = BANDS
             dataset.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.undefined]
@@ -91,13 +91,13 @@ class Town:
             "crs": {"type": "name", "properties": {"name": name}},
             "features": features,
         }
-        write_whole(path, json.dumps(collection))
+        atomic_write(path, json.dumps(collection))
 
     def write_cover(self, path: Path) -> None:
         """Write `cover` as a GeoTIFF on the scene's grid, nodata 255; the file appears whole or not at all."""
         form = self._form(count=1, dtype="uint8", nodata=COVER_NODATA)
         options = {"driver": "GTiff", "compress": "ZSTD", "tiled": True}
-        with appearing(path) as partial, rasterio.open(partial, "w", **form, **options) as file:
+        with atomic_path(path) as partial, rasterio.open(partial, "w", **form, **options) as file:
             file.write(self.cover, 1)
 
     def _form(self, *, count: int, dtype: str, nodata: int) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def build_town(seed: int, height: int = 4096, width: int = 4096) -> Town:
     sun = draw_sun(generator)
     cloud = draw_cloud(generator, height * PIXEL_M, width * PIXEL_M)
     sky = draw_sky(generator, sun, cloud)
-    scenery = furnish(generator, sun, height, width)
+    scenery = populate(generator, sun, height, width)
     seen = _seen(generator, height, width)
     grid = _grid(generator, height, width)
     pixels, leaves = render(layer(scenery, sun), sky, seed)

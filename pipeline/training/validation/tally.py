@@ -18,7 +18,7 @@ BINS = 1024
 """Bins of probability, a power of two: `floor(1024 p)` is exact, so `p >= k / 1024` is counted exactly."""
 
 
-class Tally:
+class ValidationCounts:
     """Counts batches of logits and truth; ask when all are added.
 
     Independent classes: a histogram of probabilities per class and truth, whose cumulative sums are the counts at
