@@ -39,7 +39,7 @@ format: $(STAMP)  ## rewrite the code in the common style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) .peers/.installed  ## print the figures of docs/performance.md (30 minutes on 2 idle cores)
+bench: $(STAMP) .peers/.installed  ## print the figures of docs/explanation/performance.md (30 minutes on 2 idle cores)
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.bounds
 	$(BIN)/python -m benchmarks.precision

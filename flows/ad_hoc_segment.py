@@ -27,7 +27,7 @@ def command(flow: Callable[..., State[Any]]) -> App:
         *scenes: Annotated[str, Parameter(help=SOURCES)],
         model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
         out: Annotated[str, Parameter(help="Where the results go, a folder for each scene.")],
-        config: Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")] = None,
+        config: Annotated[Path | None, Parameter(help="YAML of settings; see docs/guide/configuration.md.")] = None,
         overrides: Overrides = (),
         max_failures: Annotated[int | None, Parameter(help="End the run when so many scenes have failed.")] = None,
         retry_quarantined: Annotated[bool, Parameter(negative="", help="Try scenes in quarantine again.")] = False,

@@ -31,7 +31,7 @@ class Table:
     """Column name -> value; numbers are printed with three decimals."""
 
     def markdown(self) -> str:
-        """The table as docs/accuracy.md holds it."""
+        """The table as docs/explanation/accuracy.md holds it."""
         if not self.rows:
             return f"**{self.title}**\n"
         columns = list(self.rows[0])

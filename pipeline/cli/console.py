@@ -17,7 +17,7 @@ console = Console(stderr=True)
 WHOLE_TABLE = 150
 """Characters that the widest of our tables takes."""
 
-ConfigFile = Annotated[Path | None, Parameter(help="YAML file of settings; see docs/configuration.md.")]
+ConfigFile = Annotated[Path | None, Parameter(help="YAML file of settings; see docs/guide/configuration.md.")]
 Overrides = Annotated[
     tuple[str, ...],
     Parameter(name="--set", help="One setting as section.key=value, e.g. --set tiling.tile_size=256; repeatable."),

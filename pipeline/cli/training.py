@@ -96,7 +96,7 @@ def evaluate(
 def import_model(
     network: Annotated[Path, Parameter(help="What torch.export.save wrote, *.pt2.")],
     *,
-    card: Annotated[Path, Parameter(help="Model card as YAML or JSON; see docs/models.md.")],
+    card: Annotated[Path, Parameter(help="Model card as YAML or JSON; see docs/guide/models.md.")],
     out: Annotated[Path, Parameter(help="Model to write, *.pt2; it runs wherever a checkpoint does.")],
 ) -> int:
     """Bring in a network from elsewhere: check it, try it, and join it with its model card in one file."""

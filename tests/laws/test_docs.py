@@ -35,7 +35,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.$])/(?:work|home|root|tmp|Users|mnt)/\w")
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
-    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guide" / "configuration.md").read_text(encoding="utf-8")
     segmenting, training, evaluating = re.split(r"^## (?:Training|Evaluation)", text, flags=re.MULTILINE)
     assert documented(segmenting) == dict(defaults(SegmentSpec()))
     own = {key: value for key, value in defaults(TrainSpec()) if not key.startswith("reading.")}
@@ -140,7 +140,8 @@ def test_decisions_are_numbered_without_gap_and_listed() -> None:
 
 def test_every_document_is_reached_from_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    pages = [page for page in pages if page != "index.md"]
     assert [page for page in pages if f"({page})" not in index] == []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline import errors
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
 KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 HOLE = "\0"
 """Stands for what a message fills in."""
@@ -51,7 +51,7 @@ def test_every_message_that_is_raised_has_a_row() -> None:
     patterns, messages = known_messages(), [*raised()]
     assert len(messages) > 300
     unknown = [f"{place}: {text}" for place, text in messages if not any(pattern.search(text) for pattern in patterns)]
-    assert unknown == [], "give the message a row in docs/errors.md"
+    assert unknown == [], "give the message a row in docs/reference/errors.md"
 
 
 def test_every_kind_of_error_is_explained() -> None:

@@ -1,6 +1,6 @@
 """The zoo: every odd raster is segmented correctly, or refused with a reason that names its quirk.
 
-`docs/formats.md` holds the table of outcomes. Each test compares its own row with the committed one; after a
+`docs/reference/formats.md` holds the table of outcomes. Each test compares its own row with the committed one; after a
 deliberate change, rewrite them with `SCENEMILL_UPDATE_FORMATS=1 pytest tests/scene/test_zoo.py -m ""`.
 """
 
@@ -33,7 +33,7 @@ from pipeline.scene.spec import ReadingSpec
 from pipeline.segment import segment_scene
 
 ZOO = Path(__file__).parents[3] / "shared" / "data" / "zoo"
-PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "formats.md"
 BEGIN, END = "<!-- outcomes: begin -->", "<!-- outcomes: end -->"
 HEAD = ("| file | quirk | settings | outcome |", "|---|---|---|---|")
 OUTPUTS = {"probability.tif", "mask.tif", "polygons.gpkg", "preview.png", "report.json"}
@@ -312,7 +312,7 @@ def settle(animal: Animal, outcome: str) -> None:
     row = f"| {animal.file} | {animal.quirk} | {animal.settings} | {outcome.replace('|', '/')} |"
     if os.environ.get("SCENEMILL_UPDATE_FORMATS"):
         write_row(animal, row)
-    assert row in committed_rows(), f"docs/formats.md does not hold this row:\n{row}"
+    assert row in committed_rows(), f"docs/reference/formats.md does not hold this row:\n{row}"
 
 
 def committed_rows() -> list[str]:

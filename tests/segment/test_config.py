@@ -211,9 +211,9 @@ def test_settings_of_one_section_can_be_built_alone() -> None:
 
 @pytest.mark.parametrize("key", [".".join(path) for path in keys_of(SegmentSpec)])
 def test_every_key_is_explained_in_the_configuration_page(key: str) -> None:
-    page = ROOT / "docs" / "configuration.md"
+    page = ROOT / "docs" / "guide" / "configuration.md"
     if not page.exists():
-        pytest.skip("docs/configuration.md is not written yet")
+        pytest.skip("docs/guide/configuration.md is not written yet")
     name = key.rpartition(".")[2]
     assert f"`{key}`" in page.read_text() or f"`{name}`" in page.read_text()
 
