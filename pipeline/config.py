@@ -28,11 +28,11 @@ from pipeline.mosaic import MosaicSpec
 from pipeline.polygons import PolygonSpec
 from pipeline.scene import ReadingSpec
 
-MOST_RETRIES = 50
+MAX_RETRIES = 50
 """More pauses than these Prefect does not take for a task."""
 
 
-LONGEST_PAUSE_S = 300.0
+MAX_PAUSE_S = 300.0
 """Pauses double up to this."""
 
 
@@ -52,8 +52,8 @@ class RunSpec:
     """Folder in which results for an object store are made before they are uploaded; None: a temporary one."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.retries <= MOST_RETRIES:
-            raise SettingsError(f"retries must be 0 to {MOST_RETRIES}, not {self.retries}")
+        if not 0 <= self.retries <= MAX_RETRIES:
+            raise SettingsError(f"retries must be 0 to {MAX_RETRIES}, not {self.retries}")
         if not 0 <= self.retry_delay_s < math.inf:
             raise SettingsError(f"retry_delay_s must be at least 0 s and finite, not {self.retry_delay_s}")
         if self.max_failures < 0:
@@ -66,7 +66,7 @@ class RunSpec:
         >>> RunSpec(retries=4, retry_delay_s=100).pauses_s
         (100.0, 200.0, 300.0, 300.0)
         """
-        longest = max(LONGEST_PAUSE_S, float(self.retry_delay_s))
+        longest = max(MAX_PAUSE_S, float(self.retry_delay_s))
         return tuple(min(self.retry_delay_s * 2.0**retry, longest) for retry in range(self.retries))
 
 

@@ -37,28 +37,30 @@ class Candidate:
     """The row that it comes from, None for a scene that is named by itself."""
 
 
-class Choice:
+class SceneFilter:
     """Chooses scenes; one that has to be opened for it and cannot be is chosen, with the reason why it is refused."""
 
-    def __init__(self, spec: CatalogSpec, reading: ReadingSpec, *, area: str | Path | None, left_out: Excluded) -> None:
+    def __init__(
+        self, spec: CatalogSpec, reading: ReadingSpec, *, area: str | Path | None, on_excluded: Excluded
+    ) -> None:
         """Take the selections of a run.
 
         Args:
             spec: dates, clouds and box.
             reading: how scenes are opened where only they say when or where they were taken.
             area: file of polygons.
-            left_out: told what is not chosen.
+            on_excluded: called with each scene that is excluded, and the reason.
 
         Raises:
             SettingsError: the area cannot be read.
         """
-        self.reading, self._left_out = reading, left_out
+        self.reading, self._on_excluded = reading, on_excluded
         self._as_stored = replace(reading, resolution_m="native")
         self._area = None if area is None else load_area(area)
         self._box = "area" if spec.bbox is None else "box"
         self.spec = spec if self._area is None or spec.bbox is not None else replace(spec, bbox=self._area.bbox)
 
-    def among(self, candidates: Iterable[Candidate]) -> Iterator[CatalogEntry]:
+    def apply(self, candidates: Iterable[Candidate]) -> Iterator[CatalogEntry]:
         """The scenes that are wanted, and those of which nobody knows, with the reason."""
         for candidate in candidates:
             entry = candidate.entry
@@ -71,7 +73,7 @@ class Choice:
             if reason is None:
                 yield entry
             else:
-                self._left_out(entry, reason)
+                self._on_excluded(entry, reason)
 
     def _against(self, candidate: Candidate, describe: Describe) -> str | None:
         """Why a scene is not wanted, None where it is."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
-from pipeline.catalog.rows import Columns, Row, choose_columns, cut_short
+from pipeline.catalog.rows import Columns, Row, choose_columns, truncated_row
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid import to_geographic
@@ -39,15 +39,15 @@ def open_layer(index: Path, spec: CatalogSpec) -> Iterator[Row]:
         layer, columns = _choose_layer(index, spec)
     except (OSError, RuntimeError, ValueError) as error:
         raise SettingsError(f"{index}: cannot be read as an index of scenes: {error}; check the file") from error
-    return streamed(index, _layer_rows(index, layer, columns, wants_footprints))
+    return rows_until_error(index, _layer_rows(index, layer, columns, wants_footprints))
 
 
-def streamed(index: Path, rows: Iterator[Row]) -> Iterator[Row]:
+def rows_until_error(index: Path, rows: Iterator[Row]) -> Iterator[Row]:
     """The rows up to a fault of the file, which is the last one."""
     try:
         yield from rows
     except (OSError, RuntimeError, ValueError) as error:
-        yield cut_short(index, error)
+        yield truncated_row(index, error)
 
 
 def _choose_layer(index: Path, spec: CatalogSpec) -> tuple[str, Columns]:
@@ -89,7 +89,7 @@ def _open_parquet(index: Path, spec: CatalogSpec, wants_footprints: bool) -> Ite
         schema = file.schema_arrow
     columns = choose_columns(schema.names, spec, index)
     geometry, crs = _parquet_geometry(schema) if wants_footprints else (None, None)
-    return streamed(index, _parquet_rows(index, columns, geometry, crs))
+    return rows_until_error(index, _parquet_rows(index, columns, geometry, crs))
 
 
 def _parquet_geometry(schema: pyarrow.Schema) -> tuple[str | None, str | None]:

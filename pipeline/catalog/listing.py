@@ -7,11 +7,11 @@ import re
 from pipeline.errors import MissingError, SettingsError
 from pipeline.storage import list_keys, split_address
 
-MOST_LISTED = 100_000
+MAX_LISTED_OBJECTS = 100_000
 """Objects that are looked at for one source; more make a list that should be written once, and given as such."""
 
 
-def names_many(source: str) -> bool:
+def is_folder_or_glob(source: str) -> bool:
     """Whether an address stands for a folder of objects, or for all that match a pattern."""
     return source.lower().startswith("s3://") and (source.endswith("/") or any(c in source for c in "*?"))
 
@@ -36,10 +36,10 @@ def list_addresses(source: str, suffixes: tuple[str, ...]) -> list[str]:
     found = []
     try:
         for count, key in enumerate(list_keys(bucket, prefix, flat=flat), start=1):
-            if count > MOST_LISTED:
+            if count > MAX_LISTED_OBJECTS:
                 raise SettingsError(
-                    f"{source}: more than {MOST_LISTED:,} objects would have to be looked at; name a narrower folder, "
-                    "or write the addresses into a list (.txt, .csv)"
+                    f"{source}: more than {MAX_LISTED_OBJECTS:,} objects would have to be listed; name a narrower "
+                    "folder, or write the addresses into a list (.txt, .csv)"
                 )
             if matching.fullmatch(key) and key.lower().endswith(wanted) and not _is_hidden(key[len(prefix) :]):
                 found.append(f"s3://{bucket}/{key}")

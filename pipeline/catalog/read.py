@@ -16,17 +16,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.catalog.entry import CatalogEntry
-from pipeline.catalog.filters import Candidate, Choice, Excluded
+from pipeline.catalog.filters import Candidate, Excluded, SceneFilter
 from pipeline.catalog.layers import LAYERS, open_layer
-from pipeline.catalog.listing import list_addresses, names_many
-from pipeline.catalog.rows import Row, checked_id, locate, open_csv, read_list
+from pipeline.catalog.listing import is_folder_or_glob, list_addresses
+from pipeline.catalog.rows import Row, check_id, locate, open_csv, read_list
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.catalog.stac.geoparquet import column_names, is_item_table, read_item_table
 from pipeline.catalog.stac.items import ItemRules
 from pipeline.catalog.stac.walk import STAC, is_stac, open_stac
 from pipeline.errors import SceneError, SettingsError
 from pipeline.scene import ReadingSpec, parse_date
-from pipeline.storage import resolve_location, tidy_name
+from pipeline.storage import resolve_location, sanitize_name
 
 SUFFIXES = (".tif", ".tiff", ".gtiff")
 """Files of a folder that are taken for scenes; name others by a glob, since they need a driver in the settings."""
@@ -44,7 +44,7 @@ def read_catalog(
     reading: ReadingSpec | None = None,
     *,
     area: str | Path | None = None,
-    left_out: Excluded = lambda entry, reason: None,
+    on_excluded: Excluded = lambda entry, reason: None,
 ) -> Iterator[CatalogEntry]:
     """Yield the scenes of sources one by one, each once: first those of `list_scenes`, then those of lists and tables.
 
@@ -58,14 +58,14 @@ def read_catalog(
         reading: how scenes are opened: which kinds of files count, and to see where a scene lies and when it was taken
             where only the scene itself says it.
         area: file of polygons; only scenes that touch them are yielded.
-        left_out: told each scene that the selections leave out, and why.
+        on_excluded: called with each scene that is excluded, and the reason.
 
     Raises:
         SettingsError: at once, when a source matches nothing, a file cannot be read, or lacks a column.
         TransientError: at once, when disk, network or server failed.
     """
     now = datetime.now(UTC)
-    choice = Choice((spec or CatalogSpec()).at(now), reading or ReadingSpec(), area=area, left_out=left_out)
+    choice = SceneFilter((spec or CatalogSpec()).at(now), reading or ReadingSpec(), area=area, on_excluded=on_excluded)
     spec, reading = choice.spec, choice.reading
     indexes = [str(source) for source in sources if _is_index(str(source))]
     plain = [source for source in sources if str(source) not in indexes]
@@ -76,7 +76,7 @@ def read_catalog(
         for index in dict.fromkeys(index for source in indexes for index in _index_files(source))
     ]
     root = None if spec.root is None else Path(spec.root)
-    return islice(choice.among(_candidates(named, opened, root)), spec.limit)
+    return islice(choice.apply(_candidates(named, opened, root)), spec.limit)
 
 
 def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
@@ -97,7 +97,7 @@ def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
     stems = [resolve_location(location).stem for location in locations]
     counts = Counter(stem.lower() for stem in stems)
     ids = [
-        stem if counts[stem.lower()] == 1 else tidy_name(f"{Path(location).parent.name}_{stem}")
+        stem if counts[stem.lower()] == 1 else sanitize_name(f"{Path(location).parent.name}_{stem}")
         for stem, location in zip(stems, locations, strict=True)
     ]
     twice = [name for name, count in Counter(name.lower() for name in ids).items() if count > 1]
@@ -122,7 +122,7 @@ def _is_index(source: str) -> bool:
 def _index_files(source: str) -> list[str]:
     """The source, or the STAC documents of a glob."""
     is_glob = "://" not in source and glob.has_magic(source) and not Path(source).expanduser().is_file()
-    return _expand(source) if is_glob or names_many(source) else [source]
+    return _expand(source) if is_glob or is_folder_or_glob(source) else [source]
 
 
 def _open_index(source: str, rules: ItemRules) -> Iterator[Row]:
@@ -173,7 +173,7 @@ def _entry_of(row: Row, located: Callable[[], str], places: set[str], ids: set[s
         what = " ".join(resolve_location(file.location).gdal_path for file in row.files) or place.gdal_path
         if what in places:
             return None
-        name = checked_id(row.id or place.stem, ids)
+        name = check_id(row.id or place.stem, ids)
     except SceneError as error:
         return CatalogEntry(id=row.place, location=_printable(row.path), refused=str(error))
     places.add(what)
@@ -194,7 +194,7 @@ def _gdal_path(place: str) -> str:
 
 
 def _expand(source: str) -> list[str]:
-    if names_many(source):
+    if is_folder_or_glob(source):
         return list_addresses(source, SUFFIXES)
     if "://" in source or source.startswith("/vsi"):
         return [source]

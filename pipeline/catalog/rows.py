@@ -13,7 +13,7 @@ import shapely
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, SettingsError
 from pipeline.scene import BandFile
-from pipeline.storage import tidy_name
+from pipeline.storage import sanitize_name
 
 PATH_COLUMNS = ("path", "location", "href")
 """Columns that are taken for paths when the settings name none."""
@@ -45,7 +45,7 @@ class Row:
     """The raster files of its bands, where they are told one by one; `path` is then the first of them."""
     source: str | None = None
     """Where the STAC Item lies that the row is made of."""
-    fault: str = ""
+    error: str = ""
     """Why the row cannot be used; empty when it can."""
 
 
@@ -107,7 +107,7 @@ def read_list(index: Path) -> Iterator[Row]:
                 if text and not text.startswith("#"):
                     yield Row(place=f"{index}, line {number}", path=text)
     except OSError as error:
-        yield cut_short(index, error)
+        yield truncated_row(index, error)
 
 
 def open_csv(index: Path, spec: CatalogSpec) -> Iterator[Row]:
@@ -123,9 +123,9 @@ def open_csv(index: Path, spec: CatalogSpec) -> Iterator[Row]:
     return _csv_rows(index, names, choose_columns(names, spec, index), delimiter)
 
 
-def cut_short(index: Path | str, error: object) -> Row:
+def truncated_row(index: Path | str, error: object) -> Row:
     """The last row of an index that ends in a fault: scenes may be missing, and this one says so."""
-    return Row(place=str(index), fault=f"cannot be read to its end ({error}); what follows is missing, mend the file")
+    return Row(place=str(index), error=f"cannot be read to its end ({error}); what follows is missing, mend the file")
 
 
 def _csv_rows(index: Path, names: Sequence[str], columns: Columns, delimiter: str) -> Iterator[Row]:
@@ -134,9 +134,9 @@ def _csv_rows(index: Path, names: Sequence[str], columns: Columns, delimiter: st
         with _open(index) as file:
             for place, cells in _records(index, file, delimiter):
                 if isinstance(cells, csv.Error):
-                    yield Row(place=place, fault=f"no valid CSV: {cells}; correct the row")
+                    yield Row(place=place, error=f"no valid CSV: {cells}; correct the row")
                 elif len(cells) != len(names):
-                    yield Row(place=place, fault=f"has {len(cells)} columns, the first line {len(names)}; correct it")
+                    yield Row(place=place, error=f"has {len(cells)} columns, the first line {len(names)}; correct it")
                 else:
                     path, name, date = (
                         "" if column is None else cells[at[column]].strip()
@@ -144,7 +144,7 @@ def _csv_rows(index: Path, names: Sequence[str], columns: Columns, delimiter: st
                     )
                     yield Row(place=place, path=path, id=name, date=date)
     except OSError as error:
-        yield cut_short(index, error)
+        yield truncated_row(index, error)
 
 
 def _records(index: Path, file: TextIO, delimiter: str) -> Iterator[tuple[str, list[str] | csv.Error]]:
@@ -169,7 +169,7 @@ def _open(index: Path) -> TextIO:
     return index.open(encoding="utf-8-sig", errors="replace", newline="")
 
 
-OF_A_RUN = (".json", ".gpkg", ".parquet")
+RESERVED_SUFFIXES = (".json", ".gpkg", ".parquet")
 """How files that a run keeps beside the scenes' folders end; no scene's id may."""
 
 
@@ -184,8 +184,8 @@ def locate(row: Row, folder: Path, root: Path | None = None) -> str:
     Raises:
         SceneError: the row names no place, or one outside by a relative path, also through a link.
     """
-    if row.fault:
-        raise SceneError(row.fault)
+    if row.error:
+        raise SceneError(row.error)
     if not row.path:
         raise SceneError("no path is there; fill it in, or delete the row")
     if "\N{REPLACEMENT CHARACTER}" in row.path or not row.path.isprintable():
@@ -205,7 +205,7 @@ def locate(row: Row, folder: Path, root: Path | None = None) -> str:
     return str(path)
 
 
-def checked_id(name: str, taken: Collection[str]) -> str:
+def check_id(name: str, taken: Collection[str]) -> str:
     """The id, which becomes the name of a folder.
 
     Args:
@@ -215,10 +215,10 @@ def checked_id(name: str, taken: Collection[str]) -> str:
     Raises:
         SceneError: no folder can have this name, or one has it.
     """
-    if name != tidy_name(name) or name.lower().endswith(OF_A_RUN):
+    if name != sanitize_name(name) or name.lower().endswith(RESERVED_SUFFIXES):
         raise SceneError(
             f"the id {name!r} cannot name a folder; use letters, digits, dash and underscore, and dots inside, "
-            f"at most 200, not ending in {', '.join(OF_A_RUN)}"
+            f"at most 200, not ending in {', '.join(RESERVED_SUFFIXES)}"
         )
     if name.lower() in taken:
         raise SceneError(f"the id {name!r} is taken by another scene; give each its own in a column called id")

@@ -132,7 +132,7 @@ def catalog(
         output.print(line, markup=False, highlight=False, soft_wrap=True)
 
     left_out = partial(tell, "left out")
-    entries = read_catalog(scenes, spec.catalog, spec.reading, area=spec.area, left_out=left_out)
+    entries = read_catalog(scenes, spec.catalog, spec.reading, area=spec.area, on_excluded=left_out)
     for each in plan_run(entries, spec, models=model or (), out_dir=out):
         tell(each.verdict, each.entry, each.reason)
     say(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count or verdict != "left out"))

@@ -69,12 +69,12 @@ def staging_area(spec: DistributeSpec, work: Path, client: Client | None) -> Ite
         yield None
         return
     owner = sha256(f"{gethostname()} {work.absolute()}".encode()).hexdigest()[:8]
-    place = place.below(f"{work.name.strip('.')}-{owner}")
-    place.clear()
+    place = place.child(f"{work.name.strip('.')}-{owner}")
+    place.delete()
     try:
         yield place
     finally:
-        place.clear()
+        place.delete()
 
 
 def predictor_identity(
@@ -181,8 +181,8 @@ def _offered(job: RegionJob, results: Sequence[RegionResult], beside: Sequence[P
     rasters = [path for path in sorted(job.folder.iterdir()) if _attempt_of(path) in attempts]
     files = {path.relative_to(job.folder.parent).as_posix(): path for path in (*rasters, *beside)}
     for name, path in files.items():
-        if not job.exchange.holds(name):
-            job.exchange.send(path, name)
+        if not job.exchange.exists(name):
+            job.exchange.upload(path, name)
     return {name: path.stat().st_size for name, path in files.items()}
 
 

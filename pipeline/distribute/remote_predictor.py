@@ -63,10 +63,10 @@ class RemotePredictor:
         self.identity = f"{model.sha256} {precision} {device}"
         self.known: dict[tuple[str, str], str | None] = {}
         """What workers have told: client and identity here -> identity there."""
-        models = None if exchange is None else exchange.below(MODELS)
+        models = None if exchange is None else exchange.child(MODELS)
         self._source = (path.absolute(), device, precision, model.sha256, models)
-        if models is not None and not models.holds(_name(path, model.sha256)):
-            models.send(path, _name(path, model.sha256))
+        if models is not None and not models.exists(_name(path, model.sha256)):
+            models.upload(path, _name(path, model.sha256))
 
     @property
     def members(self) -> tuple[LoadedModel, ...]:

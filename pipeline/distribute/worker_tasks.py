@@ -155,4 +155,4 @@ def _check_seen(folder: Path) -> None:
 
 def _sent(folder: Path, exchange: Exchange, *, under: str = "") -> dict[str, int]:
     names = {f"{under}{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
-    return {name: exchange.send(path, name) for name, path in names.items()}
+    return {name: exchange.upload(path, name) for name, path in names.items()}

@@ -28,7 +28,7 @@ from pipeline.merge.selection import Choice, choose, polygon_ids
 from pipeline.merge.spec import MergeSpec
 from pipeline.polygons import write_layer
 from pipeline.results import COLLECTION, Results, open_results, write_collection
-from pipeline.storage import lock
+from pipeline.storage import try_lock
 
 __all__ = ["MergeReport", "MergeSpec", "compare_scenes", "merge_scenes"]
 
@@ -145,7 +145,7 @@ def _alone(out: Path) -> Iterator[None]:
     except OSError as error:
         raise TransientError(f"{out}: cannot be written: {error}; check the disk and its permissions") from error
     try:
-        if not lock(handle):
+        if not try_lock(handle):
             raise TransientError(f"{out}: another process is merging the scenes of this folder; wait for it")
         yield
     finally:

@@ -26,7 +26,7 @@ from pipeline.grid import RasterGrid
 from pipeline.mosaic.cog import check_blocks
 from pipeline.mosaic.levels import BLOCK
 from pipeline.mosaic.overviews import halve_mean, halve_mode, halve_slabs
-from pipeline.storage import limit_block_cache, silent
+from pipeline.storage import limit_block_cache, suppress_georef_warnings
 
 ENCODERS = 4
 """GDAL's threads that compress blocks; they share one pool, however many files are written."""
@@ -213,7 +213,7 @@ def _predictor(form: RasterForm) -> int:
 
 def _open_quietly(path: Path, *arguments: str, **profile: Any) -> Any:
     """Open without rasterio's warning of rasters without a place, and of flipped identities: GeoTIFF keeps them."""
-    with silent():
+    with suppress_georef_warnings():
         return rasterio.open(path, *arguments, **profile)
 
 

@@ -19,7 +19,7 @@ from rasterio.crs import CRS
 
 from pipeline.errors import SettingsError, TransientError
 from pipeline.polygons.style import layer_style
-from pipeline.storage import atomic_path, sweep
+from pipeline.storage import atomic_path, remove_stale_partials
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +60,7 @@ def write_layer(
         raise SettingsError(f"{path}: polygons are written as {', '.join(DRIVERS)}; {path.suffix!r} is none of them")
     if not path.parent.is_dir():
         raise SettingsError(f"{path}: there is no folder {path.parent}; create it or name another")
-    sweep(path)
+    remove_stale_partials(path)
     with atomic_path(path, ending=path.suffix) as beside:
         stream = _Stream(rows, schema)
         if driver == "Parquet":

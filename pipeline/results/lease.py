@@ -20,7 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pipeline.errors import ConflictError, TransientError
-from pipeline.storage import StoredDocument, StoreFolder, atomic_write, ensure_dir, lock
+from pipeline.storage import StoredDocument, StoreFolder, atomic_write, ensure_dir, try_lock
 
 LEASE_S = 300.0
 """A lock that is older has been left behind; only clocks of the store are compared."""
@@ -128,7 +128,7 @@ def _only_here(path: Path, address: str) -> Iterator[None]:
     ensure_dir(path.parent)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        if not lock(handle) or not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
+        if not try_lock(handle) or not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
             raise TransientError(f"{address}: another run on this machine is writing this result; wait for it")
         yield
         path.unlink(missing_ok=True)

@@ -15,7 +15,15 @@ from typing import Protocol
 from pipeline.errors import SettingsError, TransientError
 from pipeline.results.object_store import StoreResults
 from pipeline.results.publish import FindFinished, finished_report, publishing
-from pipeline.storage import Location, atomic_path, atomic_write, ensure_dir, resolve_location, sweep, turn
+from pipeline.storage import (
+    Location,
+    atomic_path,
+    atomic_write,
+    directory_lock,
+    ensure_dir,
+    remove_stale_partials,
+    resolve_location,
+)
 
 COLLAPSED = ("s3:/", "http:/", "https:/", "gs:/", "az:/")
 """How an address begins that was taken for a path."""
@@ -196,8 +204,8 @@ class LocalResults:
         return publishing(self._folder / scene_id)
 
     def turn(self) -> AbstractContextManager[None]:
-        """See `storage.files.turn`."""
-        return turn(self._folder)
+        """See `storage.files.directory_lock`."""
+        return directory_lock(self._folder)
 
     def scenes(self) -> Iterator[str]:
         """Names of visible folders, in order."""
@@ -226,7 +234,7 @@ class LocalResults:
         """Write a document into its folder, which is made if it is missing; what killed writers left of it goes."""
         path = self._folder / name
         ensure_dir(path.parent)
-        sweep(path)
+        remove_stale_partials(path)
         atomic_write(path, content)
 
     def size(self, name: str) -> int | None:

@@ -21,11 +21,11 @@ from pipeline.storage import (
     Location,
     StoredFile,
     StoreFolder,
-    digest_of,
+    directory_lock,
     ensure_dir,
     resolve_location,
+    sha256_file,
     store_access,
-    turn,
 )
 
 log = logging.getLogger(__name__)
@@ -125,20 +125,20 @@ class StoreResults:
 
     def turn(self) -> AbstractContextManager[None]:
         """Of the runs on this machine one at a time changes documents; those on others are not waited for."""
-        return turn(self._local)
+        return directory_lock(self._local)
 
     def scenes(self) -> Iterator[str]:
         """Names of what may be scenes' folders, in order."""
-        return self._store.folders()
+        return self._store.list_folders()
 
     def surveyed(self) -> Iterator[tuple[str, FindFinished]]:
         """The same, each with what finds its result: it reads the report alone, and lists no folder."""
-        listed = self._store.listed_at_once()
+        listed = self._store.list_by_folder()
         return ((name, partial(self._found_among, listed.get(name), name)) for name in self.scenes())
 
     def sizes(self, scene_id: str) -> Mapping[str, int]:
         """Bytes of each file in a scene's folder."""
-        listed = self._store.listed(scene_id).items()
+        listed = self._store.list_files(scene_id).items()
         return {name: file.size_bytes for name, file in listed if not name.startswith(".")}
 
     def read(self, name: str) -> bytes | None:
@@ -167,7 +167,7 @@ class StoreResults:
 
     def put(self, name: str, path: Path) -> None:
         """Upload a file; a store shows it whole or not at all."""
-        self._store.upload({name: LocalFile(path=path, sha256=digest_of(path))})
+        self._store.upload({name: LocalFile(path=path, sha256=sha256_file(path))})
 
     @property
     def _local(self) -> Path:

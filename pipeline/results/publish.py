@@ -24,7 +24,7 @@ from pathlib import Path
 from pipeline.errors import TransientError
 from pipeline.results.stage_records import StageRecords
 from pipeline.scene import Scene, identity_facts
-from pipeline.storage import flush, lock, sha256_of_json
+from pipeline.storage import fsync, sha256_of_json, try_lock
 
 RESULT_FORMAT = 3
 """Raised whenever the same inputs give different outputs than before."""
@@ -123,15 +123,15 @@ def _remove(work: Path) -> None:
 
 def _swap(result: Path, folder: Path) -> None:
     for path in result.iterdir():
-        flush(path)
-    flush(result)
+        fsync(path)
+    fsync(result)
     try:
         if folder.exists():
             folder.rename(_former(folder))
         result.rename(folder)
     finally:
         _heal(folder)
-    flush(folder.parent)
+    fsync(folder.parent)
 
 
 def _claim(folder: Path) -> int:
@@ -144,7 +144,7 @@ def _claim(folder: Path) -> int:
         work.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             handle = os.open(work, os.O_RDONLY)
-            if lock(handle) and _is_at(handle, work):
+            if try_lock(handle) and _is_at(handle, work):
                 return handle
             os.close(handle)
         time.sleep(0.02)
@@ -168,7 +168,7 @@ def _sweep(folder: Path) -> None:
         _heal(folder)
         return
     try:
-        if lock(handle):
+        if try_lock(handle):
             _heal(folder)
             if folder.exists() and not (work / RESULT).exists():
                 _remove(work)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pipeline.storage import atomic_write, digest_of, ensure_dir
+from pipeline.storage import atomic_write, ensure_dir, sha256_file
 
 RECORDS = "stages"
 """Folder of the records in a work folder."""
@@ -32,7 +32,7 @@ class StageRecords:
         """
         if key is None:
             return
-        digests = {str(file.relative_to(self._folder)): digest_of(file) for file in files}
+        digests = {str(file.relative_to(self._folder)): sha256_file(file) for file in files}
         content = {"key": key, "facts": facts, "files": digests}
         ensure_dir(self._folder / RECORDS)
         atomic_write(self._path(stage), json.dumps({"sha256": _sha256(content), **content}) + "\n")
@@ -44,7 +44,7 @@ class StageRecords:
         try:
             content = json.loads(self._path(stage).read_bytes())
             whole = content.pop("sha256") == _sha256(content) and content["key"] == key
-            if whole and all(digest_of(self._folder / name) == known for name, known in content["files"].items()):
+            if whole and all(sha256_file(self._folder / name) == known for name, known in content["files"].items()):
                 facts: Mapping[str, object] = content["facts"]
                 return facts
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

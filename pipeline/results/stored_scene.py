@@ -22,7 +22,7 @@ from pathlib import Path
 from pipeline.errors import TransientError
 from pipeline.results.lease import Lease
 from pipeline.results.publish import REPORT
-from pipeline.storage import LocalFile, StoredFile, StoreFolder, atomic_write, digest_of, ensure_dir
+from pipeline.storage import LocalFile, StoredFile, StoreFolder, atomic_write, ensure_dir, sha256_file
 
 STAGED = ".partial"
 """Folder of a scene's folder where files wait until all are there."""
@@ -95,7 +95,7 @@ class StoredScene:
 
     def look(self, key: str | None) -> tuple[dict[str, object] | None, bool]:
         """The report of the result, if it is whole and has this key, and whether there is something staged."""
-        listed = self._store.listed(self._id)
+        listed = self._store.list_files(self._id)
         return self.finished(key, listed), any(name.startswith(f"{STAGED}/") for name in listed)
 
     def finished(self, key: str | None, listed: Mapping[str, StoredFile]) -> dict[str, object] | None:
@@ -117,7 +117,7 @@ class StoredScene:
         record = json.loads((local / REPORT).read_text(encoding="utf-8"))
         paths = [path for path in sorted(local.iterdir()) if path.is_file() and path.name != REPORT]
         digests = record.get("digests", {})
-        files = {path.name: LocalFile(path=path, sha256=digests.get(path.name) or digest_of(path)) for path in paths}
+        files = {path.name: LocalFile(path=path, sha256=digests.get(path.name) or sha256_file(path)) for path in paths}
         self._send(files)
         former = self.report
         vouched = {name: Vouched(size=file.path.stat().st_size, sha256=file.sha256) for name, file in files.items()}
@@ -130,7 +130,7 @@ class StoredScene:
         report = self._report(f"{STAGED}/{REPORT}")
         if report is None:
             return
-        placed, listed = self.report, self._store.listed(self._id)
+        placed, listed = self.report, self._store.list_files(self._id)
         is_placed = placed is not None and placed.record == report.record and placed.is_whole(listed)
         if report.is_whole(listed, f"{STAGED}/") and not is_placed:
             self._swap(report, lease)
@@ -138,13 +138,13 @@ class StoredScene:
 
     def sweep(self) -> None:
         """Step 4: remove what is staged, its report first, so that a rest is never taken for the whole."""
-        names = sorted(self._store.listed(self._staged), key=lambda name: name != REPORT)
+        names = sorted(self._store.list_files(self._staged), key=lambda name: name != REPORT)
         self._store.remove(f"{self._staged}/{name}" for name in names)
         self._store.abort_uploads(self._staged)
 
     def _send(self, files: Mapping[str, LocalFile]) -> None:
         """Make the staged files these, by name."""
-        there = self._store.listed(self._staged)
+        there = self._store.list_files(self._staged)
         self._store.remove(f"{self._staged}/{name}" for name in there.keys() - files.keys())
         self._store.abort_uploads(self._staged)
         self._store.upload(
@@ -161,7 +161,7 @@ class StoredScene:
         self._store.remove([f"{self._id}/{REPORT}"])
         self._store.copy(self._staged, self._id, {name: file.sha256 for name, file in report.files.items()})
         self._store.remove(f"{self._id}/{name}" for name in report.replaced)
-        listed = self._store.listed(self._id)
+        listed = self._store.list_files(self._id)
         if not report.is_whole(listed):
             place = self._store.address(self._id)
             raise TransientError(f"{place}: files are missing right after they were written; run again")

@@ -169,7 +169,7 @@ class Quarantine:
         if not place.is_remote:
             return local_facts(Path(place.gdal_path))
         try:
-            return {place.lasting: remote_fingerprint(place, self._drivers)}
+            return {place.persistent_path: remote_fingerprint(place, self._drivers)}
         except ScenemillError:
             return {}
 

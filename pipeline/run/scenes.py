@@ -183,7 +183,7 @@ def _outcome(
         log.warning("%s: %s; trying again in %g s", entry.id, error, pause_s)
 
     try:
-        return retry_transient(work, spec.pauses_s, tell=tell, sleep=sleep)
+        return retry_transient(work, spec.pauses_s, on_retry=tell, sleep=sleep)
     except SettingsError:
         raise
     except Exception as error:

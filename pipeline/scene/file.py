@@ -30,7 +30,7 @@ from pipeline.scene.validity import (
     resolve_nodata,
     sound_pixels,
 )
-from pipeline.storage import Location, silent
+from pipeline.storage import Location, suppress_georef_warnings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,12 +233,12 @@ def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
             return dataset
     if place.is_remote:
         raise TransientError(f"{place}: cannot be opened: {faults[0]}; check the address, credentials and network")
-    raise place.unreadable(drivers, faults)
+    raise place.unreadable_error(drivers, faults)
 
 
 def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
     """Open without rasterio's warning of missing georeferencing, which we answer with a refusal."""
-    with silent():
+    with suppress_georef_warnings():
         dataset: rasterio.DatasetReader = rasterio.open(place.gdal_path, driver=driver)
     return dataset
 

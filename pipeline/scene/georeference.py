@@ -18,7 +18,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from pipeline.errors import SceneError
 from pipeline.grid import RasterGrid, crs_of, is_on_earth, short_crs
 from pipeline.model import ModelCard
-from pipeline.storage import Location, silent, undisturbed
+from pipeline.storage import Location, exclusive_warning_filters, suppress_georef_warnings
 
 if TYPE_CHECKING:
     from pipeline.scene.spec import ReadingSpec
@@ -89,7 +89,7 @@ def _has_transform(dataset: DatasetReader, reopen: Reopen) -> bool:
         return False
     if dataset.transform.c or dataset.transform.f:
         return True
-    with undisturbed(), warnings.catch_warnings(record=True) as told:
+    with exclusive_warning_filters(), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", NotGeoreferencedWarning)
         reopen().close()
     return not told
@@ -116,7 +116,7 @@ def _check_sidecar(dataset: DatasetReader, place: Location, reopen: Reopen) -> N
     """Refuse a scene whose .aux.xml contradicts the georeferencing inside the file."""
     if not any(name.endswith(".aux.xml") for name in dataset.files) or dataset.driver != "GTiff":
         return
-    with silent(), rasterio.Env(GDAL_GEOREF_SOURCES="INTERNAL"):
+    with suppress_georef_warnings(), rasterio.Env(GDAL_GEOREF_SOURCES="INTERNAL"):
         inner = reopen()
     with inner:
         own, outer = inner.transform, dataset.transform

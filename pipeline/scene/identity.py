@@ -19,7 +19,7 @@ def identity_facts(scene: Scene) -> dict[str, object]:
 
 
 def _file_facts(file: SceneFile) -> dict[str, object]:
-    place = file.location.lasting if file.location.is_remote else None
+    place = file.location.persistent_path if file.location.is_remote else None
     return {**asdict(file), "grid": _grid_facts(file.grid), "location": place}
 
 

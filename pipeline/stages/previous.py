@@ -12,7 +12,7 @@ from pipeline.polygons import PolygonSpec, PolygonTotals
 from pipeline.results import REPORT, SceneReport, StageRecords, work_folder
 from pipeline.stages.outputs import COUNTS, OUTPUTS, SceneWork, mask_key, polygons_key
 from pipeline.stages.region_records import done_regions
-from pipeline.storage import digest_of
+from pipeline.storage import sha256_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def _shared(work: SceneWork, former: Path, report: SceneReport, kind: str) -> bo
         return False
     except OSError:
         shutil.copyfile(source, target)
-    if digest_of(target) == report.digests.get(OUTPUTS[kind]):
+    if sha256_file(target) == report.digests.get(OUTPUTS[kind]):
         return True
     target.unlink()
     return False

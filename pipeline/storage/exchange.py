@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import SettingsError, TransientError
-from pipeline.storage.files import atomic_path, digest_of, ensure_dir
+from pipeline.storage.files import atomic_path, ensure_dir, sha256_file
 from pipeline.storage.s3_folder import LocalFile, StoreFolder
 
 
@@ -25,10 +25,10 @@ class Exchange(Protocol):
         """Of its address."""
         ...
 
-    def below(self, name: str) -> Exchange:
+    def child(self, name: str) -> Exchange:
         """A place inside this one."""
 
-    def send(self, path: Path, name: str) -> int:
+    def upload(self, path: Path, name: str) -> int:
         """Bring a local file there, whole, under a name that may have slashes; returns its bytes.
 
         Raises:
@@ -47,10 +47,10 @@ class Exchange(Protocol):
             TransientError: the file is not there, or not whole, or disk or network refuse.
         """
 
-    def holds(self, name: str) -> bool:
+    def exists(self, name: str) -> bool:
         """Whether such a file is there."""
 
-    def clear(self) -> None:
+    def delete(self) -> None:
         """Remove all that lies in the place, and the place; what cannot be removed stays."""
 
 
@@ -82,11 +82,11 @@ class FolderExchange:
     folder: Path
     """The place inside it."""
 
-    def below(self, name: str) -> FolderExchange:
+    def child(self, name: str) -> FolderExchange:
         """See `Exchange`."""
         return replace(self, folder=self.folder / name)
 
-    def send(self, path: Path, name: str) -> int:
+    def upload(self, path: Path, name: str) -> int:
         """See `Exchange`."""
         if not self.root.is_dir():
             raise _unseen(self.root)
@@ -106,11 +106,11 @@ class FolderExchange:
                 raise _unseen(source) from error
             check_whole(source, partial.stat().st_size, size)
 
-    def holds(self, name: str) -> bool:
+    def exists(self, name: str) -> bool:
         """See `Exchange`."""
         return (self.folder / name).is_file()
 
-    def clear(self) -> None:
+    def delete(self) -> None:
         """See `Exchange`."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -139,13 +139,13 @@ class StoreExchange:
     inside: str = ""
     """The place below it: folders, each with a slash behind."""
 
-    def below(self, name: str) -> StoreExchange:
+    def child(self, name: str) -> StoreExchange:
         """See `Exchange`."""
         return replace(self, inside=f"{self.inside}{name}/")
 
-    def send(self, path: Path, name: str) -> int:
+    def upload(self, path: Path, name: str) -> int:
         """See `Exchange`."""
-        self._store.upload({f"{self.inside}{name}": LocalFile(path=path, sha256=digest_of(path))})
+        self._store.upload({f"{self.inside}{name}": LocalFile(path=path, sha256=sha256_file(path))})
         return path.stat().st_size
 
     def fetch(self, name: str, target: Path, *, size: int | None = None) -> None:
@@ -154,15 +154,15 @@ class StoreExchange:
             self._store.download(f"{self.inside}{name}", partial)
             check_whole(self._store.address(f"{self.inside}{name}"), partial.stat().st_size, size)
 
-    def holds(self, name: str) -> bool:
+    def exists(self, name: str) -> bool:
         """See `Exchange`."""
         return self._store.sha256_of(f"{self.inside}{name}") is not None
 
-    def clear(self) -> None:
+    def delete(self) -> None:
         """See `Exchange`."""
         folder = self.inside.rstrip("/")
         with suppress(TransientError):
-            self._store.remove(f"{self.inside}{name}" for name in self._store.listed(folder))
+            self._store.remove(f"{self.inside}{name}" for name in self._store.list_files(folder))
 
     @property
     def _store(self) -> StoreFolder:

@@ -15,7 +15,7 @@ from uuid import uuid4
 from pipeline.errors import TransientError
 
 
-def digest_of(file: Path) -> str:
+def sha256_file(file: Path) -> str:
     """What a file's content is known by."""
     with file.open("rb") as stream:
         return f"{hashlib.file_digest(stream, 'sha256').hexdigest()}"
@@ -47,9 +47,9 @@ def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{uuid4().hex[:_TOKEN]}.partial{ending}")
     try:
         yield partial
-        flush(partial)
+        fsync(partial)
         partial.replace(path)
-        flush(path.parent)
+        fsync(path.parent)
     except OSError as error:
         raise TransientError(f"{path}: cannot be written: {error}; check the disk and its permissions") from error
     finally:
@@ -78,12 +78,12 @@ def ensure_dir(folder: Path) -> None:
         raise TransientError(f"{folder}: cannot be made: {error}; check the disk and its permissions") from error
 
 
-def sweep(path: Path) -> None:
+def remove_stale_partials(path: Path) -> None:
     """Remove what killed writers of a file left beside it; only where nobody else writes it now."""
     _remove(path.parent, f".{escape(path.name)}.{'[0-9a-f]' * _TOKEN}.partial*")
 
 
-def flush(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -93,7 +93,7 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def turn(folder: Path) -> Iterator[None]:
+def directory_lock(folder: Path) -> Iterator[None]:
     """Be alone in changing what a folder holds, which is made if it is missing: others who ask for it wait.
 
     Raises:
@@ -105,13 +105,13 @@ def turn(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise TransientError(f"{folder}: cannot be opened: {error}; check the disk and its permissions") from error
     try:
-        lock(handle, wait=True)
+        try_lock(handle, wait=True)
         yield
     finally:
         os.close(handle)
 
 
-def lock(handle: int, *, wait: bool = False) -> bool:
+def try_lock(handle: int, *, wait: bool = False) -> bool:
     """Take the lock of an open file or folder, until the handle closes or the process dies; False = another has it.
 
     Some network disks know no locks; there it is taken for granted.

@@ -65,7 +65,7 @@ class _Silence:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """See `silent`."""
+        """See `suppress_georef_warnings`."""
         with self._turn:
             if not self._inside:
                 self._filters = warnings.catch_warnings()
@@ -83,7 +83,7 @@ class _Silence:
 
     @contextmanager
     def kept_off(self) -> Iterator[None]:
-        """See `undisturbed`."""
+        """See `exclusive_warning_filters`."""
         with self._turn:
             self._turn.wait_for(lambda: not self._inside)
             yield
@@ -91,7 +91,7 @@ class _Silence:
 
 _SILENCE = _Silence()
 
-silent = _SILENCE.shared
+suppress_georef_warnings = _SILENCE.shared
 """Context in which rasterio does not warn of rasters without georeferencing; any number of threads may be in it."""
-undisturbed = _SILENCE.kept_off
-"""Context for what changes the filters itself, one thread at a time: nobody is `silent` meanwhile."""
+exclusive_warning_filters = _SILENCE.kept_off
+"""Context for what changes the filters itself, one thread at a time: nobody is `suppress_georef_warnings` meanwhile."""

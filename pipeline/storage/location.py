@@ -79,10 +79,10 @@ class Location:
     def stem(self) -> str:
         """The file name without folder and last suffix, made safe as a folder's name; names the scene."""
         path = unquote(urlsplit(self.text).path) if self.is_remote else Path(self.text).name
-        return tidy_name(PurePosixPath(path).stem)
+        return sanitize_name(PurePosixPath(path).stem)
 
     @property
-    def lasting(self) -> str:
+    def persistent_path(self) -> str:
         """What GDAL opens, without the signature that a web address may bear: the same from day to day."""
         return _without_signature(self.gdal_path) if self.is_remote else self.gdal_path
 
@@ -154,7 +154,7 @@ class Location:
             raise DamagedSceneError(f"{self}: an empty file (0 bytes); fetch it again")
         return None
 
-    def unreadable(self, drivers: Sequence[str], faults: list[str]) -> SceneError:
+    def unreadable_error(self, drivers: Sequence[str], faults: list[str]) -> SceneError:
         """The error for a local file that none of the allowed drivers opens."""
         with Path(self.gdal_path).open("rb") as file:
             head = file.read(64).lstrip()
@@ -226,10 +226,10 @@ def _without_signature(address: str) -> str:
     return f"{path}?{'&'.join(kept)}" if kept else path
 
 
-def tidy_name(text: str) -> str:
+def sanitize_name(text: str) -> str:
     """A name that is safe as a folder: letters, digits, dot, dash and underscore; visible, at most 200 characters.
 
-    >>> tidy_name("Banepa (north)"), tidy_name(".."), tidy_name("../up")
+    >>> sanitize_name("Banepa (north)"), sanitize_name(".."), sanitize_name("../up")
     ('Banepa_north_', 'scene', '_up')
     """
     return re.sub(r"[^\w.\-]+", "_", text).lstrip(".")[:200] or "scene"

@@ -19,7 +19,7 @@ from urllib.request import (
 )
 
 from pipeline.errors import DamagedSceneError, MissingError, SceneError, TransientError
-from pipeline.storage.s3 import list_keys, split_address, store_access, store_faults
+from pipeline.storage.s3 import list_keys, split_address, store_access, translate_store_errors
 
 TIMEOUT_S = 30
 PAUSES_S = (0.5, 1.0, 2.0, 4.0)
@@ -66,7 +66,7 @@ def _ask_store(address: str) -> Mapping[str, str]:
     access = store_access()
     bucket, key = split_address(address)
     try:
-        with store_faults(address):
+        with translate_store_errors(address):
             answer = access.client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0", **access.payer)
             answer["Body"].read()
     except MissingError as error:

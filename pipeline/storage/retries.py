@@ -20,7 +20,7 @@ def retry_transient(
     work: Callable[[], Result],
     pauses_s: Sequence[float],
     *,
-    tell: Callable[[BaseException, float], None] = lambda *_: None,
+    on_retry: Callable[[BaseException, float], None] = lambda *_: None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Result:
     """What `work` returns, tried again after faults of the world; the last fault, or any other, is raised.
@@ -28,7 +28,7 @@ def retry_transient(
     Args:
         work: may run several times.
         pauses_s: seconds before each further try, as many as there may be.
-        tell: told of a fault and the seconds until the next try.
+        on_retry: called with a fault and the seconds until the next try.
         sleep: waits for so many seconds.
     """
     for pause_s in pauses_s:
@@ -37,6 +37,6 @@ def retry_transient(
         except Exception as error:
             if not is_transient(error):
                 raise
-            tell(error, pause_s)
+            on_retry(error, pause_s)
         sleep(pause_s)
     return work()

@@ -75,23 +75,23 @@ def list_keys(bucket: str, prefix: str, *, flat: bool) -> Iterator[str]:
         TransientError: the store or the network failed.
     """
     access, more = store_access(), {"Delimiter": "/"} if flat else {}
-    with store_faults(f"s3://{bucket}/{prefix}"):
+    with translate_store_errors(f"s3://{bucket}/{prefix}"):
         pages = access.client.get_paginator("list_objects_v2")
         for page in pages.paginate(Bucket=bucket, Prefix=prefix, **more, **access.payer):
             yield from (str(each["Key"]) for each in page.get("Contents", ()))
 
 
-def read_pieces(address: str, size_bytes: int) -> Iterator[bytes]:
-    """Yield an object in pieces of so many bytes, the last one shorter; raises what `store_faults` does."""
+def read_chunks(address: str, size_bytes: int) -> Iterator[bytes]:
+    """Yield an object in pieces of so many bytes, the last one shorter; raises what `translate_store_errors` does."""
     access, (bucket, key) = store_access(), split_address(address)
-    with store_faults(address):
+    with translate_store_errors(address):
         answer = access.client.get_object(Bucket=bucket, Key=key, **access.payer)
         with closing(answer["Body"]) as body:
             yield from body.iter_chunks(size_bytes)
 
 
 @contextmanager
-def store_faults(address: str) -> Iterator[None]:
+def translate_store_errors(address: str) -> Iterator[None]:
     """Tell in our own words what a store refuses, and what it cannot do now.
 
     Raises:
@@ -154,7 +154,7 @@ def _access(variables: tuple[tuple[str, str], ...]) -> StoreAccess:
         signature_version=UNSIGNED if unsigned else None,
         s3=style,
     )
-    with store_faults("s3://"):
+    with translate_store_errors("s3://"):
         session = boto3.Session()
         try:
             client = session.client("s3", endpoint_url=endpoint, config=config)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConflictError, MissingError, SettingsError
-from pipeline.storage.s3 import CONNECTIONS, split_address, store_access, store_faults
+from pipeline.storage.s3 import CONNECTIONS, split_address, store_access, translate_store_errors
 
 BUCKET_NAME = re.compile(r"[a-z0-9A-Z][a-z0-9A-Z._\-]{1,253}[a-z0-9A-Z]")
 PART_BYTES = 16 * 2**20
@@ -88,7 +88,7 @@ class StoreFolder:
 
     def read(self, name: str) -> StoredDocument | None:
         """A small object whole; None where there is none."""
-        with store_faults(self.address(name)):
+        with translate_store_errors(self.address(name)):
             try:
                 response = self._client.get_object(Bucket=self._bucket, Key=self._key(name))
             except self._client.exceptions.NoSuchKey:
@@ -119,7 +119,7 @@ class StoreFolder:
         except MissingError as error:
             raise ConflictError(f"{self.address(name)}: removed by somebody else meanwhile; run again") from error
 
-    def listed(self, folder: str) -> dict[str, StoredFile]:
+    def list_files(self, folder: str) -> dict[str, StoredFile]:
         """Every object below a folder, by its name relative to the folder."""
         start = self._key(f"{folder}/")
         return {
@@ -128,7 +128,7 @@ class StoreFolder:
             for each in page.get("Contents", ())
         }
 
-    def listed_at_once(self) -> dict[str, dict[str, StoredFile]]:
+    def list_by_folder(self) -> dict[str, dict[str, StoredFile]]:
         """The objects below every folder right here, by folder and name: one request for each thousand of them.
 
         Nothing, where a folder holds thousands: what else lies here is not gone through.
@@ -144,7 +144,7 @@ class StoreFolder:
                 return {}
         return found
 
-    def folders(self) -> Iterator[str]:
+    def list_folders(self) -> Iterator[str]:
         """Names of the visible folders right here, in order."""
         for page in self._pages(self._prefix, Delimiter="/"):
             for each in page.get("CommonPrefixes", ()):
@@ -212,7 +212,7 @@ class StoreFolder:
         """Remove the parts of uploads that never ended, which no listing shows."""
         found = self._call("list_multipart_uploads", "", Prefix=self._key(f"{folder}/"))
         for each in found.get("Uploads", ()):
-            with store_faults(self.text):
+            with translate_store_errors(self.text):
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=each["Key"], UploadId=each["UploadId"])
 
     @property
@@ -225,14 +225,14 @@ class StoreFolder:
     def _call(self, operation: str, name: str, **arguments: object) -> Any:
         if name:
             arguments["Key"] = self._key(name)
-        with store_faults(self.address(name) if name else self.text):
+        with translate_store_errors(self.address(name) if name else self.text):
             return getattr(self._client, operation)(Bucket=self._bucket, **arguments)
 
     def _write_if(self, name: str, content: bytes, **condition: str) -> str:
         from botocore.exceptions import ClientError
 
         key, kind = self._key(name), _type_of(name)
-        with store_faults(self.address(name)):
+        with translate_store_errors(self.address(name)):
             try:
                 response = self._client.put_object(
                     Bucket=self._bucket, Key=key, Body=content, ContentType=kind, **condition
@@ -244,7 +244,7 @@ class StoreFolder:
         return str(response["ETag"])
 
     def _pages(self, prefix: str, **arguments: str) -> Iterator[Any]:
-        with store_faults(self.text):
+        with translate_store_errors(self.text):
             pages = self._client.get_paginator("list_objects_v2")
             yield from pages.paginate(Bucket=self._bucket, Prefix=prefix, **arguments)
 
@@ -261,7 +261,7 @@ class StoreFolder:
 
     def _settle(self, sent: Mapping[str, Any]) -> None:
         for name, future in sent.items():
-            with store_faults(self.address(name)):
+            with translate_store_errors(self.address(name)):
                 future.result()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.errors import DivergedError, SettingsError
 from pipeline.model import save_checkpoint
 from pipeline.model.predictor import resolve_device
-from pipeline.storage import sweep
+from pipeline.storage import remove_stale_partials
 from pipeline.training.artifacts.tensorboard import EventLog
 from pipeline.training.artifacts.write import check_artifacts, write_history
 from pipeline.training.data.loader import Batch
@@ -70,7 +70,7 @@ def train(
         identity = run_identity(spec, data, labels)
         if resume and (done := read_report(out, folder, identity, max_minutes=spec.learning.max_minutes)):
             return done
-        sweep(out)
+        remove_stale_partials(out)
         state = RunState(folder, identity)
         with set_up(cache(data, spec.samples.cache_mb, len(spec.classes)), spec, out) as setup:
             loop = _Loop(setup, state, progress)

@@ -27,7 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.errors import TransientError
-from pipeline.storage import atomic_write, ensure_dir, lock
+from pipeline.storage import atomic_write, ensure_dir, try_lock
 from pipeline.training.identity import Identity, tell_difference
 from pipeline.training.records import EpochRecord
 from pipeline.training.settings.learning import Keep
@@ -107,7 +107,7 @@ def locked_run_folder(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise TransientError(f"{folder}: cannot be read: {error}; check the disk and its permissions") from error
     try:
-        if not lock(handle):
+        if not try_lock(handle):
             raise TransientError(f"{folder}: another training is writing here; wait for it, or write to another out")
         yield
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pystac import Item
 
-from pipeline.catalog.stac.assets import ItemFiles, find_files
+from pipeline.catalog.stac.assets import ItemFiles, find_band_files
 from pipeline.catalog.stac.links import place_of
 from pipeline.errors import SceneError
 from pipeline.scene.band_selection import called_as
@@ -38,7 +38,7 @@ def find(
             "assets": assets,
         }
     )
-    return find_files(item, PLACE, drivers=drivers, chosen=chosen)
+    return find_band_files(item, PLACE, drivers=drivers, chosen=chosen)
 
 
 def names(assets: Mapping[str, object], **how: Any) -> dict[str, tuple[str | None, ...]]:

@@ -24,7 +24,7 @@ from pipeline.catalog.entry import CatalogEntry
 from pipeline.catalog.read import read_catalog
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.catalog.stac import documents as catalog_documents
-from pipeline.catalog.stac.documents import MOST, DocumentReader, Json
+from pipeline.catalog.stac.documents import MAX_PREFETCHED, DocumentReader, Json
 from pipeline.catalog.stac.items import ItemRules, item_row
 from pipeline.catalog.stac.links import place_of
 from pipeline.errors import SettingsError, TransientError
@@ -77,7 +77,7 @@ def make_catalog(folder: Path) -> Path:
     """A self-contained catalog: `a`, and the collection `deep` of `b` and `c`."""
     root = pystac.Catalog(id="root", description="test")
     root.add_item(make_item("a", day=1, lon=0))
-    extent = pystac.PreparedExtent(
+    extent = pystac.Extent(
         pystac.SpatialExtent([[0, 0, 30, 1]]), pystac.TemporalExtent([[datetime(2026, 5, 1, tzinfo=UTC), None]])
     )
     deep = pystac.Collection(id="deep", description="test", extent=extent)
@@ -212,9 +212,14 @@ def test_the_next_documents_of_a_server_are_read_together_and_no_more_than_those
     tmp_path: Path, api: StacApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog = pystac.Catalog("town", "a town")
-    catalog.add_items([make_item(f"i{number:02}") for number in range(2 * MOST)])
+    catalog.add_items([make_item(f"i{number:02}") for number in range(2 * MAX_PREFETCHED)])
     catalog.normalize_and_save(str(tmp_path), pystac.CatalogType.SELF_CONTAINED)
-    base, together, alone, asked = serve_folder(api, tmp_path), Barrier(MOST), DocumentReader.read, list[str]()
+    base, together, alone, asked = (
+        serve_folder(api, tmp_path),
+        Barrier(MAX_PREFETCHED),
+        DocumentReader.read,
+        list[str](),
+    )
 
     def meet(reader: DocumentReader, address: str) -> Json:
         asked.append(address)
@@ -225,9 +230,9 @@ def test_the_next_documents_of_a_server_are_read_together_and_no_more_than_those
     monkeypatch.setattr(DocumentReader, "read", meet)
     entries = read_catalog([f"{base}/catalog.json"])
     assert next(entries).id == "i00"
-    assert len(asked) == 1 + MOST
-    assert [entry.id for entry in entries] == [f"i{number:02}" for number in range(1, 2 * MOST)]
-    assert len(asked) == len(set(asked)) == 1 + 2 * MOST
+    assert len(asked) == 1 + MAX_PREFETCHED
+    assert [entry.id for entry in entries] == [f"i{number:02}" for number in range(1, 2 * MAX_PREFETCHED)]
+    assert len(asked) == len(set(asked)) == 1 + 2 * MAX_PREFETCHED
 
 
 def serve_folder(api: StacApi, folder: Path) -> str:
@@ -426,7 +431,7 @@ def test_an_item_spoilt_anywhere_is_a_scene_or_a_fault_and_nothing_else(junk: An
         spoilt = copy.deepcopy(item)
         functools.reduce(lambda part, key: part[key], above, spoilt)[last] = junk
         row = item_row(spoilt, place_of("/data/a.json"), rules, label="a", itself=False)
-        assert bool(row.path) != bool(row.fault)
+        assert bool(row.path) != bool(row.error)
 
 
 def test_items_are_selected_by_date_clouds_and_place_before_they_are_refused(tmp_path: Path) -> None:
@@ -438,7 +443,7 @@ def test_items_are_selected_by_date_clouds_and_place_before_they_are_refused(tmp
     assert ids(path, bbox=(9, 0, 35, 1), limit=2) == ["s1", "s2"]
     left: list[tuple[str, str]] = []
     spec = CatalogSpec(cloud_cover=30, since="2026-05-02", bbox=(0, 0, 35, 1))
-    entries = [*read_catalog([path], spec, left_out=lambda entry, why: left.append((entry.id, why)))]
+    entries = [*read_catalog([path], spec, on_excluded=lambda entry, why: left.append((entry.id, why)))]
     assert [entry.id for entry in entries] == ["s1", "s2", "s3"]
     assert left == [(f"{path}, feature 1", "was not taken in time"), (f"{path}, feature 5", "is too cloudy")]
     said = [entry.refused for entry in read(path, cloud_cover=40, since="2026-05-04")]

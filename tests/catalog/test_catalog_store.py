@@ -47,6 +47,6 @@ def test_what_names_nothing_is_refused(full: Store, monkeypatch: pytest.MonkeyPa
             read_catalog([f"s3://{full.bucket}/{source}"])
     with pytest.raises(SettingsError, match="there is no bucket nowhere-at-all"):
         read_catalog(["s3://nowhere-at-all/"])
-    monkeypatch.setattr(catalog_store, "MOST_LISTED", 3)
-    with pytest.raises(SettingsError, match="more than 3 objects would have to be looked at; name a narrower folder"):
+    monkeypatch.setattr(catalog_store, "MAX_LISTED_OBJECTS", 3)
+    with pytest.raises(SettingsError, match="more than 3 objects would have to be listed; name a narrower folder"):
         read_catalog([f"s3://{full.bucket}/**/*.tif"])

@@ -436,7 +436,7 @@ def test_footprints_of_a_table_say_which_scenes_touch_an_area(tmp_path: Path, na
     table.to_parquet(tmp_path / name) if name.endswith("parquet") else table.to_file(tmp_path / name)
     told: list[str] = []
     area = write(tmp_path / "a.gpkg", [geopandas.GeoSeries([ring], crs=4326).to_crs(3857)[0]], "EPSG:3857")
-    chosen = read_catalog([tmp_path / name], area=area, left_out=lambda entry, _: told.append(entry.id))
+    chosen = read_catalog([tmp_path / name], area=area, on_excluded=lambda entry, _: told.append(entry.id))
     assert [entry.id for entry in chosen] == ["a", "c", "e"]
     assert told == ["b", "d"]
     boxed = read_catalog([tmp_path / name], CatalogSpec(bbox=(0, 0, 11, 9)), area=area)

@@ -25,7 +25,7 @@ from pipeline.segment import find_existing, segment_scene
 from pipeline.stages import previous as segment_former
 from pipeline.stages.outputs import OUTPUTS
 from pipeline.stages.previous import Found
-from pipeline.storage.files import digest_of
+from pipeline.storage.files import sha256_file
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -444,7 +444,7 @@ def test_it_is_foreseen_what_will_not_be_done_again(
 
 def test_a_report_tells_what_its_files_are_known_by(scene: Path, predictor: LoadedPredictor, tmp_path: Path) -> None:
     report = segment_scene(scene, tmp_path, predictor=predictor, spec=spec_of())
-    assert report.digests == {name: digest_of(tmp_path / "town" / name) for name in OUTPUTS.values()}
+    assert report.digests == {name: sha256_file(tmp_path / "town" / name) for name in OUTPUTS.values()}
     stored = SceneReport.from_json(json.loads((tmp_path / "town" / "report.json").read_text()))
     assert (stored.digests, stored.mosaic_key) == (report.digests, report.mosaic_key)
     assert report.mosaic_key != report.content_key

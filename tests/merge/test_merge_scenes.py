@@ -45,7 +45,7 @@ from pipeline.polygons.writer import write_layer
 from pipeline.results.local import open_results
 from pipeline.scene.spec import ReadingSpec
 from pipeline.segment import segment_scene
-from pipeline.storage.files import lock
+from pipeline.storage.files import try_lock
 from pipeline.training.synthetic import build_town
 
 CLASSES = dict(enumerate(NAMES[1:], start=1))
@@ -521,7 +521,7 @@ def test_a_damaged_file_is_named_and_the_former_result_stays(sheets: Path):
 
 def test_two_processes_do_not_merge_the_same_folder(sheets: Path):
     with open(sheets / ".merge.lock", "w") as held:
-        assert lock(held.fileno())
+        assert try_lock(held.fileno())
         with pytest.raises(TransientError, match="another process is merging"):
             merge_scenes(sheets, MergeSpec())
 

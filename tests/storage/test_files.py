@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import TransientError
-from pipeline.storage.files import atomic_path, atomic_write, ensure_dir, lock, sweep
+from pipeline.storage.files import atomic_path, atomic_write, ensure_dir, remove_stale_partials, try_lock
 
 ROOT = Path(__file__).parents[2]
 KILLED_EVERYWHERE = """
@@ -113,8 +113,8 @@ def test_a_kill_between_any_two_steps_leaves_the_old_file_or_the_new_one(tmp_pat
 
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path):
     script = (
-        "import os, signal, sys; from pathlib import Path; from pipeline.storage.files import appearing\n"
-        "with appearing(Path(sys.argv[1]), ending='.csv') as partial:\n"
+        "import os, signal, sys; from pathlib import Path; from pipeline.storage.files import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1]), ending='.csv') as partial:\n"
         "    partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     path, other = tmp_path / "a*.csv", tmp_path / ".ab.csv.01234567.partial"
@@ -123,7 +123,7 @@ def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(list(tmp_path.iterdir())) == 3
-    sweep(path)
+    remove_stale_partials(path)
     assert sorted(tmp_path.iterdir()) == sorted([path, other])
     assert path.read_text() == "old"
 
@@ -140,8 +140,8 @@ def test_writers_of_one_file_do_not_meet(tmp_path: Path):
 def test_a_lock_is_held_until_its_handle_closes(tmp_path: Path):
     one, other = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
     try:
-        assert [lock(one), lock(other)] == [True, False]
+        assert [try_lock(one), try_lock(other)] == [True, False]
         os.close(one)
-        assert lock(other)
+        assert try_lock(other)
     finally:
         os.close(other)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import SceneError, TransientError
-from pipeline.storage.location import Location, resolve_location, tidy_name
+from pipeline.storage.location import Location, resolve_location, sanitize_name
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_a_scene_is_named_by_its_stem(text: str, stem: str) -> None:
 
 @given(st.text())
 def test_a_tidy_name_is_one_visible_folder(text: str) -> None:
-    name = tidy_name(text)
+    name = sanitize_name(text)
     assert 0 < len(name) <= 200
     assert Path(name).name == name
     assert not name.startswith(".")
-    assert tidy_name(name) == name
+    assert sanitize_name(name) == name

@@ -27,7 +27,7 @@ def test_faults_of_the_world_are_tried_again_after_doubling_pauses() -> None:
     told: list[float] = []
     work = Work(TransientError("503"), TransientError("timeout"))
     spec = RunSpec(retries=3, retry_delay_s=1.5)
-    assert retry_transient(work, spec.pauses_s, tell=lambda _, pause: told.append(pause), sleep=slept.append) == 3
+    assert retry_transient(work, spec.pauses_s, on_retry=lambda _, pause: told.append(pause), sleep=slept.append) == 3
     assert slept == told == [1.5, 3.0]
 
 

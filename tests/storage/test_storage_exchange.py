@@ -49,14 +49,14 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_files_arrive_as_they_were_sent_or_not_at_all(address: str, tmp_path: Path) -> None:
     root = open_exchange(address)
-    place, beside = root.below("town"), root.below("town-2")
+    place, beside = root.child("town"), root.child("town-2")
     assert pickle.loads(pickle.dumps(place)) == place
     assert hash(place) != hash(beside)
     (tmp_path / "a").write_bytes(b"levels")
     for each in (place, beside):
-        assert each.send(tmp_path / "a", "regions/1.tif") == 6
-    assert root.holds("town/regions/1.tif")
-    assert not place.holds("regions/2.tif")
+        assert each.upload(tmp_path / "a", "regions/1.tif") == 6
+    assert root.exists("town/regions/1.tif")
+    assert not place.exists("regions/2.tif")
     place.fetch("regions/1.tif", tmp_path / "b", size=6)
     assert (tmp_path / "b").read_bytes() == b"levels"
     with pytest.raises(TransientError, match="6 bytes arrived of 7"):
@@ -64,18 +64,18 @@ def test_files_arrive_as_they_were_sent_or_not_at_all(address: str, tmp_path: Pa
     with pytest.raises(TransientError, match=r"2\.tif: (not to be seen on .*client and workers see|nothing is there)"):
         place.fetch("regions/2.tif", tmp_path / "c")
     assert {path.name for path in tmp_path.iterdir()} <= {"a", "b", "exchange"}
-    place.clear()
-    place.clear()
-    assert not place.holds("regions/1.tif")
-    assert beside.holds("regions/1.tif")
+    place.delete()
+    place.delete()
+    assert not place.exists("regions/1.tif")
+    assert beside.exists("regions/1.tif")
 
 
 def test_a_machine_that_does_not_see_the_place_does_not_make_it(tmp_path: Path) -> None:
-    place = open_exchange(str(tmp_path / "exchange")).below("town")
+    place = open_exchange(str(tmp_path / "exchange")).child("town")
     (tmp_path / "exchange").rmdir()
     (tmp_path / "a").touch()
     with pytest.raises(TransientError, match="exchange: not to be seen on "):
-        place.send(tmp_path / "a", "a")
+        place.upload(tmp_path / "a", "a")
     assert not (tmp_path / "exchange").exists()
 
 
@@ -88,10 +88,10 @@ def test_places_of_different_results_do_not_meet(threads: Client, tmp_path: Path
     ):
         assert one is not None
         assert other is not None
-        one.send(tmp_path / "a", "a")
-        assert not other.holds("a")
+        one.upload(tmp_path / "a", "a")
+        assert not other.exists("a")
         with staging_area(spec, tmp_path / "out" / ".town.partial", threads):  # after a kill, the place is not empty
-            assert not one.holds("a")
+            assert not one.exists("a")
     with staging_area(spec, tmp_path, None) as nothing:
         assert nothing is None
 

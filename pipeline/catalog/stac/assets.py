@@ -51,7 +51,7 @@ class ItemFiles:
     """All of them with their bands; none where there is one and the Item tells nothing of its bands."""
 
 
-def find_files(item: Item, place: Place, *, drivers: Sequence[str], chosen: Sequence[str]) -> ItemFiles:
+def find_band_files(item: Item, place: Place, *, drivers: Sequence[str], chosen: Sequence[str]) -> ItemFiles:
     """The files that hold bands of an Item's scene, in the order of its assets.
 
     Where assets tell their bands, those that do not are left out. Where none does, each has one band, called by the

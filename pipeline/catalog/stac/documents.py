@@ -12,7 +12,7 @@ from threading import local
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import AccessError, MissingError, SceneError, TransientError
-from pipeline.storage import read_pieces, resolve_location, retry_transient
+from pipeline.storage import read_chunks, resolve_location, retry_transient
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class HttpRequest:
     """What a web server is asked."""
 
     address: str
@@ -64,13 +64,13 @@ class DocumentReader:
             return _parse(address, _read_file(Path(place.gdal_path)))
         if address.lower().startswith("s3:"):
             return _parse(address, _read_object(address))
-        return _parse(address, self.ask(Question(address=address)))
+        return _parse(address, self.ask(HttpRequest(address=address)))
 
-    def ask(self, question: Question) -> bytes:
+    def ask(self, question: HttpRequest) -> bytes:
         """What a web server answers; raises what `read` raises."""
         return retry_transient(partial(self._ask_once, question), PATIENCE)
 
-    def _ask_once(self, question: Question) -> bytes:
+    def _ask_once(self, question: HttpRequest) -> bytes:
         from requests import RequestException, Session
         from requests.exceptions import InvalidSchema, InvalidURL
 
@@ -117,7 +117,7 @@ def _read_file(path: Path) -> bytes:
 def _read_object(address: str) -> bytes:
     """An object of a store."""
     try:
-        return _joined(address, read_pieces(address, PIECE_BYTES))
+        return _joined(address, read_chunks(address, PIECE_BYTES))
     except (MissingError, AccessError) as error:
         raise SceneError(str(error)) from error
 
@@ -143,7 +143,7 @@ def _parse(address: str, content: bytes) -> Json:
     return document
 
 
-MOST = 8
+MAX_PREFETCHED = 8
 """Documents that are read at once, or wait to be asked for."""
 
 
@@ -151,14 +151,14 @@ class DocumentPrefetcher:
     """Reads documents, several at once; for one thread that asks."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(MOST, "documents")
+        self._pool = ThreadPoolExecutor(MAX_PREFETCHED, "documents")
         self._mine = local()
         self._begun: dict[str, Future[Json]] = {}
 
-    def expect(self, addresses: Iterable[str]) -> None:
+    def prefetch(self, addresses: Iterable[str]) -> None:
         """Begin with those that will be asked for next, in this order, as far as there is room."""
         for address in addresses:
-            if len(self._begun) == MOST:
+            if len(self._begun) == MAX_PREFETCHED:
                 return
             if address not in self._begun and "://" in address:
                 self._begun[address] = self._pool.submit(self._read, address)

@@ -10,7 +10,7 @@ from typing import Any
 
 import shapely
 
-from pipeline.catalog.layers import streamed
+from pipeline.catalog.layers import rows_until_error
 from pipeline.catalog.rows import PATH_COLUMNS, Row
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.catalog.stac.items import CLOUDS, ItemRules, item_row
@@ -50,7 +50,7 @@ def column_names(table: Path) -> list[str]:
 
 def read_item_table(table: Path, rules: ItemRules) -> Iterator[Row]:
     """A row for each Item."""
-    return streamed(table, _rows(table, rules))
+    return rows_until_error(table, _rows(table, rules))
 
 
 def _rows(table: Path, rules: ItemRules) -> Iterator[Row]:

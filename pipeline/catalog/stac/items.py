@@ -13,12 +13,12 @@ import shapely
 from pipeline.catalog.layers import usable_footprint
 from pipeline.catalog.rows import Row
 from pipeline.catalog.spec import CatalogSpec
-from pipeline.catalog.stac.assets import find_files, unscaled
+from pipeline.catalog.stac.assets import find_band_files, unscaled
 from pipeline.catalog.stac.links import Place, linked_place
 from pipeline.errors import SceneError
 from pipeline.grid import FULL_CIRCLE_DEG
 from pipeline.scene import parse_date
-from pipeline.storage import tidy_name
+from pipeline.storage import sanitize_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,12 +57,12 @@ def item_row(content: Mapping[str, Any], place: Place, rules: ItemRules, *, labe
     try:
         item = _parse(content)
         known = Row(
-            place=label, id=tidy_name(item.id), footprint=_footprint(item), date=_date(item), clouds=_clouds(item)
+            place=label, id=sanitize_name(item.id), footprint=_footprint(item), date=_date(item), clouds=_clouds(item)
         )
         return _filled(known, item, place if itself else _own_place(item, place), place, rules)
     except MALFORMED as error:
         reason = f"no valid STAC Item: {type(error).__name__}: {error}; correct it"
-        return Row(place=label, fault=reason)
+        return Row(place=label, error=reason)
 
 
 def _parse(content: Mapping[str, Any]) -> Item:
@@ -82,9 +82,9 @@ def _parse(content: Mapping[str, Any]) -> Item:
 def _filled(known: Row, item: Item, own: Place | None, place: Place, rules: ItemRules) -> Row:
     """The row with its files or its fault."""
     try:
-        found = find_files(item, own or place, drivers=rules.drivers, chosen=rules.spec.assets)
+        found = find_band_files(item, own or place, drivers=rules.drivers, chosen=rules.spec.assets)
     except SceneError as error:
-        return replace(known, fault=str(error))
+        return replace(known, error=str(error))
     files = found.files if rules.spec.item_scales else tuple(unscaled(file) for file in found.files)
     return replace(known, path=found.location, files=files, source=own.address if own else None)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from pipeline.catalog.rows import Row, cut_short
-from pipeline.catalog.stac.documents import Question
+from pipeline.catalog.rows import Row, truncated_row
+from pipeline.catalog.stac.documents import HttpRequest
 from pipeline.catalog.stac.items import CLOUDS, ItemRules, item_row
 from pipeline.errors import SceneError, SettingsError, TransientError
 
@@ -77,7 +77,7 @@ def _client(content: Mapping[str, Any], place: Place, documents: DocumentReader)
             """The answer as text."""
             method = (method or "GET").upper()
             body, query = (parameters, None) if method == "POST" else (None, parameters)
-            question = Question(address=href, method=method, query=query, headers=headers, body=body)
+            question = HttpRequest(address=href, method=method, query=query, headers=headers, body=body)
             return documents.ask(question).decode("utf-8")
 
     client = Client.from_dict(dict(content), href=place.address)
@@ -110,7 +110,7 @@ def _rows(search: ItemSearch, place: Place, rules: ItemRules) -> Iterator[Row]:
                 number += 1
                 yield item_row(feature, place, rules, label=f"{place.address}, item {number}", itself=False)
     except _faults() as error:
-        yield cut_short(place.address, _said(error))
+        yield truncated_row(place.address, _said(error))
 
 
 def _faults() -> tuple[type[Exception], ...]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.catalog.rows import Row
-from pipeline.catalog.stac.documents import MOST, DocumentPrefetcher, DocumentReader
+from pipeline.catalog.stac.documents import MAX_PREFETCHED, DocumentPrefetcher, DocumentReader
 from pipeline.catalog.stac.items import ItemRules, item_row
 from pipeline.catalog.stac.links import Place, identity, linked_place, place_of
 from pipeline.errors import SceneError, SettingsError, TransientError
@@ -116,7 +116,7 @@ def _walk(content: Mapping[str, Any], kind: Kind, place: Place, rules: ItemRules
     seen, pending = {identity(place.address)}, _onward(content, kind, place)
     with closing(DocumentPrefetcher()) as documents:
         while pending:
-            documents.expect(_soon(pending, seen))
+            documents.prefetch(_soon(pending, seen))
             link = pending.pop()
             address = f"{link.place.address}, link {link.href}"
             try:
@@ -128,7 +128,7 @@ def _walk(content: Mapping[str, Any], kind: Kind, place: Place, rules: ItemRules
                 content = documents.read(address)
                 kind = _kind_of(content, address)
             except (SceneError, TransientError) as error:
-                yield Row(place=address, fault=f"what lies below is missing: {error}")
+                yield Row(place=address, error=f"what lies below is missing: {error}")
                 continue
             yield from _rows(content, kind, place, rules)
             pending += _onward(content, kind, place)
@@ -136,7 +136,7 @@ def _walk(content: Mapping[str, Any], kind: Kind, place: Place, rules: ItemRules
 
 def _soon(pending: Sequence[_Link], seen: Set[str]) -> Iterator[str]:
     """The addresses of the documents that come next, those left out that have been read or lead nowhere."""
-    for link in islice(reversed(pending), MOST):
+    for link in islice(reversed(pending), MAX_PREFETCHED):
         with suppress(SceneError):
             address = linked_place(link.href, link.place).address
             if identity(address) not in seen:

@@ -20,7 +20,7 @@ from rasterio.windows import Window
 from pipeline.errors import LabelError
 from pipeline.grid import RasterGrid, is_on_earth
 from pipeline.scene import Scene
-from pipeline.storage import undisturbed
+from pipeline.storage import exclusive_warning_filters
 from pipeline.training.labels.class_map import (
     NO_CLASS,
     NOT_LOOKED_AT,
@@ -99,7 +99,7 @@ def burn_shapes(shapes: NDArray[np.object_], grid: RasterGrid) -> NDArray[np.boo
     """Which pixels of a grid, `(height, width)`, have their centre in some of the polygons."""
     if not len(shapes):
         return np.zeros(grid.shape, bool)
-    with undisturbed():  # `rasterize` silences a warning of its own
+    with exclusive_warning_filters():  # `rasterize` silences a warning of its own
         burnt = rasterize(shapes, out_shape=grid.shape, transform=grid.transform, dtype="uint8")
     return np.asarray(burnt, bool)
 

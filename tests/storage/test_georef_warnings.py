@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 from rasterio.errors import NotGeoreferencedWarning
 
-from pipeline.storage.gdal import silent, undisturbed
+from pipeline.storage.gdal import exclusive_warning_filters, suppress_georef_warnings
 
 
 def warns() -> bool:
@@ -24,8 +24,8 @@ def warns() -> bool:
 def test_nothing_is_heard_until_the_last_has_left() -> None:
     before = warnings.filters
     first, second = ExitStack(), ExitStack()
-    first.enter_context(silent())
-    second.enter_context(silent())
+    first.enter_context(suppress_georef_warnings())
+    second.enter_context(suppress_georef_warnings())
     assert not warns()
     first.close()  # not the one that came last: their blocks need not be nested
     assert not warns()
@@ -35,7 +35,7 @@ def test_nothing_is_heard_until_the_last_has_left() -> None:
 
 
 def test_a_fault_ends_the_silence() -> None:
-    with pytest.raises(KeyError), silent():
+    with pytest.raises(KeyError), suppress_georef_warnings():
         raise KeyError
     assert warns()
 
@@ -45,12 +45,12 @@ def test_who_catches_warnings_waits_for_silence_to_end() -> None:
 
     def catch() -> None:
         entered.set()
-        with undisturbed(), warnings.catch_warnings(record=True) as caught:
+        with exclusive_warning_filters(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warnings.warn("no place", NotGeoreferencedWarning, stacklevel=1)
             told.extend(caught)
 
-    with silent():
+    with suppress_georef_warnings():
         thread = threading.Thread(target=catch)
         thread.start()
         assert entered.wait(10)
