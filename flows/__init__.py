@@ -1,7 +1,7 @@
-"""Prefect flows: thin; what they do is in `pipeline`, how it is run and retried is here.
+"""Prefect flows: the work is in `pipeline`; retries, concurrency limits and artifacts are here.
 
 Prefect's usage telemetry is off unless the operator turns it on: batch machines are often cut off from
-the internet, and nothing here phones home unasked.
+the internet, and no data leaves them unasked.
 """
 
 import os

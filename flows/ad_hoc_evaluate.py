@@ -9,12 +9,12 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from prefect.client.schemas.objects import State
 
-from flows.ad_hoc import Labels, Overrides, run_once
+from flows.command_line import Labels, Overrides, run_flow
 from pipeline.evaluation import EvaluateSpec
 
 
 def command(flow: Callable[..., State[Any]]) -> App:
-    """The command of the flow, which is given: `python -m` runs its module, and an import here would run it again."""
+    """The command of a flow, which is an argument: `python -m` runs its module, and an import would run it again."""
     app = App(
         name="python -m flows.evaluate", help="Run the flow evaluate-scenes once, with or without a Prefect server."
     )
@@ -39,6 +39,6 @@ def command(flow: Callable[..., State[Any]]) -> App:
         def start(settings: EvaluateSpec) -> State[Any]:
             return flow([*scenes], labels, str(out), models, settings=settings, return_state=True, **given)
 
-        return run_once(app, start, EvaluateSpec, config, overrides)
+        return run_flow(app, start, EvaluateSpec, config, overrides)
 
     return app

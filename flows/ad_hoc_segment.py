@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from prefect.client.schemas.objects import State
 
-from flows.ad_hoc import Overrides, run_once
+from flows.command_line import Overrides, run_flow
 from pipeline.config import SegmentSpec
 from pipeline.results import exit_code
 
@@ -17,7 +17,7 @@ SOURCES = "Files, folders, globs, lists (.txt), tables (.csv, .gpkg, ...), STAC 
 
 
 def command(flow: Callable[..., State[Any]]) -> App:
-    """The command of the flow, which is given: `python -m` runs its module, and an import here would run it again."""
+    """The command of a flow, which is an argument: `python -m` runs its module, and an import would run it again."""
     app = App(
         name="python -m flows.segment", help="Run the flow segment-catalog once, with or without a Prefect server."
     )
@@ -29,7 +29,7 @@ def command(flow: Callable[..., State[Any]]) -> App:
         out: Annotated[str, Parameter(help="Where the results go, a folder for each scene.")],
         config: Annotated[Path | None, Parameter(help="YAML of settings; see docs/guide/configuration.md.")] = None,
         overrides: Overrides = (),
-        max_failures: Annotated[int | None, Parameter(help="End the run when so many scenes have failed.")] = None,
+        max_failures: Annotated[int | None, Parameter(help="End the run after this number of failed scenes.")] = None,
         retry_quarantined: Annotated[bool, Parameter(negative="", help="Try scenes in quarantine again.")] = False,
     ) -> int:
         """Exit code 0: all done; 1: something failed, see the log; 2: wrong usage or settings; 3: see quarantine."""
@@ -44,6 +44,6 @@ def command(flow: Callable[..., State[Any]]) -> App:
                 return_state=True,
             )
 
-        return run_once(app, start, SegmentSpec, config, overrides, code=exit_code)
+        return run_flow(app, start, SegmentSpec, config, overrides, code=exit_code)
 
     return app

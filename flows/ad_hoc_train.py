@@ -9,12 +9,12 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from prefect.client.schemas.objects import State
 
-from flows.ad_hoc import Labels, Overrides, run_once
+from flows.command_line import Labels, Overrides, run_flow
 from pipeline.training import TrainSpec
 
 
 def command(flow: Callable[..., State[Any]]) -> App:
-    """The command of the flow, which is given: `python -m` runs its module, and an import here would run it again."""
+    """The command of a flow, which is an argument: `python -m` runs its module, and an import would run it again."""
     app = App(name="python -m flows.train", help="Run the flow train-network once, with or without a Prefect server.")
 
     @app.default
@@ -31,6 +31,6 @@ def command(flow: Callable[..., State[Any]]) -> App:
         def start(settings: TrainSpec) -> State[Any]:
             return flow(images, labels, str(out), settings, return_state=True)
 
-        return run_once(app, start, TrainSpec, config, overrides)
+        return run_flow(app, start, TrainSpec, config, overrides)
 
     return app

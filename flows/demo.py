@@ -1,4 +1,4 @@
-"""The demo: invent a town, segment it through the flow, and score the result against the truth."""
+"""The demo: generate a synthetic town, segment it through the flow, and score the result against the reference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_demo(out: Path, *, size: int, seed: int) -> Iterator[str]:
     Args:
         out: folder for everything.
         size: side of the town in pixels of half a metre.
-        seed: which town.
+        seed: of the generated town.
 
     Raises:
         TransientError: the flow failed.
@@ -47,7 +47,7 @@ def run_demo(out: Path, *, size: int, seed: int) -> Iterator[str]:
         raise TransientError(f"the demo's flow failed: {state.message}")
     report: SceneReport = state.result()[0]
     folder = Path(report.folder)
-    yield from _where(folder, report)
+    yield from _output_lines(folder, report)
     pixels, objects = score(town, folder)
     yield f"truth:      building IoU {pixels.iou:.3f}, object F1 {objects.f1:.3f} at IoU 0.5"
     (out / "score.json").write_text(json.dumps({"iou": pixels.iou, "object_f1": objects.f1}) + "\n")
@@ -55,18 +55,18 @@ def run_demo(out: Path, *, size: int, seed: int) -> Iterator[str]:
 
 
 def score(town: Town, folder: Path) -> tuple[PixelScore, ObjectScore]:
-    """Compare mask and polygons with the town's true buildings."""
-    truth = town.mask()
+    """Compare mask and polygons with the town's buildings."""
+    reference = town.mask()
     pixels = PixelScore()
     with rasterio.open(folder / "mask.tif") as dataset:
         for top in range(0, dataset.height, 1024):
-            found = dataset.read(1, window=Window(0, top, dataset.width, min(1024, dataset.height - top)))
-            pixels += score_pixels(truth[top : top + len(found)] == 1, found == 1, found != 255)
+            mask = dataset.read(1, window=Window(0, top, dataset.width, min(1024, dataset.height - top)))
+            pixels += score_pixels(reference[top : top + len(mask)] == 1, mask == 1, mask != 255)
     polygons = geopandas.read_file(folder / "polygons.gpkg", layer="polygons").geometry.to_numpy()
     return pixels, score_polygons(np.asarray(town.buildings), shapely.make_valid(polygons))
 
 
-def _where(folder: Path, report: SceneReport) -> Iterator[str]:
+def _output_lines(folder: Path, report: SceneReport) -> Iterator[str]:
     seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
     yield f"mosaic:     {folder / 'probability.tif'} (Cloud-Optimized GeoTIFF, 0..1)"
     yield f"mask:       {folder / 'mask.tif'}"

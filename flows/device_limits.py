@@ -1,7 +1,7 @@
-"""One run at a time on a device: a global concurrency limit of the Prefect server guards each, across all runs.
+"""Device locks: a global concurrency limit of the Prefect server allows one run at a time on each device.
 
-A run holds the limits of its devices from its first scene to its last. Without a server there is nothing to ask, and a
-run on the workers of a dask scheduler leaves it to them: there, `device: 1` is a resource of each worker.
+A run holds the limits of its devices from its first scene to its last. Without a server there are no limits, nor for a
+run on a dask scheduler, where `device: 1` is a resource of each worker.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectN
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
-from flows.away import unless_away
+from flows.server_errors import ignore_server_errors
 from pipeline.model.predictor import best_device, environment_for, kind_of, resolve_devices
 
 MACHINE = "SCENEMILL_MACHINE"
-"""Environment variable with the machine's name in limits, for containers, whose host names change."""
+"""Environment variable with the machine's name in limits; for containers, whose host names change."""
 LEASE_S = 180.0
-"""A run that dies without a word frees its devices after so long; the server may be away for a quarter of it."""
+"""A killed run frees its devices after this time; the server may be unreachable for a quarter of it."""
 
 
 @contextmanager
-def device_turn(device: str | Sequence[str], *, scheduler: str | None = None) -> Iterator[None]:
+def hold_devices(device: str | Sequence[str], *, scheduler: str | None = None) -> Iterator[None]:
     """Wait for the devices of a run, and hold them.
 
-    A limit that is not there is created, with one slot. The run goes on when the server is away while it holds them.
+    A missing limit is created with one slot. A run that holds its devices continues when the server is unreachable.
 
     Args:
         device: the setting `inference.device`.
-        scheduler: whose workers run the model, if not this machine's devices.
+        scheduler: dask scheduler whose workers run the model; None = this machine's devices run it.
 
     Raises:
         SettingsError: the devices contradict each other.
@@ -47,7 +47,7 @@ def device_turn(device: str | Sequence[str], *, scheduler: str | None = None) ->
     names = sorted({limit_name(each) for each in resolve_devices(device)})
     for name in names:
         _create(name)
-    with suppress(MissingContextError):  # outside a run there is no page to tell it on
+    with suppress(MissingContextError):  # outside a run there is no log to write to
         get_run_logger().info("waiting for %s", ", ".join(names))
     with ExitStack() as held:
         held.enter_context(
@@ -56,12 +56,12 @@ def device_turn(device: str | Sequence[str], *, scheduler: str | None = None) ->
         try:
             yield
         finally:
-            with unless_away():
+            with ignore_server_errors():
                 held.close()
 
 
-def limit_name(device: str, surroundings: Mapping[str, str] = os.environ) -> str:
-    """The limit of a device, by the machine's name and the number that the machine has for it.
+def limit_name(device: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The limit of a device: the machine's name and the device's number on that machine.
 
     >>> limit_name("cuda:1", {"SCENEMILL_MACHINE": "mill", "CUDA_VISIBLE_DEVICES": "4,6"})
     'scenemill-mill-cuda-6'
@@ -69,14 +69,14 @@ def limit_name(device: str, surroundings: Mapping[str, str] = os.environ) -> str
     ('scenemill-mill-cuda-0', 'scenemill-mill-cpu')
     """
     device = best_device() if device == "auto" else device
-    machine, kind = surroundings.get(MACHINE) or platform.node(), kind_of(device)
+    machine, kind = environ.get(MACHINE) or platform.node(), kind_of(device)
     numbered = f"cuda:{device.partition(':')[2] or 0}" if kind == "cuda" else device
-    number = environment_for(numbered, surroundings).get("CUDA_VISIBLE_DEVICES")
+    number = environment_for(numbered, environ).get("CUDA_VISIBLE_DEVICES")
     return re.sub(r"[^\w.]+", "-", "-".join(part for part in ("scenemill", machine, kind, number) if part))
 
 
 def _create(name: str) -> None:
-    """Make a limit of one slot, unless there is one; an operator may have given it more."""
+    """Create a limit of one slot unless it exists; an operator may have given it more slots."""
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
         try:
             client.read_global_concurrency_limit_by_name(name)

@@ -1,4 +1,4 @@
-"""The flow `evaluate-scenes`: one task per scene, then all of them together; one bad scene loses no other.
+"""The flow `evaluate-scenes`: one task per scene, then the scores of all; a failing scene never stops the others.
 
 python -m flows.evaluate SCENE... --labels LABELS --out OUT --model MODEL     ad hoc, no server needed
 prefect deployment run evaluate-scenes/ad-hoc                                  on a server, see prefect.yaml
@@ -12,12 +12,12 @@ from typing import Annotated, Any, cast
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.device_limits import device_turn
-from flows.evaluate_end import summarise
-from flows.faults import plainly
-from flows.forms import form, reader
+from flows.device_limits import hold_devices
 from flows.hooks import ON_END
+from flows.parameter_schema import settings_schema, settings_validator
+from flows.retries import fail_without_traceback
 from flows.run_names import run_name
+from flows.summaries import summarise_evaluation
 from flows.tasks import evaluate_one
 from pipeline.evaluation import (
     EvaluateSpec,
@@ -32,7 +32,7 @@ from pipeline.evaluation import (
     plan_evaluation,
 )
 
-EvaluateForm = Annotated[EvaluateSpec, reader(EvaluateSpec), form(EvaluateSpec)]
+Settings = Annotated[EvaluateSpec, settings_validator(EvaluateSpec), settings_schema(EvaluateSpec)]
 DEFAULTS = EvaluateSpec()
 
 
@@ -43,7 +43,7 @@ DEFAULTS = EvaluateSpec()
     validate_parameters=True,
     **ON_END,
 )
-@plainly
+@fail_without_traceback
 def evaluate_scenes(
     scenes: list[str],
     labels: list[str],
@@ -51,7 +51,7 @@ def evaluate_scenes(
     model: str | list[str] | None = None,
     mosaics: str | None = None,
     polygons: str | None = None,
-    settings: EvaluateForm = DEFAULTS,
+    settings: Settings = DEFAULTS,
 ) -> EvaluationReport:
     """Compare a model, mosaics or polygons (exactly one) with labels; see `pipeline.evaluation.run.evaluate`.
 
@@ -65,29 +65,30 @@ def evaluate_scenes(
         settings: as in an evaluation settings file, e.g. `{"bootstrap": {"block_size": 512}}`.
 
     Raises:
-        EvaluationFailedError: with the report, when every scene has had its turn and some failed.
+        EvaluationFailedError: with the report, after all scenes, when some failed.
         SettingsError: before any scene; or the results differ in their classes.
         LabelError: before any scene, when there are no labels.
         ModelError: before any scene, when the checkpoint cannot be used.
     """
     plan = plan_evaluation(scenes, labels, out, model=model, mosaics=mosaics, polygons=polygons, spec=settings)
     done = []
-    with _turn_of(plan), on_plan_devices(plan) as running:
+    with _hold_devices_of(plan), on_plan_devices(plan) as running:
         files, predictor = find_label_files(plan), load_plan_model(plan)
         futures = [evaluate_one.submit(running, entry, files, predictor) for entry in plan.entries]
         for entry, future in zip(plan.entries, futures, strict=True):
             future.wait()
             result = future.state.result(raise_on_failure=False)
             done.append(result if isinstance(result, SceneEvaluation) else failed_evaluation(entry, result))
-    # Prefect takes a returned State for the run's own, and what it holds for the result.
-    return cast("EvaluationReport", summarise(aggregate(plan, done, files)))
+    # Prefect takes a returned State as the state of the run, and its data as the result.
+    return cast("EvaluationReport", summarise_evaluation(aggregate(plan, done, files)))
 
 
-def _turn_of(plan: EvaluationPlan) -> AbstractContextManager[None]:
-    """The devices of the settings, where a model is run."""
+def _hold_devices_of(plan: EvaluationPlan) -> AbstractContextManager[None]:
+    """Hold the devices of the settings, if a model is run."""
+    if plan.kind != "model":
+        return nullcontext()
     segment = plan.spec.segment
-    runs = plan.kind == "model"
-    return device_turn(segment.inference.device, scheduler=segment.distribute.scheduler) if runs else nullcontext()
+    return hold_devices(segment.inference.device, scheduler=segment.distribute.scheduler)
 
 
 if __name__ == "__main__":

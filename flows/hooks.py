@@ -1,8 +1,7 @@
-"""What the world is told when a run ends: a line in the run's log and, if one is named, a POST to a webhook.
+"""Log line and optional webhook when a flow run ends.
 
-Prefect calls a hook with the arguments `flow`, `flow_run` and `state`, by these very names. Hooks of runs that fail or
-complete run in the flow's process, those of cancelled and crashed runs in the worker's, which knows the environment of
-both.
+Prefect calls a hook with the keyword arguments `flow`, `flow_run` and `state`. Hooks of runs that fail or complete run
+in the flow's process, those of cancelled and crashed runs in the worker's, which knows the environment of both.
 """
 
 from __future__ import annotations
@@ -22,39 +21,39 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.utilities.urls import url_for
 
 WEBHOOK = "SCENEMILL_WEBHOOK_URL"
-"""Environment variable with the address; it often holds a secret, so it is never logged."""
+"""Environment variable with the URL; it often holds a secret, so it is never logged."""
 TIMEOUT_S = 10.0
-LONGEST_MESSAGE = 2000
-"""Characters of a run's message that are sent."""
+MAX_MESSAGE_LENGTH = 2000
+"""Characters of a run's message that are sent; the rest is cut off."""
 
 
-def tell_end(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Log the end of a run and tell the webhook; whatever goes wrong with that is logged, and the run is as it is."""
+def notify_end(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Log the end of a run and post it to the webhook; an error of the webhook is logged only."""
     log = flow_run_logger(flow_run, flow)
     log.log(logging.INFO if state.is_completed() else logging.ERROR, "run %s: %s", flow_run.name, state.name)
     address = os.environ.get(WEBHOOK, "").strip()
     if not address:
         return
     try:
-        post(address, notice(flow, flow_run, state))
+        post(address, webhook_payload(flow, flow_run, state))
     except urllib.error.HTTPError as error:
         log.warning("the webhook of %s answered %d", WEBHOOK, error.code)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        log.warning("the webhook of %s could not be told: %s", WEBHOOK, type(error).__name__)
+        log.warning("the webhook of %s could not be reached: %s", WEBHOOK, type(error).__name__)
 
 
 ON_END: dict[str, Any] = {
-    "on_completion": [tell_end],
-    "on_failure": [tell_end],
-    "on_cancellation": [tell_end],
-    "on_crashed": [tell_end],
+    "on_completion": [notify_end],
+    "on_failure": [notify_end],
+    "on_cancellation": [notify_end],
+    "on_crashed": [notify_end],
 }
 """Options of every flow."""
 
 
-def notice(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> dict[str, object]:
-    """What the webhook is told; chat services show `text`."""
-    message = (state.message or "")[:LONGEST_MESSAGE]
+def webhook_payload(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> dict[str, object]:
+    """The JSON body for the webhook; chat services show `text`."""
+    message = (state.message or "")[:MAX_MESSAGE_LENGTH]
     return {
         "text": f"{flow.name}, {flow_run.name}: {state.name}. {message}".strip(),
         "flow": flow.name,
@@ -70,14 +69,14 @@ def notice(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> dict[s
 
 
 def post(address: str, content: dict[str, object]) -> None:
-    """Send JSON to an address.
+    """POST JSON to a URL.
 
     Raises:
-        ValueError: not an `http` or `https` address.
-        OSError: nobody answered, or not with success.
+        ValueError: not an `http` or `https` URL.
+        OSError: no answer, or not one of success.
     """
     if urlsplit(address).scheme not in ("http", "https"):
-        raise ValueError("a webhook is an http or https address")
+        raise ValueError("a webhook must be an http or https URL")
     request = urllib.request.Request(
         address, data=json.dumps(content).encode(), headers={"Content-Type": "application/json"}, method="POST"
     )

@@ -1,4 +1,4 @@
-"""How a run is called in Prefect's pages: what it works on, and where the results go."""
+"""Names of flow runs in Prefect's pages: their sources and their output folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 
 
 def run_name(sources: str) -> Callable[[], str]:
-    """What names a run after the parameter that lists its sources, and after `out`."""
+    """A function that names a run after the parameter `sources` and after `out`."""
 
     def name() -> str:
         parameters = flow_run.parameters

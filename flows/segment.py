@@ -14,46 +14,46 @@ from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.artifacts import RunPage
-from flows.device_limits import device_turn
-from flows.faults import plainly, world_faults_retried
-from flows.forms import form, reader
+from flows.artifacts import RunArtifacts
+from flows.concurrency import MAX_CONCURRENCY, resolve_concurrency, run_scenes
+from flows.device_limits import hold_devices
 from flows.hooks import ON_END
-from flows.in_hand import MOST_IN_HAND, resolve_concurrency, run_scenes
-from flows.model import load_model
+from flows.model_cache import load_model
+from flows.parameter_schema import settings_schema, settings_validator
+from flows.retries import fail_without_traceback, task_options
 from flows.run_names import run_name
-from flows.segment_end import summarise
+from flows.summaries import summarise_run
 from flows.tasks import merge_all, segment_one
 from pipeline.catalog import CatalogEntry, read_catalog
 from pipeline.config import SegmentSpec
 from pipeline.results import SceneReport
 from pipeline.run import open_run
 
-SegmentForm = Annotated[SegmentSpec, reader(SegmentSpec), form(SegmentSpec)]
+Settings = Annotated[SegmentSpec, settings_validator(SegmentSpec), settings_schema(SegmentSpec)]
 DEFAULTS = SegmentSpec()
 
 
 @flow(
     name="segment-catalog",
     flow_run_name=run_name("scenes"),
-    task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=MOST_IN_HAND)),
+    task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=MAX_CONCURRENCY)),
     validate_parameters=True,
     **ON_END,
 )
-@plainly
+@fail_without_traceback
 def segment_catalog(
     scenes: list[str],
     model: str | list[str],
     out: str,
-    settings: SegmentForm = DEFAULTS,
+    settings: Settings = DEFAULTS,
     device: str | None = None,
     max_failures: int | None = None,
     retry_quarantined: bool | None = None,
 ) -> list[SceneReport]:
     """Segment scenes into `out/<scene id>/`.
 
-    Two scenes are in hand at once, so that one is vectorized while the next is inferred; a device
-    runs one at a time. A cluster has one more in hand than it has workers.
+    Two scenes run concurrently, so that one is vectorized while the next is inferred; a device
+    infers one at a time. On a cluster there is one more scene than there are workers.
 
     Args:
         scenes: files, folders, globs, lists, tables and STAC, or `s3://` and `https://` addresses.
@@ -61,40 +61,40 @@ def segment_catalog(
         out: folder of the results.
         settings: as in a settings file, e.g. `{"tiling": {"tile_size": 256}}`.
         device: overrides `inference.device`.
-        max_failures: overrides `run.max_failures`: so many failed scenes end the run.
+        max_failures: overrides `run.max_failures`: this number of failed scenes ends the run.
         retry_quarantined: overrides `run.retry_quarantined`: scenes in quarantine are tried again.
 
     Returns:
         A report for every scene, in order.
 
     Raises:
-        ScenesFailedError: with the same reports, when every scene has had its turn and some failed.
+        ScenesFailedError: with the same reports, after all scenes, when some failed.
         SettingsError: before any scene.
         ModelError: before any scene, when the checkpoint cannot be loaded.
     """
-    spec = overridden(settings, device=device, max_failures=max_failures, retry_quarantined=retry_quarantined)
+    spec = apply_overrides(settings, device=device, max_failures=max_failures, retry_quarantined=retry_quarantined)
     entries = [*read_catalog(scenes, spec.catalog, spec.reading, area=spec.area)]
-    with device_turn(spec.inference.device, scheduler=spec.distribute.scheduler):
+    with hold_devices(spec.inference.device, scheduler=spec.distribute.scheduler):
         predictor = load_model(model, spec)
-        one = segment_one.with_options(**world_faults_retried(spec.run))
+        task = segment_one.with_options(**task_options(spec.run))
         with open_run(entries, out, predictor=predictor, spec=spec) as (ledger, running):
-            most, cut = resolve_concurrency(running, len(entries))
-            page = RunPage(len(entries))
+            max_concurrent, scene_spec = resolve_concurrency(running, len(entries))
+            artifacts = RunArtifacts(len(entries))
 
-            def begin(entry: CatalogEntry, stop: Event) -> PrefectFuture[SceneReport]:
-                return one.submit(entry, model, out, cut, stop)
+            def submit(entry: CatalogEntry, stop: Event) -> PrefectFuture[SceneReport]:
+                return task.submit(entry, model, out, scene_spec, stop)
 
-            run_scenes(ledger, entries, begin, page.settled, most=most)
+            run_scenes(ledger, entries, submit, artifacts.add, max_concurrent=max_concurrent)
     if spec.merge.into is not None:
-        merge_all.with_options(**world_faults_retried(spec.run))(out, spec.merge, spec.run.work_dir)
-    # Prefect takes a returned State for the run's own, and what it holds for the result.
-    return cast("list[SceneReport]", summarise(ledger.reports, out))
+        merge_all.with_options(**task_options(spec.run))(out, spec.merge, spec.run.work_dir)
+    # Prefect takes a returned State as the state of the run, and its data as the result.
+    return cast("list[SceneReport]", summarise_run(ledger.reports, out))
 
 
-def overridden(
+def apply_overrides(
     spec: SegmentSpec, *, device: str | None, max_failures: int | None, retry_quarantined: bool | None
 ) -> SegmentSpec:
-    """Settings with what was given beside them, which is stronger."""
+    """Settings overridden by the flow's own parameters; None keeps the setting."""
     run = replace(
         spec.run,
         max_failures=spec.run.max_failures if max_failures is None else max_failures,

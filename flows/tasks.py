@@ -1,4 +1,4 @@
-"""The tasks of our flows: each is one call into `pipeline`; retries and names are in the decorators."""
+"""Prefect tasks: each is one call into `pipeline`; retries and names are in the decorators."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import cast
 from prefect import task
 from prefect.states import Cancelled
 
-from flows.faults import world_faults_retried
-from flows.model import load_model
+from flows.model_cache import load_model
+from flows.retries import task_options
 from pipeline.catalog import CatalogEntry
 from pipeline.config import RunSpec, SegmentSpec
 from pipeline.distribute import cluster
@@ -22,31 +22,31 @@ from pipeline.run import RunCancelledError, cancellable, segment_entry
 from pipeline.training import TrainReport, TrainSpec, train
 
 
-@task(name="segment-scene", task_run_name="{entry.id}", **world_faults_retried(RunSpec()))
+@task(name="segment-scene", task_run_name="{entry.id}", **task_options(RunSpec()))
 def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: SegmentSpec, stop: Event) -> SceneReport:
     """Segment one scene of a catalog into its folder under `out`; cancelled soon after the event is set."""
     try:
         predictor = load_model(model, spec)
     except ModelError as error:
-        raise TransientError(f"{error}; it was whole when the run began") from error
+        raise TransientError(f"{error}; it was valid when the run started") from error
     try:
         with cluster(spec.distribute) as client:
             watch = cancellable(None, stop)
             return segment_entry(entry, out, predictor=predictor, spec=spec, client=client, watch=watch)
     except RunCancelledError:
-        # Prefect takes a returned State for the task's own.
+        # Prefect takes a returned State as the state of the task.
         return cast("SceneReport", Cancelled(message="the run was stopped; run again to continue"))
 
 
-@task(name="merge-scenes", task_run_name="{out}", **world_faults_retried(RunSpec()))
+@task(name="merge-scenes", task_run_name="{out}", **task_options(RunSpec()))
 def merge_all(out: str, spec: MergeSpec, work_dir: str | None) -> MergeReport | None:
-    """Merge the polygons of all whole results under `out`."""
+    """Merge the polygons of all complete results under `out`."""
     return merge_scenes(out, spec, work_dir=work_dir)
 
 
-@task(name="train", task_run_name="{out}", **world_faults_retried(RunSpec()))
+@task(name="train", task_run_name="{out}", **task_options(RunSpec()))
 def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -> TrainReport | ScenemillError:
-    """Train a network; a retry goes on from the last saved state. What no retry can mend is returned, not raised."""
+    """Train a network; a retry resumes from the last saved state. A permanent error is returned, not raised."""
     try:
         return train(images, labels, out, spec=spec)
     except TransientError:
@@ -55,7 +55,7 @@ def train_one(images: list[str], labels: list[str], out: str, spec: TrainSpec) -
         return error
 
 
-@task(name="evaluate-scene", task_run_name="{entry.id}", **world_faults_retried(RunSpec()))
+@task(name="evaluate-scene", task_run_name="{entry.id}", **task_options(RunSpec()))
 def evaluate_one(
     plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, predictor: LoadedModel | None
 ) -> SceneEvaluation:

@@ -1,4 +1,4 @@
-"""The flow `train-network`: one task that trains; a retry or a second run goes on where the first one stopped.
+"""The flow `train-network`: one training task; a retry or a second run resumes where the first one stopped.
 
 python -m flows.train --images IMAGES... --labels LABELS --out MODEL     ad hoc, no server needed
 prefect deployment run train-network/ad-hoc                              on a server, see prefect.yaml
@@ -11,24 +11,24 @@ from typing import Annotated, Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.away import unless_away
-from flows.device_limits import device_turn
-from flows.faults import plainly
-from flows.forms import form, reader
+from flows.device_limits import hold_devices
 from flows.hooks import ON_END
+from flows.parameter_schema import settings_schema, settings_validator
+from flows.retries import fail_without_traceback
 from flows.run_names import run_name
+from flows.server_errors import ignore_server_errors
 from flows.tasks import train_one
 from pipeline.errors import ScenemillError
 from pipeline.training import EpochRecord, TrainReport, TrainSpec
 from pipeline.training.artifacts import card_page
 
-TrainForm = Annotated[TrainSpec, reader(TrainSpec), form(TrainSpec)]
+Settings = Annotated[TrainSpec, settings_validator(TrainSpec), settings_schema(TrainSpec)]
 DEFAULTS = TrainSpec()
 
 
 @flow(name="train-network", flow_run_name=run_name("images"), validate_parameters=True, **ON_END)
-@plainly
-def train_network(images: list[str], labels: list[str], out: str, settings: TrainForm = DEFAULTS) -> TrainReport:
+@fail_without_traceback
+def train_network(images: list[str], labels: list[str], out: str, settings: Settings = DEFAULTS) -> TrainReport:
     """Train a network on labelled scenes; see `pipeline.training.loop.train`.
 
     Args:
@@ -39,13 +39,13 @@ def train_network(images: list[str], labels: list[str], out: str, settings: Trai
 
     Raises:
         SettingsError: before any work.
-        ScenemillError: data that cannot be learned from, with the reason.
+        ScenemillError: data that cannot be used for training, with the reason.
     """
-    with device_turn(settings.learning.device):
+    with hold_devices(settings.learning.device):
         report = train_one(images, labels, out, settings)
     if isinstance(report, ScenemillError):
         raise report
-    with unless_away():
+    with ignore_server_errors():
         show_training(report, out)
     return report
 

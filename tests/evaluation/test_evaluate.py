@@ -534,7 +534,7 @@ def test_a_window_is_read_alike_however_it_is_cut(case: Case) -> None:
 @pytest.mark.slow
 def test_the_flow_tells_which_scenes_failed_and_keeps_the_rest(ephemeral: None, case: Case, tmp_path: Path) -> None:
     from flows.evaluate import evaluate_scenes
-    from flows.evaluate_end import EvaluationFailedError
+    from flows.summaries import EvaluationFailedError
 
     case.add("a")
     settings = {"bootstrap": {"block_size": 32, "resamples": 100}, "worst_windows": 1}

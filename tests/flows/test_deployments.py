@@ -35,16 +35,16 @@ FILES = ("probability.tif", "mask.tif", "polygons.gpkg")
 
 
 @pytest.fixture(scope="module")
-def told() -> list[dict[str, Any]]:
-    """What the webhook was told, in order."""
+def received() -> list[dict[str, Any]]:
+    """Requests to the webhook, in order."""
     return []
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, told: list[dict[str, Any]]) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, received: list[dict[str, Any]]) -> Iterator[Server]:
     """A server with the deployments of `prefect.yaml`, and a worker."""
     with (
-        webhook(told=told) as address,
+        webhook(received=received) as address,
         prefect_server(tmp_path_factory.mktemp("server"), SCENEMILL_WEBHOOK_URL=address) as running,
     ):
         running.call("work-pool", "create", "local-proc", "--type", "process")
@@ -138,7 +138,7 @@ def test_the_cron_line_schedules_runs(server: Server) -> None:
 
 
 def test_a_failing_scene_is_reported_and_the_others_are_finished(
-    server: Server, folder: Path, scenes: list[str], model: str, told: list[dict[str, Any]]
+    server: Server, folder: Path, scenes: list[str], model: str, received: list[dict[str, Any]]
 ) -> None:
     given = [scenes[0], str(write_damaged(folder / "damaged.tif")), scenes[1]]
     out = folder / "failing"
@@ -155,8 +155,8 @@ def test_a_failing_scene_is_reported_and_the_others_are_finished(
     assert "data:image/jpeg;base64," in cards["scene-0"]
     assert f"file://{out}/scene-0/polygons.gpkg" in cards["scene-0"]
     assert next(each for each in shown if each["type"] == "progress")["data"] == 100
-    until(lambda: any(each["run_id"] == run_id for each in told), 60, "the webhook")
-    (word,) = (each for each in told if each["run_id"] == run_id)
+    until(lambda: any(each["run_id"] == run_id for each in received), 60, "the webhook")
+    (word,) = (each for each in received if each["run_id"] == run_id)
     assert (word["state"], word["flow"], word["run"]) == ("Failed", "segment-catalog", run["name"])
     tasks = server.ask("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
     assert {task["name"] for task in tasks} == {"scene-0", "damaged", "scene-1"}
@@ -167,7 +167,7 @@ def test_a_failing_scene_is_reported_and_the_others_are_finished(
 
 
 def test_a_cancelled_run_is_continued_by_the_next_to_the_same_bytes(
-    server: Server, folder: Path, scenes: list[str], model: str, undisturbed: Path, told: list[dict[str, Any]]
+    server: Server, folder: Path, scenes: list[str], model: str, undisturbed: Path, received: list[dict[str, Any]]
 ) -> None:
     out = folder / "cancelled"
     parameters = {"scenes": scenes, "model": model, "out": str(out), "settings": SETTINGS}
@@ -175,7 +175,7 @@ def test_a_cancelled_run_is_continued_by_the_next_to_the_same_bytes(
     until(some_done(out), 300, "a few scenes")
     server.ask("POST", f"/flow_runs/{first}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     assert server.finished(first)["state_type"] == "CANCELLED"
-    until(lambda: any(each["run_id"] == first and each["type"] == "CANCELLING" for each in told), 60, "the webhook")
+    until(lambda: any(each["run_id"] == first and each["type"] == "CANCELLING" for each in received), 60, "the webhook")
     left = counts(out)
     assert set(left) == {"done", "not run"}
     assert sum(left.values()) == SCENES

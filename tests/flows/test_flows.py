@@ -1,4 +1,4 @@
-"""The flows: every scene has its turn, faults of the world are tried again, and the run says what became of it."""
+"""The flows: every scene is run, transient errors are retried, and the run reports the result of each scene."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from support.webhook import webhook
 
 import pipeline.inference.region.run
 from benchmarks.prefect_server import ROOT
-from flows import artifacts as pages
-from flows import tasks as task_room
+from flows import artifacts
+from flows import tasks as flow_tasks
 from flows.ad_hoc_segment import command
-from flows.device_limits import MACHINE, device_turn
-from flows.hooks import WEBHOOK, tell_end
-from flows.in_hand import run_scenes
-from flows.model import load_model
+from flows.concurrency import run_scenes
+from flows.device_limits import MACHINE, hold_devices
+from flows.hooks import WEBHOOK, notify_end
+from flows.model_cache import load_model
 from flows.segment import segment_catalog
-from flows.segment_end import ScenesFailedError
+from flows.summaries import ScenesFailedError
 from pipeline.catalog.entry import CatalogEntry
 from pipeline.cli import main
 from pipeline.config import RunSpec, SegmentSpec
@@ -55,7 +55,7 @@ from pipeline.run.quarantine import Quarantine
 pytestmark = pytest.mark.usefixtures("ephemeral")
 SETTINGS = {"tiling": {"tile_size": 32, "overlap": 8}, "reading": {"threads": 1}, "inference": {"device": "cpu"}}
 
-by_hand = command(segment_catalog)
+from_command_line = command(segment_catalog)
 
 
 def test_a_damaged_scene_fails_the_run_and_stops_no_other_scene(
@@ -110,7 +110,7 @@ def test_a_table_of_scenes_is_a_catalog_of_the_flow_too(make_scene: MakeScene, t
     assert segment_catalog([str(index)], model, out, nowhere) == []
 
 
-def test_faults_of_the_world_are_tried_again_and_bad_data_is_not(
+def test_transient_errors_are_retried_and_bad_data_is_not(
     make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = {"shaky": 0, "bad": 0, "hopeless": 0}
@@ -123,7 +123,7 @@ def test_faults_of_the_world_are_tried_again_and_bad_data_is_not(
             raise TransientError("the disk is away")
         return SceneReport(scene=entry.id, location=entry.location, status="done")
 
-    monkeypatch.setattr(task_room, "segment_entry", segment_entry)
+    monkeypatch.setattr(flow_tasks, "segment_entry", segment_entry)
     settings = {**SETTINGS, "run": {"retries": 2, "retry_delay_s": 0}}
     scenes = [str(make_scene(name=f"{name}.tif")) for name in tries]
     with pytest.raises(ScenesFailedError, match="2 of 3 scenes failed: bad: no CRS; hopeless: the disk") as caught:
@@ -144,32 +144,32 @@ def test_a_quarantined_scene_is_left_alone_by_the_next_run_which_completes(
     assert tried.is_failed()
 
 
-def test_a_hopeless_run_is_ended_and_what_is_in_work_is_finished(
+def test_a_hopeless_run_is_ended_and_the_scenes_in_progress_are_finished(
     make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = {name: Event() for name in "abcdef"}
+    started = {name: Event() for name in "abcdef"}
 
     def segment_entry(entry: Any, *args: Any, **kwargs: Any) -> SceneReport:
-        begun[entry.id].set()
+        started[entry.id].set()
         if entry.id == "a":
-            begun["b"].wait(60)
+            started["b"].wait(60)
             raise SceneError("no CRS")
         return SceneReport(scene=entry.id, location=entry.location, status="done")
 
-    monkeypatch.setattr(task_room, "segment_entry", segment_entry)
-    scenes, out = [str(make_scene(name=f"{name}.tif")) for name in begun], tmp_path / "out"
+    monkeypatch.setattr(flow_tasks, "segment_entry", segment_entry)
+    scenes, out = [str(make_scene(name=f"{name}.tif")) for name in started], tmp_path / "out"
     with pytest.raises(ScenesFailedError, match=r"1 of 6 scenes failed, \d not run: a: no CRS") as caught:
         segment_catalog(scenes, model, str(out), SETTINGS, max_failures=1)
     statuses = {report.scene: report.status for report in caught.value.reports}
     assert {name: statuses[name] for name in "ab"} == {"a": "failed", "b": "done"}
-    assert all((statuses[name] == "done") == event.is_set() for name, event in begun.items() if name != "a")
+    assert all((statuses[name] == "done") == event.is_set() for name, event in started.items() if name != "a")
     assert sum(json.loads((out / "run.json").read_text())["counts"].values()) == 6
 
 
-def test_a_cancelled_run_ends_what_is_in_hand_and_records_it(tmp_path: Path) -> None:
+def test_a_cancelled_run_cancels_the_scenes_in_progress_and_records_the_run(tmp_path: Path) -> None:
     """Cancelling raises in the flow's own thread; here while the fourth scene is submitted.
 
-    Of those in hand then, the second comes to its end all the same, and the third does not.
+    Of the scenes in progress then, the second finishes and the third is cancelled.
     """
     entries = [CatalogEntry(id=name, location=str(tmp_path / f"{name}.tif")) for name in "abcde"]
     records: list[dict[str, int]] = []
@@ -184,16 +184,16 @@ def test_a_cancelled_run_ends_what_is_in_hand_and_records_it(tmp_path: Path) -> 
             return self.stop.is_set() and self.entry.id == "c"
 
         def wait(self) -> None:
-            if not gates[self.entry.id].is_set():  # the run was cancelled, and this scene is in work still
+            if not gates[self.entry.id].is_set():  # the run was cancelled, and this scene is still in progress
                 assert self.stop.is_set()
                 records.append(json.loads((tmp_path / "run.json").read_text())["counts"])
 
         def result(self, raise_on_failure: bool) -> SceneReport:
             return SceneReport(scene=self.entry.id, location=self.entry.location, status="done")
 
-        def add_done_callback(self, tell: Callable[[Any], None]) -> None:
+        def add_done_callback(self, callback: Callable[[Any], None]) -> None:
             if gates[self.entry.id].is_set():
-                tell(self)
+                callback(self)
 
     def submit(entry: CatalogEntry, stop: Event) -> Any:
         assert not stop.is_set()
@@ -204,7 +204,7 @@ def test_a_cancelled_run_ends_what_is_in_hand_and_records_it(tmp_path: Path) -> 
     quarantine = Quarantine(tmp_path, inputs="", drivers=())
     ledger = RunLedger(entries, tmp_path, spec=RunSpec(), quarantine=quarantine)
     with pytest.raises(KeyboardInterrupt):
-        run_scenes(ledger, entries, submit, most=3)
+        run_scenes(ledger, entries, submit, max_concurrent=3)
     assert records == [{"done": 1, "skipped": 0, "failed": 0, "quarantined": 0, "not run": 4}] * 2
     assert [report.status for report in ledger.reports] == ["done", "done", "not run", "not run", "not run"]
 
@@ -216,7 +216,7 @@ def test_a_scene_ends_with_its_run_at_the_next_strip_and_goes_on_in_the_next_run
     stops: list[Event] = []
     strips: list[int] = []
 
-    def told(watch: Any, stop: Event) -> Any:
+    def record_stop(watch: Any, stop: Event) -> Any:
         stops.append(stop)
         return cancellable(watch, stop)
 
@@ -232,7 +232,7 @@ def test_a_scene_ends_with_its_run_at_the_next_strip_and_goes_on_in_the_next_run
     settings = {**SETTINGS, "distribute": {"regions": 5}}
     with monkeypatch.context() as patched:
         patched.setattr(pipeline.inference.region.run, "to_levels", to_levels)
-        patched.setattr(task_room, "cancellable", told)
+        patched.setattr(flow_tasks, "cancellable", record_stop)
         with pytest.raises(KeyboardInterrupt):
             segment_catalog([scene], model, str(out), settings)
     counts = json.loads((out / "run.json").read_text())["counts"]
@@ -245,23 +245,23 @@ def test_a_scene_ends_with_its_run_at_the_next_strip_and_goes_on_in_the_next_run
     assert report.reused == ["2 of 5 regions"]
 
 
-def test_a_webhook_is_told_how_a_run_ended_and_its_address_is_no_ones_business(
+def test_a_webhook_receives_how_a_run_ended_and_its_address_is_not_logged(
     tmp_path: Path,
     model: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told: list[dict[str, Any]] = []
-    with webhook(told=told) as address:
+    received: list[dict[str, Any]] = []
+    with webhook(received=received) as address:
         monkeypatch.setenv(WEBHOOK, address)
         out, damaged = str(tmp_path / "out"), str(write_damaged(tmp_path / "b.tif"))
         state = segment_catalog([damaged], model, out, SETTINGS, return_state=True)
         segment_catalog([damaged], model, out, SETTINGS)
-    assert [(each["flow"], each["state"], each["run"]) for each in told] == [
+    assert [(each["flow"], each["state"], each["run"]) for each in received] == [
         ("segment-catalog", end, f"{damaged} into {out}") for end in ("Failed", "Completed")
     ]
-    assert told[0]["message"] == state.message
-    assert told[0]["text"] == f"segment-catalog, {damaged} into {out}: Failed. {state.message}"
+    assert received[0]["message"] == state.message
+    assert received[0]["text"] == f"segment-catalog, {damaged} into {out}: Failed. {state.message}"
     assert "token" not in caplog.text
 
 
@@ -270,7 +270,7 @@ def test_a_webhook_that_fails_changes_no_run(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     flow: Flow[Any, Any] = segment_catalog
-    with webhook(told=[], status=500) as address:
+    with webhook(received=[], status=500) as address:
         addresses = {
             "refuses": address,
             "is not there": "http://127.0.0.1:1/secret",
@@ -278,7 +278,7 @@ def test_a_webhook_that_fails_changes_no_run(
             "is nonsense": "http://[secret",
         }
         monkeypatch.setenv(WEBHOOK, addresses[fault])
-        tell_end(flow, FlowRun(name="mine", flow_id="00000000-0000-4000-8000-000000000000"), Failed(message="why"))
+        notify_end(flow, FlowRun(name="mine", flow_id="00000000-0000-4000-8000-000000000000"), Failed(message="why"))
     assert f"the webhook of {WEBHOOK}" in caplog.text
     assert "secret" not in caplog.text
 
@@ -287,11 +287,11 @@ def test_a_device_serves_one_run_at_a_time_and_one_without_a_server_at_any(monke
     monkeypatch.setenv(MACHINE, "mill")
     name = "scenemill-mill-cpu"
     for _ in range(2):  # a limit is created once, and left alone when it is there
-        with device_turn("cpu"), pytest.raises(TimeoutError), concurrency(name, timeout_seconds=0.1):
+        with hold_devices("cpu"), pytest.raises(TimeoutError), concurrency(name, timeout_seconds=0.1):
             pass
-    with device_turn("cpu", scheduler="tcp://127.0.0.1:1"), concurrency(name, timeout_seconds=60):
+    with hold_devices("cpu", scheduler="tcp://127.0.0.1:1"), concurrency(name, timeout_seconds=60):
         pass
-    with concurrency(name), temporary_settings(restore_defaults={PREFECT_API_URL}), device_turn("cpu"):
+    with concurrency(name), temporary_settings(restore_defaults={PREFECT_API_URL}), hold_devices("cpu"):
         pass
 
 
@@ -302,9 +302,9 @@ def test_a_slot_that_cannot_be_given_back_fails_no_run(monkeypatch: pytest.Monke
         raise httpx.ConnectError("gone")
 
     monkeypatch.setattr("flows.device_limits.concurrency", lost)
-    with device_turn("cpu"):
+    with hold_devices("cpu"):
         pass
-    with pytest.raises(SceneError, match="as it was"), device_turn("cpu"):
+    with pytest.raises(SceneError, match="as it was"), hold_devices("cpu"):
         raise SceneError("as it was")
 
 
@@ -313,12 +313,12 @@ def test_a_server_that_goes_away_costs_pictures_and_no_result(
 ) -> None:
     asked: list[str] = []
 
-    def away(**given: object) -> None:
+    def unreachable(**given: object) -> None:
         asked.append(str(given.get("key", given.get("artifact_id"))))
         raise httpx.ConnectError("gone")
 
-    monkeypatch.setattr(pages, "create_table_artifact", away)
-    monkeypatch.setattr(pages, "update_progress_artifact", away)
+    monkeypatch.setattr(artifacts, "create_table_artifact", unreachable)
+    monkeypatch.setattr(artifacts, "update_progress_artifact", unreachable)
     scenes = [str(make_scene(name=f"{name}.tif")) for name in "abc"]
     assert len(segment_catalog(scenes, model, str(tmp_path / "out"), SETTINGS)) == 3
     assert len(asked) == 2  # the progress once, though three scenes were settled, and the table
@@ -327,8 +327,8 @@ def test_a_server_that_goes_away_costs_pictures_and_no_result(
 def test_long_runs_have_pages_of_bounded_size(
     make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "MOST_CARDS", 1)
-    monkeypatch.setattr(pages, "MOST_ROWS", 2)
+    monkeypatch.setattr(artifacts, "MAX_SCENE_PAGES", 1)
+    monkeypatch.setattr(artifacts, "MAX_ROWS", 2)
     scenes = [str(make_scene(name="a.tif", height=300, width=400)), str(make_scene(name="b.tif"))]
     scenes += [str(write_damaged(tmp_path / "c.tif"))]
     state = segment_catalog(scenes, model, str(tmp_path / "out"), SETTINGS, return_state=True)
@@ -346,8 +346,8 @@ def test_long_runs_have_pages_of_bounded_size(
 
 def test_a_model_that_vanishes_during_a_run_is_no_fault_of_the_scene(tmp_path: Path) -> None:
     entry = CatalogEntry(id="a", location=str(tmp_path / "a.tif"))
-    with pytest.raises(TransientError, match=r"no such checkpoint .* it was whole when the run began"):
-        task_room.segment_one.fn(entry, str(tmp_path / "gone.safetensors"), str(tmp_path), SegmentSpec(), Event())
+    with pytest.raises(TransientError, match=r"no such checkpoint .* it was valid when the run started"):
+        flow_tasks.segment_one.fn(entry, str(tmp_path / "gone.safetensors"), str(tmp_path), SegmentSpec(), Event())
 
 
 @pytest.mark.parametrize(
@@ -415,9 +415,9 @@ def test_every_deployment_names_a_flow_that_is_there_and_parameters_that_it_take
     assert len(names) == len(deployments)
     assert {name for _, name in names} == {"ad-hoc", "nightly"}
     for deployment in deployments:
-        room, _, function = deployment["entrypoint"].partition(":")
-        assert (ROOT / room).is_file()
-        named = getattr(importlib.import_module(room.removesuffix(".py").replace("/", ".")), function)
+        source, _, function = deployment["entrypoint"].partition(":")
+        assert (ROOT / source).is_file()
+        named = getattr(importlib.import_module(source.removesuffix(".py").replace("/", ".")), function)
         assert validate(deployment["parameters"], named.parameters.model_dump(), ignore_required=True) == []
         assert deployment["description"]
         assert "scenemill" in deployment["tags"]
@@ -451,7 +451,7 @@ def test_the_ad_hoc_entry_gives_the_same_files_as_the_command(
     scenes = [str(make_scene(name=name)) for name in ("town.tif", "village.tif", "wood.tif")]
     settings = ["tiling.tile_size=32", "catalog.limit=2", "merge.into=gpkg", f"area={write_half(Path(scenes[0]))}"]
     arguments = [*scenes, "--model", model, *(f"--set={setting}" for setting in settings)]
-    assert by_hand([*arguments, "--out", str(tmp_path / "flow")], result_action="return_value") == 0
+    assert from_command_line([*arguments, "--out", str(tmp_path / "flow")], result_action="return_value") == 0
     with pytest.raises(SystemExit) as done:
         main(["segment", *arguments, "--out", str(tmp_path / "command")])
     assert done.value.code == 0
@@ -465,20 +465,23 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_ad_hoc_entry_tells_a_new_failure_from_one_in_quarantine(tmp_path: Path, model: str) -> None:
+def test_the_ad_hoc_entry_distinguishes_a_new_failure_from_one_in_quarantine(tmp_path: Path, model: str) -> None:
     scenes = [str(write_damaged(tmp_path / f"{name}.tif")) for name in "ab"]
     arguments = [*scenes, "--model", model, "--out", str(tmp_path / "out"), "--set", "tiling.tile_size=32"]
-    codes = [by_hand([*arguments, *more], result_action="return_value") for more in ([], [], ["--retry-quarantined"])]
+    codes = [
+        from_command_line([*arguments, *more], result_action="return_value")
+        for more in ([], [], ["--retry-quarantined"])
+    ]
     assert codes == [1, 3, 1]
 
 
 @pytest.mark.parametrize(("missing", "code"), [("scene", 2), ("model", 2)], ids=["no such scene", "no such model"])
-def test_the_ad_hoc_entry_tells_wrong_usage_from_failed_scenes(
+def test_the_ad_hoc_entry_distinguishes_wrong_usage_from_failed_scenes(
     make_scene: MakeScene, tmp_path: Path, model: str, missing: str, code: int
 ) -> None:
     scene = "nowhere.tif" if missing == "scene" else str(make_scene())
     arguments = [scene, "--model", "nowhere.safetensors" if missing == "model" else model, "--out", str(tmp_path)]
-    assert by_hand(arguments, result_action="return_value") == code
+    assert from_command_line(arguments, result_action="return_value") == code
 
 
 @pytest.mark.slow
@@ -498,22 +501,22 @@ def test_the_ad_hoc_entry_runs_without_any_server_set_up(make_scene: MakeScene, 
 
 def test_the_ad_hoc_entry_refuses_wrong_settings_before_prefect_starts(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["a.tif", "--model", "m.safetensors", "--out", "out", "--set", "tiling.tile_sise=8"]
-    code = by_hand(arguments, result_action="return_value")
+    code = from_command_line(arguments, result_action="return_value")
     assert code == 2
     assert "did you mean tiling.tile_size?" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")  # it reads `sys.argv`, as it shall
 @pytest.mark.parametrize(
-    ("room", "flow"), [("segment", "segment-catalog"), ("evaluate", "evaluate-scenes"), ("train", "train-network")]
+    ("module", "flow"), [("segment", "segment-catalog"), ("evaluate", "evaluate-scenes"), ("train", "train-network")]
 )
-def test_every_flow_can_be_run_by_hand(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], room: str, flow: str
+def test_every_flow_can_be_run_from_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str, flow: str
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [f"{room}.py", "--help"])
+    monkeypatch.setattr(sys, "argv", [f"{module}.py", "--help"])
     with pytest.raises(SystemExit) as done:
-        runpy.run_path(str(ROOT / "flows" / f"{room}.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / "flows" / f"{module}.py"), run_name="__main__")
     shown = capsys.readouterr().out
     assert done.value.code in (0, None)
-    assert f"Usage: python -m flows.{room}" in shown
+    assert f"Usage: python -m flows.{module}" in shown
     assert flow in shown

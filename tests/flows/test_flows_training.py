@@ -1,4 +1,4 @@
-"""The training flow: the checkpoint of the command, told as artifacts; a second run has nothing to do."""
+"""The training flow: the checkpoint of the command, shown as artifacts; a second run has nothing to do."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from support.labelled import SMALL, Town
 
-from flows import tasks as task_room
-from flows import train as flow_room
+from flows import tasks as flow_tasks
+from flows import train as flow_train
 from flows.ad_hoc_train import command
 from flows.train import train_network
 from pipeline.cli import main
@@ -21,7 +21,7 @@ from pipeline.training.records import TrainReport
 
 pytestmark = pytest.mark.usefixtures("ephemeral")
 
-by_hand = command(train_network)
+from_command_line = command(train_network)
 
 
 def test_the_flow_trains_what_the_library_trains_and_shows_the_card(town: Town, tmp_path: Path) -> None:
@@ -48,11 +48,11 @@ def test_the_ad_hoc_entry_refuses_settings_before_prefect_starts(
     town: Town, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, code: int
 ) -> None:
     given = ["--images", str(town.image), "--labels", str(town.labels), "--out", str(tmp_path / "m.safetensors")]
-    assert by_hand([*given, "--set", key], result_action="return_value") == code
+    assert from_command_line([*given, "--set", key], result_action="return_value") == code
     assert key.partition("=")[0] in capsys.readouterr().err.replace("\n", "")
 
 
-def test_a_fault_of_the_world_is_tried_again_and_goes_on_where_the_training_stopped(
+def test_a_transient_error_is_retried_and_the_training_resumes_where_it_stopped(
     town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[int] = []
@@ -63,8 +63,8 @@ def test_a_fault_of_the_world_is_tried_again_and_goes_on_where_the_training_stop
             raise TransientError("the disk is away")
         return train(*given, **options)
 
-    monkeypatch.setattr(task_room, "train", shaky)
-    monkeypatch.setattr(flow_room, "train_one", task_room.train_one.with_options(retry_delay_seconds=0))
+    monkeypatch.setattr(flow_tasks, "train", shaky)
+    monkeypatch.setattr(flow_train, "train_one", flow_tasks.train_one.with_options(retry_delay_seconds=0))
     report = train_network([str(town.image)], [str(town.labels)], str(tmp_path / "m.safetensors"), SMALL)
     assert len(tries) == 3
     assert report.checkpoint.is_file()
@@ -76,10 +76,10 @@ def test_a_training_that_diverges_ends_with_the_same_code_in_flow_and_command(
     def diverge(*given: Any, **options: Any) -> TrainReport:
         raise DivergedError("the loss became NaN, before any checkpoint was worth keeping")
 
-    monkeypatch.setattr(task_room, "train", diverge)
+    monkeypatch.setattr(flow_tasks, "train", diverge)
     monkeypatch.setattr("pipeline.training.loop.train", diverge)
     given = ["--images", str(town.image), "--labels", str(town.labels), "--out", str(tmp_path / "m.safetensors")]
-    assert by_hand(given, result_action="return_value") == 1
+    assert from_command_line(given, result_action="return_value") == 1
     with pytest.raises(SystemExit) as done:
         main(["train", *given])
     assert done.value.code == 1

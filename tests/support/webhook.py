@@ -1,4 +1,4 @@
-"""A webhook on loopback that writes down what it is told."""
+"""A webhook on loopback that records requests."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 
 @contextmanager
-def webhook(*, told: list[dict[str, Any]], status: int = 200) -> Iterator[str]:
-    """Yield the address of a webhook that writes down what it is told."""
+def webhook(*, received: list[dict[str, Any]], status: int = 200) -> Iterator[str]:
+    """Yield the address of a webhook that records requests."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(status)
             self.end_headers()
 

@@ -1,4 +1,4 @@
-"""What becomes of faults: those of the world are tried again, and ours end a flow in one paragraph."""
+"""Retries of tasks after transient errors, and failed states without a traceback."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from pipeline.config import RunSpec
 from pipeline.errors import ScenemillError
 from pipeline.storage import is_transient
 
-Given = ParamSpec("Given")
+Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 
-def world_faults_retried(spec: RunSpec) -> dict[str, Any]:
-    """Options of every task: what disk, network and workers spoil is tried again; results lie on the disk."""
+def task_options(spec: RunSpec) -> dict[str, Any]:
+    """Options of every task: transient errors of disk, network and workers are retried; results lie on the disk."""
     return {
         "retries": spec.retries,
         "retry_delay_seconds": [*spec.pauses_s],
-        "retry_condition_fn": _failed_by_the_world,
+        "retry_condition_fn": _is_transient_failure,
         "cache_policy": NO_CACHE,
         "persist_result": False,
     }
 
 
-def _failed_by_the_world(task: Any, run: TaskRun, state: State[Any]) -> bool:
+def _is_transient_failure(task: Any, run: TaskRun, state: State[Any]) -> bool:
     return is_transient(state.result(raise_on_failure=False))
 
 
-def plainly(body: Callable[Given, Result]) -> Callable[Given, Result]:
-    """A flow that fails with our own errors as they are: one paragraph that an operator can act on, no traceback."""
+def fail_without_traceback(body: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Decorate the body of a flow: a `ScenemillError` becomes the message of its failed state, without a traceback."""
 
     @wraps(body)
-    def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+    def run(*args: Params.args, **kwargs: Params.kwargs) -> Result:
         try:
             return body(*args, **kwargs)
         except ScenemillError as error:
-            # Prefect takes a returned State for the run's own, and raises what it holds.
+            # Prefect takes a returned State as the state of the run, and raises the error in it.
             return cast("Result", Failed(message=str(error), data=error))
 
-    # Prefect reads types of parameters from here, and would look up their names in this module.
+    # Prefect reads the types of parameters from here, and would resolve their names in this module.
     run.__signature__ = inspect.signature(body, eval_str=True)  # type: ignore[attr-defined]
     return run

@@ -13,7 +13,7 @@ from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 
 from benchmarks.prefect_server import ROOT
 from flows.evaluate import evaluate_scenes
-from flows.forms import section_schema
+from flows.parameter_schema import section_schema
 from flows.segment import segment_catalog
 from flows.train import train_network
 from pipeline.config import SegmentSpec, build_settings, load_settings

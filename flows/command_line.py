@@ -22,7 +22,7 @@ Labels = Annotated[
 ]
 
 
-def run_once(
+def run_flow(
     app: App,
     start: Callable[[Settings], State[Any]],
     kind: type[Settings],

@@ -1,4 +1,4 @@
-"""A Prefect server that is away costs a picture, never a result."""
+"""Errors of the Prefect server API: logged, never raised, because artifacts are not results."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def unless_away() -> Iterator[None]:
-    """Go on when the server cannot be told."""
+def ignore_server_errors() -> Iterator[None]:
+    """Log an error of the server or of the connection to it, and continue."""
     try:
         yield
     except (httpx.HTTPError, PrefectException, OSError) as error:
-        log.warning("the Prefect server was not told: %s", type(error).__name__)
+        log.warning("the Prefect server could not be reached: %s", type(error).__name__)

@@ -1,4 +1,4 @@
-"""The model of a run, loaded once per process for all its tasks."""
+"""Model cache: the model of a run is loaded once per process and shared by its tasks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.run import RunModels, load_models, models_of
 
 
 def load_model(models: str | Sequence[str], spec: SegmentSpec) -> LoadedModel:
-    """The model or models of a run, loaded once per process, and again when a file has changed."""
-    wanted = models_of((models,) if isinstance(models, str) else models, spec)
-    changed_ns = tuple(Path(path).stat().st_mtime_ns if Path(path).is_file() else None for path in wanted.paths)
-    return _load(wanted, changed_ns)
+    """The model or ensemble of a run, from the cache unless a file has changed."""
+    run_models = models_of((models,) if isinstance(models, str) else models, spec)
+    changed_ns = tuple(Path(path).stat().st_mtime_ns if Path(path).is_file() else None for path in run_models.paths)
+    return _load(run_models, changed_ns)
 
 
 @lru_cache(maxsize=1)

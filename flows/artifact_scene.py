@@ -1,4 +1,4 @@
-"""A scene as a card for Prefect's pages: its picture, its counts, and where its files are."""
+"""Markdown artifact of a scene: its preview, its counts, and links to its files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from pipeline.results import SceneReport
 
 THUMBNAIL_PX = 256
-"""Longest side of a picture, which as a JPEG takes some 20 kB of the server's database."""
+"""Longest side of a thumbnail, which takes about 20 kB of the server's database as a JPEG."""
 
 
-def scene_card(report: SceneReport) -> str:
-    """A scene in Markdown: picture, counts, and where its files are."""
+def scene_markdown(report: SceneReport) -> str:
+    """A scene in Markdown: thumbnail, counts, and links to its files."""
     picture = thumbnail(Path(report.folder) / report.outputs.get("preview", "preview.png"))
     area_m2, seconds = sum(report.area_m2.values()), sum(report.seconds.values())
     files = [f"- {kind}: [{name}]({_link(report.folder, name)})" for kind, name in report.outputs.items()]
@@ -27,7 +27,7 @@ def scene_card(report: SceneReport) -> str:
 
 
 def thumbnail(path: Path) -> str | None:
-    """A picture as a `data:` address of bounded size, None where there is none on this machine's disks."""
+    """A picture as a `data:` URL of bounded size; None where the file is not on this machine."""
     if not path.is_file():
         return None
     from PIL import Image

@@ -1,8 +1,8 @@
-"""Settings as a form: what the server shows, fills in, and checks before a run is scheduled.
+"""JSON schema of the settings parameter: the form that a Prefect server shows and checks before a run is scheduled.
 
 A flow takes one of our frozen dataclasses. Its sections become nested parts of the form, the sentence under each field
-its help, a `Literal` a list to choose from. The server refuses unknown keys, wrong types, and numbers that are right in
-no case; all other rules are held by the code that reads settings files, before the flow does anything.
+its help, a `Literal` a list to choose from. The server refuses unknown keys, wrong types, and numbers that no settings
+accept; all other rules are checked by the code that reads settings files, before the flow does any work.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pipeline.config import build_settings
 from pipeline.errors import SettingsError
 
 PLACE = "flow parameter settings"
-"""Where wrong settings were found, as errors say it."""
-USUAL = (0.5, 1, 2, 10, 100)
-"""A number that takes none of these besides its default has rules of its own, of which a form can know nothing."""
-BEYOND_ONE = (2, 10, 1e9)
+"""The origin of the settings in error messages."""
+COMMON_NUMBERS = (0.5, 1, 2, 10, 100)
+"""A field that accepts none of these besides its default gets no bounds: its rules are more than a range."""
+ABOVE_ONE = (1 + 1e-9, 2, 10, 1e9)
 
 
-def reader(kind: type[Any]) -> BeforeValidator:
-    """What makes settings of a kind of the nested values that a form or a command gave."""
+def settings_validator(kind: type[Any]) -> BeforeValidator:
+    """A validator that builds settings of a dataclass from the nested values of a form or a command."""
 
     def read(value: object) -> object:
         return build_settings(kind, value or {}, place=PLACE) if value is None or isinstance(value, Mapping) else value
@@ -36,13 +36,13 @@ def reader(kind: type[Any]) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-def form(kind: type[Any]) -> WithJsonSchema:
-    """What shows settings of a kind as a form."""
+def settings_schema(kind: type[Any]) -> WithJsonSchema:
+    """The JSON schema of a settings dataclass."""
     return WithJsonSchema(section_schema(kind()))
 
 
 def section_schema(section: Any) -> dict[str, Any]:
-    """The JSON schema of a section, whole in itself; its defaults are the values of this instance."""
+    """The JSON schema of a section, self-contained; its defaults are the values of this instance."""
     kind = type(section)
     hints, sentences = get_type_hints(kind), dict(field_sentences(kind))
     return {
@@ -73,29 +73,29 @@ def _field_schema(section: Any, name: str, hint: Any) -> dict[str, Any]:
     schema: dict[str, Any] = {**TypeAdapter(hint).json_schema(), "title": name, "default": _plain(value)}
     for part in (schema, *schema.get("anyOf", ())):
         if part.get("type") in ("integer", "number") and "enum" not in part:
-            part.update(_limits(section, name, whole=part["type"] == "integer"))
+            part.update(_bounds(section, name, whole=part["type"] == "integer"))
     return schema
 
 
-def _limits(section: Any, name: str, *, whole: bool) -> dict[str, float]:
-    """Whether a number must be over 0, or at most 1: asked of the section, which holds the rules."""
+def _bounds(section: Any, name: str, *, whole: bool) -> dict[str, float]:
+    """Whether a number must be above 0, or at most 1: found by building the section, which holds the rules."""
 
-    def takes(number: float) -> bool:
+    def accepts(number: float) -> bool:
         try:
             dataclasses.replace(section, **{name: number})
         except SettingsError:
             return False
         return True
 
-    limits: dict[str, float] = {}
-    if not any(takes(number) for number in USUAL if number != getattr(section, name)):
-        return limits
-    if not takes(-1) and (whole or not takes(-1e-9)):
-        over_zero: dict[str, float] = {"minimum": 1} if whole else {"exclusiveMinimum": 0}
-        limits |= {"minimum": 0} if takes(0) else over_zero
-    if not whole and not any(map(takes, (1 + 1e-9, *BEYOND_ONE))):
-        limits |= {"maximum": 1} if takes(1) else {"exclusiveMaximum": 1}
-    return limits
+    bounds: dict[str, float] = {}
+    if not any(accepts(number) for number in COMMON_NUMBERS if number != getattr(section, name)):
+        return bounds
+    if not accepts(-1) and (whole or not accepts(-1e-9)):
+        positive: dict[str, float] = {"minimum": 1} if whole else {"exclusiveMinimum": 0}
+        bounds |= {"minimum": 0} if accepts(0) else positive
+    if not whole and not any(map(accepts, ABOVE_ONE)):
+        bounds |= {"maximum": 1} if accepts(1) else {"exclusiveMaximum": 1}
+    return bounds
 
 
 def _plain(value: object) -> Any:
