@@ -1,36 +1,36 @@
-"""Every error Scenemill raises on purpose, in one tree.
+"""Exceptions that Scenemill raises on purpose, in one tree.
 
     ScenemillError
-    ├── SettingsError       wrong usage: a setting, a path, an argument         exit code 2
-    ├── SceneError          the scene cannot be processed correctly: refused    never retried, quarantined
-    │   └── DamagedSceneError   its bytes are damaged                           never retried, quarantined
-    ├── ModelError          the checkpoint or predictor is unusable or unfit    never retried, quarantined
-    ├── DivergedError       training found no weights worth keeping             never retried
-    ├── LabelError          labels cannot be used for training or evaluation    never retried
-    └── TransientError          disk, network or a worker failed; a retry may help  retried
-        ├── AccessError         a store refuses us, for who we are              never retried
-        ├── MissingError        a store has no such bucket or object            retried
-        └── ConflictError       somebody else wrote the same object             retried
+    ├── SettingsError           a setting, path or argument is wrong                    exit code 2
+    ├── SceneError              the scene cannot be processed correctly                 never retried, quarantined
+    │   └── DamagedSceneError   its bytes are damaged                                   never retried, quarantined
+    ├── ModelError              the checkpoint or predictor is unusable or unfit        never retried, quarantined
+    ├── DivergedError           training found no weights worth keeping                 never retried
+    ├── LabelError              labels cannot be used for training or evaluation        never retried
+    └── TransientError          disk, network or a worker failed; a retry may help      retried
+        ├── AccessError         a store denies access to these credentials              never retried
+        ├── MissingError        a store has no such bucket or object                    retried
+        └── ConflictError       another process wrote the same object                   retried
 
-Each message gives the rule, the offending value, where it was found and the way out, in one
-paragraph that an operator can act on without reading code.
+Each message gives the rule, the offending value, its source and the remedy, in one paragraph that an operator can act
+on without reading code.
 """
 
 
 class ScenemillError(Exception):
-    """The root: anything Scenemill reports as one clear paragraph instead of a traceback."""
+    """Base class; the command reports it as one paragraph instead of a traceback."""
 
 
 class SettingsError(ScenemillError):
-    """A setting, argument or path is wrong; nothing has been started."""
+    """A setting, argument or path is wrong; no work has started."""
 
 
 class SceneError(ScenemillError):
-    """A scene is refused because it cannot be processed correctly; the reason is in the message."""
+    """A scene cannot be processed correctly and is refused."""
 
 
 class DamagedSceneError(SceneError):
-    """A scene's bytes cannot be decoded; met on opening or half-way through reading."""
+    """A scene's bytes cannot be decoded, on opening or while reading."""
 
 
 class ModelError(ScenemillError):
@@ -46,11 +46,11 @@ class LabelError(ScenemillError):
 
 
 class TransientError(ScenemillError):
-    """A fault outside the data (disk, network, worker); the same work may succeed later."""
+    """Disk, network or a worker failed, not the data; a retry may succeed."""
 
 
 class AccessError(TransientError):
-    """A store or server refuses for want of credentials or permission; only the operator can mend that."""
+    """A store or server denies access; only the operator can change that."""
 
 
 class MissingError(TransientError):
@@ -58,4 +58,4 @@ class MissingError(TransientError):
 
 
 class ConflictError(TransientError):
-    """What was to be written only under a condition was written by somebody else."""
+    """A conditional write failed because another process wrote the object."""

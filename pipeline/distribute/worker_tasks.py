@@ -136,7 +136,7 @@ def fetch_all(files: Mapping[str, int], exchange: Exchange, folder: Path) -> Non
 
 def check_scene_seen(scene: Scene) -> None:
     """Raise SettingsError when a scene on some disk cannot be seen from this machine."""
-    unseen = [file.location for file in scene.files if file.location.has_vanished]
+    unseen = [file.location for file in scene.files if file.location.is_missing]
     if unseen:
         raise SettingsError(
             f"{unseen[0]}: the worker on {socket.gethostname()} does not see this scene; workers open scenes by "

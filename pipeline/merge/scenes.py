@@ -107,7 +107,7 @@ def _finished(results: Results, scene_id: str) -> MergedScene | None:
     if found.content_key is not None and results.finished(scene_id, found.content_key) is None:
         return None
     place = results.place(f"{scene_id}/{names['probability']}")
-    with place.environment(alone=True), MosaicReader(Path(place.gdal_path)) as mosaic:
+    with place.environment(ignore_sidecars=True), MosaicReader(Path(place.gdal_path)) as mosaic:
         grid, card = mosaic.grid, mosaic.card
     size, key = str(sizes[names["polygons"]]), found.content_key or hashlib.sha256(content).hexdigest()
     return MergedScene(

@@ -36,7 +36,7 @@ def write_item(results: Results, report: SceneReport) -> None:
     if grid is not None and _content(build_item(report, grid, sizes)) == former:
         return
     place = results.place(f"{report.scene}/{report.outputs['probability']}")
-    with place.environment(alone=True), MosaicReader(Path(place.gdal_path)) as mosaic:
+    with place.environment(ignore_sidecars=True), MosaicReader(Path(place.gdal_path)) as mosaic:
         grid = mosaic.grid
     with results.turn():
         results.write(name, _content(build_item(report, grid, sizes)))

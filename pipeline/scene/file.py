@@ -115,7 +115,7 @@ def opened(place: Location, drivers: Sequence[str], *, alone: bool = False) -> I
     """
     version = place.check_exists()
     alone = alone or not place.may_have_sidecars()
-    with place.environment(alone=alone), _damage_told(place), _open(place, drivers) as dataset:
+    with place.environment(ignore_sidecars=alone), _damage_told(place), _open(place, drivers) as dataset:
         yield OpenFile(dataset=dataset, location=place, version=version)
 
 
@@ -247,7 +247,7 @@ def _read_fault(place: Location, window: Window, error: Exception) -> DamagedSce
     where = f"rows {window.row_off}..{window.row_off + window.height - 1}, columns {window.col_off}.."
     where += str(window.col_off + window.width - 1)
     cause = str(error.__cause__ or error).strip().rstrip(".")
-    if place.has_vanished or (place.is_remote and not _is_undecodable(error)):
+    if place.is_missing or (place.is_remote and not _is_undecodable(error)):
         return TransientError(f"{place}: reading {where} failed: {cause}; check the network or disk and run again")
     return DamagedSceneError(
         f"{place}: damaged at {where}: {cause}; fetch or write the file again, nothing of it was published"

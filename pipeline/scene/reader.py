@@ -100,7 +100,7 @@ class _LayerReader:
 
     def _read_file(self, file: SceneFile, handles: ThreadHandles, window: Window) -> Pixels:
         alone = file.mask == "none"  # of what may lie beside it, only a mask is read with the pixels
-        with read_faults(file, window), file.location.environment(alone=alone):
+        with read_faults(file, window), file.location.environment(ignore_sidecars=alone):
             return read_stored(handles.get(), file, window, dtype=self._dtype, when=self._when)
 
     def _read_halves(self, window: Window) -> Pixels:

@@ -1,7 +1,7 @@
-"""The exchange place: where machines that share no other folder leave files for one another.
+"""Staging areas: files exchanged between machines that share no other folder.
 
-A file is made where its maker works, and then sent whole: it appears in the exchange place under its name, or not at
-all. So the place may be anything that takes whole files: a network file system, or an object store.
+A file is written on the local disk first and then uploaded whole: it appears under its name, or not at all. So a
+staging area needs no more than atomic uploads: a folder on a network file system, or an object store.
 """
 
 from __future__ import annotations
@@ -19,51 +19,52 @@ from pipeline.storage.s3_folder import LocalFile, StoreFolder
 
 
 class Exchange(Protocol):
-    """A place for files that several machines reach; it pickles, compares, and serves several threads at once."""
+    """A staging area that several machines reach; picklable, comparable, and safe to use from several threads."""
 
     def __hash__(self) -> int:
-        """Of its address."""
+        """By its address."""
         ...
 
     def child(self, name: str) -> Exchange:
-        """A place inside this one."""
+        """A staging area inside this one."""
 
     def upload(self, path: Path, name: str) -> int:
-        """Bring a local file there, whole, under a name that may have slashes; returns its bytes.
+        """Upload a local file under a name, which may have slashes; returns its bytes.
 
         Raises:
-            TransientError: this machine does not reach the place, or disk or network refuse.
+            TransientError: the staging area is not reachable from this machine, or disk or network fail.
         """
 
     def fetch(self, name: str, target: Path, *, size: int | None = None) -> None:
-        """Bring a file from there into a local file, which appears whole or not at all.
+        """Download a file atomically.
 
         Args:
-            name: the file.
+            name: the uploaded file.
             target: the local file; its folder must exist.
-            size: bytes that it must have, where that is known.
+            size: expected bytes, if known.
 
         Raises:
-            TransientError: the file is not there, or not whole, or disk or network refuse.
+            TransientError: the file is missing or truncated, or disk or network fail.
         """
 
     def exists(self, name: str) -> bool:
-        """Whether such a file is there."""
+        """Whether the file was uploaded."""
 
     def delete(self) -> None:
-        """Remove all that lies in the place, and the place; what cannot be removed stays."""
+        """Delete the staging area with its files; those that cannot be deleted stay."""
 
 
 def open_exchange(address: str) -> Exchange:
-    """The exchange place at an address: `s3://...`, or a folder, which is made if it is missing.
+    """The staging area at an address: `s3://...`, or a folder, which is created if it is missing.
 
     Raises:
-        SettingsError: no address that can be one.
-        TransientError: the folder cannot be made, or the store not be reached.
+        SettingsError: the address has another scheme, or is malformed.
+        TransientError: the folder cannot be created, or the store cannot be reached.
     """
     scheme, is_address, _ = address.partition("://")
     if scheme == "s3" and is_address:
-        return open_store(address)
+        StoreFolder(address).check_reading()
+        return StoreExchange(address=address)
     if is_address:
         raise SettingsError(
             f"distribute.exchange = {address!r}: files cannot be exchanged through {scheme}://; name a folder, or s3://"
@@ -75,12 +76,12 @@ def open_exchange(address: str) -> Exchange:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderExchange:
-    """A folder that every machine sees under the same path."""
+    """A folder that all machines mount under the same path."""
 
     root: Path
-    """The folder that the operator named; it is there on every machine, or that machine does not see it."""
+    """The folder of `distribute.exchange`; a machine where it is missing has not mounted it."""
     folder: Path
-    """The place inside it."""
+    """The staging area, inside it."""
 
     def child(self, name: str) -> FolderExchange:
         """See `Exchange`."""
@@ -89,7 +90,7 @@ class FolderExchange:
     def upload(self, path: Path, name: str) -> int:
         """See `Exchange`."""
         if not self.root.is_dir():
-            raise _unseen(self.root)
+            raise _not_visible(self.root)
         target = self.folder / name
         ensure_dir(target.parent)
         with atomic_path(target) as partial:
@@ -103,8 +104,8 @@ class FolderExchange:
             try:
                 shutil.copyfile(source, partial)
             except FileNotFoundError as error:
-                raise _unseen(source) from error
-            check_whole(source, partial.stat().st_size, size)
+                raise _not_visible(source) from error
+            _check_size(source, partial.stat().st_size, size)
 
     def exists(self, name: str) -> bool:
         """See `Exchange`."""
@@ -115,66 +116,55 @@ class FolderExchange:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def check_whole(place: object, found: int, wanted: int | None) -> None:
-    """Raise TransientError when a file has not the bytes that were sent."""
-    if wanted is not None and found != wanted:
-        raise TransientError(
-            f"{place}: {found:,} bytes arrived of {wanted:,}; look at the exchange place, and run again"
-        )
-
-
-def _unseen(path: Path) -> TransientError:
-    return TransientError(
-        f"{path}: not to be seen on {socket.gethostname()}; distribute.exchange must name a folder that client and "
-        "workers see under one path, e.g. on a network file system"
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class StoreExchange:
-    """Objects below an `s3://` address; every machine reaches them with credentials of its own."""
+    """Objects below an `s3://` address; each machine uses its own credentials."""
 
     address: str
-    """The address that the operator named."""
-    inside: str = ""
-    """The place below it: folders, each with a slash behind."""
+    """The address of `distribute.exchange`."""
+    prefix: str = ""
+    """The staging area below it: empty, or folders that each end in a slash."""
 
     def child(self, name: str) -> StoreExchange:
         """See `Exchange`."""
-        return replace(self, inside=f"{self.inside}{name}/")
+        return replace(self, prefix=f"{self.prefix}{name}/")
 
     def upload(self, path: Path, name: str) -> int:
         """See `Exchange`."""
-        self._store.upload({f"{self.inside}{name}": LocalFile(path=path, sha256=sha256_file(path))})
+        self._store.upload({f"{self.prefix}{name}": LocalFile(path=path, sha256=sha256_file(path))})
         return path.stat().st_size
 
     def fetch(self, name: str, target: Path, *, size: int | None = None) -> None:
         """See `Exchange`."""
         with atomic_path(target) as partial:
-            self._store.download(f"{self.inside}{name}", partial)
-            check_whole(self._store.address(f"{self.inside}{name}"), partial.stat().st_size, size)
+            self._store.download(f"{self.prefix}{name}", partial)
+            _check_size(self._store.address(f"{self.prefix}{name}"), partial.stat().st_size, size)
 
     def exists(self, name: str) -> bool:
         """See `Exchange`."""
-        return self._store.sha256_of(f"{self.inside}{name}") is not None
+        return self._store.sha256_of(f"{self.prefix}{name}") is not None
 
     def delete(self) -> None:
         """See `Exchange`."""
-        folder = self.inside.rstrip("/")
+        folder = self.prefix.rstrip("/")
         with suppress(TransientError):
-            self._store.remove(f"{self.inside}{name}" for name in self._store.list_files(folder))
+            self._store.remove(f"{self.prefix}{name}" for name in self._store.list_files(folder))
 
     @property
     def _store(self) -> StoreFolder:
         return StoreFolder(self.address)
 
 
-def open_store(address: str) -> StoreExchange:
-    """The exchange place at an `s3://` address.
+def _check_size(source: object, size: int, expected: int | None) -> None:
+    if expected is not None and size != expected:
+        raise TransientError(
+            f"{source}: {size:,} of {expected:,} bytes arrived; check the staging area (distribute.exchange), "
+            "and run again"
+        )
 
-    Raises:
-        SettingsError: no address of that form.
-        TransientError: it cannot be reached with the credentials of this machine.
-    """
-    StoreFolder(address).check_reading()
-    return StoreExchange(address=address)
+
+def _not_visible(path: Path) -> TransientError:
+    return TransientError(
+        f"{path}: not visible on {socket.gethostname()}; distribute.exchange must name a folder that client and "
+        "workers mount under the same path, e.g. on a network file system"
+    )

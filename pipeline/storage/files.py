@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever is killed and whenever; and who may write where."""
+"""Atomic file writes and advisory locks: a file appears whole or not at all, whenever a process is killed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from uuid import uuid4
 
 from pipeline.errors import TransientError
 
+_TOKEN_DIGITS = 8
+"""Random hexadecimal digits in the name of a partial file; several processes may write the same target."""
+
 
 def sha256_file(file: Path) -> str:
-    """What a file's content is known by."""
+    """SHA-256 of a file's content, in hexadecimal."""
     with file.open("rb") as stream:
-        return f"{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_of_json(document: object) -> str:
@@ -26,25 +29,21 @@ def sha256_of_json(document: object) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
-_TOKEN = 8
-"""Hexadecimal digits that tell the writers of one file apart."""
-
-
 @contextmanager
 def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
-    """A path beside the target to write a file to: flushed to the disk and renamed on success, removed on failure.
+    """Yield a temporary path in the target's folder; on success it is fsynced and renamed, on failure removed.
 
-    `path` is the former file, or none, until it is the whole new one. What lies beside the written file under a
-    longer name, such as a database's journal, is removed with it.
+    `path` is the previous file, or absent, until it is the complete new one. Files whose names begin with that of the
+    temporary file, such as a database's journal, are removed as well.
 
     Args:
         path: the file to write or replace; its folder must exist.
-        ending: how the written file's name must end, for libraries that judge a file by its name.
+        ending: suffix of the temporary file's name, for libraries that check a file's suffix.
 
     Raises:
-        TransientError: the disk refuses, here or in the body.
+        TransientError: the disk fails, here or in the body.
     """
-    partial = path.with_name(f".{path.name}.{uuid4().hex[:_TOKEN]}.partial{ending}")
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:_TOKEN_DIGITS]}.partial{ending}")
     try:
         yield partial
         fsync(partial)
@@ -57,20 +56,20 @@ def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a file, text as UTF-8, whole or not at all.
+    """Write a file atomically, text as UTF-8.
 
     Raises:
-        TransientError: the disk refuses.
+        TransientError: the disk fails.
     """
     with atomic_path(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def ensure_dir(folder: Path) -> None:
-    """Make a folder and those above it, where they are missing.
+    """Create a folder and its missing parents.
 
     Raises:
-        TransientError: the disk refuses.
+        TransientError: the disk fails.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,8 +78,8 @@ def ensure_dir(folder: Path) -> None:
 
 
 def remove_stale_partials(path: Path) -> None:
-    """Remove what killed writers of a file left beside it; only where nobody else writes it now."""
-    _remove(path.parent, f".{escape(path.name)}.{'[0-9a-f]' * _TOKEN}.partial*")
+    """Delete partial files of `path` that interrupted writers left; the caller must hold the lock of their folder."""
+    _remove(path.parent, f".{escape(path.name)}.{'[0-9a-f]' * _TOKEN_DIGITS}.partial*")
 
 
 def fsync(path: Path) -> None:
@@ -94,10 +93,10 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def directory_lock(folder: Path) -> Iterator[None]:
-    """Be alone in changing what a folder holds, which is made if it is missing: others who ask for it wait.
+    """Hold the exclusive lock of a folder, which is created if it is missing; wait while another process holds it.
 
     Raises:
-        TransientError: the disk refuses.
+        TransientError: the disk fails.
     """
     ensure_dir(folder)
     try:
@@ -105,19 +104,23 @@ def directory_lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise TransientError(f"{folder}: cannot be opened: {error}; check the disk and its permissions") from error
     try:
-        try_lock(handle, wait=True)
+        _flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
 
 
-def try_lock(handle: int, *, wait: bool = False) -> bool:
-    """Take the lock of an open file or folder, until the handle closes or the process dies; False = another has it.
+def try_lock(handle: int) -> bool:
+    """Take the lock of an open file or folder, until the handle closes or the process dies; False = it is held.
 
-    Some network disks know no locks; there it is taken for granted.
+    Network disks without locks grant it always.
     """
+    return _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _flock(handle: int, operation: int) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(handle, operation)
     except BlockingIOError:
         return False
     except OSError:

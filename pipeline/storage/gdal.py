@@ -1,7 +1,7 @@
-"""GDAL as we use it: one dataset handle per thread, and a small block cache.
+"""GDAL dataset handles per thread, a small block cache, and thread-safe suppression of NotGeoreferencedWarning.
 
 Handles are neither thread-safe nor picklable. Every block is decoded once by design, so GDAL's cache
-(5 % of the machine's memory by default) would only hold what nobody asks for again.
+(5 % of the machine's memory by default) would only hold blocks that are not read again.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from rasterio.env import set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning
 
 CACHE_BYTES = 128 * 2**20
-"""GDAL's block cache for the whole process, unless the operator sets the variable GDAL_CACHEMAX."""
+"""GDAL's block cache of the process, unless the environment variable GDAL_CACHEMAX is set."""
 
 
 def limit_block_cache() -> None:
-    """Keep GDAL's cache small, for good: a rasterio.Env would undo it on leaving, in whichever thread."""
+    """Limit GDAL's cache for the life of the process: a rasterio.Env would reset it on exit, in any thread."""
     if "GDAL_CACHEMAX" not in os.environ:
         set_gdal_config("GDAL_CACHEMAX", CACHE_BYTES)
 
 
 class ThreadHandles:
-    """Opens a dataset at most once in each thread that asks, and closes them all together."""
+    """One dataset handle per thread, opened on first use; `close` closes all of them."""
 
     def __init__(self, open_dataset: Callable[[], DatasetReader]) -> None:
-        """`open_dataset` makes a new handle."""
         limit_block_cache()
         self._open = open_dataset
         self._local = threading.local()
@@ -47,7 +46,7 @@ class ThreadHandles:
         return dataset
 
     def close(self) -> None:
-        """Close every thread's handle; no thread may be using one."""
+        """Close every thread's handle; none may be in use."""
         with self._lock:
             for dataset in self._opened:
                 dataset.close()
@@ -55,43 +54,43 @@ class ThreadHandles:
             self._local = threading.local()
 
 
-class _Silence:
-    """Who is silent at the moment, and what the filters were before."""
+class _GeorefWarningFilter:
+    """Warning filters are global: the first thread in installs ours, and the last one out restores them."""
 
     def __init__(self) -> None:
-        self._turn = threading.Condition()
-        self._inside = 0
+        self._changed = threading.Condition()
+        self._active = 0
         self._filters = warnings.catch_warnings()
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
+    def suppressed(self) -> Iterator[None]:
         """See `suppress_georef_warnings`."""
-        with self._turn:
-            if not self._inside:
+        with self._changed:
+            if not self._active:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            self._inside += 1
+            self._active += 1
         try:
             yield
         finally:
-            with self._turn:
-                self._inside -= 1
-                if not self._inside:
+            with self._changed:
+                self._active -= 1
+                if not self._active:
                     self._filters.__exit__(None, None, None)
-                    self._turn.notify_all()
+                    self._changed.notify_all()
 
     @contextmanager
-    def kept_off(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """See `exclusive_warning_filters`."""
-        with self._turn:
-            self._turn.wait_for(lambda: not self._inside)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._active)
             yield
 
 
-_SILENCE = _Silence()
+_FILTER = _GeorefWarningFilter()
 
-suppress_georef_warnings = _SILENCE.shared
-"""Context in which rasterio does not warn of rasters without georeferencing; any number of threads may be in it."""
-exclusive_warning_filters = _SILENCE.kept_off
-"""Context for what changes the filters itself, one thread at a time: nobody is `suppress_georef_warnings` meanwhile."""
+suppress_georef_warnings = _FILTER.suppressed
+"""Context without rasterio's NotGeoreferencedWarning; any number of threads may enter it."""
+exclusive_warning_filters = _FILTER.exclusive
+"""Context for code that changes warning filters; one thread at a time, and no `suppress_georef_warnings` with it."""

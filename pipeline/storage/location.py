@@ -1,7 +1,7 @@
-"""Where a raster lies: a local path or an object-store address, and how GDAL reaches it.
+"""Paths and addresses of rasters, and GDAL's names and options for them.
 
-Schemes are an allow-list, so nothing in a catalog can make GDAL read what the operator did not name:
-GDAL's own virtual paths (`/vsi...`) and driver prefixes (`NETCDF:...`) are refused.
+Only schemes of an allow-list are accepted, so that no catalog can make GDAL open other files:
+GDAL's virtual paths (`/vsi...`) and driver prefixes (`NETCDF:...`) are refused.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _REMOTE_OPTIONS = {
     "GDAL_HTTP_RETRY_DELAY": "0.5",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
-    # Nothing is kept of a file once it is closed: it may be replaced, and a worker lives for many scenes.
+    # No cache of a closed file: it may be replaced, and a worker process runs many scenes.
     "CPL_VSIL_CURL_NON_CACHED": "/vsis3/:/vsicurl/",
     "VSI_CACHE": "TRUE",
     "VSI_CACHE_SIZE": "67108864",
 }
 
-_MAGIC = {
+_FILE_KINDS = {
     b"II*\0": "a TIFF",
     b"MM\0*": "a TIFF",
     b"II+\0": "a BigTIFF",
@@ -52,38 +52,38 @@ _MAGIC = {
 }
 
 
-SIGNATURES = {"signature", "sig", "x-amz-signature", "x-goog-signature"}
-"""Names of parameters that sign a web address."""
-SIGNED_WITH = SIGNATURES | {
+SIGNATURE_PARAMETERS = {"signature", "sig", "x-amz-signature", "x-goog-signature"}
+"""Query parameters that hold the signature of a URL."""
+SIGNING_PARAMETERS = SIGNATURE_PARAMETERS | {
     *("awsaccesskeyid", "expires", "policy", "key-pair-id", "googleaccessid"),
     *("sv", "st", "se", "sr", "sp", "spr", "sip", "ss", "srt", "skoid", "sktid", "skt", "ske", "sks", "skv"),
 }
-"""Those that come with a signature of Amazon, Google or Azure."""
+"""These and the parameters that accompany a signature of Amazon, Google or Azure."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """A raster's address as the user gave it, and GDAL's name for it."""
+    """A raster's path or address as given, and the path for GDAL."""
 
     text: str
-    """What the user wrote."""
+    """As given."""
     gdal_path: str
-    """What GDAL opens."""
+    """The path that GDAL opens."""
     is_remote: bool = False
-    """True when a network lies between."""
+    """True = on a server."""
 
     def __str__(self) -> str:
         return self.text
 
     @property
     def stem(self) -> str:
-        """The file name without folder and last suffix, made safe as a folder's name; names the scene."""
+        """The file name without folder and last suffix, as a safe folder name; the scene's default id."""
         path = unquote(urlsplit(self.text).path) if self.is_remote else Path(self.text).name
         return sanitize_name(PurePosixPath(path).stem)
 
     @property
     def persistent_path(self) -> str:
-        """What GDAL opens, without the signature that a web address may bear: the same from day to day."""
+        """The GDAL path without the signature of a signed URL, which changes from day to day."""
         return _without_signature(self.gdal_path) if self.is_remote else self.gdal_path
 
     @property
@@ -97,44 +97,41 @@ class Location:
         return None if self.is_remote else Path(self.gdal_path).stat().st_mtime_ns
 
     @property
-    def has_vanished(self) -> bool:
-        """True when a local file is no longer there."""
+    def is_missing(self) -> bool:
+        """True when a local file does not exist."""
         return not self.is_remote and not Path(self.gdal_path).exists()
 
     def may_have_sidecars(self) -> bool:
-        """Whether files may lie beside a remote one that change how it is read; a store is asked for that.
+        """Whether a remote file may have sidecars that change how it is read; lists the store.
 
         Raises:
-            AccessError: the place needs credentials, and there are none.
+            AccessError: there are no credentials.
         """
         return self.is_remote and _names_a_file(self.text) and may_have_sidecars(self.text)
 
-    def environment(self, *, alone: bool = False) -> rasterio.Env:
-        """GDAL's settings for reading from here; use as a context manager around every GDAL call.
+    def environment(self, *, ignore_sidecars: bool = False) -> rasterio.Env:
+        """GDAL options for reading this file; use as a context manager around every GDAL call.
 
         Args:
-            alone: nothing beside a remote file is looked for; a local one is read with its sidecars all the same.
+            ignore_sidecars: do not look for sidecars of a remote file; a local file is read with them all the same.
 
         Raises:
-            AccessError: the place needs credentials, and there are none.
+            AccessError: there are no credentials.
         """
         if not self.is_remote:
             return rasterio.Env(session=DummySession())
-        options = _REMOTE_OPTIONS | _sidecar_options(self.text, alone)
+        options = _REMOTE_OPTIONS | _sidecar_options(self.text, ignore_sidecars)
         if not self.gdal_path.startswith(_PREFIX_OF_SCHEME["s3"]):
             return rasterio.Env(session=DummySession(), **options)
         access = store_access()
         return rasterio.Env(session=access.session, **options, **access.options)
 
     def check_exists(self) -> str | None:
-        """Find out whether a file is there that can be read.
-
-        Returns:
-            What tells this version of a remote file from any other, where its server says it; see `remote_version`.
+        """Check that the file exists and is readable; returns the version of a remote file, see `remote_version`.
 
         Raises:
-            SceneError: it is missing, a folder or empty, or a local one may not be read.
-            TransientError: disk, network or store refuse.
+            SceneError: it is missing, a folder or empty, or a local file is not readable.
+            TransientError: disk, network or store fail.
         """
         if self.is_remote:
             return remote_version(self.text)
@@ -154,15 +151,15 @@ class Location:
             raise DamagedSceneError(f"{self}: an empty file (0 bytes); fetch it again")
         return None
 
-    def unreadable_error(self, drivers: Sequence[str], faults: list[str]) -> SceneError:
-        """The error for a local file that none of the allowed drivers opens."""
+    def unreadable_error(self, drivers: Sequence[str], errors: list[str]) -> SceneError:
+        """The error for a local file that no allowed driver opens."""
         with Path(self.gdal_path).open("rb") as file:
             head = file.read(64).lstrip()
-        kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+        kind = next((name for signature, name in _FILE_KINDS.items() if head.startswith(signature)), None)
         allowed = ", ".join(drivers)
         if kind in ("a TIFF", "a BigTIFF"):
             return DamagedSceneError(
-                f"{self}: {kind} that cannot be opened: {faults[0]}; write or fetch it again{_codec(faults[0])}"
+                f"{self}: {kind} that cannot be opened: {errors[0]}; write or fetch it again{_codec_hint(errors[0])}"
             )
         what = f"is {kind}" if kind else "is not a raster this system knows"
         return SceneError(
@@ -172,7 +169,7 @@ class Location:
 
 
 def resolve_location(location: str | Path) -> Location:
-    """Turn a path or address into a Location, refusing every scheme but the allowed ones.
+    """Parse a path or address; only allowed schemes are accepted.
 
     Raises:
         SceneError: a scheme or virtual path that is not allowed.
@@ -188,25 +185,25 @@ def resolve_location(location: str | Path) -> Location:
     return Location(text, _PREFIX_OF_SCHEME[scheme.lower()] + rest, is_remote=True)
 
 
-def _sidecar_options(address: str, alone: bool) -> dict[str, str]:
-    """Look for the sidecars that change a scene, a mask and georeferencing, and not for thirty others."""
+def _sidecar_options(address: str, ignore_sidecars: bool) -> dict[str, str]:
+    """Restrict GDAL's search to the sidecars that change a scene: a mask and georeferencing, not thirty others."""
     if not _names_a_file(address):
         return {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
     suffix = PurePosixPath(urlsplit(address).path).suffix
     return {
-        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR" if alone else "TRUE",
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR" if ignore_sidecars else "TRUE",
         "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ",".join((suffix, *SIDECARS)),
     }
 
 
 def _names_a_file(address: str) -> bool:
-    """Whether the names of a file's sidecars follow from its address: it ends with a suffix, and has no query."""
+    """Whether an address ends in a file suffix and has no query, so that sidecar names can be derived from it."""
     parts = urlsplit(address)
     return not parts.query and re.fullmatch(r"\.\w+", PurePosixPath(parts.path).suffix) is not None
 
 
 def _without_signature(address: str) -> str:
-    """An address without what signs it for a while.
+    """An address without its signing parameters.
 
     >>> _without_signature("https://a/b.tif?year=2026&X-Amz-Date=20261120&X-Amz-Signature=ab12")
     'https://a/b.tif?year=2026'
@@ -216,18 +213,18 @@ def _without_signature(address: str) -> str:
     path, _, query = address.partition("?")
     parts = query.split("&")
     names = [part.partition("=")[0].lower() for part in parts]
-    if not SIGNATURES & {*names}:
+    if not SIGNATURE_PARAMETERS & {*names}:
         return address
     kept = [
         part
         for part, name in zip(parts, names, strict=True)
-        if name not in SIGNED_WITH and not name.startswith(("x-amz-", "x-goog-"))
+        if name not in SIGNING_PARAMETERS and not name.startswith(("x-amz-", "x-goog-"))
     ]
     return f"{path}?{'&'.join(kept)}" if kept else path
 
 
 def sanitize_name(text: str) -> str:
-    """A name that is safe as a folder: letters, digits, dot, dash and underscore; visible, at most 200 characters.
+    """A name that is safe as a folder: letters, digits, dot, dash and underscore; not hidden, at most 200 characters.
 
     >>> sanitize_name("Banepa (north)"), sanitize_name(".."), sanitize_name("../up")
     ('Banepa_north_', 'scene', '_up')
@@ -235,5 +232,5 @@ def sanitize_name(text: str) -> str:
     return re.sub(r"[^\w.\-]+", "_", text).lstrip(".")[:200] or "scene"
 
 
-def _codec(fault: str) -> str:
-    return ", with a codec this build has (e.g. DEFLATE or ZSTD)" if "codec" in fault or "compression" in fault else ""
+def _codec_hint(error: str) -> str:
+    return ", with a codec this build has (e.g. DEFLATE or ZSTD)" if "codec" in error or "compression" in error else ""

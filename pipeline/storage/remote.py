@@ -1,4 +1,4 @@
-"""What a server says of a remote file before it is opened: that it is there and readable, its version, its sidecars."""
+"""HTTP and S3 requests about a remote file before it is opened: existence, version and sidecars."""
 
 from __future__ import annotations
 
@@ -23,52 +23,52 @@ from pipeline.storage.s3 import list_keys, split_address, store_access, translat
 
 TIMEOUT_S = 30
 PAUSES_S = (0.5, 1.0, 2.0, 4.0)
-"""Before each further try, when the server or the network fails; GDAL waits as long."""
-PASSING = (408, 425, 429, 500, 502, 503, 504)
-"""Answers that may be others in a moment."""
+"""Seconds before each retry after an error of server or network; GDAL is configured alike."""
+TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
+"""HTTP status codes that are retried."""
 VERSION_HEADERS = ("ETag", "Last-Modified", "x-amz-version-id")
-"""Of the answer's headers, those that change when the file does; with its size."""
+"""Response headers that change with the file; the version holds these and the size."""
 SIDECARS = (".msk", ".aux.xml")
-"""What lies beside a raster under its whole name and changes how it is read: its mask, and GDAL's notes on it."""
+"""Suffixes, after a raster's whole name, of the sidecars that change how it is read: mask and GDAL metadata."""
 
 
 def remote_version(address: str) -> str | None:
-    """What tells this version of a remote file from any other, as far as its server says; None where it says nothing.
+    """The version of a remote file by its response headers, e.g. its ETag; None if the server sends none.
 
-    One byte is asked for, not a HEAD: the answer to that says more about what is wrong, and signed addresses allow it.
+    It requests one byte instead of HEAD, whose errors have no body and which signed URLs do not allow.
 
     Raises:
-        SceneError: nothing is there, or an empty file.
-        AccessError: a store refuses us.
+        SceneError: the file does not exist or is empty.
+        AccessError: a store denies access.
         TransientError: network or server fail.
     """
     if urlsplit(address).scheme.lower() == "s3":
-        return _version(_ask_store(address))
-    headers = _ask_server(address)
+        return _version(_request_store(address))
+    headers = _request_server(address)
     return _version(headers) if headers is not None else None
 
 
 def may_have_sidecars(address: str) -> bool:
-    """Whether something of `SIDECARS` may lie beside a remote file; False only where a store's listing shows none.
+    """Whether a remote file may have `SIDECARS`; False only if a store's listing shows none.
 
-    GDAL would ask for each of them, and once more for a folder of its name: eight requests in place of one.
+    One request; GDAL would make eight: for each sidecar, and for a folder of its name.
     """
     if urlsplit(address).scheme.lower() != "s3":
         return True
     bucket, key = split_address(address)
     try:
         return any(name.lower().endswith(SIDECARS) for name in list_keys(bucket, f"{key}.", flat=True))
-    except TransientError:  # who may read need not be allowed to list
+    except TransientError:  # Permission to read does not include permission to list.
         return True
 
 
-def _ask_store(address: str) -> Mapping[str, str]:
+def _request_store(address: str) -> Mapping[str, str]:
     access = store_access()
     bucket, key = split_address(address)
     try:
         with translate_store_errors(address):
-            answer = access.client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0", **access.payer)
-            answer["Body"].read()
+            response = access.client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0", **access.payer)
+            response["Body"].read()
     except MissingError as error:
         hint = "; a folder ends with a slash" if "." not in key.rpartition("/")[2] else ""
         raise SceneError(f"{error}{hint}") from error
@@ -76,34 +76,34 @@ def _ask_store(address: str) -> Mapping[str, str]:
         if "InvalidRange" in str(error):
             raise DamagedSceneError(f"{address}: an empty file (0 bytes); fetch it again") from error
         raise
-    return {name.lower(): text for name, text in answer["ResponseMetadata"]["HTTPHeaders"].items()}
+    return {name.lower(): text for name, text in response["ResponseMetadata"]["HTTPHeaders"].items()}
 
 
-def _ask_server(address: str) -> Mapping[str, str] | None:
-    """The headers of a web server's answer; None where it refuses, since GDAL may know passwords that we do not."""
+def _request_server(address: str) -> Mapping[str, str] | None:
+    """The headers of a web server's response; None if it denies access, since GDAL may have credentials of its own."""
     request = Request(address, headers={"Range": "bytes=0-0", "User-Agent": "scenemill"})
     for pause_s in (*PAUSES_S, None):
         try:
-            with _opener().open(request, timeout=TIMEOUT_S) as answer:
-                return {name.lower(): text for name, text in answer.headers.items()}
+            with _opener().open(request, timeout=TIMEOUT_S) as response:
+                return {name.lower(): text for name, text in response.headers.items()}
         except urllib.error.HTTPError as error:
-            fault = f"the server answers {error.code} {error.reason}"
+            reason = f"the server answers {error.code} {error.reason}"
             error.close()
             if error.code in (404, 410):
                 raise SceneError(f"{address}: nothing is there ({error.code}); check the address") from error
             if error.code == 416:
                 raise DamagedSceneError(f"{address}: an empty file (0 bytes); fetch it again") from error
-            if error.code not in PASSING:
+            if error.code not in TRANSIENT_STATUS:
                 return None
         except (OSError, HTTPException) as error:
-            fault = str(getattr(error, "reason", error))
+            reason = str(getattr(error, "reason", error))
         if pause_s is not None:
             time.sleep(pause_s)
-    raise TransientError(f"{address}: cannot be reached: {fault}; check the address and the network, and run again")
+    raise TransientError(f"{address}: cannot be reached: {reason}; check the address and the network, and run again")
 
 
 def _opener() -> OpenerDirector:
-    """What follows redirections to other web servers only, and not to files or FTP."""
+    """An opener that follows redirects to web servers only, never to files or FTP."""
     opener = OpenerDirector()
     for handler in (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPDefaultErrorHandler, HTTPRedirectHandler):
         opener.add_handler(handler())
@@ -112,6 +112,6 @@ def _opener() -> OpenerDirector:
 
 
 def _version(headers: Mapping[str, str]) -> str | None:
-    told = [f"{name}: {headers[name.lower()]}" for name in VERSION_HEADERS if name.lower() in headers]
+    known = [f"{name}: {headers[name.lower()]}" for name in VERSION_HEADERS if name.lower() in headers]
     size = headers.get("content-range", "").rpartition("/")[2] or headers.get("content-length", "")
-    return "; ".join([*told, f"{size} bytes"]) if told else None
+    return "; ".join([*known, f"{size} bytes"]) if known else None

@@ -1,7 +1,7 @@
-"""S3 and stores that speak its language: one account of endpoint and credentials, for boto3 and for GDAL.
+"""S3 and compatible object stores: one endpoint and one set of credentials for boto3 and GDAL, and error translation.
 
-The usual variables, profiles and roles decide (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `AWS_ENDPOINT_URL` ...), as boto3
-reads them; GDAL is told what came of it. GDAL's own variables for the endpoint count where boto3's are not set.
+boto3 resolves the usual variables, profiles and roles (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `AWS_ENDPOINT_URL` ...), and
+GDAL is given the result. GDAL's own endpoint variables apply where boto3's are not set.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from pipeline.errors import AccessError, ConflictError, MissingError, SettingsEr
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 TRIES = 5
-"""Requests that fail for the network or with 429 or 5xx are sent so often, with growing pauses."""
+"""Attempts of a request that fails with a network error, 429 or 5xx; boto3 grows the pauses."""
 CONNECTIONS = 32
-"""At most so many at once."""
+"""Maximum concurrent connections."""
 
 _MISSING = ("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "404", "NotFound")
 _CONFLICT = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
-_SIGNED_OFF = ("Credential", "Token", "SSO", "Profile")
-"""In the names of botocore's errors before a request is sent: nobody knows who we are."""
+_CREDENTIAL_ERRORS = ("Credential", "Token", "SSO", "Profile")
+"""Parts of the names of botocore's errors for missing or unusable credentials."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreAccess:
-    """How object stores are reached in this process."""
+    """Endpoint and credentials of object stores in this process."""
 
     endpoint: str
-    """URL of the store."""
+    """URL."""
     client: Any
-    """boto3's client; safe to use from several threads."""
+    """boto3's client; thread-safe."""
     session: AWSSession
     """The same credentials for GDAL, renewed as boto3 renews them."""
     options: Mapping[str, str]
@@ -47,11 +47,11 @@ class StoreAccess:
 
 
 def store_access() -> StoreAccess:
-    """How object stores are reached, as the environment says now.
+    """Endpoint and credentials from the current environment; cached until it changes.
 
     Raises:
         AccessError: there are no credentials.
-        SettingsError: the endpoint is no URL.
+        SettingsError: the endpoint is not a URL.
     """
     return _access(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
 
@@ -67,11 +67,11 @@ def split_address(address: str) -> tuple[str, str]:
 
 
 def list_keys(bucket: str, prefix: str, *, flat: bool) -> Iterator[str]:
-    """Yield the keys that begin with a prefix, in order, page by page; flat: none with a slash after it.
+    """Yield the keys that begin with a prefix, in order, page by page; flat: without keys that have a further slash.
 
     Raises:
         MissingError: no such bucket.
-        AccessError: these credentials may not list it.
+        AccessError: the credentials may not list it.
         TransientError: the store or the network failed.
     """
     access, more = store_access(), {"Delimiter": "/"} if flat else {}
@@ -81,22 +81,22 @@ def list_keys(bucket: str, prefix: str, *, flat: bool) -> Iterator[str]:
             yield from (str(each["Key"]) for each in page.get("Contents", ()))
 
 
-def read_chunks(address: str, size_bytes: int) -> Iterator[bytes]:
-    """Yield an object in pieces of so many bytes, the last one shorter; raises what `translate_store_errors` does."""
+def read_chunks(address: str, chunk_bytes: int) -> Iterator[bytes]:
+    """Yield an object in chunks of `chunk_bytes`, the last one shorter; raises what `translate_store_errors` does."""
     access, (bucket, key) = store_access(), split_address(address)
     with translate_store_errors(address):
         answer = access.client.get_object(Bucket=bucket, Key=key, **access.payer)
         with closing(answer["Body"]) as body:
-            yield from body.iter_chunks(size_bytes)
+            yield from body.iter_chunks(chunk_bytes)
 
 
 @contextmanager
 def translate_store_errors(address: str) -> Iterator[None]:
-    """Tell in our own words what a store refuses, and what it cannot do now.
+    """Raise errors of boto3 as our own.
 
     Raises:
         MissingError: no such bucket or object.
-        AccessError: these credentials may not, or there are none.
+        AccessError: the credentials do not suffice, or there are none.
         ConflictError: a condition of the request does not hold.
         TransientError: the store or the network failed.
     """
@@ -106,33 +106,33 @@ def translate_store_errors(address: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise _told(address, error.response) from error
+        raise _error_of(address, error.response) from error
     except (BotoCoreError, Boto3Error) as error:
-        if any(word in type(error).__name__ for word in _SIGNED_OFF):
+        if any(word in type(error).__name__ for word in _CREDENTIAL_ERRORS):
             raise _no_credentials(address, error) from error
         raise TransientError(f"{address}: {error}; check the network and AWS_ENDPOINT_URL, and run again") from error
 
 
-def _told(address: str, response: Mapping[str, Any]) -> TransientError:
-    fault, status = response.get("Error", {}), response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    code, text = str(fault.get("Code", status)), str(fault.get("Message", "")).rstrip(".")
+def _error_of(address: str, response: Mapping[str, Any]) -> TransientError:
+    error, status = response.get("Error", {}), response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code, text = str(error.get("Code", status)), str(error.get("Message", "")).rstrip(".")
     if code in _MISSING or status == 404:
         what = f"there is no bucket {split_address(address)[0]}" if code == "NoSuchBucket" else "nothing is there"
         return MissingError(f"{address}: {what}; check the address, and AWS_ENDPOINT_URL if it is not Amazon's")
     if status in (401, 403):
         return AccessError(
             f"{address}: the store refuses ({code}: {text}); check the credentials (AWS_PROFILE or AWS_ACCESS_KEY_ID) "
-            "and what they may do. A store can say this of what is not there, too"
+            "and their permissions. Some stores answer so for missing objects, too"
         )
     if code in _CONFLICT or status in (409, 412):
-        return ConflictError(f"{address}: changed by somebody else meanwhile ({code}: {text}); run again")
+        return ConflictError(f"{address}: changed by another process at the same time ({code}: {text}); run again")
     return TransientError(f"{address}: the store failed ({code}: {text}); run again")
 
 
 def _no_credentials(address: str, error: Exception) -> AccessError:
     return AccessError(
         f"{address}: no usable credentials: {error}; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-        "or AWS_NO_SIGN_REQUEST=YES for what is public"
+        "or AWS_NO_SIGN_REQUEST=YES for public data"
     )
 
 
@@ -160,7 +160,7 @@ def _access(variables: tuple[tuple[str, str], ...]) -> StoreAccess:
             client = session.client("s3", endpoint_url=endpoint, config=config)
         except ValueError as error:
             raise SettingsError(
-                f"the endpoint of the object store is no URL: {error}; correct AWS_ENDPOINT_URL"
+                f"the endpoint of the object store is not a URL: {error}; correct AWS_ENDPOINT_URL"
             ) from error
         if not unsigned and session.get_credentials() is None:
             raise _no_credentials("s3://", LookupError("none were found"))
@@ -175,7 +175,7 @@ def _access(variables: tuple[tuple[str, str], ...]) -> StoreAccess:
 
 
 def _endpoint_for_gdal(given: Mapping[str, str]) -> tuple[str | None, dict[str, str] | None]:
-    """Endpoint and addressing style by GDAL's own variables, where boto3's are not set."""
+    """Endpoint and addressing style from GDAL's variables, where boto3's are not set."""
     host = given.get("AWS_S3_ENDPOINT")
     if host is None or {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & given.keys():
         return None, None
@@ -186,7 +186,7 @@ def _endpoint_for_gdal(given: Mapping[str, str]) -> tuple[str | None, dict[str, 
 
 
 def _gdal_options(client: Any) -> dict[str, str]:
-    """GDAL's names for the endpoint that boto3 uses; none for Amazon's own."""
+    """GDAL options for boto3's endpoint; none for Amazon's own."""
     url = urlsplit(client.meta.endpoint_url)
     if url.hostname is None or url.hostname.endswith((".amazonaws.com", ".amazonaws.com.cn")):
         return {}

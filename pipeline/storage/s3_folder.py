@@ -1,4 +1,4 @@
-"""The objects under one `s3://` address, by names relative to it: read, written, listed, copied, removed."""
+"""Object store folders: read, write, list, copy and delete the objects under one `s3://` address by relative names."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pipeline.storage.s3 import CONNECTIONS, split_address, store_access, transl
 
 BUCKET_NAME = re.compile(r"[a-z0-9A-Z][a-z0-9A-Z._\-]{1,253}[a-z0-9A-Z]")
 PART_BYTES = 16 * 2**20
-"""Larger files travel in parts of this size, several at once; a part that fails is sent again alone."""
-COPIED_BYTES = 256 * 2**20
+"""Larger files are uploaded and downloaded in parts of this size, concurrently; a failed part is retried alone."""
+COPY_PART_BYTES = 256 * 2**20
 """The same for copies inside the store."""
 CONTENT_TYPES = {
     ".json": "application/json",
@@ -24,27 +24,27 @@ CONTENT_TYPES = {
     ".png": "image/png",
     ".gpkg": "application/geopackage+sqlite3",
 }
-"""What browsers and STAC clients are told a file is, by its suffix."""
+"""HTTP content types by suffix, for browsers and STAC clients."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredDocument:
-    """A small object that was read whole."""
+    """A small object, read whole."""
 
     content: bytes
-    """Its bytes."""
+    """All bytes."""
     etag: str
     """The store's name for this version."""
     age_s: float
-    """Seconds since it was written, both times by the store's clock."""
+    """Seconds since the last write, both times by the store's clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """An object as it is listed."""
+    """An object of a listing."""
 
     size_bytes: int
-    """Its size."""
+    """Size."""
     etag: str
     """The store's name for this version."""
 
@@ -54,19 +54,19 @@ class LocalFile:
     """A file to be uploaded."""
 
     path: Path
-    """Where it lies."""
+    """The file."""
     sha256: str
-    """Digest of its bytes; kept beside the object as `x-amz-meta-sha256`."""
+    """Digest of its bytes; stored in the object's metadata as `x-amz-meta-sha256`."""
 
 
 class StoreFolder:
-    """All objects whose keys begin with a prefix; safe to use from several threads."""
+    """All objects whose keys begin with a prefix; thread-safe."""
 
     def __init__(self, address: str) -> None:
-        """`address` is `s3://bucket` or `s3://bucket/prefix`, with or without a slash at its end.
+        """`address` is `s3://bucket` or `s3://bucket/prefix`, with or without a trailing slash.
 
         Raises:
-            SettingsError: no address of this form.
+            SettingsError: the address has another form.
         """
         bucket, prefix = split_address(address)
         if not BUCKET_NAME.fullmatch(bucket) or any(
@@ -83,11 +83,11 @@ class StoreFolder:
         return f"{self.text}/{name}"
 
     def check_reading(self) -> None:
-        """Raise MissingError or AccessError when the bucket is not there or cannot be listed."""
+        """Raise MissingError or AccessError when the bucket is missing or cannot be listed."""
         self._call("list_objects_v2", "", Prefix=self._prefix, MaxKeys=1)
 
     def read(self, name: str) -> StoredDocument | None:
-        """A small object whole; None where there is none."""
+        """Read a small object whole; None if it does not exist."""
         with translate_store_errors(self.address(name)):
             try:
                 response = self._client.get_object(Bucket=self._bucket, Key=self._key(name))
@@ -101,23 +101,23 @@ class StoreFolder:
         return str(response["ETag"])
 
     def write_if_absent(self, name: str, content: bytes) -> str:
-        """Write an object that nobody else has written; returns its ETag.
+        """Create an object (`If-None-Match: *`); returns its ETag.
 
         Raises:
-            ConflictError: it is there.
+            ConflictError: it exists already.
         """
         return self._write_if(name, content, IfNoneMatch="*")
 
     def write_if_unchanged(self, name: str, content: bytes, etag: str) -> str:
-        """Write an object anew that still has this ETag; returns its new one.
+        """Replace an object that still has this ETag (`If-Match`); returns the new ETag.
 
         Raises:
-            ConflictError: it is another, or gone.
+            ConflictError: it was replaced or deleted.
         """
         try:
             return self._write_if(name, content, IfMatch=etag)
         except MissingError as error:
-            raise ConflictError(f"{self.address(name)}: removed by somebody else meanwhile; run again") from error
+            raise ConflictError(f"{self.address(name)}: deleted by another process; run again") from error
 
     def list_files(self, folder: str) -> dict[str, StoredFile]:
         """Every object below a folder, by its name relative to the folder."""
@@ -129,23 +129,23 @@ class StoreFolder:
         }
 
     def list_by_folder(self) -> dict[str, dict[str, StoredFile]]:
-        """The objects below every folder right here, by folder and name: one request for each thousand of them.
+        """All objects by top-level folder and name, one request per thousand objects.
 
-        Nothing, where a folder holds thousands: what else lies here is not gone through.
+        Empty where a single folder fills a page: the listing would be too long.
         """
         found: dict[str, dict[str, StoredFile]] = {}
         for page in self._pages(self._prefix):
-            seen = set()
+            folders = set()
             for each in page.get("Contents", ()):
                 folder, _, name = each["Key"][len(self._prefix) :].partition("/")
                 found.setdefault(folder, {})[name] = StoredFile(size_bytes=each["Size"], etag=each["ETag"])
-                seen.add(folder)
-            if page.get("IsTruncated") and len(seen) == 1:
+                folders.add(folder)
+            if page.get("IsTruncated") and len(folders) == 1:
                 return {}
         return found
 
     def list_folders(self) -> Iterator[str]:
-        """Names of the visible folders right here, in order."""
+        """Yield the names of the top-level folders in order, without hidden ones."""
         for page in self._pages(self._prefix, Delimiter="/"):
             for each in page.get("CommonPrefixes", ()):
                 name = each["Prefix"][len(self._prefix) :].rstrip("/")
@@ -153,7 +153,7 @@ class StoreFolder:
                     yield name
 
     def sha256_of(self, name: str) -> str | None:
-        """The digest that an object was uploaded with; None where there is no such object or digest."""
+        """The digest in an object's metadata; None if there is no such object or digest."""
         try:
             found = self._call("head_object", name)["Metadata"].get("sha256")
         except MissingError:
@@ -161,57 +161,51 @@ class StoreFolder:
         return str(found) if found else None
 
     def size_of(self, name: str) -> int | None:
-        """Bytes of an object; None where there is none."""
+        """Bytes of an object; None if it does not exist."""
         try:
             return int(self._call("head_object", name)["ContentLength"])
         except MissingError:
             return None
 
     def upload(self, files: Mapping[str, LocalFile]) -> None:
-        """Write local files whole, by name, in parallel and with checksums."""
+        """Upload local files, by name, in parallel and with checksums."""
         with self._transfer(PART_BYTES) as transfer:
-            sent = {
+            futures = {
                 name: transfer.upload(
-                    str(file.path), self._bucket, self._key(name), extra_args=_told(name, file.sha256)
+                    str(file.path), self._bucket, self._key(name), extra_args=_metadata(name, file.sha256)
                 )
                 for name, file in files.items()
             }
-            self._settle(sent)
+            self._wait(futures)
 
     def download(self, name: str, path: Path) -> None:
-        """Fetch an object into a local file."""
+        """Download an object into a local file."""
         with self._transfer(PART_BYTES) as transfer:
-            self._settle({name: transfer.download(self._bucket, self._key(name), str(path))})
+            self._wait({name: transfer.download(self._bucket, self._key(name), str(path))})
 
     def copy(self, source: str, target: str, digests: Mapping[str, str]) -> None:
-        """Copy objects from folder to folder inside the store, in parallel.
-
-        Args:
-            source: folder they are in.
-            target: folder they are to be in, too.
-            digests: SHA-256 of each, by name.
-        """
-        with self._transfer(COPIED_BYTES) as transfer:
-            sent = {
+        """Copy objects from folder `source` to folder `target`, in parallel; `digests` are their SHA-256 by name."""
+        with self._transfer(COPY_PART_BYTES) as transfer:
+            futures = {
                 f"{target}/{name}": transfer.copy(
                     {"Bucket": self._bucket, "Key": self._key(f"{source}/{name}")},
                     self._bucket,
                     self._key(f"{target}/{name}"),
-                    extra_args={**_told(name, sha256), "MetadataDirective": "REPLACE"},
+                    extra_args={**_metadata(name, sha256), "MetadataDirective": "REPLACE"},
                 )
                 for name, sha256 in digests.items()
             }
-            self._settle(sent)
+            self._wait(futures)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove objects, those that are there."""
+        """Delete objects; missing ones are ignored."""
         for name in names:
             self._call("delete_object", name)
 
     def abort_uploads(self, folder: str) -> None:
-        """Remove the parts of uploads that never ended, which no listing shows."""
-        found = self._call("list_multipart_uploads", "", Prefix=self._key(f"{folder}/"))
-        for each in found.get("Uploads", ()):
+        """Abort unfinished multipart uploads, whose parts no listing shows."""
+        response = self._call("list_multipart_uploads", "", Prefix=self._key(f"{folder}/"))
+        for each in response.get("Uploads", ()):
             with translate_store_errors(self.text):
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=each["Key"], UploadId=each["UploadId"])
 
@@ -231,16 +225,17 @@ class StoreFolder:
     def _write_if(self, name: str, content: bytes, **condition: str) -> str:
         from botocore.exceptions import ClientError
 
-        key, kind = self._key(name), _type_of(name)
+        key, content_type = self._key(name), _type_of(name)
         with translate_store_errors(self.address(name)):
             try:
                 response = self._client.put_object(
-                    Bucket=self._bucket, Key=key, Body=content, ContentType=kind, **condition
+                    Bucket=self._bucket, Key=key, Body=content, ContentType=content_type, **condition
                 )
             except ClientError as error:
+                # 501: a store without conditional writes.
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] != 501:
                     raise
-                response = self._client.put_object(Bucket=self._bucket, Key=key, Body=content, ContentType=kind)
+                response = self._client.put_object(Bucket=self._bucket, Key=key, Body=content, ContentType=content_type)
         return str(response["ETag"])
 
     def _pages(self, prefix: str, **arguments: str) -> Iterator[Any]:
@@ -259,8 +254,8 @@ class StoreFolder:
         )
         return create_transfer_manager(self._client, config)
 
-    def _settle(self, sent: Mapping[str, Any]) -> None:
-        for name, future in sent.items():
+    def _wait(self, futures: Mapping[str, Any]) -> None:
+        for name, future in futures.items():
             with translate_store_errors(self.address(name)):
                 future.result()
 
@@ -269,11 +264,11 @@ def _type_of(name: str) -> str:
     return CONTENT_TYPES.get(Path(name).suffix, "application/octet-stream")
 
 
-def _told(name: str, sha256: str) -> dict[str, object]:
+def _metadata(name: str, sha256: str) -> dict[str, object]:
     return {"ContentType": _type_of(name), "Metadata": {"sha256": sha256}}
 
 
 def _age_s(response: Mapping[str, Any]) -> float:
-    told = response["ResponseMetadata"]["HTTPHeaders"].get("date")
-    now = parsedate_to_datetime(told) if told else datetime.now(UTC)
+    date = response["ResponseMetadata"]["HTTPHeaders"].get("date")
+    now = parsedate_to_datetime(date) if date else datetime.now(UTC)
     return float((now - response["LastModified"]).total_seconds())

@@ -1,4 +1,4 @@
-"""Vector files begin as their suffix says, before any library opens them."""
+"""File signatures of vector formats, checked against the suffix before any library opens the file."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ FILE_SIGNATURES = {
     ".fgb": b"fgb\x03",
     ".shp": b"\x00\x00\x27\x0a",
 }
-"""How each kind begins; GDAL goes by content, and might take another file for one that names further files."""
+"""First bytes by suffix. GDAL goes by content, and could open a file of another format that refers to other files."""
 
 
 def check_signature(path: Path) -> None:
-    """Refuse a file that is not of the kind that its name says.
+    """Refuse a file whose first bytes do not match its suffix.
 
     Raises:
-        SettingsError: its suffix is unknown, or it does not begin like one.
-        OSError: it cannot be read.
+        SettingsError: the suffix is unknown, or the signature is another.
+        OSError: the file cannot be read.
     """
     suffix = path.suffix.lower()
-    wanted = FILE_SIGNATURES.get(suffix)
-    if wanted is None:
-        raise SettingsError(f"{path}: no kind of vector file that is read; use one of {', '.join(FILE_SIGNATURES)}")
+    signature = FILE_SIGNATURES.get(suffix)
+    if signature is None:
+        raise SettingsError(f"{path}: not a supported vector format; use one of {', '.join(FILE_SIGNATURES)}")
     with path.open("rb") as file:
         head = file.read(64)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip() if suffix == ".geojson" else head
-    if not text.startswith(wanted):
+    if not text.startswith(signature):
         raise SettingsError(f"{path}: does not begin like a {suffix} file; write it again, or rename it")

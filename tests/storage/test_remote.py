@@ -289,7 +289,7 @@ def test_nobodys_credentials_are_told_before_anything_is_asked(
 
 def test_an_endpoint_that_is_no_url_is_told(far: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
-    with pytest.raises(SettingsError, match=r"the endpoint of the object store is no URL: .*localhost:9000"):
+    with pytest.raises(SettingsError, match=r"the endpoint of the object store is not a URL: .*localhost:9000"):
         describe_scene(far)
 
 

@@ -59,9 +59,9 @@ def test_files_arrive_as_they_were_sent_or_not_at_all(address: str, tmp_path: Pa
     assert not place.exists("regions/2.tif")
     place.fetch("regions/1.tif", tmp_path / "b", size=6)
     assert (tmp_path / "b").read_bytes() == b"levels"
-    with pytest.raises(TransientError, match="6 bytes arrived of 7"):
+    with pytest.raises(TransientError, match="6 of 7 bytes arrived"):
         place.fetch("regions/1.tif", tmp_path / "c", size=7)
-    with pytest.raises(TransientError, match=r"2\.tif: (not to be seen on .*client and workers see|nothing is there)"):
+    with pytest.raises(TransientError, match=r"2\.tif: (not visible on .*client and workers mount|nothing is there)"):
         place.fetch("regions/2.tif", tmp_path / "c")
     assert {path.name for path in tmp_path.iterdir()} <= {"a", "b", "exchange"}
     place.delete()
@@ -74,7 +74,7 @@ def test_a_machine_that_does_not_see_the_place_does_not_make_it(tmp_path: Path) 
     place = open_exchange(str(tmp_path / "exchange")).child("town")
     (tmp_path / "exchange").rmdir()
     (tmp_path / "a").touch()
-    with pytest.raises(TransientError, match="exchange: not to be seen on "):
+    with pytest.raises(TransientError, match="exchange: not visible on "):
         place.upload(tmp_path / "a", "a")
     assert not (tmp_path / "exchange").exists()
 
@@ -149,7 +149,7 @@ def test_a_scene_made_through_the_exchange_place_is_the_same(
 def test_a_scene_that_a_worker_does_not_see_is_no_fault_of_its_data(
     threads: Client, make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Location, "has_vanished", True)
+    monkeypatch.setattr(Location, "is_missing", True)
     scene = make_scene(bands=1, descriptions=["red"])
     with pytest.raises(SettingsError, match="does not see this scene; workers open scenes by the same path") as caught:
         segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, client=threads)
