@@ -30,7 +30,7 @@ from pipeline.mosaic import writing_cog
 from pipeline.scene import Scene, SceneReader
 from pipeline.segment import Watch
 from pipeline.storage import atomic_path
-from pipeline.training.artifacts import ShownWindow
+from pipeline.training.artifacts import PredictedWindow
 from pipeline.training.labels import UNLABELLED
 
 COLUMNS = (TRUTH, MATCHED_TRUTH), (FOUND, MATCHED_FOUND)
@@ -75,18 +75,18 @@ class Comparison:
         planes = PixelPlanes(predicted=found.predicted, labelled=labelled, counted=counted, background=background)
         return planes, found.probability
 
-    def show(self, window: Window) -> ShownWindow:
+    def show(self, window: Window) -> PredictedWindow:
         """What is needed to draw a window."""
         planes, probability = self.read(window)
         pixels, valid = self._reader.read(window)
-        return ShownWindow(
+        return PredictedWindow(
             scene=self.scene.id,
             row=int(window.row_off),
             col=int(window.col_off),
             pixels=pixels,
             valid=valid,
             truth=planes.labelled,
-            counted=planes.counted,
+            weight_mask=planes.counted,
             probability=probability,
         )
 

@@ -142,7 +142,7 @@ class PolygonPrediction:
         table = our_table(path, classes) if field is None and is_ours(path) else read_polygons(path, classes, field)
         if table.frame.empty:
             log.warning("%s: holds no polygon of the classes %s; check classes", path, ", ".join(classes))
-        self._burnt = open_polygon_labels([table], scene, classes=len(classes), may_miss=True)
+        self._burnt = open_polygon_labels([table], scene, classes=len(classes), allow_empty=True)
 
     def read(self, window: Window) -> FoundWindow:
         """The polygons burnt by the pixel-centre rule."""

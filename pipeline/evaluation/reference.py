@@ -24,7 +24,7 @@ from pipeline.polygons import PolygonSpec, shape_polygons, vectorize
 from pipeline.scene import Scene
 from pipeline.training import TrainSpec
 from pipeline.training.data import LabelOpener
-from pipeline.training.labels import UNLABELLED, Labels, find_labels, outline, polygons_on
+from pipeline.training.labels import UNLABELLED, Labels, find_labels, grid_outline, polygons_touching
 
 if TYPE_CHECKING:
     import geopandas
@@ -123,7 +123,7 @@ class Reference:
         if not self.frames:
             found = _trace(self, connectivity)
         for frame in self.frames:
-            geometry, rows = polygons_on(frame, self.grid)
+            geometry, rows = polygons_touching(frame, self.grid)
             index = np.asarray(frame["class_index"], np.intp)[rows]
             for k, name in enumerate(self.classes):
                 found[name].append(geometry[index == k])
@@ -141,7 +141,7 @@ def check_same_ground(scene: Scene, grid: RasterGrid, path: Path) -> None:
     Raises:
         SceneError: another CRS or extent.
     """
-    corners, of_scene = ((shapely.get_coordinates(outline(each))) for each in (grid, scene.grid))
+    corners, of_scene = ((shapely.get_coordinates(grid_outline(each))) for each in (grid, scene.grid))
     pixel = abs(grid.transform.determinant) ** 0.5
     shift = float(np.abs(corners - of_scene).max()) / pixel
     if grid.crs == scene.grid.crs and shift <= MOST_SHIFT:
@@ -154,7 +154,7 @@ def check_same_ground(scene: Scene, grid: RasterGrid, path: Path) -> None:
 
 def clip_objects(geometry: NDArray[np.object_], grid: RasterGrid) -> NDArray[np.object_]:
     """Polygons cut to a grid; those of which no area is left are left out."""
-    frame = outline(grid)
+    frame = grid_outline(grid)
     shapely.prepare(frame)
     cut = geometry.copy()
     across = ~shapely.covers(frame, geometry)

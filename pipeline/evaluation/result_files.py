@@ -13,7 +13,7 @@ from pipeline.grid import RasterGrid
 from pipeline.polygons import LAYER
 from pipeline.results import REPORT
 from pipeline.stages import OUTPUTS
-from pipeline.training.labels import VECTOR_SUFFIXES, PolygonTable, polygons_on
+from pipeline.training.labels import VECTOR_SUFFIXES, PolygonTable, polygons_touching
 
 Objects = dict[str, NDArray[np.object_]]
 """Class name -> polygons in the grid's CRS."""
@@ -76,7 +76,7 @@ def read_objects(path: Path, classes: tuple[str, ...], grid: RasterGrid) -> Obje
         LabelError: it cannot be read.
     """
     frame = our_table(path, classes).frame
-    geometry, rows = polygons_on(frame, grid)
+    geometry, rows = polygons_touching(frame, grid)
     index = np.asarray(frame["class_index"], np.intp)[rows]
     return {name: geometry[index == k] for k, name in enumerate(classes)}
 

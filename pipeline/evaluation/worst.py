@@ -14,7 +14,7 @@ from pipeline.evaluation.plan import EvaluationPlan, open_comparison
 from pipeline.evaluation.records import EvaluateSpec, SceneEvaluation, WorstWindow
 from pipeline.evaluation.reference import LabelFiles
 from pipeline.storage import atomic_write, ensure_dir
-from pipeline.training.artifacts import picture_png
+from pipeline.training.artifacts import overlay_png
 
 FOLDER = "worst"
 """Folder of the pictures, in the evaluation's folder."""
@@ -67,4 +67,4 @@ def draw_worst(plan: EvaluationPlan, files: LabelFiles, worst: Sequence[WorstWin
 def draw_window(comparison: Comparison, window: WorstWindow, *, title: str) -> bytes:
     """A PNG of one window: picture, truth, probability, errors."""
     shown = comparison.show(Window(window.col, window.row, window.width, window.height))
-    return picture_png(shown, comparison.shown_card, title=title)
+    return overlay_png(shown, comparison.shown_card, title=title)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.model import ModelCard, load_checkpoint, save_checkpoint
 from pipeline.model.predictor import activate
-from pipeline.training.artifacts.overlays import ShownWindow
+from pipeline.training.artifacts.overlays import PredictedWindow
 from pipeline.training.artifacts.write import write_artifacts
 from pipeline.training.data.loader import Batch
 from pipeline.training.data.samples import read_padded
@@ -21,7 +21,7 @@ from pipeline.training.data.windows import TrainingWindow
 from pipeline.training.records import EpochRecord, PartScores, Stop, TrainReport
 from pipeline.training.report import write_report
 from pipeline.training.setup import Setup
-from pipeline.training.state import RunState, TrainingState
+from pipeline.training.state import StateStore, TrainingState
 from pipeline.training.validation.calibration import (
     Reliability,
     fit_temperature,
@@ -44,17 +44,17 @@ class Judgement:
     """Of the calibrated ones."""
 
 
-def finish(setup: Setup, state: RunState, standing: TrainingState, stopped: Stop) -> TrainReport:
+def finish(setup: Setup, state: StateStore, standing: TrainingState, stopped: Stop) -> TrainReport:
     """Write the final checkpoint of the epoch that is kept, the run's leaves, and its report.
 
     Raises:
         TransientError: the disk refuses.
         ModelError: that epoch's checkpoint was damaged on the disk meanwhile.
     """
-    kept = standing.kept(setup.spec.learning.keep)
+    kept = standing.kept_epoch(setup.spec.learning.keep)
     assert kept is not None
     assert state.best is not None
-    setup.learner.kept.load_state_dict(load_checkpoint(state.best).network.state_dict())
+    setup.trainer.checkpoint_network.load_state_dict(load_checkpoint(state.best).network.state_dict())
     tally = setup.count(setup.cores("validation"))
     threshold = tally.best_threshold  # of bare probabilities
     temperature = resolvable_temperature(fit_temperature(tally.sample, setup.spec.activation), threshold)
@@ -62,7 +62,7 @@ def finish(setup: Setup, state: RunState, standing: TrainingState, stopped: Stop
     if tests := setup.cores("test"):
         parts["test"] = judge(setup.count(tests), threshold, temperature)
     card = _final_card(setup.card, kept, parts, threshold=threshold, temperature=temperature)
-    sha256 = save_checkpoint(setup.out, setup.learner.kept, card)
+    sha256 = save_checkpoint(setup.out, setup.trainer.checkpoint_network, card)
     report = TrainReport(
         checkpoint=setup.out,
         sha256=sha256,
@@ -109,25 +109,25 @@ def judge(tally: ValidationCounts, threshold: float, temperature: float) -> Judg
     return Judgement(scores=scores, before=before, after=after)
 
 
-def show(setup: Setup, cores: Sequence[TrainingWindow], card: ModelCard) -> Iterator[ShownWindow]:
+def show(setup: Setup, cores: Sequence[TrainingWindow], card: ModelCard) -> Iterator[PredictedWindow]:
     """Held-out windows with what the kept weights make of them, one by one."""
     rest = iter(cores)
-    for batch in setup.feed.validation(cores):
-        probabilities = activate(setup.learner.predict(batch)[0], card)
+    for batch in setup.loader.validation(cores):
+        probabilities = activate(setup.trainer.predict(batch)[0], card)
         for row, core in zip(range(len(probabilities)), rest, strict=False):
             yield _shown(core, batch, row, probabilities[row])
 
 
-def _shown(core: TrainingWindow, batch: Batch, row: int, probability: Tensor) -> ShownWindow:
+def _shown(core: TrainingWindow, batch: Batch, row: int, probability: Tensor) -> PredictedWindow:
     sample = read_padded(core.source, core.row, core.col, probability.shape[-1])
-    return ShownWindow(
+    return PredictedWindow(
         scene=core.source.scene.id,
         row=core.row,
         col=core.col,
         pixels=sample.pixels,
         valid=sample.valid,
         truth=batch.target[row].cpu().numpy() > 0,
-        counted=batch.counted[row].cpu().numpy(),
+        weight_mask=batch.weight_mask[row].cpu().numpy(),
         probability=probability.float().cpu().numpy(),
     )
 
@@ -158,5 +158,5 @@ def _plain(scores: Mapping[str, object]) -> dict[str, object]:
 
 def _pixels(setup: Setup, standing: TrainingState) -> int:
     """Pixels learned from in all epochs."""
-    batches = len(standing.history) * setup.feed.batches_per_epoch + standing.batch
+    batches = len(standing.history) * setup.loader.batches_per_epoch + standing.batch
     return batches * setup.spec.samples.batch_size * setup.spec.samples.tile_size**2

@@ -21,9 +21,9 @@ from pipeline.training.optimizer import choose_precision
 if TYPE_CHECKING:
     from pipeline.training.settings.spec import TrainSpec
 
-LEARNING_FORMAT = 1
+TRAINING_FORMAT = 1
 """Raised whenever the same settings and data give other weights than before, or the saved state another form."""
-NO_MATTER: dict[str, tuple[str, ...]] = {
+IRRELEVANT_KEYS: dict[str, tuple[str, ...]] = {
     "learning": ("max_minutes", "save_minutes", "device", "precision"),
     "samples": ("threads", "cache_mb"),
     "reading": ("threads",),
@@ -31,7 +31,7 @@ NO_MATTER: dict[str, tuple[str, ...]] = {
 }
 """Keys, by section, that do not change the weights, or do so through something else that is told here."""
 
-NO_LABELS = (".safetensors", ".gpkg-wal", ".gpkg-shm", ".gpkg-journal")
+IGNORED_SUFFIXES = (".safetensors", ".gpkg-wal", ".gpkg-shm", ".gpkg-journal")
 """Files that may come and go in a folder of labels: our own checkpoints, and what SQLite writes while it reads."""
 
 Identity = Mapping[str, Any]
@@ -42,8 +42,8 @@ def run_identity(spec: TrainSpec, data: LabelledData, labels: Sequence[str | Pat
     """Settings that matter, scenes and label files (by name, size and time), device, number format and versions."""
     device = resolve_device(spec.learning.device, key="learning.device")
     identity = {
-        "format": LEARNING_FORMAT,
-        "settings": settings_that_matter(spec),
+        "format": TRAINING_FORMAT,
+        "settings": relevant_settings(spec),
         "scenes": _scenes(data),
         "labels": {f"{n} {name}": told for n, place in enumerate(labels) for name, told in _files(Path(place))},
         "labelled_area": dict(_files(Path(area))) if (area := spec.labelled_area) else {},
@@ -60,10 +60,10 @@ def versions() -> dict[str, str]:
     return {"scenemill": pipeline.__version__, "torch": str(torch.__version__)}
 
 
-def settings_that_matter(spec: TrainSpec) -> dict[str, Any]:
+def relevant_settings(spec: TrainSpec) -> dict[str, Any]:
     """All settings but those that leave the weights as they are, and paths, whose files count instead."""
     plain = asdict(spec)
-    for section, keys in NO_MATTER.items():
+    for section, keys in IRRELEVANT_KEYS.items():
         for key in keys:
             plain[section].pop(key, None)
     for key in ("labelled_area", "leaves"):
@@ -71,16 +71,16 @@ def settings_that_matter(spec: TrainSpec) -> dict[str, Any]:
     return plain
 
 
-def tell_difference(former: Identity, present: Identity, *, most: int = 3) -> str:
+def describe_difference(previous: Identity, current: Identity, *, max_items: int = 3) -> str:
     """What differs between two identities, by key.
 
     >>> tell_difference({"settings": {"seed": 0}}, {"settings": {"seed": 1}})
     'settings.seed was 0, is 1'
     """
-    before, after = dict(_leaves(former)), dict(_leaves(present))
+    before, after = dict(_flatten(previous)), dict(_flatten(current))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    told = [f"{key} was {_short(before.get(key))}, is {_short(after.get(key))}" for key in keys[:most]]
-    more = [f"and {len(keys) - most} more"] if len(keys) > most else []
+    told = [f"{key} was {_short(before.get(key))}, is {_short(after.get(key))}" for key in keys[:max_items]]
+    more = [f"and {len(keys) - max_items} more"] if len(keys) > max_items else []
     return "; ".join(told + more)
 
 
@@ -100,14 +100,14 @@ def _files(path: Path) -> Iterator[tuple[str, str]]:
     """Name, and size and time, of a file, or of each file that lies in a folder."""
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
     for file in inside:
-        if file.is_file() and not file.name.startswith(".") and file.suffix not in NO_LABELS:
+        if file.is_file() and not file.name.startswith(".") and file.suffix not in IGNORED_SUFFIXES:
             facts = file.stat()
             yield file.name, f"{facts.st_size} bytes of {facts.st_mtime_ns}"
 
 
-def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+def _flatten(value: object, name: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+            yield from _flatten(inner, f"{name}.{key}" if name else str(key))
     else:
         yield name, value

@@ -17,7 +17,7 @@ from pipeline.scene import ReadingSpec, Scene, SceneReader
 
 PICTURE_DRIVERS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 """Suffixes of chips that are no GeoTIFF, and the GDAL drivers that open them; in training alone."""
-SMALL_PIXELS = 2**21
+MAX_REOPENED_PIXELS = 2**21
 """Images of at most so many pixels are opened anew for each window: thousands of chips would need too many handles."""
 LIST_SUFFIX = ".txt"
 """Of a file that lists scenes, one a line; empty lines and those that begin with # are skipped."""
@@ -115,7 +115,7 @@ def _same_file(name: str, entry: CatalogEntry) -> bool:
     return Path(name).expanduser().absolute() == Path(entry.location).expanduser().absolute()
 
 
-def reading_of(location: str | Path, reading: ReadingSpec | None = None) -> ReadingSpec:
+def reading_for(location: str | Path, reading: ReadingSpec | None = None) -> ReadingSpec:
     """How an image is read: as the settings say, with the driver of PNG or JPEG for files of their suffix."""
     reading = reading or ReadingSpec()
     driver = PICTURE_DRIVERS.get(Path(location).suffix.lower())
@@ -142,4 +142,4 @@ class ChipReader:
 def open_reader(scene: Scene) -> SceneReader | ChipReader:
     """Keeps large images open and small ones closed."""
     height, width = scene.files[0].grid.shape
-    return ChipReader(scene) if height * width <= SMALL_PIXELS else SceneReader(scene)
+    return ChipReader(scene) if height * width <= MAX_REOPENED_PIXELS else SceneReader(scene)

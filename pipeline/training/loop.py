@@ -27,7 +27,7 @@ from pipeline.training.records import EpochRecord, Stop, TrainProgress, TrainRep
 from pipeline.training.report import read_report
 from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.setup import Setup, set_up
-from pipeline.training.state import RunState, TrainingState, locked_run_folder
+from pipeline.training.state import StateStore, TrainingState, locked_run_folder
 
 __all__ = ["TrainProgress", "TrainReport", "TrainSpec", "run_folder", "train"]
 
@@ -71,12 +71,12 @@ def train(
         if resume and (done := read_report(out, folder, identity, max_minutes=spec.learning.max_minutes)):
             return done
         remove_stale_partials(out)
-        state = RunState(folder, identity)
+        state = StateStore(folder, identity)
         with set_up(cache(data, spec.samples.cache_mb, len(spec.classes)), spec, out) as setup:
             loop = _Loop(setup, state, progress)
             if resume:
                 loop.resume()
-            stopped = loop.learn()
+            stopped = loop.run()
             return finish(setup, state, loop.standing, stopped)
 
 
@@ -88,7 +88,7 @@ def run_folder(out: Path) -> Path:
 class _Loop:
     """Learn an epoch, validate, keep the best, save; from wherever the run stands."""
 
-    def __init__(self, setup: Setup, state: RunState, progress: Callable[[TrainProgress], None] | None) -> None:
+    def __init__(self, setup: Setup, state: StateStore, progress: Callable[[TrainProgress], None] | None) -> None:
         self.setup, self.state, self.progress = setup, state, progress
         self.learning = setup.spec.learning
         self.validation = setup.cores("validation")
@@ -100,19 +100,19 @@ class _Loop:
         found = self.state.read()
         if found is not None:
             self.standing, tensors = found
-            self.setup.learner.load(tensors)
+            self.setup.trainer.load_state_dict(tensors)
             at = self.standing
             log.info("%s: goes on in epoch %d after batch %d", self.setup.out, at.epoch, at.batch)
 
-    def learn(self) -> Stop:
+    def run(self) -> Stop:
         """Learn and validate epoch by epoch until there is a reason to stop."""
         with self.open_events() as events:
             while (stop := self.reason_to_stop()) is None:
-                if not self.learn_epoch():
+                if not self.train_epoch():
                     return self.diverge()
                 record = self.validate()
                 if events is not None:
-                    events.tell(record)
+                    events.add(record)
                 if self.state.is_worth_writing:
                     self.save()
         self.save()
@@ -129,19 +129,19 @@ class _Loop:
             return "time"
         return None
 
-    def learn_epoch(self) -> bool:
+    def train_epoch(self) -> bool:
         """Learn from the epoch's batches that are still to come; False when loss or weights are no longer finite."""
-        feed, learner, begin = self.setup.feed, self.setup.learner, self.standing
-        batches = feed.training(self.setup.split.training, begin.epoch, start=begin.batch)
+        loader, trainer, begin = self.setup.loader, self.setup.trainer, self.standing
+        batches = loader.training(self.setup.split.training, begin.epoch, start=begin.batch)
         for index, batch in enumerate(batches, start=begin.batch):
-            loss = learner.learn(batch, epoch=begin.epoch, index=index, scores=begin.scores)
-            self.standing = self.standing.learned(loss, self.lap())
+            loss = trainer.step(batch, epoch=begin.epoch, index=index, scores=begin.scores)
+            self.standing = self.standing.after_batch(loss, self.lap())
             if not math.isfinite(loss):
                 return False
-            self.tell(batch)
-            if learner.is_between_steps(index + 1) and self.state.unsaved_s >= 60 * self.learning.save_minutes:
+            self.report(batch)
+            if trainer.is_between_steps(index + 1) and self.state.unsaved_s >= 60 * self.learning.save_minutes:
                 self.save()
-        return learner.is_finite()
+        return trainer.is_finite()
 
     def validate(self) -> EpochRecord:
         """End the epoch with a record of it, and publish its weights when they are to be kept so far."""
@@ -150,7 +150,7 @@ class _Loop:
         record = EpochRecord(
             epoch=at.epoch,
             loss=at.loss_sum / at.batch,
-            learning_rate=self.setup.learner.rate(at.epoch, at.batch - 1, at.scores),
+            learning_rate=self.setup.trainer.learning_rate(at.epoch, at.batch - 1, at.scores),
             bce=tally.bce,
             threshold=tally.best_threshold,
             iou=confusion.mean_iou,
@@ -158,17 +158,17 @@ class _Loop:
             classes=confusion.as_record(tally.outputs),
             seconds=at.epoch_s + self.lap(),
         )
-        self.standing = at.recorded(record)
-        if self.standing.kept(self.learning.keep) is record:
+        self.standing = at.after_epoch(record)
+        if self.standing.kept_epoch(self.learning.keep) is record:
             card = provisional_card(self.setup.card, record)
-            sha256 = save_checkpoint(self.setup.out, self.setup.learner.kept, card)
+            sha256 = save_checkpoint(self.setup.out, self.setup.trainer.checkpoint_network, card)
             self.state.keep_best(self.setup.out, sha256)
         write_history(self.state.folder, self.standing.history)
         return record
 
     def save(self) -> None:
         """Let a run that is stopped from now on go on from here."""
-        self.state.write(self.standing, self.setup.learner.state())
+        self.state.write(self.standing, self.setup.trainer.state_dict())
         self.lap()
 
     def diverge(self) -> Stop:
@@ -177,7 +177,7 @@ class _Loop:
         Raises:
             DivergedError: there is none.
         """
-        at, kept = self.standing, self.standing.kept(self.learning.keep)
+        at, kept = self.standing, self.standing.kept_epoch(self.learning.keep)
         what = "weights" if math.isfinite(at.loss_sum) else "loss"
         reason = f"the {what} became NaN or infinite in epoch {at.epoch}, step {at.batch}"
         advice = f"lower learning.learning_rate (now {self.learning.learning_rate:g}) and check the pixels"
@@ -192,7 +192,7 @@ class _Loop:
             return nullcontext()
         return EventLog(self.state.folder, first_epoch=self.standing.epoch)
 
-    def tell(self, batch: Batch) -> None:
+    def report(self, batch: Batch) -> None:
         """Report the batch just learned from."""
         if self.progress is None:
             return
@@ -202,8 +202,8 @@ class _Loop:
                 epoch=at.epoch,
                 epochs=self.learning.epochs,
                 step=at.batch,
-                steps=self.setup.feed.batches_per_epoch,
-                pixels=batch.counted[:, 0].numel(),
+                steps=self.setup.loader.batches_per_epoch,
+                pixels=batch.weight_mask[:, 0].numel(),
                 loss=at.loss_sum / at.batch,
                 best_iou=best.iou if best else None,
             )

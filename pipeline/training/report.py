@@ -11,13 +11,13 @@ from typing import Any
 from pipeline.errors import ModelError
 from pipeline.model import describe_checkpoint
 from pipeline.storage import atomic_write
-from pipeline.training.identity import Identity, tell_difference
+from pipeline.training.identity import Identity, describe_difference
 from pipeline.training.records import EpochRecord, PartScores, TrainReport
 
 log = logging.getLogger(__name__)
 
 REPORT = "report.json"
-ELSEWHERE = ("checkpoint", "card", "folder", "reused")
+EXCLUDED_FIELDS = ("checkpoint", "card", "folder", "reused")
 """Fields of a report that are known from where it lies, or from the checkpoint."""
 
 
@@ -27,7 +27,7 @@ def write_report(report: TrainReport, identity: Identity) -> None:
     Raises:
         TransientError: the disk refuses.
     """
-    told = {key: value for key, value in asdict(report).items() if key not in ELSEWHERE}
+    told = {key: value for key, value in asdict(report).items() if key not in EXCLUDED_FIELDS}
     atomic_write(report.folder / REPORT, json.dumps({"identity": identity, "report": told}, indent=1))
 
 
@@ -46,7 +46,7 @@ def read_report(out: Path, folder: Path, identity: Identity, *, max_minutes: flo
         content = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         facts = describe_checkpoint(out)
         if content["identity"] != identity:
-            log.warning("%s is trained anew: %s", out, tell_difference(content["identity"], identity))
+            log.warning("%s is trained anew: %s", out, describe_difference(content["identity"], identity))
             return None
         report = _report(content["report"], checkpoint=out, card=facts.card, folder=folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelError):

@@ -17,10 +17,10 @@ from pipeline.training.data.loader import BatchLoader
 from pipeline.training.data.samples import LabelledData
 from pipeline.training.data.splits import Split, check_validation, split_data
 from pipeline.training.data.statistics import DatasetStatistics, compute_statistics
-from pipeline.training.data.windows import TrainingWindow, cover
+from pipeline.training.data.windows import TrainingWindow, tile_windows
 from pipeline.training.identity import versions
-from pipeline.training.learner import Trainer
 from pipeline.training.losses.loss import make_loss
+from pipeline.training.trainer import Trainer
 from pipeline.training.validation.tally import ValidationCounts
 
 if TYPE_CHECKING:
@@ -39,20 +39,20 @@ class Setup:
     """What is learned from, and what is held out."""
     card: ModelCard
     """Of the network before it has learned: no metrics yet, threshold and temperature at their defaults."""
-    feed: BatchLoader
+    loader: BatchLoader
     """Makes the batches."""
-    learner: Trainer
+    trainer: Trainer
     """Learns from them."""
 
     def cores(self, part: str) -> list[TrainingWindow]:
         """Windows that cover the `validation` or `test` part, each pixel once; none when there is no such part."""
-        return cover(getattr(self.split, part), self.feed.core_size)
+        return tile_windows(getattr(self.split, part), self.loader.core_size)
 
     def count(self, cores: Sequence[TrainingWindow]) -> ValidationCounts:
         """What the kept weights make of held-out windows, over all thresholds at once."""
         tally = ValidationCounts(self.spec.outputs, self.spec.activation)
-        for batch in self.feed.validation(cores):
-            tally.add(*self.learner.predict(batch))
+        for batch in self.loader.validation(cores):
+            tally.add(*self.trainer.predict(batch))
         return tally
 
 
@@ -74,16 +74,16 @@ def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
     shape = spec.network.shape(bands=len(facts.bands), classes=len(spec.outputs))
     card = make_card(spec, shape, data, split, facts)
     loss = make_loss(spec.loss, activation=spec.activation, class_share=facts.class_share.tolist())
-    feed = BatchLoader(
+    loader = BatchLoader(
         spec,
         card.normalization,
         margin=shape.margin,
         device=resolve_device(spec.learning.device, key="learning.device"),
     )
-    with feed, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with loader, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(spec.seed)
-        learner = Trainer(build_network(shape), loss, spec.learning, batches=feed.batches_per_epoch, seed=spec.seed)
-        yield Setup(spec=spec, out=out, split=split, card=card, feed=feed, learner=learner)
+        trainer = Trainer(build_network(shape), loss, spec.learning, batches=loader.batches_per_epoch, seed=spec.seed)
+        yield Setup(spec=spec, out=out, split=split, card=card, loader=loader, trainer=trainer)
 
 
 def make_card(spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, facts: DatasetStatistics) -> ModelCard:

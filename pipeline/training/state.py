@@ -28,13 +28,13 @@ from torch import Tensor
 
 from pipeline.errors import TransientError
 from pipeline.storage import atomic_write, ensure_dir, try_lock
-from pipeline.training.identity import Identity, tell_difference
+from pipeline.training.identity import Identity, describe_difference
 from pipeline.training.records import EpochRecord
 from pipeline.training.settings.learning import Keep
 
 log = logging.getLogger(__name__)
 
-WRITING_SHARE = 0.05
+MAX_SAVING_SHARE = 0.05
 """Most of a run's time that goes into saving its state between epochs; where epochs are short, not after each."""
 
 
@@ -70,11 +70,11 @@ class TrainingState:
         """The first epoch of the highest validation IoU."""
         return max(self.history, key=lambda record: record.iou, default=None)
 
-    def kept(self, keep: Keep) -> EpochRecord | None:
+    def kept_epoch(self, keep: Keep) -> EpochRecord | None:
         """The epoch whose weights are kept, or None before the first has ended."""
         return self.best if keep == "best" or not self.history else self.history[-1]
 
-    def learned(self, loss: float, seconds: float) -> TrainingState:
+    def after_batch(self, loss: float, seconds: float) -> TrainingState:
         """One batch further."""
         return replace(
             self,
@@ -84,7 +84,7 @@ class TrainingState:
             learning_s=self.learning_s + seconds,
         )
 
-    def recorded(self, record: EpochRecord) -> TrainingState:
+    def after_epoch(self, record: EpochRecord) -> TrainingState:
         """At the start of the next epoch."""
         return TrainingState(epoch=self.epoch + 1, learning_s=self.learning_s, history=(*self.history, record))
 
@@ -116,7 +116,7 @@ def locked_run_folder(folder: Path) -> Iterator[None]:
             folder.rmdir()  # only when nothing was left in it
 
 
-class RunState:
+class StateStore:
     """The state of one run in its folder."""
 
     def __init__(self, folder: Path, identity: Identity) -> None:
@@ -133,15 +133,15 @@ class RunState:
 
     @property
     def is_worth_writing(self) -> bool:
-        """Whether there is enough new work for writing to take no more than `WRITING_SHARE` of the time."""
-        return self._writing_s <= WRITING_SHARE * self.unsaved_s
+        """Whether there is enough new work for writing to take no more than `MAX_SAVING_SHARE` of the time."""
+        return self._writing_s <= MAX_SAVING_SHARE * self.unsaved_s
 
     def read(self) -> tuple[TrainingState, dict[str, Tensor]] | None:
         """Where this run was left; None when it never began, differs in identity, or is damaged."""
         try:
             record = json.loads((self._inner / "state.json").read_text(encoding="utf-8"))
             if record["identity"] != self.identity:
-                log.warning("%s starts anew: %s", self.folder, tell_difference(record["identity"], self.identity))
+                log.warning("%s starts anew: %s", self.folder, describe_difference(record["identity"], self.identity))
                 return None
             found = TrainingState.from_record(record["standing"]), self._tensors(record["tensors"])
             self.best = self._best(record["best"])

@@ -226,7 +226,7 @@ def test_calibration_is_that_of_the_same_pixels_sampled() -> None:
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 2, (500, 1)).astype(np.float32)
     target = rng.random((500, 1)) < 0.4
-    expected = reliability(LogitSample(logits=logits, target=target, counted=np.ones_like(target)), "sigmoid")
+    expected = reliability(LogitSample(logits=logits, target=target, valid=np.ones_like(target)), "sigmoid")
     probability = (1 / (1 + np.exp(-logits))).T[:, None].astype(np.float32)
     parts = []
     for half in (slice(0, 100), slice(100, 500)):

@@ -15,9 +15,9 @@ from torch.nn import functional
 from pipeline.model.card import Activation
 from pipeline.training.data.reservoir import LogitSample
 from pipeline.training.validation.calibration import (
-    LEAST,
-    LEAST_STEP,
-    MOST,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    STEP_BELOW_ONE,
     fit_temperature,
     reliability,
     resolvable_temperature,
@@ -36,7 +36,7 @@ def honest_sample(activation: Activation, temperature: float, *, n: int = 100_00
         powers = np.exp(honest)
         drawn = (rng.random((n, 1)) > (powers / powers.sum(1, keepdims=True)).cumsum(1)[:, :-1]).sum(1)
         target = np.arange(3) == drawn[:, None]
-    return LogitSample(logits=honest * np.float32(temperature), target=target, counted=np.ones((n, 3), bool))
+    return LogitSample(logits=honest * np.float32(temperature), target=target, valid=np.ones((n, 3), bool))
 
 
 CASES = list(itertools.product(("sigmoid", "softmax"), (0.3, 1.0, 2.5, 8.0)))
@@ -106,12 +106,12 @@ def test_reliability_of_exclusive_classes_is_that_of_the_likeliest() -> None:
 
 def test_certain_and_impossible_fall_into_the_outer_bins() -> None:
     logits = np.array([[100.0], [-100.0], [-200.0]], np.float32)
-    found = reliability(LogitSample(logits=logits, target=logits > 0, counted=logits > -150), "sigmoid")
+    found = reliability(LogitSample(logits=logits, target=logits > 0, valid=logits > -150), "sigmoid")
     assert (found.count[0], found.count[14], found.count.sum()) == (1, 1, 2)
     assert found.ece == 0
 
 
-@given(st.floats(LEAST, MOST))
+@given(st.floats(MIN_TEMPERATURE, MAX_TEMPERATURE))
 def test_a_temperature_never_changes_what_is_decided(temperature: float) -> None:
     sample = honest_sample("softmax", 2.0, n=200)
     plain, scaled = reliability(sample, "softmax"), reliability(sample, "softmax", temperature)
@@ -119,7 +119,7 @@ def test_a_temperature_never_changes_what_is_decided(temperature: float) -> None
     assert scaled.count.sum() == 200
 
 
-temperatures = st.floats(math.log(LEAST), math.log(MOST)).map(math.exp)
+temperatures = st.floats(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)).map(math.exp)
 
 
 @given(st.floats(-12, 12), st.integers(1, BINS - 1), temperatures)
@@ -141,7 +141,7 @@ def test_a_pixel_exactly_on_the_threshold_stays_of_its_class(temperature: float)
     for each in logits:
         on_it = each.sigmoid() >= threshold
         assert on_it.any()
-        assert ((each / temperature).sigmoid() >= moved)[on_it & (moved > LEAST_STEP)].all()
+        assert ((each / temperature).sigmoid() >= moved)[on_it & (moved > STEP_BELOW_ONE)].all()
 
 
 @given(st.floats(0.001, 0.999), temperatures)
@@ -156,12 +156,12 @@ def test_a_temperature_of_one_keeps_every_threshold() -> None:
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_samples_that_say_nothing_keep_temperature_one(activation: Activation) -> None:
     nothing = LogitSample(
-        logits=np.empty((0, 3), np.float32), target=np.empty((0, 3), bool), counted=np.empty((0, 3), bool)
+        logits=np.empty((0, 3), np.float32), target=np.empty((0, 3), bool), valid=np.empty((0, 3), bool)
     )
     assert fit_temperature(nothing, activation) == 1.0
     assert math.isnan(reliability(nothing, activation).ece)
     undecided = LogitSample(
-        logits=np.zeros((4, 3), np.float32), target=np.tile([True, False, False], (4, 1)), counted=np.ones((4, 3), bool)
+        logits=np.zeros((4, 3), np.float32), target=np.tile([True, False, False], (4, 1)), valid=np.ones((4, 3), bool)
     )
     assert fit_temperature(undecided, activation) == 1.0
 
@@ -170,15 +170,15 @@ def test_samples_that_say_nothing_keep_temperature_one(activation: Activation) -
 def test_temperatures_stay_within_bounds_when_all_is_right_or_wrong(activation: Activation) -> None:
     target = np.tile([True, False, False], (50, 1))
     logits = np.where(target, 3.0, -3.0).astype(np.float32)
-    counted = np.ones_like(target)
-    right = fit_temperature(LogitSample(logits=logits, target=target, counted=counted), activation)
-    wrong = fit_temperature(LogitSample(logits=-logits, target=target, counted=counted), activation)
-    assert (right, wrong) == (pytest.approx(LEAST), pytest.approx(MOST))
-    huge = LogitSample(logits=logits * 1e4, target=target, counted=counted)
-    assert LEAST <= fit_temperature(huge, activation) <= MOST
+    valid = np.ones_like(target)
+    right = fit_temperature(LogitSample(logits=logits, target=target, valid=valid), activation)
+    wrong = fit_temperature(LogitSample(logits=-logits, target=target, valid=valid), activation)
+    assert (right, wrong) == (pytest.approx(MIN_TEMPERATURE), pytest.approx(MAX_TEMPERATURE))
+    huge = LogitSample(logits=logits * 1e4, target=target, valid=valid)
+    assert MIN_TEMPERATURE <= fit_temperature(huge, activation) <= MAX_TEMPERATURE
 
 
-@given(temperature=st.floats(LEAST, MOST), step=st.integers(1, BINS - 1))
+@given(temperature=st.floats(MIN_TEMPERATURE, MAX_TEMPERATURE), step=st.integers(1, BINS - 1))
 def test_bytes_tell_the_two_sides_of_the_threshold_apart(temperature: float, step: int) -> None:
     threshold = step / BINS
     kept = resolvable_temperature(temperature, threshold)

@@ -75,22 +75,22 @@ def test_a_fill_value_without_a_nodata_tag_is_refused_with_its_place(
 def test_counted_percentiles_are_those_of_all_values(dtype: str, sizes: list[int], percent: float, seed: int) -> None:
     rng, info = np.random.default_rng(seed), np.iinfo(dtype)
     parts = [rng.integers(info.min, info.max, (2, n), dtype, endpoint=True) for n in sizes]
-    counted, sampled = CountedPercentiles(2, np.dtype(dtype)), SampledPercentiles(2, seed=0)
+    usable, sampled = CountedPercentiles(2, np.dtype(dtype)), SampledPercentiles(2, seed=0)
     for part in parts:
-        counted.add(part)
+        usable.add(part)
         sampled.add(part)
     expected = np.quantile(np.concatenate(parts, axis=1), percent / 100, axis=1, method="inverted_cdf")
-    assert np.array_equal(counted.at(percent), expected)
+    assert np.array_equal(usable.at(percent), expected)
     assert np.array_equal(sampled.at(percent), expected)
 
 
 def test_a_sample_of_percentiles_is_uniform_over_all_blocks() -> None:
-    sampled = SampledPercentiles(1, seed=0, most=4000)
+    sampled = SampledPercentiles(1, seed=0, max_values=4000)
     for start in range(0, 100_000, 1000):
         sampled.add(np.arange(start, start + 1000, dtype=float)[None])
     for percent in (2, 50, 98):
         assert sampled.at(percent)[0] == pytest.approx(percent * 1000, abs=3000)
-    again = SampledPercentiles(1, seed=0, most=4000)
+    again = SampledPercentiles(1, seed=0, max_values=4000)
     again.add(np.arange(100_000, dtype=float)[None])
     assert again.at(50) == sampled.at(50)
 

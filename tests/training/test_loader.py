@@ -20,9 +20,9 @@ from pipeline.config import build_settings
 from pipeline.errors import LabelError
 from pipeline.model.card import Normalization
 from pipeline.training.data.blocks import overlap
-from pipeline.training.data.loader import AHEAD, Batch, BatchLoader, output_planes, prefetch
+from pipeline.training.data.loader import PREFETCH_BATCHES, Batch, BatchLoader, output_planes, prefetch
 from pipeline.training.data.splits import Area
-from pipeline.training.data.windows import TrainingWindow, cover
+from pipeline.training.data.windows import TrainingWindow, tile_windows
 from pipeline.training.settings.augment import AugmentSpec
 from pipeline.training.settings.spec import TrainSpec
 
@@ -50,7 +50,7 @@ def spec_of(*, threads: int = 1, augment: AugmentSpec = EVERYTHING) -> TrainSpec
 def batches(spec: TrainSpec, area: Area, epoch: int, start: int = 0, **feed_options: Any) -> list[NDArray[np.float32]]:
     with BatchLoader(spec, STANDARD, margin=0, **feed_options) as feed:
         made = feed.training([area], epoch, start=start)
-        return [torch.cat([b.pixels, b.target, b.counted], dim=1).cpu().numpy() for b in made]
+        return [torch.cat([b.pixels, b.target, b.weight_mask], dim=1).cpu().numpy() for b in made]
 
 
 def ramps(side: int, *held_out: Window) -> Area:
@@ -87,7 +87,7 @@ def test_windows_are_standardised_pixels_of_the_scene_when_nothing_is_changed() 
             row, col = (batch.pixels / 2).movedim(1, 0).long()
             expected = torch.from_numpy(area.source.whole.target)[0][row, col]
             assert torch.equal(batch.target[:, 0], expected.float())
-            assert batch.counted.all()
+            assert batch.weight_mask.all()
 
 
 @pytest.mark.parametrize("margin", [0, 4])
@@ -98,12 +98,12 @@ def test_no_warped_window_counts_a_held_out_pixel_and_every_other_labelled_one_c
     free, truth = area.free_pixels(Window(0, 0, 180, 180)), area.source.whole.target[0]
     inner = slice(margin, 32 - margin)
     with BatchLoader(spec_of(augment=WARPED), Normalization(), margin=margin) as feed:
-        places, counted, target = [], [], []
+        places, weight_mask, target = [], [], []
         for batch in feed.training([area], 1):
             places.append((batch.pixels[..., inner, inner].movedim(1, -1).numpy() - 1).reshape(-1, 2))
-            counted.append(batch.counted.numpy().ravel())
+            weight_mask.append(batch.weight_mask.numpy().ravel())
             target.append(batch.target.numpy().ravel())
-    place, seen, found = np.concatenate(places), np.concatenate(counted), np.concatenate(target)
+    place, seen, found = np.concatenate(places), np.concatenate(weight_mask), np.concatenate(target)
     real = (place >= 0).all(axis=1)
     assert not seen[~real].any()
     place, seen, found = place[real], seen[real], found[real]
@@ -128,7 +128,7 @@ def test_a_core_counts_what_is_inside_and_in_no_block(row: int, col: int, seed: 
         expected[105:175, 110:170] = True
         for block in blocks:
             expected[block.row_off + 100 :, block.col_off + 100 :][: block.height, : block.width] = False
-        assert np.array_equal(core.counts(window), expected[row + 100 : row + 150, col + 100 : col + 145])
+        assert np.array_equal(core.usable_pixels(window), expected[row + 100 : row + 150, col + 100 : col + 145])
 
 
 def test_the_corners_of_a_rotated_window_are_real_pixels_where_the_scene_has_them() -> None:
@@ -142,8 +142,8 @@ def test_held_out_windows_are_never_changed_and_each_pixel_counts_once() -> None
     area = ramps(50)
     with BatchLoader(spec_of(), Normalization(), margin=0) as feed:
         rows = []
-        for batch in feed.validation(cover([(area.source, Window(7, 3, 40, 41))], feed.core_size)):
-            row, col = (plane[batch.counted[:, 0]] for plane in batch.pixels.movedim(1, 0))
+        for batch in feed.validation(tile_windows([(area.source, Window(7, 3, 40, 41))], feed.core_size)):
+            row, col = (plane[batch.weight_mask[:, 0]] for plane in batch.pixels.movedim(1, 0))
             rows += list(zip(row.tolist(), col.tolist(), strict=True))
     assert sorted(rows) == [(row + 1, col + 1) for row in range(3, 44) for col in range(7, 47)]
 
@@ -155,30 +155,30 @@ def test_held_out_windows_are_never_changed_and_each_pixel_counts_once() -> None
 def test_exclusive_classes_and_the_background_are_one_hot_and_the_first_class_wins(
     target: NDArray[np.uint8], valid: NDArray[np.bool_]
 ) -> None:
-    planes, counted = output_planes(torch.from_numpy(target), torch.from_numpy(valid), activation="softmax")
-    assert planes.shape == counted.shape == (2, 4, 4, 4)
+    planes, weight_mask = output_planes(torch.from_numpy(target), torch.from_numpy(valid), activation="softmax")
+    assert planes.shape == weight_mask.shape == (2, 4, 4, 4)
     assert (planes.sum(dim=1) == 1).all()
     for at in np.ndindex(2, 4, 4):
         values = target[at[0], :, at[1], at[2]]
         first = 1 + int(np.argmax(values == 1)) if (values == 1).any() else 0
         assert planes[at[0], first, at[1], at[2]] == 1
-        assert counted[at[0], :, at[1], at[2]].tolist() == [valid[at] and 255 not in values] * 4
+        assert weight_mask[at[0], :, at[1], at[2]].tolist() == [valid[at] and 255 not in values] * 4
 
 
 def test_independent_classes_count_where_each_is_labelled() -> None:
     target = torch.tensor([[[[1, 0, 255, 1]], [[1, 255, 0, 0]]]], dtype=torch.uint8)
     valid = torch.tensor([[[True, True, True, False]]])
-    planes, counted = output_planes(target, valid, activation="sigmoid")
-    assert counted[0, :, 0].tolist() == [[True, True, False, False], [True, False, True, False]]
-    assert planes[counted].tolist() == [1, 0, 1, 0]
+    planes, weight_mask = output_planes(target, valid, activation="sigmoid")
+    assert weight_mask[0, :, 0].tolist() == [[True, True, False, False], [True, False, True, False]]
+    assert planes[weight_mask].tolist() == [1, 0, 1, 0]
 
 
 def test_a_softmax_batch_carries_the_background_first(town: Town) -> None:
     area = area_of(town)
     one, other = (batches(replace(spec_of(), activation=name), area, 1) for name in ("sigmoid", "softmax"))
     for sigmoid, softmax in zip(one, other, strict=True):
-        target, counted = softmax[:, 3:5], softmax[:, 5:] > 0
-        assert np.array_equal(counted[:, 0], counted[:, 1])
+        target, weight_mask = softmax[:, 3:5], softmax[:, 5:] > 0
+        assert np.array_equal(weight_mask[:, 0], weight_mask[:, 1])
         assert np.array_equal(target[:, 1], sigmoid[:, 3])
         assert np.array_equal(target[:, 0], 1 - target[:, 1])
 
@@ -222,9 +222,9 @@ def test_few_batches_are_prepared_ahead_and_none_after_leaving() -> None:
         feed = prefetch(made.append, range(100), pool)
         for taken in range(1, 11):
             next(feed)
-            assert len(made) <= taken + AHEAD
+            assert len(made) <= taken + PREFETCH_BATCHES
         del feed
-    assert len(made) <= 10 + AHEAD
+    assert len(made) <= 10 + PREFETCH_BATCHES
 
 
 @pytest.mark.gpu
@@ -244,4 +244,4 @@ def test_batches_lie_where_they_are_wanted_with_channels_last(town: Town) -> Non
     assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
     assert batch.pixels.shape == (4, 3, 32, 32)
     assert batch.target.dtype == torch.float32
-    assert batch.counted.dtype == torch.bool
+    assert batch.weight_mask.dtype == torch.bool

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.errors import SettingsError
 from pipeline.model.card import Activation
-from pipeline.training.losses.inputs import MOST_BALANCED, resolve_weights
+from pipeline.training.losses.inputs import MAX_BALANCED_WEIGHT, resolve_weights
 from pipeline.training.losses.loss import make_loss
 from pipeline.training.settings.losses import TERMS, LossSpec
 
@@ -31,11 +31,11 @@ class Case:
 
     logits: torch.Tensor
     target: torch.Tensor
-    counted: torch.Tensor
+    valid: torch.Tensor
 
     @property
     def given(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.logits, self.target, self.counted
+        return self.logits, self.target, self.valid
 
 
 def random_case(activation: Activation, seed: int = 0, share: float = 0.5, counts: float = 0.7) -> Case:
@@ -209,7 +209,7 @@ def test_gradients_are_those_of_the_formula(activation: Activation, name: str) -
         for step in (-1e-4, 1e-4):
             moved = case.logits.detach().double()
             moved[at] += step
-            values.append(slow_term(name, Case(moved, case.target, case.counted), activation, spec))
+            values.append(slow_term(name, Case(moved, case.target, case.valid), activation, spec))
         slope = (values[1] - values[0]) / 2e-4
         assert float(case.logits.grad[at]) == pytest.approx(slope, rel=1e-3, abs=1e-7)
 
@@ -221,7 +221,7 @@ def test_pixels_that_do_not_count_have_no_influence(activation: Activation, name
         LossSpec(terms={name: 1}, class_weights=weights), activation=activation, class_share=SHARES[activation]
     )
     case, changed = random_case(activation), random_case(activation)
-    changed.logits[~changed.counted], changed.target[~changed.counted] = math.nan, 255
+    changed.logits[~changed.valid], changed.target[~changed.valid] = math.nan, 255
     for each in (case, changed):
         each.logits.requires_grad_()
         loss(*each.given).backward()  # type: ignore[no-untyped-call]
@@ -229,8 +229,8 @@ def test_pixels_that_do_not_count_have_no_influence(activation: Activation, name
     assert case.logits.grad is not None
     assert changed.logits.grad is not None
     assert torch.equal(case.logits.grad, changed.logits.grad)
-    assert (changed.logits.grad[~changed.counted] == 0).all()
-    assert (changed.logits.grad[changed.counted] != 0).any()
+    assert (changed.logits.grad[~changed.valid] == 0).all()
+    assert (changed.logits.grad[changed.valid] != 0).any()
 
 
 def _confident(case: Case) -> torch.Tensor:
@@ -254,7 +254,7 @@ def test_value_and_gradient_are_finite_everywhere(activation: Activation, name: 
         logits = EXTREMES[extreme](case).requires_grad_()
         changes = {"focal_gamma": gamma} if name == "focal" else {}
         loss = make_loss(LossSpec(terms={name: 1}, **changes), activation=activation, class_share=SHARES[activation])
-        value = loss(logits, case.target, case.counted)
+        value = loss(logits, case.target, case.valid)
         value.backward()  # type: ignore[no-untyped-call]
         assert logits.grad is not None
         assert value.isfinite()
@@ -271,15 +271,15 @@ def test_lovasz_of_decided_pixels_is_one_minus_their_iou() -> None:
     loss = make_loss(LossSpec(terms={"lovasz": 1}), activation="softmax", class_share=[0.1, 0.1])
     true = case.target.bool()
     iou = [float((found & true)[:, k].sum() / (found | true)[:, k].sum()) for k in (1, 2)]
-    assert float(loss(found * 200.0, case.target, case.counted)) == pytest.approx(1 - np.mean(iou), rel=1e-5)
+    assert float(loss(found * 200.0, case.target, case.valid)) == pytest.approx(1 - np.mean(iou), rel=1e-5)
 
 
 def test_the_loss_is_computed_in_float32() -> None:
     case = random_case("sigmoid")
     loss = make_loss(LossSpec(), activation="sigmoid", class_share=SHARES["sigmoid"])
-    assert loss(case.logits.bfloat16(), case.target, case.counted).dtype == torch.float32
-    assert float(loss(case.logits.bfloat16(), case.target, case.counted)) == float(
-        loss(case.logits.bfloat16().float(), case.target, case.counted)
+    assert loss(case.logits.bfloat16(), case.target, case.valid).dtype == torch.float32
+    assert float(loss(case.logits.bfloat16(), case.target, case.valid)) == float(
+        loss(case.logits.bfloat16().float(), case.target, case.valid)
     )
 
 
@@ -290,7 +290,7 @@ def test_balanced_weights_make_each_kind_count_the_same() -> None:
     exclusive = resolve_weights("balanced", [0.3, 0.1], "softmax")
     assert exclusive.present == pytest.approx((0.5, 1.0, 3.0))  # shares 0.6, 0.3, 0.1; their median is 0.3
     assert resolve_weights("balanced", [1e-6, 0.4, 0.6], "softmax").present == pytest.approx(
-        (1.0, MOST_BALANCED, 1.0, 0.4 / 0.6)
+        (1.0, MAX_BALANCED_WEIGHT, 1.0, 0.4 / 0.6)
     )
 
 

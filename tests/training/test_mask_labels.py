@@ -21,7 +21,7 @@ from pipeline.scene.describe import describe_scene
 from pipeline.scene.spec import ReadingSpec
 from pipeline.training.labels import mask_labels as masks
 from pipeline.training.labels.class_map import mask_meanings
-from pipeline.training.labels.mask_labels import MaskLabels, PixelsUnder, open_mask_labels
+from pipeline.training.labels.mask_labels import MaskLabels, MaskPixelLookup, open_mask_labels
 
 ALL = Window(0, 0, 96, 96)
 
@@ -106,7 +106,7 @@ def test_each_scene_pixel_takes_the_mask_pixel_under_its_centre(
     transform = Affine.translation(*origin) @ Affine.rotation(turn) @ Affine.scale(0.5 * scale, -0.5 * scale)
     mask = RasterGrid(crs=CRS.from_string(crs), transform=transform, height=50, width=70)
     window = Window(col, row, 6, 5)
-    rows, cols = (np.broadcast_to(each, (5, 6)) for each in PixelsUnder(grid, mask).of(window))
+    rows, cols = (np.broadcast_to(each, (5, 6)) for each in MaskPixelLookup(grid, mask).of(window))
     for down, along in ((0, 0), (4, 5), (2, 3)):
         x, y = there.transform(*(grid.transform @ (col + along + 0.5, row + down + 0.5)))
         place = ~mask.transform @ (x, y)
@@ -127,7 +127,7 @@ def test_a_fine_mask_is_read_in_bounded_parts(
     town: Town, make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fine = make_scene(np.kron(town.mask, np.ones((3, 3), np.uint8)), transform=ORIGIN @ Affine.scale(1 / 3))
-    monkeypatch.setattr(masks, "MOST_MASK_PIXELS", 500)
+    monkeypatch.setattr(masks, "MAX_MASK_PIXELS", 500)
     assert np.array_equal(mask_labels(fine, town).burn(ALL)[0], town.mask)
 
 

@@ -12,14 +12,12 @@ from pipeline.training.validation.metrics import Confusion, average_scores, weig
 
 def test_confusion_counts_add_up_and_give_the_known_ratios() -> None:
     rng = np.random.default_rng(0)
-    predicted, labelled, counted = (rng.random((4, 2, 8, 8)) < share for share in (0.4, 0.5, 0.9))
-    whole = Confusion.of(predicted, labelled, counted)
-    parts = Confusion.of(predicted[:1], labelled[:1], counted[:1]) + Confusion.of(
-        predicted[1:], labelled[1:], counted[1:]
-    )
+    predicted, labelled, valid = (rng.random((4, 2, 8, 8)) < share for share in (0.4, 0.5, 0.9))
+    whole = Confusion.of(predicted, labelled, valid)
+    parts = Confusion.of(predicted[:1], labelled[:1], valid[:1]) + Confusion.of(predicted[1:], labelled[1:], valid[1:])
     assert np.array_equal(whole.iou, parts.iou)
     for k in range(2):
-        p, t = predicted[:, k][counted[:, k]], labelled[:, k][counted[:, k]]
+        p, t = predicted[:, k][valid[:, k]], labelled[:, k][valid[:, k]]
         assert whole.iou[k] == pytest.approx((p & t).sum() / (p | t).sum())
         assert whole.precision[k] == pytest.approx(t[p].mean())
         assert whole.recall[k] == pytest.approx(p[t].mean())

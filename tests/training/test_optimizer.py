@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
 from pipeline.training.data.loader import Batch
-from pipeline.training.learner import EMA, Trainer
 from pipeline.training.optimizer import choose_precision, count_drops, make_optimizer, rate_factor
 from pipeline.training.settings.learning import OptimizationSpec
+from pipeline.training.trainer import EMA, Trainer
 
 PLAIN = OptimizationSpec(optimizer="sgd", momentum=0.0, learning_rate=0.1, weight_decay=0.0, schedule="constant",
                      warmup_epochs=0.0, clip_norm=0.0, precision="float32", device="cpu")  # fmt: skip
 
 
-def squared(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    return ((logits - target) ** 2)[counted].mean()
+def squared(logits: Tensor, target: Tensor, weight_mask: Tensor) -> Tensor:
+    return ((logits - target) ** 2)[weight_mask].mean()
 
 
 def network(*, dropout: float = 0.0) -> nn.Module:
@@ -36,7 +36,7 @@ def batch(seed: int, size: int = 2) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(size, 2, 8, 8, generator=generator)
     target = (torch.rand(size, 1, 8, 8, generator=generator) < 0.3).float()
-    return Batch(pixels=pixels, target=target, counted=torch.ones_like(target, dtype=torch.bool))
+    return Batch(pixels=pixels, target=target, weight_mask=torch.ones_like(target, dtype=torch.bool))
 
 
 def learner(spec: OptimizationSpec, *, batches: int = 4, model: nn.Module | None = None, seed: int = 0) -> Trainer:
@@ -55,10 +55,10 @@ def test_accumulated_batches_step_along_the_gradient_of_their_mean_loss(accumula
     expected.load_state_dict(model.state_dict())
     data = [batch(k) for k in range(batches)]
     for index, each in enumerate(data):
-        made.learn(each, epoch=1, index=index)
+        made.step(each, epoch=1, index=index)
     for start in range(0, batches, accumulate):
         group = data[start : start + accumulate]
-        loss = torch.stack([squared(expected(b.pixels), b.target, b.counted) for b in group]).mean()
+        loss = torch.stack([squared(expected(b.pixels), b.target, b.weight_mask) for b in group]).mean()
         gradients = torch.autograd.grad(loss, list(expected.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(expected.parameters(), gradients, strict=True):
@@ -79,15 +79,15 @@ SPECS = {
 @pytest.mark.parametrize("stop", [2, 4])
 def test_a_learner_that_loads_a_state_goes_on_to_the_same_bits(spec: OptimizationSpec, stop: int) -> None:
     whole, first = learner(spec, model=network(dropout=0.3)), learner(spec, model=network(dropout=0.3))
-    losses = [whole.learn(batch(k), epoch=1, index=k) for k in range(4)]
+    losses = [whole.step(batch(k), epoch=1, index=k) for k in range(4)]
     for k in range(stop):
-        first.learn(batch(k), epoch=1, index=k)
-    saved = {key: value.clone().contiguous() for key, value in first.state().items()}
+        first.step(batch(k), epoch=1, index=k)
+    saved = {key: value.clone().contiguous() for key, value in first.state_dict().items()}
     second = learner(spec, model=nn.Sequential(*network(dropout=0.3).children()), seed=0)
-    second.load(saved)
+    second.load_state_dict(saved)
     torch.rand(7)
-    assert [second.learn(batch(k), epoch=1, index=k) for k in range(stop, 4)] == losses[stop:]
-    ended, expected = second.state(), whole.state()
+    assert [second.step(batch(k), epoch=1, index=k) for k in range(stop, 4)] == losses[stop:]
+    ended, expected = second.state_dict(), whole.state_dict()
     assert ended.keys() == expected.keys()
     assert all(torch.equal(ended[key], expected[key]) for key in expected)
     assert all(ended[key].stride() == expected[key].stride() for key in expected)
@@ -96,7 +96,7 @@ def test_a_learner_that_loads_a_state_goes_on_to_the_same_bits(spec: Optimizatio
 def test_dropout_is_seeded_by_the_step_and_by_nothing_before_it() -> None:
     def loss(seed: int, index: int) -> float:
         torch.rand(index + 3)
-        return learner(PLAIN, model=network(dropout=0.5), seed=seed).learn(batch(0), epoch=1, index=index)
+        return learner(PLAIN, model=network(dropout=0.5), seed=seed).step(batch(0), epoch=1, index=index)
 
     assert loss(0, 0) == loss(0, 0)
     assert len({loss(0, 0), loss(0, 1), loss(1, 0)}) == 3
@@ -107,7 +107,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were() -> None:
     before = weights(made)
     bad = batch(0)
     bad.target[0, 0, 0, 0] = math.inf
-    assert made.learn(bad, epoch=1, index=0) == math.inf
+    assert made.step(bad, epoch=1, index=0) == math.inf
     assert torch.equal(weights(made), before)
     assert made.is_finite()
 
@@ -124,7 +124,7 @@ def test_gradients_longer_than_the_norm_are_cut_to_it(clip: float, moved: float)
     nn.init.constant_(model.weight, 0.0)
     made = learner(replace(PLAIN, clip_norm=clip), model=model)
     ones = torch.ones(1, 1, 4, 4)
-    made.learn(Batch(pixels=4 * ones, target=10 * ones, counted=ones > 0), epoch=1, index=0)  # gradient -80
+    made.step(Batch(pixels=4 * ones, target=10 * ones, weight_mask=ones > 0), epoch=1, index=0)  # gradient -80
     assert float(model.weight.detach()) == pytest.approx(moved)
 
 
@@ -133,16 +133,16 @@ def test_the_average_follows_its_formula_and_is_what_is_kept() -> None:
     made = learner(replace(PLAIN, ema_decay=0.5), batches=6, model=model)
     expected = {key: value.clone() for key, value in model.state_dict().items()}
     for index in range(6):
-        made.learn(batch(index), epoch=1, index=index)
+        made.step(batch(index), epoch=1, index=index)
         share = 1 - min(0.5, (2 + index) / (11 + index))  # step t = index + 1
         for key, value in model.state_dict().items():
             mixed = expected[key] + share * (value - expected[key]) if value.is_floating_point() else value
             expected[key] = mixed.clone()
-    assert made.kept is not made.network
-    for key, value in made.kept.state_dict().items():
+    assert made.checkpoint_network is not made.network
+    for key, value in made.checkpoint_network.state_dict().items():
         torch.testing.assert_close(value, expected[key])
     logits, _, _ = made.predict(batch(9))
-    torch.testing.assert_close(logits, made.kept.eval()(batch(9).pixels))
+    torch.testing.assert_close(logits, made.checkpoint_network.eval()(batch(9).pixels))
 
 
 def test_an_average_of_what_stands_still_is_the_thing_itself() -> None:
@@ -202,8 +202,8 @@ def test_the_rate_in_use_is_the_one_that_is_told() -> None:
     nn.init.constant_(model.weight, 0.0)
     made = learner(replace(PLAIN, schedule="plateau", drop_epochs=1), model=model)
     ones = torch.ones(1, 1, 4, 4)
-    made.learn(Batch(pixels=ones, target=ones, counted=ones > 0), epoch=3, index=0, scores=(0.5, 0.4))  # gradient -2
-    assert made.rate(3, 0, (0.5, 0.4)) == pytest.approx(0.01)
+    made.step(Batch(pixels=ones, target=ones, weight_mask=ones > 0), epoch=3, index=0, scores=(0.5, 0.4))  # gradient -2
+    assert made.learning_rate(3, 0, (0.5, 0.4)) == pytest.approx(0.01)
     assert float(model.weight.detach()) == pytest.approx(0.02)
 
 
@@ -258,8 +258,8 @@ def test_bounds_of_learning_are_said(make: Callable[[], object], said: str) -> N
 @pytest.mark.gpu
 def test_float16_learns_on_a_gpu_and_its_scale_is_saved(cuda: str) -> None:
     made = learner(replace(SPECS["adamw"], precision="float16", device=cuda))
-    losses = [made.learn(batch(0), epoch=1, index=k) for k in range(4)]
+    losses = [made.step(batch(0), epoch=1, index=k) for k in range(4)]
     assert losses[-1] < losses[0]
-    saved = made.state()
+    saved = made.state_dict()
     assert float(saved["scaler.scale"]) > 1
-    learner(replace(SPECS["adamw"], precision="float16", device=cuda)).load(saved)
+    learner(replace(SPECS["adamw"], precision="float16", device=cuda)).load_state_dict(saved)

@@ -14,11 +14,11 @@ from PIL import Image
 
 from pipeline.model.card import ModelCard
 from pipeline.training.artifacts.overlay_panels import (
-    CONFUSED,
-    FALSE_ALARM,
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
     GAP,
-    MISS,
-    Planes,
+    WRONG_CLASS,
+    OverlayArrays,
     edge,
     paint_errors,
     paint_probability,
@@ -28,12 +28,12 @@ from pipeline.training.artifacts.overlay_panels import (
 )
 from pipeline.training.artifacts.overlay_sheet import CAPTION, EDGE, TITLE
 from pipeline.training.artifacts.overlays import (
-    ShownWindow,
+    PredictedWindow,
     WindowScore,
     choose_windows,
-    decide,
+    classify,
+    overlay_png,
     paint_panels,
-    picture_png,
 )
 
 ROOF = ModelCard(bands=("red", "green", "blue"), classes=("roof",), threshold=0.4)
@@ -45,7 +45,7 @@ LAND = ModelCard(
 )
 
 
-def window_of(seed: int, card: ModelCard = ROOF, *, side: int = 16, counted: float = 0.8) -> ShownWindow:
+def window_of(seed: int, card: ModelCard = ROOF, *, side: int = 16, weight_mask: float = 0.8) -> PredictedWindow:
     """Random pixels, labels and probabilities; exclusive ones when the card's are."""
     rng = np.random.default_rng(seed)
     classes = len(card.classes)
@@ -54,36 +54,36 @@ def window_of(seed: int, card: ModelCard = ROOF, *, side: int = 16, counted: flo
     if card.activation == "softmax":
         truth = rng.integers(0, classes, (side, side)) == np.arange(classes)[:, None, None]
         probability /= probability.sum(axis=0)
-    counts = np.repeat(rng.random((1, side, side)) < counted, classes, axis=0)
-    return ShownWindow(
+    counts = np.repeat(rng.random((1, side, side)) < weight_mask, classes, axis=0)
+    return PredictedWindow(
         scene=f"scene {seed}",
         row=8 * seed,
         col=3,
         pixels=rng.integers(0, 4000, (3, side, side)).astype(np.uint16),
         valid=counts[0] | (rng.random((side, side)) < 0.5),
         truth=truth,
-        counted=counts,
+        weight_mask=counts,
         probability=probability,
     )
 
 
-def planes_of(window: ShownWindow, card: ModelCard) -> Planes:
+def planes_of(window: PredictedWindow, card: ModelCard) -> OverlayArrays:
     foreground = [index for index, _, _ in card.foreground]
-    return Planes(
+    return OverlayArrays(
         picture=stretch(window.pixels, window.valid),
         valid=window.valid,
         truth=window.truth[foreground],
         probability=window.probability[foreground],
-        decided=decide(window.probability, card)[foreground],
-        counted=window.counted[foreground],
+        decided=classify(window.probability, card)[foreground],
+        weight_mask=window.weight_mask[foreground],
     )
 
 
-def verdict(truth: NDArray[np.bool_], decided: NDArray[np.bool_], counted: NDArray[np.bool_]) -> str:
+def verdict(truth: NDArray[np.bool_], decided: NDArray[np.bool_], weight_mask: NDArray[np.bool_]) -> str:
     """The slow reference: what became of one pixel, from its value in each class."""
-    if not counted.any():
+    if not weight_mask.any():
         return "gap"
-    rows = [(bool(t), bool(d)) for t, d, c in zip(truth, decided, counted, strict=True) if c]
+    rows = [(bool(t), bool(d)) for t, d, c in zip(truth, decided, weight_mask, strict=True) if c]
     alarm, miss = (False, True) in rows, (True, False) in rows
     if alarm and miss:
         return "confused"
@@ -96,9 +96,9 @@ def verdict(truth: NDArray[np.bool_], decided: NDArray[np.bool_], counted: NDArr
 def test_every_pixel_of_the_error_panel_has_the_colour_of_its_verdict(card: ModelCard, seed: int):
     planes = planes_of(window_of(seed, card, side=6), card)
     painted = paint_errors(planes).colours
-    colours = {"alarm": [FALSE_ALARM], "miss": [MISS], "confused": [CONFUSED], "gap": list(GAP)}
+    colours = {"alarm": [FALSE_POSITIVE], "miss": [FALSE_NEGATIVE], "confused": [WRONG_CLASS], "gap": list(GAP)}
     for row, col in np.ndindex(6, 6):
-        here = verdict(planes.truth[:, row, col], planes.decided[:, row, col], planes.counted[:, row, col])
+        here = verdict(planes.truth[:, row, col], planes.decided[:, row, col], planes.weight_mask[:, row, col])
         colour = tuple(int(value) for value in painted[row, col])
         if here in colours:
             assert colour in colours[here]
@@ -112,25 +112,25 @@ def test_every_pixel_of_the_error_panel_has_the_colour_of_its_verdict(card: Mode
 def test_hits_misses_and_false_alarms_add_up_to_what_is_labelled_and_predicted(card: ModelCard, seed: int):
     window = window_of(seed, card)
     planes, score = planes_of(window, card), WindowScore.of(window, card)
-    assert score.hits + score.misses == (planes.truth & planes.counted).sum()
-    assert score.hits + score.false_alarms == (planes.decided & planes.counted).sum()
-    assert score.counted == planes.counted.sum()
-    assert score.iou == score.hits / (score.hits + score.wrong)
+    assert score.true_positives + score.false_negatives == (planes.truth & planes.weight_mask).sum()
+    assert score.true_positives + score.false_positives == (planes.decided & planes.weight_mask).sum()
+    assert score.weight_mask == planes.weight_mask.sum()
+    assert score.iou == score.true_positives / (score.true_positives + score.wrong)
 
 
 def test_a_window_without_any_object_has_no_iou():
     window = window_of(0)
     nothing = replace(window, truth=np.zeros_like(window.truth), probability=np.zeros_like(window.probability))
     assert WindowScore.of(nothing, ROOF).iou is None
-    assert WindowScore.of(nothing, ROOF).goodness == -1
+    assert WindowScore.of(nothing, ROOF).ranking_score == -1
 
 
 def test_decisions_are_the_cards_own():
     probability = np.array([[[0.39, 0.4, 0.9]]], np.float32)
-    assert decide(probability, replace(ROOF, threshold=0.4 - 1e-6)).tolist() == [[[False, True, True]]]
-    assert decide(probability, replace(ROOF, threshold=0.95)).sum() == 0
+    assert classify(probability, replace(ROOF, threshold=0.4 - 1e-6)).tolist() == [[[False, True, True]]]
+    assert classify(probability, replace(ROOF, threshold=0.95)).sum() == 0
     exclusive = np.array([[[0.4, 0.3]], [[0.35, 0.3]], [[0.25, 0.4]]], np.float32)
-    assert decide(exclusive, LAND).tolist() == [[[True, False]], [[False, False]], [[False, True]]]
+    assert classify(exclusive, LAND).tolist() == [[[True, False]], [[False, False]], [[False, True]]]
 
 
 @given(seed=st.integers(0, 10_000), factor=st.integers(1, 5))
@@ -141,7 +141,7 @@ def test_magnifying_makes_a_square_of_every_pixel_and_nothing_else(seed: int, fa
     for i, j in np.ndindex(factor, factor):
         assert np.array_equal(large.picture[i::factor, j::factor], planes.picture)
         assert np.array_equal(large.probability[:, i::factor, j::factor], planes.probability)
-        assert np.array_equal(large.counted[:, i::factor, j::factor], planes.counted)
+        assert np.array_equal(large.weight_mask[:, i::factor, j::factor], planes.weight_mask)
 
 
 @given(seed=st.integers(0, 10_000), gain=st.floats(0.01, 100), bias=st.floats(-50, 50))
@@ -177,7 +177,7 @@ def test_edges_lie_inside_and_a_picture_that_is_all_object_has_none():
 
 
 def test_one_class_is_shown_on_the_ramp_with_its_threshold_marked():
-    planes = planes_of(window_of(3, counted=1.0), ROOF)
+    planes = planes_of(window_of(3, weight_mask=1.0), ROOF)
     panel = paint_probability(replace(planes, valid=np.ones_like(planes.valid)), ["roof"], 0.4)
     levels = np.rint(planes.probability[0] * 255).astype(int)
     assert np.array_equal(panel.colours, ramp_colours()[levels])
@@ -191,7 +191,7 @@ def test_the_ramp_grows_lighter_from_0_to_1():
 
 
 def test_legends_name_the_classes_that_are_there_and_no_others():
-    window = window_of(1, LAND, counted=1.0)
+    window = window_of(1, LAND, weight_mask=1.0)
     truth = window.truth.copy()
     truth[0], truth[2] = truth[0] | truth[2], False
     panel = paint_truth(planes_of(replace(window, truth=truth), LAND), ["water", "field"])
@@ -200,7 +200,7 @@ def test_legends_name_the_classes_that_are_there_and_no_others():
 
 def test_the_sheet_shows_the_panels_pixel_by_pixel():
     window = window_of(5, side=64)
-    sheet = np.asarray(Image.open(io.BytesIO(picture_png(window, ROOF, title="worst"))))
+    sheet = np.asarray(Image.open(io.BytesIO(overlay_png(window, ROOF, title="worst"))))
     for index, panel in enumerate(paint_panels(window, ROOF)):
         height, width = panel.colours.shape[:2]
         left, top = EDGE + index * (width + 12), CAPTION + TITLE
@@ -220,23 +220,23 @@ def test_the_sheet_shows_the_panels_pixel_by_pixel():
 def test_any_window_has_a_picture(bands: int, height: int, width: int):
     card = ModelCard(bands=tuple(f"b{k}" for k in range(bands)), classes=("a very long name of a class " * 4,))
     plane = np.ones((1, height, width), bool)
-    window = ShownWindow(
+    window = PredictedWindow(
         scene="s" * 300,
         row=0,
         col=0,
         pixels=np.zeros((bands, height, width), np.int16),
         valid=plane[0],
         truth=plane,
-        counted=plane,
+        weight_mask=plane,
         probability=plane.astype(np.float32),
     )
-    assert Image.open(io.BytesIO(picture_png(window, card))).width >= 4 * 260
+    assert Image.open(io.BytesIO(overlay_png(window, card))).width >= 4 * 260
 
 
 def test_many_classes_have_a_legend_that_ends():
     names = tuple(f"class number {k}" for k in range(40))
     card = ModelCard(bands=("red", "green", "blue"), classes=names)
-    shape = Image.open(io.BytesIO(picture_png(window_of(2, card), card))).size
+    shape = Image.open(io.BytesIO(overlay_png(window_of(2, card), card))).size
     assert shape[1] < 900
 
 
@@ -262,7 +262,7 @@ def test_the_draw_depends_on_the_seed_alone():
 
 
 def test_windows_where_nothing_counts_are_not_shown_and_few_windows_are_shown_once():
-    blank = window_of(0, counted=0.0)
+    blank = window_of(0, weight_mask=0.0)
     assert choose_windows([blank, blank], ROOF, count=4, seed=0) == []
     assert len(choose_windows([blank, window_of(1)], ROOF, count=4, seed=0)) == 1
 

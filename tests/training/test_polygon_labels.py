@@ -30,8 +30,8 @@ from support.labelled import (
 from pipeline.errors import LabelError
 from pipeline.scene.describe import describe_scene
 from pipeline.training.data.samples import open_data
-from pipeline.training.labels.class_map import NOT_LOOKED_AT
-from pipeline.training.labels.labelled_area import LabelledArea, LimitedLabels
+from pipeline.training.labels.class_map import UNLABELLED_CLASS
+from pipeline.training.labels.labelled_area import ClippedLabels, LabelledArea
 from pipeline.training.labels.pairing import pair_labels
 from pipeline.training.labels.polygon_labels import PolygonLabels, find_labels, open_polygon_labels, read_polygons
 from pipeline.training.settings.data import SplitSpec
@@ -150,7 +150,7 @@ def test_attribute_values_mean_a_class_none_or_unlabelled(town: Town) -> None:
     geopandas.GeoDataFrame({"kind": kinds}, geometry=place(shapes)).to_file(town.labels)
     meaning = {"house": "roof", "shed": "none", "ruin": "unlabelled"}
     table = read_polygons(town.labels, ("roof",), "kind", meaning)
-    assert table.frame["class_index"].tolist() == [0, 0, NOT_LOOKED_AT, NOT_LOOKED_AT]
+    assert table.frame["class_index"].tolist() == [0, 0, UNLABELLED_CLASS, UNLABELLED_CLASS]
     target = open_polygon_labels([table], describe_scene(town.image), classes=1).burn(Window(0, 0, 96, 10))[0]
     assert (target[:, :10] == 1).all()
     assert (target[:5, 20:30] == 1).all()
@@ -194,7 +194,7 @@ def test_nothing_counts_outside_the_labelled_area(town: Town, tmp_path: Path) ->
     inside[20:60, 10:50] = inside[50:90, 40:90] = True
     inside[60:70, 60:70] = False
     for window in (Window(0, 0, 96, 96), Window(45, 33, 30, 40), Window(0, 0, 9, 9)):
-        target = LimitedLabels(polygon_labels(town), area, scene.grid).burn(window)[0]
+        target = ClippedLabels(polygon_labels(town), area, scene.grid).burn(window)[0]
         expected = np.where(inside, town.mask, 255)[window.toslices()]
         assert np.array_equal(target, expected)
 

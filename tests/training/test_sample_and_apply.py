@@ -17,9 +17,9 @@ from scipy import ndimage
 from pipeline.config import build_settings
 from pipeline.errors import SettingsError
 from pipeline.inference.normalize import InputTransform
-from pipeline.training.augment.geometric import flip_and_turn, reach_of, warp
+from pipeline.training.augment.geometric import flip_and_turn, warp, warp_reach
 from pipeline.training.augment.parameters import AugmentParams, WindowStack
-from pipeline.training.augment.photometric import apply_blur, apply_cutout, apply_gamma, apply_noise, vary_light
+from pipeline.training.augment.photometric import adjust_photometry, apply_blur, apply_cutout, apply_gamma, apply_noise
 from pipeline.training.augment.sample_and_apply import apply_params, sample_params
 from pipeline.training.sample import Sample
 from pipeline.training.settings.augment import AugmentSpec
@@ -192,7 +192,7 @@ def test_flips_and_turns_move_pixels_and_target_together(mirrored: bool, turns: 
 
 @given(changes=warps)
 def test_each_pixel_comes_from_one_place_and_its_target_from_the_nearest_pixel_there(changes: AugmentParams) -> None:
-    result = warp(ramps(SIZE + 2 * reach_of(changes, SIZE)), [changes], size=SIZE)
+    result = warp(ramps(SIZE + 2 * warp_reach(changes, SIZE)), [changes], size=SIZE)
     row, col = result.pixels[0]
     assert result.valid.all()
     away_from_ties = ((row % 1 - 0.5).abs() > 1e-3) & ((col % 1 - 0.5).abs() > 1e-3)
@@ -205,7 +205,7 @@ def test_rotation_and_scaling_keep_the_middle_and_every_angle_and_scale_every_di
     degrees: float, scale: float
 ) -> None:
     changes = AugmentParams(degrees=degrees, scale=scale)
-    side = SIZE + 2 * reach_of(changes, SIZE)
+    side = SIZE + 2 * warp_reach(changes, SIZE)
     row, col = warp(ramps(side), [changes], size=SIZE).pixels[0]
     right = torch.stack([row[:, 1:] - row[:, :-1], col[:, 1:] - col[:, :-1]])
     angle = math.radians(degrees)
@@ -231,7 +231,7 @@ def test_a_window_that_nothing_warps_is_cropped_exactly_even_beside_warped_ones(
     stack = random_stack(SIZE + 6, count=3)
     changes = [AugmentParams(), AugmentParams(degrees=30.0), AugmentParams(elastic=(0.0,) * 18)]
     result = warp(stack, changes, size=SIZE)
-    assert_same(result.take([0, 2]), stack.crop(SIZE).take([0, 2]))
+    assert_same(result.select([0, 2]), stack.crop(SIZE).select([0, 2]))
     assert not torch.equal(result.pixels[1], stack.crop(SIZE).pixels[1])
     assert_same(warp(stack, [AugmentParams()] * 3, size=SIZE), stack.crop(SIZE))
 
@@ -240,7 +240,7 @@ def test_the_deformation_takes_each_node_by_its_displacement() -> None:
     size = 25
     displacements = np.random.default_rng(0).normal(0, 3, (2, 3, 3))
     changes = AugmentParams(elastic=tuple(displacements.ravel().tolist()))
-    reach = reach_of(changes, size)
+    reach = warp_reach(changes, size)
     moved = warp(ramps(size + 2 * reach), [changes], size=size).pixels[0] - ramps(size + 2 * reach).crop(size).pixels[0]
     assert np.allclose(moved[:, ::12, ::12], displacements, atol=1e-4)
     steps = moved.diff(dim=1).abs().max(), moved.diff(dim=2).abs().max()
@@ -272,11 +272,11 @@ def test_light_varies_the_model_input_and_leaves_invalid_pixels_at_zero() -> Non
     pixels = np.random.default_rng(0).integers(0, 99, (2, 4, 4)).astype(np.uint8)
     valid = np.eye(4, dtype=bool)
     plain = transform.apply(pixels, valid)
-    varied = vary_light(transform, AugmentParams(factor=(1.5, 0.5), shift=(0.25, -1.0))).apply(pixels, valid)
+    varied = adjust_photometry(transform, AugmentParams(factor=(1.5, 0.5), shift=(0.25, -1.0))).apply(pixels, valid)
     assert (varied[:, ~valid] == 0).all()
     assert np.allclose(varied[0, valid], 1.5 * plain[0, valid] + 0.25, atol=1e-4)
     assert np.allclose(varied[1, valid], 0.5 * plain[1, valid] - 1, atol=1e-4)
-    assert vary_light(transform, AugmentParams()) == transform
+    assert adjust_photometry(transform, AugmentParams()) == transform
 
 
 @given(gamma=st.floats(0.2, 5), seed=st.integers(0, 99))
@@ -343,7 +343,7 @@ def test_cutout_sets_a_square_to_zero_and_nothing_else(centre: tuple[float, floa
 @settings(max_examples=20)
 def test_every_change_is_pure_and_repeatable_and_keeps_invalid_pixels_at_zero(seed: int) -> None:
     changes = [sample_params(np.random.default_rng([seed, k]), all_on(), bands=3) for k in range(2)]
-    side = SIZE + 2 * max(reach_of(each, SIZE) for each in changes)
+    side = SIZE + 2 * max(warp_reach(each, SIZE) for each in changes)
     stack, same = random_stack(side, seed=seed), random_stack(side, seed=seed)
     result = apply_params(stack, changes, size=SIZE)
     assert_same(stack, same)
@@ -362,11 +362,11 @@ def test_each_change_by_itself_changes_pixels_and_the_identity_changes_nothing(n
 
 def test_a_window_is_the_same_whatever_its_neighbours_in_the_batch() -> None:
     changes = [sample_params(np.random.default_rng(k), all_on(), bands=3) for k in range(3)]
-    side = SIZE + 2 * max(reach_of(each, SIZE) for each in changes)
+    side = SIZE + 2 * max(warp_reach(each, SIZE) for each in changes)
     stack = random_stack(side, count=3)
     together = apply_params(stack, changes, size=SIZE)
     for row in range(3):
-        alone = apply_params(stack.take([row]), [changes[row]], size=SIZE)
+        alone = apply_params(stack.select([row]), [changes[row]], size=SIZE)
         assert torch.equal(alone.target, together.target[[row]])
         assert torch.allclose(alone.pixels, together.pixels[[row]], atol=1e-5)
 

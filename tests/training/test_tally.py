@@ -30,10 +30,10 @@ def random_batches(outputs: int, seed: int = 0, count: int = 3) -> list[Batch]:
 
 def exclusive_batches(outputs: int, seed: int = 0) -> list[Batch]:
     batches = []
-    for logits, target, counted in random_batches(outputs, seed):
+    for logits, target, valid in random_batches(outputs, seed):
         index = torch.randint(outputs, target[:, 0].shape, generator=torch.Generator().manual_seed(seed))
         target = torch.nn.functional.one_hot(index, outputs).permute(0, 3, 1, 2).float()
-        batches.append((logits, target, counted[:, :1].expand(target.shape)))
+        batches.append((logits, target, valid[:, :1].expand(target.shape)))
     return batches
 
 
@@ -47,8 +47,8 @@ def tally_of(batches: list[Batch], activation: str = "sigmoid", seed: int = 0) -
 
 def direct(batches: list[Batch], threshold: float) -> Confusion:
     total = Confusion.zero(batches[0][0].shape[1])
-    for logits, target, counted in batches:
-        total += Confusion.of((logits.sigmoid() >= threshold).numpy(), (target > 0).numpy(), counted.numpy())
+    for logits, target, valid in batches:
+        total += Confusion.of((logits.sigmoid() >= threshold).numpy(), (target > 0).numpy(), valid.numpy())
     return total
 
 
@@ -79,12 +79,12 @@ def test_certain_predictions_are_best_decided_at_one_half() -> None:
 
 
 def test_a_class_that_never_occurs_has_no_say_in_the_threshold() -> None:
-    logits, target, counted = random_batches(2, seed=1, count=1)[0]
+    logits, target, valid = random_batches(2, seed=1, count=1)[0]
     target[:, 1] = 0
-    alone = tally_of([(logits[:, :1], target[:, :1], counted[:, :1])])
-    assert tally_of([(logits, target, counted)]).best_threshold == alone.best_threshold
-    assert tally_of([(logits, torch.zeros_like(target), counted)]).best_threshold == 0.5
-    assert tally_of([(logits, target, torch.zeros_like(counted))]).best_threshold == 0.5
+    alone = tally_of([(logits[:, :1], target[:, :1], valid[:, :1])])
+    assert tally_of([(logits, target, valid)]).best_threshold == alone.best_threshold
+    assert tally_of([(logits, torch.zeros_like(target), valid)]).best_threshold == 0.5
+    assert tally_of([(logits, target, torch.zeros_like(valid))]).best_threshold == 0.5
 
 
 def test_entropy_is_the_mean_over_what_counts() -> None:
@@ -119,16 +119,16 @@ def test_pixels_that_do_not_count_are_not_counted(activation: str) -> None:
     ours, theirs = tally_of(batches, activation), tally_of(changed, activation)
     assert ours.confusion(0.5).as_record("abc") == theirs.confusion(0.5).as_record("abc")
     assert ours.bce == theirs.bce
-    counted = ours.sample.counted
-    assert np.array_equal(counted, theirs.sample.counted)
-    assert np.array_equal(ours.sample.logits[counted], theirs.sample.logits[counted])
+    valid = ours.sample.valid
+    assert np.array_equal(valid, theirs.sample.valid)
+    assert np.array_equal(ours.sample.logits[valid], theirs.sample.logits[valid])
 
 
 def test_a_sample_that_fits_holds_every_pixel_that_counts_somewhere() -> None:
     batches = random_batches(2)
     sample = tally_of(batches).sample
     kept = [c.any(1) for _, _, c in batches]
-    for k, name in enumerate(("logits", "target", "counted")):
+    for k, name in enumerate(("logits", "target", "valid")):
         expected = torch.cat([each[k].permute(0, 2, 3, 1)[inside] for each, inside in zip(batches, kept, strict=True)])
         assert np.array_equal(getattr(sample, name), expected.numpy())
     assert sample.output(1).logits.tolist() == sample.logits[:, 1:].tolist()
@@ -136,7 +136,7 @@ def test_a_sample_that_fits_holds_every_pixel_that_counts_somewhere() -> None:
 
 def test_a_full_reservoir_is_even_bounded_and_the_same_for_the_same_seed() -> None:
     def run(seed: int) -> np.ndarray:
-        reservoir = Reservoir(1, seed=seed, most_pixels=500)
+        reservoir = Reservoir(1, seed=seed, max_pixels=500)
         for first in range(0, 100_000, 5000):
             number = torch.arange(first, first + 5000, dtype=torch.float32).reshape(1, 1, 50, 100)
             reservoir.add(number, number * 0, number >= 0)

@@ -29,7 +29,7 @@ from pipeline.training.records import EpochRecord, TrainProgress, TrainReport
 from pipeline.training.settings.data import SplitSpec
 from pipeline.training.settings.learning import OptimizationSpec
 from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.state import RunState, TrainingState, locked_run_folder
+from pipeline.training.state import StateStore, TrainingState, locked_run_folder
 
 EPOCHS, STEPS = 3, 5
 SPEC = replace(
@@ -293,18 +293,18 @@ def test_two_trainings_do_not_write_to_the_same_place(town: Town, tmp_path: Path
 
 
 def test_nothing_but_the_files_named_stays_in_a_state(tmp_path: Path) -> None:
-    state = RunState(tmp_path, {"seed": 0})
+    state = StateStore(tmp_path, {"seed": 0})
     for number in range(3):
         state.write(TrainingState(epoch=number + 1), {"w": torch.full((3,), float(number))})
     assert len(list((tmp_path / "state").iterdir())) == 2
-    found = RunState(tmp_path, {"seed": 0}).read()
+    found = StateStore(tmp_path, {"seed": 0}).read()
     assert found is not None
     assert (found[0].epoch, found[1]["w"].tolist()) == (3, [2.0, 2.0, 2.0])
-    assert RunState(tmp_path, {"seed": 1}).read() is None
+    assert StateStore(tmp_path, {"seed": 1}).read() is None
 
 
 def test_a_state_is_written_before_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = RunState(tmp_path, {})
+    state = StateStore(tmp_path, {})
     state.write(TrainingState(epoch=1), {"w": torch.zeros(3)})
 
     def killed(path: Path, content: bytes | str) -> None:
@@ -315,6 +315,6 @@ def test_a_state_is_written_before_it_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("pipeline.training.state.atomic_write", killed)
     with pytest.raises(StopError):
         state.write(TrainingState(epoch=2), {"w": torch.ones(3)})
-    found = RunState(tmp_path, {}).read()
+    found = StateStore(tmp_path, {}).read()
     assert found is not None
     assert found[1]["w"].tolist() == [0, 0, 0]

@@ -17,7 +17,7 @@ from pipeline.training.data.class_index import ClassIndex
 from pipeline.training.data.samples import LabelledData, open_data, presence
 from pipeline.training.data.splits import Area, Split, check_validation, split_data
 from pipeline.training.data.stratify import stratified_split
-from pipeline.training.data.windows import TrainingWindow, WindowSampler, cover
+from pipeline.training.data.windows import TrainingWindow, WindowSampler, tile_windows
 from pipeline.training.settings.data import SamplesSpec, SplitSpec
 
 SIDES = st.integers(1, 40)
@@ -270,10 +270,10 @@ def test_a_window_depends_on_its_generator_alone() -> None:
 @given(height=st.integers(1, 90), width=st.integers(1, 90), size=st.integers(1, 50))
 def test_validation_cores_count_each_pixel_exactly_once(height: int, width: int, size: int) -> None:
     block = Window(20, 10, width, height)
-    counted = np.zeros((200, 200), int)
-    for core in cover([(FakeSource(200), block)], size):
+    usable = np.zeros((200, 200), int)
+    for core in tile_windows([(FakeSource(200), block)], size):
         rows = slice(core.row, min(core.row + size, block.row_off + block.height))
         cols = slice(core.col, min(core.col + size, block.col_off + block.width))
-        counted[rows, cols] += 1
-    assert (counted[10 : 10 + height, 20 : 20 + width] == 1).all()
-    assert counted.sum() == height * width
+        usable[rows, cols] += 1
+    assert (usable[10 : 10 + height, 20 : 20 + width] == 1).all()
+    assert usable.sum() == height * width

@@ -20,17 +20,17 @@ from PIL import Image
 
 from pipeline.errors import SettingsError, TransientError
 from pipeline.model.card import ModelCard
-from pipeline.training.artifacts.card_facts import plain
-from pipeline.training.artifacts.card_limits import limits
+from pipeline.training.artifacts.card_facts import escape
+from pipeline.training.artifacts.card_limits import known_limits
 from pipeline.training.artifacts.card_markdown import card_page
 from pipeline.training.artifacts.curves import curves_png, reliability_png
-from pipeline.training.artifacts.overlays import ShownWindow
+from pipeline.training.artifacts.overlays import PredictedWindow
 from pipeline.training.artifacts.tensorboard import EventLog, scalars
 from pipeline.training.artifacts.write import check_artifacts, write_artifacts, write_history
 from pipeline.training.records import EpochRecord, TrainReport
 from pipeline.training.settings.artifacts import ArtifactsSpec
 from pipeline.training.settings.spec import TrainSpec
-from pipeline.training.validation.calibration import LEAST, MOST, Reliability
+from pipeline.training.validation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Reliability
 
 GOOD = {"iou": 0.8, "precision": 0.9, "recall": 0.88, "f1": 0.89, "accuracy": 0.97}
 TRAINING: dict[str, object] = {
@@ -94,17 +94,17 @@ def reliability_of(gap: float) -> Reliability:
     return Reliability(confidence=confidence, accuracy=confidence - gap, count=np.array([900, 0, 40]))
 
 
-def windows(count: int) -> list[ShownWindow]:
+def windows(count: int) -> list[PredictedWindow]:
     rng = np.random.default_rng(0)
     return [
-        ShownWindow(
+        PredictedWindow(
             scene="a/b c",
             row=32 * k,
             col=0,
             pixels=rng.integers(0, 255, (3, 32, 32)).astype(np.uint8),
             valid=np.ones((32, 32), bool),
             truth=rng.random((1, 32, 32)) < 0.5,
-            counted=np.ones((1, 32, 32), bool),
+            weight_mask=np.ones((1, 32, 32), bool),
             probability=rng.random((1, 32, 32), np.float32),
         )
         for k in range(count)
@@ -201,17 +201,19 @@ def test_reliability_is_drawn_without_any_prediction():
     ],
 )
 def test_limits_are_told_when_the_record_shows_them(facts: dict[str, object], sentence: str):
-    assert any(sentence in limit for limit in limits(card_with(**facts)))
+    assert any(sentence in limit for limit in known_limits(card_with(**facts)))
 
 
-@pytest.mark.parametrize(("temperature", "told"), [(LEAST, True), (MOST, True), (19.9, False), (0.3, False)])
+@pytest.mark.parametrize(
+    ("temperature", "told"), [(MIN_TEMPERATURE, True), (MAX_TEMPERATURE, True), (19.9, False), (0.3, False)]
+)
 def test_a_temperature_at_its_bound_is_told(temperature: float, told: bool):
-    said = limits(replace(card_with(), outputs="logits", temperature=temperature))
+    said = known_limits(replace(card_with(), outputs="logits", temperature=temperature))
     assert any(f"ran into its bound of {temperature:g}" in limit for limit in said) is told
 
 
 def test_a_card_without_a_fault_tells_only_what_it_takes():
-    (only,) = limits(card_with())
+    (only,) = known_limits(card_with())
     assert "the bands red, green, blue" in only
     assert "0.3 m" in only
 
@@ -249,8 +251,8 @@ def test_the_page_lists_the_settings_that_are_not_defaults_and_only_those():
 
 @given(name=st.text(min_size=1, max_size=12).filter(str.strip))
 def test_no_name_breaks_a_table_or_becomes_markup(name: str):
-    assert "\n" not in plain(name)
-    assert not re.search(r"(?<!\\)[|<>`*\[\]]", plain(name).replace("\\\\", ""))
+    assert "\n" not in escape(name)
+    assert not re.search(r"(?<!\\)[|<>`*\[\]]", escape(name).replace("\\\\", ""))
 
 
 def test_a_run_leaves_every_file_and_the_page_links_them(tmp_path: Path):
@@ -293,10 +295,10 @@ def test_a_run_that_goes_on_shows_every_epoch_once(tmp_path: Path):
     history = records(5)
     with EventLog(tmp_path) as log:
         for record in history[:4]:  # killed after the 4th was told, but before it was kept
-            log.tell(replace(record, loss=99.0) if record.epoch == 4 else record)
+            log.add(replace(record, loss=99.0) if record.epoch == 4 else record)
     with EventLog(tmp_path, first_epoch=4) as log:
         for record in history[3:]:
-            log.tell(record)
+            log.add(record)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     for name in events.Tags()["scalars"]:

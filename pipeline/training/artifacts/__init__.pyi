@@ -1,3 +1,3 @@
 from .card_markdown import card_page as card_page
-from .overlays import ShownWindow as ShownWindow
-from .overlays import picture_png as picture_png
+from .overlays import PredictedWindow as PredictedWindow
+from .overlays import overlay_png as overlay_png

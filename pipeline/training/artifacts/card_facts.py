@@ -14,7 +14,7 @@ PARTS = ("validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class CardFacts:
     """What a card says about where its network came from."""
 
     card: ModelCard
@@ -72,7 +72,7 @@ def as_number(value: object) -> float | None:
     return float(value)
 
 
-def plain(value: object) -> str:
+def escape(value: object) -> str:
     r"""Any text on one line of Markdown, in a table too, with nothing in it taken for markup.
 
     >>> print(plain("a|b <i>"))
@@ -81,7 +81,7 @@ def plain(value: object) -> str:
     return re.sub(r"([\\`*\[\]<>|#~])", r"\\\1", " ".join(str(value).split()))
 
 
-def listed(names: Sequence[str], most: int = 20) -> str:
+def join_names(names: Sequence[str], max_names: int = 20) -> str:
     """Names in one sentence; after so many the rest is counted."""
-    shown = ", ".join(plain(name) for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+    shown = ", ".join(escape(name) for name in names[:max_names])
+    return f"{shown} and {len(names) - max_names} more" if len(names) > max_names else shown

@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.model import ModelCard
-from pipeline.training.artifacts.card_facts import PARTS, Facts, as_number, listed, plain
+from pipeline.training.artifacts.card_facts import PARTS, CardFacts, as_number, escape, join_names
 
-FEW_SCENES = 5
+MIN_SCENES = 5
 """With fewer training scenes, little is known about other places."""
-FEW_PARTS = 5
+MIN_HELD_OUT_PARTS = 5
 """With fewer held-out parts, the figures depend on which ones they are."""
-RARE = 0.01
+MIN_CLASS_SHARE = 0.01
 """A class of a smaller share of the labelled pixels has been seen rarely."""
-WEAK = 0.5
+MIN_SCORE = 0.5
 """A class of a smaller IoU, precision or recall is named."""
-UNEVEN = 0.05
+MAX_ECE = 0.05
 """Probabilities with a larger expected calibration error are not frequencies."""
-FLATTERED = 0.05
+MAX_IOU_GAP = 0.05
 """Validation IoU this much above test IoU is pointed out."""
-BOUNDS = (0.05, 20.0)
+TEMPERATURE_BOUNDS = (0.05, 20.0)
 """The least and the highest temperature that calibration gives, here because a card is read without torch."""
-MENDED = 0.01
+MAX_FAULTY_LABELS = 0.01
 """A larger share of repaired or dropped label features is pointed out."""
 
 
-def limits(card: ModelCard) -> list[str]:
+def known_limits(card: ModelCard) -> list[str]:
     """Sentences in Markdown, the gravest kind first; never empty."""
-    facts = Facts(card=card)
+    facts = CardFacts(card=card)
     return [
         *_about_evidence(facts),
         *_about_places(facts),
@@ -38,7 +38,7 @@ def limits(card: ModelCard) -> list[str]:
     ]
 
 
-def _about_evidence(facts: Facts) -> Iterator[str]:
+def _about_evidence(facts: CardFacts) -> Iterator[str]:
     validation, test = facts.scores("validation"), facts.scores("test")
     if not validation and not test:
         yield "Nothing is known of how good it is: the card holds no metrics."
@@ -48,53 +48,55 @@ def _about_evidence(facts: Facts) -> Iterator[str]:
             "and the temperature were chosen: they flatter."
         )
     ahead = (as_number(validation.get("iou")), as_number(test.get("iou")))
-    if ahead[0] is not None and ahead[1] is not None and ahead[0] - ahead[1] > FLATTERED:
+    if ahead[0] is not None and ahead[1] is not None and ahead[0] - ahead[1] > MAX_IOU_GAP:
         yield f"Test IoU ({ahead[1]:.3f}) is well below validation IoU ({ahead[0]:.3f}): expect the lower one."
     for part in PARTS:
         count = facts.number(part, "parts")
-        if facts.scores(part) and count is not None and count < FEW_PARTS:
+        if facts.scores(part) and count is not None and count < MIN_HELD_OUT_PARTS:
             of = "one scene or block" if count == 1 else f"{count:.0f} scenes or blocks"
             yield f"The {part} figures rest on {of} only: another choice could move them a good deal."
 
 
-def _about_places(facts: Facts) -> Iterator[str]:
+def _about_places(facts: CardFacts) -> Iterator[str]:
     scenes = facts.texts("scenes")
     if len(scenes) == 1:
-        yield f"It has seen a single scene ({plain(scenes[0])}): nothing is known of other places, dates and sensors."
-    elif 0 < len(scenes) < FEW_SCENES:
+        yield f"It has seen a single scene ({escape(scenes[0])}): nothing is known of other places, dates and sensors."
+    elif 0 < len(scenes) < MIN_SCENES:
         yield f"It has seen {len(scenes)} scenes only: little is known of other places, dates and sensors."
     for part in PARTS:
         shared = [scene for scene in facts.texts(part, "scenes") if scene in scenes]
         if facts.scores(part) and shared:
             yield (
-                f"The {part} part lies in scenes that were also learned from (other blocks of {listed(shared, 5)}): "
+                f"The {part} part lies in scenes that were also learned from "
+                f"(other blocks of {join_names(shared, 5)}): "
                 "its figures hold for unseen land of those scenes, not for new scenes."
             )
 
 
-def _about_classes(facts: Facts) -> Iterator[str]:
+def _about_classes(facts: CardFacts) -> Iterator[str]:
     for name, value in facts.table("class_share").items():
         share = as_number(value)
-        if share is not None and share < RARE and name in facts.card.classes:
-            yield f"{plain(name)} covers {share:.2%} of the labelled training pixels: it has been seen rarely."
+        if share is not None and share < MIN_CLASS_SHARE and name in facts.card.classes:
+            yield f"{escape(name)} covers {share:.2%} of the labelled training pixels: it has been seen rarely."
     part = "test" if facts.scores("test") else "validation"
     for name, scores in facts.class_scores(part).items():
-        yield from _about_class(plain(name), {key: as_number(value) for key, value in scores.items()}, part)
+        yield from _about_class(escape(name), {key: as_number(value) for key, value in scores.items()}, part)
 
 
 def _about_class(name: str, scores: dict[str, float | None], part: str) -> Iterator[str]:
     if scores.get("recall") is None:
         yield f"{name} does not occur in the {part} part: how well it is found is not known."
         return
-    weak = [f"{key} {value:.2f}" for key in ("iou", "precision", "recall") if (value := scores.get(key)) is not None]
-    if any((scores.get(key) or 0.0) < WEAK for key in ("iou", "precision", "recall") if scores.get(key) is not None):
-        yield f"{name} is found poorly on the {part} part: {', '.join(weak).replace('iou', 'IoU')}."
+    known = {key: value for key in ("iou", "precision", "recall") if (value := scores.get(key)) is not None}
+    if any(value < MIN_SCORE for value in known.values()):
+        weak = ", ".join(f"{key} {value:.2f}" for key, value in known.items())
+        yield f"{name} is found poorly on the {part} part: {weak.replace('iou', 'IoU')}."
 
 
-def _about_probabilities(facts: Facts) -> Iterator[str]:
+def _about_probabilities(facts: CardFacts) -> Iterator[str]:
     if facts.card.outputs == "probabilities" and not facts.card.training:
         return
-    if facts.card.temperature in BOUNDS:
+    if facts.card.temperature in TEMPERATURE_BOUNDS:
         yield (
             f"The temperature ran into its bound of {facts.card.temperature:g}: validation asked for a further one, so "
             "calibration failed and probabilities are an order, not frequencies. More epochs may help."
@@ -102,14 +104,14 @@ def _about_probabilities(facts: Facts) -> Iterator[str]:
     after = next((ece for part in reversed(PARTS) if (ece := facts.ece(part)[1]) is not None), None)
     if after is None:
         yield "Its probabilities have not been held against observed shares: read them as an order, not as frequencies."
-    elif after > UNEVEN:
+    elif after > MAX_ECE:
         yield f"Its probabilities are off by {after:.3f} on average (ECE): read them as an order, not as frequencies."
 
 
-def _about_labels(facts: Facts) -> Iterator[str]:
+def _about_labels(facts: CardFacts) -> Iterator[str]:
     repaired, dropped = (int(facts.number("labels", key) or 0) for key in ("repaired", "dropped"))
     features = facts.number("labels", "features") or facts.number("labels", "objects")
-    if repaired + dropped and (features is None or repaired + dropped > MENDED * features):
+    if repaired + dropped and (features is None or repaired + dropped > MAX_FAULTY_LABELS * features):
         yield (
             f"The labels had faults: {repaired:,} geometries were repaired and {dropped:,} without area left out; "
             "check a few of them."
@@ -117,7 +119,7 @@ def _about_labels(facts: Facts) -> Iterator[str]:
 
 
 def _about_input(card: ModelCard) -> Iterator[str]:
-    bands = f"the bands {listed(card.bands)}" if len(card.bands) > 1 else f"the band {plain(card.bands[0])}"
+    bands = f"the bands {join_names(card.bands)}" if len(card.bands) > 1 else f"the band {escape(card.bands[0])}"
     made = [bands, *([f"{card.dtype} values" if card.dtype else ""]), _resolution(card)]
     yield f"It takes scenes with {', '.join(part for part in made if part)}; others are refused."
     if card.receptive_field is not None and card.receptive_field > 1:

@@ -15,8 +15,8 @@ from dataclasses import fields, is_dataclass
 import yaml
 
 from pipeline.model import ModelCard
-from pipeline.training.artifacts.card_facts import PARTS, Facts, as_number, listed, plain
-from pipeline.training.artifacts.card_limits import limits
+from pipeline.training.artifacts.card_facts import PARTS, CardFacts, as_number, escape, join_names
+from pipeline.training.artifacts.card_limits import known_limits
 from pipeline.training.records import TrainReport
 
 SCORES = {"iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall", "accuracy": "accuracy"}
@@ -38,16 +38,16 @@ def card_page(
         report: adds how long the run took and why it ended.
         pictures: addresses of PNGs, relative to the page; their file names become the captions.
     """
-    facts = Facts(card=card)
+    facts = CardFacts(card=card)
     sections = {
-        f"Model card: {plain(checkpoint)}": _summary(card),
+        f"Model card: {escape(checkpoint)}": _summary(card),
         "Use": _use(card, checkpoint),
         "Model": _details(facts, report),
         "Intended use": _intended(card),
         "Data": _data(facts),
         "Metrics": _metrics(facts),
         "Calibration": _calibration(facts),
-        "Limits": (f"- {sentence}" for sentence in limits(card)),
+        "Limits": (f"- {sentence}" for sentence in known_limits(card)),
         "Pictures": _pictures(pictures),
         "Settings": _settings(facts),
     }
@@ -61,7 +61,7 @@ def card_page(
 def _summary(card: ModelCard) -> Iterator[str]:
     names = [name for _, _, name in card.foreground]
     scale = f" of {card.resolution_m:g} m pixels" if card.resolution_m else ""
-    yield f"Finds **{listed(names)}** in georeferenced scenes{scale} with {_band_names(card)}."
+    yield f"Finds **{join_names(names)}** in georeferenced scenes{scale} with {_band_names(card)}."
 
 
 def _use(card: ModelCard, checkpoint: str) -> Iterator[str]:
@@ -73,13 +73,13 @@ def _use(card: ModelCard, checkpoint: str) -> Iterator[str]:
         yield "For scenes of another pixel side add `--set reading.resolution_m=model`."
 
 
-def _details(facts: Facts, report: TrainReport | None) -> Iterator[str]:
+def _details(facts: CardFacts, report: TrainReport | None) -> Iterator[str]:
     card = facts.card
-    versions = ", ".join(f"{plain(name)} {plain(value)}" for name, value in facts.table("versions").items())
+    versions = ", ".join(f"{escape(name)} {escape(value)}" for name, value in facts.table("versions").items())
     context = f"{card.receptive_field} px" if card.receptive_field else "the whole tile"
     rows: dict[str, object] = {
         "network": facts.at("settings", "network", "name") or "",
-        "classes": listed(card.classes),
+        "classes": join_names(card.classes),
         "decision": _decision(card),
         "input": f"{_band_names(card)}{f', {card.dtype}' if card.dtype else ''}",
         "ground pixel": f"{card.resolution_m:g} m" if card.resolution_m else "any",
@@ -95,7 +95,7 @@ def _details(facts: Facts, report: TrainReport | None) -> Iterator[str]:
 
 def _decision(card: ModelCard) -> str:
     if card.activation == "softmax":
-        rest = f"; {plain(card.background)} means none of the others" if card.background else ""
+        rest = f"; {escape(card.background)} means none of the others" if card.background else ""
         return f"exclusive classes: the likeliest one{rest}"
     return f"independent classes: probability of at least {card.threshold:.3g}"
 
@@ -113,42 +113,42 @@ def _training(report: TrainReport) -> str:
 
 
 def _intended(card: ModelCard) -> Iterator[str]:
-    names = listed([name for _, _, name in card.foreground])
+    names = join_names([name for _, _, name in card.foreground])
     yield f"- For: maps of {names} in scenes like those it was trained on, in bands, pixel side, season and land."
     yield "- For people who can check the result against the scene or against labels (`scenemill evaluate`)."
     yield "- Not for: decisions about single objects or owners that no person checks; land and sensors it has not seen."
 
 
-def _data(facts: Facts) -> Iterator[str]:
+def _data(facts: CardFacts) -> Iterator[str]:
     kinds = {"scenes": "whole scenes", "blocks": "blocks of scenes"}
     rows = []
     scenes = facts.texts("scenes")
     if scenes:
-        rows.append(("training", f"{len(scenes)}: {listed(scenes)}", ""))
+        rows.append(("training", f"{len(scenes)}: {join_names(scenes)}", ""))
     for part in PARTS:
         held = facts.texts(part, "scenes")
         if held:
             kind = facts.at(part, "kind") or facts.at("validation", "kind")
             count = facts.number(part, "parts")
             rows.append(
-                (part, f"{len(held)}: {listed(held)}", f"{count or len(held):.0f} {kinds.get(str(kind), 'parts')}")
+                (part, f"{len(held)}: {join_names(held)}", f"{count or len(held):.0f} {kinds.get(str(kind), 'parts')}")
             )
     if rows:
         yield from _table(("part", "scenes", "held out"), rows)
     yield from _labels(facts)
 
 
-def _labels(facts: Facts) -> Iterator[str]:
+def _labels(facts: CardFacts) -> Iterator[str]:
     labels = {name: as_number(value) for name, value in facts.table("labels").items()}
-    counts = [f"{value:,.0f} {plain(name)}" for name, value in labels.items() if value is not None]
+    counts = [f"{value:,.0f} {escape(name)}" for name, value in labels.items() if value is not None]
     if counts:
         yield f"\nLabels: {', '.join(counts)}."
-    shares = [(plain(k), v) for k, value in facts.table("class_share").items() if (v := as_number(value)) is not None]
+    shares = [(escape(k), v) for k, value in facts.table("class_share").items() if (v := as_number(value)) is not None]
     if shares:
         yield f"\nShare of the labelled training pixels: {', '.join(f'{name} {share:.2%}' for name, share in shares)}."
 
 
-def _metrics(facts: Facts) -> Iterator[str]:
+def _metrics(facts: CardFacts) -> Iterator[str]:
     parts = [part for part in PARTS if facts.scores(part)]
     if not parts:
         return
@@ -160,11 +160,11 @@ def _metrics(facts: Facts) -> Iterator[str]:
         classes = facts.class_scores(part)
         if classes:
             yield f"\nEach class on {part}:\n"
-            lines = ((plain(name), *(_score(scores.get(key)) for key in SCORES)) for name, scores in classes.items())
+            lines = ((escape(name), *(_score(scores.get(key)) for key in SCORES)) for name, scores in classes.items())
             yield from _table(("class", *SCORES.values()), lines)
 
 
-def _calibration(facts: Facts) -> Iterator[str]:
+def _calibration(facts: CardFacts) -> Iterator[str]:
     temperature = facts.number("calibration", "temperature")
     rows = [(part, *map(_score, facts.ece(part))) for part in PARTS if facts.ece(part) != (None, None)]
     if temperature is not None:
@@ -177,10 +177,10 @@ def _calibration(facts: Facts) -> Iterator[str]:
 def _pictures(pictures: Sequence[str]) -> Iterator[str]:
     for address in pictures:
         name = address.rsplit("/", 1)[-1].removesuffix(".png")
-        yield f"![{plain(name)}](<{address}>)\n"
+        yield f"![{escape(name)}](<{address}>)\n"
 
 
-def _settings(facts: Facts) -> Iterator[str]:
+def _settings(facts: CardFacts) -> Iterator[str]:
     settings = facts.table("settings")
     if not settings:
         return
@@ -226,7 +226,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[st
 
 
 def _band_names(card: ModelCard) -> str:
-    return f"{len(card.bands)} band{'s' if len(card.bands) > 1 else ''} ({listed(card.bands)})"
+    return f"{len(card.bands)} band{'s' if len(card.bands) > 1 else ''} ({join_names(card.bands)})"
 
 
 def _score(value: object) -> str:

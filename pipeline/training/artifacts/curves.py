@@ -25,9 +25,9 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 WIDE = 12.0
 """Width in inches of a figure; 1,200 px at `DPI`."""
 DPI = 100
-MOST_CLASSES_DRAWN = 10
+MAX_CLASSES_DRAWN = 10
 """Classes with a curve of their own; those that end worst are drawn when there are more."""
-LOG_SPAN = 30.0
+MIN_LOG_RATIO = 30.0
 """Losses are drawn on a logarithmic axis when the largest is so many times the smallest."""
 
 
@@ -62,14 +62,16 @@ def reliability_png(before: Reliability, after: Reliability) -> bytes:
     upper.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1.5, label="perfectly calibrated")
     rows = ((before, "before", ORANGE, "s"), (after, "after", BLUE, "o"))
     for bins, name, colour, marker in rows:
-        held = np.asarray(bins.count) > 0
+        filled = np.asarray(bins.count) > 0
         label = f"{name} calibration, ECE {bins.ece:.4f}"
-        upper.plot(bins.confidence[held], bins.accuracy[held], color=colour, marker=marker, label=label, linewidth=2)
-        edges = np.linspace(0, 1, len(held) + 1)
+        upper.plot(
+            bins.confidence[filled], bins.accuracy[filled], color=colour, marker=marker, label=label, linewidth=2
+        )
+        edges = np.linspace(0, 1, len(filled) + 1)
         lower.stairs(bins.count, edges, color=colour, fill=name == "after", alpha=0.6 if name == "after" else 1)
-    _dress(upper, "observed share", below="", title="Reliability on held-out pixels")
+    _style_axes(upper, "observed share", x_label="", title="Reliability on held-out pixels")
     upper.set(xlim=(0, 1), ylim=(0, 1))
-    _dress(lower, "predictions per bin", below="predicted probability")
+    _style_axes(lower, "predictions per bin", x_label="predicted probability")
     lower.set_yscale("log" if before.count.any() and after.count.any() else "linear")
     lower.set_ylim(1, 2 * max(10, *before.count, *after.count))
     _add_legend(upper, loc="upper left")
@@ -83,8 +85,8 @@ def _draw_losses(axes: Axes, history: Sequence[EpochRecord]) -> None:
     axes.plot(epochs, loss, color=BLUE, marker="o", label="training loss")
     axes.plot(epochs, bce, color=ORANGE, marker="s", label="validation cross-entropy (nats per pixel)")
     values = np.array([loss, bce])
-    _dress(axes, "loss", title="Loss")
-    if values.min() > 0 and values.max() > LOG_SPAN * values.min():
+    _style_axes(axes, "loss", title="Loss")
+    if values.min() > 0 and values.max() > MIN_LOG_RATIO * values.min():
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=min(0.0, float(values.min())))
@@ -95,7 +97,7 @@ def _draw_scores(axes: Axes, history: Sequence[EpochRecord], best_epoch: int) ->
     epochs = [record.epoch for record in history]
     axes.plot(epochs, [record.iou for record in history], color=BLUE, marker="o", label="mean IoU")
     axes.plot(epochs, [record.f1 for record in history], color=GREEN, marker="^", label="mean F1")
-    _dress(axes, "score, 0 to 1", title="Validation")
+    _style_axes(axes, "score, 0 to 1", title="Validation")
     axes.set_ylim(0, 1)
     for record in history:
         if record.epoch == best_epoch:
@@ -106,7 +108,7 @@ def _draw_scores(axes: Axes, history: Sequence[EpochRecord], best_epoch: int) ->
 
 def _draw_rate(axes: Axes, history: Sequence[EpochRecord]) -> None:
     axes.plot([r.epoch for r in history], [r.learning_rate for r in history], color=GREEN, marker="o")
-    _dress(axes, "learning rate", title="Learning rate")
+    _style_axes(axes, "learning rate", title="Learning rate")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter("{x:.2g}")
 
@@ -118,17 +120,17 @@ def _draw_classes(axes: Axes, history: Sequence[EpochRecord]) -> None:
     if len(names) == 1:
         _draw_class(axes, history, names[0], "precision", color=BLUE, marker="o", label=f"{names[0]}: precision")
         _draw_class(axes, history, names[0], "recall", color=ORANGE, marker="s", label=f"{names[0]}: recall")
-        _dress(axes, "score, 0 to 1", title="Precision and recall")
+        _style_axes(axes, "score, 0 to 1", title="Precision and recall")
         _add_legend(axes)
     else:
         last = {name: history[-1].classes[name].get("iou") or 0.0 for name in names}
-        drawn = set(sorted(names, key=last.__getitem__)[:MOST_CLASSES_DRAWN])
+        drawn = set(sorted(names, key=last.__getitem__)[:MAX_CLASSES_DRAWN])
         foreground = [name for name in names if name != "background"]
         for index, name in enumerate(names):
             if name in drawn:
                 colour = GREY if name not in foreground else _hex(foreground.index(name))
                 _draw_class(axes, history, name, "iou", color=colour, marker="osv^D*Xph8"[index % 10], label=name[:20])
-        _dress(axes, "IoU, 0 to 1", title="IoU of each class")
+        _style_axes(axes, "IoU, 0 to 1", title="IoU of each class")
         _add_legend(axes, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
@@ -152,18 +154,18 @@ def _figure(height: float, *, wide: float = WIDE, dpi: int = DPI) -> Figure:
     return Figure(figsize=(wide, height), dpi=dpi, layout=layout, facecolor="white")
 
 
-def _dress(axes: Axes, beside: str, *, below: str = "epoch", title: str = "") -> None:
+def _style_axes(axes: Axes, y_label: str, *, x_label: str = "epoch", title: str = "") -> None:
     """Labels, a pale grid, and no frame but the two axes; all lines of one weight."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlabel(below, fontsize=12)
-    axes.set_ylabel(beside, fontsize=12)
+    axes.set_xlabel(x_label, fontsize=12)
+    axes.set_ylabel(y_label, fontsize=12)
     axes.set_title(title, fontsize=14, loc="left", fontweight="bold")
     axes.tick_params(labelsize=11)
     axes.grid(color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if below == "epoch":
+    if x_label == "epoch":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 

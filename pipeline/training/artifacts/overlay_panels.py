@@ -21,10 +21,10 @@ Value = TypeVar("Value", bound=np.generic)
 
 PERCENTILES = (2.0, 98.0)
 """Values of valid pixels that become black and white."""
-FALSE_ALARM: Colour = (230, 159, 0)
-MISS: Colour = (86, 180, 233)
-CONFUSED: Colour = (204, 121, 167)
-HIT: Colour = (255, 255, 255)
+FALSE_POSITIVE: Colour = (230, 159, 0)
+FALSE_NEGATIVE: Colour = (86, 180, 233)
+WRONG_CLASS: Colour = (204, 121, 167)
+TRUE_POSITIVE: Colour = (255, 255, 255)
 GAP: tuple[Colour, Colour] = ((205, 205, 205), (170, 170, 170))
 """Ground and stripes of pixels that do not count."""
 STRIPE = 8
@@ -34,7 +34,7 @@ RAMP = "viridis"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planes:
+class OverlayArrays:
     """What is painted: arrays of one height and width; background planes left out."""
 
     picture: NDArray[np.uint8]
@@ -47,24 +47,24 @@ class Planes:
     """`(classes, H, W)`, 0 to 1."""
     decided: NDArray[np.bool_]
     """`(classes, H, W)`, True where predicted."""
-    counted: NDArray[np.bool_]
+    weight_mask: NDArray[np.bool_]
     """`(classes, H, W)`, True = valid and labelled."""
 
-    def magnified(self, factor: int) -> Planes:
+    def magnified(self, factor: int) -> OverlayArrays:
         """The same at `(factor H, factor W)`: every pixel a square of its value."""
-        return Planes(
+        return OverlayArrays(
             picture=self.picture.repeat(factor, axis=0).repeat(factor, axis=1),
             valid=_magnified(self.valid, factor),
             truth=_magnified(self.truth, factor),
             probability=_magnified(self.probability, factor),
             decided=_magnified(self.decided, factor),
-            counted=_magnified(self.counted, factor),
+            weight_mask=_magnified(self.weight_mask, factor),
         )
 
     @property
     def gap(self) -> NDArray[np.bool_]:
         """`(H, W)`, True where no class counts."""
-        return ~np.asarray(self.counted.any(axis=0))
+        return ~np.asarray(self.weight_mask.any(axis=0))
 
     @property
     def faded(self) -> NDArray[np.uint8]:
@@ -74,7 +74,7 @@ class Planes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Key:
+class LegendKey:
     """One entry of a panel's legend."""
 
     name: str
@@ -93,7 +93,7 @@ class Panel:
     """Above it."""
     colours: NDArray[np.uint8]
     """`(H, W, 3)` RGB."""
-    keys: tuple[Key, ...] = ()
+    keys: tuple[LegendKey, ...] = ()
     """Below it."""
     ramp: NDArray[np.uint8] | None = None
     """`(256, 3)` colours of 0 to 1, drawn as a bar below it; None = no bar."""
@@ -101,25 +101,25 @@ class Panel:
     """Where the bar is marked, 0 to 1: the threshold of the decision."""
 
 
-def paint_picture(planes: Planes) -> Panel:
+def paint_picture(planes: OverlayArrays) -> Panel:
     """The scene itself."""
     gap = ~planes.valid
-    keys = (Key(name="nodata", colour=GAP[0], striped=True),) if gap.any() else ()
+    keys = (LegendKey(name="nodata", colour=GAP[0], striped=True),) if gap.any() else ()
     return Panel(title="picture", colours=striped(planes.picture, gap), keys=keys)
 
 
-def paint_truth(planes: Planes, names: Sequence[str]) -> Panel:
+def paint_truth(planes: OverlayArrays, names: Sequence[str]) -> Panel:
     """Labelled objects tinted and outlined on a faded picture."""
     colours, keys = planes.faded, []
-    for name, colour, inside in zip(names, class_colours(names), planes.truth & planes.counted, strict=True):
+    for name, colour, inside in zip(names, class_colours(names), planes.truth & planes.weight_mask, strict=True):
         if inside.any():
             colours = tinted(colours, inside, colour, 0.45)
             colours[edge(inside)] = colour
-            keys.append(Key(name=name, colour=colour))
+            keys.append(LegendKey(name=name, colour=colour))
     return Panel(title="truth", colours=striped(colours, planes.gap), keys=(*keys, *_gap_key(planes)))
 
 
-def paint_probability(planes: Planes, names: Sequence[str], threshold: float | None) -> Panel:
+def paint_probability(planes: OverlayArrays, names: Sequence[str], threshold: float | None) -> Panel:
     """One class: its probability on a uniform ramp. Several: the likeliest one's colour, darker where less likely."""
     probability, gap = np.clip(planes.probability, 0, 1), ~planes.valid
     if len(names) == 1:
@@ -129,22 +129,26 @@ def paint_probability(planes: Planes, names: Sequence[str], threshold: float | N
     palette = class_colours(names)
     lit = np.array(palette, np.float32)[probability.argmax(axis=0)] * probability.max(axis=0)[..., None]
     rows = zip(names, palette, planes.decided, strict=True)
-    keys = tuple(Key(name=name, colour=colour) for name, colour, inside in rows if inside.any())
+    keys = tuple(LegendKey(name=name, colour=colour) for name, colour, inside in rows if inside.any())
     colours = striped(np.rint(lit).astype(np.uint8), gap)
     return Panel(title="probability (darker: less likely)", colours=colours, keys=keys)
 
 
-def paint_errors(planes: Planes) -> Panel:
+def paint_errors(planes: OverlayArrays) -> Panel:
     """Hits whitened, false alarms, misses and mistaken classes coloured, on a faded picture."""
-    truth, decided, counted = planes.truth, planes.decided, planes.counted
-    alarm = (decided & ~truth & counted).any(axis=0)
-    miss = (truth & ~decided & counted).any(axis=0)
-    hit = np.asarray((truth & decided & counted).any(axis=0) & ~alarm & ~miss)
-    colours = tinted(planes.faded, hit, HIT, 0.7)
-    colours[alarm], colours[miss], colours[alarm & miss] = FALSE_ALARM, MISS, CONFUSED
-    keys = [Key(name="hit", colour=HIT), Key(name="false alarm", colour=FALSE_ALARM), Key(name="miss", colour=MISS)]
+    truth, decided, weight_mask = planes.truth, planes.decided, planes.weight_mask
+    alarm = (decided & ~truth & weight_mask).any(axis=0)
+    miss = (truth & ~decided & weight_mask).any(axis=0)
+    hit = np.asarray((truth & decided & weight_mask).any(axis=0) & ~alarm & ~miss)
+    colours = tinted(planes.faded, hit, TRUE_POSITIVE, 0.7)
+    colours[alarm], colours[miss], colours[alarm & miss] = FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS
+    keys = [
+        LegendKey(name="hit", colour=TRUE_POSITIVE),
+        LegendKey(name="false alarm", colour=FALSE_POSITIVE),
+        LegendKey(name="miss", colour=FALSE_NEGATIVE),
+    ]
     if len(truth) > 1:
-        keys.append(Key(name="other class", colour=CONFUSED))
+        keys.append(LegendKey(name="other class", colour=WRONG_CLASS))
     return Panel(title="errors", colours=striped(colours, planes.gap), keys=(*keys, *_gap_key(planes)))
 
 
@@ -219,5 +223,5 @@ def _magnified(array: NDArray[Value], factor: int) -> NDArray[Value]:
     return np.repeat(np.repeat(array, factor, axis=-2), factor, axis=-1)
 
 
-def _gap_key(planes: Planes) -> tuple[Key, ...]:
-    return (Key(name="not counted", colour=GAP[0], striped=True),) if planes.gap.any() else ()
+def _gap_key(planes: OverlayArrays) -> tuple[LegendKey, ...]:
+    return (LegendKey(name="not counted", colour=GAP[0], striped=True),) if planes.gap.any() else ()

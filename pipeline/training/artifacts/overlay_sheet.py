@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.training.artifacts.overlay_panels import GAP, STRIPE, Key, Panel
+from pipeline.training.artifacts.overlay_panels import GAP, STRIPE, LegendKey, Panel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 PAPER, INK, PALE = (255, 255, 255), (32, 32, 32), (110, 110, 110)
 EDGE, BETWEEN = 16, 12
 """Screen pixels around the sheet, and between panels."""
-LEAST_WIDTH = 260
+MIN_COLUMN = 260
 """Narrowest column, so that its legend fits."""
 CAPTION, TITLE, LINE = 44, 24, 22
 """Heights in screen pixels: of the caption, a title, a line of a legend."""
-MOST_KEYS = 12
+MAX_KEYS = 12
 """Longest legend; the rest is counted."""
 
 
-def lay_out(panels: Sequence[Panel], *, caption: str, note: str) -> Image:
+def render_sheet(panels: Sequence[Panel], *, caption: str, note: str) -> Image:
     """The sheet.
 
     Args:
@@ -38,7 +38,7 @@ def lay_out(panels: Sequence[Panel], *, caption: str, note: str) -> Image:
     from PIL import Image, ImageDraw
 
     height, width = panels[0].colours.shape[:2]
-    column = max(width, LEAST_WIDTH)
+    column = max(width, MIN_COLUMN)
     legends = [_rows(panel.keys, column) for panel in panels]
     below = LINE * max(len(rows) + (panel.ramp is not None) for rows, panel in zip(legends, panels, strict=True))
     size = (2 * EDGE + len(panels) * (column + BETWEEN) - BETWEEN, CAPTION + TITLE + height + 8 + below + EDGE)
@@ -66,12 +66,12 @@ def _write_caption(draw: ImageDraw, caption: str, note: str, room: int) -> None:
     draw.text((EDGE + bold.getlength(caption) + 2 * BETWEEN, CAPTION - 16), note, PALE, font=plain, anchor="ls")
 
 
-def _rows(keys: Sequence[Key], room: int) -> list[list[tuple[Key, int]]]:
+def _rows(keys: Sequence[LegendKey], room: int) -> list[list[tuple[LegendKey, int]]]:
     """The legend broken into rows: each key with its place from the left."""
-    shown = list(keys[:MOST_KEYS])
-    if len(keys) > MOST_KEYS:
-        shown.append(Key(name=f"and {len(keys) - MOST_KEYS} more", colour=PAPER))
-    rows: list[list[tuple[Key, int]]] = []
+    shown = list(keys[:MAX_KEYS])
+    if len(keys) > MAX_KEYS:
+        shown.append(LegendKey(name=f"and {len(keys) - MAX_KEYS} more", colour=PAPER))
+    rows: list[list[tuple[LegendKey, int]]] = []
     place = room
     for key in shown:
         wide = 36 + round(_font(13).getlength(_name(key)))
@@ -83,7 +83,7 @@ def _rows(keys: Sequence[Key], room: int) -> list[list[tuple[Key, int]]]:
     return rows
 
 
-def _draw_keys(draw: ImageDraw, rows: Sequence[Sequence[tuple[Key, int]]], corner: tuple[int, int]) -> None:
+def _draw_keys(draw: ImageDraw, rows: Sequence[Sequence[tuple[LegendKey, int]]], corner: tuple[int, int]) -> None:
     for number, row in enumerate(rows):
         for key, place in row:
             left, top = corner[0] + place, corner[1] + number * LINE + 3
@@ -112,7 +112,7 @@ def _draw_ramp(sheet: Image, panel: Panel, corner: tuple[int, int], *, room: int
         draw.text((left + length + 20, top + 12), f"decided at {panel.mark:.2f}", PALE, font=font, anchor="ls")
 
 
-def _name(key: Key) -> str:
+def _name(key: LegendKey) -> str:
     return _shortened(key.name, _font(13), 200)
 
 

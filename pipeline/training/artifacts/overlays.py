@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.model import ModelCard
 from pipeline.training.artifacts.overlay_panels import (
+    OverlayArrays,
     Panel,
-    Planes,
     display_bands,
     paint_errors,
     paint_picture,
@@ -23,18 +23,18 @@ from pipeline.training.artifacts.overlay_panels import (
     paint_truth,
     stretch,
 )
-from pipeline.training.artifacts.overlay_sheet import lay_out
+from pipeline.training.artifacts.overlay_sheet import render_sheet
 
 Kind = Literal["worst", "best", "any"]
 """Why a window was chosen."""
 PANEL = 512
 """Screen pixels that the longer side of a window is magnified to, as nearly as a whole factor comes."""
-LEAST_LABELLED = 0.01
+MIN_OBJECT_SHARE = 0.01
 """A window is a candidate for the best when objects cover this share of what counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShownWindow:
+class PredictedWindow:
     """One window with its labels and its prediction, all of one height and width."""
 
     scene: str
@@ -49,14 +49,16 @@ class ShownWindow:
     """`(H, W)`, True = real data."""
     truth: NDArray[np.bool_]
     """`(classes, H, W)`, True where labelled so; planes in the order of the card's classes."""
-    counted: NDArray[np.bool_]
-    """`(classes, H, W)`, True = valid and labelled, as in `Batch.counted`."""
+    weight_mask: NDArray[np.bool_]
+    """`(classes, H, W)`, True = valid and labelled, as in `Batch.weight_mask`."""
     probability: NDArray[np.float32]
     """`(classes, H, W)`, 0 to 1, calibrated."""
 
-    def copy(self) -> ShownWindow:
+    def copy(self) -> PredictedWindow:
         """The same in memory of its own, so that the batch it was cut from can go."""
-        arrays = {name: getattr(self, name).copy() for name in ("pixels", "valid", "truth", "counted", "probability")}
+        arrays = {
+            name: getattr(self, name).copy() for name in ("pixels", "valid", "truth", "weight_mask", "probability")
+        }
         return replace(self, **arrays)
 
 
@@ -64,46 +66,46 @@ class ShownWindow:
 class WindowScore:
     """Pixels of a window by what became of them, summed over the classes other than background."""
 
-    hits: int
+    true_positives: int
     """Labelled and predicted."""
-    false_alarms: int
+    false_positives: int
     """Predicted, not labelled."""
-    misses: int
+    false_negatives: int
     """Labelled, not predicted."""
-    counted: int
+    weight_mask: int
     """All that count, objects or not."""
 
     @classmethod
-    def of(cls, window: ShownWindow, card: ModelCard) -> WindowScore:
+    def of(cls, window: PredictedWindow, card: ModelCard) -> WindowScore:
         """Count one window, decided as the card says."""
-        truth, predicted, counted = foreground_planes(window, card)
+        truth, predicted, weight_mask = foreground_planes(window, card)
         return cls(
-            hits=int((truth & predicted & counted).sum()),
-            false_alarms=int((~truth & predicted & counted).sum()),
-            misses=int((truth & ~predicted & counted).sum()),
-            counted=int(counted.sum()),
+            true_positives=int((truth & predicted & weight_mask).sum()),
+            false_positives=int((~truth & predicted & weight_mask).sum()),
+            false_negatives=int((truth & ~predicted & weight_mask).sum()),
+            weight_mask=int(weight_mask.sum()),
         )
 
     @property
     def wrong(self) -> int:
         """False alarms and misses."""
-        return self.false_alarms + self.misses
+        return self.false_positives + self.false_negatives
 
     @property
     def iou(self) -> float | None:
-        """`hits / (hits + false alarms + misses)`; None where neither labelled nor predicted."""
-        either = self.hits + self.wrong
-        return self.hits / either if either else None
+        """`tp / (tp + fp + fn)`; None where neither labelled nor predicted."""
+        either = self.true_positives + self.wrong
+        return self.true_positives / either if either else None
 
     @property
-    def goodness(self) -> float:
+    def ranking_score(self) -> float:
         """IoU of a window that holds enough objects to tell, -1 of others."""
-        if self.iou is None or self.hits + self.misses < LEAST_LABELLED * self.counted:
+        if self.iou is None or self.true_positives + self.false_negatives < MIN_OBJECT_SHARE * self.weight_mask:
             return -1.0
         return self.iou
 
 
-def decide(probability: NDArray[np.float32], card: ModelCard) -> NDArray[np.bool_]:
+def classify(probability: NDArray[np.float32], card: ModelCard) -> NDArray[np.bool_]:
     """The classes of each pixel, `(classes, H, W)`: at or above the threshold, or the likeliest of exclusive ones."""
     if card.activation == "sigmoid":
         return np.asarray(probability >= card.threshold)
@@ -111,17 +113,17 @@ def decide(probability: NDArray[np.float32], card: ModelCard) -> NDArray[np.bool
 
 
 def foreground_planes(
-    window: ShownWindow, card: ModelCard
+    window: PredictedWindow, card: ModelCard
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
     """Truth, decision and what counts, each `(classes, H, W)`, without the background's plane."""
     planes = [index for index, _, _ in card.foreground]
-    decided = decide(window.probability, card)
-    return window.truth[planes], decided[planes], window.counted[planes]
+    decided = classify(window.probability, card)
+    return window.truth[planes], decided[planes], window.weight_mask[planes]
 
 
 def choose_windows(
-    windows: Iterable[ShownWindow], card: ModelCard, *, count: int, seed: int
-) -> list[tuple[Kind, ShownWindow]]:
+    windows: Iterable[PredictedWindow], card: ModelCard, *, count: int, seed: int
+) -> list[tuple[Kind, PredictedWindow]]:
     """The windows worth a picture: a third with the most wrong pixels, a third of the best IoU, the rest drawn.
 
     No window is chosen twice; one without a pixel that counts never is. At most `2 * count + 2` are kept at a time.
@@ -134,22 +136,22 @@ def choose_windows(
     """
     rng, number = np.random.default_rng([seed, 7]), itertools.count()
     third = -(-count // 3)
-    worst, best, drawn = _Top(third), _Top(third), _Top(count)
+    worst, best, drawn = _TopK(third), _TopK(third), _TopK(count)
     for window in windows:
         score, place, chance = WindowScore.of(window, card), next(number), float(rng.random())
-        if score.counted:
+        if score.weight_mask:
             worst.offer((float(score.wrong), -place), window)
-            best.offer((score.goodness, -place), window)
+            best.offer((score.ranking_score, -place), window)
             drawn.offer((chance, -place), window)
-    chosen: dict[int, tuple[Kind, ShownWindow]] = {}
-    for kind, top in (("worst", worst.having(1)), ("best", best.having(0)), ("any", drawn.having(0))):
+    chosen: dict[int, tuple[Kind, PredictedWindow]] = {}
+    for kind, top in (("worst", worst.at_least(1)), ("best", best.at_least(0)), ("any", drawn.at_least(0))):
         for place, window in top:
             if len(chosen) < count:
                 chosen.setdefault(place, (kind, window))  # type: ignore[arg-type]
     return list(chosen.values())
 
 
-def picture_png(window: ShownWindow, card: ModelCard, *, title: str = "") -> bytes:
+def overlay_png(window: PredictedWindow, card: ModelCard, *, title: str = "") -> bytes:
     """The picture of a window as PNG: `picture | truth | probability | errors`, with a caption and legends.
 
     Args:
@@ -160,7 +162,7 @@ def picture_png(window: ShownWindow, card: ModelCard, *, title: str = "") -> byt
     score = WindowScore.of(window, card)
     iou = "no object labelled or predicted" if score.iou is None else f"IoU {score.iou:.3f}"
     height, width = window.valid.shape
-    sheet = lay_out(
+    sheet = render_sheet(
         paint_panels(window, card),
         caption=f"{title}: {window.scene}" if title else window.scene,
         note=f"row {window.row}, col {window.col}, {height} × {width} px  ·  {iou}",
@@ -170,17 +172,17 @@ def picture_png(window: ShownWindow, card: ModelCard, *, title: str = "") -> byt
     return file.getvalue()
 
 
-def paint_panels(window: ShownWindow, card: ModelCard) -> tuple[Panel, Panel, Panel, Panel]:
+def paint_panels(window: PredictedWindow, card: ModelCard) -> tuple[Panel, Panel, Panel, Panel]:
     """Picture, truth, probability and errors, magnified to about `PANEL` screen pixels."""
-    truth, decided, counted = foreground_planes(window, card)
+    truth, decided, weight_mask = foreground_planes(window, card)
     places, _, names = zip(*card.foreground, strict=True)
-    planes = Planes(
+    planes = OverlayArrays(
         picture=stretch(window.pixels[display_bands(card.bands, len(window.pixels))], window.valid),
         valid=window.valid,
         truth=truth,
         probability=window.probability[list(places)],
         decided=decided,
-        counted=counted,
+        weight_mask=weight_mask,
     ).magnified(max(1, round(PANEL / max(window.valid.shape))))
     threshold = card.threshold if card.activation == "sigmoid" else None
     return (
@@ -191,21 +193,21 @@ def paint_panels(window: ShownWindow, card: ModelCard) -> tuple[Panel, Panel, Pa
     )
 
 
-class _Top:
+class _TopK:
     """The windows of the highest keys among those offered, at most so many; ties go to the first."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._heap: list[tuple[tuple[float, int], ShownWindow]] = []
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._heap: list[tuple[tuple[float, int], PredictedWindow]] = []
 
-    def offer(self, key: tuple[float, int], window: ShownWindow) -> None:
+    def offer(self, key: tuple[float, int], window: PredictedWindow) -> None:
         """Keep a copy of the window when it belongs there; no two keys are equal."""
-        if len(self._heap) < self.most:
+        if len(self._heap) < self.limit:
             heapq.heappush(self._heap, (key, window.copy()))
         elif self._heap and key > self._heap[0][0]:
             heapq.heapreplace(self._heap, (key, window.copy()))
 
-    def having(self, least: float) -> list[tuple[int, ShownWindow]]:
+    def at_least(self, lowest: float) -> list[tuple[int, PredictedWindow]]:
         """`(place, window)` of those whose key is at least so high, highest first."""
         ordered = sorted(self._heap, key=lambda entry: entry[0], reverse=True)
-        return [(-key[1], window) for key, window in ordered if key[0] >= least]
+        return [(-key[1], window) for key, window in ordered if key[0] >= lowest]

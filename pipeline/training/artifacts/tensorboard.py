@@ -37,7 +37,7 @@ class EventLog:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def tell(self, record: EpochRecord) -> None:
+    def add(self, record: EpochRecord) -> None:
         """Add an epoch and flush it to the disk."""
         for name, value in scalars(record):
             self._writer.add_scalar(name, value, record.epoch)

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from pipeline.errors import SettingsError
 from pipeline.model import ModelCard
 from pipeline.storage import atomic_write, ensure_dir
-from pipeline.training.artifacts.card_facts import Facts
+from pipeline.training.artifacts.card_facts import CardFacts
 from pipeline.training.artifacts.card_markdown import card_page
 from pipeline.training.artifacts.curves import curves_png, reliability_png
-from pipeline.training.artifacts.overlays import ShownWindow, choose_windows, picture_png
+from pipeline.training.artifacts.overlays import PredictedWindow, choose_windows, overlay_png
 from pipeline.training.artifacts.tensorboard import record_values
 from pipeline.training.records import EpochRecord, TrainReport
 from pipeline.training.settings.artifacts import ArtifactsSpec
@@ -71,7 +71,7 @@ def write_artifacts(
     *,
     spec: ArtifactsSpec,
     reliability: tuple[Reliability, Reliability] | None = None,
-    windows: Iterable[ShownWindow] = (),
+    windows: Iterable[PredictedWindow] = (),
 ) -> tuple[Path, ...]:
     """Write everything that is made once, at the end of a run.
 
@@ -98,16 +98,16 @@ def write_artifacts(
     return (history, *pictures, _written(folder / CARD, page))
 
 
-def _write_overlays(folder: Path, windows: Iterable[ShownWindow], card: ModelCard, count: int) -> list[Path]:
+def _write_overlays(folder: Path, windows: Iterable[PredictedWindow], card: ModelCard, count: int) -> list[Path]:
     """A picture per chosen window, the worst first; pictures of an earlier run vanish."""
-    seed = Facts(card=card).number("settings", "seed") or 0
+    seed = CardFacts(card=card).number("settings", "seed") or 0
     chosen = choose_windows(windows, card, count=count, seed=int(seed)) if count else []
     ensure_dir(folder)
     written = []
     for number, (kind, window) in enumerate(chosen, start=1):
         scene = re.sub(r"[^\w.-]+", "_", window.scene)[:80]
         path = folder / f"{number:02d}-{kind}-{scene}-r{window.row}-c{window.col}.png"
-        written.append(_written(path, picture_png(window, card, title=kind)))
+        written.append(_written(path, overlay_png(window, card, title=kind)))
     for path in set(folder.glob("[0-9][0-9]-*.png")) - set(written):
         path.unlink(missing_ok=True)
     return written

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.training.augment.parameters import AugmentParams, WindowStack, masked_rows, replaced
+from pipeline.training.augment.parameters import AugmentParams, WindowStack, masked_rows, where
 from pipeline.training.labels.polygon_labels import UNLABELLED
 from pipeline.training.sample import Sample
 
@@ -24,9 +24,9 @@ BICUBIC_GAIN = 1.375**2
 """Most by which bicubic interpolation (Keys 1981, a = -0.75) exceeds the largest of its values, in two directions."""
 
 
-def flip_and_turn(sample: Sample, changes: AugmentParams) -> Sample:
+def flip_and_turn(sample: Sample, params: AugmentParams) -> Sample:
     """One of the eight symmetries of the square; views, not copies."""
-    turns, step = changes.quarter_turns, -1 if changes.mirrored else 1
+    turns, step = params.quarter_turns, -1 if params.mirrored else 1
     if turns == 0 and step == 1:
         return sample
     return Sample(
@@ -36,54 +36,54 @@ def flip_and_turn(sample: Sample, changes: AugmentParams) -> Sample:
     )
 
 
-def reach_of(changes: AugmentParams, size: int) -> int:
+def warp_reach(params: AugmentParams, size: int) -> int:
     """Pixels that must be read around a window of `size` pixels, so that its warped corners are real ones."""
-    if not changes.warps:
+    if not params.warps:
         return 0
-    half, angle = (size - 1) / 2, math.radians(changes.degrees)
-    furthest = half * (abs(math.cos(angle)) + abs(math.sin(angle))) / changes.scale
-    furthest += BICUBIC_GAIN * max(map(abs, changes.elastic), default=0.0)
+    half, angle = (size - 1) / 2, math.radians(params.degrees)
+    furthest = half * (abs(math.cos(angle)) + abs(math.sin(angle))) / params.scale
+    furthest += BICUBIC_GAIN * max(map(abs, params.elastic), default=0.0)
     return math.ceil(max(0.0, furthest - half)) + 1
 
 
-def warp(stack: WindowStack, changes: Sequence[AugmentParams], *, size: int) -> WindowStack:
+def warp(stack: WindowStack, params: Sequence[AugmentParams], *, size: int) -> WindowStack:
     """Rotate, scale and deform windows about their middle, and return the middle `size` x `size` pixels.
 
     Windows that nothing warps are cropped, exactly.
     """
-    middle, rows = stack.crop(size), masked_rows(changes, lambda each: each.warps)
+    middle, rows = stack.crop(size), masked_rows(params, lambda each: each.warps)
     if not rows:
         return middle
-    moved = _resample(stack.take(rows), _offsets([changes[row] for row in rows], size, stack.valid.device))
+    moved = _resample(stack.select(rows), _offsets([params[row] for row in rows], size, stack.valid.device))
     return WindowStack(
-        pixels=replaced(middle.pixels, rows, moved.pixels),
-        target=replaced(middle.target, rows, moved.target),
-        valid=replaced(middle.valid, rows, moved.valid),
+        pixels=where(middle.pixels, rows, moved.pixels),
+        target=where(middle.target, rows, moved.target),
+        valid=where(middle.valid, rows, moved.valid),
     )
 
 
-def _offsets(changes: Sequence[AugmentParams], size: int, device: torch.device) -> Tensor:
+def _offsets(params: Sequence[AugmentParams], size: int, device: torch.device) -> Tensor:
     """Where each pixel comes from: `(N, 2, size, size)` rows and columns from the middle of the window read."""
     along = torch.arange(size, device=device) - (size - 1) / 2
-    matrices = torch.tensor([_matrix(each) for each in changes], dtype=torch.float32, device=device)[..., None, None]
+    matrices = torch.tensor([_matrix(each) for each in params], dtype=torch.float32, device=device)[..., None, None]
     offsets = matrices[:, :, 0] * along[:, None] + matrices[:, :, 1] * along
-    if any(each.elastic for each in changes):
-        offsets += _displacements(changes, size, device)
+    if any(each.elastic for each in params):
+        offsets += _displacements(params, size, device)
     return offsets
 
 
-def _matrix(changes: AugmentParams) -> list[list[float]]:
+def _matrix(params: AugmentParams) -> list[list[float]]:
     """From `(row, col)` in the result to `(row, col)` in the source; rows run downwards."""
-    angle = math.radians(changes.degrees)
-    cosine, sine = math.cos(angle) / changes.scale, math.sin(angle) / changes.scale
+    angle = math.radians(params.degrees)
+    cosine, sine = math.cos(angle) / params.scale, math.sin(angle) / params.scale
     return [[cosine, sine], [-sine, cosine]]
 
 
-def _displacements(changes: Sequence[AugmentParams], size: int, device: torch.device) -> Tensor:
+def _displacements(params: Sequence[AugmentParams], size: int, device: torch.device) -> Tensor:
     """`(N, 2, size, size)` pixels: bicubic between nodes, of which the outer ones lie on the window's edge."""
-    count = max(len(each.elastic) for each in changes)
+    count = max(len(each.elastic) for each in params)
     nodes = math.isqrt(count // 2)
-    values = [each.elastic or (0.0,) * count for each in changes]
+    values = [each.elastic or (0.0,) * count for each in params]
     grids = torch.tensor(values, dtype=torch.float32, device=device).reshape(-1, 2, nodes, nodes)
     eye = torch.eye(nodes, device=device)[None, None]
     weights = F.interpolate(eye, size=(size, nodes), mode="bicubic", align_corners=True)[0, 0]

@@ -71,7 +71,7 @@ class WindowStack:
         """In page-locked memory, for copies to a CUDA device."""
         return self._each(Tensor.pin_memory)
 
-    def take(self, rows: Sequence[int]) -> WindowStack:
+    def select(self, rows: Sequence[int]) -> WindowStack:
         """Some of the windows, in this order."""
         if list(rows) == list(range(len(self.valid))):
             return self
@@ -82,12 +82,12 @@ class WindowStack:
         return WindowStack(pixels=change(self.pixels), target=change(self.target), valid=change(self.valid))
 
 
-def masked_rows(changes: Sequence[AugmentParams], wanted: Callable[[AugmentParams], object]) -> list[int]:
+def masked_rows(params: Sequence[AugmentParams], wanted: Callable[[AugmentParams], object]) -> list[int]:
     """Numbers of the windows whose changes are wanted."""
-    return [row for row, each in enumerate(changes) if wanted(each)]
+    return [row for row, each in enumerate(params) if wanted(each)]
 
 
-def replaced(whole: Tensor, rows: Sequence[int], parts: Tensor) -> Tensor:
+def where(whole: Tensor, rows: Sequence[int], parts: Tensor) -> Tensor:
     """`whole` with `parts` in some of its rows; neither is changed."""
     if len(rows) == len(whole):
         return parts

@@ -11,19 +11,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.inference import InputTransform
-from pipeline.training.augment.parameters import AugmentParams, masked_rows, replaced
+from pipeline.training.augment.parameters import AugmentParams, masked_rows, where
 
-BLUR_REACH = 3
+BLUR_REACH_SIGMAS = 3
 """Deviations of the Gaussian to either side that are summed."""
 
 
-def vary_light(transform: InputTransform, changes: AugmentParams) -> InputTransform:
+def adjust_photometry(transform: InputTransform, params: AugmentParams) -> InputTransform:
     """Normalisation to another contrast and brightness: `input -> factor * input + shift` per band.
 
     Folded into the multiply-add that normalises anyway, so it costs nothing and leaves invalid pixels at 0.
     """
     count = len(transform.gain)
-    factor, shift = changes.factor or (1.0,) * count, changes.shift or (0.0,) * count
+    factor, shift = params.factor or (1.0,) * count, params.shift or (0.0,) * count
     return replace(
         transform,
         gain=tuple(f * g for f, g in zip(factor, transform.gain, strict=True)),
@@ -31,7 +31,7 @@ def vary_light(transform: InputTransform, changes: AugmentParams) -> InputTransf
     )
 
 
-def apply_gamma(pixels: Tensor, valid: Tensor, changes: Sequence[AugmentParams]) -> Tensor:
+def apply_gamma(pixels: Tensor, valid: Tensor, params: Sequence[AugmentParams]) -> Tensor:
     """`low + (high - low) * ((x - low) / (high - low)) ** gamma`, `low` and `high` of the band's valid pixels.
 
     Standardised input has no black and no white of its own, so those of the window are taken (as nnU-Net
@@ -40,39 +40,39 @@ def apply_gamma(pixels: Tensor, valid: Tensor, changes: Sequence[AugmentParams])
     Args:
         pixels: `(N, bands, H, W)` float32.
         valid: `(N, H, W)`.
-        changes: one per window.
+        params: one per window.
     """
-    rows = masked_rows(changes, lambda each: each.gamma != 1)
+    rows = masked_rows(params, lambda each: each.gamma != 1)
     if not rows:
         return pixels
     part, real = pixels[rows], valid[rows][:, None]
-    exponent = torch.tensor([changes[row].gamma for row in rows]).to(pixels)[:, None, None, None]
+    exponent = torch.tensor([params[row].gamma for row in rows]).to(pixels)[:, None, None, None]
     low = torch.where(real, part, math.inf).amin((2, 3), keepdim=True)
     high = torch.where(real, part, -math.inf).amax((2, 3), keepdim=True)
     extent = (high - low).clamp(min=torch.finfo(pixels.dtype).tiny)
     toned = low + extent * ((part - low) / extent).clamp(0, 1) ** exponent
-    return replaced(pixels, rows, torch.where(real, toned, 0.0))
+    return where(pixels, rows, torch.where(real, toned, 0.0))
 
 
-def apply_blur(pixels: Tensor, valid: Tensor, changes: Sequence[AugmentParams]) -> Tensor:
+def apply_blur(pixels: Tensor, valid: Tensor, params: Sequence[AugmentParams]) -> Tensor:
     """Gaussian means over valid pixels; nothing outside of the window or of valid data is mixed in."""
-    rows = masked_rows(changes, lambda each: each.blur_px > 0)
+    rows = masked_rows(params, lambda each: each.blur_px > 0)
     if not rows:
         return pixels
     part, real = pixels[rows], valid[rows][:, None]
-    kernels = _gaussians([changes[row].blur_px for row in rows]).to(pixels)
+    kernels = _gaussians([params[row].blur_px for row in rows]).to(pixels)
     planes = _smooth(torch.cat([part, real.to(part.dtype)], dim=1), kernels)
     means = planes[:, :-1] / planes[:, -1:]
-    return replaced(pixels, rows, torch.where(real, means, 0.0))
+    return where(pixels, rows, torch.where(real, means, 0.0))
 
 
 def _gaussians(sigmas_px: Sequence[float]) -> Tensor:
     """`(N, taps)` weights that sum to 1; the narrower ones end in zeros."""
     deviations = torch.tensor(sigmas_px, dtype=torch.float64)[:, None]
-    reach = math.ceil(BLUR_REACH * max(sigmas_px))
+    reach = math.ceil(BLUR_REACH_SIGMAS * max(sigmas_px))
     steps = torch.arange(-reach, reach + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (steps / deviations) ** 2)
-    weights[steps.abs() > (BLUR_REACH * deviations).ceil()] = 0
+    weights[steps.abs() > (BLUR_REACH_SIGMAS * deviations).ceil()] = 0
     return weights / weights.sum(dim=1, keepdim=True)
 
 
@@ -86,28 +86,28 @@ def _smooth(planes: Tensor, kernels: Tensor) -> Tensor:
     return flat.reshape(planes.shape)
 
 
-def apply_noise(pixels: Tensor, valid: Tensor, changes: Sequence[AugmentParams]) -> Tensor:
+def apply_noise(pixels: Tensor, valid: Tensor, params: Sequence[AugmentParams]) -> Tensor:
     """Gaussian noise from each window's own seed; the same on every machine with the same kind of device."""
-    rows = masked_rows(changes, lambda each: each.noise > 0)
+    rows = masked_rows(params, lambda each: each.noise > 0)
     if not rows:
         return pixels
     noisy = pixels.clone()
     for row in rows:
-        generator = torch.Generator(pixels.device).manual_seed(changes[row].noise_seed)
+        generator = torch.Generator(pixels.device).manual_seed(params[row].noise_seed)
         noise = torch.randn(pixels.shape[1:], generator=generator, device=pixels.device, dtype=pixels.dtype)
-        noisy[row] += noise.mul_(changes[row].noise).mul_(valid[row])
+        noisy[row] += noise.mul_(params[row].noise).mul_(valid[row])
     return noisy
 
 
-def apply_cutout(pixels: Tensor, changes: Sequence[AugmentParams]) -> Tensor:
+def apply_cutout(pixels: Tensor, params: Sequence[AugmentParams]) -> Tensor:
     """Squares of 0; they may reach past the window (DeVries & Taylor 2017, section 3)."""
-    rows = masked_rows(changes, lambda each: each.cutouts)
+    rows = masked_rows(params, lambda each: each.cutouts)
     if not rows:
         return pixels
     cut, side = pixels.clone(), pixels.shape[-1]
     for row in rows:
-        length = changes[row].cutout_side * side
-        for centre in changes[row].cutouts:
+        length = params[row].cutout_side * side
+        for centre in params[row].cutouts:
             first = [round(share * side - length / 2) for share in centre]
             top, left = (max(0, start) for start in first)
             bottom, right = (max(0, start + round(length)) for start in first)

@@ -50,31 +50,31 @@ def sample_params(rng: Generator, spec: AugmentSpec, *, bands: int) -> AugmentPa
 
 
 def apply_params(
-    stack: WindowStack, changes: Sequence[AugmentParams], *, size: int, clip: tuple[float, float] | None = None
+    stack: WindowStack, params: Sequence[AugmentParams], *, size: int, clip: tuple[float, float] | None = None
 ) -> WindowStack:
     """Warp windows and change their light, on whichever device they are; the input is left as it was.
 
     Args:
-        stack: windows already mirrored, turned and normalised to varied light, read with `reach_of` around.
-        changes: one per window.
+        stack: windows already mirrored, turned and normalised to varied light, read with `warp_reach` around.
+        params: one per window.
         size: side in pixels of the windows wanted.
         clip: bounds of the model input, or None.
     """
-    stack = warp(stack, changes, size=size)
-    pixels = apply_gamma(stack.pixels, stack.valid, changes)
-    pixels = apply_blur(pixels, stack.valid, changes)
-    noisy = apply_noise(pixels, stack.valid, changes)
+    stack = warp(stack, params, size=size)
+    pixels = apply_gamma(stack.pixels, stack.valid, params)
+    pixels = apply_blur(pixels, stack.valid, params)
+    noisy = apply_noise(pixels, stack.valid, params)
     if clip is not None and noisy is not pixels:
         noisy = noisy.clamp(*clip) * stack.valid[:, None]
-    return replace(stack, pixels=apply_cutout(noisy, changes))
+    return replace(stack, pixels=apply_cutout(noisy, params))
 
 
 def _happens(rng: Generator, probability: float) -> bool:
     return bool(rng.random() < probability)
 
 
-def _even(rng: Generator, most: float) -> float:
-    return float(rng.uniform(-most, most))
+def _even(rng: Generator, bound: float) -> float:
+    return float(rng.uniform(-bound, bound))
 
 
 def _between(rng: Generator, low: float, high: float) -> float:

@@ -15,28 +15,28 @@ from pipeline.training.labels.polygon_labels import UNLABELLED
 
 CELL = 64
 """Side in pixels of the cells whose pixels are counted."""
-STEP = 16 * CELL
+BLOCK = 16 * CELL
 """Side in pixels of the blocks that are counted at once; bounds memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class ClassCells:
     """The pixels of one class in one area, counted by cells."""
 
     cells: NDArray[np.intp]
     """`(n,)` numbers of the cells, row by row, that hold some; ascending."""
-    until: NDArray[np.int64]
+    cumulative: NDArray[np.int64]
     """`(n,)` pixels in these cells up to and including each."""
 
     @property
     def pixels(self) -> int:
         """Pixels in all cells."""
-        return int(self.until[-1]) if len(self.until) else 0
+        return int(self.cumulative[-1]) if len(self.cumulative) else 0
 
     def locate(self, number: int) -> tuple[int, int]:
         """The cell of pixel `number`, counted from 0, and the pixel's number in it."""
-        at = int(np.searchsorted(self.until, number, side="right"))
-        return int(self.cells[at]), number - (int(self.until[at - 1]) if at else 0)
+        at = int(np.searchsorted(self.cumulative, number, side="right"))
+        return int(self.cells[at]), number - (int(self.cumulative[at - 1]) if at else 0)
 
 
 class ClassIndex:
@@ -49,16 +49,16 @@ class ClassIndex:
         grid = area.source.scene.grid
         self._across = -(-grid.width // CELL)
         counts = self._count(grid.shape)
-        self.classes = tuple(_layer(plane) for plane in counts[:-2])
-        self.labelled = _layer(counts[-2])
+        self.classes = tuple(_class_cells(plane) for plane in counts[:-2])
+        self.labelled = _class_cells(counts[-2])
         self.wholly_labelled = self.labelled.pixels == counts[-1].sum(dtype=np.int64)
 
     def draw_start(self, rng: Generator, class_index: int | None = None) -> tuple[int, int]:
         """`(row, col)` of a core that holds a pixel of a class, or any labelled pixel, each pixel equally likely."""
         if class_index is None and self.wholly_labelled:
             return self.starts.draw(rng)
-        layer = self.labelled if class_index is None else self.classes[class_index]
-        cell, number = layer.locate(int(rng.integers(layer.pixels)))
+        cells_of = self.labelled if class_index is None else self.classes[class_index]
+        cell, number = cells_of.locate(int(rng.integers(cells_of.pixels)))
         window = self._window(cell)
         planes = self._planes(window)
         row, col = divmod(int(np.flatnonzero(planes[-2 if class_index is None else class_index])[number]), window.width)
@@ -68,9 +68,9 @@ class ClassIndex:
         """Pixels of each plane in each cell, `(classes + 2, rows, cols)`."""
         height, width = shape
         strips = []
-        for row in range(0, height, STEP):
+        for row in range(0, height, BLOCK):
             windows = [
-                Window(col, row, min(STEP, width - col), min(STEP, height - row)) for col in range(0, width, STEP)
+                Window(col, row, min(BLOCK, width - col), min(BLOCK, height - row)) for col in range(0, width, BLOCK)
             ]
             strips.append(np.concatenate([_sum_cells(self._planes(window)) for window in windows], axis=2))
         return np.concatenate(strips, axis=1)
@@ -95,6 +95,6 @@ def _sum_cells(planes: NDArray[np.bool_]) -> NDArray[np.int32]:
     return np.asarray(np.add.reduceat(strips, np.arange(0, width, CELL), axis=2))
 
 
-def _layer(counts: NDArray[np.int32]) -> Layer:
+def _class_cells(counts: NDArray[np.int32]) -> ClassCells:
     cells = np.flatnonzero(counts)
-    return Layer(cells=cells, until=np.cumsum(counts.ravel()[cells], dtype=np.int64))
+    return ClassCells(cells=cells, cumulative=np.cumsum(counts.ravel()[cells], dtype=np.int64))

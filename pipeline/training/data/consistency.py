@@ -12,12 +12,12 @@ from pipeline.errors import SceneError, SettingsError
 from pipeline.grid import RasterGrid, is_on_earth
 from pipeline.model import ModelCard
 from pipeline.scene import Scene, describe_scene
-from pipeline.training.images import reading_of
+from pipeline.training.images import reading_for
 
 if TYPE_CHECKING:
     from pipeline.training.settings.spec import TrainSpec
 
-MOST_RESOLUTION_SPREAD = 1.1
+MAX_RESOLUTION_RATIO = 1.1
 """Largest over smallest ground resolution of scenes that may be trained together without `resolution_m`."""
 
 
@@ -28,15 +28,15 @@ def check_consistent(entries: Sequence[CatalogEntry], spec: TrainSpec) -> tuple[
         SceneError: a scene cannot be read, or differs from the first in bands, type or in having a place.
         SettingsError: they differ in resolution, or have none to be changed.
     """
-    reading = {suffix: reading_of(f"a{suffix}", spec.reading) for suffix in {_suffix(e.location) for e in entries}}
-    wanted = _wanted(spec.bands) if spec.bands else None
+    reading = {suffix: reading_for(f"a{suffix}", spec.reading) for suffix in {_suffix(e.location) for e in entries}}
+    wanted = _band_card(spec.bands) if spec.bands else None
     natives: list[Scene] = []
     for entry in entries:
         scene = describe_scene(
             entry.location, reading[_suffix(entry.location)], card=wanted, scene_id=entry.id, placed=False
         )
-        wanted = wanted or _wanted(scene.bands)
-        _check_like(scene, natives[0] if natives else scene)
+        wanted = wanted or _band_card(scene.bands)
+        _check_same_kind(scene, natives[0] if natives else scene)
         natives.append(scene)
     resolution_m = _resolution_m(natives, spec)
     grids = [scene.grid for scene in natives]
@@ -49,11 +49,11 @@ def _suffix(location: str) -> str:
     return Path(location).suffix.lower()
 
 
-def _wanted(bands: Sequence[str]) -> ModelCard:
+def _band_card(bands: Sequence[str]) -> ModelCard:
     return ModelCard(bands=tuple(bands), classes=("any",))
 
 
-def _check_like(scene: Scene, first: Scene) -> None:
+def _check_same_kind(scene: Scene, first: Scene) -> None:
     """Refuse a scene of another pixel type, or with a place on the ground where the first has none."""
     if "palette" in scene.bands:
         raise SceneError(
@@ -86,7 +86,7 @@ def _resolution_m(natives: Sequence[Scene], spec: TrainSpec) -> float | None:
     if spec.resolution_m is not None:
         return spec.resolution_m
     sizes = [scene.grid.resolution_m for scene in natives]
-    if max(sizes) > MOST_RESOLUTION_SPREAD * min(sizes):
+    if max(sizes) > MAX_RESOLUTION_RATIO * min(sizes):
         pairs = sorted(zip(sizes, (scene.id for scene in natives), strict=True))
         listed = ", ".join(
             f"{name} {size:.3g} m" for size, name in (pairs if len(pairs) < 6 else (pairs[0], pairs[-1]))

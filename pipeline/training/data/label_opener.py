@@ -12,7 +12,7 @@ from pipeline.grid import RasterGrid
 from pipeline.scene import Scene
 from pipeline.training.images import ImageList
 from pipeline.training.labels.class_map import mask_meanings
-from pipeline.training.labels.labelled_area import LabelledArea, LimitedLabels
+from pipeline.training.labels.labelled_area import ClippedLabels, LabelledArea
 from pipeline.training.labels.mask_labels import open_mask_labels
 from pipeline.training.labels.polygon_labels import (
     MASK_SUFFIXES,
@@ -51,10 +51,10 @@ class LabelOpener:
             labels = open_mask_labels(files[0], scene, native, classes=self.spec.classes, meanings=meanings)
         else:
             tables = [self.tables[p] for p in files]
-            labels = open_polygon_labels(tables, scene, classes=len(self.spec.classes), may_miss=inside is not None)
-        return labels if inside is None else LimitedLabels(labels, inside, scene.grid)
+            labels = open_polygon_labels(tables, scene, classes=len(self.spec.classes), allow_empty=inside is not None)
+        return labels if inside is None else ClippedLabels(labels, inside, scene.grid)
 
-    def check_area_met(self, missed: Sequence[str], listed: ImageList) -> None:
+    def check_area_overlap(self, missed: Sequence[str], listed: ImageList) -> None:
         """Refuse an area that misses all scenes, or one that is held out; tell of other scenes that it misses."""
         if not missed:
             return

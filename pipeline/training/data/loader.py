@@ -20,22 +20,22 @@ from torch import Tensor
 
 from pipeline.inference import input_transform
 from pipeline.model import Activation, Normalization
-from pipeline.training.augment.geometric import flip_and_turn, reach_of
+from pipeline.training.augment.geometric import flip_and_turn, warp_reach
 from pipeline.training.augment.parameters import AugmentParams, WindowStack
-from pipeline.training.augment.photometric import vary_light
+from pipeline.training.augment.photometric import adjust_photometry
 from pipeline.training.augment.sample_and_apply import apply_params, sample_params
 from pipeline.training.data.samples import read_padded
 from pipeline.training.data.splits import Area
-from pipeline.training.data.windows import MOST_DRAWS, TrainingWindow, WindowSampler
+from pipeline.training.data.windows import MAX_DRAWS, TrainingWindow, WindowSampler
 from pipeline.training.labels.polygon_labels import UNLABELLED
 from pipeline.training.sample import Sample
 
 if TYPE_CHECKING:
     from pipeline.training.settings.spec import TrainSpec
 
-AHEAD = 4
+PREFETCH_BATCHES = 4
 """Batches prepared before they are asked for; bounds memory."""
-LEAST_VALID = 0.1
+MIN_VALID_SHARE = 0.1
 """Training windows with a smaller share of valid pixels are drawn again."""
 
 Made = TypeVar("Made")
@@ -49,7 +49,7 @@ class Batch:
     """`(N, bands, H, W)` float32 model input, channels last in memory."""
     target: Tensor
     """`(N, outputs, H - 2 margin, W - 2 margin)` float32, 0 or 1 where counted."""
-    counted: Tensor
+    weight_mask: Tensor
     """Same shape, bool: valid and labelled."""
 
 
@@ -66,7 +66,7 @@ class BatchLoader:
         self.device = device or torch.device("cpu")
         self.core_size = spec.samples.tile_size - 2 * margin
         self.batches_per_epoch = -(-spec.samples.windows_per_epoch // spec.samples.batch_size)
-        self._drawer: tuple[Sequence[Area], WindowSampler] | None = None
+        self._cached_sampler: tuple[Sequence[Area], WindowSampler] | None = None
         self._torch_threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(
             spec.samples.threads,
@@ -87,9 +87,9 @@ class BatchLoader:
 
         def make(index: int) -> _Raw:
             rngs = (np.random.default_rng([self.spec.seed, 2, epoch, index, k]) for k in range(size))
-            return _stack([self._training_item(drawer, bands, rng) for rng in rngs])
+            return _stack([self._training_item(sampler, bands, rng) for rng in rngs])
 
-        size, bands, drawer = self.spec.samples.batch_size, len(areas[0].source.scene.bands), self._drawer_of(areas)
+        size, bands, sampler = self.spec.samples.batch_size, len(areas[0].source.scene.bands), self._sampler_of(areas)
         return self._batches(make, range(start, self.batches_per_epoch))
 
     def validation(self, cores: Sequence[TrainingWindow]) -> Iterator[Batch]:
@@ -108,43 +108,43 @@ class BatchLoader:
         else:
             yield from prefetch(lambda index: self._finish(make(index)), indices, self._pool)
 
-    def _drawer_of(self, areas: Sequence[Area]) -> WindowSampler:
+    def _sampler_of(self, areas: Sequence[Area]) -> WindowSampler:
         """Made once, because it looks at every label."""
-        if self._drawer is None or self._drawer[0] is not areas:
-            self._drawer = areas, WindowSampler(areas, self.spec.samples, self.core_size)
-        return self._drawer[1]
+        if self._cached_sampler is None or self._cached_sampler[0] is not areas:
+            self._cached_sampler = areas, WindowSampler(areas, self.spec.samples, self.core_size)
+        return self._cached_sampler[1]
 
-    def _training_item(self, drawer: WindowSampler, bands: int, rng: Generator) -> _Item:
-        changes = sample_params(rng, self.spec.augment, bands=bands)
-        reach = reach_of(changes, self.spec.samples.tile_size)
+    def _training_item(self, sampler: WindowSampler, bands: int, rng: Generator) -> _Item:
+        params = sample_params(rng, self.spec.augment, bands=bands)
+        reach = warp_reach(params, self.spec.samples.tile_size)
         inner = slice(reach, reach + self.spec.samples.tile_size)
-        for _ in range(MOST_DRAWS):
-            core = drawer.draw(rng)
+        for _ in range(MAX_DRAWS):
+            core = sampler.draw(rng)
             sample = self._read(core, reach=reach)
-            if sample.valid[inner, inner].mean() >= LEAST_VALID:
+            if sample.valid[inner, inner].mean() >= MIN_VALID_SHARE:
                 break
-        return self._item(core, flip_and_turn(sample, changes), changes)
+        return self._item(core, flip_and_turn(sample, params), params)
 
     def _read(self, core: TrainingWindow, *, reach: int = 0) -> Sample:
         """The input of a core with `reach` around; pixels that may not count are kept, but unlabelled."""
         before = self.margin + reach
         row, col, size = core.row - before, core.col - before, self.core_size + 2 * before
         sample = read_padded(core.source, row, col, size)
-        counted = core.counts(Window(col, row, size, size))
-        return replace(sample, target=np.where(counted, sample.target, np.uint8(UNLABELLED)))
+        weight_mask = core.usable_pixels(Window(col, row, size, size))
+        return replace(sample, target=np.where(weight_mask, sample.target, np.uint8(UNLABELLED)))
 
-    def _item(self, core: TrainingWindow, sample: Sample, changes: AugmentParams) -> _Item:
-        transform = vary_light(input_transform(core.source.scene, self.normalization), changes)
-        return replace(sample, pixels=transform.apply(sample.pixels, sample.valid)), changes
+    def _item(self, core: TrainingWindow, sample: Sample, params: AugmentParams) -> _Item:
+        transform = adjust_photometry(input_transform(core.source.scene, self.normalization), params)
+        return replace(sample, pixels=transform.apply(sample.pixels, sample.valid)), params
 
     def _finish(self, raw: _Raw) -> Batch:
         """Apply the changes that are left, and cut the target to what the network returns."""
         size, clip = self.spec.samples.tile_size, self.normalization.clip
-        stack = apply_params(raw.stack.to(self.device), raw.changes, size=size, clip=clip)
+        stack = apply_params(raw.stack.to(self.device), raw.params, size=size, clip=clip)
         inner = stack.crop(self.core_size)
-        target, counted = output_planes(inner.target, inner.valid, activation=self.spec.activation)
+        target, weight_mask = output_planes(inner.target, inner.valid, activation=self.spec.activation)
         pixels = stack.pixels.contiguous(memory_format=torch.channels_last)
-        return Batch(pixels=pixels, target=target, counted=counted)
+        return Batch(pixels=pixels, target=target, weight_mask=weight_mask)
 
 
 _Item = tuple[Sample, AugmentParams]
@@ -157,7 +157,7 @@ class _Raw:
 
     stack: WindowStack
     """Windows, the smaller ones in the middle of invalid pixels."""
-    changes: tuple[AugmentParams, ...]
+    params: tuple[AugmentParams, ...]
     """One per window."""
 
     def pinned(self) -> _Raw:
@@ -176,7 +176,7 @@ def _stack(items: Sequence[_Item]) -> _Raw:
         at = slice((side - length) // 2, (side - length) // 2 + length)
         pixels[row, :, at, at], target[row, :, at, at], valid[row, at, at] = sample.pixels, sample.target, sample.valid
     stack = WindowStack(pixels=torch.from_numpy(pixels), target=torch.from_numpy(target), valid=torch.from_numpy(valid))
-    return _Raw(stack=stack, changes=tuple(changes for _, changes in items))
+    return _Raw(stack=stack, params=tuple(params for _, params in items))
 
 
 def output_planes(target: Tensor, valid: Tensor, *, activation: Activation) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ def output_planes(target: Tensor, valid: Tensor, *, activation: Activation) -> t
 
 
 def prefetch(make: Callable[[int], Made], indices: Sequence[int], pool: Executor) -> Iterator[Made]:
-    """Yield `make(index)` of each index in order, at most `AHEAD` of them made in advance.
+    """Yield `make(index)` of each index in order, at most `PREFETCH_BATCHES` of them made in advance.
 
     An error in `make` is raised when its batch is due; leaving early cancels what has not begun.
     """
@@ -206,7 +206,7 @@ def prefetch(make: Callable[[int], Made], indices: Sequence[int], pool: Executor
     try:
         for index in indices:
             pending.append(pool.submit(make, index))
-            if len(pending) > AHEAD:
+            if len(pending) > PREFETCH_BATCHES:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

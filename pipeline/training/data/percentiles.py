@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_VALUES = 2**18
+MAX_VALUES = 2**18
 """Pixels sampled where values cannot be counted; the error of a percentile p is then about `sqrt(p (100 - p)) / 512`
 percent points (one standard deviation), 0.03 at the 2nd."""
 
@@ -34,34 +34,35 @@ class CountedPercentiles:
 
     def __init__(self, bands: int, dtype: np.dtype[np.generic]) -> None:
         info = np.iinfo(dtype)  # type: ignore[type-var]
-        self._least = int(info.min)
-        self._counts = np.zeros((bands, int(info.max) - self._least + 1), np.int64)
+        self._lowest = int(info.min)
+        self._counts = np.zeros((bands, int(info.max) - self._lowest + 1), np.int64)
 
     def add(self, values: NDArray[np.generic]) -> None:
         """Take in `(bands, n)` values of the type."""
-        for counts, band in zip(self._counts, values.astype(np.int64) - self._least, strict=True):
+        for counts, band in zip(self._counts, values.astype(np.int64) - self._lowest, strict=True):
             counts += np.bincount(band, minlength=len(counts))
 
     def at(self, percent: float) -> NDArray[np.float64]:
         """The exact percentile of each band."""
-        until = self._counts.cumsum(axis=1)
-        rank = max(1, math.ceil(percent / 100 * until[0, -1] - 1e-9))
-        return np.array([np.searchsorted(each, rank) + self._least for each in until], float)
+        cumulative = self._counts.cumsum(axis=1)
+        rank = max(1, math.ceil(percent / 100 * cumulative[0, -1] - 1e-9))
+        return np.array([np.searchsorted(each, rank) + self._lowest for each in cumulative], float)
 
 
 class SampledPercentiles:
     """Of the pixels with the smallest of seeded random keys: a uniform sample without replacement."""
 
-    def __init__(self, bands: int, *, seed: int, most: int = MOST_VALUES) -> None:
+    def __init__(self, bands: int, *, seed: int, max_values: int = MAX_VALUES) -> None:
         self._rng = np.random.default_rng([seed, 3])
-        self._most = most
+        self._max_values = max_values
         self._keys = np.zeros(0)
         self._values = np.zeros((bands, 0))
 
     def add(self, values: NDArray[np.generic]) -> None:
         """Take in `(bands, n)` values."""
         keys = np.concatenate([self._keys, self._rng.random(values.shape[1])])
-        kept = np.argpartition(keys, self._most)[: self._most] if len(keys) > self._most else np.arange(len(keys))
+        limit = self._max_values
+        kept = np.argpartition(keys, limit)[:limit] if len(keys) > limit else np.arange(len(keys))
         old, new = kept[kept < len(self._keys)], kept[kept >= len(self._keys)] - len(self._keys)
         self._values = np.concatenate([self._values[:, old], values[:, new].astype(np.float64)], axis=1)
         self._keys = np.concatenate([keys[old], keys[new + len(self._keys)]])

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-MOST_PIXELS = 500_000
+MAX_PIXELS = 500_000
 """Pixels kept at most."""
-MOST_VALUES = 8_000_000
+MAX_VALUES = 8_000_000
 """Logits kept at most, so that many classes do not cost more memory than few: fewer pixels are kept then."""
 
 
@@ -23,13 +23,13 @@ class LogitSample:
     """`(n, outputs)`: what the network returned."""
     target: NDArray[np.bool_]
     """`(n, outputs)`: the truth; only meaningful where counted."""
-    counted: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
     """`(n, outputs)`: False where this output of the pixel is unlabelled; each pixel has one that is not."""
 
     def output(self, k: int) -> LogitSample:
         """The sample of one output alone, e.g. to calibrate or judge a class by itself."""
         part = slice(k, k + 1)
-        return LogitSample(logits=self.logits[:, part], target=self.target[:, part], counted=self.counted[:, part])
+        return LogitSample(logits=self.logits[:, part], target=self.target[:, part], valid=self.valid[:, part])
 
 
 class Reservoir:
@@ -39,29 +39,29 @@ class Reservoir:
     batches, and once it is full nearly all pixels are passed over by one comparison.
     """
 
-    def __init__(self, outputs: int, *, seed: int = 0, most_pixels: int = MOST_PIXELS) -> None:
-        self.limit = max(1, min(most_pixels, MOST_VALUES // outputs))
+    def __init__(self, outputs: int, *, seed: int = 0, max_pixels: int = MAX_PIXELS) -> None:
+        self.limit = max(1, min(max_pixels, MAX_VALUES // outputs))
         self._rng = np.random.default_rng([seed, 7])
         self._bound = 1.0
         self._keys = np.empty(0)
         self._pixels = LogitSample(
             logits=np.empty((0, outputs), np.float32),
             target=np.empty((0, outputs), bool),
-            counted=np.empty((0, outputs), bool),
+            valid=np.empty((0, outputs), bool),
         )
 
-    def add(self, logits: Tensor, target: Tensor, counted: Tensor) -> None:
+    def add(self, logits: Tensor, target: Tensor, valid: Tensor) -> None:
         """Pass a batch by, all `(N, outputs, H, W)`."""
         keys = self._rng.random(logits[:, 0].numel())
         chosen = np.flatnonzero(keys < self._bound)
         found = LogitSample(
-            logits=_at(logits, chosen).astype(np.float32, copy=False),
-            target=_at(target, chosen) > 0,
-            counted=_at(counted, chosen).astype(bool, copy=False),
+            logits=_gather(logits, chosen).astype(np.float32, copy=False),
+            target=_gather(target, chosen) > 0,
+            valid=_gather(valid, chosen).astype(bool, copy=False),
         )
-        kept = np.flatnonzero(found.counted.any(axis=1))
+        kept = np.flatnonzero(found.valid.any(axis=1))
         self._keys = np.concatenate([self._keys, keys[chosen[kept]]])
-        self._pixels = _joined(self._pixels, _taken(found, kept))
+        self._pixels = _concatenate(self._pixels, _select(found, kept))
         if len(self._keys) > 1.25 * self.limit:
             self._shrink()
 
@@ -75,11 +75,11 @@ class Reservoir:
         if len(self._keys) <= self.limit:
             return
         kept = np.sort(np.argpartition(self._keys, self.limit - 1)[: self.limit])
-        self._keys, self._pixels = self._keys[kept], _taken(self._pixels, kept)
+        self._keys, self._pixels = self._keys[kept], _select(self._pixels, kept)
         self._bound = float(self._keys.max())
 
 
-def _at(values: Tensor, chosen: NDArray[np.intp]) -> NDArray[np.float32]:
+def _gather(values: Tensor, chosen: NDArray[np.intp]) -> NDArray[np.float32]:
     """`(n, outputs)` values, in the type they have, of flat pixel indices of `(N, outputs, H, W)`."""
     height, width = values.shape[2:]
     n, inside = np.divmod(chosen, height * width)
@@ -89,13 +89,13 @@ def _at(values: Tensor, chosen: NDArray[np.intp]) -> NDArray[np.float32]:
     return taken
 
 
-def _taken(sample: LogitSample, which: NDArray[np.intp]) -> LogitSample:
-    return LogitSample(logits=sample.logits[which], target=sample.target[which], counted=sample.counted[which])
+def _select(sample: LogitSample, which: NDArray[np.intp]) -> LogitSample:
+    return LogitSample(logits=sample.logits[which], target=sample.target[which], valid=sample.valid[which])
 
 
-def _joined(first: LogitSample, second: LogitSample) -> LogitSample:
+def _concatenate(first: LogitSample, second: LogitSample) -> LogitSample:
     return LogitSample(
         logits=np.concatenate([first.logits, second.logits]),
         target=np.concatenate([first.target, second.target]),
-        counted=np.concatenate([first.counted, second.counted]),
+        valid=np.concatenate([first.valid, second.valid]),
     )

@@ -151,7 +151,7 @@ def open_data(images: Sequence[str | Path], labels: str | Path | Sequence[str | 
     sources = tuple(
         LabelledScene(scene, each) for scene, each in zip(scenes, labelled, strict=True) if each is not None
     )
-    opener.check_area_met([s.id for s, each in zip(scenes, labelled, strict=True) if each is None], listed)
+    opener.check_area_overlap([s.id for s, each in zip(scenes, labelled, strict=True) if each is None], listed)
     return LabelledData(
         sources=sources,
         validation=listed.validation,

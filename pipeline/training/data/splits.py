@@ -19,15 +19,15 @@ from pipeline.errors import LabelError, SettingsError
 from pipeline.training.data.blocks import Starts, clip, free_starts, overlap, plan_blocks
 from pipeline.training.data.samples import LabelledData, SampleSource, presence
 from pipeline.training.data.stratify import stratified_split
-from pipeline.training.settings.data import SMALLEST_BLOCK, SplitSpec
+from pipeline.training.settings.data import MIN_BLOCK_SIZE, SplitSpec
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["scenes", "blocks"]
 """What is held out: whole scenes, or blocks inside scenes."""
-Part = tuple[SampleSource, Window]
+HeldOutBlock = tuple[SampleSource, Window]
 """A block of a scene, or all of it."""
-ENOUGH_SCENES = 10
+MIN_SCENES_TO_HOLD_OUT = 10
 """From so many scenes on, `auto` holds out whole scenes."""
 MAX_SPLIT_ATTEMPTS = 16
 """Deals of blocks that are tried until training windows fit between them."""
@@ -69,9 +69,9 @@ class Split:
 
     training: tuple[Area, ...]
     """Where training windows are drawn."""
-    validation: tuple[Part, ...]
+    validation: tuple[HeldOutBlock, ...]
     """Held-out blocks or whole scenes that choose epoch and threshold; never empty."""
-    test: tuple[Part, ...] = ()
+    test: tuple[HeldOutBlock, ...] = ()
     """Held-out blocks or whole scenes that nothing is chosen by; may be empty."""
     kind: Kind
     """`scenes` or `blocks`."""
@@ -129,10 +129,10 @@ def check_validation(split: Split) -> None:
 
 
 def _many(data: LabelledData) -> bool:
-    return len(data.sources) >= ENOUGH_SCENES
+    return len(data.sources) >= MIN_SCENES_TO_HOLD_OUT
 
 
-def _ids(parts: Iterable[Part]) -> list[str]:
+def _ids(parts: Iterable[HeldOutBlock]) -> list[str]:
     return list(dict.fromkeys(source.scene.id for source, _ in parts))
 
 
@@ -161,13 +161,14 @@ def _draw_scenes(
     sources: Sequence[SampleSource], validation_share: float, test_share: float, seed: int
 ) -> NDArray[np.intp]:
     found = np.array([presence(s, s.scene.grid.window) for s in sources])
-    parts, having = 3 if test_share else 2, int(found.any(axis=-1).sum())
-    _check_some(having)
-    if having < parts:
+    parts, with_object = 3 if test_share else 2, int(found.any(axis=-1).sum())
+    _check_any_object(with_object)
+    if with_object < parts:
         raise SettingsError(
             f"split.kind: a split by scenes needs {parts} scenes with objects, one each for training, validation"
-            f"{' and test' if test_share else ''}, but {having} of {len(sources)} have some; set split.kind=blocks, "
-            f"{'or split.test_share=0 to do without a test, ' if test_share and having == 2 else ''}"
+            f"{' and test' if test_share else ''}, but {with_object} of {len(sources)} have some; "
+            "set split.kind=blocks, "
+            f"{'or split.test_share=0 to do without a test, ' if test_share and with_object == 2 else ''}"
             "or name more images, or other split.test scenes"
         )
     return stratified_split(found, [validation_share, test_share], np.random.default_rng([seed, 0]))
@@ -176,7 +177,7 @@ def _draw_scenes(
 def _by_blocks(sources: Sequence[SampleSource], spec: SplitSpec, seed: int, core_size: int) -> Split:
     blocks = _blocks(sources, spec.block_size)
     found = np.array([presence(source, block) for source, block in blocks])
-    _check_some(int(found.any(axis=1).sum()))
+    _check_any_object(int(found.any(axis=1).sum()))
     if found.any(axis=1).sum() < spec.parts:
         raise SettingsError(_too_few(sources, spec, found))
     rng = np.random.default_rng([seed, 0])
@@ -188,21 +189,21 @@ def _by_blocks(sources: Sequence[SampleSource], spec: SplitSpec, seed: int, core
             break
     else:
         raise SettingsError(_no_fit(spec, core_size))
-    _tell_unused(areas, fitting, core_size)
+    _log_unused(areas, fitting, core_size)
     validation, test = (tuple(b for b, k in zip(blocks, part, strict=True) if k == wanted) for wanted in (1, 2))
     return Split(training=fitting, validation=validation, test=test, kind="blocks")
 
 
-def _area(source: SampleSource, held: Sequence[Part]) -> Area:
+def _area(source: SampleSource, held: Sequence[HeldOutBlock]) -> Area:
     return Area(source=source, held_out=tuple(block for owner, block in held if owner is source))
 
 
-def _blocks(sources: Sequence[SampleSource], size: int) -> list[Part]:
+def _blocks(sources: Sequence[SampleSource], size: int) -> list[HeldOutBlock]:
     return [(source, block) for source in sources for block in plan_blocks(source.scene.grid.shape, size)]
 
 
-def _check_some(having: int) -> None:
-    if not having:
+def _check_any_object(with_object: int) -> None:
+    if not with_object:
         raise LabelError(
             "no pixel of any scene is labelled as one of the classes: check classes, class_map (what the values of "
             "masks and attributes mean; 255 is unlabelled unless it says otherwise) and labelled_area"
@@ -210,12 +211,12 @@ def _check_some(having: int) -> None:
 
 
 def _too_few(sources: Sequence[SampleSource], spec: SplitSpec, found: NDArray[np.bool_]) -> str:
-    having = int(found.any(axis=1).sum())
+    with_object = int(found.any(axis=1).sum())
     ways = ["name scenes in split.validation"]
-    if spec.test_share and having == 2:
+    if spec.test_share and with_object == 2:
         ways.insert(0, "set split.test_share=0 to do without a test")
     size = spec.block_size // 2
-    while size >= SMALLEST_BLOCK:
+    while size >= MIN_BLOCK_SIZE:
         if sum(presence(*block).any() for block in _blocks(sources, size)) >= spec.parts:
             ways.insert(0, f"set split.block_size={size}")
             break
@@ -223,7 +224,7 @@ def _too_few(sources: Sequence[SampleSource], spec: SplitSpec, found: NDArray[np
     return (
         f"split.block_size: a split by blocks needs {spec.parts} blocks with objects, one each for training, validation"
         f"{' and test' if spec.test_share else ''}, but of {len(found)} block(s) of {spec.block_size} px only "
-        f"{having} hold some; {', or '.join(ways)}"
+        f"{with_object} hold some; {', or '.join(ways)}"
     )
 
 
@@ -234,7 +235,7 @@ def _no_fit(spec: SplitSpec, core_size: int) -> str:
     )
 
 
-def _tell_unused(areas: Sequence[Area], fitting: Sequence[Area], core_size: int) -> None:
+def _log_unused(areas: Sequence[Area], fitting: Sequence[Area], core_size: int) -> None:
     """Say which scenes have land for training that no window fits into."""
     used = {id(area) for area in fitting}
     names = [area.source.scene.id for area in areas if id(area) not in used and area.pixels]

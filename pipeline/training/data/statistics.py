@@ -19,9 +19,9 @@ from pipeline.training.settings.data import NormalizationSpec
 
 BLOCK_SIZE = 512
 """Side in pixels of the blocks that are looked at."""
-MOST_BLOCKS = 400
+MAX_BLOCKS = 400
 """Blocks looked at (about 100 million pixels), unless a class has not been seen by then."""
-MOST_VALUE = 1e30
+MAX_ABS_VALUE = 1e30
 """No measurement is larger in magnitude; one such fill value makes mean and deviation of all others worthless."""
 
 
@@ -73,14 +73,14 @@ def compute_statistics(
         LabelError: a class has no pixel in the training part.
         SceneError: there is no valid pixel, or one holds a fill value that no nodata tag tells of.
     """
-    values = _Values(areas, spec or NormalizationSpec(), seed)
+    values = _BandStatistics(areas, spec or NormalizationSpec(), seed)
     blocks = [(area, block) for area in areas for block in plan_blocks(area.source.scene.grid.shape, BLOCK_SIZE)]
     found = np.zeros((len(classes), 2), np.int64)
     for seen, at in enumerate(np.random.default_rng([seed, 1]).permutation(len(blocks))):
-        if seen >= MOST_BLOCKS and found[:, 0].all():
+        if seen >= MAX_BLOCKS and found[:, 0].all():
             break
         area, block = blocks[at]
-        _look(area, block, values, found)
+        _add_block(area, block, values, found)
     if values.moments.count == 0:
         raise SceneError("the training scenes have no valid pixel; check their nodata, alpha and masks")
     empty = [name for name, pixels in zip(classes, found[:, 0], strict=True) if pixels == 0]
@@ -119,7 +119,7 @@ class _Moments:
         self.count = total
 
 
-class _Values:
+class _BandStatistics:
     """What is measured of the values of each band."""
 
     def __init__(self, areas: Sequence[Area], spec: NormalizationSpec, seed: int) -> None:
@@ -127,8 +127,8 @@ class _Values:
         self.spec = spec
         self.moments = _Moments(len(first.bands))
         self.tags = (first.scales, first.offsets)
-        self.alike = all((a.source.scene.scales, a.source.scene.offsets) == self.tags for a in areas)
-        dtype = first.dtype if self.alike else "float64"
+        self.same_tags = all((a.source.scene.scales, a.source.scene.offsets) == self.tags for a in areas)
+        dtype = first.dtype if self.same_tags else "float64"
         self.percentiles: Percentiles | None = None
         if spec.kind == "percentile":
             self.percentiles = make_percentiles(len(first.bands), dtype, seed=seed)
@@ -137,36 +137,36 @@ class _Values:
         """Take in `(bands, n)` pixels as stored, and in raw units."""
         self.moments.add(raw)
         if self.percentiles is not None:
-            self.percentiles.add(pixels if self.alike else raw)
+            self.percentiles.add(pixels if self.same_tags else raw)
 
     def value_range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """Low and high percentile in raw units."""
         if self.percentiles is None:
             return None
-        scales, offsets = (np.array(each) for each in self.tags) if self.alike else (1.0, 0.0)
+        scales, offsets = (np.array(each) for each in self.tags) if self.same_tags else (1.0, 0.0)
         low, high = (self.percentiles.at(p) * scales + offsets for p in (self.spec.low, self.spec.high))
         return np.minimum(low, high), np.maximum(low, high)
 
 
-def _look(area: Area, block: Window, values: _Values, found: NDArray[np.int64]) -> None:
+def _add_block(area: Area, block: Window, values: _BandStatistics, found: NDArray[np.int64]) -> None:
     sample, scene = area.source.read(block), area.source.scene
-    counted = sample.valid & area.free_pixels(block)
-    pixels = sample.pixels[:, counted]
-    _check_measured(pixels, scene)
+    usable = sample.valid & area.free_pixels(block)
+    pixels = sample.pixels[:, usable]
+    _check_fill_values(pixels, scene)
     scales, offsets = np.array(scene.scales), np.array(scene.offsets)
     values.add(pixels, pixels.astype(np.float64) * scales[:, None] + offsets[:, None])
-    target = sample.target[:, counted]
+    target = sample.target[:, usable]
     found[:, 0] += (target == 1).sum(axis=1)
     found[:, 1] += (target <= 1).sum(axis=1)
 
 
-def _check_measured(pixels: NDArray[np.generic], scene: Scene) -> None:
+def _check_fill_values(pixels: NDArray[np.generic], scene: Scene) -> None:
     """Refuse `(bands, n)` valid pixels with a value that is none, such as -3.4e38 without a nodata tag."""
     if pixels.dtype.kind != "f" or not pixels.size:
         return
     for name, values in zip(scene.bands, pixels, strict=True):
         largest = values[np.abs(values).argmax()]
-        if abs(largest) > MOST_VALUE:
+        if abs(largest) > MAX_ABS_VALUE:
             raise SceneError(
                 f"{scene.location}: band {name} holds {largest:.8g}, which is no measurement but often means nodata; "
                 f"if so set reading.nodata={largest!s} (and reading.nodata_when=any_band where single bands hold it), "

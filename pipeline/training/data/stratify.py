@@ -26,17 +26,17 @@ def stratified_split(presence: NDArray[np.bool_], held_shares: Sequence[float], 
     """
     kinds = np.column_stack([presence, ~presence.any(axis=1)])
     counts = kinds.sum(axis=0)
-    lacks = np.array([_quota(count, held_shares) for count in counts[:-1]] + [_even(counts[-1], held_shares)])
-    room = np.array(_even(len(kinds), held_shares))
+    deficit = np.array([_quota(count, held_shares) for count in counts[:-1]] + [_even(counts[-1], held_shares)])
+    capacity = np.array(_even(len(kinds), held_shares))
     part = np.full(len(kinds), -1)
     while (part < 0).any():
         left = kinds[part < 0].sum(axis=0)
         rarest = int(np.argmin(np.where(left > 0, left, len(kinds) + 1)))
         for unit in rng.permutation(np.flatnonzero((part < 0) & kinds[:, rarest])):
-            chosen = max(range(len(room)), key=lambda k: (lacks[rarest, k], room[k], -k))
+            chosen = max(range(len(capacity)), key=lambda k: (deficit[rarest, k], capacity[k], -k))
             part[unit] = chosen
-            lacks[kinds[unit], chosen] -= 1
-            room[chosen] -= 1
+            deficit[kinds[unit], chosen] -= 1
+            capacity[chosen] -= 1
     return _give_each_an_object(part, np.asarray(presence.any(axis=1)), [1.0, *held_shares], rng)
 
 

@@ -23,7 +23,7 @@ from pipeline.training.data.samples import SampleSource
 from pipeline.training.data.splits import Area
 from pipeline.training.settings.data import Balance, SamplesSpec
 
-MOST_DRAWS = 50
+MAX_DRAWS = 50
 """Windows drawn until one has enough valid pixels; then the last is taken."""
 
 
@@ -45,13 +45,13 @@ class TrainingWindow:
         """The scene."""
         return self.area.source
 
-    def counts(self, window: Window) -> NDArray[np.bool_]:
+    def usable_pixels(self, window: Window) -> NDArray[np.bool_]:
         """Which pixels of a window that overlaps `inside`, `(height, width)`, may count, however they are moved."""
-        counted = np.zeros((window.height, window.width), bool)
+        usable = np.zeros((window.height, window.width), bool)
         common = clip(window, self.inside)
         top, left = common.row_off - window.row_off, common.col_off - window.col_off
-        counted[top : top + common.height, left : left + common.width] = self.area.free_pixels(common)
-        return counted
+        usable[top : top + common.height, left : left + common.width] = self.area.free_pixels(common)
+        return usable
 
 
 class WindowSampler:
@@ -89,7 +89,7 @@ class WindowSampler:
         return TrainingWindow(area=index.area, row=row, col=col, inside=index.area.source.scene.grid.window)
 
 
-def cover(validation: Sequence[tuple[SampleSource, Window]], size: int) -> list[TrainingWindow]:
+def tile_windows(validation: Sequence[tuple[SampleSource, Window]], size: int) -> list[TrainingWindow]:
     """Cores that cover held-out blocks, each pixel counted exactly once."""
     return [
         TrainingWindow(

@@ -4,7 +4,7 @@ from .polygon_labels import VECTOR_SUFFIXES as VECTOR_SUFFIXES
 from .polygon_labels import Labels as Labels
 from .polygon_labels import PolygonTable as PolygonTable
 from .polygon_labels import find_labels as find_labels
+from .polygon_labels import grid_outline as grid_outline
 from .polygon_labels import open_polygon_labels as open_polygon_labels
-from .polygon_labels import outline as outline
-from .polygon_labels import polygons_on as polygons_on
+from .polygon_labels import polygons_touching as polygons_touching
 from .polygon_labels import read_polygons as read_polygons

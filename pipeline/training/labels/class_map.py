@@ -1,6 +1,6 @@
 """What label values mean: a class, looked at and of no class, or not looked at.
 
-A meaning is a number: a class's index from 0, `NO_CLASS` or `NOT_LOOKED_AT`.
+A meaning is a number: a class's index from 0, `NO_CLASS` or `UNLABELLED_CLASS`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ NONE, UNLABELLED_WORD = "none", "unlabelled"
 """Words of a class map beside the names of classes."""
 NO_CLASS = -1
 """Looked at, and of no class."""
-NOT_LOOKED_AT = -2
+UNLABELLED_CLASS = -2
 """Counted neither in the loss nor in metrics."""
 Meanings = Mapping[str, int]
 """Label value as text -> meaning."""
@@ -29,8 +29,8 @@ def mask_meanings(classes: Sequence[str] | int, class_map: Mapping[str, str] | N
     """
     names = [str(k) for k in range(classes)] if isinstance(classes, int) else list(classes)
     if class_map:
-        return {"255": NOT_LOOKED_AT} | _resolved(names, class_map)
-    return {"0": NO_CLASS} | {str(k): k - 1 for k in range(1, len(names) + 1)} | {"255": NOT_LOOKED_AT}
+        return {"255": UNLABELLED_CLASS} | _resolved(names, class_map)
+    return {"0": NO_CLASS} | {str(k): k - 1 for k in range(1, len(names) + 1)} | {"255": UNLABELLED_CLASS}
 
 
 def attribute_meanings(classes: Sequence[str], class_map: Mapping[str, str] | None = None) -> Meanings:
@@ -55,19 +55,19 @@ def value_text(value: object) -> str:
     return str(value)
 
 
-def unknown_values(place: str, values: Iterable[str], meanings: Meanings, classes: Sequence[str]) -> LabelError:
+def unknown_values_error(place: str, values: Iterable[str], meanings: Meanings, classes: Sequence[str]) -> LabelError:
     """The error for label values without a meaning."""
-    strange = sorted(values)
-    words = {NO_CLASS: NONE, NOT_LOOKED_AT: UNLABELLED_WORD} | dict(enumerate(classes))
+    unknown = sorted(values)
+    words = {NO_CLASS: NONE, UNLABELLED_CLASS: UNLABELLED_WORD} | dict(enumerate(classes))
     known = ", ".join(f"{value} = {words[meaning]}" for value, meaning in meanings.items())
-    more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     return LabelError(
-        f"{place} the value(s) {', '.join(strange[:5])}{more}, which have no meaning; known are {known}; say in "
-        f'class_map what they mean, e.g. class_map={{"{strange[0]}": {NONE}}} (or {UNLABELLED_WORD}, or a class), '
+        f"{place} the value(s) {', '.join(unknown[:5])}{more}, which have no meaning; known are {known}; say in "
+        f'class_map what they mean, e.g. class_map={{"{unknown[0]}": {NONE}}} (or {UNLABELLED_WORD}, or a class), '
         "or recode the file"
     )
 
 
 def _resolved(classes: Sequence[str], class_map: Mapping[str, str]) -> dict[str, int]:
-    words = {name: k for k, name in enumerate(classes)} | {NONE: NO_CLASS, UNLABELLED_WORD: NOT_LOOKED_AT}
+    words = {name: k for k, name in enumerate(classes)} | {NONE: NO_CLASS, UNLABELLED_WORD: UNLABELLED_CLASS}
     return {str(value): words[word] for value, word in class_map.items()}

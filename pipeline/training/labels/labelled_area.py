@@ -12,7 +12,14 @@ from rasterio.windows import Window
 from pipeline.errors import LabelError
 from pipeline.grid import RasterGrid, is_on_earth
 from pipeline.scene import Scene
-from pipeline.training.labels.polygon_labels import UNLABELLED, Labels, burn_shapes, outline, polygons_on, read_polygons
+from pipeline.training.labels.polygon_labels import (
+    UNLABELLED,
+    Labels,
+    burn_shapes,
+    grid_outline,
+    polygons_touching,
+    read_polygons,
+)
 
 
 class LabelledArea:
@@ -40,10 +47,10 @@ class LabelledArea:
                 f"labelled_area: {self.path} cannot be laid on {scene.location}, which is not georeferenced; "
                 "give its CRS with reading.crs, or mark what nobody looked at by the value 255 of its mask"
             )
-        return polygons_on(self._frame, scene.grid)[0]
+        return polygons_touching(self._frame, scene.grid)[0]
 
 
-class LimitedLabels:
+class ClippedLabels:
     """Labels that count inside some polygons only."""
 
     def __init__(self, labels: Labels, area: NDArray[np.object_], grid: RasterGrid) -> None:
@@ -55,7 +62,7 @@ class LimitedLabels:
     def burn(self, window: Window) -> NDArray[np.uint8]:
         """The target of a window, unlabelled where a pixel's centre lies outside the area."""
         part, target = self.grid.part(window), self._labels.burn(window)
-        near = self._area[np.sort(self._tree.query(outline(part)))]
+        near = self._area[np.sort(self._tree.query(grid_outline(part)))]
         target[:, ~burn_shapes(near, part)] = UNLABELLED
         return target
 

@@ -21,13 +21,19 @@ from rasterio.windows import Window
 from pipeline.errors import LabelError, SceneError
 from pipeline.grid import RasterGrid, is_on_earth
 from pipeline.scene import Scene, describe_scene
-from pipeline.training.images import open_reader, reading_of
-from pipeline.training.labels.class_map import NOT_LOOKED_AT, Meanings, mask_meanings, unknown_values, value_text
-from pipeline.training.labels.polygon_labels import UNLABELLED, ground_text, outline
+from pipeline.training.images import open_reader, reading_for
+from pipeline.training.labels.class_map import (
+    UNLABELLED_CLASS,
+    Meanings,
+    mask_meanings,
+    unknown_values_error,
+    value_text,
+)
+from pipeline.training.labels.polygon_labels import UNLABELLED, degrees_text, grid_outline
 
-UNKNOWN = -3
+UNDEFINED = -3
 """Code of mask values without a meaning."""
-MOST_MASK_PIXELS = 2**24
+MAX_MASK_PIXELS = 2**24
 """Mask pixels that are read at once."""
 EDGE = 1e-6
 """A centre so close (in mask pixels) to the edge between two mask pixels always belongs to the second."""
@@ -38,12 +44,12 @@ class MaskLabels:
     """A mask raster under a scene; what it does not cover is unlabelled."""
 
     def __init__(
-        self, mask: Scene, grid: RasterGrid, under: PixelsUnder, *, meanings: Meanings, names: Sequence[str]
+        self, mask: Scene, grid: RasterGrid, lookup: MaskPixelLookup, *, meanings: Meanings, names: Sequence[str]
     ) -> None:
         """`meanings` of mask values lead to indices of `names`, the classes."""
         self.grid = grid
         self.classes = len(names)
-        self._mask, self._under = mask, under
+        self._mask, self._lookup = mask, lookup
         self._names, self._meanings = names, meanings
         self._nodata = mask.nodata[0]
         (file,) = mask.files
@@ -52,18 +58,18 @@ class MaskLabels:
 
     def burn(self, window: Window) -> NDArray[np.uint8]:
         """The target of a window; raises LabelError for a value without a meaning."""
-        rows, cols = self._under.of(window)
+        rows, cols = self._lookup.of(window)
         inside = (rows >= 0) & (rows < self._mask.grid.height) & (cols >= 0) & (cols < self._mask.grid.width)
         target = np.full((self.classes, window.height, window.width), UNLABELLED, np.uint8)
         if not inside.any():
             return target
         top, left, bottom, right = _box(rows, cols, inside)
-        if (bottom - top) * (right - left) > MOST_MASK_PIXELS and window.height * window.width > 1:
+        if (bottom - top) * (right - left) > MAX_MASK_PIXELS and window.height * window.width > 1:
             return self._burn_halves(window)
         codes = self._codes(Window(left, top, right - left, bottom - top))
         here = codes[np.clip(rows - top, 0, bottom - top - 1), np.clip(cols - left, 0, right - left - 1)]
-        here = np.where(inside, here, NOT_LOOKED_AT)
-        known = here != NOT_LOOKED_AT
+        here = np.where(inside, here, UNLABELLED_CLASS)
+        known = here != UNLABELLED_CLASS
         for index in range(self.classes):
             target[index][known] = here[known] == index
         return target
@@ -93,18 +99,18 @@ class MaskLabels:
         else:
             different, place = np.unique(values, return_inverse=True)
             codes = np.array([self._code(value) for value in different], np.int16)[place].reshape(values.shape)
-        strange = np.unique(values[valid & (codes == UNKNOWN)])
-        if strange.size:
-            texts = [value_text(value.item()) for value in strange]
-            raise unknown_values(f"{self._mask.location}: this mask has", texts, self._meanings, self._names)
-        return np.where(valid, codes, np.int16(NOT_LOOKED_AT))
+        unknown = np.unique(values[valid & (codes == UNDEFINED)])
+        if unknown.size:
+            texts = [value_text(value.item()) for value in unknown]
+            raise unknown_values_error(f"{self._mask.location}: this mask has", texts, self._meanings, self._names)
+        return np.where(valid, codes, np.int16(UNLABELLED_CLASS))
 
     def _code_table(self, dtype: np.dtype[np.generic]) -> NDArray[np.int16] | None:
         """Codes of all values of a small type, in order; None for others."""
         if dtype.kind not in "iu" or dtype.itemsize > 2:
             return None
         info = np.iinfo(dtype)  # type: ignore[type-var]
-        table = np.full(int(info.max) - int(info.min) + 1, UNKNOWN, np.int16)
+        table = np.full(int(info.max) - int(info.min) + 1, UNDEFINED, np.int16)
         told = [text for text in self._meanings if text.lstrip("-").isdecimal()]
         nodata = [] if self._nodata is None else [value_text(float(self._nodata))]
         for value in (int(text) for text in {*told, *nodata} if text.lstrip("-").isdecimal()):
@@ -116,10 +122,10 @@ class MaskLabels:
         """The meaning of a value; nodata other than 0 is not looked at, unless the class map says otherwise."""
         if (text := value_text(float(value))) in self._meanings:
             return self._meanings[text]
-        return NOT_LOOKED_AT if self._nodata not in (None, 0) and value == self._nodata else UNKNOWN
+        return UNLABELLED_CLASS if self._nodata not in (None, 0) and value == self._nodata else UNDEFINED
 
 
-class PixelsUnder:
+class MaskPixelLookup:
     """Finds the mask pixel under the centre of each scene pixel."""
 
     def __init__(self, grid: RasterGrid, mask: RasterGrid, *, stretched: bool = False) -> None:
@@ -172,7 +178,7 @@ def open_mask_labels(
     """
     names = [f"class {k}" for k in range(1, classes + 1)] if isinstance(classes, int) else classes
     try:
-        mask = describe_scene(path, reading_of(path), placed=False)
+        mask = describe_scene(path, reading_for(path), placed=False)
     except SceneError as error:
         raise LabelError(f"the mask of the scene {scene.id} cannot be used: {error}") from error
     if len(mask.bands) != 1:
@@ -187,8 +193,8 @@ def open_mask_labels(
             f"{path}: covers {_ground(mask.grid)} and so does not overlap its scene {scene.location}, which covers "
             f"{_ground(native)}; check the CRS and place of both"
         )
-    under = PixelsUnder(scene.grid, mask.grid, stretched=stretched)
-    return MaskLabels(mask, scene.grid, under, meanings=meanings or mask_meanings(names), names=names)
+    lookup = MaskPixelLookup(scene.grid, mask.grid, stretched=stretched)
+    return MaskLabels(mask, scene.grid, lookup, meanings=meanings or mask_meanings(names), names=names)
 
 
 def _whole(place: NDArray[np.float64]) -> Indices:
@@ -205,7 +211,7 @@ def _box(rows: Indices, cols: Indices, inside: NDArray[np.bool_]) -> tuple[int, 
 
 
 def _overlap(mask: RasterGrid, grid: RasterGrid) -> bool:
-    edge = outline(grid)
+    edge = grid_outline(grid)
     corners = shapely.get_coordinates(shapely.segmentize(edge, max(edge.length / 100, 1e-12)))
     if grid.crs != mask.crs:
         between = Transformer.from_crs(grid.crs.to_wkt(), mask.crs.to_wkt(), always_xy=True)
@@ -213,11 +219,13 @@ def _overlap(mask: RasterGrid, grid: RasterGrid) -> bool:
     corners = corners[np.isfinite(corners).all(axis=1)]
     if len(corners) < 4:
         return False
-    return bool(shapely.area(shapely.intersection(shapely.make_valid(shapely.Polygon(corners)), outline(mask))) > 0)
+    return bool(
+        shapely.area(shapely.intersection(shapely.make_valid(shapely.Polygon(corners)), grid_outline(mask))) > 0
+    )
 
 
 def _ground(grid: RasterGrid) -> str:
-    return ground_text(grid.bounds, grid.crs.to_wkt())
+    return degrees_text(grid.bounds, grid.crs.to_wkt())
 
 
 def _other_size(mask: Scene, scene: Scene, native: RasterGrid) -> str:

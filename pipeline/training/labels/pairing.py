@@ -33,7 +33,7 @@ def pair_labels(files: Sequence[Path], image: str) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def one_each(files: Sequence[Path], images: Sequence[str], place: str) -> dict[str, tuple[Path, ...]]:
+def pair_all(files: Sequence[Path], images: Sequence[str], place: str) -> dict[str, tuple[Path, ...]]:
     """The one label file of each image, or nothing at all when no image has any.
 
     Raises:

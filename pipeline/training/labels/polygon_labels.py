@@ -23,14 +23,14 @@ from pipeline.scene import Scene
 from pipeline.storage import exclusive_warning_filters
 from pipeline.training.labels.class_map import (
     NO_CLASS,
-    NOT_LOOKED_AT,
+    UNLABELLED_CLASS,
     Meanings,
     attribute_meanings,
-    unknown_values,
+    unknown_values_error,
     value_text,
 )
-from pipeline.training.labels.pairing import one_each, stem_of
-from pipeline.training.labels.vectors import areas_only, read_areas
+from pipeline.training.labels.pairing import pair_all, stem_of
+from pipeline.training.labels.vectors import polygons_only, read_areas
 
 if TYPE_CHECKING:
     import geopandas
@@ -59,7 +59,7 @@ class PolygonTable:
 
     frame: geopandas.GeoDataFrame
     """Column `geometry`: valid, non-empty polygons and multipolygons; column `class_index`: the class from 0, or
-    `NOT_LOOKED_AT`."""
+    `UNLABELLED_CLASS`."""
     repaired: int
     """Geometries that were invalid and have been repaired."""
     dropped: int
@@ -82,10 +82,10 @@ class PolygonLabels:
         """The target of a window; equals the same part of the target of any larger window."""
         part = self.grid.part(window)
         target = np.zeros((self.classes, *part.shape), np.uint8)
-        found = np.sort(self._tree.query(outline(part)))
+        found = np.sort(self._tree.query(grid_outline(part)))
         for index in np.unique(self.class_index[found])[::-1]:
             inside = burn_shapes(self.polygons[found[self.class_index[found] == index]], part)
-            if index == NOT_LOOKED_AT:
+            if index == UNLABELLED_CLASS:
                 target[:, inside] = UNLABELLED
             else:
                 target[index] = inside
@@ -122,7 +122,7 @@ def find_labels(labels: str | Path | Sequence[str | Path], images: Sequence[str]
     files = [file for path in given for file in _label_files(path)]
     if len(given) == 1 and given[0].is_file():
         return dict.fromkeys(images, (given[0],))
-    named = one_each(files, images, place)
+    named = pair_all(files, images, place)
     if named:
         return named
     vectors = tuple(p for p in files if p.suffix.lower() in VECTOR_SUFFIXES)
@@ -180,7 +180,7 @@ def read_polygons(
 
 
 def open_polygon_labels(
-    tables: Sequence[PolygonTable], scene: Scene, *, classes: int, may_miss: bool = False
+    tables: Sequence[PolygonTable], scene: Scene, *, classes: int, allow_empty: bool = False
 ) -> PolygonLabels:
     """The polygons of some files that touch a scene, in its CRS.
 
@@ -188,7 +188,7 @@ def open_polygon_labels(
         tables: the files.
         scene: what they label.
         classes: number of classes.
-        may_miss: whether none has to touch the scene, since all of its labelled land may be empty.
+        allow_empty: whether no polygon needs to touch the scene, because `labelled_area` may hold no object.
 
     Raises:
         LabelError: none touches it though there are some, or the scene has no place on the ground.
@@ -198,25 +198,25 @@ def open_polygon_labels(
             f"{scene.location}: is not georeferenced, so polygons cannot be laid on it; give its CRS with reading.crs, "
             "georeference it with gdal_edit, or label it by a mask of its own size"
         )
-    found = [polygons_on(table.frame, scene.grid) for table in tables]
+    found = [polygons_touching(table.frame, scene.grid) for table in tables]
     polygons = np.concatenate([geometry for geometry, _ in found])
     class_index = np.concatenate(
         [np.asarray(t.frame["class_index"], np.intp)[rows] for t, (_, rows) in zip(tables, found, strict=True)]
     )
-    if not len(polygons) and not may_miss and any(len(table.frame) for table in tables):
+    if not len(polygons) and not allow_empty and any(len(table.frame) for table in tables):
         raise LabelError(_no_touch(tables, scene))
     return PolygonLabels(polygons, class_index, scene.grid, classes=classes)
 
 
-def polygons_on(frame: geopandas.GeoDataFrame, grid: RasterGrid) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
+def polygons_touching(frame: geopandas.GeoDataFrame, grid: RasterGrid) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
     """The polygons that touch a grid, in its CRS and valid there, and their rows in the frame."""
     rows = _candidates(frame, grid)
     geometry = np.asarray(frame.iloc[rows].to_crs(grid.crs.to_wkt()).geometry.array, dtype=object)
     finite = np.isfinite(shapely.bounds(geometry)).all(axis=1)
     geometry, rows = geometry[finite], rows[finite]
     broken = ~shapely.is_valid(geometry)
-    geometry[broken] = areas_only(shapely.make_valid(geometry[broken]))
-    near = shapely.intersects(outline(grid), geometry)
+    geometry[broken] = polygons_only(shapely.make_valid(geometry[broken]))
+    near = shapely.intersects(grid_outline(grid), geometry)
     return geometry[near], rows[near]
 
 
@@ -231,7 +231,7 @@ def _candidates(frame: geopandas.GeoDataFrame, grid: RasterGrid) -> NDArray[np.i
     return np.sort(np.asarray(frame.sindex.query(shapely.box(left, bottom, right, top)), np.intp))
 
 
-def outline(grid: RasterGrid) -> shapely.Polygon:
+def grid_outline(grid: RasterGrid) -> shapely.Polygon:
     """The grid's rectangle in CRS coordinates, also when rotated."""
     corners = ((0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height))
     return shapely.Polygon([grid.transform @ corner for corner in corners])
@@ -249,13 +249,13 @@ def _class_index(
     if class_field not in frame.columns:
         raise LabelError(f"{path}: has no attribute {class_field!r}; it has {', '.join(map(str, frame.columns))}")
     texts = [value_text(value) for value in frame[class_field]]
-    strange = set(texts) - set(meanings)
-    if strange:
-        raise unknown_values(f"{path}: {class_field} has", strange, meanings, classes)
+    unknown = set(texts) - set(meanings)
+    if unknown:
+        raise unknown_values_error(f"{path}: {class_field} has", unknown, meanings, classes)
     return np.array([meanings[text] for text in texts], np.intp)
 
 
-def ground_text(bounds: tuple[float, float, float, float], crs: object) -> str:
+def degrees_text(bounds: tuple[float, float, float, float], crs: object) -> str:
     """Bounds in some CRS as degrees, for messages."""
     from pyproj import Transformer
 
@@ -266,10 +266,10 @@ def ground_text(bounds: tuple[float, float, float, float], crs: object) -> str:
 
 def _no_touch(tables: Sequence[PolygonTable], scene: Scene) -> str:
     files = "; ".join(
-        f"{t.path.name} covers {ground_text(tuple(t.frame.total_bounds), t.frame.crs)}" for t in tables if len(t.frame)
+        f"{t.path.name} covers {degrees_text(tuple(t.frame.total_bounds), t.frame.crs)}" for t in tables if len(t.frame)
     )
     return (
         f"no polygon of the labels touches the scene {scene.location}, which covers "
-        f"{ground_text(scene.grid.bounds, scene.grid.crs.to_wkt())}, but {files}; check the CRS of both, leave the "
+        f"{degrees_text(scene.grid.bounds, scene.grid.crs.to_wkt())}, but {files}; check the CRS of both, leave the "
         "scene out, or say with labelled_area where somebody looked, if there is nothing to be found in it"
     )

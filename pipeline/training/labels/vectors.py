@@ -32,11 +32,11 @@ def read_areas(path: Path) -> tuple[geopandas.GeoDataFrame, int]:
     geometry = np.asarray(frame.geometry.array, dtype=object)
     broken = ~shapely.is_valid(geometry) & ~shapely.is_missing(geometry)
     geometry[broken] = shapely.make_valid(geometry[broken])
-    series = frame.geometry.__class__(areas_only(geometry), crs=frame.crs, index=frame.index)
+    series = frame.geometry.__class__(polygons_only(geometry), crs=frame.crs, index=frame.index)
     return frame.set_geometry(series), int(broken.sum())
 
 
-def areas_only(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+def polygons_only(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
     """Polygons and multipolygons as they are, the polygons of collections, None for everything else."""
     kind = shapely.get_type_id(geometry)
     result: NDArray[np.object_] = geometry.copy()

@@ -14,7 +14,7 @@ from pipeline.errors import SettingsError
 from pipeline.model import Activation
 from pipeline.training.settings.losses import Balance
 
-MOST_BALANCED = 100.0
+MAX_BALANCED_WEIGHT = 100.0
 """No balanced weight exceeds this: below about half a percent of the pixels, weighing alone makes training unstable."""
 
 SMOOTHING = 1.0
@@ -40,17 +40,21 @@ class ClassWeights:
 class OverlapCounts:
     """Soft counts per output, in pixels: sums over what counts of the whole batch."""
 
-    hits: Tensor
+    intersection: Tensor
     """`(outputs,)`: `sum(p t)`."""
-    found: Tensor
+    predicted: Tensor
     """`(outputs,)`: `sum(p)`."""
-    true: Tensor
+    target: Tensor
     """`(outputs,)`: `sum(t)`."""
 
     def tversky_index(self, false_positives: float, false_negatives: float) -> Tensor:
-        """`(hits + s) / (hits + a * (found - hits) + b * (true - hits) + s)`, `(outputs,)`, 0..1."""
-        wrong = false_positives * (self.found - self.hits) + false_negatives * (self.true - self.hits)
-        return (self.hits + SMOOTHING) / (self.hits + wrong + SMOOTHING)
+        """`(I + s) / (I + a * (P - I) + b * (T - I) + s)`, `(outputs,)`, 0..1; I, P, T the three sums, s the smoothing.
+
+        `false_positives` is a, the weight of pixels predicted and not labelled; `false_negatives` is b.
+        """
+        common = self.intersection
+        wrong = false_positives * (self.predicted - common) + false_negatives * (self.target - common)
+        return (common + SMOOTHING) / (common + wrong + SMOOTHING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class LossInput:
     """`(N, outputs, H, W)` float32; 0 where not counted, with no gradient there."""
     target: Tensor
     """Same shape, float32: 1 or 0; 0 where not counted. Over the outputs of exclusive classes it sums to 1."""
-    counted: Tensor
+    valid: Tensor
     """Same shape, bool; equal over the outputs of exclusive classes."""
     activation: Activation
     """`sigmoid`: independent outputs; `softmax`: exclusive ones, of which the first is the background."""
@@ -70,18 +74,18 @@ class LossInput:
 
     @classmethod
     def of(
-        cls, logits: Tensor, target: Tensor, counted: Tensor, *, activation: Activation, weights: ClassWeights
+        cls, logits: Tensor, target: Tensor, valid: Tensor, *, activation: Activation, weights: ClassWeights
     ) -> LossInput:
         """From what a network returns, in any float type; whatever stands where nothing counts is dropped, NaN too."""
-        if not logits.shape == target.shape == counted.shape or logits.shape[1] != len(weights.present):
+        if not logits.shape == target.shape == valid.shape or logits.shape[1] != len(weights.present):
             raise ValueError(
-                f"logits {tuple(logits.shape)}, target {tuple(target.shape)} and counted {tuple(counted.shape)} "
+                f"logits {tuple(logits.shape)}, target {tuple(target.shape)} and counted {tuple(valid.shape)} "
                 f"must have one shape, with {len(weights.present)} outputs"
             )
         return cls(
-            logits=torch.where(counted, logits.contiguous(), 0).float(),
-            target=torch.where(counted, target, 0).float(),
-            counted=counted,
+            logits=torch.where(valid, logits.contiguous(), 0).float(),
+            target=torch.where(valid, target, 0).float(),
+            valid=valid,
             activation=activation,
             weights=weights,
         )
@@ -99,25 +103,25 @@ class LossInput:
     @cached_property
     def probabilities(self) -> Tensor:
         """`(N, outputs, H, W)`, 0..1: sigmoid or softmax of the logits; 0 where not counted."""
-        return torch.where(self.counted, self.logits.softmax(1) if self.exclusive else self.logits.sigmoid(), 0)
+        return torch.where(self.valid, self.logits.softmax(1) if self.exclusive else self.logits.sigmoid(), 0)
 
     @cached_property
     def overlap(self) -> OverlapCounts:
         """How far probabilities and truth overlap."""
         axes, p, t = (0, 2, 3), self.probabilities, self.target
-        return OverlapCounts(hits=(p * t).sum(axes), found=p.sum(axes), true=t.sum(axes))
+        return OverlapCounts(intersection=(p * t).sum(axes), predicted=p.sum(axes), target=t.sum(axes))
 
     @cached_property
     def pixel_weights(self) -> Tensor:
         """What each pixel counts, 0 where it does not: `(N, outputs, H, W)`; `(N, 1, H, W)` for exclusive classes."""
         if self.exclusive:
             if self.weights.equal:
-                return self.counted[:, :1].float()
+                return self.valid[:, :1].float()
             return (self.target * self._per_output(self.weights.present)).sum(1, keepdim=True)
         if self.weights.equal:
-            return self.counted.float()
+            return self.valid.float()
         present, absent = self._per_output(self.weights.present), self._per_output(self.weights.absent)
-        return torch.where(self.counted, torch.where(self.target > 0, present, absent), 0)
+        return torch.where(self.valid, torch.where(self.target > 0, present, absent), 0)
 
     def mean_over_pixels(self, losses: Tensor) -> Tensor:
         """`sum(w * losses) / sum(w)` over all pixels, `w` the pixel weights; 0 when nothing counts."""
@@ -141,7 +145,7 @@ def resolve_weights(
     `balanced` is median frequency balancing (Eigen & Fergus 2015, section 4.3.2): a pixel of kind `c` weighs
     `median(f) / f_c`, `f` being the shares of all kinds. For exclusive classes the kinds are the background
     and the classes; for independent ones each class has two, the class and its absence, so that it weighs
-    `0.5 / f` and `0.5 / (1 - f)`. At most `MOST_BALANCED`; kinds that do not occur weigh 1.
+    `0.5 / f` and `0.5 / (1 - f)`. At most `MAX_BALANCED_WEIGHT`; kinds that do not occur weigh 1.
 
     Given numbers are the weights of pixels that are of a class, against 1 for those of none.
 
@@ -176,4 +180,4 @@ def _balanced_independent(class_share: Sequence[float]) -> ClassWeights:
 
 def _balance(shares: Sequence[float]) -> tuple[float, ...]:
     median = statistics.median([share for share in shares if share > 0] or [1.0])
-    return tuple(min(median / share, MOST_BALANCED) if share > 0 else 1.0 for share in shares)
+    return tuple(min(median / share, MAX_BALANCED_WEIGHT) if share > 0 else 1.0 for share in shares)

@@ -20,13 +20,13 @@ from pipeline.training.losses.pixelwise import bce, cross_entropy, focal
 from pipeline.training.settings.losses import LossSpec
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`(logits, target, counted) -> scalar`, all `(N, outputs, H, W)`: any float type, 0/1 where counted, bool."""
+"""`(logits, target, valid) -> scalar`, all `(N, outputs, H, W)`: any float type, 0/1 where counted, bool."""
 
 
 def make_loss(spec: LossSpec, *, activation: Activation, class_share: Sequence[float]) -> Loss:
     """The loss of a training, computed in float32 whatever the network computes in; 0 when nothing counts.
 
-    `loss(logits, target, counted) = sum over terms of weight * term`. For exclusive classes (`softmax`) the
+    `loss(logits, target, valid) = sum over terms of weight * term`. For exclusive classes (`softmax`) the
     outputs are the background and the classes, and `bce` stands for `cross_entropy`, its counterpart there.
 
     Args:
@@ -50,9 +50,9 @@ def make_loss(spec: LossSpec, *, activation: Activation, class_share: Sequence[f
     weights = resolve_weights(spec.class_weights, class_share, activation)
     terms = [(weight, _term(name, spec, activation)) for name, weight in spec.chosen.items()]
 
-    def loss(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-        given = LossInput.of(logits, target, counted, activation=activation, weights=weights)
-        return torch.stack([weight * term(given) for weight, term in terms]).sum()
+    def loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        inputs = LossInput.of(logits, target, valid, activation=activation, weights=weights)
+        return torch.stack([weight * term(inputs) for weight, term in terms]).sum()
 
     return loss
 

@@ -12,40 +12,42 @@ from torch import Tensor
 
 from pipeline.training.losses.inputs import SMOOTHING, LossInput
 
-LEAST_MISS = 1e-6
+MIN_MISS = 1e-6
 """Focal-Tversky takes a smaller miss for none: at 0 its slope is infinite."""
 
 
-def dice(given: LossInput) -> Tensor:
+def dice(inputs: LossInput) -> Tensor:
     """Soft Dice loss (Milletari et al. 2016, with plain sums): `1 - (2 I + s) / (P + T + s)`, mean over classes.
 
     `I = sum(p t)`, `P = sum(p)`, `T = sum(t)`, `s` the smoothing.
     """
-    counts = given.overlap
-    return given.mean_over_classes(1 - (2 * counts.hits + SMOOTHING) / (counts.found + counts.true + SMOOTHING))
+    counts = inputs.overlap
+    return inputs.mean_over_classes(
+        1 - (2 * counts.intersection + SMOOTHING) / (counts.predicted + counts.target + SMOOTHING)
+    )
 
 
-def tversky(given: LossInput, *, alpha: float, beta: float) -> Tensor:
+def tversky(inputs: LossInput, *, alpha: float, beta: float) -> Tensor:
     """Tversky loss (Salehi et al. 2017, equation 4): `1 - TI`, mean over classes.
 
     `TI = (I + s) / (I + alpha FP + beta FN + s)` with `FP = sum(p (1 - t))`, `FN = sum((1 - p) t)`, `s` the
     smoothing; `alpha = beta = 0.5` is Dice, `beta > alpha` favours recall.
     """
-    return given.mean_over_classes(1 - given.overlap.tversky_index(alpha, beta))
+    return inputs.mean_over_classes(1 - inputs.overlap.tversky_index(alpha, beta))
 
 
-def focal_tversky(given: LossInput, *, alpha: float, beta: float, gamma: float) -> Tensor:
+def focal_tversky(inputs: LossInput, *, alpha: float, beta: float, gamma: float) -> Tensor:
     """Focal Tversky loss (Abraham & Khan 2019, equation 4): `(1 - TI)**(1 / gamma)`, mean over classes.
 
     `TI` as in `tversky`, whose alpha and beta keep their meaning here (the paper swaps the two letters).
     `gamma > 1` (the paper's best is 4/3) keeps the pull on a class that is nearly right, `gamma = 1` is Tversky.
     """
-    miss = 1 - given.overlap.tversky_index(alpha, beta)
-    power = miss.clamp(min=LEAST_MISS).pow(1 / gamma)
-    return given.mean_over_classes(torch.where(miss > LEAST_MISS, power, 0))
+    miss = 1 - inputs.overlap.tversky_index(alpha, beta)
+    power = miss.clamp(min=MIN_MISS).pow(1 / gamma)
+    return inputs.mean_over_classes(torch.where(miss > MIN_MISS, power, 0))
 
 
-def lovasz(given: LossInput) -> Tensor:
+def lovasz(inputs: LossInput) -> Tensor:
     """Lovász extension of the Jaccard loss `1 - IoU` (Berman et al. 2018), mean over classes.
 
     Per class, with the errors `m` in falling order: `sum of relu(m_i) * (J_i - J_{i-1})`, where
@@ -57,28 +59,28 @@ def lovasz(given: LossInput) -> Tensor:
     Costs a sort of the counted pixels of each class (n log n): about 0.06 s per million, forward and back, on one
     CPU core. Hinges that are satisfied cost nothing and are left out.
     """
-    rows = range(given.logits.shape[1])
-    return given.mean_over_classes(torch.stack([_lovasz_of_class(given, k) for k in rows]))
+    rows = range(inputs.logits.shape[1])
+    return inputs.mean_over_classes(torch.stack([_lovasz_of_class(inputs, k) for k in rows]))
 
 
-def _lovasz_of_class(given: LossInput, k: int) -> Tensor:
-    if given.exclusive and k == 0:
-        return given.logits.new_zeros(())
-    truth = given.target[:, k].flatten()
-    if given.exclusive:
-        errors = (truth - given.probabilities[:, k].flatten()).abs()
+def _lovasz_of_class(inputs: LossInput, k: int) -> Tensor:
+    if inputs.exclusive and k == 0:
+        return inputs.logits.new_zeros(())
+    truth = inputs.target[:, k].flatten()
+    if inputs.exclusive:
+        errors = (truth - inputs.probabilities[:, k].flatten()).abs()
     else:
-        errors = 1 - given.logits[:, k].flatten() * (2 * truth - 1)
-    order = _falling(errors.detach(), given.counted[:, k].flatten())
+        errors = 1 - inputs.logits[:, k].flatten() * (2 * truth - 1)
+    order = _descending_order(errors.detach(), inputs.valid[:, k].flatten())
     return (errors.gather(0, order) * _jaccard_steps(truth[order] > 0, (truth > 0).sum())).sum()
 
 
-def _falling(errors: Tensor, counted: Tensor) -> Tensor:
+def _descending_order(errors: Tensor, valid: Tensor) -> Tensor:
     """Indices of the counted errors above 0, largest first; by numpy on the CPU, where torch takes seven times as long.
 
     Both `(n,)`.
     """
-    wrong = (counted & (errors > 0)).nonzero().flatten()
+    wrong = (valid & (errors > 0)).nonzero().flatten()
     if errors.device.type == "cpu":
         return wrong[torch.from_numpy(np.argsort(-errors[wrong].numpy()))]
     return wrong[errors[wrong].argsort(descending=True)]

@@ -12,32 +12,32 @@ from torch.nn import functional
 
 from pipeline.training.losses.inputs import LossInput
 
-LEAST_MISS = 1e-12
+MIN_MISS = 1e-12
 """`1 - p_t` is kept above this in focal loss: below, a power under 1 has no finite slope."""
 
 
-def bce(given: LossInput, *, smoothing: float = 0.0) -> Tensor:
+def bce(inputs: LossInput, *, smoothing: float = 0.0) -> Tensor:
     """Binary cross-entropy, `l = -(t' log p + (1 - t') log(1 - p))` with `p = sigmoid(z)`; independent classes.
 
     `t' = t (1 - smoothing) + smoothing / 2`: label smoothing (Szegedy et al. 2016, section 7) with both
     answers equally likely beforehand. Computed from logits as `max(z, 0) - z t' + log(1 + exp(-|z|))`, which
     neither overflows nor loses digits.
     """
-    target = given.target * (1 - smoothing) + smoothing / 2 if smoothing else given.target
-    return given.mean_over_pixels(functional.binary_cross_entropy_with_logits(given.logits, target, reduction="none"))
+    target = inputs.target * (1 - smoothing) + smoothing / 2 if smoothing else inputs.target
+    return inputs.mean_over_pixels(functional.binary_cross_entropy_with_logits(inputs.logits, target, reduction="none"))
 
 
-def cross_entropy(given: LossInput, *, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(inputs: LossInput, *, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of exclusive classes, `l = -sum over outputs of t'_k log p_k` with `p = softmax(z)`.
 
     `t'_k = t_k (1 - smoothing) + smoothing / outputs`: label smoothing (Szegedy et al. 2016, section 7).
     A pixel weighs what its true output weighs.
     """
-    target = given.target * (1 - smoothing) + smoothing / given.target.shape[1] if smoothing else given.target
-    return given.mean_over_pixels(-(target * given.logits.log_softmax(1)).sum(1, keepdim=True))
+    target = inputs.target * (1 - smoothing) + smoothing / inputs.target.shape[1] if smoothing else inputs.target
+    return inputs.mean_over_pixels(-(target * inputs.logits.log_softmax(1)).sum(1, keepdim=True))
 
 
-def focal(given: LossInput, *, gamma: float, alpha: float | None) -> Tensor:
+def focal(inputs: LossInput, *, gamma: float, alpha: float | None) -> Tensor:
     """Focal loss (Lin et al. 2017, equation 5): `l = -alpha_t (1 - p_t)**gamma log p_t`.
 
     `p_t` is the probability of what is true: `p` where `t = 1`, `1 - p` where `t = 0`; for exclusive classes
@@ -45,20 +45,20 @@ def focal(given: LossInput, *, gamma: float, alpha: float | None) -> Tensor:
     is a mean over pixels, like the other terms.
 
     Args:
-        given: the batch.
+        inputs: the batch.
         gamma: how strongly easy pixels are played down, at least 0; the paper's best is 2.
         alpha: `alpha_t` is `alpha` where `t = 1` and `1 - alpha` where `t = 0` (the paper's best is 0.25 with
             gamma 2); None, and for exclusive classes always: 1.
     """
-    entropy = _true_entropy(given)
-    losses = (-torch.expm1(-entropy)).clamp(min=LEAST_MISS).pow(gamma) * entropy
-    if alpha is not None and not given.exclusive:
-        losses = losses * torch.where(given.target > 0, alpha, 1 - alpha)
-    return given.mean_over_pixels(losses)
+    entropy = _true_entropy(inputs)
+    losses = (-torch.expm1(-entropy)).clamp(min=MIN_MISS).pow(gamma) * entropy
+    if alpha is not None and not inputs.exclusive:
+        losses = losses * torch.where(inputs.target > 0, alpha, 1 - alpha)
+    return inputs.mean_over_pixels(losses)
 
 
-def _true_entropy(given: LossInput) -> Tensor:
+def _true_entropy(inputs: LossInput) -> Tensor:
     """`-log p_t`: `(N, outputs, H, W)` for independent, `(N, 1, H, W)` for exclusive classes."""
-    if given.exclusive:
-        return -(given.target * given.logits.log_softmax(1)).sum(1, keepdim=True)
-    return functional.binary_cross_entropy_with_logits(given.logits, given.target, reduction="none")
+    if inputs.exclusive:
+        return -(inputs.target * inputs.logits.log_softmax(1)).sum(1, keepdim=True)
+    return functional.binary_cross_entropy_with_logits(inputs.logits, inputs.target, reduction="none")

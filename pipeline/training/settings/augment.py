@@ -13,10 +13,10 @@ def check_range(section: object, **bounds: tuple[float, float]) -> None:
     Raises:
         SettingsError: starting with the key.
     """
-    for key, (least, most) in bounds.items():
+    for key, (lower, upper) in bounds.items():
         value = getattr(section, key)
-        if not least <= value <= most:
-            raise SettingsError(f"{key} must be from {least:g} to {most:g}, not {value}")
+        if not lower <= value <= upper:
+            raise SettingsError(f"{key} must be from {lower:g} to {upper:g}, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

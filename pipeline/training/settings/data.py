@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from pipeline.errors import SettingsError
 
-SMALLEST_BLOCK = 16
+MIN_BLOCK_SIZE = 16
 """Side in pixels below which no block size is proposed."""
 
 

@@ -76,18 +76,18 @@ class OptimizationSpec:
 
     def __post_init__(self) -> None:
         self._check_choices()
-        least = {"epochs": 1, "drop_epochs": 1, "accumulate": 1}
-        least |= dict.fromkeys(("warmup_epochs", "clip_norm", "patience", "save_minutes"), 0)
-        for key, bound in least.items():
-            if not bound <= getattr(self, key) < math.inf:
-                raise SettingsError(f"{key} must be at least {bound} and finite, not {getattr(self, key)}")
+        bounds = {"epochs": 1, "drop_epochs": 1, "accumulate": 1}
+        bounds |= dict.fromkeys(("warmup_epochs", "clip_norm", "patience", "save_minutes"), 0)
+        for key, lower in bounds.items():
+            if not lower <= getattr(self, key) < math.inf:
+                raise SettingsError(f"{key} must be at least {lower} and finite, not {getattr(self, key)}")
         for key in ("momentum", "ema_decay"):
             if not 0 <= getattr(self, key) < 1:
                 raise SettingsError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")
-        most = 1.0 if self.optimizer == "sgd" else 0.1
-        if not 0 < self.learning_rate <= most:
+        upper = 1.0 if self.optimizer == "sgd" else 0.1
+        if not 0 < self.learning_rate <= upper:
             raise SettingsError(
-                f"learning_rate must be above 0 and at most {most:g} for {self.optimizer}, not {self.learning_rate}"
+                f"learning_rate must be above 0 and at most {upper:g} for {self.optimizer}, not {self.learning_rate}"
             )
         if not 0 <= self.weight_decay <= 1:
             raise SettingsError(f"weight_decay must be from 0 to 1, not {self.weight_decay}")

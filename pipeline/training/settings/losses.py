@@ -62,10 +62,10 @@ class LossSpec:
             "tversky_beta": (0, 1),
             "focal_tversky_gamma": (1, 3),
         }
-        for key, (least, most) in bounds.items():
+        for key, (lower, upper) in bounds.items():
             value = getattr(self, key)
-            if value is not None and not least <= value <= most:
-                raise SettingsError(f"{key} must be from {least} to {most}, not {value}")
+            if value is not None and not lower <= value <= upper:
+                raise SettingsError(f"{key} must be from {lower} to {upper}, not {value}")
         self._check_used()
 
     def _check_terms(self) -> None:

@@ -12,7 +12,7 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.training.synthetic.light import Sun
-from pipeline.training.synthetic.looks import ROOFS, Look
+from pipeline.training.synthetic.materials import ROOFS, Material
 
 Points = NDArray[np.float64]
 Box = tuple[float, float, float, float]
@@ -88,7 +88,7 @@ class Building:
     """Outline of the roof, the truth, in metres east and south."""
     shadow: shapely.Geometry
     """Where it keeps the sun from the ground; includes the footprint."""
-    planes: list[tuple[shapely.Polygon, Look]] = field(default_factory=list)
+    planes: list[tuple[shapely.Polygon, Material]] = field(default_factory=list)
     """Roof planes and details in painting order, lit."""
 
 
@@ -146,25 +146,25 @@ def _boxes(shape: str, width: float, depth: float, generator: np.random.Generato
 def _raise(at: Lot, boxes: list[Box], form: Form, sun: Sun, generator: np.random.Generator) -> Building:
     """The building on its ground plan: outline, shadow, planes and details."""
     roof = _pick(form.roofs, generator)
-    look = ROOFS[form.materials[int(generator.integers(len(form.materials)))]].varied(generator, 0.12)
+    material = ROOFS[form.materials[int(generator.integers(len(form.materials)))]].varied(generator, 0.12)
     height = generator.uniform(*form.height)
     parts = [at.box(box) for box in boxes]
     footprint = shapely.union_all(parts) if len(parts) > 1 else parts[0]
     fall = sun.shadow(height)
     swept = [shapely.convex_hull(shapely.union(part, shapely.transform(part, lambda xy: xy + fall))) for part in parts]
     planes = [
-        (shapely.Polygon(at.place(corners)), _lit(look, at, downslope, pitch, sun))
+        (shapely.Polygon(at.place(corners)), _lit(material, at, downslope, pitch, sun))
         for box in boxes
         for corners, downslope, pitch in _roof_planes(box, roof)
     ]
-    details = list(_details(at, boxes[0], roof, look, generator))
+    details = list(_details(at, boxes[0], roof, material, generator))
     return Building(footprint=footprint, shadow=shapely.union_all(swept), planes=planes + details)
 
 
-def _lit(look: Look, at: Lot, downslope: tuple[float, float], pitch: float, sun: Sun) -> Look:
+def _lit(material: Material, at: Lot, downslope: tuple[float, float], pitch: float, sun: Sun) -> Material:
     """The roof's look on one plane: its light, and courses of tiles or sheets along the contour lines."""
     direction = np.asarray(downslope) @ at.axes
-    lit = look.scaled(sun.brightness((float(direction[0]), float(direction[1])), pitch))
+    lit = material.scaled(sun.brightness((float(direction[0]), float(direction[1])), pitch))
     if not pitch:
         return lit
     return lit.striped(1.7, math.atan2(direction[1], direction[0]) + math.pi / 2, 0.035)
@@ -229,15 +229,15 @@ def _saw(box: Box) -> list[Plane]:
 
 
 def _details(
-    at: Lot, box: Box, roof: str, look: Look, generator: np.random.Generator
-) -> Iterator[tuple[shapely.Polygon, Look]]:
+    at: Lot, box: Box, roof: str, material: Material, generator: np.random.Generator
+) -> Iterator[tuple[shapely.Polygon, Material]]:
     """Machines on flat roofs, skylights on halls, windows and solar panels on pitched ones."""
     left, front, right, back = box
     width, depth = right - left, back - front
-    dark = Look(dark=(0.05, 0.055, 0.065, 0.07), light=(0.07, 0.075, 0.09, 0.09))
+    dark = Material(dark=(0.05, 0.055, 0.065, 0.07), light=(0.07, 0.075, 0.09, 0.09))
     if roof == "saw":
         for x in np.arange(left + 5, right - 3, 9.0):
-            yield at.box((x, front + 0.15 * depth, x + 1.2, back - 0.15 * depth)), look.scaled(1.35)
+            yield at.box((x, front + 0.15 * depth, x + 1.2, back - 0.15 * depth)), material.scaled(1.35)
         return
     count = generator.poisson(min(0.008 * width * depth, 8)) if roof == "flat" else generator.poisson(0.5)
     for _ in range(count):
@@ -246,7 +246,7 @@ def _details(
         size = generator.uniform(1.0, 2.6, 2)
         detail = (x, y, min(x + size[0], right - 0.8), min(y + size[1], back - 0.8))
         if detail[2] > x and detail[3] > y:
-            yield at.box(detail), look.scaled(float(generator.uniform(0.6, 1.6))) if roof == "flat" else dark
+            yield at.box(detail), material.scaled(float(generator.uniform(0.6, 1.6))) if roof == "flat" else dark
 
 
 def _corners(box: Box) -> list[tuple[float, float]]:

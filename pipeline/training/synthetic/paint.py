@@ -12,7 +12,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.features import rasterize
 
-from pipeline.training.synthetic.looks import Look
+from pipeline.training.synthetic.materials import Material
 
 PIXEL_M = 0.5
 """Ground size of a pixel."""
@@ -25,26 +25,28 @@ COVERS: tuple[Cover, ...] = get_args(Cover)
 class Painting:
     """Shapes with looks in painting order; shape number 0 is the ground below all of them."""
 
-    ground: Look
+    ground: Material
     """The look where nothing is painted."""
     shapes: list[shapely.Geometry] = field(default_factory=list)
     """Polygons in metres east and south of the scene's upper left corner."""
-    looks: list[Look] = field(default_factory=list)
+    materials: list[Material] = field(default_factory=list)
     """The look of each shape."""
     covers: list[Cover] = field(default_factory=list)
     """What each shape is."""
 
-    def add(self, shape: shapely.Geometry, look: Look, cover: Cover = "ground") -> None:
+    def add(self, shape: shapely.Geometry, material: Material, cover: Cover = "ground") -> None:
         """Paint one shape over everything so far; an empty one leaves no trace."""
         if not shape.is_empty:
             self.shapes.append(shape)
-            self.looks.append(look)
+            self.materials.append(material)
             self.covers.append(cover)
 
-    def extend(self, shapes: Iterable[shapely.Geometry], looks: Sequence[Look], cover: Cover = "ground") -> None:
+    def extend(
+        self, shapes: Iterable[shapely.Geometry], materials: Sequence[Material], cover: Cover = "ground"
+    ) -> None:
         """Paint several shapes, one look each."""
-        for shape, look in zip(shapes, looks, strict=True):
-            self.add(shape, look, cover)
+        for shape, material in zip(shapes, materials, strict=True):
+            self.add(shape, material, cover)
 
     def cover_values(self) -> NDArray[np.uint8]:
         """The place in `COVERS` of what each shape is, by shape number; 0 is ground."""
@@ -52,17 +54,17 @@ class Painting:
 
     def table(self) -> Table:
         """The looks as arrays, indexed by shape number."""
-        looks = [self.ground, *self.looks]
-        dark = np.array([look.dark for look in looks], np.float32)
-        light = np.array([look.light for look in looks], np.float32)
-        wave = np.array([2 * np.pi / look.stripe_m if look.stripe_m else 0.0 for look in looks])
-        angle = np.array([look.stripe_angle for look in looks])
+        materials = [self.ground, *self.materials]
+        dark = np.array([material.dark for material in materials], np.float32)
+        light = np.array([material.light for material in materials], np.float32)
+        wave = np.array([2 * np.pi / material.stripe_m if material.stripe_m else 0.0 for material in materials])
+        angle = np.array([material.stripe_angle for material in materials])
         return Table(
             dark=dark,
             span=light - dark,
-            contrast=np.array([look.contrast for look in looks], np.float32),
-            grain=np.array([look.grain for look in looks], np.float32),
-            stripe_depth=np.array([look.stripe_depth for look in looks], np.float32),
+            contrast=np.array([material.contrast for material in materials], np.float32),
+            grain=np.array([material.grain for material in materials], np.float32),
+            stripe_depth=np.array([material.stripe_depth for material in materials], np.float32),
             wave_x=(wave * np.cos(angle)).astype(np.float32),
             wave_y=(wave * np.sin(angle)).astype(np.float32),
         )

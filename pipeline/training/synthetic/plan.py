@@ -12,8 +12,8 @@ import shapely
 from numpy.typing import NDArray
 from shapely.affinity import rotate
 
+from pipeline.training.synthetic.district_types import DISTRICT_TYPES, DistrictType
 from pipeline.training.synthetic.houses import Lot
-from pipeline.training.synthetic.quarters import QUARTERS, Quarter
 
 DISTRICT_M = 360.0
 """Mean distance between the centres of districts."""
@@ -109,26 +109,26 @@ def plan_streets(district: District, banks: shapely.Geometry, generator: np.rand
     """Cut a built-up district into streets and lots, in a frame turned with its streets.
 
     Args:
-        district: one whose kind is in `QUARTERS`.
+        district: one whose kind is in `DISTRICT_TYPES`.
         banks: the river with its banks, which stays free.
         generator: draws the sizes.
     """
-    quarter = QUARTERS[district.kind]
+    district_type = DISTRICT_TYPES[district.kind]
     pivot = district.area.centroid
     left, top, right, bottom = rotate(district.area, -district.angle, origin=pivot, use_radians=True).bounds
     lines: list[shapely.LineString] = []
     lots: list[Lot] = []
-    crossings = [left, *_walk(left, right, quarter.cross_every, generator)]
+    crossings = [left, *_walk(left, right, district_type.cross_every, generator)]
     lines += [shapely.LineString([(x, top), (x, bottom)]) for x in crossings]
     y = top - generator.uniform(0, 30)
     while y < bottom:
         lines.append(shapely.LineString([(left, y), (right, y)]))
-        depth = generator.uniform(*quarter.lot_depth)
-        following = y + 2 * depth + quarter.street_width + 4
+        depth = generator.uniform(*district_type.lot_depth)
+        following = y + 2 * depth + district_type.street_width + 4
         for front, side in ((y, 1), (following, -1)):
-            start = front + side * (quarter.street_width / 2 + 2)
+            start = front + side * (district_type.street_width / 2 + 2)
             first = Lot(corner=(crossings[0], start), angle=0.0, side=side, width=0.0, depth=depth)
-            lots += _row_of_lots(quarter, crossings, first, generator)
+            lots += _row_of_lots(district_type, crossings, first, generator)
         y = following
     turned = rotate(shapely.MultiLineString(lines), district.angle, origin=pivot, use_radians=True)
     placed = [_turn(lot, district.angle, pivot) for lot in lots]
@@ -145,12 +145,16 @@ def _walk(start: float, stop: float, step: tuple[float, float], generator: np.ra
     return [float(x) for x in start + np.cumsum(steps)]
 
 
-def _row_of_lots(quarter: Quarter, crossings: list[float], first: Lot, generator: np.random.Generator) -> Iterator[Lot]:
+def _row_of_lots(
+    district_type: DistrictType, crossings: list[float], first: Lot, generator: np.random.Generator
+) -> Iterator[Lot]:
     """Lots like `first`, side by side between cross streets in the turned frame, with widths drawn."""
-    clear = quarter.street_width / 2 + 2
+    clear = district_type.street_width / 2 + 2
     for start, stop in pairwise(crossings):
         x = start + clear
-        for width in generator.uniform(*quarter.lot_width, math.ceil((stop - start) / quarter.lot_width[0])).tolist():
+        for width in generator.uniform(
+            *district_type.lot_width, math.ceil((stop - start) / district_type.lot_width[0])
+        ).tolist():
             if x + width > stop - clear:
                 break
             yield replace(first, corner=(x, first.corner[1]), width=width)

@@ -10,7 +10,7 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.training.synthetic.light import AMBIENT, Cloud, Floats, Metres, Noise, Sun
-from pipeline.training.synthetic.looks import CROWNS
+from pipeline.training.synthetic.materials import CROWNS
 from pipeline.training.synthetic.paint import PIXEL_M, Table, burn
 from pipeline.training.synthetic.scenery import Scenery, Trees
 
@@ -38,7 +38,7 @@ class Sky:
     """Direction of the light."""
     cloud: Cloud
     """Thin cloud."""
-    mottle: Noise
+    texture: Noise
     """Moves surface colours between dark and light."""
     broad: Noise
     """Slow change of brightness over the scene."""
@@ -62,8 +62,8 @@ class Layers:
 
 def draw_sky(generator: np.random.Generator, sun: Sun, cloud: Cloud) -> Sky:
     """Draw the noises of a scene."""
-    mottle = Noise(generator, ((120.0, 0.5), (28.0, 0.8), (7.0, 0.8), (1.8, 0.6)))
-    return Sky(sun=sun, cloud=cloud, mottle=mottle, broad=Noise(generator, ((500.0, 1.0),)))
+    texture = Noise(generator, ((120.0, 0.5), (28.0, 0.8), (7.0, 0.8), (1.8, 0.6)))
+    return Sky(sun=sun, cloud=cloud, texture=texture, broad=Noise(generator, ((500.0, 1.0),)))
 
 
 def layer(scenery: Scenery, sun: Sun) -> Layers:
@@ -94,16 +94,16 @@ def render(layers: Layers, sky: Sky, seed: int) -> tuple[NDArray[np.uint16], NDA
     """
     height, width = layers.ids.shape
     pixels = np.empty((4, height, width), np.uint16)
-    leaves = np.zeros((height, width), bool)
+    crowns_on_top = np.zeros((height, width), bool)
     for top in range(0, height, STRIP_ROWS):
         bottom = min(top + STRIP_ROWS, height)
         generator = np.random.default_rng((seed, top))
         rows = np.clip(np.arange(top - HALO, bottom + HALO), 0, height - 1)
         strip, crown = _strip(layers, sky, rows, generator)
-        leaves[top:bottom] = crown[HALO:-HALO]
+        crowns_on_top[top:bottom] = crown[HALO:-HALO]
         for band, reflectance in enumerate(strip):
             pixels[band, top:bottom] = _expose(_blur(reflectance), generator)
-    return pixels, leaves
+    return pixels, crowns_on_top
 
 
 def _strip(
@@ -112,12 +112,12 @@ def _strip(
     """Reflectance of some rows at the top of the air, one array per band; and where crowns are."""
     ys, xs = (rows + 0.5) * PIXEL_M, (np.arange(layers.ids.shape[1]) + 0.5) * PIXEL_M
     ids, table = layers.ids[rows], layers.table
-    mottle = sky.mottle.at(ys, xs)
-    tone = np.clip(0.5 + table.contrast[ids] * mottle, 0, 1)
+    texture = sky.texture.at(ys, xs)
+    tone = np.clip(0.5 + table.contrast[ids] * texture, 0, 1)
     white = generator.standard_normal(ids.shape, dtype=np.float32)
     light = _texture(table, ids, white, ys, xs) * (1 + 0.035 * sky.broad.at(ys, xs))
     shadow = layers.shadow[rows].astype(np.float32)
-    crown, crown_light, species = _crowns(layers, sky.sun, rows, mottle, white)
+    crown, crown_light, species = _crowns(layers, sky.sun, rows, texture, white)
     shadow[crown] = 0
     light[crown] = crown_light
     opacity, dimming = _cloud(sky, ys, xs)
@@ -129,9 +129,9 @@ def _strip(
         surface += PATH[band]
         surface += opacity * (CLOUD_WHITE[band] - surface)
         strip.append(surface)
-    leaves = np.zeros(ids.shape, bool)
-    leaves[crown] = True
-    return strip, leaves
+    crowns_on_top = np.zeros(ids.shape, bool)
+    crowns_on_top[crown] = True
+    return strip, crowns_on_top
 
 
 def _texture(table: Table, ids: NDArray[np.int32], white: Floats, ys: Metres, xs: Metres) -> Floats:
@@ -148,7 +148,7 @@ def _texture(table: Table, ids: NDArray[np.int32], white: Floats, ys: Metres, xs
 
 
 def _crowns(
-    layers: Layers, sun: Sun, rows: NDArray[np.intp], mottle: Floats, white: Floats
+    layers: Layers, sun: Sun, rows: NDArray[np.intp], texture: Floats, white: Floats
 ) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], Floats, NDArray[np.intp]]:
     """Pixels covered by ragged, round crowns, `(rows, cols)`, with the light and the species of each."""
     at_row, at_col = np.nonzero(layers.crowns[rows])
@@ -156,13 +156,13 @@ def _crowns(
     dx = ((at_col + 0.5) * PIXEL_M - tree[:, 0]) / tree[:, 2]
     dy = ((rows[at_row] + 0.5) * PIXEL_M - tree[:, 1]) / tree[:, 2]
     squared = dx * dx + dy * dy
-    leaf = squared < 0.82 + 0.13 * mottle[at_row, at_col] + 0.1 * white[at_row, at_col]
+    leaf = squared < 0.82 + 0.13 * texture[at_row, at_col] + 0.1 * white[at_row, at_col]
     at_row, at_col, dx, dy, tree = at_row[leaf], at_col[leaf], dx[leaf], dy[leaf], tree[leaf]
     up = np.sqrt(np.clip(1 - squared[leaf], 0.05, 1))
     toward_x, toward_y = sun.toward
     facing = up * math.sin(sun.elevation) + (dx * toward_x + dy * toward_y) * math.cos(sun.elevation)
     light = AMBIENT + (1 - AMBIENT) * np.clip(facing, 0, None) / math.sin(sun.elevation)
-    light *= 1 + 0.16 * white[at_row, at_col] + 0.12 * mottle[at_row, at_col]
+    light *= 1 + 0.16 * white[at_row, at_col] + 0.12 * texture[at_row, at_col]
     return (at_row, at_col), np.clip(light, 0.1, 2).astype(np.float32), tree[:, 3].astype(np.intp)
 
 

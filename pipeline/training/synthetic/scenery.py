@@ -10,9 +10,10 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from pipeline.training.synthetic.district_types import DISTRICT_TYPES, SHED, DistrictType
 from pipeline.training.synthetic.houses import Building, Lot, build
 from pipeline.training.synthetic.light import Sun
-from pipeline.training.synthetic.looks import CARS, CROPS, GROUND, Look
+from pipeline.training.synthetic.materials import CARS, CROPS, GROUND, Material
 from pipeline.training.synthetic.paint import PIXEL_M, Painting, burn
 from pipeline.training.synthetic.plan import (
     MAIN_ROAD_M,
@@ -23,7 +24,6 @@ from pipeline.training.synthetic.plan import (
     plan_river,
     plan_streets,
 )
-from pipeline.training.synthetic.quarters import QUARTERS, SHED, Quarter
 
 BASES = {"fields": "dirt road", "woods": "forest floor", "park": "lawn", "dense": "soil", "works": "dry grass"}
 """What lies under everything else in a kind of district; meadow where not named."""
@@ -62,7 +62,7 @@ def populate(generator: np.random.Generator, sun: Sun, height: int, width: int) 
     for district in districts:
         base = GROUND[BASES.get(district.kind, "meadow")].varied(generator)
         painting.add(district.area, base)
-        if district.kind in QUARTERS:
+        if district.kind in DISTRICT_TYPES:
             streets.append((district, plan_streets(district, banks, generator)))
         else:
             free = district.area.buffer(-MAIN_ROAD_M / 2 - 4).difference(banks)
@@ -84,7 +84,7 @@ def populate(generator: np.random.Generator, sun: Sun, height: int, width: int) 
         first_roof=first_roof,
         ids=ids,
         buildings=buildings,
-        trees=_rooted(np.concatenate(trees), ids, first_hard),
+        trees=_keep_rooted(np.concatenate(trees), ids, first_hard),
     )
 
 
@@ -99,8 +99,8 @@ def _paint_fields(
 
 def _paint_lots(painting: Painting, district: District, plan: Streets, generator: np.random.Generator) -> list[Trees]:
     """Yards with patios, pools and garden beds; returns the garden trees."""
-    quarter = QUARTERS[district.kind]
-    yards = [GROUND[name] for name in quarter.yards]
+    district_type = DISTRICT_TYPES[district.kind]
+    yards = [GROUND[name] for name in district_type.yards]
     trees = []
     for lot in plan.lots:
         painting.add(
@@ -111,7 +111,7 @@ def _paint_lots(painting: Painting, district: District, plan: Streets, generator
             painting.add(_patch(lot, (2, 7), generator), GROUND[name].varied(generator))
         if district.kind == "houses" and generator.random() < 0.05:
             painting.add(_patch(lot, (3, 6), generator), GROUND["pool"], "water")
-        trees.append(_in_lot(lot, quarter.trees_per_lot, generator))
+        trees.append(_in_lot(lot, district_type.trees_per_lot, generator))
     return trees
 
 
@@ -145,7 +145,7 @@ def _plant(area: shapely.Geometry, per_m2: float, kind: str, generator: np.rando
     return trees
 
 
-def _rooted(trees: Trees, ids: NDArray[np.int32], first_hard: int) -> Trees:
+def _keep_rooted(trees: Trees, ids: NDArray[np.int32], first_hard: int) -> Trees:
     """Trees whose foot is not in water, on a road or under a roof, the small ones first."""
     rows, cols = (trees[:, 1] // PIXEL_M).astype(int), (trees[:, 0] // PIXEL_M).astype(int)
     height, width = ids.shape
@@ -164,11 +164,11 @@ def _paint_streets(
 ) -> None:
     """Local streets with pavements, then the main roads with markings, then the cars on both."""
     for district, plan in streets:
-        quarter = QUARTERS[district.kind]
-        half = quarter.street_width / 2
-        if quarter.street != "dirt road":
+        district_type = DISTRICT_TYPES[district.kind]
+        half = district_type.street_width / 2
+        if district_type.street != "dirt road":
             painting.add(plan.lines.buffer(half + 1.5, cap_style="flat"), GROUND["concrete"].varied(generator, 0.06))
-        painting.add(plan.lines.buffer(half, cap_style="flat"), GROUND[quarter.street].varied(generator), "road")
+        painting.add(plan.lines.buffer(half, cap_style="flat"), GROUND[district_type.street].varied(generator), "road")
         for lot in plan.lots:
             if generator.random() < 0.7:
                 x = generator.uniform(0.3, max(lot.width - 3.5, 0.4))
@@ -184,7 +184,7 @@ def _paint_streets(
         painting.extend(*_cars(plan.lines, 42.0, generator), "car")
 
 
-def _dashes(line: shapely.LineString) -> tuple[list[shapely.Polygon], list[Look]]:
+def _dashes(line: shapely.LineString) -> tuple[list[shapely.Polygon], list[Material]]:
     """The broken middle line: 4 m painted, 8 m not."""
     starts = np.arange(2, max(line.length - 6, 2), 12.0)
     ends = shapely.line_interpolate_point(line, starts + 4)
@@ -199,7 +199,7 @@ def _dashes(line: shapely.LineString) -> tuple[list[shapely.Polygon], list[Look]
 
 def _cars(
     lines: shapely.Geometry, every_m: float, generator: np.random.Generator
-) -> tuple[list[shapely.Polygon], list[Look]]:
+) -> tuple[list[shapely.Polygon], list[Material]]:
     """Cars to the right of the middle of the lines, one per `every_m` on average."""
     boxes: list[shapely.Polygon] = []
     for line in shapely.get_parts(lines):
@@ -213,7 +213,7 @@ def _cars(
             length = generator.uniform(3.9, 5.0)
             boxes.append(lane.box((0, 0.9, length, 2.8)))
     paints = [CARS[index] for index in generator.integers(0, len(CARS), len(boxes))]
-    return boxes, [Look(dark=paint, light=paint) for paint in paints]
+    return boxes, [Material(dark=paint, light=paint) for paint in paints]
 
 
 def _paint_buildings(
@@ -224,22 +224,24 @@ def _paint_buildings(
     for district, plan in streets:
         shapely.prepare(plan.free)
         for lot in plan.lots:
-            if generator.random() < QUARTERS[district.kind].built:
-                stand = _settle(lot, QUARTERS[district.kind], sun, generator)
+            if generator.random() < DISTRICT_TYPES[district.kind].built:
+                stand = _build_on_lot(lot, DISTRICT_TYPES[district.kind], sun, generator)
                 buildings += [each for each in stand if plan.free.contains_properly(each.footprint)]
     for building in buildings:
-        for shape, look in building.planes:
-            painting.add(shape, look, "building")
+        for shape, material in building.planes:
+            painting.add(shape, material, "building")
     return tuple(buildings)
 
 
-def _settle(lot: Lot, quarter: Quarter, sun: Sun, generator: np.random.Generator) -> Iterator[Building]:
+def _build_on_lot(
+    lot: Lot, district_type: DistrictType, sun: Sun, generator: np.random.Generator
+) -> Iterator[Building]:
     """The building of a lot and, at its back border, sometimes a shed that keeps two metres off."""
-    house = build(lot, quarter.form, sun, generator)
+    house = build(lot, district_type.form, sun, generator)
     if house is None:
         return
     yield house
-    if generator.random() < quarter.sheds:
+    if generator.random() < district_type.sheds:
         back = lot.place([(lot.width, lot.depth)])[0]
         behind = Lot(
             corner=(float(back[0]), float(back[1])),

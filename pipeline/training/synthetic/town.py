@@ -32,9 +32,9 @@ NODATA = 0
 """Pixel value outside the slanted border."""
 COVER_NODATA = 255
 """Cover value there."""
-LEAST_SIDE = 256
+MIN_SIDE = 256
 """Smallest height and width in pixels."""
-LEAST_AREA_M2 = 4.0
+MIN_AREA_M2 = 4.0
 """Pieces of buildings smaller than this are not left at the border of the valid area."""
 
 
@@ -72,7 +72,7 @@ class Town:
             "overview_resampling": "average",
             "num_threads": "ALL_CPUS",
         }
-        form = self._form(count=len(BANDS), dtype="uint16", nodata=NODATA)
+        form = self._profile(count=len(BANDS), dtype="uint16", nodata=NODATA)
         with atomic_path(path) as partial, rasterio.open(partial, "w", **form, **options) as dataset:
             dataset.write(self.pixels)
             dataset.descriptions = BANDS
@@ -95,12 +95,12 @@ class Town:
 
     def write_cover(self, path: Path) -> None:
         """Write `cover` as a GeoTIFF on the scene's grid, nodata 255; the file appears whole or not at all."""
-        form = self._form(count=1, dtype="uint8", nodata=COVER_NODATA)
+        form = self._profile(count=1, dtype="uint8", nodata=COVER_NODATA)
         options = {"driver": "GTiff", "compress": "ZSTD", "tiled": True}
         with atomic_path(path) as partial, rasterio.open(partial, "w", **form, **options) as file:
             file.write(self.cover, 1)
 
-    def _form(self, *, count: int, dtype: str, nodata: int) -> dict[str, Any]:
+    def _profile(self, *, count: int, dtype: str, nodata: int) -> dict[str, Any]:
         """Of a raster on the town's grid."""
         grid = self.grid
         place = {"crs": grid.crs, "transform": grid.transform, "height": grid.height, "width": grid.width}
@@ -121,8 +121,8 @@ def build_town(seed: int, height: int = 4096, width: int = 4096) -> Town:
     Raises:
         SettingsError: the size or the seed is out of range.
     """
-    if min(height, width) < LEAST_SIDE:
-        raise SettingsError(f"a town needs at least {LEAST_SIDE} x {LEAST_SIDE} px, not {height} x {width}")
+    if min(height, width) < MIN_SIDE:
+        raise SettingsError(f"a town needs at least {MIN_SIDE} x {MIN_SIDE} px, not {height} x {width}")
     if seed < 0:
         raise SettingsError(f"seed must be >= 0, not {seed}")
     generator = np.random.default_rng(seed)
@@ -130,14 +130,14 @@ def build_town(seed: int, height: int = 4096, width: int = 4096) -> Town:
     cloud = draw_cloud(generator, height * PIXEL_M, width * PIXEL_M)
     sky = draw_sky(generator, sun, cloud)
     scenery = populate(generator, sun, height, width)
-    seen = _seen(generator, height, width)
+    valid_area = _valid_area(generator, height, width)
     grid = _grid(generator, height, width)
-    pixels, leaves = render(layer(scenery, sun), sky, seed)
+    pixels, crowns_on_top = render(layer(scenery, sun), sky, seed)
     cover = scenery.painting.cover_values()[scenery.ids]
-    cover[leaves] = COVERS.index("tree")
-    outside = burn([seen], height, width) == 0
+    cover[crowns_on_top] = COVERS.index("tree")
+    outside = burn([valid_area], height, width) == 0
     pixels[:, outside], cover[outside] = NODATA, COVER_NODATA
-    buildings = _truth(scenery.buildings, seen, grid)
+    buildings = _visible_footprints(scenery.buildings, valid_area, grid)
     return Town(seed=seed, grid=grid, pixels=pixels, buildings=buildings, cover=cover)
 
 
@@ -148,7 +148,7 @@ def write_town(path: Path, seed: int, height: int = 4096, width: int = 4096) -> 
     return town
 
 
-def _seen(generator: np.random.Generator, height: int, width: int) -> shapely.Polygon:
+def _valid_area(generator: np.random.Generator, height: int, width: int) -> shapely.Polygon:
     """The valid area: the frame, inset and turned by a few degrees, as after orthorectification."""
     height_m, width_m = height * PIXEL_M, width * PIXEL_M
     inset = 0.02 * min(height_m, width_m)
@@ -164,10 +164,12 @@ def _grid(generator: np.random.Generator, height: int, width: int) -> RasterGrid
     return RasterGrid(crs=CRS.from_epsg(32633), transform=transform, height=height, width=width)
 
 
-def _truth(buildings: tuple[Building, ...], seen: shapely.Polygon, grid: RasterGrid) -> tuple[shapely.Polygon, ...]:
+def _visible_footprints(
+    buildings: tuple[Building, ...], valid_area: shapely.Polygon, grid: RasterGrid
+) -> tuple[shapely.Polygon, ...]:
     """Footprints within the valid area, moved from metres below the upper left corner to the CRS."""
-    outlines = shapely.intersection([building.footprint for building in buildings], seen)
+    outlines = shapely.intersection([building.footprint for building in buildings], valid_area)
     parts = shapely.get_parts(outlines)
-    kept = parts[(shapely.area(parts) >= LEAST_AREA_M2) & (shapely.get_type_id(parts) == 3)]
+    kept = parts[(shapely.area(parts) >= MIN_AREA_M2) & (shapely.get_type_id(parts) == 3)]
     to_crs = (1, 0, 0, -1, grid.transform.c, grid.transform.f)
     return tuple(affine_transform(polygon, to_crs) for polygon in kept)

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from pipeline.model import Activation
 from pipeline.training.data.reservoir import LogitSample
 
-LEAST, MOST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Temperatures outside are not believed: a sample that asks for them is all right or all wrong."""
-MOST_LOGIT = math.log(0.99 / 0.01)
+MAX_LOGIT = math.log(0.99 / 0.01)
 """A threshold further out leaves fewer than three of a mosaic's 255 levels beyond it."""
 BINS = 15
 """Bins of equal width of the reliability diagram, as in Guo et al. (2017)."""
 ROUNDING = 2.0**-21
 """Relative error of a float32 probability, four of its steps."""
-LEAST_STEP = 2.0**-24
+STEP_BELOW_ONE = 2.0**-24
 """Distance below 1 of the largest float32 that is less."""
-CLOSE = 1e-6
+TOLERANCE = 1e-6
 """Relative step at which the search for the temperature ends."""
-MOST_STEPS = 60
+MAX_STEPS = 60
 """Steps of that search; halving alone needs 30."""
 
 
@@ -59,18 +59,18 @@ def fit_temperature(sample: LogitSample, activation: Activation) -> float:
     sure. It never changes which class is likeliest. The cross-entropy is convex in `1 / T`, so Newton's method, kept
     inside a shrinking bracket, finds its only minimum. 1 when nothing was sampled or no temperature matters.
     """
-    low, high, inverse = 1 / MOST, 1 / LEAST, 1.0
+    low, high, inverse = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, 1.0
     if abs(_slope(sample, activation, inverse)[0]) < 1e-12:
         return 1.0
     for bound in (low, high):
         if (_slope(sample, activation, bound)[0] > 0) == (bound == low):
             return 1 / bound
-    for _ in range(MOST_STEPS):
-        slope, bend = _slope(sample, activation, inverse)
+    for _ in range(MAX_STEPS):
+        slope, curvature = _slope(sample, activation, inverse)
         low, high = (low, inverse) if slope > 0 else (inverse, high)
-        step = inverse - slope / bend if bend > 0 else low
+        step = inverse - slope / curvature if curvature > 0 else low
         step = step if low < step < high else math.sqrt(low * high)
-        if abs(step - inverse) <= CLOSE * inverse:
+        if abs(step - inverse) <= TOLERANCE * inverse:
             return 1 / step
         inverse = step
     return 1 / inverse
@@ -82,7 +82,7 @@ def reliability(sample: LogitSample, activation: Activation, temperature: float 
     Independent classes: the confidence is the probability of the class, "right" means the pixel is of it, all
     classes pooled (`sample.output(k)` gives one). Exclusive classes: the confidence is that of the likeliest class.
     """
-    logits, target = _counted(sample, activation)
+    logits, target = _valid_pairs(sample, activation)
     scaled = logits / np.float32(temperature)
     if activation == "sigmoid":
         confidence, right = _sigmoid(scaled), target
@@ -116,7 +116,7 @@ def resolvable_temperature(temperature: float, threshold: float) -> float:
     >>> resolvable_temperature(0.3, 0.6), round(resolvable_temperature(0.3, 0.97), 3)
     (0.3, 0.756)
     """
-    return max(temperature, abs(math.log(threshold / (1 - threshold))) / MOST_LOGIT)
+    return max(temperature, abs(math.log(threshold / (1 - threshold))) / MAX_LOGIT)
 
 
 def scaled_threshold(threshold: float, temperature: float) -> float:
@@ -140,27 +140,27 @@ def scaled_threshold(threshold: float, temperature: float) -> float:
         return threshold
     lowered = threshold * (1 - ROUNDING)
     scaled = (1 - ROUNDING) / (1 + math.exp(math.log((1 - lowered) / lowered) / temperature))
-    return min(max(scaled, LEAST_STEP), 1 - LEAST_STEP)
+    return min(max(scaled, STEP_BELOW_ONE), 1 - STEP_BELOW_ONE)
 
 
 def _slope(sample: LogitSample, activation: Activation, inverse: float) -> tuple[float, float]:
     """First and second derivative of the mean cross-entropy with respect to `1 / T`."""
-    logits, target = _counted(sample, activation)
+    logits, target = _valid_pairs(sample, activation)
     if not len(logits):
         return 0.0, 0.0
     if activation == "sigmoid":
         p = _sigmoid(logits * np.float32(inverse))
-        slope, bend = logits * (p - target), logits**2 * p * (1 - p)
+        slope, curvature = logits * (p - target), logits**2 * p * (1 - p)
     else:
         p = _softmax(logits * np.float32(inverse))
         mean = (p * logits).sum(axis=1)
-        slope, bend = mean - logits[target], (p * logits**2).sum(axis=1) - mean**2
-    return float(slope.mean(dtype=np.float64)), float(bend.mean(dtype=np.float64))
+        slope, curvature = mean - logits[target], (p * logits**2).sum(axis=1) - mean**2
+    return float(slope.mean(dtype=np.float64)), float(curvature.mean(dtype=np.float64))
 
 
-def _counted(sample: LogitSample, activation: Activation) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _valid_pairs(sample: LogitSample, activation: Activation) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Logits and truth of what counts: `(n,)` decisions of independent classes, `(n, outputs)` of exclusive ones."""
-    which = sample.counted if activation == "sigmoid" else sample.counted[:, 0]
+    which = sample.valid if activation == "sigmoid" else sample.valid[:, 0]
     return sample.logits[which], sample.target[which]
 
 

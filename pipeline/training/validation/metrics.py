@@ -46,17 +46,17 @@ class Confusion:
         return cls(true_positive=nothing, false_positive=nothing, false_negative=nothing, true_negative=nothing)
 
     @classmethod
-    def of(cls, predicted: NDArray[np.bool_], labelled: NDArray[np.bool_], counted: NDArray[np.bool_]) -> Confusion:
-        """Count pixels of independent classes, all `(N, classes, H, W)` bool; those not `counted` are left out."""
+    def of(cls, predicted: NDArray[np.bool_], labelled: NDArray[np.bool_], valid: NDArray[np.bool_]) -> Confusion:
+        """Count pixels of independent classes, all `(N, classes, H, W)` bool; those not `valid` are left out."""
         axes = (0, 2, 3)
-        labelled, predicted = labelled & counted, predicted & counted
+        labelled, predicted = labelled & valid, predicted & valid
         both = (predicted & labelled).sum(axes)
         found, true = predicted.sum(axes), labelled.sum(axes)
         return cls(
             true_positive=both,
             false_positive=found - both,
             false_negative=true - both,
-            true_negative=counted.sum(axes) - found - true + both,
+            true_negative=valid.sum(axes) - found - true + both,
         )
 
     @classmethod
@@ -124,10 +124,10 @@ class Confusion:
     def overall_accuracy(self) -> float:
         """Share of decisions that are right: of exclusive classes one a pixel, else one a pixel and class; or NaN."""
         right = self.true_positive if self.matrix is not None else self.true_positive + self.true_negative
-        counted = self.true_positive + self.false_negative
+        valid = self.true_positive + self.false_negative
         if self.matrix is None:
-            counted = counted + self.false_positive + self.true_negative
-        return float(right.sum() / counted.sum()) if counted.any() else math.nan
+            valid = valid + self.false_positive + self.true_negative
+        return float(right.sum() / valid.sum()) if valid.any() else math.nan
 
     @property
     def mean_iou(self) -> float:

@@ -34,15 +34,15 @@ class ValidationCounts:
         self._reservoir = Reservoir(count, seed=seed)
 
     @torch.no_grad()
-    def add(self, logits: Tensor, target: Tensor, counted: Tensor) -> None:
+    def add(self, logits: Tensor, target: Tensor, valid: Tensor) -> None:
         """Count one batch, all `(N, outputs, H, W)` and on one device: any float type, 0/1 where counted, bool."""
         logits = logits.contiguous().float()
-        self._reservoir.add(logits, target, counted)
+        self._reservoir.add(logits, target, valid)
         if self.activation == "softmax":
-            self._add_exclusive(logits, target, counted[:, 0])
+            self._add_exclusive(logits, target, valid[:, 0])
         else:
             for k in range(len(self.outputs)):
-                self._add_class(k, logits[:, k], target[:, k], counted[:, k])
+                self._add_class(k, logits[:, k], target[:, k], valid[:, k])
 
     @property
     def best_threshold(self) -> float:
@@ -92,27 +92,27 @@ class ValidationCounts:
         """At most 500,000 pixels, drawn evenly from all that count; the same for the same seed and batches."""
         return self._reservoir.sample
 
-    def _add_class(self, k: int, logits: Tensor, target: Tensor, counted: Tensor) -> None:
+    def _add_class(self, k: int, logits: Tensor, target: Tensor, valid: Tensor) -> None:
         """Histogram of `(N, H, W)` probabilities; what does not count falls into a bin of its own, which is dropped."""
         label = target > 0
         bins = (logits.sigmoid() * BINS).int().clamp_(0, BINS - 1) + label * BINS
-        bins.masked_fill_(~counted, 2 * BINS)
+        bins.masked_fill_(~valid, 2 * BINS)
         found = torch.bincount(bins.flatten(), minlength=2 * BINS + 1)[: 2 * BINS]
         self._counts[k * 2 * BINS : (k + 1) * 2 * BINS] += found.cpu().numpy()
         losses = functional.binary_cross_entropy_with_logits(logits, label.float(), reduction="none")
-        self._add_entropy(losses, counted)
+        self._add_entropy(losses, valid)
 
-    def _add_exclusive(self, logits: Tensor, target: Tensor, counted: Tensor) -> None:
+    def _add_exclusive(self, logits: Tensor, target: Tensor, valid: Tensor) -> None:
         """Matrix of true and likeliest outputs of `(N, outputs, H, W)`; of equally likely ones the first."""
         count = len(self.outputs)
         true, found = _first_largest(target), _first_largest(logits)
-        pairs = (true * count + found).masked_fill_(~counted, count * count)
+        pairs = (true * count + found).masked_fill_(~valid, count * count)
         self._counts += torch.bincount(pairs.flatten(), minlength=count * count + 1)[:-1].cpu().numpy()
-        self._add_entropy(-logits.log_softmax(1).gather(1, true[:, None].long())[:, 0], counted)
+        self._add_entropy(-logits.log_softmax(1).gather(1, true[:, None].long())[:, 0], valid)
 
-    def _add_entropy(self, losses: Tensor, counted: Tensor) -> None:
-        self._entropy += float(torch.where(counted, losses, 0).sum(dtype=torch.float64))
-        self._decisions += int(counted.sum())
+    def _add_entropy(self, losses: Tensor, valid: Tensor) -> None:
+        self._entropy += float(torch.where(valid, losses, 0).sum(dtype=torch.float64))
+        self._decisions += int(valid.sum())
 
     def _found_and_true(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pixels per class, truth (0, 1) and bin: those with `p >= bin / 1024` (bins 0 to 1024), and all of them."""

@@ -18,7 +18,7 @@ from pipeline.training.optimizer import choose_precision, make_optimizer, rate_f
 from pipeline.training.settings.learning import OptimizationSpec
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`(logits, target, counted)`, each `(N, outputs, H, W)`, -> a number to minimise."""
+"""`(logits, target, weight_mask)`, each `(N, outputs, H, W)`, -> a number to minimise."""
 
 
 class Trainer:
@@ -51,7 +51,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
 
     @property
-    def kept(self) -> nn.Module:
+    def checkpoint_network(self) -> nn.Module:
         """The network that is validated and saved: the average when there is one."""
         return self.network if self.average is None else self.average.network
 
@@ -59,7 +59,7 @@ class Trainer:
         """Whether an optimiser step was due after so many batches of an epoch; only then is the state complete."""
         return batch == self.batches or batch % self.spec.accumulate == 0
 
-    def learn(self, batch: Batch, *, epoch: int, index: int, scores: Sequence[float] = ()) -> float:
+    def step(self, batch: Batch, *, epoch: int, index: int, scores: Sequence[float] = ()) -> float:
         """Learn from one batch; the optimiser steps after every `accumulate`, and after the epoch's last.
 
         Args:
@@ -73,7 +73,9 @@ class Trainer:
         """
         torch.manual_seed(_dropout_seed(self.seed, epoch, index))
         self.network.train()
-        loss = self._loss(self._forward(self.network, batch), self._place(batch.target), self._place(batch.counted))
+        loss = self._loss(
+            self._forward(self.network, batch), self._to_device(batch.target), self._to_device(batch.weight_mask)
+        )
         value = float(loss.detach())  # the only place where the device is waited for
         if not math.isfinite(value):
             return value
@@ -81,24 +83,24 @@ class Trainer:
         together = min(self.spec.accumulate, self.batches - first)
         self._scaler.scale(loss / together).backward()  # type: ignore[no-untyped-call]
         if index + 1 == first + together:
-            self._step(self._number(epoch, index), self.rate(epoch, index, scores))
+            self._optimizer_step(self._step_index(epoch, index), self.learning_rate(epoch, index, scores))
         return value
 
-    def rate(self, epoch: int, index: int, scores: Sequence[float] = ()) -> float:
+    def learning_rate(self, epoch: int, index: int, scores: Sequence[float] = ()) -> float:
         """The learning rate of the optimiser step that batch `index` is part of."""
-        return self.spec.learning_rate * rate_factor(self._number(epoch, index), self._steps, self.spec, scores)
+        return self.spec.learning_rate * rate_factor(self._step_index(epoch, index), self._steps, self.spec, scores)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """`(logits, target, counted)` of the kept weights, each `(N, outputs, H, W)` on the device."""
-        logits = self._forward(self.kept.eval(), batch)
-        return logits, self._place(batch.target), self._place(batch.counted)
+        """`(logits, target, weight_mask)` of the kept weights, each `(N, outputs, H, W)` on the device."""
+        logits = self._forward(self.checkpoint_network.eval(), batch)
+        return logits, self._to_device(batch.target), self._to_device(batch.weight_mask)
 
     def is_finite(self) -> bool:
         """Whether all weights and statistics are numbers; a loss can be finite and its gradient infinite."""
         return bool(torch.stack([tensor.isfinite().all() for tensor in self.network.state_dict().values()]).all())
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, as live tensors by name."""
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         if self.average is not None:
@@ -108,37 +110,37 @@ class Trainer:
         scaling = self._scaler.state_dict()
         return tensors | {f"scaler.{key}": torch.tensor(value, dtype=torch.float64) for key, value in scaling.items()}
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Become the learner whose `state` this is; every tensor keeps its place and order in memory."""
-        self.network.load_state_dict(_part(tensors, "network."))
+        self.network.load_state_dict(_with_prefix(tensors, "network."))
         if self.average is not None:
-            self.average.network.load_state_dict(_part(tensors, "average."))
+            self.average.network.load_state_dict(_with_prefix(tensors, "average."))
         weights = list(self.network.parameters())
-        for name, value in _part(tensors, "optimizer.").items():
+        for name, value in _with_prefix(tensors, "optimizer.").items():
             index, key = name.split(".")
             like = weights[int(index)]
             same = value.shape == like.shape
             self._optimizer.state[like][key] = torch.empty_like(like).copy_(value) if same else value
-        if scaling := _part(tensors, "scaler."):
+        if scaling := _with_prefix(tensors, "scaler."):
             kinds = {key: type(value) for key, value in self._scaler.state_dict().items()}
             self._scaler.load_state_dict({key: kinds[key](float(value)) for key, value in scaling.items()})
 
     def _forward(self, network: nn.Module, batch: Batch) -> Tensor:
         with self._autocast():
-            logits: Tensor = network(self._place(batch.pixels))
+            logits: Tensor = network(self._to_device(batch.pixels))
         return logits.float()
 
     def _autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self.precision == torch.float32 else torch.autocast(self.device.type, self.precision)
 
-    def _place(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
-    def _number(self, epoch: int, index: int) -> int:
+    def _step_index(self, epoch: int, index: int) -> int:
         """Optimiser steps before the one that batch `index` is part of, over all epochs."""
         return (epoch - 1) * self._steps + index // self.spec.accumulate
 
-    def _step(self, number: int, rate: float) -> None:
+    def _optimizer_step(self, number: int, rate: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         if self.spec.clip_norm:
@@ -155,7 +157,7 @@ def _dropout_seed(seed: int, epoch: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, 3, epoch, index]).generate_state(1)[0])
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
@@ -171,14 +173,14 @@ class EMA:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self._decay = decay
         pairs = list(zip(_state(self.network), _state(network), strict=True))
-        self._mixed = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimiser step `step`, counted from 1 over the whole run."""
+        """Take in the weights after optimiser step `step`, weight_mask from 1 over the whole run."""
         share = 1 - min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([mine for mine, _ in self._mixed], [theirs for _, theirs in self._mixed], share)
+        torch._foreach_lerp_([mine for mine, _ in self._averaged], [theirs for _, theirs in self._averaged], share)
         for mine, theirs in self._copied:
             mine.copy_(theirs)
 

@@ -8,7 +8,7 @@ from pipeline.training.synthetic.houses import Form
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quarter:
+class DistrictType:
     """How a kind of built-up district is cut into streets and lots; lengths in metres, ranges (low, high)."""
 
     form: Form
@@ -35,8 +35,8 @@ class Quarter:
 
 PITCHED = {"gable": 0.6, "hip": 0.3, "flat": 0.1}
 
-QUARTERS: dict[str, Quarter] = {
-    "houses": Quarter(
+DISTRICT_TYPES: dict[str, DistrictType] = {
+    "houses": DistrictType(
         form=Form(
             shapes={"bar": 0.5, "L": 0.32, "T": 0.18},
             roofs=PITCHED,
@@ -58,7 +58,7 @@ QUARTERS: dict[str, Quarter] = {
         trees_per_lot=1.5,
         sheds=0.4,
     ),
-    "terraces": Quarter(
+    "terraces": DistrictType(
         form=Form(
             shapes={"bar": 0.8, "L": 0.2},
             roofs={"gable": 0.75, "flat": 0.25},
@@ -79,7 +79,7 @@ QUARTERS: dict[str, Quarter] = {
         built=0.95,
         trees_per_lot=2.0,
     ),
-    "dense": Quarter(
+    "dense": DistrictType(
         form=Form(
             shapes={"bar": 0.75, "L": 0.25},
             roofs={"gable": 0.55, "flat": 0.45},
@@ -104,7 +104,7 @@ QUARTERS: dict[str, Quarter] = {
         built=0.94,
         trees_per_lot=0.35,
     ),
-    "blocks": Quarter(
+    "blocks": DistrictType(
         form=Form(
             shapes={"bar": 0.45, "L": 0.2, "U": 0.2, "court": 0.15},
             roofs={"flat": 0.85, "hip": 0.15},
@@ -125,7 +125,7 @@ QUARTERS: dict[str, Quarter] = {
         built=0.88,
         trees_per_lot=7.0,
     ),
-    "works": Quarter(
+    "works": DistrictType(
         form=Form(
             shapes={"bar": 0.75, "L": 0.25},
             roofs={"flat": 0.5, "saw": 0.5},
