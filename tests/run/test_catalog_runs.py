@@ -14,6 +14,7 @@ import pystac
 import pytest
 import rasterio
 from conftest import MakeScene
+from support import range_server
 from support.models import RGB, write_checkpoint
 from support.object_stores import Store
 
@@ -71,7 +72,7 @@ def bundle(tmp_path: Path, make_scene: MakeScene) -> Path:
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """Of a server of the test's folder."""
-    command = [sys.executable, str(Path(__file__).parents[1].joinpath("range_server.py")), str(tmp_path)]
+    command = [sys.executable, range_server.__file__, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -663,7 +663,7 @@ def test_a_scene_cannot_be_named_out_of_the_output_folder(make_scene: MakeScene,
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """Address of the test's folder on a file server."""
-    command = [sys.executable, str(Path(range_server.__file__)), str(tmp_path)]
+    command = [sys.executable, range_server.__file__, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
