@@ -73,7 +73,7 @@ def merge_scenes(
         if former is not None and (former.key, former.file) == (report.key, report.file) and is_there(results, former):
             return replace(former, is_new=False)
         report = _write(localized(scenes, results, folder), folder / report.file, crs, spec, report, watch)
-        results.put(report.file, folder / report.file)
+        results.upload(report.file, folder / report.file)
         write_record(results, report)
         if former is not None and former.file != report.file:
             results.remove(former.file)

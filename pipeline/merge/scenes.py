@@ -63,8 +63,8 @@ def localized(scenes: Iterable[MergedScene], results: Results, folder: Path) -> 
     return tuple(
         replace(
             scene,
-            polygons=results.bring(str(scene.polygons), folder),
-            mask=scene.mask if scene.is_full else results.bring(str(scene.mask), folder),
+            polygons=results.download(str(scene.polygons), folder),
+            mask=scene.mask if scene.is_full else results.download(str(scene.mask), folder),
         )
         for scene in scenes
     )
@@ -106,7 +106,7 @@ def _finished(results: Results, scene_id: str) -> MergedScene | None:
         return None
     if found.content_key is not None and results.finished(scene_id, found.content_key) is None:
         return None
-    place = results.place(f"{scene_id}/{names['probability']}")
+    place = results.location(f"{scene_id}/{names['probability']}")
     with place.environment(ignore_sidecars=True), MosaicReader(Path(place.gdal_path)) as mosaic:
         grid, card = mosaic.grid, mosaic.card
     size, key = str(sizes[names["polygons"]]), found.content_key or hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""What a scene leaves behind, and how it appears at once. Start reading at `pipeline.results.local`."""
+"""Results of scenes in a folder or an object store, published atomically. Start reading at `pipeline.results.local`."""
 
 import lazy_loader
 

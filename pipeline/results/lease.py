@@ -1,8 +1,8 @@
-"""The lease of a result in an object store: one run writes it, others are refused until it ends or falls silent.
+"""An exclusive, expiring lease on a scene's result in an object store.
 
-A lock object says who holds it; it is made only if none is there, renewed while the work lasts, and taken over, by a
-conditional write, when it has not been renewed for `LEASE_S`. Its owner is a local work folder, not a process: a run
-that is started again after a kill holds the same folder, and goes on at once.
+A lock object names its holder. It is created only if absent, renewed while the work runs, and taken over by a
+conditional write when it has not been renewed for `LEASE_S`. The owner is a local work folder, not a process: a run
+that is restarted after a kill has the same folder and resumes immediately.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pipeline.errors import ConflictError, TransientError
 from pipeline.storage import StoredDocument, StoreFolder, atomic_write, ensure_dir, try_lock
 
 LEASE_S = 300.0
-"""A lock that is older has been left behind; only clocks of the store are compared."""
-RENEWED_EVERY_S = 60.0
+"""An older lock is stale; ages are measured by the store's clock alone."""
+RENEW_INTERVAL_S = 60.0
 LOCK = ".lock"
 
 log = logging.getLogger(__name__)
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LockRecord:
-    """What a lock object says."""
+    """Content of a lock object."""
 
     owner: str
     """Name of the holder's local work folder."""
     lease: str
-    """Name of this lease, like no other."""
+    """Unique name of this lease."""
     host: str
     """Machine of the holder, for messages."""
     process: int
@@ -45,7 +45,7 @@ class LockRecord:
     since: str
     """When it took the lease, ISO 8601 in UTC."""
     renewed: int = 0
-    """How often it has been renewed; so that no two versions are alike."""
+    """How often it has been renewed, so that no two versions are equal."""
 
     @property
     def content(self) -> bytes:
@@ -54,7 +54,7 @@ class LockRecord:
 
     @classmethod
     def read(cls, found: StoredDocument | None) -> LockRecord | None:
-        """The record of a lock object; None where there is none, or none of ours."""
+        """The record in a lock object; None without a valid one."""
         try:
             return cls(**json.loads(found.content)) if found else None
         except (ValueError, TypeError):
@@ -62,34 +62,34 @@ class LockRecord:
 
 
 class Lease:
-    """A lock object that is ours."""
+    """A lock object that this run holds."""
 
     def __init__(self, store: StoreFolder, name: str, record: LockRecord, etag: str) -> None:
         self._store, self._name, self._record, self._etag = store, name, record, etag
-        self._turn = threading.Lock()
+        self._mutex = threading.Lock()
         self._lost: TransientError | None = None
 
     def renew(self) -> None:
-        """Prolong the lease, before what only its holder may do.
+        """Extend the lease; called before each step that requires it.
 
         Raises:
             TransientError: another run has taken it over, or the store fails.
         """
-        with self._turn:
+        with self._mutex:
             if self._lost is None:
                 self._record = replace(self._record, renewed=self._record.renewed + 1)
                 try:
                     self._etag = _write(self._store, self._name, self._record, self._etag)
                 except ConflictError:
                     self._lost = TransientError(
-                        f"{self._store.address(self._name)}: another run has taken over the lock, since this one was "
-                        f"silent for {LEASE_S:.0f} s; run again"
+                        f"{self._store.address(self._name)}: another run has taken over the lock, since this one did "
+                        f"not renew it for {LEASE_S:.0f} s; run again"
                     )
             if self._lost is not None:
                 raise self._lost
 
     def release(self) -> None:
-        """Remove the lock object if it is still ours; one that cannot be removed runs out."""
+        """Remove the lock object if this run still holds it; if that fails, it expires."""
         try:
             self.renew()
             self._store.remove([self._name])
@@ -98,33 +98,33 @@ class Lease:
 
 
 @contextmanager
-def leased(store: StoreFolder, scene_id: str, local: Path) -> Iterator[Lease]:
+def hold_lease(store: StoreFolder, scene_id: str, local: Path) -> Iterator[Lease]:
     """Hold the lease of a scene's result.
 
     Args:
-        store: where the results are.
-        scene_id: whose result.
-        local: folder of the local work, the same for every run of this machine into this store.
+        store: folder of the results.
+        scene_id: scene to lock.
+        local: local work folder, the same for every run on this machine that writes to this store.
 
     Raises:
         TransientError: another run holds it, or the store fails.
     """
-    with _only_here(local / f".{scene_id}.lock", store.address(scene_id)):
-        lease = _take(store, f"{scene_id}/{LOCK}", _owner(local))
+    with _machine_lock(local / f".{scene_id}.lock", store.address(scene_id)):
+        lease = _acquire(store, f"{scene_id}/{LOCK}", _owner(local))
         stopped = threading.Event()
-        beating = threading.Thread(target=_keep, args=(lease, stopped), name="lease", daemon=True)
-        beating.start()
+        heartbeat = threading.Thread(target=_renew_until, args=(lease, stopped), name="lease", daemon=True)
+        heartbeat.start()
         try:
             yield lease
         finally:
             stopped.set()
-            beating.join()
+            heartbeat.join()
             lease.release()
 
 
 @contextmanager
-def _only_here(path: Path, address: str) -> Iterator[None]:
-    """Hold a lock of this machine; the system frees it when the process dies."""
+def _machine_lock(path: Path, address: str) -> Iterator[None]:
+    """Hold a file lock on this machine; the system frees it when the process dies."""
     ensure_dir(path.parent)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -137,7 +137,7 @@ def _only_here(path: Path, address: str) -> Iterator[None]:
 
 
 def _owner(local: Path) -> str:
-    """The name of the local work folder, which is like no other."""
+    """The unique name of the local work folder, created with `link` so that concurrent runs agree on one."""
     path, name = local / "owner", uuid4().hex
     if not path.is_file():
         offered = local / f"owner-{name}"
@@ -148,25 +148,26 @@ def _owner(local: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _take(store: StoreFolder, name: str, owner: str) -> Lease:
+def _acquire(store: StoreFolder, name: str, owner: str) -> Lease:
     since = datetime.now(UTC).isoformat(timespec="seconds")
     record = LockRecord(owner=owner, lease=uuid4().hex, host=socket.gethostname(), process=os.getpid(), since=since)
     found = store.read(name)
     held = LockRecord.read(found)
     if found is not None and not (held is None or held.owner == owner or found.age_s > LEASE_S):
-        raise _held(store, name, found)
+        raise _held_error(store, name, found)
     try:
         etag = _write(store, name, record, found.etag if found else None)
     except ConflictError as error:
-        raise _held(store, name, store.read(name)) from error
+        raise _held_error(store, name, store.read(name)) from error
     now = store.read(name)
     if now is None or now.content != record.content:
-        raise _held(store, name, now)  # the store knows no conditions, and somebody else wrote after us
+        # The store ignores conditional writes, and another run wrote after this one.
+        raise _held_error(store, name, now)
     return Lease(store, name, record, etag)
 
 
 def _write(store: StoreFolder, name: str, record: LockRecord, etag: str | None) -> str:
-    """Write the lock object if it is still the one of this ETag, or if there is none; returns its new ETag."""
+    """Write the lock object if its ETag is still this one, or if it is absent (None); returns the new ETag."""
     try:
         if etag is None:
             return store.write_if_absent(name, record.content)
@@ -175,21 +176,21 @@ def _write(store: StoreFolder, name: str, record: LockRecord, etag: str | None) 
         found = store.read(name)
         if found is None or found.content != record.content:
             raise
-        return found.etag  # ours: the answer to a former try was lost
+        return found.etag  # this run's own write, whose response was lost
 
 
-def _keep(lease: Lease, stopped: threading.Event) -> None:
-    while not stopped.wait(RENEWED_EVERY_S):
+def _renew_until(lease: Lease, stopped: threading.Event) -> None:
+    while not stopped.wait(RENEW_INTERVAL_S):
         try:
             lease.renew()
         except TransientError as error:
             log.warning("%s", error)
 
 
-def _held(store: StoreFolder, name: str, found: StoredDocument | None) -> TransientError:
+def _held_error(store: StoreFolder, name: str, found: StoredDocument | None) -> TransientError:
     held = LockRecord.read(found)
     who = f" ({held.host}, process {held.process}, since {held.since})" if held else ""
     return TransientError(
         f"{store.address(name.rpartition('/')[0])}: another run is writing this result{who}; wait for it, or write to "
-        f"another --out. A lock that is left behind counts no more after {LEASE_S:.0f} s"
+        f"another --out. A stale lock expires after {LEASE_S:.0f} s"
     )

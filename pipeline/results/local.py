@@ -1,6 +1,6 @@
-"""What a run's `out` is: a folder for each scene, and the documents of the run beside them.
+"""Results of a run in a local folder or an object store: a folder for each scene, and the documents of the run.
 
-Rooms that make results name them by scene and file, and ask here where these are and what is there already.
+Other packages name results by scene and file; this one knows their locations and which are complete.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pipeline.storage import (
 )
 
 COLLAPSED = ("s3:/", "http:/", "https:/", "gs:/", "az:/")
-"""How an address begins that was taken for a path."""
+"""Beginnings of addresses that `Path` has stripped of a slash."""
 
 
 class Results(Protocol):
-    """Results of scenes and the documents of runs, all under one address; safe to use from several threads.
+    """Results of scenes and documents of runs under one address; thread-safe.
 
-    A name is that of a file, or a path with slashes below the address: `run.json`, `town/item.json`.
+    A name is a path with slashes below the address: `run.json`, `town/item.json`.
     """
 
     @property
@@ -40,107 +40,107 @@ class Results(Protocol):
         """The address, as the operator wrote it."""
 
     def check(self, *, writing: bool = True) -> None:
-        """Raise SettingsError where nothing can be written or read, TransientError where that cannot be known now."""
+        """Check access: SettingsError if the address cannot be read or written, TransientError if it is unavailable."""
 
     def address(self, name: str) -> str:
-        """Where something is or would be, for reports and messages."""
+        """The address of a file or folder, existing or not, for reports and messages."""
 
-    def place(self, name: str) -> Location:
-        """Where a raster is, for opening it."""
+    def location(self, name: str) -> Location:
+        """The location of a raster, for opening it."""
 
     def folder(self, scene_id: str) -> Path | None:
-        """The folder of a scene's result, there or not; None where it is not on this machine."""
+        """The folder of a scene's result, existing or not; None in an object store."""
 
-    def former(self, scene_id: str, mosaic_key: str | None) -> Path | None:
-        """A local folder with the former result of a scene, if its mosaic has this key; None: it is not worth a look.
+    def previous_result(self, scene_id: str, mosaic_key: str | None) -> Path | None:
+        """A local folder with the scene's previous result, if its mosaic has this key; None if it cannot be reused.
 
-        It is there while a new result is being published.
+        It exists until the new result is published.
         """
 
     def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
-        """The report of a scene's whole result with this content key; None where there is none that is believed."""
+        """The report of a scene's complete result with this content key; None without one."""
 
-    def settled(self, scene_id: str, key: str | None) -> dict[str, object] | None:
-        """The same; None, too, where something of a killed run is left that `recovered` would see to."""
+    def committed(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+        """The same; also None if an interrupted run left something that `recover` would process."""
 
-    def recovered(self, scene_id: str, key: str | None) -> dict[str, object] | None:
-        """The same, after what a killed run left whole has been brought there.
+    def recover(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+        """Publish or clean up what an interrupted run left, then return the same as `finished`.
 
         Raises:
-            TransientError: disk or network refuse, or another run is writing the same scene.
+            TransientError: disk or network fail, or another run is writing the same scene.
         """
 
     def publishing(self, scene_id: str) -> AbstractContextManager[Path]:
-        """A local work folder whose files are the scene's result on success; the former stays whole until then.
+        """A local work folder that becomes the scene's result on success; the previous one stays complete until then.
 
         Raises:
-            TransientError: disk or network refuse, or another run is writing the same scene.
+            TransientError: disk or network fail, or another run is writing the same scene.
         """
 
-    def turn(self) -> AbstractContextManager[None]:
-        """Held while a document is read, changed and written: of several runs that do so, one at a time does.
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold a lock between runs while a document is read, changed and written.
 
         Raises:
-            TransientError: the disk refuses.
+            TransientError: the disk fails.
         """
 
     def scenes(self) -> Iterator[str]:
-        """Names of what may be scenes' folders, in order."""
+        """Names of folders that may be scenes' results, in order."""
 
-    def surveyed(self) -> Iterator[tuple[str, FindFinished]]:
-        """The same, each with what finds its result as `finished` does: all of them by one look at the place."""
+    def iter_finished(self) -> Iterator[tuple[str, FindFinished]]:
+        """The same, each with its own `finished`; one listing serves all of them."""
 
     def sizes(self, scene_id: str) -> Mapping[str, int]:
         """Bytes of each file in a scene's folder."""
 
     def read(self, name: str) -> bytes | None:
-        """A document; None where there is none.
+        """The content of a document; None if it does not exist.
 
         Raises:
-            TransientError: disk or network refuse.
+            TransientError: disk or network fail.
         """
 
     def write(self, name: str, content: bytes | str) -> None:
-        """Write a document, text as UTF-8, whole or not at all; whoever does so has its turn.
+        """Write a document atomically, text as UTF-8. The caller must hold the lock.
 
         Raises:
-            TransientError: disk or network refuse.
+            TransientError: disk or network fail.
         """
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+        """Bytes of a file; None if it does not exist."""
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there.
+        """Remove a file, if it exists.
 
         Raises:
-            TransientError: disk or network refuse.
+            TransientError: disk or network fail.
         """
 
-    def bring(self, name: str, folder: Path) -> Path:
-        """A file on this machine: itself where it is here, else a copy below a folder.
+    def download(self, name: str, folder: Path) -> Path:
+        """A file on this machine: itself if it is local, else a copy below `folder`.
 
         Raises:
-            TransientError: disk or network refuse, or it is gone.
+            TransientError: disk or network fail, or the file is missing.
         """
 
-    def put(self, name: str, path: Path) -> None:
-        """Make a file of this machine appear under a name, whole or not at all.
+    def upload(self, name: str, path: Path) -> None:
+        """Store a local file under a name, atomically.
 
         Raises:
-            TransientError: disk or network refuse.
+            TransientError: disk or network fail.
         """
 
 
 def open_results(out: str | Path, work_dir: str | Path | None = None) -> Results:
-    """The results under an address: a folder, or a place in an object store, made when something is written.
+    """The results under an address, a folder or a prefix in an object store, created on the first write.
 
     Args:
         out: a path, or `s3://bucket/prefix` as text.
-        work_dir: where results for an object store are made; None: below the system's temporary folder.
+        work_dir: local work folder of results for an object store; None: below the system's temporary folder.
 
     Raises:
-        SettingsError: no address that results can have.
+        SettingsError: not a valid address of results.
     """
     text = str(out)
     scheme, is_address, _ = text.partition("://")
@@ -150,7 +150,7 @@ def open_results(out: str | Path, work_dir: str | Path | None = None) -> Results
         raise SettingsError(f"{text}: results cannot be written to {scheme}://; name a folder or s3:// with --out")
     if text.startswith(COLLAPSED):
         raise SettingsError(
-            f"{text}: an address that lost a slash, as in a Path; give it as text, e.g. s3://bucket/out"
+            f"{text}: an address that lost a slash, as in a Path; pass it as text, e.g. s3://bucket/out"
         )
     return LocalResults(text)
 
@@ -175,35 +175,35 @@ class LocalResults:
         """The path of a file or folder."""
         return str(self._folder / name)
 
-    def place(self, name: str) -> Location:
-        """Where a raster is, for opening it."""
+    def location(self, name: str) -> Location:
+        """The location of a raster, for opening it."""
         return resolve_location(self._folder / name)
 
     def folder(self, scene_id: str) -> Path | None:
-        """The folder of a scene's result, there or not."""
+        """The folder of a scene's result, existing or not."""
         return self._folder / scene_id
 
-    def former(self, scene_id: str, mosaic_key: str | None) -> Path | None:
-        """The folder of a scene's result, there or not."""
+    def previous_result(self, scene_id: str, mosaic_key: str | None) -> Path | None:
+        """The folder of a scene's result, existing or not."""
         return self.folder(scene_id)
 
     def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
         """See `publish.finished_report`."""
         return finished_report(self._folder / scene_id, key)
 
-    def settled(self, scene_id: str, key: str | None) -> dict[str, object] | None:
-        """The same: a folder is healed whenever it is looked at."""
+    def committed(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+        """The same: reading a local result repairs it."""
         return self.finished(scene_id, key)
 
-    def recovered(self, scene_id: str, key: str | None) -> dict[str, object] | None:
-        """The same: a folder is healed whenever it is looked at."""
+    def recover(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+        """The same: reading a local result repairs it."""
         return self.finished(scene_id, key)
 
     def publishing(self, scene_id: str) -> AbstractContextManager[Path]:
         """See `publish.publishing`."""
         return publishing(self._folder / scene_id)
 
-    def turn(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """See `storage.files.directory_lock`."""
         return directory_lock(self._folder)
 
@@ -211,8 +211,8 @@ class LocalResults:
         """Names of visible folders, in order."""
         return iter(sorted(path.name for path in self._folder.glob("[!.]*") if path.is_dir()))
 
-    def surveyed(self) -> Iterator[tuple[str, FindFinished]]:
-        """The same, each with what finds its result."""
+    def iter_finished(self) -> Iterator[tuple[str, FindFinished]]:
+        """The same, each with its own `finished`."""
         return ((name, partial(self.finished, name)) for name in self.scenes())
 
     def sizes(self, scene_id: str) -> Mapping[str, int]:
@@ -221,7 +221,7 @@ class LocalResults:
         return {path.name: path.stat().st_size for path in folder.glob("*") if path.is_file()}
 
     def read(self, name: str) -> bytes | None:
-        """A document; None where there is none."""
+        """The content of a document; None if it does not exist."""
         path = self._folder / name
         try:
             return path.read_bytes()
@@ -231,32 +231,32 @@ class LocalResults:
             raise TransientError(f"{path}: cannot be read: {error}; check the disk and its permissions") from error
 
     def write(self, name: str, content: bytes | str) -> None:
-        """Write a document into its folder, which is made if it is missing; what killed writers left of it goes."""
+        """Write a document atomically; creates its folder and deletes partial files of killed writers."""
         path = self._folder / name
         ensure_dir(path.parent)
         remove_stale_partials(path)
         atomic_write(path, content)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+        """Bytes of a file; None if it does not exist."""
         path = self._folder / name
         return path.stat().st_size if path.is_file() else None
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         path = self._folder / name
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise TransientError(f"{path}: cannot be removed: {error}; check the disk and its permissions") from error
 
-    def bring(self, name: str, folder: Path) -> Path:
+    def download(self, name: str, folder: Path) -> Path:
         """The file itself."""
         return self._folder / name
 
-    def put(self, name: str, path: Path) -> None:
-        """Copy a file to its place, or leave it where it is there already."""
+    def upload(self, name: str, path: Path) -> None:
+        """Copy a file to its path, unless it is the same file."""
         target = self._folder / name
         if path != target:
-            with atomic_path(target, ending=target.suffix) as beside:
-                shutil.copyfile(path, beside)
+            with atomic_path(target, ending=target.suffix) as partial_path:
+                shutil.copyfile(path, partial_path)

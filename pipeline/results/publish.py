@@ -1,14 +1,13 @@
-"""What is done: content keys, and results that appear whole or not at all.
+"""Atomic publishing of a scene's result folder, and the content key that identifies a result.
 
-A scene's outputs are written in a hidden work folder beside their target, and take the target's name when
-everything is complete:
+Outputs are written to a hidden work folder next to their target, which is renamed when everything is complete:
 
     .ID.partial/result/     becomes ID/
-    .ID.partial/stages/     records of what is done, see `stages`
-    .ID.partial/...         what only the work itself needs
+    .ID.partial/stages/     records of completed stages, see `stage_records`
+    .ID.partial/...         temporary files
 
-The report in the result holds a content key made of what went in; a rerun with the same key finds its work done.
-A work folder that was stopped half-way is taken up again, if anything in it is done.
+The report in the result holds the content key, a hash of all inputs; a rerun with the same key skips the scene.
+A work folder of an interrupted run is reused if any stage in it is complete.
 """
 
 from __future__ import annotations
@@ -30,30 +29,30 @@ RESULT_FORMAT = 3
 """Raised whenever the same inputs give different outputs than before."""
 REPORT = "report.json"
 RESULT = "result"
-"""What becomes the scene's folder, in its work folder."""
+"""Folder in the work folder that becomes the scene's folder."""
 FindFinished = Callable[[str | None], dict[str, object] | None]
-"""A content key -> the report of the whole result of one scene that has it; None where there is none."""
+"""Content key -> the report of a scene's complete result with that key, or None."""
 
 
 def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> str:
-    """Identity of a result: scene (name, size, time, header), model and every setting that changes it.
+    """Identity of a result: hash of scene (name, size, time, header), model and every setting that affects it.
 
     Returns:
         64 hexadecimal digits.
     """
-    what = {
+    identity = {
         "format": RESULT_FORMAT,
         "scene": identity_facts(scene),
         "model": model_id,
         "settings": settings,
     }
-    return sha256_of_json(what)
+    return sha256_of_json(identity)
 
 
 def finished_report(folder: Path, key: str | None) -> dict[str, object] | None:
-    """The report of a finished scene with this content key, or None; also when the disk keeps it from us."""
+    """The report of a finished scene with this content key; None without one, or when it cannot be read."""
     try:
-        _sweep(folder)
+        _repair_if_idle(folder)
     except OSError:
         return None
     path = folder / REPORT
@@ -72,48 +71,48 @@ def finished_report(folder: Path, key: str | None) -> dict[str, object] | None:
 
 @contextmanager
 def publishing(folder: Path) -> Iterator[Path]:
-    """A folder for outputs, inside of a work folder, that becomes `folder` on success.
+    """A folder for outputs, inside a work folder, that becomes `folder` on success.
 
-    The former `folder` stays whole until the new one replaces it; files in it that we did not write
-    are carried over. What an earlier run has done in the work folder is still there. It stays there when the work is
-    stopped or the world fails, and vanishes on any other failure, or if no stage is done.
+    The previous `folder` stays complete until the new one replaces it; foreign files in it are carried over. The work
+    folder still holds the completed stages of an interrupted run. It is kept when the work is interrupted or fails
+    with a transient error, and deleted on any other failure, or if no stage is complete.
 
     Raises:
-        TransientError: the disk refuses, or another run is writing the same folder.
+        TransientError: the disk fails, or another run is writing the same folder.
     """
     work = work_folder(folder)
     try:
-        claim = _claim(folder)
-        _heal(folder)
-        StageRecords(work).sweep()
+        lock_handle = _acquire_lock(folder)
+        _repair_interrupted_swap(folder)
+        StageRecords(work).remove_unrecorded()
         (work / RESULT).mkdir(exist_ok=True)
     except OSError as error:
         raise TransientError(f"{folder}: cannot be written: {error}; check the disk and its permissions") from error
-    goes_on = False
+    is_resumable = False
     try:
         yield work / RESULT
         _swap(work / RESULT, folder)
     except OSError as error:
-        goes_on = True
+        is_resumable = True
         raise TransientError(f"{folder}: writing failed: {error}; check the disk and run again") from error
     except BaseException as error:
-        goes_on = isinstance(error, TransientError) or not isinstance(error, Exception)
+        is_resumable = isinstance(error, TransientError) or not isinstance(error, Exception)
         raise
     finally:
-        if goes_on and StageRecords(work).any_done:
-            StageRecords(work).sweep()
+        if is_resumable and StageRecords(work).any_done:
+            StageRecords(work).remove_unrecorded()
         else:
             _remove(work)
-        os.close(claim)
+        os.close(lock_handle)
 
 
 def work_folder(folder: Path) -> Path:
-    """Where a scene's outputs are made that will appear as `folder`."""
+    """The work folder of outputs that will be published as `folder`."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def _remove(work: Path) -> None:
-    """Delete a work folder, again while a worker that has not yet heard of the failure adds a file to it."""
+    """Delete a work folder, retrying while a worker that has not yet been cancelled adds files to it."""
     for _ in range(20):
         shutil.rmtree(work, ignore_errors=True)
         if not work.exists():
@@ -127,68 +126,68 @@ def _swap(result: Path, folder: Path) -> None:
     fsync(result)
     try:
         if folder.exists():
-            folder.rename(_former(folder))
+            folder.rename(_previous(folder))
         result.rename(folder)
     finally:
-        _heal(folder)
+        _repair_interrupted_swap(folder)
     fsync(folder.parent)
 
 
-def _claim(folder: Path) -> int:
-    """Lock the work folder, made if it is not there; the system frees the lock when the process dies.
+def _acquire_lock(folder: Path) -> int:
+    """Create and lock the work folder; the system frees the lock when the process dies.
 
-    Another try shortly after: the lock may be held by somebody who only looks, or has just finished.
+    Tried several times: a reader, or a run that is just ending, holds the lock briefly.
     """
     work = work_folder(folder)
     for _ in range(5):
         work.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             handle = os.open(work, os.O_RDONLY)
-            if try_lock(handle) and _is_at(handle, work):
+            if try_lock(handle) and _is_same_file(handle, work):
                 return handle
             os.close(handle)
         time.sleep(0.02)
     raise TransientError(f"{folder}: another run is writing this folder; wait for it, or write to another --out")
 
 
-def _is_at(handle: int, path: Path) -> bool:
-    """Whether a path still leads to what was opened."""
+def _is_same_file(handle: int, path: Path) -> bool:
+    """Whether a path still names the opened file."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _sweep(folder: Path) -> None:
-    """Finish what a killed run left of a swap, unless a live run is at it."""
+def _repair_if_idle(folder: Path) -> None:
+    """Repair a swap that a killed run left unfinished, unless a live run holds the lock."""
     work = work_folder(folder)
     try:
         handle = os.open(work, os.O_RDONLY)
     except FileNotFoundError:
-        _heal(folder)
+        _repair_interrupted_swap(folder)
         return
     try:
         if try_lock(handle):
-            _heal(folder)
+            _repair_interrupted_swap(folder)
             if folder.exists() and not (work / RESULT).exists():
                 _remove(work)
     finally:
         os.close(handle)
 
 
-def _heal(folder: Path) -> None:
-    """Finish a swap, wherever it was stopped: the former folder comes back, or hands over what is not ours."""
-    former = _former(folder)
-    if not former.exists():
+def _repair_interrupted_swap(folder: Path) -> None:
+    """Finish an interrupted swap: restore the previous folder, or move its foreign files into the new one."""
+    previous = _previous(folder)
+    if not previous.exists():
         return
     if not folder.exists():
-        former.rename(folder)
+        previous.rename(folder)
         return
-    for path in former.iterdir():
+    for path in previous.iterdir():
         if not (folder / path.name).exists():
             path.rename(folder / path.name)
-    shutil.rmtree(former)
+    shutil.rmtree(previous)
 
 
-def _former(folder: Path) -> Path:
+def _previous(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.former")

@@ -1,4 +1,4 @@
-"""The STAC documents of a folder of results: an Item in each scene's folder, the Collection beside them."""
+"""STAC documents of a folder of results: an Item in each scene's folder, and the Collection that links them."""
 
 from __future__ import annotations
 
@@ -15,50 +15,52 @@ from pipeline.results.report import SceneReport
 from pipeline.results.stac_item import COLLECTION, ITEM, KEY, ItemSource, build_item, collection_of, grid_description
 
 MERGE_RECORD = "merge.json"
-"""Says what is in the file of the polygons of all scenes."""
-AT_ONCE = 16
-"""Results that are looked up at the same time."""
+"""Name of the record of the merged polygons of all scenes."""
+MAX_CONCURRENT_READS = 16
+"""Results that are read concurrently."""
 
 
 def write_item(results: Results, report: SceneReport) -> None:
-    """Describe a whole result by `item.json` in its folder; the mosaic is not opened where the Item is there already.
+    """Write a complete result's `item.json` into its folder; the mosaic is not opened if the Item is up to date.
 
     Raises:
-        SceneError: its mosaic is gone or is none of ours.
-        TransientError: disk or network refuse.
+        SceneError: the mosaic is missing or was not written by Scenemill.
+        TransientError: disk or network fail.
     """
     name = f"{report.scene}/{ITEM}"
     outputs = {*report.outputs.values()}
     sizes = report.sizes or results.sizes(report.scene)
     sizes = {file: size for file, size in sizes.items() if file in outputs}
-    former = results.read(name)
-    grid = grid_description(_parsed(former))
-    if grid is not None and _content(build_item(report, grid, sizes)) == former:
+    previous = results.read(name)
+    grid = grid_description(_parse(previous))
+    if grid is not None and _to_json(build_item(report, grid, sizes)) == previous:
         return
-    place = results.place(f"{report.scene}/{report.outputs['probability']}")
-    with place.environment(ignore_sidecars=True), MosaicReader(Path(place.gdal_path)) as mosaic:
+    location = results.location(f"{report.scene}/{report.outputs['probability']}")
+    with location.environment(ignore_sidecars=True), MosaicReader(Path(location.gdal_path)) as mosaic:
         grid = mosaic.grid
-    with results.turn():
-        results.write(name, _content(build_item(report, grid, sizes)))
+    with results.lock():
+        results.write(name, _to_json(build_item(report, grid, sizes)))
 
 
 def write_collection(results: Results) -> None:
-    """Describe all whole results of a folder by `collection.json`, in the order of their names.
+    """Write the `collection.json` of all complete results in a folder, in the order of their names.
 
-    Those of former runs are among them, so it tells what is there and not what a run did. What has no Item of its own,
-    or one that was left behind by a former result, is not told. Where there is no result, nothing is written.
+    Results of earlier runs are included: it describes the folder, not one run. A result without an Item, or whose Item
+    describes a previous result, is left out. Without any result, nothing is written.
 
     Raises:
-        TransientError: disk or network refuse.
+        TransientError: disk or network fail.
     """
-    with results.turn():
+    with results.lock():
         if described := [*_described(results)]:
             _write(results, COLLECTION, collection_of(described, _read(results, MERGE_RECORD)))
 
 
 def _described(results: Results) -> Iterator[ItemSource]:
-    """The whole results, in order; several are looked up at once, since a store answers slowly."""
-    found = map_concurrently(lambda scene: _describe(results, *scene), results.surveyed(), most=AT_ONCE)
+    """The complete results, in order; several are read concurrently, since stores have a high latency."""
+    found = map_concurrently(
+        lambda scene: _describe(results, *scene), results.iter_finished(), most=MAX_CONCURRENT_READS
+    )
     yield from (each for each in found if each is not None)
 
 
@@ -70,14 +72,14 @@ def _describe(results: Results, scene_id: str, find_finished: FindFinished) -> I
 
 
 def _read(results: Results, name: str) -> Mapping[str, object]:
-    """A JSON document; an empty one where it is none."""
+    """A JSON object; an empty one if it is missing or invalid."""
     try:
-        return _parsed(results.read(name))
+        return _parse(results.read(name))
     except TransientError:
         return {}
 
 
-def _parsed(content: bytes | None) -> Mapping[str, object]:
+def _parse(content: bytes | None) -> Mapping[str, object]:
     try:
         document = json.loads(content or b"")
     except ValueError:
@@ -86,18 +88,18 @@ def _parsed(content: bytes | None) -> Mapping[str, object]:
 
 
 def _key_of(item: Mapping[str, object]) -> str | None:
-    """Content key of the result that an Item of ours describes."""
+    """Content key of the result that an Item of Scenemill describes."""
     properties = item.get("properties")
     key = properties.get(KEY) if isinstance(properties, dict) else None
     return key if isinstance(key, str) else None
 
 
 def _write(results: Results, name: str, document: Mapping[str, object]) -> None:
-    """Write a document, unless it is there already."""
-    content = _content(document)
+    """Write a document if it changed."""
+    content = _to_json(document)
     if results.read(name) != content:
         results.write(name, content)
 
 
-def _content(document: Mapping[str, object]) -> bytes:
+def _to_json(document: Mapping[str, object]) -> bytes:
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,7 +1,7 @@
-"""Results as STAC 1.1: an Item for each scene, and a Collection of them. Dictionaries only; `stac_files` writes them.
+"""STAC 1.1 Items and Collection of results, as dictionaries; `stac_files` writes them.
 
 Every link between the documents is relative, so the folder can be moved or published as it is. The same result gives
-the same Item, wherever and whenever it is described.
+the same Item, on any machine and at any time.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ from pipeline.results.stac_model import Json, class_record, model_fields
 
 STAC_VERSION = "1.1.0"
 COLLECTION_ID = "scenemill-results"
-"""The same everywhere, so that an Item does not depend on the folder that it lies in."""
+"""A constant, so that an Item does not depend on its folder."""
 COLLECTION = "collection.json"
 ITEM = "item.json"
 KEY = "scenemill:key"
-"""Property of an Item: the content key of the result that it describes."""
+"""Property of an Item: the content key of its result."""
 EXTENSIONS = tuple(
     f"https://stac-extensions.github.io/{name}/schema.json"
     for name in ("projection/v2.0.0", "raster/v1.1.0", "classification/v2.0.0", "file/v2.1.0", "processing/v1.2.0")
 )
-"""What Items use beyond the core."""
+"""STAC extensions of Items."""
 LEVEL = "L4"
-"""Processing level of what a model made of measurements."""
+"""Processing level of model output."""
 DATE_DESCRIPTIONS = {
     "scene": "",
     "file": " The scene does not say when it was taken: datetime is when its file last changed.",
     "processing": " The scene does not say when it was taken: datetime is when it was processed.",
 }
-"""What the description adds, by `SceneReport.date_of`."""
+"""Text that the description adds, by `SceneReport.date_of`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AssetKind:
-    """What is the same for an output of every scene."""
+    """Metadata of one kind of output."""
 
     title: str
-    """What it is, in a few words."""
+    """A few words."""
     media_type: str
     """IANA name, with parameters."""
     roles: tuple[str, ...]
-    """What it is for, in the words of the STAC best practices."""
+    """Roles, in the terms of the STAC best practices."""
 
 
 GEOPACKAGE = "application/geopackage+sqlite3"
 MERGED: Mapping[object, str] = {"polygons.gpkg": GEOPACKAGE, "polygons.parquet": "application/vnd.apache.parquet"}
-"""Name of a file of the polygons of all scenes -> its media type."""
+"""Name of a merged file -> its media type."""
 GEOJSON = "application/geo+json"
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 ASSETS: Mapping[str, AssetKind] = {
@@ -70,62 +70,64 @@ ASSETS: Mapping[str, AssetKind] = {
     "preview": AssetKind(title="Scene and outlines", media_type="image/png", roles=("overview",)),
     "report": AssetKind(title="What went in and came out", media_type="application/json", roles=("metadata",)),
 }
-"""Kind of output, as in `SceneReport.outputs`, -> what its asset says; and the report itself."""
+"""Kind of output, as in `SceneReport.outputs`, or `report` -> metadata of its asset."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemSource:
-    """A whole result with its Item."""
+    """A complete result with its Item."""
 
     item: Mapping[str, object]
-    """What `build_item` made."""
+    """As `build_item` returned it."""
     report: SceneReport
-    """The report beside it."""
+    """The report of the result."""
 
 
 def build_item(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> Json:
-    """The Item of one scene, to lie in the scene's folder.
+    """The Item of one scene, for the scene's folder.
 
     Args:
-        report: of a whole result.
+        report: of a complete result.
         grid: of its rasters.
-        sizes: bytes of each output; what has none here is told without its size.
+        sizes: bytes of each output, by file name; may be incomplete.
     """
     footprint = resolve_footprint(grid)
-    placed: Json = {"geometry": None} if footprint is None else {"geometry": footprint.geometry, "bbox": footprint.bbox}
+    spatial: Json = (
+        {"geometry": None} if footprint is None else {"geometry": footprint.geometry, "bbox": footprint.bbox}
+    )
     return {
         "type": "Feature",
         "stac_version": STAC_VERSION,
         "stac_extensions": list(EXTENSIONS),
         "id": report.scene,
         "collection": COLLECTION_ID,
-        **placed,
+        **spatial,
         "properties": _properties(report, grid),
         "links": [
             *(_link(rel, f"../{COLLECTION}") for rel in ("root", "parent", "collection")),
-            *_origins(report),
+            *_source_links(report),
         ],
         "assets": _assets(report, grid, sizes),
     }
 
 
 def grid_description(item: Mapping[str, object]) -> RasterGrid | None:
-    """The grid that an Item of ours was made with; None where it tells of none."""
+    """The grid in the projection fields of an Item of Scenemill; None without a valid one."""
     try:
-        told = cast("Mapping[str, Any]", item["properties"])
-        crs = _crs_told(told["proj:code"], told.get("proj:wkt2"))
-        height, width = told["proj:shape"]
-        return RasterGrid(crs=crs, transform=Affine(*told["proj:transform"]), height=height, width=width)
+        properties = cast("Mapping[str, Any]", item["properties"])
+        crs = _parse_crs(properties["proj:code"], properties.get("proj:wkt2"))
+        height, width = properties["proj:shape"]
+        return RasterGrid(crs=crs, transform=Affine(*properties["proj:transform"]), height=height, width=width)
     except (KeyError, TypeError, ValueError, AttributeError, CRSError, SceneError):
         return None
 
 
 def collection_of(results: Sequence[ItemSource], merged: Mapping[str, object] | None = None) -> Json:
-    """The Collection of these results, to lie beside their folders.
+    """The Collection of these results, for the folder above theirs.
 
     Args:
         results: at least one.
-        merged: the record of the merge of their polygons, `merge.json`; None where there is none.
+        merged: `merge.json`, the record of their merged polygons; None without one.
     """
     items = [result.item for result in results]
     bboxes = [cast("Bbox", tuple(cast("Sequence[float]", item["bbox"]))) for item in items if "bbox" in item]
@@ -153,7 +155,7 @@ def collection_of(results: Sequence[ItemSource], merged: Mapping[str, object] | 
 
 
 def _merged(record: Mapping[str, object]) -> Json:
-    """The asset of the polygons of all scenes, if there is one."""
+    """The asset of the merged polygons, if there is one."""
     file, scenes = record.get("file"), record.get("scenes")
     if file not in MERGED or not isinstance(scenes, list):
         return {}
@@ -189,25 +191,25 @@ def _properties(report: SceneReport, grid: RasterGrid) -> Json:
 
 
 def _restriction(report: SceneReport) -> str:
-    """What the description adds where an area restricts the result."""
+    """Text that the description adds for a result restricted to an area."""
     return f" Restricted to {report.area}, {100 * report.area_share:.3g} % of the scene." if report.area else ""
 
 
 def _projection(grid: RasterGrid) -> Json:
     authority = grid.crs.to_authority()
-    written_out: Json = {"proj:code": None, "proj:wkt2": grid.crs.to_wkt(version="WKT2_2019")}
+    by_wkt: Json = {"proj:code": None, "proj:wkt2": grid.crs.to_wkt(version="WKT2_2019")}
     return {
-        **({"proj:code": ":".join(authority)} if authority else written_out),
+        **({"proj:code": ":".join(authority)} if authority else by_wkt),
         "proj:shape": list(grid.shape),
         "proj:transform": list(grid.transform)[:6],
         "proj:bbox": list(grid.bounds),
     }
 
 
-def _crs_told(code: str | None, written_out: str | None) -> CRS:
-    """A CRS by its number or its definition; by nothing that could lead PROJ to a file or an address."""
+def _parse_crs(code: str | None, wkt: str | None) -> CRS:
+    """A CRS by EPSG code or WKT; nothing else, so that PROJ never opens a file or an address."""
     if code is None:
-        return CRS.from_wkt(written_out)
+        return CRS.from_wkt(wkt)
     authority, number = code.split(":")
     if authority != "EPSG":
         raise ValueError(authority)
@@ -259,12 +261,12 @@ def _mask_bands(card: ModelCard, grid: RasterGrid) -> Json:
     return {"bands": [{"name": "class"}], "raster:bands": [band], "classification:classes": [*classes, nodata]}
 
 
-def _origins(report: SceneReport) -> list[Json]:
-    """Links to what the scene was: the STAC Item that it comes from, or else its files."""
+def _source_links(report: SceneReport) -> list[Json]:
+    """Links to the scene: its STAC Item, or else its files."""
     if report.source is not None:
         return [{"rel": "derived_from", "href": _address(report.source), "title": "The scene", "type": GEOJSON}]
-    places = report.files or [report.location]
-    return [{"rel": "derived_from", "href": _address(place), "title": "The scene"} for place in places]
+    locations = report.files or [report.location]
+    return [{"rel": "derived_from", "href": _address(each), "title": "The scene"} for each in locations]
 
 
 def _link(rel: str, href: str) -> Json:
@@ -272,5 +274,5 @@ def _link(rel: str, href: str) -> Json:
 
 
 def _address(location: str) -> str:
-    """A scene's address as the operator gave it, or that of its file."""
+    """A scene's address as the operator gave it, or the URI of its file."""
     return location if "://" in location else Path(location).expanduser().absolute().as_uri()

@@ -1,6 +1,6 @@
-"""What a Collection of results says of the model that made them, in the fields of the STAC extension `mlm` 1.4.
+"""Model metadata of a STAC Collection, in the fields of the extension `mlm` 1.4.
 
-An Item may bear these fields only if the model itself is one of its assets; a Collection may without.
+An Item may have these fields only if the model itself is one of its assets; a Collection may without.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pipeline.model import ModelCard
 EXTENSION = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
 TASKS = ("semantic-segmentation",)
 UNKNOWN = "unknown"
-"""The extension's own word for an architecture that is not told."""
+"""The extension's value for an unknown architecture."""
 DIGEST = 12
-"""Hexadecimal digits of a model's SHA-256 that are enough for its name."""
+"""Hexadecimal digits of a model's SHA-256 in its name."""
 
 Json = dict[str, object]
 """A STAC document, or a part of one."""
 
 
 def model_fields(models: Mapping[str, ModelCard]) -> Json:
-    """The fields of a Collection: all of them where one model made it, what is the same for every model where several.
+    """The fields of a Collection: all of them for one model, the shared ones for several.
 
     Args:
         models: SHA-256 of each model, or `function`, -> its card.
@@ -42,7 +42,7 @@ def model_fields(models: Mapping[str, ModelCard]) -> Json:
 
 
 def architecture_of(card: ModelCard) -> str:
-    """The name of the network in the facts of its training; those of other tools may not tell it."""
+    """The name of the network in the card's training facts; `unknown` where other tools wrote none."""
     found: object = card.training
     for key in ("settings", "network", "name"):
         found = found.get(key) if isinstance(found, Mapping) else None
@@ -50,7 +50,7 @@ def architecture_of(card: ModelCard) -> str:
 
 
 def class_record(value: int, name: str) -> Json:
-    """A class of the extension `classification`, whose names are of letters, digits, dash and underscore.
+    """A class of the extension `classification`, whose names have letters, digits, dashes and underscores only.
 
     >>> class_record(2, "old road")
     {'value': 2, 'name': 'old-road', 'description': 'old road'}

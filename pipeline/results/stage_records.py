@@ -1,7 +1,7 @@
-"""Stages of a scene's work, each with a record that vouches for its files: what a rerun goes on from.
+"""Checkpoints of a scene's completed stages, from which a rerun resumes.
 
-A record is written after its files and names their sizes and digests, so a file that was torn or changed is not
-believed, and neither is a record that was. It bears the key of what went in: another key is another stage.
+A record is written after its files and holds their digests and its own, so a truncated or changed file or record is
+rejected. It holds the key of the stage's inputs: another key is another stage.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ RECORDS = "stages"
 
 
 class StageRecords:
-    """The stages of one scene that are done; it pickles."""
+    """Records of one scene's completed stages; picklable."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` holds the records and, at any depth, the files that they vouch for."""
+        """`folder` holds the records and, at any depth, the files that they verify."""
         self._folder = folder
 
     def record(self, stage: str, key: str | None, facts: Mapping[str, object], files: Iterable[Path] = ()) -> None:
-        """Vouch for a stage and its files; without a key there is nothing to know it by again.
+        """Record a completed stage and its files; nothing without a key.
 
         Raises:
-            TransientError: the disk refuses.
+            TransientError: the disk fails.
         """
         if key is None:
             return
@@ -38,7 +38,7 @@ class StageRecords:
         atomic_write(self._path(stage), json.dumps({"sha256": _sha256(content), **content}) + "\n")
 
     def find(self, stage: str, key: str | None) -> Mapping[str, object] | None:
-        """The facts of a stage that is done with this key and whose files are what they were; None otherwise."""
+        """The facts of a stage that was completed with this key and whose files are unchanged; None otherwise."""
         if key is None:
             return None
         try:
@@ -52,16 +52,16 @@ class StageRecords:
         return None
 
     def discard(self, pattern: str = "*") -> None:
-        """Forget the stages whose names match; what lies in their files no longer counts."""
+        """Delete the records of stages whose names match; their files are no longer verified."""
         for path in (self._folder / RECORDS).glob(f"{pattern}.json"):
             path.unlink(missing_ok=True)
 
     def digests(self) -> dict[Path, str]:
-        """The digests of all files that are recorded."""
+        """The digests of all recorded files."""
         return {self._folder / name: digest for path in self._records() for name, digest in _files_of(path).items()}
 
-    def sweep(self) -> None:
-        """Remove every file that no record names: what was under way when the work was stopped."""
+    def remove_unrecorded(self) -> None:
+        """Remove every file that no record names: those an interrupted run was still writing."""
         kept = {*self._records(), *self.digests()}
         for path in self._folder.rglob("*"):
             if not path.is_dir() and path not in kept:
@@ -69,7 +69,7 @@ class StageRecords:
 
     @property
     def any_done(self) -> bool:
-        """Whether anything is recorded that would have to be done again."""
+        """Whether any file is recorded, and so need not be computed again."""
         return bool(self.digests())
 
     def _records(self) -> list[Path]:
@@ -80,7 +80,7 @@ class StageRecords:
 
 
 def stage_key(*parts: object) -> str | None:
-    """The key of what goes into a stage, 64 hexadecimal digits; None where a part, such as the key before, is None."""
+    """Hash of a stage's inputs, 64 hexadecimal digits; None if a part, such as the previous stage's key, is None."""
     if any(part is None for part in parts):
         return None
     return _sha256(parts)

@@ -1,15 +1,15 @@
-"""One scene's result in an object store: what a reader may believe of it, and how it takes the place of the former.
+"""Atomic replacement of one scene's result in an object store.
 
-Nothing in a store can be renamed, so what a reader may believe is a rule: `report.json` vouches for the result. It is
-written last, and names size, SHA-256 and ETag of every file; a result is whole while all are there as it says.
+An object store cannot rename, so `report.json` verifies the result. It is written last and lists size, SHA-256 and
+ETag of every file; a result is complete while every file matches.
 
-    1. stage     SCENE/.partial/...     every file is uploaded, and last a report that vouches for them here
-    2. swap      SCENE/report.json      the former one is removed: from now on nobody believes the former result
+    1. stage     SCENE/.partial/...     every file is uploaded, then a report that verifies them
+    2. swap      SCENE/report.json      the previous report is deleted: no reader accepts the previous result any more
                  SCENE/...              the staged files are copied into place, inside the store
-    3. publish   SCENE/report.json      the new one is written
-    4. sweep     SCENE/.partial/...
+    3. publish   SCENE/report.json      the new report is written
+    4. clean up  SCENE/.partial/...
 
-Whoever meets a whole staged result completes steps 2 to 4, wherever it was stopped; nothing is computed again.
+Any later run that finds a complete staged result performs steps 2 to 4; nothing is computed again.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from pipeline.results.publish import REPORT
 from pipeline.storage import LocalFile, StoredFile, StoreFolder, atomic_write, ensure_dir, sha256_file
 
 STAGED = ".partial"
-"""Folder of a scene's folder where files wait until all are there."""
+"""Staging area in a scene's folder."""
 OBJECTS, REPLACED = "objects", "replaced"
-"""What a report in a store says beyond a local one: the files it vouches for, and names of the former result's."""
+"""Keys that only a report in a store has: the files it verifies, and names of the previous result's files."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vouched:
-    """What a report says of one file beside it."""
+class ExpectedFile:
+    """Expected facts of one file of a result."""
 
     size: int
     """Bytes."""
     sha256: str
     """Digest of its bytes."""
     etag: str | None = None
-    """The store's name for this version, None while it is staged."""
+    """The store's identifier of this version; None while it is staged."""
 
-    def fits(self, found: StoredFile | None) -> bool:
-        """Whether the file that is there is the one that is meant."""
+    def matches(self, found: StoredFile | None) -> bool:
+        """Whether the file in the store is the expected one."""
         return found is not None and found.size_bytes == self.size and self.etag in (None, found.etag)
 
 
@@ -51,18 +51,18 @@ class StoredReport:
     """A report in a store."""
 
     record: Mapping[str, object]
-    """What a local report says, too."""
-    files: Mapping[str, Vouched]
-    """The files it vouches for, by name."""
+    """The keys of a local report."""
+    files: Mapping[str, ExpectedFile]
+    """The files it verifies, by name."""
     replaced: tuple[str, ...] = ()
-    """Files of the result before, which go when this one is in place."""
+    """Files of the previous result, deleted when this one is in place."""
 
     @classmethod
     def read(cls, content: bytes | None) -> StoredReport | None:
-        """The report that `content` made; None where there is none, or none of ours."""
+        """The report in a document; None without a valid one."""
         try:
             record = json.loads(content or b"")
-            files = {str(name): Vouched(**fact) for name, fact in record.pop(OBJECTS).items()}
+            files = {str(name): ExpectedFile(**fact) for name, fact in record.pop(OBJECTS).items()}
             return cls(record=record, files=files, replaced=tuple(record.pop(REPLACED, ())))
         except (ValueError, TypeError, AttributeError, KeyError):
             return None
@@ -70,42 +70,42 @@ class StoredReport:
     @property
     def content(self) -> str:
         """The report as JSON."""
-        told = {
+        files = {
             name: {key: value for key, value in asdict(file).items() if value is not None}
             for name, file in self.files.items()
         }
         more = {REPLACED: self.replaced} if self.replaced else {}
-        return json.dumps({**self.record, OBJECTS: told, **more}, indent=2, sort_keys=True) + "\n"
+        return json.dumps({**self.record, OBJECTS: files, **more}, indent=2, sort_keys=True) + "\n"
 
-    def is_whole(self, listed: Mapping[str, StoredFile], folder: str = "") -> bool:
-        """Whether all its files are in a folder as it says."""
-        return all(file.fits(listed.get(f"{folder}{name}")) for name, file in self.files.items())
+    def is_complete(self, listed: Mapping[str, StoredFile], folder: str = "") -> bool:
+        """Whether every file is in a folder and matches."""
+        return all(file.matches(listed.get(f"{folder}{name}")) for name, file in self.files.items())
 
 
 class StoredScene:
-    """The folder of a scene in a store; who changes it holds its lease."""
+    """A scene's folder in a store; methods that take a `Lease` modify it."""
 
     def __init__(self, store: StoreFolder, scene_id: str) -> None:
         self._store, self._id = store, scene_id
 
     @property
     def report(self) -> StoredReport | None:
-        """What vouches for the result; None where nothing does."""
+        """The report that verifies the result; None without one."""
         return self._report(REPORT)
 
-    def look(self, key: str | None) -> tuple[dict[str, object] | None, bool]:
-        """The report of the result, if it is whole and has this key, and whether there is something staged."""
+    def find(self, key: str | None) -> tuple[dict[str, object] | None, bool]:
+        """The report of the result, if it is complete and has this key, and whether any file is staged."""
         listed = self._store.list_files(self._id)
         return self.finished(key, listed), any(name.startswith(f"{STAGED}/") for name in listed)
 
     def finished(self, key: str | None, listed: Mapping[str, StoredFile]) -> dict[str, object] | None:
-        """The report of the result, if it has this key and is whole by a listing of the scene's folder."""
+        """The report of the result, if it has this key and is complete by a listing of the scene's folder."""
         report = self.report
-        fits = report is not None and key is not None and report.record.get("content_key") == key
-        return dict(report.record) if report is not None and fits and report.is_whole(listed) else None
+        matches = report is not None and key is not None and report.record.get("content_key") == key
+        return dict(report.record) if report is not None and matches and report.is_complete(listed) else None
 
     def fetch(self, report: StoredReport, folder: Path) -> Path:
-        """Bring the result into a local folder, which then is as if it had been made there."""
+        """Download the result into a folder, in the form of a local result."""
         ensure_dir(folder)
         for name in report.files:
             self._store.download(f"{self._id}/{name}", folder / name)
@@ -113,37 +113,39 @@ class StoredScene:
         return folder
 
     def stage(self, local: Path, lease: Lease) -> None:
-        """Step 1. What an upload that was stopped has brought there already is not sent again."""
+        """Step 1; files that an interrupted upload already transferred are not sent again."""
         record = json.loads((local / REPORT).read_text(encoding="utf-8"))
         paths = [path for path in sorted(local.iterdir()) if path.is_file() and path.name != REPORT]
         digests = record.get("digests", {})
         files = {path.name: LocalFile(path=path, sha256=digests.get(path.name) or sha256_file(path)) for path in paths}
-        self._send(files)
-        former = self.report
-        vouched = {name: Vouched(size=file.path.stat().st_size, sha256=file.sha256) for name, file in files.items()}
-        replaced = tuple(sorted(former.files.keys() - vouched.keys())) if former else ()
+        self._upload_staged(files)
+        previous = self.report
+        expected = {
+            name: ExpectedFile(size=file.path.stat().st_size, sha256=file.sha256) for name, file in files.items()
+        }
+        replaced = tuple(sorted(previous.files.keys() - expected.keys())) if previous else ()
         lease.renew()
-        self._vouch(f"{STAGED}/{REPORT}", StoredReport(record=record, files=vouched, replaced=replaced))
+        self._write_report(f"{STAGED}/{REPORT}", StoredReport(record=record, files=expected, replaced=replaced))
 
     def complete(self, lease: Lease) -> None:
-        """Steps 2 to 4 for a whole staged result; one that is still being staged is left as it is."""
+        """Steps 2 to 4 for a complete staged result; without a staged report nothing is done."""
         report = self._report(f"{STAGED}/{REPORT}")
         if report is None:
             return
-        placed, listed = self.report, self._store.list_files(self._id)
-        is_placed = placed is not None and placed.record == report.record and placed.is_whole(listed)
-        if report.is_whole(listed, f"{STAGED}/") and not is_placed:
+        current, listed = self.report, self._store.list_files(self._id)
+        is_current = current is not None and current.record == report.record and current.is_complete(listed)
+        if report.is_complete(listed, f"{STAGED}/") and not is_current:
             self._swap(report, lease)
-        self.sweep()
+        self.remove_staged()
 
-    def sweep(self) -> None:
-        """Step 4: remove what is staged, its report first, so that a rest is never taken for the whole."""
+    def remove_staged(self) -> None:
+        """Step 4: delete the staged files, the report first, so that a partial set never counts as complete."""
         names = sorted(self._store.list_files(self._staged), key=lambda name: name != REPORT)
         self._store.remove(f"{self._staged}/{name}" for name in names)
         self._store.abort_uploads(self._staged)
 
-    def _send(self, files: Mapping[str, LocalFile]) -> None:
-        """Make the staged files these, by name."""
+    def _upload_staged(self, files: Mapping[str, LocalFile]) -> None:
+        """Make the staged files equal to these, by name."""
         there = self._store.list_files(self._staged)
         self._store.remove(f"{self._staged}/{name}" for name in there.keys() - files.keys())
         self._store.abort_uploads(self._staged)
@@ -162,12 +164,12 @@ class StoredScene:
         self._store.copy(self._staged, self._id, {name: file.sha256 for name, file in report.files.items()})
         self._store.remove(f"{self._id}/{name}" for name in report.replaced)
         listed = self._store.list_files(self._id)
-        if not report.is_whole(listed):
-            place = self._store.address(self._id)
-            raise TransientError(f"{place}: files are missing right after they were written; run again")
-        placed = {name: replace(file, etag=listed[name].etag) for name, file in report.files.items()}
-        lease.renew()  # whoever took it over meanwhile may have replaced what was listed
-        self._vouch(REPORT, StoredReport(record=report.record, files=placed))
+        if not report.is_complete(listed):
+            address = self._store.address(self._id)
+            raise TransientError(f"{address}: files are missing right after they were written; run again")
+        current = {name: replace(file, etag=listed[name].etag) for name, file in report.files.items()}
+        lease.renew()  # a run that took the lease over may have replaced the listed files
+        self._write_report(REPORT, StoredReport(record=report.record, files=current))
 
     @property
     def _staged(self) -> str:
@@ -177,5 +179,5 @@ class StoredScene:
         found = self._store.read(f"{self._id}/{name}")
         return StoredReport.read(found.content) if found else None
 
-    def _vouch(self, name: str, report: StoredReport) -> None:
+    def _write_report(self, name: str, report: StoredReport) -> None:
         self._store.write(f"{self._id}/{name}", report.content.encode())

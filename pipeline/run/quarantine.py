@@ -137,7 +137,7 @@ class Quarantine:
             source=source,
             inputs=self._inputs,
         )
-        with self._results.turn():
+        with self._results.lock():
             self._write({**self._read(), entry.id: scene})
 
     def release(self, entry: CatalogEntry) -> None:
@@ -148,7 +148,7 @@ class Quarantine:
         """
         self._begun.pop(entry.id, None)
         if entry.id in self._scenes:
-            with self._results.turn():
+            with self._results.lock():
                 self._write({name: scene for name, scene in self._read().items() if name != entry.id})
 
     def _source_facts(self, entry: CatalogEntry) -> dict[str, str]:

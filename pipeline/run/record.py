@@ -62,7 +62,7 @@ class RunRecord:
             TransientError: disk or network refuse.
         """
         start = self._clock()
-        with self._results.turn():
+        with self._results.lock():
             former = _parsed(self._results.read(RUN))
             if self._before is None:
                 self._before = former["writes"]

@@ -50,7 +50,7 @@ class RegionRecords:
             TransientError: the disk refuses.
         """
         self._stages.discard()
-        self._stages.sweep()
+        self._stages.remove_unrecorded()
         facts = {
             "proof": asdict(plan.proof),
             "threshold": plan.threshold,

@@ -1,4 +1,4 @@
-"""What a run's `out` is: which addresses there are, and that a folder does what it always did."""
+"""Addresses of results, and results in a local folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_an_address_that_results_cannot_have_is_refused(out: str) -> None:
 
 @pytest.mark.parametrize("out", [Path("s3://bucket/out"), "s3:/bucket/out"])
 def test_an_address_that_was_taken_for_a_path_is_refused(out: str | Path) -> None:
-    with pytest.raises(SettingsError, match=r"lost a slash.*give it as text"):
+    with pytest.raises(SettingsError, match=r"lost a slash.*pass it as text"):
         open_results(out)
 
 

@@ -1,4 +1,4 @@
-"""Results appear whole or not at all, whatever stops the process; equal results are recognised by content."""
+"""Results are published atomically, whatever kills the process, and found by their content key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conftest import MakeScene
 
 from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import TransientError
-from pipeline.results import publish as journal
+from pipeline.results import publish as publish_module
 from pipeline.results.publish import content_key, finished_report, publishing
 from pipeline.scene.describe import Scene, describe_scene
 from pipeline.scene.spec import ReadingSpec
@@ -289,7 +289,7 @@ def test_a_header_read_otherwise_is_another_scene(make_scene: MakeScene) -> None
 def test_a_work_folder_goes_even_while_a_worker_still_adds_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove, late = journal.shutil.rmtree, ["region-2.tif", "region-3.tif"]
+    remove, late = publish_module.shutil.rmtree, ["region-2.tif", "region-3.tif"]
 
     def remove_while_written_to(path: Path, ignore_errors: bool = False) -> None:
         remove(path, ignore_errors=ignore_errors)
@@ -299,7 +299,7 @@ def test_a_work_folder_goes_even_while_a_worker_still_adds_to_it(
 
     def fail() -> None:
         with publishing(tmp_path / "town"):
-            monkeypatch.setattr(journal.shutil, "rmtree", remove_while_written_to)
+            monkeypatch.setattr(publish_module.shutil, "rmtree", remove_while_written_to)
             raise RuntimeError("a region failed")
 
     with pytest.raises(RuntimeError):

@@ -1,4 +1,4 @@
-"""Reports keep what happened, and pictures show it."""
+"""Reports and preview images of scenes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results in an object store: whole or not believed, whatever stops a run; the same bytes as in a folder."""
+"""Results in an object store: complete or not found, whatever interrupts a run; the same bytes as in a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.results.object_store import StoreResults
 from pipeline.storage.s3 import store_access
 
 
-def opened(store: Store, work: Path | None = None, prefix: str = "out") -> StoreResults:
+def open_store(store: Store, work: Path | None = None, prefix: str = "out") -> StoreResults:
     return StoreResults(f"s3://{store.bucket}/{prefix}", work)
 
 
@@ -42,7 +42,7 @@ def contents(store: Store, prefix: str = "out/town/") -> dict[str, str]:
 
 
 def test_a_result_is_in_the_store_and_no_longer_on_the_disk(store: Store, tmp_path: Path) -> None:
-    results = opened(store, tmp_path / "work")
+    results = open_store(store, tmp_path / "work")
     publish(results, "x")
     assert contents(store) == {"a": "xxx", "b": "xxx"}
     assert [path.name for path in (tmp_path / "work").rglob("*") if path.is_file()] == ["owner"]
@@ -53,16 +53,16 @@ def test_a_result_is_in_the_store_and_no_longer_on_the_disk(store: Store, tmp_pa
 
 
 def test_a_report_names_size_digest_and_version_of_what_it_vouches_for(store: Store) -> None:
-    publish(opened(store), "x")
-    vouched = json.loads(store.get("out/town/report.json"))["objects"]
+    publish(open_store(store), "x")
+    expected = json.loads(store.get("out/town/report.json"))["objects"]
     etag = store.client.head_object(Bucket=store.bucket, Key="out/town/a")["ETag"]
-    assert vouched["a"] == {"size": 3, "sha256": hashlib.sha256(b"xxx").hexdigest(), "etag": etag}
-    assert [*vouched] == ["a", "b"]
+    assert expected["a"] == {"size": 3, "sha256": hashlib.sha256(b"xxx").hexdigest(), "etag": etag}
+    assert [*expected] == ["a", "b"]
 
 
 @pytest.mark.parametrize("harm", ["gone", "torn", "same size", "no report", "torn report"])
 def test_a_result_that_is_not_as_its_report_says_is_not_believed(store: Store, harm: str) -> None:
-    results = opened(store)
+    results = open_store(store)
     publish(results, "x")
     name = "report.json" if "report" in harm else "a"
     if harm in ("gone", "no report"):
@@ -70,13 +70,13 @@ def test_a_result_that_is_not_as_its_report_says_is_not_believed(store: Store, h
     else:
         store.put(f"out/town/{name}", {"torn": b"x", "same size": b"yyy", "torn report": b"{"}[harm])
     assert results.finished("town", "x") is None
-    assert results.recovered("town", "x") is None
+    assert results.recover("town", "x") is None
     publish(results, "x")
     assert results.finished("town", "x") is not None
 
 
 def test_a_new_result_replaces_the_former_and_leaves_foreign_objects(store: Store) -> None:
-    results = opened(store)
+    results = open_store(store)
     publish(results, "old", names="abc")
     store.put("out/town/notes.txt", b"mine")
     publish(results, "new")
@@ -85,7 +85,7 @@ def test_a_new_result_replaces_the_former_and_leaves_foreign_objects(store: Stor
 
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
 def test_a_failure_leaves_nothing_and_spares_the_former_result(store: Store, fault: type[BaseException]) -> None:
-    results = opened(store)
+    results = open_store(store)
     publish(results, "old")
 
     def fail() -> None:
@@ -129,7 +129,7 @@ OLD, NEW = {"a": "old" * 3, "b": "old" * 3, "c": "old" * 3}, {"a": "new" * 3, "b
 
 def stopped_after(requests: int, store: Store, work: Path) -> tuple[StoreResults, bool]:
     """A store in which a run was killed that replaced an old result; whether it came through."""
-    results = opened(store, work, prefix=f"{requests}")
+    results = open_store(store, work, prefix=f"{requests}")
     publish(results, "old", names="abc")
     with cut_off_after(requests) as left:
         try:
@@ -140,14 +140,14 @@ def stopped_after(requests: int, store: Store, work: Path) -> tuple[StoreResults
     return results, True
 
 
-def check_and_go_on(results: StoreResults, store: Store, prefix: str) -> None:
+def check_and_resume(results: StoreResults, store: Store, prefix: str) -> None:
     """What is believed is whole; a rerun leaves the new result and nothing else, and makes nothing twice."""
     found = contents(store, prefix)
     visible = {name: text for name, text in found.items() if not name.startswith(".")}
-    believed = {key for key in ("old", "new") if results.finished("town", key)}
-    assert (believed == {"old"} and visible == OLD) or (believed == {"new"} and visible == NEW) or not believed
-    recovered = results.recovered("town", "new")
-    assert recovered or believed == {"old"}
+    found_keys = {key for key in ("old", "new") if results.finished("town", key)}
+    assert (found_keys == {"old"} and visible == OLD) or (found_keys == {"new"} and visible == NEW) or not found_keys
+    recovered = results.recover("town", "new")
+    assert recovered or found_keys == {"old"}
     if not recovered:
         publish(results, "new")
     assert contents(store, prefix) in (NEW, NEW | {".lock": found.get(".lock")})
@@ -159,43 +159,43 @@ def test_a_kill_between_any_two_requests_leaves_one_whole_result_or_none_that_is
     store: Store, tmp_path: Path, every: int
 ) -> None:
     for requests in itertools.count(0, every):
-        results, is_through = stopped_after(requests, store, tmp_path)
-        check_and_go_on(results, store, f"{requests}/town/")
-        if is_through:
+        results, is_complete = stopped_after(requests, store, tmp_path)
+        check_and_resume(results, store, f"{requests}/town/")
+        if is_complete:
             break
     assert requests > 20
 
 
 def test_what_was_made_is_not_made_again_and_what_was_sent_is_not_sent_again(store: Store, tmp_path: Path) -> None:
-    results = opened(store, tmp_path)
+    results = open_store(store, tmp_path)
     store.fail("PUT \\.partial/report 403 9")
     with pytest.raises(AccessError, match="refuses"):
         publish(results, "x")
     assert store.names("out/town/") == [".partial/a", ".partial/b"]
     store.fail()
     sent = len(store.requests)
-    assert results.recovered("town", "x") is not None
+    assert results.recover("town", "x") is not None
     uploads = [line for line in store.requests[sent:] if line.startswith("PUT") and "/.partial/" in line]
     assert [line.split("?")[0].rpartition("/")[2] for line in uploads] == ["report.json"]
     assert contents(store) == {"a": "xxx", "b": "xxx"}
 
 
 def test_a_staged_result_is_completed_on_a_machine_that_has_no_part_of_it(store: Store, tmp_path: Path) -> None:
-    results = opened(store, tmp_path / "one")
+    results = open_store(store, tmp_path / "one")
     store.fail("PUT out/town/[ab] 403 9")
     with pytest.raises(AccessError):
         publish(results, "x")
     store.fail()
-    other = opened(store, tmp_path / "other")
+    other = open_store(store, tmp_path / "other")
     assert other.finished("town", "x") is None
-    assert other.recovered("town", "x") is not None
+    assert other.recover("town", "x") is not None
     assert contents(store) == {"a": "xxx", "b": "xxx"}
 
 
 def test_parts_of_uploads_that_never_ended_are_removed(store: Store) -> None:
     store.client.create_multipart_upload(Bucket=store.bucket, Key="out/town/.partial/a")
     store.client.create_multipart_upload(Bucket=store.bucket, Key="elsewhere")
-    publish(opened(store), "x")
+    publish(open_store(store), "x")
     left = store.client.list_multipart_uploads(Bucket=store.bucket)["Uploads"]
     assert [each["Key"] for each in left] == ["elsewhere"]
 
@@ -204,12 +204,12 @@ def test_parts_of_uploads_that_never_ended_are_removed(store: Store) -> None:
 
 
 def test_two_runs_never_write_one_result(store: Store, tmp_path: Path) -> None:
-    one, two = (opened(store, tmp_path / name) for name in ("one", "two"))
+    one, two = (open_store(store, tmp_path / name) for name in ("one", "two"))
     with one.publishing("town") as work:
         with pytest.raises(TransientError, match=r"town: another run is writing this result \(.*process \d+, since 20"):
             publish(two, "second")
         with pytest.raises(TransientError, match="another run on this machine"):
-            publish(opened(store, tmp_path / "one"), "third")
+            publish(open_store(store, tmp_path / "one"), "third")
         publish_into(work, "first")
     assert contents(store)["a"] == "first" * 3
     publish(two, "fourth")
@@ -219,7 +219,7 @@ def test_two_runs_never_write_one_result(store: Store, tmp_path: Path) -> None:
 def test_a_lock_that_was_left_behind_is_taken_over(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = (opened(store, tmp_path / name) for name in ("one", "two"))
+    one, two = (open_store(store, tmp_path / name) for name in ("one", "two"))
 
     def overtaken() -> None:
         with one.publishing("town") as work:
@@ -230,7 +230,7 @@ def test_a_lock_that_was_left_behind_is_taken_over(
     with pytest.raises(TransientError, match="another run has taken over the lock"):
         overtaken()
     assert two.finished("town", "second") is not None
-    assert two.recovered("town", "second") is not None  # and sweeps up what the other had sent
+    assert two.recover("town", "second") is not None  # and sweeps up what the other had sent
     assert contents(store) == {"a": "second" * 3, "b": "second" * 3}
 
 
@@ -238,7 +238,7 @@ def test_a_run_that_is_started_again_holds_the_lock_at_once(store: Store, tmp_pa
     results, _ = stopped_after(4, store, tmp_path)
     assert ".lock" in store.names("4/town/")
     with pytest.raises(TransientError, match="another run is writing"):
-        publish(opened(store, tmp_path / "other", prefix="4"), "new")
+        publish(open_store(store, tmp_path / "other", prefix="4"), "new")
     publish(results, "new")
 
 
@@ -248,7 +248,7 @@ def test_where_a_store_knows_no_conditions_locks_hold_all_the_same(store: Store,
         params["headers"].pop("If-Match", None)
 
     store_access().client.meta.events.register("before-call.s3.PutObject", plainly)
-    one, two = (opened(store, tmp_path / name) for name in ("one", "two"))
+    one, two = (open_store(store, tmp_path / name) for name in ("one", "two"))
     with one.publishing("town") as work:
         with pytest.raises(TransientError, match="another run is writing"):
             publish(two, "second")
@@ -260,12 +260,12 @@ def test_where_a_store_knows_no_conditions_locks_hold_all_the_same(store: Store,
 
 def test_a_store_that_refuses_conditions_is_written_without(store: Store) -> None:
     store.fail("PUT /out/town/.lock 501 1")
-    publish(opened(store), "x")
-    assert opened(store).finished("town", "x") is not None
+    publish(open_store(store), "x")
+    assert open_store(store).finished("town", "x") is not None
 
 
 def test_a_lock_that_somebody_removed_is_lost(store: Store) -> None:
-    results = opened(store)
+    results = open_store(store)
 
     def robbed() -> None:
         with results.publishing("town") as work:
@@ -275,25 +275,25 @@ def test_a_lock_that_somebody_removed_is_lost(store: Store) -> None:
     with pytest.raises(TransientError, match="another run has taken over the lock"):
         robbed()
     assert results.finished("town", "x") is None
-    assert results.recovered("town", "x") is not None
+    assert results.recover("town", "x") is not None
 
 
 # What is said of an address that cannot be used
 
 
 def test_an_address_is_refused_before_any_work(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened(store).check()
+    open_store(store).check()
     assert store.names() == []
     with pytest.raises(SettingsError, match="there is no bucket nowhere; check the address"):
         StoreResults("s3://nowhere/out").check()
     store.fail("PUT /out/.writable 403 1")
     with pytest.raises(SettingsError, match=r"the store refuses .* check the credentials"):
-        opened(store).check()
-    opened(store).check(writing=False)
+        open_store(store).check()
+    open_store(store).check(writing=False)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with pytest.raises(SettingsError, match="no usable credentials"):
-        opened(store).check()
+        open_store(store).check()
 
 
 @pytest.mark.parametrize(
@@ -306,6 +306,6 @@ def test_an_address_that_no_bucket_has_is_refused(address: str) -> None:
 
 def test_a_store_that_fails_for_a_moment_is_asked_again(store: Store) -> None:
     store.fail("PUT /out/run.json 503 2", "GET /out/run.json 0 1")
-    results = opened(store)
+    results = open_store(store)
     results.write("run.json", "{}")
     assert results.read("run.json") == b"{}"
