@@ -135,7 +135,7 @@ def scaling(sizes: Sizes, folder: Path, others: Mapping[Client, Processes]) -> d
             times[workers] += [report] * (path == scene)
     infer, whole = ({workers: min(map(of, found)) for workers, found in times.items()} for of in (infer_s, all_s))
     return {
-        "mpx": report.pixels / 1e6,
+        "mpx": report.statistics.pixels / 1e6,
         "infer_s": [infer[1], infer[2]],
         "seconds": [whole[1], whole[2]],
         "infer_times": infer[1] / infer[2],
@@ -232,12 +232,12 @@ def digest(report: SceneReport) -> str:
 
 def infer_s(report: SceneReport) -> float:
     """Seconds of the stage that runs on workers with a device."""
-    return report.seconds["infer"]
+    return report.statistics.seconds["infer"]
 
 
 def all_s(report: SceneReport) -> float:
     """Seconds of all stages."""
-    return sum(report.seconds.values())
+    return sum(report.statistics.seconds.values())
 
 
 def scaling_table(found: Mapping[str, Any]) -> str:

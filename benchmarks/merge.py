@@ -32,7 +32,7 @@ from pipeline.merge import MergeSpec, merge_scenes
 from pipeline.model import ModelCard
 from pipeline.mosaic import MosaicSpec, mask_form, probability_form, writing_cog
 from pipeline.polygons import PolygonSpec, shape_polygons, vectorize, write_polygons
-from pipeline.results import SceneReport, write_report
+from pipeline.results import OutputFiles, SceneInputs, SceneReport, SceneStatistics, write_report
 
 SCENES = (25, 100)
 """Numbers of scenes side by side."""
@@ -91,10 +91,9 @@ def write_scene(folder: Path, world: NDArray[np.uint8], row: int, col: int, numb
         scene=place.name,
         location=place.name,
         status="done",
-        outputs={"probability": "probability.tif", "mask": "mask.tif", "polygons": "polygons.gpkg"},
-        pixels=mask.size,
-        valid_pixels=mask.size,
-        date=f"2024-06-{1 + number % 28:02}T00:00:00Z",
+        inputs=SceneInputs(date=f"2024-06-{1 + number % 28:02}T00:00:00Z"),
+        outputs=OutputFiles(names={"probability": "probability.tif", "mask": "mask.tif", "polygons": "polygons.gpkg"}),
+        statistics=SceneStatistics(pixels=mask.size, valid_pixels=mask.size),
     )
     write_report(place, report)
 

@@ -162,17 +162,17 @@ def figures(
     mosaic_s, decode_s = mosaic_seconds(report), min(decodes)
     row = {
         "side": side,
-        "mpx": report.pixels / 1e6,
-        "valid_mpx": report.valid_pixels / 1e6,
+        "mpx": report.statistics.pixels / 1e6,
+        "valid_mpx": report.statistics.valid_pixels / 1e6,
         "decode_s": decode_s,
-        "infer_s": report.seconds["infer"],
-        "cog_s": report.seconds["mosaic"],
+        "infer_s": report.statistics.seconds["infer"],
+        "cog_s": report.statistics.seconds["mosaic"],
         "mosaic_s": mosaic_s,
-        "mosaic_mpx_s": report.pixels / mosaic_s / 1e6,
+        "mosaic_mpx_s": report.statistics.pixels / mosaic_s / 1e6,
         "of_decode": decode_s / mosaic_s,
         "polygons": report.polygons,
-        "polygons_s": report.seconds["polygons"],
-        "preview_s": report.seconds["preview"],
+        "polygons_s": report.statistics.seconds["polygons"],
+        "preview_s": report.statistics.seconds["preview"],
     }
     for name, bound in (("encode", encodes), ("cogs", cogs)):
         if bound:
@@ -182,7 +182,7 @@ def figures(
 
 def mosaic_seconds(report: SceneReport) -> float:
     """From file to both finished COGs."""
-    return report.seconds["infer"] + report.seconds["mosaic"]
+    return report.statistics.seconds["infer"] + report.statistics.seconds["mosaic"]
 
 
 def timed(work: Callable[[], None]) -> float:

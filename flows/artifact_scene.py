@@ -14,13 +14,14 @@ THUMBNAIL_PX = 256
 
 def scene_markdown(report: SceneReport) -> str:
     """A scene in Markdown: thumbnail, counts, and links to its files."""
-    picture = thumbnail(Path(report.folder) / report.outputs.get("preview", "preview.png"))
-    area_m2, seconds = sum(report.area_m2.values()), sum(report.seconds.values())
-    files = [f"- {kind}: [{name}]({_link(report.folder, name)})" for kind, name in report.outputs.items()]
+    picture = thumbnail(Path(report.folder) / report.outputs.names.get("preview", "preview.png"))
+    area_m2, seconds = sum(report.area_m2.values()), sum(report.statistics.seconds.values())
+    megapixels = report.statistics.pixels / 1e6
+    files = [f"- {kind}: [{name}]({_link(report.folder, name)})" for kind, name in report.outputs.names.items()]
     lines = [
         f"## {report.scene}",
         *([f"![{report.scene}]({picture})"] if picture else []),
-        f"{report.polygons:,} polygons, {area_m2:,.0f} m2, {report.pixels / 1e6:,.1f} Mpx in {seconds:,.1f} s",
+        f"{report.polygons:,} polygons, {area_m2:,.0f} m2, {megapixels:,.1f} Mpx in {seconds:,.1f} s",
         "\n".join(files),
     ]
     return "\n\n".join(lines) + "\n"

@@ -79,8 +79,8 @@ def _row(report: SceneReport) -> dict[str, Any]:
         "status": report.status,
         "polygons": report.polygons,
         "area_m2": round(sum(report.area_m2.values()), 1),
-        "megapixels": round(report.pixels / 1e6, 1),
-        "seconds": round(sum(report.seconds.values()), 1),
+        "megapixels": round(report.statistics.pixels / 1e6, 1),
+        "seconds": round(sum(report.statistics.seconds.values()), 1),
         "folder": report.folder,
         "reason": report.reason or "",
     }

@@ -67,7 +67,7 @@ def score(town: Town, folder: Path) -> tuple[PixelScore, ObjectScore]:
 
 
 def _output_lines(folder: Path, report: SceneReport) -> Iterator[str]:
-    seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
+    seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in report.statistics.seconds.items())
     yield f"mosaic:     {folder / 'probability.tif'} (Cloud-Optimized GeoTIFF, 0..1)"
     yield f"mask:       {folder / 'mask.tif'}"
     yield f"polygons:   {folder / 'polygons.gpkg'} ({report.polygons:,} polygons; opens styled in QGIS)"

@@ -106,14 +106,16 @@ def segment_scene(
     identity = predictor_identity(predictor, client, _staged(watch, "infer", scene.grid))
     inputs = Inputs(scene=scene, card=card, spec=spec, identity=identity, area=area_on(scene, spec))
     report = opening_report(inputs, results.address(scene.id), forward_passes(predictor))
-    if found := results.recover(scene.id, report.content_key):
+    if found := results.recover(scene.id, report.inputs.content_key):
         return SceneReport.from_json(found).as_skipped(report)
     with results.publishing(scene.id) as folder, ThreadPoolExecutor(1, "prepare") as meanwhile:
         work = SceneWork(folder)
-        adopt(work, results.previous_result(scene.id, report.mosaic_key), report, spec.polygons)
+        adopt(work, results.previous_result(scene.id, report.inputs.mosaic_key), report, spec.polygons)
         prepare = partial(meanwhile.submit, _prepare_polygons, scene.grid, spec) if client is None else None
         with staging_area(spec.distribute, work.folder, client) as exchange:
-            job = region_job(inputs, tiling, work, key=report.mosaic_key, tags=provenance(report), exchange=exchange)
+            job = region_job(
+                inputs, tiling, work, key=report.inputs.mosaic_key, tags=provenance(report), exchange=exchange
+            )
             inferred = infer_scene(
                 job, predictor, work, spec=spec.distribute, client=client, watch=watch, begun=prepare
             )
@@ -258,9 +260,9 @@ def find_existing(
     inputs = Inputs(scene=scene, card=card, spec=spec, identity=identity, area=area)
     report = opening_report(inputs, results.address(scene.id), forward_passes(predictor))
     find = results.committed if settled else results.finished
-    if found := find(scene.id, report.content_key):
+    if found := find(scene.id, report.inputs.content_key):
         return Found(finished=SceneReport.from_json(found).as_skipped(report))
-    return Found(reusable=reusable(results.folder(scene.id), report.mosaic_key))
+    return Found(reusable=reusable(results.folder(scene.id), report.inputs.mosaic_key))
 
 
 def vectorize_mosaic(

@@ -159,9 +159,9 @@ def peak_bytes() -> int:
 def score(report: SceneReport) -> Row:
     """Compare one scene's mask and polygons with its labels."""
     folder = Path(report.folder)
-    mask, labels = folder / report.outputs["mask"], FOLDER / "masks" / f"{report.scene}.tif"
+    mask, labels = folder / report.outputs.names["mask"], FOLDER / "masks" / f"{report.scene}.tif"
     pixels = score_mask(mask, labels)
-    found = geopandas.read_file(folder / report.outputs["polygons"], layer="polygons").geometry.values
+    found = geopandas.read_file(folder / report.outputs.names["polygons"], layer="polygons").geometry.values
     truth = clipped_labels(report.scene)
     objects = score_polygons(truth, found)
     return Row(
@@ -175,7 +175,7 @@ def score(report: SceneReport) -> Row:
         perfect_f1=score_polygons(truth, perfect_polygons(mask, labels)).f1,
         labelled=objects.truth,
         polygons=objects.found,
-        seconds=sum(report.seconds.values()),
+        seconds=sum(report.statistics.seconds.values()),
     )
 
 

@@ -95,9 +95,9 @@ def _show_report(report: SceneReport) -> None:
         colour = "bold red" if report.status == "failed" else "yellow"
         text = f"[{colour}]{report.status:7}[/] {name}: {escape(report.reason)}"
     else:
-        seconds = sum(report.seconds.values())
-        rate = f", {report.pixels / seconds / 1e6:.1f} Mpx/s" if report.status == "done" and seconds else ""
-        rate += f", {report.passes} passes per tile" if report.passes > 1 else ""
+        seconds = sum(report.statistics.seconds.values())
+        rate = f", {report.statistics.pixels / seconds / 1e6:.1f} Mpx/s" if report.status == "done" and seconds else ""
+        rate += f", {report.inputs.passes} passes per tile" if report.inputs.passes > 1 else ""
         text = (
             f"[bold green]{report.status:7}[/] {name}: {report.polygons:,} polygons, {show_areas(report.area_m2)}"
             f"{rate} -> {escape(report.folder)}"

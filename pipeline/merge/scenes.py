@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -98,30 +98,25 @@ def meeting(scenes: Sequence[MergedScene]) -> list[tuple[int, int]]:
 def _finished(results: Results, scene_id: str) -> MergedScene | None:
     content = results.read(f"{scene_id}/{REPORT}") or b""
     try:
-        found = SceneReport.from_json(_of_a_scene(json.loads(content)))
+        found = SceneReport.from_json(json.loads(content), ignore_unknown=True)
     except (ValueError, TypeError):
         return None
-    names, sizes = found.outputs, results.sizes(scene_id)
+    names, sizes = found.outputs.names, results.sizes(scene_id)
     if not {"polygons", "mask", "probability"} <= {*names} or not {*names.values()} <= {*sizes}:
         return None
-    if found.content_key is not None and results.finished(scene_id, found.content_key) is None:
+    if found.inputs.content_key is not None and results.finished(scene_id, found.inputs.content_key) is None:
         return None
     place = results.location(f"{scene_id}/{names['probability']}")
     with place.environment(ignore_sidecars=True), MosaicReader(Path(place.gdal_path)) as mosaic:
         grid, card = mosaic.grid, mosaic.card
-    size, key = str(sizes[names["polygons"]]), found.content_key or hashlib.sha256(content).hexdigest()
+    size, key = str(sizes[names["polygons"]]), found.inputs.content_key or hashlib.sha256(content).hexdigest()
     return MergedScene(
         id=scene_id,
         polygons=Path(scene_id, names["polygons"]),
         mask=Path(scene_id, names["mask"]),
         grid=grid,
-        is_full=found.valid_pixels == found.pixels,
+        is_full=found.statistics.valid_pixels == found.statistics.pixels,
         classes={value: name for _, value, name in card.foreground},
-        date=found.date,
-        identity=(scene_id, found.date, size, key),
+        date=found.inputs.date,
+        identity=(scene_id, found.inputs.date, size, key),
     )
-
-
-def _of_a_scene(record: Mapping[str, object]) -> Mapping[str, object]:
-    """What a report says of its scene; in a store it says more."""
-    return {field.name: record[field.name] for field in fields(SceneReport) if field.name in record}

@@ -5,7 +5,10 @@ from .publish import RESULT_FORMAT as RESULT_FORMAT
 from .publish import content_key as content_key
 from .publish import work_folder as work_folder
 from .report import RUN as RUN
+from .report import OutputFiles as OutputFiles
+from .report import SceneInputs as SceneInputs
 from .report import SceneReport as SceneReport
+from .report import SceneStatistics as SceneStatistics
 from .report import Status as Status
 from .report import Stopwatch as Stopwatch
 from .report import exit_code as exit_code

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +27,80 @@ Status = Literal["done", "skipped", "failed", "quarantined", "not run"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class SceneInputs:
+    """Everything that a result depends on, and where it came from."""
+
+    content_key: str | None = None
+    """Identity of the result, None for a predictor without identity."""
+    mosaic_key: str | None = None
+    """Identity of the mosaic alone: scene, model, and all settings except those of polygons."""
+    model: str = ""
+    """SHA-256 of the checkpoint, or `function`."""
+    passes: int = 1
+    """Forward passes per tile: above 1 for test-time augmentation and ensembles."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Settings the result depends on."""
+    version: str = ""
+    """Scenemill's version."""
+    area: str = ""
+    """Name of the polygon file that the result is restricted to; empty: none, or it covers the whole scene."""
+    area_share: float = 1.0
+    """Share of the scene's pixels in the area."""
+    date: str = ""
+    """The best known date of the scene, ISO 8601 in UTC."""
+    date_of: DateOf = "processing"
+    """Meaning of `date`: acquisition of the scene, last change of its file, or processing."""
+    source: str | None = None
+    """Address of the STAC Item of the scene; None without one."""
+    files: Sequence[str] = field(default_factory=list)
+    """Paths or addresses of the scene's raster files; empty when `location` is the only one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFiles:
+    """The files of a result."""
+
+    names: Mapping[str, str] = field(default_factory=dict, metadata={"key": "outputs"})
+    """Kind of output -> file name in the report's `folder`."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each file; empty for a predictor without identity."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of each file; empty when unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneStatistics:
+    """Measurements of a run over one scene."""
+
+    pixels: int = 0
+    """Pixels of the mosaic."""
+    valid_pixels: int = 0
+    """Pixels that are not nodata."""
+    tiles_run: int = 0
+    """Tiles that the network ran on."""
+    tiles_skipped: int = 0
+    """Tiles without a valid pixel, or outside the area."""
+    regions_split: int = 0
+    """Regions that ran in narrower parts, since strips of their full width did not fit the device's memory."""
+    precision: str = ""
+    """Number format of the network; `float32` for a plain function, which runs as it is."""
+    precision_change: float = 0.0
+    """Largest difference of a probability from float32 on the trial window, in the format that was tried."""
+    precision_note: str = ""
+    """Why `precision: auto` fell back to float32; empty when it did not."""
+    polygons: int = 0
+    """Polygons written."""
+    area_m2: Mapping[str, float] = field(default_factory=dict)
+    """True area of the polygons of each class."""
+    reused: Sequence[str] = field(default_factory=list)
+    """Stages reused from an interrupted run or from the previous result."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall time of each stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SceneReport:
-    """The outcome of one scene; small and JSON-able."""
+    """The outcome of one scene, in three parts; `report.json` has the keys of all parts in one object."""
 
     scene: str
     """Scene id, the name of its folder."""
@@ -40,69 +112,59 @@ class SceneReport:
     """Why there is no result, one paragraph."""
     folder: str = ""
     """Folder of the outputs."""
-    outputs: Mapping[str, str] = field(default_factory=dict)
-    """Kind of output -> file name in `folder`."""
-    content_key: str | None = None
-    """Identity of the result, None for a predictor without identity."""
-    mosaic_key: str | None = None
-    """Identity of the mosaic alone: scene, model, and all settings except those of polygons."""
-    digests: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each file in `outputs`; empty for a predictor without identity."""
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    """Bytes of each file in `outputs`; empty when unknown."""
-    reused: Sequence[str] = field(default_factory=list)
-    """Stages reused from an interrupted run or from the previous result."""
-    area: str = ""
-    """Name of the polygon file that the result is restricted to; empty: none, or it covers the whole scene."""
-    area_share: float = 1.0
-    """Share of the scene's pixels in the area."""
-    pixels: int = 0
-    """Pixels of the mosaic."""
-    valid_pixels: int = 0
-    """Pixels that are not nodata."""
-    tiles_run: int = 0
-    """Tiles that the network ran on."""
-    tiles_skipped: int = 0
-    """Tiles without a valid pixel, or outside the area."""
-    polygons: int = 0
-    """Polygons written."""
-    area_m2: Mapping[str, float] = field(default_factory=dict)
-    """True area of the polygons of each class."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """Wall time of each stage."""
-    model: str = ""
-    """SHA-256 of the checkpoint, or `function`."""
-    passes: int = 1
-    """Forward passes per tile: above 1 for test-time augmentation and ensembles."""
-    precision: str = ""
-    """Number format of the network; `float32` for a plain function, which runs as it is."""
-    precision_change: float = 0.0
-    """Largest difference of a probability from float32 on the trial window, in the format that was tried."""
-    precision_note: str = ""
-    """Why `precision: auto` fell back to float32; empty when it did not."""
-    regions_split: int = 0
-    """Regions that ran in narrower parts, since strips of their full width did not fit the device's memory."""
-    settings: Mapping[str, object] = field(default_factory=dict)
-    """Settings the result depends on."""
-    version: str = ""
-    """Scenemill's version."""
-    date: str = ""
-    """The best known date of the scene, ISO 8601 in UTC."""
-    date_of: DateOf = "processing"
-    """Meaning of `date`: acquisition of the scene, last change of its file, or processing."""
-    source: str | None = None
-    """Address of the STAC Item of the scene; None without one."""
-    files: Sequence[str] = field(default_factory=list)
-    """Paths or addresses of the scene's raster files; empty when `location` is the only one."""
+    inputs: SceneInputs = field(default_factory=SceneInputs)
+    outputs: OutputFiles = field(default_factory=OutputFiles)
+    statistics: SceneStatistics = field(default_factory=SceneStatistics)
+
+    @property
+    def polygons(self) -> int:
+        """Polygons written."""
+        return self.statistics.polygons
+
+    @property
+    def area_m2(self) -> Mapping[str, float]:
+        """True area of the polygons of each class."""
+        return self.statistics.area_m2
+
+    def to_json(self) -> dict[str, object]:
+        """The keys of `report.json`, without nesting."""
+        parts = {name: asdict(getattr(self, name)) for name in PARTS}
+        record = {name: getattr(self, name) for name in TOP_KEYS}
+        return record | {key: parts[part][name] for key, (part, name) in PART_FIELDS.items()}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, object]) -> SceneReport:
-        """The report in a parsed `report.json`."""
-        return cls(**record)  # type: ignore[arg-type]
+    def from_json(cls, record: Mapping[str, object], *, ignore_unknown: bool = False) -> SceneReport:
+        """The report in a parsed `report.json`.
+
+        Args:
+            record: its keys.
+            ignore_unknown: accept further keys, as a report in an object store has.
+
+        Raises:
+            TypeError, ValueError: a key is missing or unknown, or it is no JSON object.
+        """
+        top: dict[str, object] = {}
+        parts: dict[str, dict[str, object]] = {name: {} for name in PARTS}
+        for key, value in dict(record).items():  # TypeError or ValueError for JSON that is no object
+            part, name = PART_FIELDS.get(key, ("", key))
+            if part or key in TOP_KEYS or not ignore_unknown:
+                parts.get(part, top)[name] = value
+        return cls(**top, **{name: kind(**parts[name]) for name, kind in PARTS.items()})  # type: ignore[arg-type]
 
     def as_skipped(self, current: SceneReport) -> SceneReport:
         """This result as reported by a later run that skips it, with the current paths of scene and folder."""
-        return replace(self, status="skipped", location=current.location, files=current.files, folder=current.folder)
+        inputs = replace(self.inputs, files=current.inputs.files)
+        return replace(self, status="skipped", location=current.location, folder=current.folder, inputs=inputs)
+
+
+PARTS = {"inputs": SceneInputs, "outputs": OutputFiles, "statistics": SceneStatistics}
+"""Field of `SceneReport` -> the class of that part."""
+PART_FIELDS: Mapping[str, tuple[str, str]] = {
+    each.metadata.get("key", each.name): (part, each.name) for part, kind in PARTS.items() for each in fields(kind)
+}
+"""Key in `report.json` -> part, and name of the field in it."""
+TOP_KEYS = tuple(each.name for each in fields(SceneReport) if each.name not in PARTS)
+"""Keys in `report.json` that belong to no part."""
 
 
 class Stopwatch:
@@ -123,7 +185,7 @@ class Stopwatch:
 
 def write_report(folder: Path, report: SceneReport) -> None:
     """Write `report.json`, which verifies the outputs in the same folder."""
-    atomic_write(folder / REPORT, json.dumps(asdict(report), indent=2, sort_keys=True) + "\n")
+    atomic_write(folder / REPORT, json.dumps(report.to_json(), indent=2, sort_keys=True) + "\n")
 
 
 def exit_code(reports: Sequence[SceneReport]) -> int:

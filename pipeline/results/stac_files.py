@@ -28,14 +28,14 @@ def write_item(results: Results, report: SceneReport) -> None:
         TransientError: disk or network fail.
     """
     name = f"{report.scene}/{ITEM}"
-    outputs = {*report.outputs.values()}
-    sizes = report.sizes or results.sizes(report.scene)
+    outputs = {*report.outputs.names.values()}
+    sizes = report.outputs.sizes or results.sizes(report.scene)
     sizes = {file: size for file, size in sizes.items() if file in outputs}
     previous = results.read(name)
     grid = grid_description(_parse(previous))
     if grid is not None and _to_json(build_item(report, grid, sizes)) == previous:
         return
-    location = results.location(f"{report.scene}/{report.outputs['probability']}")
+    location = results.location(f"{report.scene}/{report.outputs.names['probability']}")
     with location.environment(ignore_sidecars=True), MosaicReader(Path(location.gdal_path)) as mosaic:
         grid = mosaic.grid
     with results.lock():

@@ -43,7 +43,7 @@ DATE_DESCRIPTIONS = {
     "file": " The scene does not say when it was taken: datetime is when its file last changed.",
     "processing": " The scene does not say when it was taken: datetime is when it was processed.",
 }
-"""Text that the description adds, by `SceneReport.date_of`."""
+"""Text that the description adds, by `SceneInputs.date_of`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ ASSETS: Mapping[str, AssetKind] = {
     "preview": AssetKind(title="Scene and outlines", media_type="image/png", roles=("overview",)),
     "report": AssetKind(title="What went in and came out", media_type="application/json", roles=("metadata",)),
 }
-"""Kind of output, as in `SceneReport.outputs`, or `report` -> metadata of its asset."""
+"""Kind of output, as in `OutputFiles.names`, or `report` -> metadata of its asset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def collection_of(results: Sequence[ItemSource], merged: Mapping[str, object] | 
     items = [result.item for result in results]
     bboxes = [cast("Bbox", tuple(cast("Sequence[float]", item["bbox"]))) for item in items if "bbox" in item]
     dates = sorted(cast("Mapping[str, str]", item["properties"])["datetime"] for item in items)
-    models = {result.report.model: _card_of(result.report) for result in results}
+    models = {result.report.inputs.model: _card_of(result.report) for result in results}
     return {
         "type": "Collection",
         "stac_version": STAC_VERSION,
@@ -170,29 +170,30 @@ def _description(results: Sequence[ItemSource], models: Mapping[str, ModelCard])
 
 
 def _card_of(report: SceneReport) -> ModelCard:
-    return ModelCard.from_json(cast("str", report.settings["card"]))
+    return ModelCard.from_json(cast("str", report.inputs.settings["card"]))
 
 
 def _properties(report: SceneReport, grid: RasterGrid) -> Json:
-    card = _card_of(report)
+    card, inputs = _card_of(report), report.inputs
     return {
-        "datetime": report.date,
+        "datetime": inputs.date,
         "title": report.scene,
         "description": f"{', '.join(card.classes)} of the scene {report.scene}.{_restriction(report)}"
-        f"{DATE_DESCRIPTIONS[report.date_of]}",
+        f"{DATE_DESCRIPTIONS[inputs.date_of]}",
         "gsd": round(grid.resolution_m, 6),
         **_projection(grid),
         "processing:level": LEVEL,
-        "processing:software": {"scenemill": report.version},
-        "processing:lineage": f"Segmented by the model {report.model}, {report.passes} pass(es) per tile.",
-        "scenemill:model": report.model,
-        KEY: report.content_key,
+        "processing:software": {"scenemill": inputs.version},
+        "processing:lineage": f"Segmented by the model {inputs.model}, {inputs.passes} pass(es) per tile.",
+        "scenemill:model": inputs.model,
+        KEY: inputs.content_key,
     }
 
 
 def _restriction(report: SceneReport) -> str:
     """Text that the description adds for a result restricted to an area."""
-    return f" Restricted to {report.area}, {100 * report.area_share:.3g} % of the scene." if report.area else ""
+    inputs = report.inputs
+    return f" Restricted to {inputs.area}, {100 * inputs.area_share:.3g} % of the scene." if inputs.area else ""
 
 
 def _projection(grid: RasterGrid) -> Json:
@@ -218,9 +219,9 @@ def _parse_crs(code: str | None, wkt: str | None) -> CRS:
 
 def _assets(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> Json:
     card = _card_of(report)
-    mosaic = cast("Mapping[str, LevelType]", report.settings["mosaic"])
+    mosaic = cast("Mapping[str, LevelType]", report.inputs.settings["mosaic"])
     more = {"probability": _probability_bands(card, mosaic["dtype"], grid), "mask": _mask_bands(card, grid)}
-    files = {**report.outputs, "report": REPORT}
+    files = {**report.outputs.names, "report": REPORT}
     return {
         kind: {
             "href": f"./{files[kind]}",
@@ -263,9 +264,9 @@ def _mask_bands(card: ModelCard, grid: RasterGrid) -> Json:
 
 def _source_links(report: SceneReport) -> list[Json]:
     """Links to the scene: its STAC Item, or else its files."""
-    if report.source is not None:
-        return [{"rel": "derived_from", "href": _address(report.source), "title": "The scene", "type": GEOJSON}]
-    locations = report.files or [report.location]
+    if report.inputs.source is not None:
+        return [{"rel": "derived_from", "href": _address(report.inputs.source), "title": "The scene", "type": GEOJSON}]
+    locations = report.inputs.files or [report.location]
     return [{"rel": "derived_from", "href": _address(each), "title": "The scene"} for each in locations]
 
 

@@ -52,7 +52,7 @@ def is_remote(entry: CatalogEntry) -> bool:
 
 def _with_item(made: SceneReport, entry: CatalogEntry, out_dir: str | Path, spec: SegmentSpec) -> SceneReport:
     """The report of a result as the catalog has it, and its STAC Item beside it."""
-    report = replace(made, source=entry.source)
+    report = replace(made, inputs=replace(made.inputs, source=entry.source))
     write_item(open_results(out_dir, spec.run.work_dir), report)
-    log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.passes)
+    log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.inputs.passes)
     return report

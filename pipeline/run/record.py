@@ -110,7 +110,7 @@ def _row(report: SceneReport, run: str) -> dict[str, object]:
         "reason": report.reason,
         "polygons": report.polygons,
         "area_m2": dict(report.area_m2),
-        "seconds": dict(report.seconds),
+        "seconds": dict(report.statistics.seconds),
         "folder": report.folder,
         "run": run,
     }

@@ -36,7 +36,7 @@ def adopt(work: SceneWork, former: Path | None, report: SceneReport, spec: Polyg
         report: of the new one.
         spec: threshold and shaping.
     """
-    key = report.mosaic_key
+    key = report.inputs.mosaic_key
     if former is None or key is None or work.stages.find("mosaic", key) is not None:
         return
     found = former_report(former, key)
@@ -44,16 +44,20 @@ def adopt(work: SceneWork, former: Path | None, report: SceneReport, spec: Polyg
         return
     work.stages.discard()
     facts = {
-        "proof": {"precision": found.precision, "change": found.precision_change, "note": found.precision_note},
-        "counts": {name: getattr(found, name) for name in COUNTS},
+        "proof": {
+            "precision": found.statistics.precision,
+            "change": found.statistics.precision_change,
+            "note": found.statistics.precision_note,
+        },
+        "counts": {name: getattr(found.statistics, name) for name in COUNTS},
     }
     work.stages.record("infer", key, facts)
     work.stages.record("mosaic", key, {}, [work.output("probability")])
-    if found.settings["polygons"]["threshold"] == spec.threshold:  # type: ignore[index]
+    if found.inputs.settings["polygons"]["threshold"] == spec.threshold:  # type: ignore[index]
         for stage in ("mask", "preview"):
             if _shared(work, former, found, stage):
                 work.stages.record(stage, mask_key(key, spec.threshold), {}, [work.output(stage)])
-    if found.content_key == report.content_key and _shared(work, former, found, "polygons"):
+    if found.inputs.content_key == report.inputs.content_key and _shared(work, former, found, "polygons"):
         totals = PolygonTotals(count=found.polygons, area_m2=dict(found.area_m2))
         work.stages.record("polygons", polygons_key(key, spec), asdict(totals), [work.output("polygons")])
 
@@ -64,7 +68,7 @@ def former_report(folder: Path, mosaic_key: str | None) -> SceneReport | None:
         found = SceneReport.from_json(json.loads((folder / REPORT).read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
-    return found if mosaic_key is not None and found.mosaic_key == mosaic_key else None
+    return found if mosaic_key is not None and found.inputs.mosaic_key == mosaic_key else None
 
 
 def reusable(folder: Path | None, mosaic_key: str | None) -> str:
@@ -95,7 +99,7 @@ def _shared(work: SceneWork, former: Path, report: SceneReport, kind: str) -> bo
         return False
     except OSError:
         shutil.copyfile(source, target)
-    if sha256_file(target) == report.digests.get(OUTPUTS[kind]):
+    if sha256_file(target) == report.outputs.digests.get(OUTPUTS[kind]):
         return True
     target.unlink()
     return False

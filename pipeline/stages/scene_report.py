@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from pipeline import __version__
-from pipeline.results import SceneReport, content_key
+from pipeline.results import OutputFiles, SceneInputs, SceneReport, SceneStatistics, content_key
 from pipeline.scene import resolve_date
 from pipeline.stages.inputs import Inputs
 from pipeline.stages.outputs import COUNTS, OUTPUTS, Finished, InferenceResult, SceneWork
@@ -27,34 +27,35 @@ def opening_report(inputs: Inputs, folder: str, passes: int) -> SceneReport:
         settings["area"] = area.digest
     of_mosaic = {name: section for name, section in settings.items() if name != "polygons"}
     date = resolve_date(scene.acquired, scene.modified_ns, now=datetime.now(UTC))
-    return SceneReport(
-        scene=scene.id,
-        location=scene.location.text,
-        files=[file.location.text for file in scene.files] if len(scene.files) > 1 else [],
-        status="done",
-        folder=folder,
-        outputs=OUTPUTS,
+    known = SceneInputs(
         content_key=content_key(scene, identity, settings) if identity else None,
         mosaic_key=content_key(scene, identity, of_mosaic) if identity else None,
-        area="" if area is None else area.name,
-        area_share=1.0 if area is None else area.count / pixels,
-        pixels=pixels,
         model=identity.split()[0] if identity else "function",
         passes=passes,
         settings=settings,
         version=__version__,
+        area="" if area is None else area.name,
+        area_share=1.0 if area is None else area.count / pixels,
         date=date.text,
         date_of=date.of,
+        files=[file.location.text for file in scene.files] if len(scene.files) > 1 else [],
+    )
+    return SceneReport(
+        scene=scene.id,
+        location=scene.location.text,
+        status="done",
+        folder=folder,
+        inputs=known,
+        outputs=OutputFiles(names=OUTPUTS),
+        statistics=SceneStatistics(pixels=pixels),
     )
 
 
 def closing_report(report: SceneReport, inferred: InferenceResult, finished: Finished, work: SceneWork) -> SceneReport:
     """What the work came to."""
     proof = inferred.proof
-    return replace(
-        report,
-        digests=work.digests(),
-        sizes=work.sizes(),
+    statistics = replace(
+        report.statistics,
         reused=[*inferred.reused, *finished.reused],
         precision=proof.precision,
         precision_change=proof.change,
@@ -64,14 +65,16 @@ def closing_report(report: SceneReport, inferred: InferenceResult, finished: Fin
         seconds={**inferred.seconds, **finished.seconds},
         **{name: getattr(inferred, name) for name in COUNTS},
     )
+    outputs = replace(report.outputs, digests=work.digests(), sizes=work.sizes())
+    return replace(report, outputs=outputs, statistics=statistics)
 
 
 def provenance(report: SceneReport) -> dict[str, str]:
     """The tags that say where a raster comes from."""
     return {
         "SCENEMILL_SCENE": report.scene,
-        "SCENEMILL_MODEL": report.model,
-        "SCENEMILL_KEY": report.mosaic_key or "",
-        "SCENEMILL_VERSION": report.version,
-        "TIFFTAG_SOFTWARE": f"scenemill {report.version}",
+        "SCENEMILL_MODEL": report.inputs.model,
+        "SCENEMILL_KEY": report.inputs.mosaic_key or "",
+        "SCENEMILL_VERSION": report.inputs.version,
+        "TIFFTAG_SOFTWARE": f"scenemill {report.inputs.version}",
     }

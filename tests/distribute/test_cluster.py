@@ -63,7 +63,7 @@ def test_any_number_of_workers_gives_the_bytes_of_this_process(scene: Path, mode
                 out = tmp_path / f"{workers}"
                 there = segment_scene(scene, out, predictor=predictor, spec=spec, client=client)
             assert contents(there.folder) == contents(here.folder)
-            assert there.content_key == here.content_key
+            assert there.inputs.content_key == here.inputs.content_key
 
 
 def can_hide_folders() -> bool:
@@ -123,7 +123,7 @@ def test_a_scheduler_that_is_killed_costs_only_what_was_in_work(scene: Path, mod
         for worker in processes.workers:
             assert worker.wait(60) is not None
     again = segment_scene(scene, tmp_path / "out", predictor=load_run_models([model], SPEC), spec=SPEC)
-    assert again.reused[0].endswith(" of 4 regions")
+    assert again.statistics.reused[0].endswith(" of 4 regions")
     assert contents(again.folder) == contents(here.folder)
 
 

@@ -242,7 +242,7 @@ def test_a_scene_ends_with_its_run_at_the_next_strip_and_goes_on_in_the_next_run
         (task,) = client.request("POST", "/task_runs/filter", json=wanted).json()
     assert (task["name"], task["state"]["type"]) == ("a", "CANCELLED")
     (report,) = segment_catalog([scene], model, str(out), settings)
-    assert report.reused == ["2 of 5 regions"]
+    assert report.statistics.reused == ["2 of 5 regions"]
 
 
 def test_a_webhook_receives_how_a_run_ended_and_its_address_is_not_logged(
@@ -388,8 +388,8 @@ def test_scenes_share_the_processes_of_several_devices_and_several_models(
     scenes = [str(make_scene(name=f"{name}.tif", height=100, seed=seed)) for seed, name in enumerate("ab")]
     one = segment_catalog(scenes, models, str(tmp_path / "one"), SETTINGS)
     two = segment_catalog(scenes, models, str(tmp_path / "two"), {**SETTINGS, "distribute": {"workers": 2}})
-    assert [report.passes for report in (*one, *two)] == [2, 2, 2, 2]
-    assert [report.content_key for report in one] == [report.content_key for report in two]
+    assert [report.inputs.passes for report in (*one, *two)] == [2, 2, 2, 2]
+    assert [report.inputs.content_key for report in one] == [report.inputs.content_key for report in two]
     for here, there in zip(one, two, strict=True):
         for name in ("probability.tif", "mask.tif", "polygons.gpkg"):
             assert (Path(here.folder) / name).read_bytes() == (Path(there.folder) / name).read_bytes()

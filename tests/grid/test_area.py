@@ -392,7 +392,9 @@ def test_the_content_key_follows_the_pixels_of_the_area_not_its_file(make_scene:
         spec = SegmentSpec(area=str(write(tmp_path / name, shapes, crs)))
         assert segment_scene(scene, tmp_path / "out", predictor=model, spec=spec).status == status, name
     whole = segment_scene(scene, tmp_path / "out", predictor=model)
-    assert (whole.status, whole.area_share) == ("skipped", 1.0), "an area that holds all of a scene changes nothing"
+    assert (whole.status, whole.inputs.area_share) == ("skipped", 1.0), (
+        "an area that holds all of a scene changes nothing"
+    )
 
 
 def test_other_polygons_of_a_finished_scene_read_no_more_of_it_than_the_area(
@@ -410,7 +412,7 @@ def test_other_polygons_of_a_finished_scene_read_no_more_of_it_than_the_area(
     monkeypatch.setattr(SceneReader, "read", lambda reader, window: seen.append(window) or read(reader, window))
     other = replace(spec, polygons=PolygonSpec(threshold=0.6))
     again = segment_scene(scene, tmp_path / "out", predictor=model, spec=other)
-    assert again.tiles_run < 20
+    assert again.statistics.tiles_run < 20
     assert 0 < len(seen) < 60
     afresh = segment_scene(scene, tmp_path / "afresh", predictor=model, spec=other)
     assert (Path(again.folder) / "preview.png").read_bytes() == (Path(afresh.folder) / "preview.png").read_bytes()

@@ -130,13 +130,17 @@ def test_the_report_says_what_was_chosen_and_why(
     with caplog.at_level(logging.WARNING):
         report = segment_scene(scene, tmp_path / "out", predictor=predictor, spec=SPEC)
     stored = json.loads((Path(report.folder) / "report.json").read_text())
-    assert stored["precision"] == report.precision == precision
-    assert 0 < report.precision_change == stored["precision_change"]
-    assert (report.precision_change > 0.01) == (precision == "float32")
+    assert stored["precision"] == report.statistics.precision == precision
+    assert 0 < report.statistics.precision_change == stored["precision_change"]
+    assert (report.statistics.precision_change > 0.01) == (precision == "float32")
     stepped_back = precision == "float32"
-    assert (": float32 is used" in report.precision_note) == bool(report.precision_note) == stepped_back
+    assert (
+        (": float32 is used" in report.statistics.precision_note)
+        == bool(report.statistics.precision_note)
+        == stepped_back
+    )
     told = [record.getMessage() for record in caplog.records]
-    assert told == ([f"{scene}: {report.precision_note}"] if stepped_back else [])
+    assert told == ([f"{scene}: {report.statistics.precision_note}"] if stepped_back else [])
 
 
 def test_a_scene_that_stepped_back_is_that_of_float32(scene: Path, tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_regions_and_workers_agree_where_auto_decides(
     for regions, at in ((1, None), (3, None), (4, client)):
         spec = replace(SPEC, distribute=DistributeSpec(regions=regions))
         report = segment_scene(scene, tmp_path / f"{regions}", predictor=predictor, spec=spec, client=at)
-        reports.append((report.precision, report.precision_change, report.content_key))
+        reports.append((report.statistics.precision, report.statistics.precision_change, report.inputs.content_key))
         written.append((Path(report.folder) / "probability.tif").read_bytes())
     assert len(set(reports)) == 1
     assert len(set(written)) == 1

@@ -379,7 +379,7 @@ def test_a_device_too_small_for_a_strip_runs_it_in_parts_to_the_same_pixels(
     for name in ("roomy", "cramped"):
         reports.append(segment_scene(path, tmp_path / name, predictor=model, card=POINTWISE, spec=spec))
         monkeypatch.setattr(region, "StripBlender", Cramped)
-    assert [report.regions_split for report in reports] == [0, 1]
+    assert [report.statistics.regions_split for report in reports] == [0, 1]
     for name in ("probability.tif", "mask.tif", "preview.png"):
         roomy, cramped = ((Path(report.folder) / name).read_bytes() for report in reports)
         assert roomy == cramped, name
@@ -428,7 +428,7 @@ def test_worker_processes_give_the_same_bytes_and_polygons(tmp_path: Path) -> No
         Client(cluster) as client,
     ):
         there = segment_scene(path, tmp_path / "there", predictor=predictor, spec=spec, client=client)
-    assert (here.polygons, here.area_m2, here.tiles_run) != (0, {}, 0)
+    assert (here.polygons, here.area_m2, here.statistics.tiles_run) != (0, {}, 0)
     for name in ("probability.tif", "mask.tif", "polygons.gpkg"):
         assert (Path(here.folder) / name).read_bytes() == (Path(there.folder) / name).read_bytes()
 

@@ -129,8 +129,8 @@ def test_regions_that_are_done_are_not_run_again(
     again = segment_scene(
         scene, tmp_path / "out", predictor=predictor, spec=spec_of(), watch=lambda *step: told.append(step)
     )
-    assert again.reused == [f"{regions} of 4 regions"]
-    assert calm.reused == []
+    assert again.statistics.reused == [f"{regions} of 4 regions"]
+    assert calm.statistics.reused == []
     assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
     assert os.listdir(tmp_path / "out") == ["town"]
     pixels = [done for stage, done, _ in told if stage == "infer"]
@@ -145,7 +145,7 @@ def test_the_plan_of_regions_is_kept_whoever_goes_on(
     segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=spec_of())
     stop_after_regions(monkeypatch, scene, predictor, tmp_path / "out", 2)
     again = segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of("distribute.regions=3"))
-    assert again.reused == ["2 of 4 regions"]
+    assert again.statistics.reused == ["2 of 4 regions"]
     assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
 
 
@@ -163,7 +163,7 @@ def test_a_change_undoes_the_stages_that_it_concerns_and_no_others(
     stopped: Path, scene: Path, predictor: LoadedPredictor, tmp_path: Path, change: tuple[str, ...], reused: tuple[str]
 ) -> None:
     again = segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of(*change))
-    assert tuple(again.reused) == reused
+    assert tuple(again.statistics.reused) == reused
     segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=spec_of(*change))
     assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
     assert os.listdir(tmp_path / "out") == ["town"]
@@ -173,7 +173,7 @@ def test_another_model_or_scene_begins_anew(
     stopped: Path, scene: Path, predictor: LoadedPredictor, tmp_path: Path
 ) -> None:
     os.utime(scene, ns=(0, 0))
-    assert segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of()).reused == []
+    assert segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of()).statistics.reused == []
 
 
 def test_a_fault_of_the_world_keeps_what_is_done_and_one_of_the_data_does_not(
@@ -277,7 +277,7 @@ def test_other_polygons_of_a_finished_result_run_no_network(
     monkeypatch.setattr("pipeline.inference.region.run._RegionRun", never)
     monkeypatch.setattr(segment, "check_precision", never)
     again = segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of(change))
-    assert tuple(again.reused) == reused
+    assert tuple(again.statistics.reused) == reused
     assert (tmp_path / "out" / "town" / "probability.tif").stat().st_ino == before
     assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
     assert os.listdir(tmp_path / "out") == ["town"]
@@ -290,7 +290,7 @@ def test_a_finished_mosaic_that_was_changed_is_not_reused(
     segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=change)
     segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
     tear(tmp_path / "out" / "town" / "probability.tif", "a bit flipped")
-    assert segment_scene(scene, tmp_path / "out", predictor=predictor, spec=change).reused == []
+    assert segment_scene(scene, tmp_path / "out", predictor=predictor, spec=change).statistics.reused == []
     assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
 
 
@@ -303,7 +303,7 @@ def test_a_disk_without_hard_links_gets_copies(
     segment_scene(scene, tmp_path, predictor=predictor, spec=spec_of())
     monkeypatch.setattr(segment_former.os, "link", refuse)
     again = segment_scene(scene, tmp_path, predictor=predictor, spec=spec_of("polygons.min_area_m2=3"))
-    assert again.reused == ["mosaic", "mask", "preview"]
+    assert again.statistics.reused == ["mosaic", "mask", "preview"]
 
 
 def test_the_former_result_is_never_written_to_through_a_link(
@@ -348,7 +348,7 @@ def test_a_scene_that_is_replaced_while_it_is_read_makes_no_mosaic(
             segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
     assert not (tmp_path / "out" / "town").exists()
     if how != "removed":
-        assert segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of()).reused == []
+        assert segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of()).statistics.reused == []
         segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=spec_of())
         assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
 
@@ -366,7 +366,7 @@ def test_a_run_describes_a_scene_anew_that_was_replaced_and_makes_its_result(
     monkeypatch.setattr(segment.RegionRecords, "add", add_and_replace)
     spec, entry = spec_of("run.retries=1", "run.retry_delay_s=0"), CatalogEntry(id="town", location=str(scene))
     (report,) = segment_catalog([entry], tmp_path / "out", predictor=predictor, spec=spec)
-    assert (report.status, report.pixels, report.reused) == ("done", 120 * 90, [])
+    assert (report.status, report.statistics.pixels, report.statistics.reused) == ("done", 120 * 90, [])
     segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=spec)
     calm = contents(tmp_path / "calm" / "town")
     assert {name: contents(tmp_path / "out" / "town")[name] for name in calm} == calm
@@ -409,7 +409,7 @@ def test_what_workers_have_done_is_not_done_again_here(
                 segment_scene(scene, tmp_path / "out", predictor=predictor, spec=there, client=threads)
         monkeypatch.setattr(segment, "check_precision", never)
     report = segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
-    assert report.reused == ["mosaic", "mask", "polygons", "preview"]
+    assert report.statistics.reused == ["mosaic", "mask", "polygons", "preview"]
     assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
     assert os.listdir(tmp_path / "out") == ["town"]
 
@@ -434,7 +434,7 @@ def test_it_is_foreseen_what_will_not_be_done_again(
     report = segment_scene(scene, out, predictor=predictor, spec=spec_of())
     finished = found().finished
     assert finished is not None
-    assert (finished.status, finished.content_key) == ("skipped", report.content_key)
+    assert (finished.status, finished.inputs.content_key) == ("skipped", report.inputs.content_key)
     assert found("polygons.min_area_m2=3").reusable.startswith("the mosaic of the result in its folder is used again")
     assert found("blend=average") == Found()
 
@@ -444,7 +444,7 @@ def test_it_is_foreseen_what_will_not_be_done_again(
 
 def test_a_report_tells_what_its_files_are_known_by(scene: Path, predictor: LoadedPredictor, tmp_path: Path) -> None:
     report = segment_scene(scene, tmp_path, predictor=predictor, spec=spec_of())
-    assert report.digests == {name: sha256_file(tmp_path / "town" / name) for name in OUTPUTS.values()}
+    assert report.outputs.digests == {name: sha256_file(tmp_path / "town" / name) for name in OUTPUTS.values()}
     stored = SceneReport.from_json(json.loads((tmp_path / "town" / "report.json").read_text()))
-    assert (stored.digests, stored.mosaic_key) == (report.digests, report.mosaic_key)
-    assert report.mosaic_key != report.content_key
+    assert (stored.outputs.digests, stored.inputs.mosaic_key) == (report.outputs.digests, report.inputs.mosaic_key)
+    assert report.inputs.mosaic_key != report.inputs.content_key

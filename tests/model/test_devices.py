@@ -241,7 +241,7 @@ def test_two_devices_give_the_bytes_of_one_though_a_process_is_killed_meanwhile(
     )
     assert killed[0] in before.values()
     assert contents(both.folder) == contents(alone.folder)
-    assert both.content_key == alone.content_key
+    assert both.inputs.content_key == alone.inputs.content_key
 
 
 @pytest.mark.slow

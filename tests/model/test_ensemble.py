@@ -347,7 +347,7 @@ def test_scenes_too_small_for_a_square_tile_are_averaged_too(
     spec = replace(SPEC, inference=InferenceSpec(augment="all"))
     scene = make_scene(np.full((3, 11, 75), 128, np.uint8))
     report = segment_scene(scene, tmp_path / "out", predictor=model, spec=spec)
-    assert (report.passes, report.tiles_run) == (8, 3)
+    assert (report.inputs.passes, report.statistics.tiles_run) == (8, 3)
     assert pixels_of(report.folder).shape == (1, 11, 75)
 
 
@@ -371,7 +371,7 @@ def test_exact_blending_equals_one_augmented_pass_over_the_whole_scene(
     inference, mosaic = InferenceSpec(augment="all"), MosaicSpec(dtype="float32")
     spec = replace(SPEC, blend="exact", tiling=TilingSpec(tile_size=64), inference=inference, mosaic=mosaic)
     report = segment_scene(make_scene(pixels), tmp_path / "out", predictor=model, spec=spec)
-    assert report.tiles_run > 4
+    assert report.statistics.tiles_run > 4
     whole = TTAPredictor(model, "all")(torch.from_numpy((pixels[None].astype(np.float32) - 128) / 64))
     assert float(np.abs(pixels_of(report.folder) - whole[0].numpy()).max()) < 1e-6
 
@@ -383,8 +383,8 @@ def test_an_ensemble_of_one_model_twice_leaves_the_same_rasters(
     alone = segment_scene(scene, tmp_path / "alone", predictor=model, spec=SPEC)
     twice = segment_scene(scene, tmp_path / "twice", predictor=EnsemblePredictor([model, model]), spec=SPEC)
     assert np.array_equal(pixels_of(alone.folder), pixels_of(twice.folder))
-    assert (alone.passes, twice.passes) == (1, 2)
-    assert twice.model == f"{model.sha256}+{model.sha256}"
+    assert (alone.inputs.passes, twice.inputs.passes) == (1, 2)
+    assert twice.inputs.model == f"{model.sha256}+{model.sha256}"
 
 
 def test_an_ensemble_is_within_a_level_of_the_mean_of_separate_runs(
@@ -412,4 +412,4 @@ def test_another_augmentation_is_another_result(make_scene: MakeScene, tmp_path:
         for augment in ("none", "flips", "flips")
     ]  # fmt: skip
     assert [report.status for report in reports] == ["done", "done", "skipped"]
-    assert [report.passes for report in reports] == [1, 4, 4]
+    assert [report.inputs.passes for report in reports] == [1, 4, 4]

@@ -188,8 +188,8 @@ def test_it_gives_the_mosaic_of_the_same_network_as_a_module(
     loaded = load_predictor(tmp_path / "model.pt2", "cpu")
     found = segment_scene(scene, tmp_path / "a", predictor=loaded, spec=spec)
     expected = segment_scene(scene, tmp_path / "b", predictor=network, card=card, spec=spec)
-    assert found.tiles_run == expected.tiles_run
-    assert found.model == loaded.sha256
+    assert found.statistics.tiles_run == expected.statistics.tiles_run
+    assert found.inputs.model == loaded.sha256
     result = probabilities(found.folder)
     assert result.std() > 0.05
     assert np.abs(result - probabilities(expected.folder)).max() < 1e-5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +11,24 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.results.report import SceneReport, Stopwatch, write_preview, write_report
+from pipeline.results.report import (
+    OutputFiles,
+    SceneInputs,
+    SceneReport,
+    SceneStatistics,
+    Stopwatch,
+    write_preview,
+    write_report,
+)
 
 DONE = SceneReport(
     scene="town",
     location="/data/town.tif",
     status="done",
     folder="/out/town",
-    outputs={"mask": "mask.tif"},
-    content_key="abc",
-    pixels=100,
-    valid_pixels=90,
-    polygons=3,
-    area_m2={"roof": 12.5},
-    seconds={"infer": 1.5},
-    settings={"tiling": {"tile_size": 32}},
+    inputs=SceneInputs(content_key="abc", settings={"tiling": {"tile_size": 32}}),
+    outputs=OutputFiles(names={"mask": "mask.tif"}),
+    statistics=SceneStatistics(pixels=100, valid_pixels=90, polygons=3, area_m2={"roof": 12.5}, seconds={"infer": 1.5}),
 )
 RED = {1: (255, 0, 0, 255)}
 
@@ -35,14 +38,58 @@ def test_a_report_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
     assert SceneReport.from_json(json.loads((tmp_path / "report.json").read_text())) == DONE
 
 
+KEYS = """
+area area_m2 area_share content_key date date_of digests files folder location model mosaic_key outputs passes pixels
+polygons precision precision_change precision_note reason regions_split reused scene seconds settings sizes source
+status tiles_run tiles_skipped valid_pixels version
+"""
+
+
+def test_report_json_has_every_key_on_one_level_in_alphabetical_order(tmp_path: Path) -> None:
+    write_report(tmp_path, DONE)
+    record = json.loads((tmp_path / "report.json").read_text())
+    assert [*record] == KEYS.split()
+    parts = {"outputs": {"mask": "mask.tif"}, "content_key": "abc", "passes": 1, "pixels": 100, "area_share": 1.0}
+    assert record.items() >= parts.items()
+    defaults = SceneReport(scene="town", location="/data/town.tif", status="done").to_json()
+    assert {key: defaults[key] for key in ("files", "sizes", "reused", "seconds", "source", "date_of")} == {
+        "files": [],
+        "sizes": {},
+        "reused": [],
+        "seconds": {},
+        "source": None,
+        "date_of": "processing",
+    }
+
+
+@pytest.mark.parametrize("content", ["[]", "[1]", "3", "null", '"town"', "{}", '{"scene": "town"}'])
+def test_json_that_is_no_report_is_refused(content: str) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        SceneReport.from_json(json.loads(content))
+
+
+def test_unknown_keys_are_refused_or_ignored() -> None:
+    record = {**DONE.to_json(), "objects": {}}
+    with pytest.raises(TypeError, match="objects"):
+        SceneReport.from_json(record)
+    assert SceneReport.from_json(record, ignore_unknown=True) == DONE
+
+
 def test_a_report_found_again_tells_where_things_are_now() -> None:
     files = ["/moved/red.tif", "/moved/nir.tif"]
-    found = DONE.as_skipped(replace(DONE, location=files[0], files=files, folder="/moved/out/town", polygons=0))
+    moved = replace(
+        DONE,
+        location=files[0],
+        folder="/moved/out/town",
+        inputs=replace(DONE.inputs, files=files),
+        statistics=SceneStatistics(polygons=0),
+    )
+    found = DONE.as_skipped(moved)
     assert (found.status, found.location, found.folder) == ("skipped", "/moved/red.tif", "/moved/out/town")
-    assert found.files == files
+    assert found.inputs.files == files
     kept = {"status", "location", "files", "folder"}
-    assert {k: v for k, v in asdict(found).items() if k not in kept} == {
-        k: v for k, v in asdict(DONE).items() if k not in kept
+    assert {k: v for k, v in found.to_json().items() if k not in kept} == {
+        k: v for k, v in DONE.to_json().items() if k not in kept
     }
 
 

@@ -157,7 +157,7 @@ def test_an_item_links_to_the_item_that_its_scene_comes_from_and_has_its_date(
     for status in ("done", "skipped"):
         entries = [*read_catalog([tmp_path / "source.json"])]
         (report,) = segment_catalog(entries, tmp_path / "out", predictor=predictor, spec=SMALL)
-        assert (report.status, report.source) == (status, str(tmp_path / "source.json"))
+        assert (report.status, report.inputs.source) == (status, str(tmp_path / "source.json"))
         item = item_in(tmp_path / "out", "S2")
         check_core(item.to_dict(include_self_link=False))
         assert item.datetime == taken

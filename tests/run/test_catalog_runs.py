@@ -106,7 +106,7 @@ def test_a_scene_gives_the_same_mosaic_from_stac_wherever_it_lies_as_from_a_stac
         wanted = pixels_of(Path(stacked.folder), name)
         assert [pixels_of(Path(each.folder), name) == wanted for each in (here, there, bucket)] == [True] * 3
     assert [each.polygons for each in (here, there, bucket)] == [stacked.polygons] * 3
-    assert (bucket.location, bucket.source) == (
+    assert (bucket.location, bucket.inputs.source) == (
         f"s3://{store.bucket}/cat/town/red.tif",
         f"s3://{store.bucket}/cat/town/town.json",
     )

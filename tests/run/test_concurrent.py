@@ -184,7 +184,7 @@ def test_a_scene_that_is_stopped_goes_on_in_the_next_run(
             scene, tmp_path, predictor=predictor, spec=spec, client=threads, watch=cancellable(press, stop)
         )
     report = segment.segment_scene(scene, tmp_path, predictor=predictor, spec=spec, client=threads)
-    assert report.reused[0].endswith("of 3 regions")
+    assert report.statistics.reused[0].endswith("of 3 regions")
 
 
 def test_a_run_ends_when_its_cluster_is_lost(

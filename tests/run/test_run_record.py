@@ -15,12 +15,14 @@ from pipeline.catalog.entry import CatalogEntry
 from pipeline.config import RunSpec
 from pipeline.errors import SceneError, TransientError
 from pipeline.results.local import open_results
-from pipeline.results.report import SceneReport
+from pipeline.results.report import SceneReport, SceneStatistics
 from pipeline.run.ledger import RunLedger
 from pipeline.run.quarantine import QUARANTINE, Quarantine
 from pipeline.run.record import RunRecord
 
-DONE = SceneReport(scene="town", location="/data/town.tif", status="done", area_m2={"roof": 12.5})
+DONE = SceneReport(
+    scene="town", location="/data/town.tif", status="done", statistics=SceneStatistics(area_m2={"roof": 12.5})
+)
 FAILED = SceneReport(scene="broken", location="/data/broken.tif", status="failed", reason="truncated")
 WAITING = SceneReport(scene="late", location="/data/late.tif", status="not run", reason="its turn had not come")
 

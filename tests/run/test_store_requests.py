@@ -213,10 +213,10 @@ def test_what_else_begins_like_a_scene_is_no_sidecar(store: Store, make_scene: M
 
 def test_a_result_that_came_after_the_look_at_all_is_found(store: Store, make_scene: MakeScene, model: str) -> None:
     store.put("in/town.tif", make_scene(name="town.tif", seed=0))
-    key = run(store, model)[0].content_key
+    key = run(store, model)[0].inputs.content_key
     found = dict(open_results(f"s3://{store.bucket}/out").iter_finished())
     store.put("in/town.tif", make_scene(name="town.tif", seed=1))
-    later = run(store, model)[0].content_key
+    later = run(store, model)[0].inputs.content_key
     assert found["town"](later) is not None
     assert found["town"](key) is None
 

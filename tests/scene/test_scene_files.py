@@ -562,7 +562,7 @@ def test_a_run_follows_every_file_of_a_scene(make_scene: MakeScene, tmp_path: Pa
 
     assert (run().status, run().status) == ("done", "skipped")
     (outlook,) = plan_run([entry], spec, models=[tmp_path / "m.safetensors"], out_dir=tmp_path / "out")
-    assert (outlook.verdict, run().date) == ("done", "2024-05-06T07:08:09Z")
+    assert (outlook.verdict, run().inputs.date) == ("done", "2024-05-06T07:08:09Z")
     (outlook,) = plan_run([entry], spec)
     assert outlook.reason == "64 x 64 px of 10 m, 3 bands of uint8 in 3 files"
     os.utime(paths[2], ns=(0, 0))
@@ -588,21 +588,21 @@ def test_the_report_and_the_item_name_every_file_wherever_they_are_now(make_scen
         return next(iter(segment_catalog([entry], out, predictor=predictor, spec=spec)))
 
     wanted = sorted(map(str, paths))
-    assert sorted(run(paths).files) == wanted
+    assert sorted(run(paths).inputs.files) == wanted
     stored = json.loads((out / "s" / "report.json").read_text())
     assert (sorted(stored["files"]), stored["location"]) == (wanted, stored["files"][0])
     assert _origins(out) == [Path(path).as_uri() for path in stored["files"]]
     (out / "s" / "report.json").write_text(json.dumps({k: v for k, v in stored.items() if k != "files"}))
     (tmp_path / "in").rename(tmp_path / "moved")
     again = run([tmp_path / "moved" / path.name for path in paths])
-    assert (again.status, len(again.files)) == ("skipped", 3)
-    assert {Path(path).parent.name for path in again.files} == {"moved"}
-    assert _origins(out) == [Path(path).as_uri() for path in again.files]
+    assert (again.status, len(again.inputs.files)) == ("skipped", 3)
+    assert {Path(path).parent.name for path in again.inputs.files} == {"moved"}
+    assert _origins(out) == [Path(path).as_uri() for path in again.inputs.files]
 
 
 def test_the_report_of_a_scene_of_one_file_lists_no_files(make_scene: MakeScene, tmp_path: Path) -> None:
     report = segment_scene(make_scene(), tmp_path, predictor=lambda tiles: tiles[:, :1] / 255, card=CARD)
-    assert report.files == []
+    assert report.inputs.files == []
 
 
 def _origins(out: Path) -> list[str]:

@@ -158,7 +158,7 @@ def test_what_is_processed_equals_plain_numpy_on_the_same_grid(animal: Animal, t
     folder = tmp_path / scene.id
     assert {path.name for path in folder.iterdir()} == OUTPUTS
     valid = compare_with_numpy(scene, folder, rule)
-    assert report.valid_pixels == valid
+    assert report.statistics.valid_pixels == valid
     compare_polygons(folder, report)
     settle(animal, processed(scene, report))
 
@@ -302,7 +302,7 @@ def processed(scene: Scene, report: SceneReport) -> str:
     """What the table says of a scene that came through."""
     code = scene.grid.crs.to_epsg()
     crs = f"EPSG:{code}" if code else "a CRS without EPSG code"
-    valid = f"{report.valid_pixels:,} of {report.pixels:,} px valid"
+    valid = f"{report.statistics.valid_pixels:,} of {report.statistics.pixels:,} px valid"
     rows, cols = scene.grid.shape
     return f"processed: {rows} x {cols} px, {len(scene.bands)} band(s) {scene.dtype}, {crs}, {valid}"
 

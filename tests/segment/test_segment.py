@@ -68,7 +68,7 @@ def test_a_plain_function_and_its_card_make_every_output(red_scene: Callable[...
     scene = red_scene(name="town.tif")
     report = pipeline.segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, spec=SMALL)
     assert {path.name for path in (tmp_path / "out" / "town").iterdir()} == OUTPUTS
-    assert (report.status, report.model, report.scene) == ("done", "function", "town")
+    assert (report.status, report.inputs.model, report.scene) == ("done", "function", "town")
     stored = read(tmp_path / "out" / "town" / "probability.tif")
     assert (stored == np.floor(read(scene) / np.float32(255) * 254 + 0.5)).all()
 
@@ -282,7 +282,7 @@ def test_polygons_of_scenes_that_do_not_point_north_burn_back_onto_the_mask(
 
 def test_a_scene_of_one_pixel_becomes_one_polygon(red_scene: Callable[..., Path], tmp_path: Path) -> None:
     report = segment_scene(red_scene(np.uint8([[200]])), tmp_path, predictor=brightness, card=ROOF)
-    assert (report.pixels, report.tiles_run, report.polygons) == (1, 1, 1)
+    assert (report.statistics.pixels, report.statistics.tiles_run, report.polygons) == (1, 1, 1)
     assert report.area_m2["roof"] == pytest.approx(0.25, rel=2e-3)
     assert read(Path(report.folder) / "mask.tif").tolist() == [[[1]]]
 
@@ -294,7 +294,7 @@ def test_any_size_suits_a_network_with_a_stride(
     scene = make_scene(height=shape[0], width=shape[1])
     spec = SegmentSpec(tiling=TilingSpec(tile_size=64))
     report = segment_scene(scene, tmp_path, predictor=predictor, spec=spec)
-    assert report.valid_pixels == shape[0] * shape[1]
+    assert report.statistics.valid_pixels == shape[0] * shape[1]
     assert read(Path(report.folder) / "probability.tif").shape == (1, *shape)
 
 
@@ -302,7 +302,7 @@ def test_a_scene_without_valid_pixels_gives_an_empty_layer(red_scene: Callable[.
     scene = red_scene(np.zeros((40, 50), np.uint8), nodata=0)
     report = segment_scene(scene, tmp_path, predictor=lambda tiles: 1 / 0, card=ROOF, spec=SMALL)
     assert (report.status, report.polygons, report.area_m2) == ("done", 0, {"roof": 0})
-    assert (report.tiles_run, report.tiles_skipped, report.valid_pixels) == (0, 4, 0)
+    assert (report.statistics.tiles_run, report.statistics.tiles_skipped, report.statistics.valid_pixels) == (0, 4, 0)
     folder = Path(report.folder)
     assert (read(folder / "probability.tif") == 255).all()
     assert (read(folder / "mask.tif") == 255).all()
@@ -425,7 +425,7 @@ def test_a_function_has_no_identity_so_its_scenes_are_always_done_again(
     scene = red_scene()
     for _ in range(2):
         report = segment_scene(scene, tmp_path, predictor=brightness, card=ROOF, spec=SMALL)
-        assert (report.status, report.content_key) == ("done", None)
+        assert (report.status, report.inputs.content_key) == ("done", None)
 
 
 def test_a_skipped_scene_is_reported_where_it_lies_now(
