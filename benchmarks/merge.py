@@ -30,7 +30,7 @@ from benchmarks.polygons import MaskSource, dense_mask, resident_mib
 from pipeline.grid import RasterGrid
 from pipeline.merge import MergeSpec, merge_scenes
 from pipeline.model import ModelCard
-from pipeline.mosaic import MosaicSpec, mask_form, probability_form, writing_cog
+from pipeline.mosaic import MosaicSpec, cog_writer, mask_profile, probability_profile
 from pipeline.polygons import PolygonSpec, shape_polygons, vectorize, write_polygons
 from pipeline.results import OutputFiles, SceneInputs, SceneReport, SceneStatistics, write_report
 
@@ -84,8 +84,8 @@ def write_scene(folder: Path, world: NDArray[np.uint8], row: int, col: int, numb
     polygons = shape_polygons(vectorize(source, PolygonSpec(), workers=1), grid, PolygonSpec())
     names = {1: "patch"}
     write_polygons(place / "polygons.gpkg", polygons, crs=grid.crs, scene_id=place.name, model_id="none", classes=names)
-    for name, form in (("probability", probability_form), ("mask", mask_form)):
-        with writing_cog(place / f"{name}.tif", form(grid, CARD, MosaicSpec(), {})) as writer:
+    for name, form in (("probability", probability_profile), ("mask", mask_profile)):
+        with cog_writer(place / f"{name}.tif", form(grid, CARD, MosaicSpec(), {})) as writer:
             writer.write(mask[None])
     report = SceneReport(
         scene=place.name,

@@ -283,7 +283,7 @@ def vectorize_mosaic(
 
     spec = spec or PolygonSpec()
     with MosaicReader(Path(mosaic)) as source:
-        source.watch = _staged(watch, "polygons", source.grid)
+        source.progress = _staged(watch, "polygons", source.grid)
         polygons = shape_polygons(vectorize(source, spec), source.grid, spec)
         return write_polygons(
             Path(target),

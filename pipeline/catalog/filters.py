@@ -15,7 +15,7 @@ from pipeline.catalog.entry import describe_entry
 from pipeline.catalog.rows import Row
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, ScenemillError
-from pipeline.grid import Area, load_area, meet, outlined, rasterize_area, touches
+from pipeline.grid import Area, intersects, intersects_bbox, load_area, outline_polygon, rasterize_area
 from pipeline.scene import ReadingSpec, Scene, parse_date
 
 if TYPE_CHECKING:
@@ -122,14 +122,14 @@ class SceneFilter:
         drawn, bbox = _drawn(candidate), self.spec.bbox
         if bbox is None or (drawn is None and candidate.entry.refused is not None):
             return True
-        return touches(drawn if drawn is not None else outlined(describe().grid), bbox)
+        return intersects_bbox(drawn if drawn is not None else outline_polygon(describe().grid), bbox)
 
 
 def _is_in(area: Area, candidate: Candidate, describe: Describe) -> bool:
     """Whether a scene touches an area, by its footprint, else by its pixels."""
     drawn = _drawn(candidate)
     if drawn is not None:
-        return meet(drawn, area.lonlat)
+        return intersects(drawn, area.geographic)
     if candidate.entry.refused is not None:
         return True
     found = rasterize_area(area, describe().grid)

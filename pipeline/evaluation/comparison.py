@@ -26,7 +26,7 @@ from pipeline.evaluation.predictions import Found, PolygonPrediction, foreground
 from pipeline.evaluation.records import EvaluateSpec, Planes
 from pipeline.evaluation.reference import Reference
 from pipeline.model import ModelCard
-from pipeline.mosaic import writing_cog
+from pipeline.mosaic import cog_writer
 from pipeline.scene import Scene, SceneReader
 from pipeline.segment import Watch
 from pipeline.storage import atomic_path
@@ -142,7 +142,7 @@ class SceneCount:
         """Count every window once and write the error map; the file appears whole or not at all."""
         grid = self.comparison.found.grid
         form, whole = error_form(grid, tags, self.compress), grid.height * grid.width
-        with atomic_path(error_map) as partial, writing_cog(partial, form) as writer:
+        with atomic_path(error_map) as partial, cog_writer(partial, form) as writer:
             for row in self.counter.windows():
                 codes = [self._count(core, wide) for core, wide in row]
                 writer.write(np.concatenate(codes, axis=1)[None])

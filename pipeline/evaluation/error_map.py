@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.grid import RasterGrid
-from pipeline.mosaic import RasterForm
+from pipeline.mosaic import RasterProfile
 
 RIGHT, HIT, FALSE_ALARM, MISS, CONFUSED, NOT_COUNTED = 0, 1, 2, 3, 4, 255
 """Codes of a pixel; all classes are looked at together, see `error_codes`."""
@@ -67,10 +67,10 @@ def is_wrong(codes: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return (codes >= FALSE_ALARM) & (codes <= CONFUSED)
 
 
-def error_form(grid: RasterGrid, tags: Mapping[str, str], compress: Literal["zstd", "deflate"]) -> RasterForm:
+def error_form(grid: RasterGrid, tags: Mapping[str, str], compress: Literal["zstd", "deflate"]) -> RasterProfile:
     """The form of `errors.tif`: codes with a colour table, their meanings in the tags."""
     meanings = {f"VALUE_{code}": meaning for code, meaning in MEANINGS.items()}
-    return RasterForm(
+    return RasterProfile(
         grid=grid,
         dtype="uint8",
         nodata=NOT_COUNTED,

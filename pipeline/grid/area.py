@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 POLYGONS = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 """What an area is made of."""
-LATITUDE = 90.0
+MAX_LATITUDE_DEG = 90.0
 """Degrees; no latitude is larger."""
 
 
@@ -46,14 +46,14 @@ class Area:
         return hashlib.sha256(drawn + self.crs.to_wkt().encode()).hexdigest()
 
     @cached_property
-    def lonlat(self) -> shapely.Geometry:
+    def geographic(self) -> shapely.Geometry:
         """The area in longitudes and latitudes, see `to_geographic`."""
         return to_geographic(self.shape, self.crs.to_wkt())
 
     @cached_property
     def bbox(self) -> Bbox:
         """Its bounds in degrees, the short way round the Earth."""
-        west, south, east, north = shapely.bounds(shapely.get_parts(self.lonlat)).T
+        west, south, east, north = shapely.bounds(shapely.get_parts(self.geographic)).T
         start = (west + FULL_CIRCLE_DEG / 2) % FULL_CIRCLE_DEG - FULL_CIRCLE_DEG / 2
         spans = zip(start.tolist(), (start + east - west).tolist(), strict=True)
         return bbox_of([*spans], float(south.min()), float(north.max()))
@@ -144,7 +144,7 @@ def _fault_of(shape: shapely.Geometry) -> str:
 def _check_degrees(bounds: NDArray[np.float64], path: Path) -> None:
     """Refuse metres that are said to be degrees, as in GeoJSON, which has no other CRS."""
     left, bottom, right, top = map(float, bounds)
-    if max(-left, right) > FULL_CIRCLE_DEG or max(-bottom, top) > LATITUDE:
+    if max(-left, right) > FULL_CIRCLE_DEG or max(-bottom, top) > MAX_LATITUDE_DEG:
         raise SettingsError(
             f"area: {path}: its CRS is in degrees, but it lies between {left:g}, {bottom:g} and {right:g}, {top:g}; "
             "write it in longitudes and latitudes, or with its true CRS"

@@ -24,7 +24,7 @@ from pipeline.grid.area_rings import DECIMALS, area_rings_px
 from pipeline.grid.geographic import Points
 from pipeline.grid.raster_grid import RasterGrid
 
-ROWS_AT_ONCE = 1024
+ROWS_PER_CHUNK = 1024
 """Rows whose runs are made together when all are counted."""
 
 Runs = NDArray[np.int64]
@@ -39,7 +39,7 @@ class AreaPixels:
     """Name of the area's file."""
     width: int
     """Columns of the scene."""
-    edges: NDArray[np.float64]
+    edge_table: NDArray[np.float64]
     """`(n, 4)`: column and row of the upper end of a border's edge, columns per row, row of its lower end."""
     count: int
     """Pixels of the scene that lie in the area."""
@@ -48,7 +48,7 @@ class AreaPixels:
 
     def runs(self, top: int, bottom: int) -> Runs:
         """The pixels of rows `top` up to, not including, `bottom` that lie in the area."""
-        return _runs(self.edges, self.width, top, bottom)
+        return _runs(self.edge_table, self.width, top, bottom)
 
     def columns(self, top: int, bottom: int) -> NDArray[np.bool_]:
         """`(width,)`: whether a column holds a pixel of the area in these rows."""
@@ -63,21 +63,21 @@ def rasterize_area(area: Area, grid: RasterGrid) -> AreaPixels | None:
     Raises:
         SceneError: the CRS of the grid does not show the area.
     """
-    edges = _edges_of(area_rings_px(grid, area), grid.height)
+    edge_table = _edges_of(area_rings_px(grid, area), grid.height)
     count, digest = 0, hashlib.sha256(f"{grid.height} x {grid.width}".encode())
-    for top in range(0, grid.height, ROWS_AT_ONCE):
-        runs = _runs(edges, grid.width, top, min(top + ROWS_AT_ONCE, grid.height))
+    for top in range(0, grid.height, ROWS_PER_CHUNK):
+        runs = _runs(edge_table, grid.width, top, min(top + ROWS_PER_CHUNK, grid.height))
         count += int((runs[:, 2] - runs[:, 1]).sum())
         digest.update(runs.astype("<i8").tobytes())
     if count == grid.height * grid.width:
         return None
-    return AreaPixels(name=area.name, width=grid.width, edges=edges, count=count, digest=digest.hexdigest())
+    return AreaPixels(name=area.name, width=grid.width, edge_table=edge_table, count=count, digest=digest.hexdigest())
 
 
-def gaps(runs: Runs, top: int, bottom: int, left: int, right: int) -> Iterator[tuple[int, int, int]]:
+def invert_runs(runs: Runs, top: int, bottom: int, left: int, right: int) -> Iterator[tuple[int, int, int]]:
     """Row, first column and one past the last of what lies in a window but in none of its rows' runs, in order.
 
-    >>> [*gaps(np.array([(4, 2, 5), (4, 7, 9)]), 4, 6, 3, 8)]
+    >>> [*invert_runs(np.array([(4, 2, 5), (4, 7, 9)]), 4, 6, 3, 8)]
     [(4, 5, 7), (5, 3, 8)]
     """
     ends = np.column_stack([np.arange(top, bottom), *[np.full(bottom - top, right)] * 2])
@@ -93,25 +93,25 @@ def gaps(runs: Runs, top: int, bottom: int, left: int, right: int) -> Iterator[t
 
 
 def _edges_of(rings: Sequence[Points], height: int) -> NDArray[np.float64]:
-    """The edges that cross the middle of a row, see `AreaPixels.edges`."""
+    """The edges that cross the middle of a row, see `AreaPixels.edge_table`."""
     ends = [np.hstack([ring, np.roll(ring, -1, axis=0)]) for ring in rings]
-    edges = np.concatenate(ends) if ends else np.empty((0, 4))
-    upward = edges[:, 1] > edges[:, 3]
-    edges[upward] = edges[upward][:, [2, 3, 0, 1]]
-    first, stop = _rows_of(edges[:, 1], edges[:, 3])
-    edges = edges[(np.maximum(first, 0) < np.minimum(stop, height))]
-    left, top, right, bottom = edges.T
+    edge_table = np.concatenate(ends) if ends else np.empty((0, 4))
+    upward = edge_table[:, 1] > edge_table[:, 3]
+    edge_table[upward] = edge_table[upward][:, [2, 3, 0, 1]]
+    first, stop = _rows_of(edge_table[:, 1], edge_table[:, 3])
+    edge_table = edge_table[(np.maximum(first, 0) < np.minimum(stop, height))]
+    left, top, right, bottom = edge_table.T
     return np.column_stack([left, top, (right - left) / (bottom - top), bottom])
 
 
-def _runs(edges: NDArray[np.float64], width: int, top: int, bottom: int) -> Runs:
-    first, stop = _rows_of(edges[:, 1], edges[:, 3])
+def _runs(edge_table: NDArray[np.float64], width: int, top: int, bottom: int) -> Runs:
+    first, stop = _rows_of(edge_table[:, 1], edge_table[:, 3])
     first, stop = np.maximum(first, top), np.minimum(stop, bottom)
     hit = np.flatnonzero(first < stop)
     times = stop[hit] - first[hit]
     edge = np.repeat(hit, times)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(times) - times, times) + np.repeat(first[hit], times)
-    across = edges[edge, 0] + (row + 0.5 - edges[edge, 1]) * edges[edge, 2]
+    across = edge_table[edge, 0] + (row + 0.5 - edge_table[edge, 1]) * edge_table[edge, 2]
     col = np.clip(np.floor(np.round(across, DECIMALS) + 0.5), 0, width).astype(np.int64)
     order = np.lexsort((col, row))
     pairs = np.column_stack([row[order][::2], col[order][::2], col[order][1::2]])

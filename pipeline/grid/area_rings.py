@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 
 from pipeline.errors import SceneError
 from pipeline.grid.area import Area
-from pipeline.grid.geographic import FULL_CIRCLE_DEG, STEPS, Points, placed, unwrap_longitudes, unwrap_ring
+from pipeline.grid.geographic import FULL_CIRCLE_DEG, STEPS, Points, pixels_to_map, unwrap_longitudes, unwrap_ring
 from pipeline.grid.raster_grid import RasterGrid
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ MARGIN = 0.02
 MARGIN_PX = 16
 MESH = 9
 """Rows and columns of the points that must be found inside before anything is cut away."""
-STRAIGHT_PX = 0.01
+MAX_DEVIATION_PX = 0.01
 """An edge is followed closely enough when its middle is as near as this to where it should be, in pixels."""
-HALVINGS = 16
+MAX_HALVINGS = 16
 """An edge that is not straight after so many is where a projection tears."""
 DECIMALS = 6
 """Of pixels: what two parts of an area share they then share to the last bit."""
@@ -44,21 +44,21 @@ def area_rings_px(grid: RasterGrid, area: Area) -> list[Points]:
     if area.crs == grid.crs:
         rings = _rings_of(_cut(area, _box_around(grid)))
     else:
-        move = _Move(area.crs, grid)
+        move = _Reprojector(area.crs, grid)
         rings = [each for ring in _rings_of(_cut(area, _surroundings(grid, area.crs))) for each in move.all(ring)]
     if not all(np.isfinite(ring).all() for ring in rings):
         raise SceneError(
             f"the area {area.name} reaches beyond what the scene's CRS {grid.crs.to_string()[:60]} shows; "
             "draw it in that CRS"
         )
-    return [np.round(_pixels(grid, ring), DECIMALS) for ring in rings]
+    return [np.round(_map_to_pixels(grid, ring), DECIMALS) for ring in rings]
 
 
 def _box_around(grid: RasterGrid) -> shapely.Polygon:
     """The grid and its margin, in its own CRS."""
     wide = max(MARGIN_PX, MARGIN * max(grid.shape))
     corners = [(-wide, -wide), (grid.width + wide, -wide), (grid.width + wide, grid.height + wide)]
-    return shapely.Polygon(placed(grid, np.array([*corners, (-wide, grid.height + wide)])))
+    return shapely.Polygon(pixels_to_map(grid, np.array([*corners, (-wide, grid.height + wide)])))
 
 
 def _surroundings(grid: RasterGrid, crs: CRS) -> shapely.Geometry | None:
@@ -68,22 +68,22 @@ def _surroundings(grid: RasterGrid, crs: CRS) -> shapely.Geometry | None:
     ring = shapely.get_coordinates(shapely.segmentize(box.exterior, max(right - left, top - bottom) / STEPS))
     if grid.crs.is_geographic:
         ring[:, 1] = np.clip(ring[:, 1], -90, 90)
-    moved = _move(_transformer(grid.crs, crs), ring)
+    moved = _reproject(_transformer(grid.crs, crs), ring)
     if not np.isfinite(moved).all():
         return None
     found = shapely.make_valid(shapely.Polygon(unwrap_ring(moved) if crs.is_geographic else moved))
-    return _once_at_most(found, crs) if _holds(found, grid, crs) else None
+    return _at_most_one_turn(found, crs) if _holds(found, grid, crs) else None
 
 
 def _holds(found: shapely.Geometry, grid: RasterGrid, crs: CRS) -> bool:
     """Whether points all over the grid lie inside: an outline may be torn, or inside out."""
     cols, rows = np.meshgrid(np.linspace(0, grid.width, MESH), np.linspace(0, grid.height, MESH))
-    points = _move(_transformer(grid.crs, crs), placed(grid, np.column_stack([cols.ravel(), rows.ravel()])))
+    points = _reproject(_transformer(grid.crs, crs), pixels_to_map(grid, np.column_stack([cols.ravel(), rows.ravel()])))
     inside = [shapely.intersects_xy(found, *unwrap_longitudes(points, by).T) for by in _turns(crs)]
     return bool(np.any(inside, axis=0).all())
 
 
-def _once_at_most(found: shapely.Geometry, crs: CRS) -> shapely.Geometry:
+def _at_most_one_turn(found: shapely.Geometry, crs: CRS) -> shapely.Geometry:
     """Not more than once round the Earth, else the same ground would count twice."""
     west, south, east, north = found.bounds
     if not crs.is_geographic or east - west <= FULL_CIRCLE_DEG:
@@ -113,7 +113,7 @@ def _rings_of(shape: shapely.Geometry) -> list[Points]:
     return [shapely.get_coordinates(ring) for ring in shapely.get_rings(polygons)]
 
 
-class _Move:
+class _Reprojector:
     """Brings rings from the CRS of an area to that of a grid."""
 
     def __init__(self, source: CRS, grid: RasterGrid) -> None:
@@ -124,7 +124,7 @@ class _Move:
 
     def all(self, ring: Points) -> list[Points]:
         """The ring, followed, in every turn round the Earth in which it may meet the grid."""
-        moved = self._followed(ring)
+        moved = self._densified(ring)
         if self._from_degrees or not self._to_degrees:
             return [moved]
         moved = unwrap_ring(moved)
@@ -132,25 +132,27 @@ class _Move:
         copies = [unwrap_longitudes(moved, FULL_CIRCLE_DEG * turn) for turn in range(-2, 3)]
         return [each for each in copies if each[:, 0].min() < right and each[:, 0].max() > left]
 
-    def _followed(self, ring: Points) -> Points:
+    def _densified(self, ring: Points) -> Points:
         step = float(np.ptp(ring, axis=0).max()) / STEPS
         source = shapely.get_coordinates(shapely.segmentize(shapely.LineString(ring), step))
-        moved = self._moved(source)
-        for _ in range(HALVINGS):
+        moved = self._project(source)
+        for _ in range(MAX_HALVINGS):
             middles = (source[1:] + source[:-1]) / 2
-            true = self._moved(middles)
+            true = self._project(middles)
             with np.errstate(invalid="ignore"):
-                miss = np.abs(_pixels(self._grid, true) - _pixels(self._grid, (moved[1:] + moved[:-1]) / 2))
-            bent = np.flatnonzero((miss > STRAIGHT_PX).any(axis=1))
+                miss = np.abs(
+                    _map_to_pixels(self._grid, true) - _map_to_pixels(self._grid, (moved[1:] + moved[:-1]) / 2)
+                )
+            bent = np.flatnonzero((miss > MAX_DEVIATION_PX).any(axis=1))
             if not len(bent):
                 break
             source = np.insert(source, bent + 1, middles[bent], axis=0)
             moved = np.insert(moved, bent + 1, true[bent], axis=0)
         return moved
 
-    def _moved(self, points: Points) -> Points:
+    def _project(self, points: Points) -> Points:
         """Degrees that come from degrees stay in their turn."""
-        moved = _move(self._transformer, points)
+        moved = _reproject(self._transformer, points)
         if self._from_degrees and self._to_degrees:
             moved[:, 0] += FULL_CIRCLE_DEG * np.round((points[:, 0] - moved[:, 0]) / FULL_CIRCLE_DEG)
         return moved
@@ -173,12 +175,12 @@ def _transformer_of(source: str, target: str) -> Transformer:
         ) from error
 
 
-def _move(transformer: Transformer, points: Points) -> Points:
+def _reproject(transformer: Transformer, points: Points) -> Points:
     """Points in another CRS; not finite where it does not show them."""
     return np.column_stack(transformer.transform(points[:, 0], points[:, 1]))
 
 
-def _pixels(grid: RasterGrid, points: Points) -> Points:
+def _map_to_pixels(grid: RasterGrid, points: Points) -> Points:
     """`(col, row)` of `(x, y)`."""
     back = ~grid.transform
     there: Points = points @ np.array([[back.a, back.d], [back.b, back.e]]) + np.array([back.c, back.f])

@@ -8,7 +8,7 @@ from rasterio.errors import CRSError
 from pipeline.errors import SettingsError
 
 
-def crs_of(text: str) -> CRS:
+def parse_crs(text: str) -> CRS:
     """The CRS that a setting names.
 
     Raises:

@@ -14,7 +14,7 @@ import shapely
 from pipeline.grid.geographic import DIGITS, Points, outline, smallest_extent, unwrap_longitudes
 from pipeline.grid.raster_grid import RasterGrid
 
-STRAIGHT = 1e-5
+SIMPLIFY_SHARE = 1e-5
 """Points that bend the outline by less than this share of its size are left out."""
 
 Bbox = tuple[float, float, float, float]
@@ -54,7 +54,7 @@ def _cut(ring: Points) -> Footprint:
     west = ring[:, 0].min()
     whole = shapely.make_valid(shapely.Polygon(unwrap_longitudes(ring, by=-360 * math.floor((west + 180) / 360))))
     west, south, east, north = map(float, whole.bounds)
-    whole = shapely.simplify(whole, STRAIGHT * max(east - west, north - south))
+    whole = shapely.simplify(whole, SIMPLIFY_SHARE * max(east - west, north - south))
     pieces = []
     for turn in range(math.ceil((east - 180) / 360) + 1):
         inside = whole & shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90)

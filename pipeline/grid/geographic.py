@@ -30,7 +30,7 @@ DIGITS = 8
 """Decimals of degrees that are kept: about a millimetre."""
 FULL_CIRCLE_DEG = 360.0
 """Degrees around the Earth."""
-AT_POLE = 1e-9
+POLE_TOLERANCE_DEG = 1e-9
 """Degrees; nearer to a pole a longitude means nothing."""
 
 Points = NDArray[np.float64]
@@ -40,16 +40,16 @@ Points = NDArray[np.float64]
 def outline(grid: RasterGrid) -> Points | None:
     """Longitudes and latitudes once round a grid; None when no point of it lies on the Earth."""
     corners = np.array([(0, 0), (0, grid.height), (grid.width, grid.height), (grid.width, 0), (0, 0)], float)
-    ring = _follow(placed(grid, corners), grid.crs.to_wkt())
+    ring = _densified(pixels_to_map(grid, corners), grid.crs.to_wkt())
     if not np.isfinite(ring).all():
         return _box(grid)
     # On a pole only the longitude of a grid in degrees means something.
-    if not grid.crs.is_geographic and (np.abs(ring[:, 1]) >= 90 - AT_POLE).any():
+    if not grid.crs.is_geographic and (np.abs(ring[:, 1]) >= 90 - POLE_TOLERANCE_DEG).any():
         return _box(grid)
     return unwrap_ring(ring)
 
 
-def outlined(grid: RasterGrid) -> shapely.Geometry:
+def outline_polygon(grid: RasterGrid) -> shapely.Geometry:
     """The area of a grid, valid, and empty where no point of it lies on the Earth."""
     ring = outline(grid)
     return shapely.Polygon() if ring is None else shapely.make_valid(shapely.Polygon(ring))
@@ -63,19 +63,19 @@ def to_geographic(geometry: shapely.Geometry, crs: str) -> shapely.Geometry:
     """
     if crs.upper() in ("EPSG:4326", "OGC:CRS84"):
         return geometry if geometry.is_valid else shapely.make_valid(geometry)
-    return shapely.union_all([_moved(part, crs) for part in shapely.get_parts(geometry)])
+    return shapely.union_all([_to_geographic_part(part, crs) for part in shapely.get_parts(geometry)])
 
 
-def touches(footprint: shapely.Geometry, bbox: tuple[float, float, float, float]) -> bool:
+def intersects_bbox(footprint: shapely.Geometry, bbox: tuple[float, float, float, float]) -> bool:
     """Whether a valid footprint in longitudes and latitudes and `(left, bottom, right, top)` have a point in common.
 
     A box whose left is over its right crosses the antimeridian.
     """
     left, bottom, right, top = bbox
-    return meet(footprint, shapely.box(left, bottom, right + (FULL_CIRCLE_DEG if left > right else 0), top))
+    return intersects(footprint, shapely.box(left, bottom, right + (FULL_CIRCLE_DEG if left > right else 0), top))
 
 
-def meet(one: shapely.Geometry, other: shapely.Geometry) -> bool:
+def intersects(one: shapely.Geometry, other: shapely.Geometry) -> bool:
     """Whether two valid geometries in longitudes and latitudes have a point in common, in whichever turn they are."""
     turned = [
         shapely.transform(other, partial(unwrap_longitudes, by=turn))
@@ -90,16 +90,16 @@ def smallest_extent(spans: Sequence[tuple[float, float]]) -> tuple[float, float]
     Args:
         spans: `(west, east)` in the same form, at least one.
 
-    >>> narrowest([(10, 20), (-5, 0)]), narrowest([(170, 185), (-170, -160)])
+    >>> smallest_extent([(10, 20), (-5, 0)]), smallest_extent([(170, 185), (-170, -160)])
     ((-5, 20), (170, 200))
     """
     ordered = sorted(spans)
     reach = max(east for _, east in ordered) - 360
-    gaps = []
+    invert_runs = []
     for west, east in ordered:
-        gaps.append((west - reach, west))
+        invert_runs.append((west - reach, west))
         reach = max(reach, east)
-    widest, west = max(gaps)
+    widest, west = max(invert_runs)
     return (west, west + 360 - widest) if widest > 0 else (-180.0, 180.0)
 
 
@@ -119,7 +119,7 @@ def unwrap_ring(ring: Points) -> Points:
     return np.vstack([ring, [(lon[-1], pole), (lon[0], pole)]])
 
 
-def placed(grid: RasterGrid, pixels: Points) -> Points:
+def pixels_to_map(grid: RasterGrid, pixels: Points) -> Points:
     """`(x, y)` in the grid's CRS of `(col, row)`."""
     t = grid.transform
     return np.column_stack(
@@ -127,23 +127,23 @@ def placed(grid: RasterGrid, pixels: Points) -> Points:
     )
 
 
-def _moved(part: shapely.Geometry, crs: str) -> shapely.Geometry:
+def _to_geographic_part(part: shapely.Geometry, crs: str) -> shapely.Geometry:
     """A part in longitudes and latitudes: a polygon, or the points of anything else and of what is too small."""
     if part.geom_type != "Polygon":
         return _as_points(_lonlat(shapely.get_coordinates(part), crs))
-    rings = [_follow(shapely.get_coordinates(ring), crs) for ring in shapely.get_rings(part)]
+    rings = [_densified(shapely.get_coordinates(ring), crs) for ring in shapely.get_rings(part)]
     seen = [ring[np.isfinite(ring).all(axis=1)] for ring in rings]
     if len(seen[0]) < 4:
         return _as_points(seen[0])
     shell, *holes = [shapely.make_valid(shapely.Polygon(unwrap_ring(ring))) for ring in seen if len(ring) >= 4]
-    return shapely.difference(shell, shapely.union_all([_beside(hole, shell) for hole in holes]))
+    return shapely.difference(shell, shapely.union_all([_in_turn_of(hole, shell) for hole in holes]))
 
 
 def _as_points(lonlat: Points) -> shapely.Geometry:
     return shapely.multipoints(lonlat[np.isfinite(lonlat).all(axis=1)])
 
 
-def _beside(hole: shapely.Geometry, shell: shapely.Geometry) -> shapely.Geometry:
+def _in_turn_of(hole: shapely.Geometry, shell: shapely.Geometry) -> shapely.Geometry:
     """A hole in the turn round the Earth that its shell is in."""
     west, east = shell.bounds[0] - hole.bounds[0], shell.bounds[2] - hole.bounds[2]
     return shapely.transform(
@@ -151,7 +151,7 @@ def _beside(hole: shapely.Geometry, shell: shapely.Geometry) -> shapely.Geometry
     )
 
 
-def _follow(ring: Points, crs: str) -> Points:
+def _densified(ring: Points, crs: str) -> Points:
     """Longitudes and latitudes of a closed ring in small steps; not finite beyond the horizon of the projection."""
     step = float(np.ptp(ring, axis=0).max()) / STEPS
     return _lonlat(shapely.get_coordinates(shapely.segmentize(shapely.LineString(ring), step)) if step else ring, crs)
@@ -167,12 +167,12 @@ def _lonlat(points: Points, crs: str) -> Points:
 def _box(grid: RasterGrid) -> Points | None:
     """The box around the points of a mesh that lie on the Earth."""
     rows, cols = np.meshgrid(np.linspace(0, grid.height, MESH), np.linspace(0, grid.width, MESH), indexing="ij")
-    mesh = _lonlat(placed(grid, np.column_stack([cols.ravel(), rows.ravel()])), grid.crs.to_wkt())
+    mesh = _lonlat(pixels_to_map(grid, np.column_stack([cols.ravel(), rows.ravel()])), grid.crs.to_wkt())
     found = mesh[np.isfinite(mesh).all(axis=1)]
     if not len(found):
         return None
     south, north = found[:, 1].min(), found[:, 1].max()
-    apart = found[np.abs(found[:, 1]) < 90 - AT_POLE, 0]
+    apart = found[np.abs(found[:, 1]) < 90 - POLE_TOLERANCE_DEG, 0]
     west, east = smallest_extent([(each, each) for each in ((apart + 180) % 360 - 180).tolist()] or [(-180.0, 180.0)])
     return np.array([(west, south), (east, south), (east, north), (west, north)])
 

@@ -23,10 +23,10 @@ from pipeline.errors import SceneError
 if TYPE_CHECKING:
     from pyproj import Geod, Transformer
 
-LONGEST_EDGE_M = 2_000.0
+MAX_EDGE_M = 2_000.0
 """Edges longer than this are densified before they are measured; a straight line of 2 km bends by
 about 8 cm x tan(latitude) between a projected CRS and the plane on which areas are summed: 4e-5 of its square."""
-FARTHEST = 1e9
+MAX_COORDINATE = 1e9
 """No coordinate on the Earth is larger, in any unit in use."""
 
 
@@ -48,7 +48,7 @@ class RasterGrid:
             raise SceneError(f"a grid needs at least 1 x 1 px, not {self.height} x {self.width}")
         if self.transform.determinant == 0 or not np.isfinite(self.transform.determinant):
             raise SceneError(f"the transform {tuple(self.transform)[:6]} does not map pixels to an area")
-        if not max(map(abs, self.bounds)) < FARTHEST:
+        if not max(map(abs, self.bounds)) < MAX_COORDINATE:
             raise SceneError(f"the transform {tuple(self.transform)[:6]} leads off the Earth")
 
     @property
@@ -124,7 +124,7 @@ def measure_on_ground(
     if len(coordinates) == 0:
         return np.zeros(len(geometries)), np.zeros(len(geometries))
     lon, lat = to_geographic.transform(coordinates[:, 0], coordinates[:, 1])
-    lon, lat = _on_earth(np.radians(lon), np.radians(lat), ring_of_vertex)
+    lon, lat = _clamp_to_earth(np.radians(lon), np.radians(lat), ring_of_vertex)
     same_ring = ring_of_vertex[1:] == ring_of_vertex[:-1]
     d_lon = np.remainder(np.diff(lon) + np.pi, 2 * np.pi) - np.pi
     d_lon[~same_ring] = 0.0
@@ -164,7 +164,7 @@ def _to_lonlat(crs: CRS) -> Transformer:
 def _densify(rings: NDArray[np.object_], crs: CRS) -> NDArray[np.object_]:
     """Rings without long edges. Not polygons: GEOS repairs those when densified, at worst to nothing."""
     unit_m = 111_320.0 if crs.is_geographic else float(crs.linear_units_factor[1])
-    longest = LONGEST_EDGE_M / unit_m
+    longest = MAX_EDGE_M / unit_m
     bounds = shapely.bounds(rings).reshape(-1, 4)
     large = np.nanmax(bounds[:, 2:] - bounds[:, :2], axis=1, initial=0) > longest
     if not large.any():
@@ -184,7 +184,7 @@ def _rings_of(
     return rings, owner_of_part[part_of_ring], np.where(is_shell, 1.0, -1.0)
 
 
-def _on_earth(
+def _clamp_to_earth(
     lon: NDArray[np.float64], lat: NDArray[np.float64], ring_of_vertex: NDArray[np.intp]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Draw vertices beyond the horizon of a projection back to the last one of their ring that lies on the Earth."""

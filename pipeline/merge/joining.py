@@ -13,7 +13,7 @@ from pipeline.grid import measure_on_ground
 from pipeline.merge.projection import onto_plane, repaired
 from pipeline.merge.reading import FID, read_rows
 from pipeline.merge.scenes import MergedScene
-from pipeline.polygons import to_ground
+from pipeline.polygons import pixels_to_map
 
 FINEST_PX = 2.0**-10
 """Joined outlines have vertices at steps of this, so that nothing in them is as thin as the rounding of floats."""
@@ -71,7 +71,7 @@ def _joined(lot: Sequence[Sequence[tuple[MergedScene, int]]]) -> Joined:
     pieces = _read([member for group in lot for member in group], lead)
     groups = [[pieces[scene.id, fid] for scene, fid in group] for group in lot]
     merged = [_union([piece.geometry for piece in group]) for group in groups]
-    geometry = repaired(to_ground(np.array(merged, dtype=object), lead.grid.transform))
+    geometry = repaired(pixels_to_map(np.array(merged, dtype=object), lead.grid.transform))
     area_m2, perimeter_m = measure_on_ground(geometry, lead.grid.crs)
     rows = [
         {**_row(group, whole), "area_m2": float(area), "perimeter_m": float(perimeter)}

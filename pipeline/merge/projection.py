@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from pipeline.errors import SceneError
-from pipeline.grid import FULL_CIRCLE_DEG, RasterGrid, outlined, to_geographic, unwrap_longitudes
+from pipeline.grid import FULL_CIRCLE_DEG, RasterGrid, outline_polygon, to_geographic, unwrap_longitudes
 
 if TYPE_CHECKING:
     from pyproj import Transformer
@@ -71,7 +71,7 @@ def to_result(geometry: Geometries, grid: RasterGrid, target: CRS) -> Geometries
         return geometry
     if not target.is_geographic:
         return repaired(_reprojected(geometry, grid.crs, target, None))
-    left, _, right, _ = outlined(grid).bounds
+    left, _, right, _ = outline_polygon(grid).bounds
     moved = _reprojected(geometry, grid.crs, target, (left + right) / 2)
     west, _, east, _ = shapely.bounds(moved).T
     for place in np.flatnonzero(east - west > FULL_CIRCLE_DEG / 2):  # round a pole, or half the Earth

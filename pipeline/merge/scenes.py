@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import shapely
 
-from pipeline.grid import FULL_CIRCLE_DEG, RasterGrid, outlined, unwrap_longitudes
+from pipeline.grid import FULL_CIRCLE_DEG, RasterGrid, outline_polygon, unwrap_longitudes
 from pipeline.mosaic import MosaicReader
 from pipeline.results import REPORT, Results, SceneReport
 
@@ -82,7 +82,7 @@ def in_order(scenes: Sequence[MergedScene], prefer: Literal["newest", "oldest", 
 
 def meeting(scenes: Sequence[MergedScene]) -> list[tuple[int, int]]:
     """Pairs of places of scenes whose outlines meet or nearly do, the first before the second."""
-    outlines = [outlined(scene.grid) for scene in scenes]
+    outlines = [outline_polygon(scene.grid) for scene in scenes]
     # What ends at one side of the antimeridian goes on at the other.
     turned = [
         shapely.transform(each, partial(unwrap_longitudes, by=by))

@@ -1,5 +1,5 @@
+from .classify import NO_CLASS as NO_CLASS
 from .classify import NODATA as NODATA
-from .classify import NONE as NONE
 from .classify import Classification as Classification
 from .classify import classify_multilabel as classify_multilabel
 from .classify import resolve_threshold as resolve_threshold
@@ -13,13 +13,13 @@ from .palette import class_colour as class_colour
 from .reader import MosaicReader as MosaicReader
 from .reader import read_mask as read_mask
 from .reader import read_mask_blocks as read_mask_blocks
-from .strips import RasterForm as RasterForm
+from .strips import RasterProfile as RasterProfile
 from .writer import MASK_NODATA as MASK_NODATA
 from .writer import WRITE_QUEUE_DEPTH as WRITE_QUEUE_DEPTH
 from .writer import MosaicSpec as MosaicSpec
 from .writer import MosaicWriter as MosaicWriter
-from .writer import mask_form as mask_form
-from .writer import probability_form as probability_form
+from .writer import cog_writer as cog_writer
+from .writer import mask_profile as mask_profile
+from .writer import probability_profile as probability_profile
 from .writer import write_cog as write_cog
 from .writer import write_mask as write_mask
-from .writer import writing_cog as writing_cog

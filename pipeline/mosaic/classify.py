@@ -20,14 +20,14 @@ from pipeline.model import ModelCard
 Level = TypeVar("Level", bound=np.uint8 | np.uint16)
 """The type of levels; its largest value is invalid."""
 
-NONE = 0
+NO_CLASS = 0
 """Mask value of a valid pixel that is of no class, or of the background."""
 NODATA = 255
 """Mask value of an invalid pixel."""
 
-AT_A_TIME = 1 << 17
+CHUNK_PIXELS = 1 << 17
 """Pixels decided together; a processor's cache holds them."""
-ROUNDING = 1e-6
+ROUNDING_TOLERANCE = 1e-6
 """Levels; a threshold of `k / top` computed in floating point still means level `k`."""
 
 
@@ -64,10 +64,10 @@ def resolve_threshold(card: ModelCard, threshold: float | None, top: int) -> int
     value = card.threshold if threshold is None else threshold
     if not 0 < value <= 1:
         raise SettingsError(f"threshold must be above 0 and at most 1, not {value}")
-    return max(1, math.ceil(value * top - ROUNDING))
+    return max(1, math.ceil(value * top - ROUNDING_TOLERANCE))
 
 
-def decide(
+def classify(
     levels: NDArray[np.uint8 | np.uint16], card: ModelCard, threshold: float | None = None, *, top: int
 ) -> NDArray[np.uint8]:
     """The class of each pixel, for `mask.tif`.
@@ -91,7 +91,7 @@ def decide(
     exclusive = card.activation == "softmax"
     mask, best = _most_probable(levels, card.mask_values)
     if not exclusive:
-        np.copyto(mask, np.uint8(NONE), where=best < least)
+        np.copyto(mask, np.uint8(NO_CLASS), where=best < least)
     return mask
 
 
@@ -101,7 +101,7 @@ def classify_multilabel(
     """The decisions that become polygons: one for all exclusive classes, or one per independent class.
 
     The classes of a sigmoid model may overlap, so each is decided on its own. Their number and order
-    depend on the card alone. Arguments and errors as for `decide`.
+    depend on the card alone. Arguments and errors as for `classify`.
     """
     if card.activation == "softmax":
         resolve_threshold(card, threshold, top)
@@ -133,7 +133,7 @@ def _most_probable(levels: NDArray[Level], values: tuple[int, ...]) -> tuple[NDA
     _, height, width = levels.shape
     mask, best = np.full((height, width), values[0], np.uint8), levels[0].copy()
     invalid = np.iinfo(levels.dtype).max
-    rows = max(1, AT_A_TIME // max(1, width))
+    rows = max(1, CHUNK_PIXELS // max(1, width))
     for top in range(0, height, rows):
         here = slice(top, top + rows)
         for level, value in zip(levels[1:, here], values[1:], strict=True):

@@ -24,7 +24,7 @@ SUBFILE_TYPE = 254
 LONG, LONG8 = 4, 16
 """TIFF types: unsigned whole numbers of 4 and 8 bytes."""
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-LARGEST_CLASSIC = 2**32 - 1
+MAX_CLASSIC_BYTES = 2**32 - 1
 """Bytes that the four-byte offsets of a classic TIFF reach."""
 
 _LAYOUT = (
@@ -37,7 +37,7 @@ _FRAME = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placed:
+class TiffPart:
     """A tiled TIFF whose blocks are a rectangle of a level's blocks."""
 
     path: Path
@@ -49,12 +49,12 @@ class Placed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class CogLevel:
     """One resolution of a COG."""
 
     template: Path
     """A TIFF with the level's size and tags; its blocks are not looked at."""
-    parts: tuple[Placed, ...]
+    parts: tuple[TiffPart, ...]
     """Where the blocks are; together the parts hold each block once."""
 
 
@@ -110,20 +110,20 @@ class _Blocks:
         return self.size + 2 * _FRAME
 
 
-def write_levels(target: Path, levels: Sequence[Level], *, largest_classic: int = LARGEST_CLASSIC) -> None:
+def write_levels(target: Path, levels: Sequence[CogLevel], *, max_classic_bytes: int = MAX_CLASSIC_BYTES) -> None:
     """Write a COG of levels, the full size first and each half of the one before.
 
     Args:
         target: the COG; a BigTIFF when it needs to be.
         levels: all of one pixel type and one compression.
-        largest_classic: bytes above which a BigTIFF is written.
+        max_classic_bytes: bytes above which a BigTIFF is written.
 
     Raises:
         OSError: the disk refuses.
     """
     fields = [_read_fields(level.template) for level in levels]
     blocks = [_find_blocks(level, each) for level, each in zip(levels, fields, strict=True)]
-    form = _CLASSIC if _total(fields, blocks, _CLASSIC) <= largest_classic else _BIG
+    form = _CLASSIC if _total(fields, blocks, _CLASSIC) <= max_classic_bytes else _BIG
     with target.open("wb") as out:
         out.write(_head(fields, blocks, form))
         for level, each in zip(reversed(levels), reversed(blocks), strict=True):
@@ -228,7 +228,7 @@ def _read(file: BinaryIO, size: int, *, at: int | None = None) -> bytes:
     return data
 
 
-def _find_blocks(level: Level, fields: Mapping[int, _Field]) -> _Blocks:
+def _find_blocks(level: CogLevel, fields: Mapping[int, _Field]) -> _Blocks:
     rows, cols = _block_shape(fields)
     source, offset, size = (np.zeros((rows, cols), np.int64) for _ in range(3))
     for index, part in enumerate(level.parts):
@@ -252,7 +252,7 @@ def _values(field: _Field) -> NDArray[np.int64]:
     return np.frombuffer(field.data, f"<u{TYPE_BYTES[field.kind]}").astype(np.int64)
 
 
-def _read_blocks(level: Level, blocks: _Blocks) -> Iterator[bytes]:
+def _read_blocks(level: CogLevel, blocks: _Blocks) -> Iterator[bytes]:
     files = [part.path.open("rb") for part in level.parts]
     try:
         for source, offset, size in zip(blocks.source, blocks.offset, blocks.size, strict=True):

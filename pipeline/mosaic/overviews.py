@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-SLAB = 64
+SLAB_ROWS = 64
 """Rows that are halved at once, so that what is in between stays in the CPU's cache."""
 
 Halve = Callable[[NDArray[np.generic], float], NDArray[np.generic]]
@@ -32,8 +32,8 @@ def halve_slabs(halve: Halve, pixels: NDArray[np.generic], nodata: float) -> NDA
     """`halve(pixels, nodata)`, slab by slab; a slab of one value, such as nodata, keeps it."""
     bands, rows, cols = pixels.shape
     result = np.empty((bands, -(-rows // 2), -(-cols // 2)), pixels.dtype)
-    for top in range(0, rows, SLAB):
-        slab, half = pixels[:, top : top + SLAB], result[:, top // 2 : (top + SLAB) // 2]
+    for top in range(0, rows, SLAB_ROWS):
+        slab, half = pixels[:, top : top + SLAB_ROWS], result[:, top // 2 : (top + SLAB_ROWS) // 2]
         lowest = slab.min()
         half[:] = lowest if lowest == slab.max() else halve(slab, nodata)
     return result

@@ -25,7 +25,7 @@ CARD_TAG = "SCENEMILL_CARD"
 class MosaicReader:
     """Reads blocks of a probability mosaic, from any number of threads."""
 
-    watch: Callable[[int], None] | None = None
+    progress: Callable[[int], None] | None = None
     """Told the pixels of every block that is read."""
 
     def __init__(self, path: Path):
@@ -63,8 +63,8 @@ class MosaicReader:
     def read_levels(self, window: Window) -> NDArray[np.uint8 | np.uint16]:
         """`(classes, height, width)` levels: 0..`levels` mean probability 0..1, the type's largest value is invalid."""
         levels = as_integers(self._handles.get().read(window=window))
-        if self.watch is not None:
-            self.watch(int(window.width * window.height))
+        if self.progress is not None:
+            self.progress(int(window.width * window.height))
         return levels
 
 

@@ -35,7 +35,7 @@ EFFORT = {"zstd": {"zstd_level": 1}, "deflate": {"zlevel": 1}}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RasterForm:
+class RasterProfile:
     """What a raster of ours is, apart from its pixels."""
 
     grid: RasterGrid
@@ -59,27 +59,27 @@ class RasterForm:
 class StripWriter:
     """Writes rows, top to bottom, to a tiled GeoTIFF and to one more for each overview below it."""
 
-    def __init__(self, path: Path, form: RasterForm, *, overviews: int = 0, level: int = 0):
+    def __init__(self, path: Path, profile: RasterProfile, *, overviews: int = 0, level: int = 0):
         """Create the files.
 
         Args:
             path: the full size; overview `k` goes to `level_path(path, k)`.
-            form: what the full size is.
+            profile: what the full size is.
             overviews: how many levels below this one are written too.
             level: which level this one is, 0 = full size.
         """
-        self._form, self._path = form, level_path(path, level)
-        width = level_shape(form.grid.shape, level)[1]
-        self._dataset = create_level(path, form, level)
+        self._profile, self._path = profile, level_path(path, level)
+        width = level_shape(profile.grid.shape, level)[1]
+        self._dataset = create_level(path, profile, level)
         self._stack = ExitStack()
-        at_good_end(self._stack, self._check)
+        on_success(self._stack, self._check)
         self._stack.callback(self._dataset.close)
         self._below: StripWriter | None = None
         if overviews:
-            below = StripWriter(path, form, overviews=overviews - 1, level=level + 1)
+            below = StripWriter(path, profile, overviews=overviews - 1, level=level + 1)
             self._below = self._stack.enter_context(below)
-        at_good_end(self._stack, self._store_rest)
-        self._rows = np.empty((len(form.names), BLOCK, width), form.dtype)
+        on_success(self._stack, self._store_rest)
+        self._rows = np.empty((len(profile.names), BLOCK, width), profile.dtype)
         self._held = 0
         self._done = 0
 
@@ -116,11 +116,11 @@ class StripWriter:
         try:
             self._dataset.write(rows, window=window)
         except RasterioError as error:
-            raise _write_fault(self._path, error) from error
+            raise _write_error(self._path, error) from error
         self._done += rows.shape[1]
         if self._below is not None:
-            halve = halve_mean if self._form.colours is None else halve_mode
-            self._below.write(halve_slabs(halve, rows, self._form.nodata))
+            halve = halve_mean if self._profile.colours is None else halve_mode
+            self._below.write(halve_slabs(halve, rows, self._profile.nodata))
 
     def _store_rest(self) -> None:
         if self._held:
@@ -131,10 +131,10 @@ class StripWriter:
         try:
             check_blocks(self._path)
         except OSError as error:
-            raise _write_fault(self._path, error) from error
+            raise _write_error(self._path, error) from error
 
 
-def at_good_end(stack: ExitStack, action: Callable[[], None]) -> None:
+def on_success(stack: ExitStack, action: Callable[[], None]) -> None:
     """Have a stack do something on leaving, in its turn, unless an error has come up before."""
     stack.push(lambda kind, error, trace: None if kind else action())
 
@@ -157,41 +157,41 @@ def level_shape(shape: tuple[int, int], level: int) -> tuple[int, int]:
     return -(-shape[0] // 2**level), -(-shape[1] // 2**level)
 
 
-def create_level(path: Path, form: RasterForm, level: int, *, empty: bool = False) -> rasterio.io.DatasetWriter:
+def create_level(path: Path, profile: RasterProfile, level: int, *, empty: bool = False) -> rasterio.io.DatasetWriter:
     """Create the file of one level; only the full size says where it lies and what it holds.
 
     Args:
         path: that of the full size.
-        form: that of the full size.
+        profile: that of the full size.
         level: 0 = full size.
         empty: True where no block will be written.
     """
     limit_block_cache()
-    height, width = level_shape(form.grid.shape, level)
-    place = {} if level else {"crs": form.grid.crs, "transform": form.grid.transform}
+    height, width = level_shape(profile.grid.shape, level)
+    place = {} if level else {"crs": profile.grid.crs, "transform": profile.grid.transform}
     dataset = _open_quietly(
         level_path(path, level),
         "w",
         driver="GTiff",
         height=height,
         width=width,
-        count=len(form.names),
-        dtype=form.dtype,
-        nodata=form.nodata,
+        count=len(profile.names),
+        dtype=profile.dtype,
+        nodata=profile.nodata,
         tiled=True,
         blockxsize=BLOCK,
         blockysize=BLOCK,
-        compress=form.compress,
-        predictor=_predictor(form),
+        compress=profile.compress,
+        predictor=_predictor(profile),
         bigtiff="if_safer",
         photometric="minisblack",
         endianness="little",
         sparse_ok=empty,
         num_threads=ENCODERS,
         **place,
-        **EFFORT[form.compress],
+        **EFFORT[profile.compress],
     )
-    _describe(dataset, form, whole=level == 0)
+    _describe(dataset, profile, whole=level == 0)
     return dataset
 
 
@@ -200,15 +200,15 @@ def open_level(path: Path, level: int) -> rasterio.DatasetReader:
     return _open_quietly(level_path(path, level), driver="GTiff")
 
 
-def _write_fault(path: Path, error: Exception) -> TransientError:
+def _write_error(path: Path, error: Exception) -> TransientError:
     return TransientError(f"{path}: writing failed: {error}; is the disk full?")
 
 
-def _predictor(form: RasterForm) -> int:
+def _predictor(profile: RasterProfile) -> int:
     """TIFF's predictor: classes as they are, floats by their bytes, levels by their differences."""
-    if form.colours is not None:
+    if profile.colours is not None:
         return 1
-    return 3 if form.dtype == "float32" else 2
+    return 3 if profile.dtype == "float32" else 2
 
 
 def _open_quietly(path: Path, *arguments: str, **profile: Any) -> Any:
@@ -217,16 +217,16 @@ def _open_quietly(path: Path, *arguments: str, **profile: Any) -> Any:
         return rasterio.open(path, *arguments, **profile)
 
 
-def _describe(dataset: rasterio.io.DatasetWriter, form: RasterForm, *, whole: bool) -> None:
-    if form.colours is not None:
-        dataset.write_colormap(1, dict(form.colours))
+def _describe(dataset: rasterio.io.DatasetWriter, profile: RasterProfile, *, whole: bool) -> None:
+    if profile.colours is not None:
+        dataset.write_colormap(1, dict(profile.colours))
     else:
-        dataset.colorinterp = (ColorInterp.gray,) + (ColorInterp.undefined,) * (len(form.names) - 1)
+        dataset.colorinterp = (ColorInterp.gray,) + (ColorInterp.undefined,) * (len(profile.names) - 1)
     if not whole:
         return
-    for number, name in enumerate(form.names, start=1):
+    for number, name in enumerate(profile.names, start=1):
         dataset.set_band_description(number, name)
-    if form.scale != 1.0:
-        dataset.scales = (form.scale,) * len(form.names)
-        dataset.offsets = (0.0,) * len(form.names)
-    dataset.update_tags(**dict(form.tags))
+    if profile.scale != 1.0:
+        dataset.scales = (profile.scale,) * len(profile.names)
+        dataset.offsets = (0.0,) * len(profile.names)
+    dataset.update_tags(**dict(profile.tags))

@@ -24,13 +24,13 @@ from rasterio.windows import Window
 from pipeline.errors import TransientError
 from pipeline.grid import RasterGrid
 from pipeline.model import ModelCard
-from pipeline.mosaic.classify import decide
-from pipeline.mosaic.cog import Level, Placed, write_levels
+from pipeline.mosaic.classify import classify
+from pipeline.mosaic.cog import CogLevel, TiffPart, write_levels
 from pipeline.mosaic.levels import BLOCK, TOP_LEVEL, LevelType, as_integers, stored_nodata
 from pipeline.mosaic.overviews import overview_count
 from pipeline.mosaic.palette import class_colour
 from pipeline.mosaic.reader import CARD_TAG, MosaicReader
-from pipeline.mosaic.strips import RasterForm, StripWriter, at_good_end, create_level, level_path, open_level
+from pipeline.mosaic.strips import RasterProfile, StripWriter, create_level, level_path, on_success, open_level
 
 MASK_NODATA = 255
 """Nodata in `mask.tif`."""
@@ -48,9 +48,9 @@ class MosaicSpec:
     """zstd is smaller and faster; deflate opens in software older than 2019."""
 
 
-def probability_form(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: Mapping[str, str]) -> RasterForm:
+def probability_profile(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: Mapping[str, str]) -> RasterProfile:
     """The form of `probability.tif`: a band per class, scaled so that GIS tools show 0..1."""
-    return RasterForm(
+    return RasterProfile(
         grid=grid,
         dtype=spec.dtype,
         nodata=stored_nodata(spec.dtype),
@@ -61,14 +61,14 @@ def probability_form(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: 
     )
 
 
-def mask_form(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: Mapping[str, str]) -> RasterForm:
+def mask_profile(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: Mapping[str, str]) -> RasterProfile:
     """The form of `mask.tif`: class values, 0 = none of them, 255 = nodata, with a colour table."""
     values = sorted({value for _, value, _ in card.foreground})
     colours = {0: (235, 235, 235, 255), MASK_NODATA: (255, 255, 255, 255)} | {
         v: (*class_colour(k), 255) for k, v in enumerate(values)
     }
     legend = {f"CLASS_{value}": name for _, value, name in card.foreground}
-    return RasterForm(
+    return RasterProfile(
         grid=grid,
         dtype="uint8",
         nodata=MASK_NODATA,
@@ -84,8 +84,8 @@ class MosaicWriter:
 
     def __init__(
         self,
-        probability: tuple[Path, RasterForm],
-        mask: tuple[Path, RasterForm],
+        probability: tuple[Path, RasterProfile],
+        mask: tuple[Path, RasterProfile],
         *,
         card: ModelCard,
         threshold: float | None,
@@ -103,13 +103,13 @@ class MosaicWriter:
         self._card, self._threshold = card, threshold
         self._stack = ExitStack()
         self._probability, self._mask = (
-            self._stack.enter_context(StripWriter(path, form, overviews=overviews))
-            for path, form in (probability, mask)
+            self._stack.enter_context(StripWriter(path, profile, overviews=overviews))
+            for path, profile in (probability, mask)
         )
         self._top = TOP_LEVEL[probability[1].dtype]  # type: ignore[index]
         self._threads = [self._stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("probability", "mask")]
         self._pending: deque[Future[None]] = deque()
-        at_good_end(self._stack, lambda: self._wait(0))
+        on_success(self._stack, lambda: self._wait(0))
 
     def __enter__(self) -> Self:
         return self
@@ -125,12 +125,12 @@ class MosaicWriter:
         Raises:
             TransientError: the disk refused these rows or earlier ones.
         """
-        for thread, work in zip(self._threads, (self._probability.write, self._decide), strict=True):
+        for thread, work in zip(self._threads, (self._probability.write, self._classify), strict=True):
             self._pending.append(thread.submit(work, stored))
         self._wait(WRITE_QUEUE_DEPTH * len(self._threads))
 
-    def _decide(self, stored: NDArray[np.generic]) -> None:
-        self._mask.write(decide(as_integers(stored), self._card, self._threshold, top=self._top)[None])
+    def _classify(self, stored: NDArray[np.generic]) -> None:
+        self._mask.write(classify(as_integers(stored), self._card, self._threshold, top=self._top)[None])
 
     def _wait(self, most: int) -> None:
         """Wait until at most so many writes are pending."""
@@ -139,43 +139,43 @@ class MosaicWriter:
 
 
 @contextmanager
-def writing_cog(target: Path, form: RasterForm) -> Iterator[StripWriter]:
+def cog_writer(target: Path, profile: RasterProfile) -> Iterator[StripWriter]:
     """A writer of rows, top to bottom, of which `target` is made as a COG when the body ends well.
 
     Raises:
         TransientError: the disk is full or not writable.
     """
-    overviews = overview_count(form.grid.shape, BLOCK)
-    with _passing(target.with_name(f"{target.name}.rows.tif"), overviews) as path:
-        with StripWriter(path, form, overviews=overviews) as writer:
+    overviews = overview_count(profile.grid.shape, BLOCK)
+    with _temporary_levels(target.with_name(f"{target.name}.rows.tif"), overviews) as path:
+        with StripWriter(path, profile, overviews=overviews) as writer:
             yield writer
-        write_cog([(path, form.grid.window)], target, form)
+        write_cog([(path, profile.grid.window)], target, profile)
 
 
-def write_cog(parts: Sequence[tuple[Path, Window]], target: Path, form: RasterForm) -> None:
+def write_cog(parts: Sequence[tuple[Path, Window]], target: Path, profile: RasterProfile) -> None:
     """Join the rasters of regions, and their overviews, as one COG.
 
     Args:
         parts: what a StripWriter made of each region, and its window; the windows partition the scene.
         target: the COG.
-        form: what the whole is.
+        profile: what the whole is.
 
     Raises:
         TransientError: the disk is full or not writable.
     """
-    overviews = overview_count(form.grid.shape, BLOCK)
-    moved = next((k for k in range(overviews + 1) if not _meet_at_blocks(parts, k)), overviews + 1)
+    overviews = overview_count(profile.grid.shape, BLOCK)
+    moved = next((k for k in range(overviews + 1) if not _aligned_to_blocks(parts, k)), overviews + 1)
     try:
-        with _passing(target.with_name(f"{target.name}.whole.tif"), overviews) as whole:
-            levels = [_moved_level(parts, whole, form, k) for k in range(moved)]
-            levels += _encoded_levels(parts, whole, form, range(moved, overviews + 1))
+        with _temporary_levels(target.with_name(f"{target.name}.whole.tif"), overviews) as whole:
+            levels = [_copied_level(parts, whole, profile, k) for k in range(moved)]
+            levels += _encoded_levels(parts, whole, profile, range(moved, overviews + 1))
             write_levels(target, levels)
     except (RasterioError, OSError) as error:
         raise TransientError(f"{target}: writing failed: {error}; is the disk full?") from error
 
 
 @contextmanager
-def _passing(path: Path, overviews: int) -> Iterator[Path]:
+def _temporary_levels(path: Path, overviews: int) -> Iterator[Path]:
     """The path, whose levels are removed in the end."""
     try:
         yield path
@@ -184,50 +184,50 @@ def _passing(path: Path, overviews: int) -> Iterator[Path]:
             level_path(path, level).unlink(missing_ok=True)
 
 
-def _meet_at_blocks(parts: Sequence[tuple[Path, Window]], level: int) -> bool:
+def _aligned_to_blocks(parts: Sequence[tuple[Path, Window]], level: int) -> bool:
     """True where no block of a level holds pixels of two regions."""
     side = BLOCK << level
     return all(window.row_off % side == 0 == window.col_off % side for _, window in parts)
 
 
-def _moved_level(parts: Sequence[tuple[Path, Window]], whole: Path, form: RasterForm, level: int) -> Level:
+def _copied_level(parts: Sequence[tuple[Path, Window]], whole: Path, profile: RasterProfile, level: int) -> CogLevel:
     """A level whose blocks are those of the regions."""
-    create_level(whole, form, level, empty=True).close()
+    create_level(whole, profile, level, empty=True).close()
     side = BLOCK << level
-    return Level(
+    return CogLevel(
         template=level_path(whole, level),
         parts=tuple(
-            Placed(path=level_path(path, level), row=window.row_off // side, col=window.col_off // side)
+            TiffPart(path=level_path(path, level), row=window.row_off // side, col=window.col_off // side)
             for path, window in parts
         ),
     )
 
 
 def _encoded_levels(
-    parts: Sequence[tuple[Path, Window]], whole: Path, form: RasterForm, levels: range
-) -> Iterator[Level]:
+    parts: Sequence[tuple[Path, Window]], whole: Path, profile: RasterProfile, levels: range
+) -> Iterator[CogLevel]:
     """Levels in which regions meet inside of blocks: the first is joined, the others made of it."""
     if not levels:
         return
-    with StripWriter(whole, form, overviews=len(levels) - 1, level=levels[0]) as writer:
+    with StripWriter(whole, profile, overviews=len(levels) - 1, level=levels[0]) as writer:
         for rows in _read_joined(parts, levels[0]):
             writer.write(rows)
     for level in levels:
         path = level_path(whole, level)
-        yield Level(template=path, parts=(Placed(path=path, row=0, col=0),))
+        yield CogLevel(template=path, parts=(TiffPart(path=path, row=0, col=0),))
 
 
-def write_mask(mosaic: Path, target: Path, form: RasterForm, *, threshold: float | None) -> None:
+def write_mask(mosaic: Path, target: Path, profile: RasterProfile, *, threshold: float | None) -> None:
     """Decide `mask.tif` anew from a mosaic: the bytes that regions make with this threshold.
 
     Raises:
         TransientError: the disk is full or not writable.
     """
-    with MosaicReader(mosaic) as source, writing_cog(target, form) as writer:
+    with MosaicReader(mosaic) as source, cog_writer(target, profile) as writer:
         for top in range(0, source.grid.height, BLOCK):
             rows = min(BLOCK, source.grid.height - top)
             levels = source.read_levels(Window(0, top, source.grid.width, rows))
-            writer.write(decide(levels, source.card, threshold, top=source.levels)[None])
+            writer.write(classify(levels, source.card, threshold, top=source.levels)[None])
 
 
 def _read_joined(parts: Sequence[tuple[Path, Window]], level: int) -> Iterator[NDArray[np.generic]]:

@@ -4,8 +4,8 @@ from .export import to_wkb as to_wkb
 from .export import write_polygons as write_polygons
 from .shaping import Polygons as Polygons
 from .shaping import PolygonSpec as PolygonSpec
+from .shaping import pixels_to_map as pixels_to_map
 from .shaping import shape_polygons as shape_polygons
-from .shaping import to_ground as to_ground
 from .stream import compile_kernels as compile_kernels
 from .stream import vectorize as vectorize
 from .writer import GEOMETRY as GEOMETRY

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.polygons.blocks import BlockPieces, Finished, TracingRule, numbered, renamed
-from pipeline.polygons.holes import judge
+from pipeline.polygons.blocks import BlockPieces, FinishedComponents, TracingRule, consecutive_numbers, renumber
+from pipeline.polygons.holes import fillable_holes
 from pipeline.polygons.tracing.components import NO_COMPONENT, Components, union_find, unique_rows
 from pipeline.polygons.tracing.join import join_rings, remove_seam_edges
 from pipeline.polygons.tracing.outlines import Rings
@@ -24,7 +24,10 @@ NO_COMPONENTS = Components(
     first=np.empty(0, np.int64),
 )
 NO_RINGS = Rings(
-    xy=np.empty((0, 2), np.int32), loose=np.empty(0, np.bool_), start=np.zeros(1, np.int64), owner=np.empty(0, np.int64)
+    xy=np.empty((0, 2), np.int32),
+    joinable=np.empty(0, np.bool_),
+    start=np.zeros(1, np.int64),
+    owner=np.empty(0, np.int64),
 )
 
 
@@ -45,7 +48,7 @@ class SeamJoiner:
     """Outlines of the pieces of the open components."""
     links: NDArray[np.int64] = field(default_factory=lambda: NO_PAIRS)
     """`(k, 2)` open components that are one feature."""
-    fences: NDArray[np.int64] = field(default_factory=lambda: NO_PAIRS)
+    boundaries: NDArray[np.int64] = field(default_factory=lambda: NO_PAIRS)
     """`(k, 2)`: a possible hole and an open component next to it."""
     filled: NDArray[np.int64] = field(default_factory=lambda: NO_PAIRS)
     """`(k, 2)`: an open component, and `Components.first` of what lies in a hole of it that is filled."""
@@ -54,7 +57,7 @@ class SeamJoiner:
     line: Line | None = None
     """The open component of each pixel along the seam below, `NO_COMPONENT` = none; None above the first row."""
 
-    def add_row(self, blocks: Sequence[BlockPieces], *, is_last: bool) -> Finished:
+    def add_row(self, blocks: Sequence[BlockPieces], *, is_last: bool) -> FinishedComponents:
         """Take the blocks of the next row, left to right; returns the components that this closes.
 
         Args:
@@ -69,27 +72,27 @@ class SeamJoiner:
         facing = [(a["right"], b["left"]) for a, b in pairwise(lines)]
         if self.line is not None:
             facing.append((self.line, np.concatenate([line["top"] for line in lines])))
-        table = Components.stack([self.table, *(block.table for block in blocks)])
-        rings = Rings.stack([self.rings, *(block.rings.shifted(at) for block, at in placed)])
+        table = Components.concatenate([self.table, *(block.table for block in blocks)])
+        rings = Rings.concatenate([self.rings, *(block.rings.shifted(at) for block, at in placed)])
         links = [self.links, *(block.links + at for block, at in placed)]
-        fences = [self.fences, *(block.fences + at for block, at in placed)]
+        boundaries = [self.boundaries, *(block.boundaries + at for block, at in placed)]
         filled = np.concatenate([self.filled, *(block.filled + np.array([at, 0]) for block, at in placed)])
 
         _, number = np.unique(union_find(len(table), _contacts(facing, table.value)), return_inverse=True)
         if self.rule.connectivity == 8:
             links.append(_corner_contacts(facing, table.value))
         if self.rule.holes is not None:
-            fences.append(_fences(facing, table.value))
+            boundaries.append(_boundaries(facing, table.value))
         self.table = table.merged(number, int(number.max(initial=-1)) + 1)
         self.bottom += self.block_size
         self.rings = remove_seam_edges(replace(rings, owner=number[rings.owner]), self.block_size, self.bottom)
         self.links = number[np.concatenate(links)]
-        self.fences = unique_rows(renamed(np.concatenate(fences), number))
+        self.boundaries = unique_rows(renumber(np.concatenate(boundaries), number))
         self.filled = np.stack([number[filled[:, 0]], filled[:, 1]], axis=1)
-        self.line = renamed(np.concatenate([line["bottom"] for line in lines]), number)
+        self.line = renumber(np.concatenate([line["bottom"] for line in lines]), number)
         return self._close(is_last)
 
-    def _close(self, is_last: bool) -> Finished:
+    def _close(self, is_last: bool) -> FinishedComponents:
         """Give up the components whose feature does not touch the seam below."""
         n = len(self.table)
         on_seam = np.zeros(n, np.bool_)
@@ -99,30 +102,30 @@ class SeamJoiner:
         is_class = self.table.value != 0
         is_open = is_class & np.isin(feature, feature[on_seam])
         is_done = is_class & ~is_open
-        is_open |= self._judge_holes(on_seam, is_open)
+        is_open |= self._fill_holes(on_seam, is_open)
         in_open = is_open[self.filled[:, 0]]
-        finished = Finished(
-            table=self.table.take(is_done),
-            rings=join_rings(self.rings.select(numbered(is_done)), self.block_size).arranged(),
+        finished = FinishedComponents(
+            table=self.table.select(is_done),
+            rings=join_rings(self.rings.renumbered(consecutive_numbers(is_done)), self.block_size).arranged(),
             feature=feature[is_done],
             filled=self.filled[~in_open, 1],
         )
-        opened = numbered(is_open)
-        self.table, self.rings = self.table.take(is_open), self.rings.select(opened)
+        opened = consecutive_numbers(is_open)
+        self.table, self.rings = self.table.select(is_open), self.rings.renumbered(opened)
         self.links = opened[self.links[is_open[self.links[:, 0]]]]
-        self.fences = opened[self.fences[is_open[self.fences[:, 0]]]]
+        self.boundaries = opened[self.boundaries[is_open[self.boundaries[:, 0]]]]
         self.filled = np.stack([opened[self.filled[in_open, 0]], self.filled[in_open, 1]], axis=1)
-        self.line = renamed(self.line, opened) if self.line is not None else None
+        self.line = renumber(self.line, opened) if self.line is not None else None
         return finished
 
-    def _judge_holes(self, on_seam: NDArray[np.bool_], is_open: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _fill_holes(self, on_seam: NDArray[np.bool_], is_open: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Note the holes that are filled; returns the possible ones that stay undecided."""
         rule = self.rule.holes
         if rule is None:
             return np.zeros(len(self.table), np.bool_)
-        is_followed = (self.table.value == 0) & (self.table.count <= rule.most_pixels)
-        holes, undecided = judge(self.fences, is_followed, on_seam, is_open)
-        holes = holes[rule.fits(self.table.take(holes[:, 0]))]
+        is_followed = (self.table.value == 0) & (self.table.count <= rule.max_pixels)
+        holes, undecided = fillable_holes(self.boundaries, is_followed, on_seam, is_open)
+        holes = holes[rule.fits(self.table.select(holes[:, 0]))]
         found = np.stack([holes[:, 1], self.table.first[holes[:, 0]]], axis=1)
         self.filled = np.concatenate([self.filled, found])
         return undecided
@@ -140,7 +143,7 @@ def _corner_contacts(facing: Sequence[tuple[Line, Line]], value: NDArray[np.uint
     return np.compress(value[pairs[:, 0]] != 0, pairs, axis=0)
 
 
-def _fences(facing: Sequence[tuple[Line, Line]], value: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _boundaries(facing: Sequence[tuple[Line, Line]], value: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Pieces of value 0 and what faces them across a seam: a piece of a class, or `NO_COMPONENT`."""
     found = [NO_PAIRS]
     for lines in facing:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.mosaic import Classification
-from pipeline.polygons.holes import HoleFilter, find_fences, judge
+from pipeline.polygons.holes import HoleFilter, fillable_holes, find_boundaries
 from pipeline.polygons.tracing.components import NO_COMPONENT, Components, union_find
-from pipeline.polygons.tracing.outlines import Rings, Seams, Traced, trace
+from pipeline.polygons.tracing.outlines import BlockOutlines, Rings, Seams, trace_outlines
 from pipeline.polygons.tracing.simplify import simplify
 
 
@@ -27,7 +27,7 @@ class TracingRule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class FinishedComponents:
     """Whole components, ready to become polygons."""
 
     table: Components
@@ -44,7 +44,7 @@ class Finished:
 class BlockPieces:
     """What one block gives: components that are whole, and pieces."""
 
-    whole: Finished
+    whole: FinishedComponents
     """Components whose feature touches no seam."""
     table: Components
     """Pieces of components, and what may become a filled hole in one (value 0)."""
@@ -52,7 +52,7 @@ class BlockPieces:
     """Outlines of the pieces, with every pixel corner along seams."""
     links: NDArray[np.int64]
     """`(k, 2)` pieces that meet in a corner and are one feature; empty when 4-connected."""
-    fences: NDArray[np.int64]
+    boundaries: NDArray[np.int64]
     """`(k, 2)`: a piece of no class, and a piece next to it."""
     filled: NDArray[np.int64]
     """`(k, 2)`: a piece, and `Components.first` of what lies in a hole of it that is filled."""
@@ -60,18 +60,20 @@ class BlockPieces:
     """`top`, `bottom`, `left`, `right` -> the piece of each pixel along that side of the block, or `NO_COMPONENT`."""
 
 
-def trace_block(decision: Classification, seams: Seams, origin: tuple[int, int], rule: TracingRule) -> BlockPieces:
+def trace_block(
+    classification: Classification, seams: Seams, origin: tuple[int, int], rule: TracingRule
+) -> BlockPieces:
     """Components and outlines of one block of the mask.
 
     Args:
-        decision: the block's classes.
+        classification: the block's classes.
         seams: its borders that are seams.
         origin: `(row, col)` of the block in the scene.
         rule: how.
     """
-    traced = trace(
-        decision.mask,
-        decision.level,
+    traced = trace_outlines(
+        classification.mask,
+        classification.level,
         seams,
         origin=origin,
         with_none=rule.holes is not None,
@@ -86,37 +88,39 @@ def trace_block(decision: Classification, seams: Seams, origin: tuple[int, int],
     feature = union_find(n, links)
     is_class = table.value != 0
     is_piece = is_class & np.isin(feature, feature[on_seam])
-    fences, holes = np.empty((0, 2), np.int64), np.empty((0, 2), np.int64)
+    boundaries, holes = np.empty((0, 2), np.int64), np.empty((0, 2), np.int64)
     if rule.holes is not None:
-        fences = find_fences(traced, seams, rule.holes.most_pixels)
-        is_followed = ~is_class & (table.count <= rule.holes.most_pixels)
-        holes, undecided = judge(fences, is_followed, on_seam, is_piece)
-        holes = holes[rule.holes.fits(table.take(holes[:, 0]))]
+        boundaries = find_boundaries(traced, seams, rule.holes.max_pixels)
+        is_followed = ~is_class & (table.count <= rule.holes.max_pixels)
+        holes, undecided = fillable_holes(boundaries, is_followed, on_seam, is_piece)
+        holes = holes[rule.holes.fits(table.select(holes[:, 0]))]
         is_piece |= undecided
-        fences = fences[is_piece[fences[:, 0]]]
+        boundaries = boundaries[is_piece[boundaries[:, 0]]]
     is_whole = is_class & ~is_piece
-    pieces = numbered(is_piece)
-    outlines = _outlines(traced, decision.mask, seams, origin, rule, numbered(is_whole), np.where(is_class, pieces, -1))
+    pieces = consecutive_numbers(is_piece)
+    outlines = _outlines(
+        traced, classification.mask, seams, origin, rule, consecutive_numbers(is_whole), np.where(is_class, pieces, -1)
+    )
     in_piece = is_piece[holes[:, 1]]
     content = table.first[holes[:, 0]]
     return BlockPieces(
-        whole=Finished(
-            table=table.take(is_whole),
+        whole=FinishedComponents(
+            table=table.select(is_whole),
             rings=outlines[0],
             feature=feature[is_whole],
             filled=content[~in_piece],
         ),
-        table=table.take(is_piece),
+        table=table.select(is_piece),
         rings=outlines[1],
         links=pieces[links[is_piece[links[:, 0]]]],
-        fences=pieces[fences],
+        boundaries=pieces[boundaries],
         filled=np.stack([pieces[holes[in_piece, 1]], content[in_piece]], axis=1),
-        lines={side: renamed(line, pieces) for side, line in traced.lines.items()},
+        lines={side: renumber(line, pieces) for side, line in traced.lines.items()},
     )
 
 
 def _outlines(
-    traced: Traced,
+    traced: BlockOutlines,
     mask: NDArray[np.uint8],
     seams: Seams,
     origin: tuple[int, int],
@@ -130,19 +134,19 @@ def _outlines(
     corners = None
     table = traced.table
     if rule.holes is not None:
-        followed = (table.value == 0) & (table.count <= rule.holes.most_pixels)
+        followed = (table.value == 0) & (table.count <= rule.holes.max_pixels)
         corners = table.first[followed] - ((origin[0] << 32) + origin[1])
-    rings = traced.rings_as_met(np.where(table.value != 0, np.arange(len(table)), -1))
+    rings = traced.rings_in_scan_order(np.where(table.value != 0, np.arange(len(table)), -1))
     rings = simplify(rings, mask, seams, rule.tolerance, corners).moved(origin)
-    return rings.select(whole).arranged(), rings.select(pieces)
+    return rings.renumbered(whole).arranged(), rings.renumbered(pieces)
 
 
-def numbered(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+def consecutive_numbers(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
     """0, 1, 2 ... for the chosen ones, -1 for the others."""
     return np.where(chosen, np.cumsum(chosen) - 1, -1)
 
 
-def renamed(line: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
+def renumber(line: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
     """The new number of each component in a list; `NO_COMPONENT` where it has none."""
     result = np.full_like(line, NO_COMPONENT)
     known = line >= 0

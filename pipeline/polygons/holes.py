@@ -16,9 +16,9 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.grid import RasterGrid, measure_on_ground
-from pipeline.polygons.shaping import to_ground
+from pipeline.polygons.shaping import pixels_to_map
 from pipeline.polygons.tracing.components import NO_COMPONENT, Components, compiled, unique_rows
-from pipeline.polygons.tracing.outlines import Rings, Seams, Traced
+from pipeline.polygons.tracing.outlines import BlockOutlines, Rings, Seams
 
 SLACK = 4
 """Components of no class that are this many times larger than the limit at the centre are not followed."""
@@ -32,13 +32,13 @@ class HoleFilter:
     """Of the scene."""
     limit_m2: float
     """True area up to which holes are filled, above 0."""
-    most_pixels: int
+    max_pixels: int
     """Components of more pixels are certainly larger."""
 
     @classmethod
     def of(cls, grid: RasterGrid, limit_m2: float) -> HoleFilter:
         """The rule for a scene; pixels shrink by less than `SLACK` from the centre to anywhere in it."""
-        return cls(grid=grid, limit_m2=limit_m2, most_pixels=int(SLACK * limit_m2 / grid.resolution_m**2))
+        return cls(grid=grid, limit_m2=limit_m2, max_pixels=int(SLACK * limit_m2 / grid.resolution_m**2))
 
     def fits(self, table: Components) -> NDArray[np.bool_]:
         """True for components whose pixels, each as large as the first, are small enough."""
@@ -46,36 +46,36 @@ class HoleFilter:
             return np.empty(0, np.bool_)
         row, col = table.first >> 32, table.first & 0xFFFFFFFF
         pixels = shapely.box(col, row, col + 1, row + 1)
-        area_m2, _ = measure_on_ground(to_ground(pixels, self.grid.transform), self.grid.crs)
+        area_m2, _ = measure_on_ground(pixels_to_map(pixels, self.grid.transform), self.grid.crs)
         small: NDArray[np.bool_] = table.count * area_m2 <= self.limit_m2
         return small
 
 
-def find_fences(traced: Traced, seams: Seams, most_pixels: int) -> NDArray[np.int64]:
+def find_boundaries(traced: BlockOutlines, seams: Seams, max_pixels: int) -> NDArray[np.int64]:
     """What surrounds the components of no class.
 
     Args:
         traced: a block, with the pixels of no class.
         seams: its borders that are seams; what lies beyond them is not known here.
-        most_pixels: larger components are left out.
+        max_pixels: larger components are left out.
 
     Returns:
         `(k, 2)` pairs, each once: a component of no class, and one that it shares an edge with, or `NO_COMPONENT`
         for nodata and the border of the scene.
     """
     table = traced.table
-    followed = np.concatenate(([False], (table.value == 0) & (table.count <= most_pixels)))
+    followed = np.concatenate(([False], (table.value == 0) & (table.count <= max_pixels)))
     beyond = np.array([seams.top, seams.right, seams.bottom, seams.left])
-    return unique_rows(_fence_pass(np.pad(traced.labels, 1), followed, beyond))
+    return unique_rows(_scan_boundaries(np.pad(traced.labels, 1), followed, beyond))
 
 
-def judge(
-    fences: NDArray[np.int64], is_none: NDArray[np.bool_], on_seam: NDArray[np.bool_], is_open: NDArray[np.bool_]
+def fillable_holes(
+    boundaries: NDArray[np.int64], is_none: NDArray[np.bool_], on_seam: NDArray[np.bool_], is_open: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Decide which components of no class are holes, and which cannot be decided yet.
 
     Args:
-        fences: as from `find_fences`.
+        boundaries: as from `find_boundaries`.
         is_none: `(n,)`: True for the components of no class that are followed.
         on_seam: `(n,)`: True for components that may go on beyond a seam.
         is_open: `(n,)`: True for components of classes that may still be united with others.
@@ -83,9 +83,9 @@ def judge(
     Returns:
         `(holes, 2)`: a component of no class and the one whose hole it is; `(n,)`: True = not known yet.
     """
-    real = fences[fences[:, 1] >= 0]
+    real = boundaries[boundaries[:, 1] >= 0]
     spoiled = np.zeros(len(is_none), np.bool_)
-    spoiled[fences[fences[:, 1] < 0, 0]] = True
+    spoiled[boundaries[boundaries[:, 1] < 0, 0]] = True
     settled = np.zeros(len(is_none), np.bool_)
     settled[real[~is_open[real[:, 1]], 0]] = True
     around = np.bincount(real[:, 0], minlength=len(is_none))
@@ -107,7 +107,9 @@ def without_holes(rings: Rings, firsts: NDArray[np.int64]) -> Rings:
 
 
 @compiled
-def _fence_pass(labels: NDArray[np.int32], followed: NDArray[np.bool_], beyond: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _scan_boundaries(
+    labels: NDArray[np.int32], followed: NDArray[np.bool_], beyond: NDArray[np.bool_]
+) -> NDArray[np.int64]:
     """Pairs of a followed component and a neighbour, with repetitions."""
     height, width = labels.shape[0] - 2, labels.shape[1] - 2
     pairs = np.empty((1024, 2), np.int64)

@@ -98,7 +98,7 @@ def shape_polygons(batches: Iterable[PolygonBatch], grid: RasterGrid, spec: Poly
         spec: says the minimum area.
     """
     for batch in batches:
-        geometry = to_ground(batch.geometry, grid.transform)
+        geometry = pixels_to_map(batch.geometry, grid.transform)
         area_m2, perimeter_m = measure_on_ground(geometry, grid.crs)
         kept = np.flatnonzero(area_m2 >= spec.min_area_m2)
         if len(kept):
@@ -113,11 +113,11 @@ def shape_polygons(batches: Iterable[PolygonBatch], grid: RasterGrid, spec: Poly
             )
 
 
-def to_ground(geometry: NDArray[np.object_], transform: Affine) -> NDArray[np.object_]:
+def pixels_to_map(geometry: NDArray[np.object_], transform: Affine) -> NDArray[np.object_]:
     """Polygons on the pixel plane -> CRS coordinates, shells counter-clockwise whichever way the grid lies.
 
     >>> square = shapely.box(0, 0, 1, 1, ccw=True)
-    >>> print(to_ground(np.array([square]), Affine(2, 0, 100, 0, -2, 50))[0])
+    >>> print(pixels_to_map(np.array([square]), Affine(2, 0, 100, 0, -2, 50))[0])
     POLYGON ((102 50, 100 50, 100 48, 102 48, 102 50))
     """
     kind, xy, offsets = shapely.to_ragged_array(geometry)

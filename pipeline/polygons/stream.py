@@ -26,7 +26,7 @@ from pipeline.grid import RasterGrid, measure_on_ground
 from pipeline.model import ModelCard
 from pipeline.mosaic import TOP_LEVEL, Classification, LevelType, classify_multilabel, resolve_threshold
 from pipeline.polygons.block_seams import SeamJoiner
-from pipeline.polygons.blocks import BlockPieces, Finished, TracingRule, trace_block
+from pipeline.polygons.blocks import BlockPieces, FinishedComponents, TracingRule, trace_block
 from pipeline.polygons.holes import HoleFilter, without_holes
 from pipeline.polygons.shaping import PolygonBatch, PolygonSpec
 from pipeline.polygons.tracing.components import Components
@@ -38,10 +38,10 @@ BATCH_VERTICES = 200_000
 """A batch ends with the polygon that reaches this many vertices."""
 
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 """Threads that are of use: the polygons of finished components are built by one."""
 
-DecisionReader = Callable[[Window], Sequence[Classification]]
+ClassificationReader = Callable[[Window], Sequence[Classification]]
 
 
 class LevelSource(Protocol):
@@ -76,7 +76,7 @@ def vectorize(
         source: of the probabilities.
         spec: threshold, holes, simplifying, connectivity; the minimum area is `shape_polygons`' affair.
         block_size: side of a block in pixels, at least 1.
-        workers: threads; 0 = one for each processor that this process may use, up to `MOST_WORKERS`.
+        workers: threads; 0 = one for each processor that this process may use, up to `MAX_WORKERS`.
 
     Raises:
         SettingsError: the block size is below 1, or the threshold does not suit the model.
@@ -86,11 +86,11 @@ def vectorize(
     def read(window: Window) -> list[Classification]:
         return list(classify_multilabel(source.read_levels(window), source.card, spec.threshold, top=source.levels))
 
-    return vectorize_decisions(read, source.grid, source.levels, spec, block_size=block_size, workers=workers)
+    return vectorize_classifications(read, source.grid, source.levels, spec, block_size=block_size, workers=workers)
 
 
-def vectorize_decisions(
-    read: DecisionReader,
+def vectorize_classifications(
+    read: ClassificationReader,
     grid: RasterGrid,
     top: int,
     spec: PolygonSpec,
@@ -110,7 +110,7 @@ def vectorize_decisions(
     """
     if block_size < 1 or workers < 0:
         raise SettingsError(f"block_size must be >= 1 and workers >= 0, not {block_size} and {workers}")
-    workers = workers or min(usable_cpus(), MOST_WORKERS)
+    workers = workers or min(usable_cpus(), MAX_WORKERS)
     return _batches(read, grid, top, spec, SIMPLIFY_BLOCK if spec.simplify_m else block_size, workers)
 
 
@@ -137,7 +137,7 @@ def compile_kernels(grid: RasterGrid, spec: PolygonSpec, kind: LevelType) -> Non
 
 
 def _batches(
-    read: DecisionReader, grid: RasterGrid, top: int, spec: PolygonSpec, block_size: int, workers: int
+    read: ClassificationReader, grid: RasterGrid, top: int, spec: PolygonSpec, block_size: int, workers: int
 ) -> Iterator[PolygonBatch]:
     rule = _resolve_rule(grid, spec)
     joiners: dict[int, SeamJoiner] = {}
@@ -176,7 +176,7 @@ def pixel_sides_m(grid: RasterGrid) -> tuple[float, float]:
 
 
 def _block_rows(
-    read: DecisionReader, grid: RasterGrid, rule: TracingRule, block_size: int, pool: Executor
+    read: ClassificationReader, grid: RasterGrid, rule: TracingRule, block_size: int, pool: Executor
 ) -> Iterator[list[list[BlockPieces]]]:
     """The pieces of each block of a row, for each decision; the next row is under way meanwhile."""
     height, width = grid.shape
@@ -193,7 +193,7 @@ def _block_rows(
         yield [future.result() for future in ahead.popleft()]
 
 
-def _trace_window(read: DecisionReader, grid: RasterGrid, rule: TracingRule, window: Window) -> list[BlockPieces]:
+def _trace_window(read: ClassificationReader, grid: RasterGrid, rule: TracingRule, window: Window) -> list[BlockPieces]:
     """Read one block, and trace each decision."""
     seams = Seams(
         top=window.row_off > 0,
@@ -202,10 +202,10 @@ def _trace_window(read: DecisionReader, grid: RasterGrid, rule: TracingRule, win
         right=window.col_off + window.width < grid.width,
     )
     origin = (int(window.row_off), int(window.col_off))
-    return [trace_block(decision, seams, origin, rule) for decision in read(window)]
+    return [trace_block(classification, seams, origin, rule) for classification in read(window)]
 
 
-def build_batches(finished: Sequence[Finished], top: int, connectivity: int) -> Iterator[PolygonBatch]:
+def build_batches(finished: Sequence[FinishedComponents], top: int, connectivity: int) -> Iterator[PolygonBatch]:
     """Sort whole components by the first pixel of their feature, and build the polygons.
 
     Args:
@@ -217,7 +217,7 @@ def build_batches(finished: Sequence[Finished], top: int, connectivity: int) -> 
     if not len(table):
         return
     order, sorted_feature = _feature_order(table, feature)
-    features = table.take(order)
+    features = table.select(order)
     if connectivity == 8:
         features = features.merged(sorted_feature, int(sorted_feature[-1]) + 1)
     part_end = np.searchsorted(sorted_feature, np.arange(len(features)), side="right")
@@ -240,16 +240,16 @@ def build_batches(finished: Sequence[Finished], top: int, connectivity: int) -> 
         )
 
 
-def _joined(finished: Sequence[Finished]) -> tuple[Components, Rings, NDArray[np.int64]]:
+def _joined(finished: Sequence[FinishedComponents]) -> tuple[Components, Rings, NDArray[np.int64]]:
     """All components, their rings without the holes that are filled, and numbers that only one feature's share."""
     begin = np.cumsum([0, *(len(part.table) for part in finished)])[:-1]
     placed = list(zip(finished, begin, strict=True))
-    rings = Rings.stack([part.rings.shifted(at) for part, at in placed])
+    rings = Rings.concatenate([part.rings.shifted(at) for part, at in placed])
     filled = np.concatenate([part.filled for part in finished])
     if len(filled):
         rings = without_holes(rings, filled)
     feature = np.concatenate([np.unique(part.feature, return_inverse=True)[1] + at for part, at in placed])
-    return Components.stack([part.table for part in finished]), rings, feature
+    return Components.concatenate([part.table for part in finished]), rings, feature
 
 
 def _feature_order(table: Components, feature: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:

@@ -28,7 +28,7 @@ LAYER = "polygons"
 """Name of the layer."""
 GEOMETRY = "geom"
 """Name of the geometry column."""
-WRITTEN = "2000-01-01T00:00:00.000Z"
+FIXED_TIMESTAMP = "2000-01-01T00:00:00.000Z"
 """The time of writing that files carry: always the same, so that equal polygons are equal bytes."""
 
 DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".parquet": "Parquet"}
@@ -61,14 +61,14 @@ def write_layer(
     if not path.parent.is_dir():
         raise SettingsError(f"{path}: there is no folder {path.parent}; create it or name another")
     remove_stale_partials(path)
-    with atomic_path(path, ending=path.suffix) as beside:
+    with atomic_path(path, ending=path.suffix) as partial:
         stream = _Stream(rows, schema)
         if driver == "Parquet":
-            _write_parquet(beside, stream, crs)
+            _write_parquet(partial, stream, crs)
         else:
-            _write_with_gdal(beside, stream, crs, driver)
+            _write_with_gdal(partial, stream, crs, driver)
         if driver == "GPKG":
-            _finish_geopackage(beside, stream.count, layer_style(classes))
+            _finish_geopackage(partial, stream.count, layer_style(classes))
     return stream.count
 
 
@@ -162,15 +162,15 @@ class _ConstantDate:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._former: str | None = None
+        self._previous: str | None = None
 
     def __enter__(self) -> None:
         import pyogrio
 
         with self._lock:
             if not self._inside:
-                self._former = pyogrio.get_gdal_config_option(self.KEY)
-                pyogrio.set_gdal_config_options({self.KEY: WRITTEN})
+                self._previous = pyogrio.get_gdal_config_option(self.KEY)
+                pyogrio.set_gdal_config_options({self.KEY: FIXED_TIMESTAMP})
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -179,7 +179,7 @@ class _ConstantDate:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                pyogrio.set_gdal_config_options({self.KEY: self._former})
+                pyogrio.set_gdal_config_options({self.KEY: self._previous})
 
 
 _CONSTANT_DATE = _ConstantDate()
@@ -209,13 +209,13 @@ def _finish_geopackage(path: Path, count: int, qml: str) -> None:
             database.execute(STYLE_TABLE)
             database.execute(
                 "INSERT INTO layer_styles VALUES (1, '', '', ?, ?, 'classes', ?, '', 1, 'by class', '', NULL, ?)",
-                (LAYER, GEOMETRY, qml, WRITTEN),
+                (LAYER, GEOMETRY, qml, FIXED_TIMESTAMP),
             )
             # As QGIS does; tables that are not registered would be listed as layers all the same.
             database.execute(
                 "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, last_change, srs_id) "
                 "VALUES ('layer_styles', 'attributes', 'layer_styles', '', ?, 0)",
-                (WRITTEN,),
+                (FIXED_TIMESTAMP,),
             )
     except sqlite3.Error as error:
         raise TransientError(f"{path}: the GeoPackage could not be finished: {error}; is the disk full?") from error

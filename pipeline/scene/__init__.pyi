@@ -11,5 +11,5 @@ from .describe import remote_fingerprint as remote_fingerprint
 from .file import SceneFile as SceneFile
 from .identity import identity_facts as identity_facts
 from .reader import SceneReader as SceneReader
-from .resample import Stretch as Stretch
+from .resample import AxisMapping as AxisMapping
 from .spec import ReadingSpec as ReadingSpec

@@ -17,16 +17,16 @@ from affine import Affine
 
 from pipeline.errors import SceneError
 from pipeline.grid import RasterGrid, short_crs
-from pipeline.scene.resample import Stretch
+from pipeline.scene.resample import AxisMapping
 
 if TYPE_CHECKING:
     from pipeline.scene.file import SceneFile
 
-MOST_PARTS = 1000
+MAX_DENOMINATOR = 1000
 """Positions of files on a grid are rounded to fractions of a pixel with denominators up to this."""
-SAME_SIZE = 1e-3
+AREA_TOLERANCE = 1e-3
 """Relative difference of pixel areas that are taken for one size."""
-TURNED = 1e-3
+MAX_ROTATION_PX = 1e-3
 """Pixels by which a row of one file may leave the rows of another over its whole length."""
 
 
@@ -36,9 +36,9 @@ class Layer:
 
     files: tuple[SceneFile, ...]
     """At least one."""
-    rows: Stretch
+    rows: AxisMapping
     """Their rows under the scene's."""
-    cols: Stretch
+    cols: AxisMapping
     """Their columns under the scene's."""
     planes: tuple[int, ...]
     """Which of the scene's bands they hold, in the scene's order."""
@@ -56,7 +56,7 @@ class Layer:
         return tuple(told[plane] for plane in range(len(self.planes)))
 
 
-def layers_of(files: Sequence[SceneFile], bands: Sequence[str], grid: RasterGrid) -> tuple[Layer, ...]:
+def group_layers(files: Sequence[SceneFile], bands: Sequence[str], grid: RasterGrid) -> tuple[Layer, ...]:
     """The files of a scene by the pixels they store, in order.
 
     Files that all store the same pixels cover the grid exactly; files of several grids lie where they lie.
@@ -69,7 +69,7 @@ def layers_of(files: Sequence[SceneFile], bands: Sequence[str], grid: RasterGrid
     for stored in grids:
         here = tuple(file for file in files if file.grid == stored)
         planes = sorted(bands.index(name) for file in here for name in file.bands)
-        rows, cols = stretch_over(stored, grid) if len(grids) == 1 else lay(stored, grid)
+        rows, cols = map_whole(stored, grid) if len(grids) == 1 else map_axes(stored, grid)
         layers.append(
             Layer(
                 files=here,
@@ -82,7 +82,7 @@ def layers_of(files: Sequence[SceneFile], bands: Sequence[str], grid: RasterGrid
     return tuple(layers)
 
 
-def on_one_grid(files: Sequence[SceneFile]) -> tuple[SceneFile, ...]:
+def align_files(files: Sequence[SceneFile]) -> tuple[SceneFile, ...]:
     """The files, with equal grids where they store the same pixels; checked to lie on one another.
 
     Raises:
@@ -92,24 +92,24 @@ def on_one_grid(files: Sequence[SceneFile]) -> tuple[SceneFile, ...]:
     aligned: list[SceneFile] = []
     for file in files:
         _check_crs(file, files[0])
-        rows, cols = lay(file.grid, finest.grid, f"{file.location}, beside {finest.location}")
+        rows, cols = map_axes(file.grid, finest.grid, f"{file.location}, beside {finest.location}")
         if not all(axis.last > 0 and axis.first < axis.stored for axis in (rows, cols)):
             raise SceneError(
                 f"{file.location}: does not overlap {finest.location} of the same scene: it covers {_extent(file)}, "
                 f"the other {_extent(finest)}; correct the catalog"
             )
         same = rows.is_identity and cols.is_identity
-        aligned.append(replace(file, grid=finest.grid) if same else _like_earlier(file, aligned))
+        aligned.append(replace(file, grid=finest.grid) if same else _snap_to_earlier(file, aligned))
     return tuple(aligned)
 
 
 def finest_file(files: Sequence[SceneFile]) -> SceneFile:
     """The file with the smallest pixels, the first of equal ones."""
     areas = [abs(file.grid.transform.determinant) for file in files]
-    return next(file for file, area in zip(files, areas, strict=True) if area <= min(areas) * (1 + SAME_SIZE))
+    return next(file for file, area in zip(files, areas, strict=True) if area <= min(areas) * (1 + AREA_TOLERANCE))
 
 
-def lay(stored: RasterGrid, grid: RasterGrid, who: str = "a file") -> tuple[Stretch, Stretch]:
+def map_axes(stored: RasterGrid, grid: RasterGrid, who: str = "a file") -> tuple[AxisMapping, AxisMapping]:
     """How the stored pixels lie under the rows and the columns of a grid in the same CRS.
 
     Raises:
@@ -117,21 +117,21 @@ def lay(stored: RasterGrid, grid: RasterGrid, who: str = "a file") -> tuple[Stre
     """
     across = ~stored.transform @ grid.transform
     turn = max(abs(across.b) * grid.height, abs(across.d) * grid.width)
-    if turn > TURNED or across.a <= 0 or across.e <= 0:
+    if turn > MAX_ROTATION_PX or across.a <= 0 or across.e <= 0:
         raise SceneError(
             f"{who}: the rows of these files of one scene run in different directions ({_directions(stored)}, "
             f"{_directions(grid)}); warp one onto the other first, e.g. gdalwarp"
         )
     (left, top), (right, bottom) = across @ (0, 0), across @ (grid.width, grid.height)
     return (
-        Stretch(stored=stored.height, outputs=grid.height, first=_position(top), last=_position(bottom)),
-        Stretch(stored=stored.width, outputs=grid.width, first=_position(left), last=_position(right)),
+        AxisMapping(stored=stored.height, outputs=grid.height, first=_position(top), last=_position(bottom)),
+        AxisMapping(stored=stored.width, outputs=grid.width, first=_position(left), last=_position(right)),
     )
 
 
-def stretch_over(stored: RasterGrid, grid: RasterGrid) -> tuple[Stretch, Stretch]:
+def map_whole(stored: RasterGrid, grid: RasterGrid) -> tuple[AxisMapping, AxisMapping]:
     """How pixels lie under a grid of the same extent."""
-    return Stretch.over(stored.height, grid.height), Stretch.over(stored.width, grid.width)
+    return AxisMapping.over(stored.height, grid.height), AxisMapping.over(stored.width, grid.width)
 
 
 def _check_crs(file: SceneFile, first: SceneFile) -> None:
@@ -143,16 +143,16 @@ def _check_crs(file: SceneFile, first: SceneFile) -> None:
         )
 
 
-def _like_earlier(file: SceneFile, earlier: Sequence[SceneFile]) -> SceneFile:
+def _snap_to_earlier(file: SceneFile, earlier: Sequence[SceneFile]) -> SceneFile:
     """The file with the very grid of an earlier one that stores the same pixels, if there is one."""
     for other in earlier:
-        if all(axis.is_identity for axis in lay(file.grid, other.grid)):
+        if all(axis.is_identity for axis in map_axes(file.grid, other.grid)):
             return replace(file, grid=other.grid)
     return file
 
 
 def _position(pixels: float) -> Fraction:
-    return Fraction(pixels).limit_denominator(MOST_PARTS)
+    return Fraction(pixels).limit_denominator(MAX_DENOMINATOR)
 
 
 def _directions(grid: RasterGrid) -> str:

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pipeline.errors import SceneError
 from pipeline.scene.bands import BandFile, canonical_name
 
-Found = dict[str, tuple[int, int]]
+BandPlaces = dict[str, tuple[int, int]]
 """Name of a band -> index of its file, 1-based number in it."""
 
 
-def bands_told(file: BandFile) -> dict[str, int]:
+def catalog_bands(file: BandFile) -> dict[str, int]:
     """`{name: 1-based number}` of the bands that a catalog names; of two equal names the first counts."""
     told: dict[str, int] = {}
     for number, name in enumerate(file.names, start=1):
@@ -22,7 +22,7 @@ def bands_told(file: BandFile) -> dict[str, int]:
     return told
 
 
-def called_as(files: Sequence[BandFile], wanted: Sequence[str]) -> tuple[BandFile, ...]:
+def apply_own_names(files: Sequence[BandFile], wanted: Sequence[str]) -> tuple[BandFile, ...]:
     """The files, in which a band goes by a wanted name when no band is called so, and it alone is by its provider."""
     forms = {canonical_name(name): name for name in wanted}
     taken = {canonical_name(name) for file in files for name in file.names if name}
@@ -45,7 +45,7 @@ def find_in_files(
     *,
     own_names: Callable[[BandFile], Mapping[str, int]],
     place: str,
-) -> Found:
+) -> BandPlaces:
     """File and number of each band: in the model's order, or that of the files when it has no wish.
 
     What the catalog names goes before what files call their bands, and the first file before later ones.
@@ -61,7 +61,7 @@ def find_in_files(
     """
     offered: dict[str, tuple[str, int, int]] = {}
     for index, file in enumerate(files):
-        _offer(offered, index, bands_told(file))
+        _offer(offered, index, catalog_bands(file))
     for index, file in enumerate(files):
         if wanted is None or (None in file.names and _missing(offered, wanted)):
             _offer(offered, index, own_names(file))

@@ -18,9 +18,9 @@ from pipeline.storage import Location
 if TYPE_CHECKING:
     from pipeline.scene.spec import ReadingSpec
 
-LARGEST_BLOCK_BYTES = 2**31
+MAX_BLOCK_BYTES = 2**31
 """A storage block is decoded whole; a header that declares a larger one is refused."""
-MOST_SAMPLED_BLOCKS = 256
+MAX_SAMPLED_BLOCKS = 256
 """Blocks that make the fingerprint of a remote scene."""
 
 
@@ -91,7 +91,7 @@ def check_size(dataset: DatasetReader, spec: ReadingSpec, place: Location) -> No
         )
     rows, cols = dataset.block_shapes[0]
     block_bytes = rows * cols * np.dtype(dataset.dtypes[0]).itemsize * dataset.count
-    if block_bytes > LARGEST_BLOCK_BYTES:
+    if block_bytes > MAX_BLOCK_BYTES:
         raise SceneError(
             f"{place}: stored in blocks of {rows} x {cols} px ({block_bytes / 2**30:.1f} GiB each), which cannot be "
             "read by windows; rewrite it tiled, e.g. gdal_translate -of COG"
@@ -99,7 +99,7 @@ def check_size(dataset: DatasetReader, spec: ReadingSpec, place: Location) -> No
 
 
 def fingerprint(dataset: DatasetReader, version: str | None) -> str:
-    """Digest of what a server says of a file's version, and of up to `MOST_SAMPLED_BLOCKS` blocks' places and lengths.
+    """Digest of what a server says of a file's version, and of up to `MAX_SAMPLED_BLOCKS` blocks' places and lengths.
 
     Args:
         dataset: the open file.
@@ -107,7 +107,7 @@ def fingerprint(dataset: DatasetReader, version: str | None) -> str:
     """
     (down, across), (rows, cols) = dataset.block_shapes[0], dataset.shape
     per_row, count = -(-cols // across), -(-cols // across) * -(-rows // down)
-    sampled = range(0, count, -(-count // MOST_SAMPLED_BLOCKS))
+    sampled = range(0, count, -(-count // MAX_SAMPLED_BLOCKS))
     names = [f"BLOCK_{what}_{k % per_row}_{k // per_row}" for k in sampled for what in ("OFFSET", "SIZE")]
     facts = [dataset.get_tag_item(name, "TIFF", bidx=1) for name in names]
     return hashlib.sha256(repr([version, *facts]).encode()).hexdigest()

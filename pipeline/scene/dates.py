@@ -9,9 +9,9 @@ from typing import Literal
 
 NANOSECONDS = 1_000_000_000
 
-WRITTEN_DATE = re.compile(r"[1-9]\d{3}-\d{2}-\d{2}")
+DATE_PATTERN = re.compile(r"[1-9]\d{3}-\d{2}-\d{2}")
 """How dates in settings and catalogs begin; bare numbers could mean anything."""
-AGO = re.compile(r"(\d{1,5})(d|h)")
+AGE_PATTERN = re.compile(r"(\d{1,5})(d|h)")
 """Days or hours before now."""
 
 DateOf = Literal["scene", "file", "processing"]
@@ -52,7 +52,7 @@ def parse_date(text: str | None, *, end: bool = False) -> str | None:
     '2024-06-01T23:59:59Z'
     """
     text = (text or "").strip()
-    if not WRITTEN_DATE.match(text):
+    if not DATE_PATTERN.match(text):
         return None
     try:
         moment = datetime.fromisoformat(text)
@@ -68,7 +68,7 @@ def parse_ago(text: str | None, now: datetime) -> str | None:
     >>> parse_ago("36h", datetime(2024, 6, 2, tzinfo=UTC)), parse_ago("a week", datetime(2024, 6, 2, tzinfo=UTC))
     ('2024-05-31T12:00:00Z', None)
     """
-    found = AGO.fullmatch((text or "").strip())
+    found = AGE_PATTERN.fullmatch((text or "").strip())
     if found is None:
         return None
     return _iso(now - timedelta(**{"days" if found[2] == "d" else "hours": int(found[1])}))

@@ -19,11 +19,11 @@ from pipeline.concurrency import map_concurrently
 from pipeline.errors import SceneError, SettingsError, TransientError
 from pipeline.grid import RasterGrid
 from pipeline.model import ModelCard
-from pipeline.scene.alignment import Layer, finest_file, layers_of, on_one_grid
-from pipeline.scene.band_selection import bands_told, called_as, find_in_files
+from pipeline.scene.alignment import Layer, align_files, finest_file, group_layers
+from pipeline.scene.band_selection import apply_own_names, catalog_bands, find_in_files
 from pipeline.scene.bands import BandFile, offered_bands
 from pipeline.scene.checks import find_bands, fingerprint
-from pipeline.scene.file import SceneFile, describe_file, opened
+from pipeline.scene.file import SceneFile, describe_file, open_header
 from pipeline.scene.georeference import resolve_grid
 from pipeline.scene.spec import ReadingSpec, ReadingTerms
 from pipeline.scene.validity import NodataWhen
@@ -31,7 +31,7 @@ from pipeline.storage import Location, resolve_location
 
 __all__ = ["ReadingSpec", "Scene", "SceneFile", "describe_scene", "remote_fingerprint"]
 
-HEADERS_AT_ONCE = 8
+MAX_CONCURRENT_HEADERS = 8
 """Headers of a remote scene's files that are read side by side."""
 
 Fact = TypeVar("Fact")
@@ -91,7 +91,7 @@ class Scene:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The files by the pixels they store, and how these lie on the grid."""
-        return layers_of(self.files, self.bands, self.grid)
+        return group_layers(self.files, self.bands, self.grid)
 
     @property
     def resampled(self) -> bool:
@@ -138,7 +138,7 @@ def describe_scene(
     spec = spec or ReadingSpec()
     place = resolve_location(location)
     name = _folder_name(scene_id or place.stem)
-    files = called_as(files, card.bands) if card is not None else files
+    files = apply_own_names(files, card.bands) if card is not None else files
     # Several files are laid on one another by their places.
     terms = ReadingTerms(spec=spec, card=card, placed=placed or len(files) > 1)
     if len(files) > 1:
@@ -165,15 +165,15 @@ def remote_fingerprint(place: Location, drivers: Sequence[str]) -> str:
         SceneError: no raster that these drivers open, or a damaged one.
         TransientError: the network fails.
     """
-    with opened(place, drivers, alone=True) as file:
+    with open_header(place, drivers, alone=True) as file:
         return fingerprint(file.dataset, file.version)
 
 
 def _describe_whole(place: Location, terms: ReadingTerms, told: BandFile | None) -> SceneFile:
     """The one file of a scene: that which a catalog names, else the one at its place."""
     place = resolve_location(told.location) if told else place
-    with opened(place, terms.spec.drivers) as file:
-        numbers = find_bands(file.dataset, terms.spec, terms.card, place, bands_told(told) if told else None)
+    with open_header(place, terms.spec.drivers) as file:
+        numbers = find_bands(file.dataset, terms.spec, terms.card, place, catalog_bands(told) if told else None)
         return describe_file(file, terms, numbers, told)
 
 
@@ -195,12 +195,14 @@ def _describe_files(
         numbers = {name: number for name, (of, number) in found.items() if of == index}
         return _describe_part(files[index], numbers, terms)
 
-    return on_one_grid([*map_concurrently(describe, needed, most=HEADERS_AT_ONCE if is_remote else 1)]), tuple(found)
+    return align_files([*map_concurrently(describe, needed, most=MAX_CONCURRENT_HEADERS if is_remote else 1)]), tuple(
+        found
+    )
 
 
 def _describe_part(told: BandFile, numbers: Mapping[str, int], terms: ReadingTerms) -> SceneFile:
     """One of several files."""
-    with opened(resolve_location(told.location), terms.spec.drivers) as file:
+    with open_header(resolve_location(told.location), terms.spec.drivers) as file:
         return describe_file(file, terms, numbers, told)
 
 
@@ -210,12 +212,12 @@ def _own_names(told: BandFile, spec: ReadingSpec) -> dict[str, int]:
     Colour interpretations are left out: that of a single band is always grey.
     """
     place = resolve_location(told.location)
-    with opened(place, spec.drivers) as file:
+    with open_header(place, spec.drivers) as file:
         dataset = file.dataset
         kinds = ["alpha" if interp.name == "alpha" else "undefined" for interp in dataset.colorinterp]
         stems = [f"{place.stem}_{n + 1}" for n in range(dataset.count)] if dataset.count > 1 else [place.stem]
         plain = [text or stem for text, stem in zip(dataset.descriptions, stems, strict=True)]
-    return offered_bands(plain, kinds, explicit=bands_told(told), use_alpha=spec.ignore_alpha)
+    return offered_bands(plain, kinds, explicit=catalog_bands(told), use_alpha=spec.ignore_alpha)
 
 
 def _folder_name(name: str) -> str:

@@ -24,11 +24,11 @@ from pipeline.scene.georeference import file_grid
 from pipeline.scene.spec import ReadingTerms
 from pipeline.scene.validity import (
     NodataWhen,
+    finite_pixels,
     present_pixels,
     resolve_alpha,
     resolve_mask,
     resolve_nodata,
-    sound_pixels,
 )
 from pipeline.storage import Location, suppress_georef_warnings
 
@@ -79,13 +79,13 @@ class Pixels:
     """`(bands, height, width)`."""
     present: NDArray[np.bool_]
     """`(height, width)`, False = nodata by value, mask or alpha."""
-    sound: NDArray[np.bool_] | None
+    finite: NDArray[np.bool_] | None
     """`(height, width)`, False = no number, or past the file; None where all are sound."""
 
     @property
     def valid(self) -> NDArray[np.bool_]:
         """`(height, width)`, True = real data."""
-        return self.present if self.sound is None else self.present & self.sound
+        return self.present if self.finite is None else self.present & self.finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class OpenFile:
 
 
 @contextmanager
-def opened(place: Location, drivers: Sequence[str], *, alone: bool = False) -> Iterator[OpenFile]:
+def open_header(place: Location, drivers: Sequence[str], *, alone: bool = False) -> Iterator[OpenFile]:
     """Open a raster for a look at its header.
 
     Args:
@@ -115,7 +115,7 @@ def opened(place: Location, drivers: Sequence[str], *, alone: bool = False) -> I
     """
     version = place.check_exists()
     alone = alone or not place.may_have_sidecars()
-    with place.environment(ignore_sidecars=alone), _damage_told(place), _open(place, drivers) as dataset:
+    with place.environment(ignore_sidecars=alone), _translate_header_errors(place), _open(place, drivers) as dataset:
         yield OpenFile(dataset=dataset, location=place, version=version)
 
 
@@ -140,7 +140,7 @@ def describe_file(
     check_size(dataset, spec, place)
     reopen = partial(rasterio.open, place.gdal_path, driver=dataset.driver)
     grid = file_grid(dataset, spec, place, reopen=reopen, placed=terms.placed)
-    scales, offsets, nodata = (_told(told, fact, dataset.count) for fact in ("scales", "offsets", "nodata"))
+    scales, offsets, nodata = (_catalog_values(told, fact, dataset.count) for fact in ("scales", "offsets", "nodata"))
     chosen = [*numbers.values()]
     return SceneFile(
         location=place,
@@ -162,7 +162,7 @@ def describe_file(
     )
 
 
-def open_again(file: SceneFile) -> rasterio.DatasetReader:
+def reopen_file(file: SceneFile) -> rasterio.DatasetReader:
     """A new handle, without the warning where we know that georeferencing is missing."""
     if is_on_earth(file.grid.crs):
         return rasterio.open(file.location.gdal_path, driver=file.driver)
@@ -184,19 +184,21 @@ def read_stored(
     elif file.mask == "band":
         masks = dataset.read_masks(file.band_numbers, window=window) > 0
         present &= masks.any(axis=0) if when == "all_bands" else masks.all(axis=0)
-    return Pixels(bands=bands, present=present, sound=sound_pixels(bands))
+    return Pixels(bands=bands, present=present, finite=finite_pixels(bands))
 
 
 @contextmanager
-def read_faults(file: SceneFile, window: Window) -> Iterator[None]:
+def translate_read_errors(file: SceneFile, window: Window) -> Iterator[None]:
     """What GDAL raises while a window is read, as our errors, which name the file."""
     try:
         yield
     except (RasterioError, CPLE_BaseError, OSError) as error:
-        raise _read_fault(file.location, window, error) from error
+        raise _read_error(file.location, window, error) from error
 
 
-def _told(told: BandFile | None, fact: Literal["scales", "offsets", "nodata"], count: int) -> list[float | None]:
+def _catalog_values(
+    told: BandFile | None, fact: Literal["scales", "offsets", "nodata"], count: int
+) -> list[float | None]:
     """What a catalog says of each band of a file."""
     known: tuple[float | None, ...] = () if told is None else getattr(told, fact)
     return [*known, *[None] * count][:count]
@@ -207,7 +209,7 @@ def _first(told: float | None, own: float) -> float:
 
 
 @contextmanager
-def _damage_told(place: Location) -> Iterator[None]:
+def _translate_header_errors(place: Location) -> Iterator[None]:
     """GDAL's complaints about single tags reach us as errors of its own or as undecodable text."""
     try:
         yield
@@ -216,12 +218,12 @@ def _damage_told(place: Location) -> Iterator[None]:
 
 
 def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
-    faults = []
+    errors = []
     for driver in drivers:
         try:
             dataset = _open_quietly(place, driver)
         except RasterioError as error:
-            faults.append(str(error))
+            errors.append(str(error))
         except OSError as error:
             raise TransientError(
                 f"{place}: cannot be opened: {error}; check the disk or the network and run again"
@@ -232,8 +234,8 @@ def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
                 raise SceneError(f"{place}: holds no raster band (a container of subdatasets?); name one raster file")
             return dataset
     if place.is_remote:
-        raise TransientError(f"{place}: cannot be opened: {faults[0]}; check the address, credentials and network")
-    raise place.unreadable_error(drivers, faults)
+        raise TransientError(f"{place}: cannot be opened: {errors[0]}; check the address, credentials and network")
+    raise place.unreadable_error(drivers, errors)
 
 
 def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
@@ -243,7 +245,7 @@ def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
     return dataset
 
 
-def _read_fault(place: Location, window: Window, error: Exception) -> DamagedSceneError | TransientError:
+def _read_error(place: Location, window: Window, error: Exception) -> DamagedSceneError | TransientError:
     where = f"rows {window.row_off}..{window.row_off + window.height - 1}, columns {window.col_off}.."
     where += str(window.col_off + window.width - 1)
     cause = str(error.__cause__ or error).strip().rstrip(".")

@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.errors import SceneError
-from pipeline.grid import RasterGrid, crs_of, is_on_earth, short_crs
+from pipeline.grid import RasterGrid, is_on_earth, parse_crs, short_crs
 from pipeline.model import ModelCard
 from pipeline.storage import Location, exclusive_warning_filters, suppress_georef_warnings
 
@@ -130,7 +130,7 @@ def _check_sidecar(dataset: DatasetReader, place: Location, reopen: Reopen) -> N
 
 def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location) -> CRS:
     """The scene's CRS; the settings' where it has none, or one that floats free of the Earth."""
-    given = None if spec.crs is None else crs_of(spec.crs)
+    given = None if spec.crs is None else parse_crs(spec.crs)
     if own is None or not is_on_earth(own):
         if given is None:
             lack = "no CRS" if own is None else f"a local CRS that is not tied to the Earth ({short_crs(own)})"

@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.scene.file import Pixels, SceneFile, open_again, read_faults, read_stored
+from pipeline.scene.file import Pixels, SceneFile, read_stored, reopen_file, translate_read_errors
 from pipeline.scene.resample import Taps, plan_nested, plan_taps, resample, resample_plane
-from pipeline.scene.validity import NodataWhen, agree, all_sound
+from pipeline.scene.validity import NodataWhen, combine_finite, combine_present
 from pipeline.storage import ThreadHandles
 
 if TYPE_CHECKING:
     from pipeline.scene.alignment import Layer
     from pipeline.scene.describe import Scene
 
-MOST_RESAMPLED_PIXELS = 2**22
+MAX_RESAMPLED_PIXELS = 2**22
 """Stored pixels that are held at once while a window is resampled."""
 
 
@@ -64,7 +64,7 @@ class _LayerReader:
     def __init__(self, layer: Layer, scene: Scene) -> None:
         self._layer, self._dtype, self._when = layer, scene.dtype, scene.nodata_when
         self._alone = len(scene.layers) == 1
-        self._handles = [ThreadHandles(partial(open_again, file)) for file in layer.files]
+        self._handles = [ThreadHandles(partial(reopen_file, file)) for file in layer.files]
 
     def close(self) -> None:
         for handles in self._handles:
@@ -83,12 +83,12 @@ class _LayerReader:
             )
         )
         (top, bottom), (left, right) = rows.span, cols.span
-        if (bottom - top) * (right - left) > MOST_RESAMPLED_PIXELS and window.height * window.width > 1:
+        if (bottom - top) * (right - left) > MAX_RESAMPLED_PIXELS and window.height * window.width > 1:
             return self._read_halves(window)
         if top == bottom or left == right:
-            return self._nothing(window)
+            return self._empty(window)
         stored = self._read_stored(Window(left, top, right - left, bottom - top))
-        return _take(stored, rows, cols) if nested else self._average(stored, rows, cols)
+        return _nearest(stored, rows, cols) if nested else self._average(stored, rows, cols)
 
     def _read_stored(self, window: Window) -> Pixels:
         """A window of the files themselves."""
@@ -100,7 +100,7 @@ class _LayerReader:
 
     def _read_file(self, file: SceneFile, handles: ThreadHandles, window: Window) -> Pixels:
         alone = file.mask == "none"  # of what may lie beside it, only a mask is read with the pixels
-        with read_faults(file, window), file.location.environment(ignore_sidecars=alone):
+        with translate_read_errors(file, window), file.location.environment(ignore_sidecars=alone):
             return read_stored(handles.get(), file, window, dtype=self._dtype, when=self._when)
 
     def _read_halves(self, window: Window) -> Pixels:
@@ -117,23 +117,23 @@ class _LayerReader:
                 Window(window.col_off, window.row_off, half, 1),
                 Window(window.col_off + half, window.row_off, window.width - half, 1),
             )
-        return _beside([self.read(part) for part in parts], axis)
+        return _concatenate([self.read(part) for part in parts], axis)
 
     def _average(self, stored: Pixels, rows: Taps, cols: Taps) -> Pixels:
         """Means of valid pixels; in a scene of several grids, each band holds its nodata value where it has no mean."""
         bands, enough = resample(stored.bands, stored.valid, rows, cols)
         if self._alone:
-            return Pixels(bands=bands, present=enough, sound=None)
+            return Pixels(bands=bands, present=enough, finite=None)
         for band, value in zip(bands, self._layer.nodata, strict=True):
             band[~enough] = 0 if value is None else _as_stored(value, band.dtype)
-        sound = np.ones(stored.present.shape, bool) if stored.sound is None else stored.sound
-        return Pixels(bands=bands, present=enough, sound=resample_plane(sound, rows, cols))
+        finite = np.ones(stored.present.shape, bool) if stored.finite is None else stored.finite
+        return Pixels(bands=bands, present=enough, finite=resample_plane(finite, rows, cols))
 
-    def _nothing(self, window: Window) -> Pixels:
+    def _empty(self, window: Window) -> Pixels:
         """A window past the files."""
         shape = int(window.height), int(window.width)
         nowhere = np.zeros(shape, bool)
-        return Pixels(bands=np.zeros((len(self._layer.planes), *shape), self._dtype), present=nowhere, sound=nowhere)
+        return Pixels(bands=np.zeros((len(self._layer.planes), *shape), self._dtype), present=nowhere, finite=nowhere)
 
 
 def _stack(parts: Sequence[Pixels], planes: Sequence[Sequence[int]], when: NodataWhen) -> Pixels:
@@ -145,22 +145,22 @@ def _stack(parts: Sequence[Pixels], planes: Sequence[Sequence[int]], when: Nodat
             bands[place] = band
     return Pixels(
         bands=bands,
-        present=agree([part.present for part in parts], when),
-        sound=all_sound([part.sound for part in parts]),
+        present=combine_present([part.present for part in parts], when),
+        finite=combine_finite([part.finite for part in parts]),
     )
 
 
-def _take(stored: Pixels, rows: Taps, cols: Taps) -> Pixels:
+def _nearest(stored: Pixels, rows: Taps, cols: Taps) -> Pixels:
     """For each output pixel the stored one in which it lies."""
     down, across = (taps.index[:, 0].clip(*_bounds(taps)) - taps.span[0] for taps in (rows, cols))
-    sound = None if stored.sound is None else stored.sound.take(across, axis=1).take(down, axis=0)
+    finite = None if stored.finite is None else stored.finite.take(across, axis=1).take(down, axis=0)
     if not (rows.inside.all() and cols.inside.all()):
         inside = rows.inside[:, None] & cols.inside
-        sound = inside if sound is None else inside & sound
+        finite = inside if finite is None else inside & finite
     return Pixels(
         bands=stored.bands.take(across, axis=2).take(down, axis=1),
         present=stored.present.take(across, axis=1).take(down, axis=0),
-        sound=sound,
+        finite=finite,
     )
 
 
@@ -169,13 +169,13 @@ def _bounds(taps: Taps) -> tuple[int, int]:
     return first, last - 1
 
 
-def _beside(parts: Sequence[Pixels], axis: int) -> Pixels:
+def _concatenate(parts: Sequence[Pixels], axis: int) -> Pixels:
     """Two windows that lie below (0) or beside (1) one another as one."""
-    sounds = [np.ones(part.present.shape, bool) if part.sound is None else part.sound for part in parts]
+    finites = [np.ones(part.present.shape, bool) if part.finite is None else part.finite for part in parts]
     return Pixels(
         bands=np.concatenate([part.bands for part in parts], axis=axis + 1),
         present=np.concatenate([part.present for part in parts], axis=axis),
-        sound=np.concatenate(sounds, axis=axis),
+        finite=np.concatenate(finites, axis=axis),
     )
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
+class AxisMapping:
     """How the stored pixels of one axis lie under those of a scene, which go in equal steps from `first` to `last`."""
 
     stored: int
@@ -35,7 +35,7 @@ class Stretch:
     """Interpolate between stored centres; needs `first` and `last` to be the file's own edges."""
 
     @classmethod
-    def over(cls, stored: int, outputs: int) -> Stretch:
+    def over(cls, stored: int, outputs: int) -> AxisMapping:
         """The whole file onto the whole scene."""
         return cls(stored=stored, outputs=outputs, first=Fraction(0), last=Fraction(stored), linear=stored < outputs)
 
@@ -83,43 +83,43 @@ class Taps:
         return int(index.min()), int(index.max()) + 1
 
 
-def plan_taps(stretch: Stretch, start: int, stop: int) -> Taps:
+def plan_taps(mapping: AxisMapping, start: int, stop: int) -> Taps:
     """Taps of output pixels `start : stop` of an axis.
 
-    >>> taps = plan_taps(Stretch.over(6, 4), 1, 2)
+    >>> taps = plan_taps(AxisMapping.over(6, 4), 1, 2)
     >>> taps.index.tolist(), taps.weight.tolist()
     ([[1, 2, 3]], [[0.5, 1.0, 0.0]])
     """
-    stored, outputs = stretch.stored, stretch.outputs
-    if stretch.linear:
+    stored, outputs = mapping.stored, mapping.outputs
+    if mapping.linear:
         centre = (2 * np.arange(start, stop) + 1) * stored / (2 * outputs) - 0.5
         first = np.floor(centre)
         index = first.astype(np.intp)[:, None] + np.arange(2)
         weight = np.stack([first + 1 - centre, centre - first], axis=1)
         inside = np.ones(len(index), bool)
     else:
-        numerators, denominator = stretch.edges(start, stop + 1)
+        numerators, denominator = mapping.edges(start, stop + 1)
         low, high = numerators[:-1] / denominator, numerators[1:] / denominator
-        index = np.floor(low).astype(np.intp)[:, None] + np.arange(math.ceil(stretch.step) + 1)
+        index = np.floor(low).astype(np.intp)[:, None] + np.arange(math.ceil(mapping.step) + 1)
         weight = np.clip(np.minimum(index + 1, high[:, None]) - np.maximum(index, low[:, None]), 0, None)
         inside = (high > 0) & (low < stored)
     whole = weight.sum(axis=1)
-    if not stretch.linear:
+    if not mapping.linear:
         weight = np.where((index >= 0) & (index < stored), weight, 0)
     return Taps(index=np.clip(index, 0, stored - 1), weight=weight, whole=whole, inside=inside)
 
 
-def plan_nested(stretch: Stretch, start: int, stop: int) -> Taps:
+def plan_nested(mapping: AxisMapping, start: int, stop: int) -> Taps:
     """The one stored pixel in which each output pixel of a nested axis lies, as taps of weight 1.
 
-    >>> half = Stretch(stored=3, outputs=4, first=Fraction(1, 2), last=Fraction(5, 2))
+    >>> half = AxisMapping(stored=3, outputs=4, first=Fraction(1, 2), last=Fraction(5, 2))
     >>> plan_nested(half, 0, 4).index.ravel().tolist()
     [0, 1, 1, 2]
     """
-    numerators, denominator = stretch.edges(start, stop)
+    numerators, denominator = mapping.edges(start, stop)
     place = numerators // denominator
-    inside = (place >= 0) & (place < stretch.stored)
-    index = np.clip(place, 0, stretch.stored - 1).astype(np.intp)[:, None]
+    inside = (place >= 0) & (place < mapping.stored)
+    index = np.clip(place, 0, mapping.stored - 1).astype(np.intp)[:, None]
     return Taps(index=index, weight=inside[:, None].astype(float), whole=np.ones(len(index)), inside=inside)
 
 

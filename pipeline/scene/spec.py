@@ -11,7 +11,7 @@ from typing import Literal
 import rasterio
 
 from pipeline.errors import SettingsError
-from pipeline.grid import crs_of
+from pipeline.grid import parse_crs
 from pipeline.model import ModelCard
 
 
@@ -56,7 +56,7 @@ class ReadingSpec:
         if any(number < 1 for number in self.bands.values()):
             raise SettingsError(f"bands must map names to 1-based band numbers, not {dict(self.bands)}")
         if self.crs is not None:
-            crs_of(self.crs)
+            parse_crs(self.crs)
         if not self.drivers:
             raise SettingsError("drivers must name at least one GDAL driver, e.g. [GTiff]")
         for driver in self.drivers:

@@ -66,7 +66,7 @@ def present_pixels(pixels: NDArray[np.generic], nodata: Sequence[float | None], 
         when: a pixel is nodata when all bands hold it, or when any does.
 
     Returns:
-        bool `(height, width)`; real data is present and `sound_pixels` too.
+        bool `(height, width)`; real data is present and `finite_pixels` too.
     """
     named = [(band, value) for band, value in zip(pixels, nodata, strict=True) if value is not None]
     present = np.ones(pixels.shape[1:], bool)
@@ -79,21 +79,21 @@ def present_pixels(pixels: NDArray[np.generic], nodata: Sequence[float | None], 
     return present
 
 
-def sound_pixels(pixels: NDArray[np.generic]) -> NDArray[np.bool_] | None:
+def finite_pixels(pixels: NDArray[np.generic]) -> NDArray[np.bool_] | None:
     """Where all bands of `(bands, height, width)` pixels are finite numbers; None where that is everywhere."""
     if pixels.dtype.kind != "f" or (np.isfinite(pixels.min()) and np.isfinite(pixels.max())):
         return None
     return np.asarray(np.isfinite(pixels).all(axis=0))
 
 
-def agree(planes: Sequence[NDArray[np.bool_]], when: NodataWhen) -> NDArray[np.bool_]:
+def combine_present(planes: Sequence[NDArray[np.bool_]], when: NodataWhen) -> NDArray[np.bool_]:
     """Where data is present, from where it is in parts of the bands: in one part at least, or in all."""
     if len(planes) == 1:
         return planes[0]
     return np.asarray((np.logical_or if when == "all_bands" else np.logical_and).reduce(planes))
 
 
-def all_sound(planes: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+def combine_finite(planes: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
     """Where every part of the bands is sound; None where that is everywhere."""
     known = [plane for plane in planes if plane is not None]
     return np.asarray(np.logical_and.reduce(known)) if known else None

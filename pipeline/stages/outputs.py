@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.inference import RegionJob, RegionResult, plan_blend_weights
-from pipeline.inference.region import join_regions, merge_quicklooks, raster_forms, read_quicklook, wanted_tiles
+from pipeline.inference.region import join_regions, merge_quicklooks, raster_profiles, read_quicklook, wanted_tiles
 from pipeline.model.predictor import PrecisionCheck
 from pipeline.mosaic import read_mask, write_mask
 from pipeline.polygons import PolygonSpec, PolygonTotals
@@ -150,7 +150,7 @@ def make_rasters(work: SceneWork, inferred: InferenceResult, threshold: float | 
         if results and job.threshold == threshold:
             join_regions(job, results, work.result, ["mask"])
         else:
-            form = raster_forms(job, job.scene.grid)["mask"]
+            form = raster_profiles(job, job.scene.grid)["mask"]
             write_mask(work.output("probability"), work.output("mask"), form, threshold=threshold)
 
     def make_mosaic() -> None:

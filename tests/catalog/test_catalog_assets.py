@@ -11,7 +11,7 @@ from pystac import Item
 from pipeline.catalog.stac.assets import ItemFiles, find_band_files
 from pipeline.catalog.stac.links import place_of
 from pipeline.errors import SceneError
-from pipeline.scene.band_selection import called_as
+from pipeline.scene.band_selection import apply_own_names
 from pipeline.scene.bands import BandFile
 
 PLACE = place_of("/data/item.json")
@@ -140,11 +140,11 @@ def test_a_model_may_want_bands_by_the_names_of_their_provider() -> None:
 
     assets = {"a": asset("4.tif", **told("red", "B04")), "b": asset("8.tif", **told("nir", "B08"))}
     found = find(assets).files
-    assert [file.names for file in called_as(found, ("b08", "red"))] == [("red",), ("b08",)]
-    assert [file.names for file in called_as(found, ("B04", "B08"))] == [("B04",), ("B08",)]
-    assert called_as(found, ("red", "B04", "B03")) == found
+    assert [file.names for file in apply_own_names(found, ("b08", "red"))] == [("red",), ("b08",)]
+    assert [file.names for file in apply_own_names(found, ("B04", "B08"))] == [("B04",), ("B08",)]
+    assert apply_own_names(found, ("red", "B04", "B03")) == found
     twins = find({**assets, "c": asset("9.tif", **told("nir09", "B08"))}).files
-    assert called_as(twins, ("B08",)) == twins
+    assert apply_own_names(twins, ("B08",)) == twins
 
 
 def test_bands_of_one_name_in_several_resolutions_are_told_apart_and_the_finest_of_each_counts() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import SettingsError
 from pipeline.model.card import ModelCard
-from pipeline.mosaic.classify import classify_multilabel, decide, resolve_threshold
+from pipeline.mosaic.classify import classify, classify_multilabel, resolve_threshold
 from pipeline.mosaic.levels import INVALID, as_integers, as_levels
 
 INDEPENDENT = ModelCard(bands=("red",), classes=("roof", "road"))
@@ -25,13 +25,13 @@ def test_a_threshold_at_a_level_includes_that_level(top: int):
 
 def test_the_most_probable_class_above_the_threshold_wins():
     levels = pixels((200, 100), (100, 200), (200, 200), (126, 126), (127, 0), (INVALID, INVALID))
-    assert decide(levels, INDEPENDENT, top=254).tolist() == [[1, 2, 1, 0, 1, 255]]
-    assert decide(levels, INDEPENDENT, 0.4, top=254).tolist() == [[1, 2, 1, 1, 1, 255]]
+    assert classify(levels, INDEPENDENT, top=254).tolist() == [[1, 2, 1, 0, 1, 255]]
+    assert classify(levels, INDEPENDENT, 0.4, top=254).tolist() == [[1, 2, 1, 1, 1, 255]]
 
 
 def test_exclusive_classes_are_decided_by_the_greatest_the_first_among_equals():
     levels = pixels((9, 1, 2), (1, 9, 2), (1, 2, 9), (0, 0, 0), (5, 5, 5), (1, 5, 5), (INVALID,) * 3)
-    assert decide(levels, EXCLUSIVE, top=254).tolist() == [[0, 1, 2, 0, 0, 1, 255]]
+    assert classify(levels, EXCLUSIVE, top=254).tolist() == [[0, 1, 2, 0, 0, 1, 255]]
 
 
 def test_independent_classes_are_decided_apart():
@@ -50,9 +50,9 @@ def test_exclusive_classes_are_decided_together():
 
 def test_a_threshold_for_exclusive_classes_is_refused():
     with pytest.raises(SettingsError, match="no meaning"):
-        decide(pixels((1, 2, 3)), EXCLUSIVE, 0.5, top=254)
+        classify(pixels((1, 2, 3)), EXCLUSIVE, 0.5, top=254)
     with pytest.raises(SettingsError, match=r"at most 1, not 1\.5"):
-        decide(pixels((1, 2)), INDEPENDENT, 1.5, top=254)
+        classify(pixels((1, 2)), INDEPENDENT, 1.5, top=254)
 
 
 @pytest.mark.parametrize("card", [INDEPENDENT, EXCLUSIVE, ModelCard(bands=("red",), classes=("roof",))])
@@ -62,5 +62,5 @@ def test_bytes_are_decided_like_the_levels_they_mean(card: ModelCard, threshold:
     stored = np.random.default_rng(0).integers(0, 256, (len(card.classes), 64, 64), np.uint8)
     stored[0, :2] = np.arange(128).reshape(2, 64) * 2
     assert as_integers(stored).dtype == np.uint8
-    expected = decide(as_levels(stored), card, threshold, top=254)
-    assert (decide(as_integers(stored), card, threshold, top=254) == expected).all()
+    expected = classify(as_levels(stored), card, threshold, top=254)
+    assert (classify(as_integers(stored), card, threshold, top=254) == expected).all()

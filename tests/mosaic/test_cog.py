@@ -19,37 +19,37 @@ from rio_cogeo import cog_validate
 from pipeline.errors import TransientError
 from pipeline.grid.raster_grid import RasterGrid
 from pipeline.model.card import ModelCard
-from pipeline.mosaic.cog import LARGEST_CLASSIC, Level, Placed, check_blocks, write_levels
+from pipeline.mosaic.cog import MAX_CLASSIC_BYTES, CogLevel, TiffPart, check_blocks, write_levels
 from pipeline.mosaic.levels import BLOCK
 from pipeline.mosaic.overviews import halve_mean, halve_mode, overview_count
-from pipeline.mosaic.strips import RasterForm, StripWriter, create_level, level_path
-from pipeline.mosaic.writer import MosaicSpec, mask_form, probability_form, write_cog, writing_cog
+from pipeline.mosaic.strips import RasterProfile, StripWriter, create_level, level_path
+from pipeline.mosaic.writer import MosaicSpec, cog_writer, mask_profile, probability_profile, write_cog
 
 CARD = ModelCard(bands=("red",), classes=("roof", "road"))
 
 
-def form_of(kind: str, shape: tuple[int, int], spec: MosaicSpec | None = None) -> RasterForm:
+def form_of(kind: str, shape: tuple[int, int], spec: MosaicSpec | None = None) -> RasterProfile:
     place = rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
     grid = RasterGrid(crs=CRS.from_epsg(32633), transform=place, height=shape[0], width=shape[1])
-    make = probability_form if kind == "probability" else mask_form
+    make = probability_profile if kind == "probability" else mask_profile
     return make(grid, CARD, spec or MosaicSpec(), {"SCENEMILL_SCENE": "here"})
 
 
-def pixels_of(form: RasterForm) -> NDArray[np.generic]:
+def pixels_of(profile: RasterProfile) -> NDArray[np.generic]:
     """Smooth levels or large classes, with a hole."""
-    rows, cols = np.indices(form.grid.shape)
+    rows, cols = np.indices(profile.grid.shape)
     field = (np.sin(rows / 37) * np.cos(cols / 53) + 1) / 2
-    top = 3 if form.colours else {"uint8": 255, "uint16": 65535, "float32": 1}[form.dtype]
-    pixels = np.stack([(field * (top - band) * 0.99).astype(form.dtype) for band in range(len(form.names))])
-    pixels[:, 100:333, 77:400] = form.nodata
+    top = 3 if profile.colours else {"uint8": 255, "uint16": 65535, "float32": 1}[profile.dtype]
+    pixels = np.stack([(field * (top - band) * 0.99).astype(profile.dtype) for band in range(len(profile.names))])
+    pixels[:, 100:333, 77:400] = profile.nodata
     return pixels
 
 
 def write_parts(
-    folder: Path, form: RasterForm, pixels: NDArray[np.generic], rows: list[int], cols: list[int]
+    folder: Path, profile: RasterProfile, pixels: NDArray[np.generic], rows: list[int], cols: list[int]
 ) -> list[tuple[Path, Window]]:
     """The scene cut at rows and columns, each part written in strips of its own height."""
-    height, width = form.grid.shape
+    height, width = profile.grid.shape
     tops, lefts = [0, *rows, height], [0, *cols, width]
     parts = []
     for top, bottom in pairwise(tops):
@@ -57,8 +57,8 @@ def write_parts(
             window = Window(left, top, right - left, bottom - top)
             path = folder / f"{top}-{left}.tif"
             own = pixels[:, top:bottom, left:right]
-            part = RasterForm(**{**vars(form), "grid": form.grid.part(window)})
-            with StripWriter(path, part, overviews=overview_count(form.grid.shape, BLOCK)) as writer:
+            part = RasterProfile(**{**vars(profile), "grid": profile.grid.part(window)})
+            with StripWriter(path, part, overviews=overview_count(profile.grid.shape, BLOCK)) as writer:
                 for first in range(0, own.shape[1], 100 + left % 333):
                     writer.write(own[:, first : first + 100 + left % 333])
             parts.append((path, window))
@@ -70,15 +70,15 @@ CUTS = st.lists(st.sampled_from([1, 2, 511, 512, 700, 1024, 1300]), unique=True,
 
 @pytest.mark.parametrize("kind", ["probability", "mask"])
 def test_the_bytes_of_a_cog_do_not_depend_on_regions_and_strips(tmp_path: Path, kind: str) -> None:
-    form = form_of(kind, (1301, 1540))
-    pixels = pixels_of(form)
-    with writing_cog(tmp_path / "whole.tif", form) as writer:
+    profile = form_of(kind, (1301, 1540))
+    pixels = pixels_of(profile)
+    with cog_writer(tmp_path / "whole.tif", profile) as writer:
         writer.write(pixels)
 
     @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(CUTS.filter(lambda cuts: 1301 not in cuts), CUTS)
     def check(rows: list[int], cols: list[int]) -> None:
-        write_cog(write_parts(tmp_path, form, pixels, rows, cols), tmp_path / "cut.tif", form)
+        write_cog(write_parts(tmp_path, profile, pixels, rows, cols), tmp_path / "cut.tif", profile)
         assert (tmp_path / "cut.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
 
     check()
@@ -93,31 +93,31 @@ def test_the_bytes_of_a_cog_do_not_depend_on_regions_and_strips(tmp_path: Path, 
 def test_every_level_reads_back_as_the_halves_of_the_one_before(
     tmp_path: Path, spec: MosaicSpec, cuts: tuple[list[int], list[int]]
 ) -> None:
-    form = form_of("probability", (1100, 1700), spec)
-    pixels = pixels_of(form)
-    write_cog(write_parts(tmp_path, form, pixels, *cuts), tmp_path / "x.tif", form)
-    check_levels(tmp_path / "x.tif", pixels, form)
+    profile = form_of("probability", (1100, 1700), spec)
+    pixels = pixels_of(profile)
+    write_cog(write_parts(tmp_path, profile, pixels, *cuts), tmp_path / "x.tif", profile)
+    check_levels(tmp_path / "x.tif", pixels, profile)
 
 
-def check_levels(path: Path, pixels: NDArray[np.generic], form: RasterForm) -> None:
+def check_levels(path: Path, pixels: NDArray[np.generic], profile: RasterProfile) -> None:
     assert cog_validate(path, strict=True, quiet=True) == (True, [], [])
     with rasterio.open(path) as dataset:
         assert np.array_equal(dataset.read(), pixels, equal_nan=True)
         assert dataset.overviews(1) == [2, 4]
         assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         assert dataset.tags()["SCENEMILL_SCENE"] == "here"
-        assert dataset.crs == form.grid.crs
-        assert dataset.transform == form.grid.transform
+        assert dataset.crs == profile.grid.crs
+        assert dataset.transform == profile.grid.transform
     for level in range(2):
-        pixels = (halve_mode if form.colours else halve_mean)(pixels, form.nodata)
+        pixels = (halve_mode if profile.colours else halve_mean)(pixels, profile.nodata)
         with rasterio.open(path, overview_level=level) as dataset:
             assert np.array_equal(dataset.read(), pixels, equal_nan=True)
-            assert np.array_equal(dataset.nodata, form.nodata, equal_nan=True)
+            assert np.array_equal(dataset.nodata, profile.nodata, equal_nan=True)
 
 
 def test_from_the_first_block_on_the_file_is_the_one_that_gdals_driver_writes(tmp_path: Path) -> None:
-    form = form_of("probability", (1100, 1700))
-    write_cog(write_parts(tmp_path, form, pixels_of(form), [512], []), tmp_path / "ours.tif", form)
+    profile = form_of("probability", (1100, 1700))
+    write_cog(write_parts(tmp_path, profile, pixels_of(profile), [512], []), tmp_path / "ours.tif", profile)
     options = {"blocksize": BLOCK, "compress": "zstd", "level": 1, "predictor": "yes"}
     rasterio.shutil.copy(
         tmp_path / "ours.tif", tmp_path / "gdal.tif", driver="COG", overviews="force_use_existing", **options
@@ -129,20 +129,20 @@ def test_from_the_first_block_on_the_file_is_the_one_that_gdals_driver_writes(tm
 
 
 def test_a_mask_keeps_its_colours_in_every_level(tmp_path: Path) -> None:
-    form = form_of("mask", (1100, 1700))
-    pixels = pixels_of(form)
-    write_cog(write_parts(tmp_path, form, pixels, [], []), tmp_path / "x.tif", form)
-    check_levels(tmp_path / "x.tif", pixels, form)
+    profile = form_of("mask", (1100, 1700))
+    pixels = pixels_of(profile)
+    write_cog(write_parts(tmp_path, profile, pixels, [], []), tmp_path / "x.tif", profile)
+    check_levels(tmp_path / "x.tif", pixels, profile)
     for options in ({}, {"overview_level": 0}, {"overview_level": 1}):
         with rasterio.open(tmp_path / "x.tif", **options) as dataset:
-            assert dataset.colormap(1)[1] == form.colours[1]
+            assert dataset.colormap(1)[1] == profile.colours[1]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 600), (513, 700)])
 def test_small_and_narrow_rasters_are_cogs_too(tmp_path: Path, shape: tuple[int, int]) -> None:
-    form = form_of("mask", shape)
+    profile = form_of("mask", shape)
     pixels = np.ones((1, *shape), np.uint8)
-    with writing_cog(tmp_path / "x.tif", form) as writer:
+    with cog_writer(tmp_path / "x.tif", profile) as writer:
         writer.write(pixels)
     assert cog_validate(tmp_path / "x.tif", strict=True, quiet=True) == (True, [], [])
     with rasterio.open(tmp_path / "x.tif") as dataset:
@@ -150,30 +150,31 @@ def test_small_and_narrow_rasters_are_cogs_too(tmp_path: Path, shape: tuple[int,
     assert [path.name for path in tmp_path.iterdir()] == ["x.tif"]
 
 
-@pytest.mark.parametrize(("largest", "magic"), [(LARGEST_CLASSIC, b"II*\0"), (1000, b"II+\0")])
+@pytest.mark.parametrize(("largest", "magic"), [(MAX_CLASSIC_BYTES, b"II*\0"), (1000, b"II+\0")])
 def test_a_file_too_large_for_tiff_is_a_bigtiff(tmp_path: Path, largest: int, magic: bytes) -> None:
-    form = form_of("probability", (1100, 1700))
-    pixels = pixels_of(form)
-    ((path, _),) = write_parts(tmp_path, form, pixels, [], [])
+    profile = form_of("probability", (1100, 1700))
+    pixels = pixels_of(profile)
+    ((path, _),) = write_parts(tmp_path, profile, pixels, [], [])
     levels = [
-        Level(template=level_path(path, k), parts=(Placed(path=level_path(path, k), row=0, col=0),)) for k in range(3)
+        CogLevel(template=level_path(path, k), parts=(TiffPart(path=level_path(path, k), row=0, col=0),))
+        for k in range(3)
     ]
-    write_levels(tmp_path / "x.tif", levels, largest_classic=largest)
+    write_levels(tmp_path / "x.tif", levels, max_classic_bytes=largest)
     assert (tmp_path / "x.tif").read_bytes()[:4] == magic
-    check_levels(tmp_path / "x.tif", pixels, form)
+    check_levels(tmp_path / "x.tif", pixels, profile)
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.0])
 def test_a_raster_cut_short_is_told(tmp_path: Path, kept: float) -> None:
-    form = form_of("probability", (1100, 1700))
-    ((path, window),) = write_parts(tmp_path, form, pixels_of(form), [], [])
+    profile = form_of("probability", (1100, 1700))
+    ((path, window),) = write_parts(tmp_path, profile, pixels_of(profile), [], [])
     check_blocks(path)
     with path.open("r+b") as file:
         file.truncate(int(path.stat().st_size * kept))
     with pytest.raises(OSError, match=r"lacks blocks|ends too early"):
         check_blocks(path)
     with pytest.raises(TransientError, match="disk full"):
-        write_cog([(path, window)], tmp_path / "x.tif", form)
+        write_cog([(path, window)], tmp_path / "x.tif", profile)
 
 
 def test_blocks_that_were_never_written_are_missed(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from rio_cogeo import cog_validate
 from pipeline.errors import SceneError, TransientError
 from pipeline.grid.raster_grid import RasterGrid
 from pipeline.model.card import ModelCard
-from pipeline.mosaic.classify import decide
+from pipeline.mosaic.classify import classify
 from pipeline.mosaic.levels import BLOCK, as_levels
 from pipeline.mosaic.overviews import overview_count
 from pipeline.mosaic.reader import MosaicReader
 from pipeline.mosaic.strips import StripWriter, level_path
-from pipeline.mosaic.writer import MosaicSpec, MosaicWriter, mask_form, probability_form, write_cog
+from pipeline.mosaic.writer import MosaicSpec, MosaicWriter, mask_profile, probability_profile, write_cog
 
 CARD = ModelCard(bands=("red",), classes=("roof", "road"), training={"data": "x" * 100})
 
@@ -33,14 +33,14 @@ def grid(height: int, width: int) -> RasterGrid:
 
 
 def write(path: Path, pixels: np.ndarray, heights: list[int], spec: MosaicSpec) -> None:
-    form = probability_form(grid(*pixels.shape[1:]), CARD, spec, {"SCENEMILL_SCENE": "here"})
+    profile = probability_profile(grid(*pixels.shape[1:]), CARD, spec, {"SCENEMILL_SCENE": "here"})
     plain = path.with_suffix(".part.tif")
-    with StripWriter(plain, form, overviews=overview_count(form.grid.shape, BLOCK)) as writer:
+    with StripWriter(plain, profile, overviews=overview_count(profile.grid.shape, BLOCK)) as writer:
         row = 0
         for height in heights:
             writer.write(pixels[:, row : row + height])
             row += height
-    write_cog([(plain, form.grid.window)], path, form)
+    write_cog([(plain, profile.grid.window)], path, profile)
 
 
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -87,14 +87,14 @@ def test_the_card_in_a_mosaic_leaves_the_training_facts_to_the_checkpoint(tmp_pa
 
 
 def test_a_raster_of_others_is_no_mosaic(tmp_path: Path) -> None:
-    with StripWriter(tmp_path / "x.tif", mask_form(grid(4, 4), CARD, MosaicSpec(), {})) as writer:
+    with StripWriter(tmp_path / "x.tif", mask_profile(grid(4, 4), CARD, MosaicSpec(), {})) as writer:
         writer.write(np.zeros((1, 4, 4), np.uint8))
     with pytest.raises(SceneError, match="no probability mosaic"):
         MosaicReader(tmp_path / "x.tif")
 
 
 def test_a_mask_has_a_colour_and_a_name_for_every_class(tmp_path: Path) -> None:
-    with StripWriter(tmp_path / "x.tif", mask_form(grid(1, 4), CARD, MosaicSpec(), {})) as writer:
+    with StripWriter(tmp_path / "x.tif", mask_profile(grid(1, 4), CARD, MosaicSpec(), {})) as writer:
         writer.write(np.array([[[0, 1, 2, 255]]], np.uint8))
     with rasterio.open(tmp_path / "x.tif") as dataset:
         colours = dataset.colormap(1)
@@ -105,8 +105,8 @@ def test_a_mask_has_a_colour_and_a_name_for_every_class(tmp_path: Path) -> None:
 
 def mosaic_writer(folder: Path, spec: MosaicSpec, shape: tuple[int, int]) -> MosaicWriter:
     return MosaicWriter(
-        (folder / "p.tif", probability_form(grid(*shape), CARD, spec, {})),
-        (folder / "m.tif", mask_form(grid(*shape), CARD, spec, {})),
+        (folder / "p.tif", probability_profile(grid(*shape), CARD, spec, {})),
+        (folder / "m.tif", mask_profile(grid(*shape), CARD, spec, {})),
         card=CARD,
         threshold=0.3,
         overviews=1,
@@ -126,7 +126,7 @@ def test_the_mask_is_decided_from_what_is_stored(tmp_path: Path, dtype: str) -> 
     with rasterio.open(tmp_path / "p.tif") as probability, rasterio.open(tmp_path / "m.tif") as mask:
         assert (probability.read() == stored).all()
         top = {"uint8": 254}.get(dtype, 65534)
-        assert (mask.read(1) == decide(as_levels(stored), CARD, 0.3, top=top)).all()
+        assert (mask.read(1) == classify(as_levels(stored), CARD, 0.3, top=top)).all()
     assert level_path(tmp_path / "m.tif", 1).exists()
 
 

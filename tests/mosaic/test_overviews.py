@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 
-from pipeline.mosaic.overviews import SLAB, Halve, halve_mean, halve_mode, halve_slabs, overview_count
+from pipeline.mosaic.overviews import SLAB_ROWS, Halve, halve_mean, halve_mode, halve_slabs, overview_count
 
 NODATA = {"uint8": 255.0, "uint16": 65535.0, "float32": float("nan")}
 
@@ -73,9 +73,9 @@ def test_a_mode_is_the_commonest_valid_value_and_the_first_among_equals(pixels: 
 
 @pytest.mark.parametrize("halve", [halve_mean, halve_mode])
 def test_slabs_change_nothing(halve: Halve) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 5 * SLAB + 5, 7), np.uint8)
-    pixels[:, SLAB : 2 * SLAB] = 255
-    pixels[:, 3 * SLAB : 4 * SLAB] = 7
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5 * SLAB_ROWS + 5, 7), np.uint8)
+    pixels[:, SLAB_ROWS : 2 * SLAB_ROWS] = 255
+    pixels[:, 3 * SLAB_ROWS : 4 * SLAB_ROWS] = 7
     assert (halve_slabs(halve, pixels, 255) == halve(pixels, 255)).all()
 
 

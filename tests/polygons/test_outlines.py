@@ -20,8 +20,8 @@ from support.fake_mosaic import one_class_source, polygons_of
 
 from pipeline.polygons.shaping import PolygonSpec
 from pipeline.polygons.tracing.components import NO_COMPONENT, union_find
-from pipeline.polygons.tracing.corners import FIRST_ROOM
-from pipeline.polygons.tracing.outlines import Rings, Seams, Traced, trace
+from pipeline.polygons.tracing.corners import INITIAL_CAPACITY
+from pipeline.polygons.tracing.outlines import BlockOutlines, Rings, Seams, trace_outlines
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,8 +116,8 @@ def test_every_small_pattern_has_the_features_of_its_8_connected_pixels(side: in
     assert batch.pixel_count.tolist() == np.bincount(numbers.ravel())[number[start[:-1]]].tolist()
 
 
-def traced(mask: np.ndarray, seams: Seams | None = None, **options: object) -> Traced:
-    return trace(mask, mask.astype(np.uint16), seams or Seams(), **options)
+def traced(mask: np.ndarray, seams: Seams | None = None, **options: object) -> BlockOutlines:
+    return trace_outlines(mask, mask.astype(np.uint16), seams or Seams(), **options)
 
 
 def rings_of(mask: np.ndarray, seams: Seams | None = None) -> Rings:
@@ -136,7 +136,7 @@ def test_seams_have_a_vertex_at_every_pixel_corner():
     mask = np.ones((3, 3), np.uint8)
     assert len(rings_of(mask).xy) == 4
     assert len(rings_of(mask, Seams(right=True)).xy) == 6
-    assert rings_of(mask, Seams(right=True)).loose.sum() == 4
+    assert rings_of(mask, Seams(right=True)).joinable.sum() == 4
     assert len(rings_of(mask, Seams(top=True, bottom=True, left=True, right=True)).xy) == 12
 
 
@@ -146,7 +146,7 @@ def test_seams_have_a_vertex_at_every_pixel_corner():
 )
 def test_components_are_those_of_scipy_with_their_sums(mask: np.ndarray, kind: type[np.unsignedinteger]):
     level = np.arange(mask.size).reshape(mask.shape).astype(kind)
-    found = trace(mask, level, Seams(), origin=(100, 200), with_none=True)
+    found = trace_outlines(mask, level, Seams(), origin=(100, 200), with_none=True)
     labels, table = found.labels, found.table
     assert ((labels == 0) == (mask == 255)).all()
     expected = sum(ndimage.label(mask == value)[1] for value in (0, 1, 2))
@@ -190,7 +190,7 @@ def test_room_for_vertices_grows():
     mask = (np.indices((300, 310)).sum(axis=0) % 2).astype(np.uint8)
     found = traced(mask)
     assert len(found.table) == mask.sum()
-    assert len(found.corners.xy) == 4 * mask.sum() > FIRST_ROOM
+    assert len(found.corners.xy) == 4 * mask.sum() > INITIAL_CAPACITY
 
 
 def test_compiled_functions_call_only_those_of_their_own_file():

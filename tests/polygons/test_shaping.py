@@ -13,7 +13,7 @@ from support.fake_mosaic import classes_source, one_class_source, polygons_of
 
 from pipeline.errors import SettingsError
 from pipeline.grid.raster_grid import RasterGrid
-from pipeline.polygons.shaping import Polygons, PolygonSpec, shape_polygons, to_ground
+from pipeline.polygons.shaping import Polygons, PolygonSpec, pixels_to_map, shape_polygons
 from pipeline.polygons.stream import vectorize
 
 NORTH_UP = Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)
@@ -46,7 +46,7 @@ def test_burning_the_placed_polygons_gives_the_mask_on_any_grid(mask: np.ndarray
 
 def test_multipolygons_are_placed_like_their_parts():
     batch = polygons_of(one_class_source(np.eye(3)), PolygonSpec(connectivity=8))
-    (placed,) = to_ground(batch.geometry, NORTH_UP)
+    (placed,) = pixels_to_map(batch.geometry, NORTH_UP)
     assert placed.geom_type == "MultiPolygon"
     assert shapely.is_ccw([part.exterior for part in placed.geoms]).all()
     assert placed.bounds == (500_000, 5_399_998.5, 500_001.5, 5_400_000)

@@ -35,7 +35,7 @@ from pipeline.model.card import REAL_DTYPES, ModelCard
 from pipeline.scene.describe import Scene, describe_scene
 from pipeline.scene.reader import SceneReader
 from pipeline.scene.spec import ReadingSpec
-from pipeline.scene.validity import NodataWhen, present_pixels, sound_pixels
+from pipeline.scene.validity import NodataWhen, finite_pixels, present_pixels
 
 RGB = ModelCard(bands=("red", "green", "blue"), classes=("roof",))
 
@@ -50,8 +50,8 @@ def read_path(path: Path, card: ModelCard | None = None, **reading: Any) -> tupl
 
 
 def valid_pixels(pixels: NDArray[Any], nodata: Sequence[float | None], when: NodataWhen) -> NDArray[np.bool_]:
-    present, sound = present_pixels(pixels, nodata, when), sound_pixels(pixels)
-    return present if sound is None else present & sound
+    present, finite = present_pixels(pixels, nodata, when), finite_pixels(pixels)
+    return present if finite is None else present & finite
 
 
 def card_for(*bands: str, **facts: Any) -> ModelCard:

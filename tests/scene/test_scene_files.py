@@ -42,7 +42,7 @@ from pipeline.run.scenes import segment_catalog
 from pipeline.scene.bands import BandFile
 from pipeline.scene.describe import Scene, describe_scene
 from pipeline.scene.reader import SceneReader
-from pipeline.scene.resample import Stretch, plan_nested, plan_taps
+from pipeline.scene.resample import AxisMapping, plan_nested, plan_taps
 from pipeline.scene.spec import ReadingSpec
 from pipeline.segment import segment_scene
 
@@ -262,9 +262,9 @@ def test_files_of_any_phase_are_averaged_by_area(data: st.DataObject, east: floa
         got, valid = read(scene, window)
     ground: dict[str, Any] = {"first": (-south / size, -east / size), "step": 10 / size, "shape": (20, 24)}
     mean, share = (each[window.toslices()] for each in _area_mean(coarse[0], coarse[0] > 0, **ground))
-    _, sound = (each[window.toslices()] for each in _area_mean(coarse[0], np.isfinite(coarse[0]), **ground))
-    sure = (np.abs(share - 0.5) > 0.02) & (np.abs(sound - 0.5) > 0.02)  # positions are kept to a thousandth of a pixel
-    counted = share if when == "any_band" else sound
+    _, finite = (each[window.toslices()] for each in _area_mean(coarse[0], np.isfinite(coarse[0]), **ground))
+    sure = (np.abs(share - 0.5) > 0.02) & (np.abs(finite - 0.5) > 0.02)  # positions are kept to a thousandth of a pixel
+    counted = share if when == "any_band" else finite
     np.testing.assert_array_equal(valid[sure], (counted >= 0.5)[sure])
     held = np.where(share >= 0.5, mean, -1)
     np.testing.assert_allclose(got[0][valid & sure], held[valid & sure], atol=0.5)
@@ -371,7 +371,7 @@ def test_windows_of_several_resolutions_equal_the_whole(data: st.DataObject, met
 
 def test_a_nested_position_is_the_area_mean_of_one_pixel() -> None:
     """Two ways to the same pixel: where every output pixel lies in one stored pixel, its only tap is that one."""
-    axis = Stretch(stored=5, outputs=18, first=Fraction(1, 3), last=Fraction(19, 3))
+    axis = AxisMapping(stored=5, outputs=18, first=Fraction(1, 3), last=Fraction(19, 3))
     assert axis.is_nested
     nested, taps = plan_nested(axis, 0, 18), plan_taps(axis, 0, 18)
     np.testing.assert_array_equal(nested.inside, taps.inside)

@@ -1,7 +1,7 @@
 from .clip import wanted_tiles as wanted_tiles
 from .job import RegionRasters as RegionRasters
 from .job import join_regions as join_regions
-from .job import raster_forms as raster_forms
+from .job import raster_profiles as raster_profiles
 from .job import widest_region as widest_region
 from .quicklook import Quicklook as Quicklook
 from .quicklook import merge_quicklooks as merge_quicklooks

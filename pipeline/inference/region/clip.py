@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.grid import AreaPixels, gaps
+from pipeline.grid import AreaPixels, invert_runs
 from pipeline.inference.blend import BlendWeights
 from pipeline.mosaic import LevelType, stored_nodata
 
@@ -48,7 +48,7 @@ class RegionClip:
         first = self._done
         self._done += stored.shape[1]
         runs = self._area.runs(first, self._done)
-        for row, start, stop in gaps(runs, first, self._done, self._left, self._right):
+        for row, start, stop in invert_runs(runs, first, self._done, self._left, self._right):
             stored[:, row - first, start - self._left : stop - self._left] = self._nodata
         kept = stored[0] == stored[0] if np.isnan(self._nodata) else stored[0] != self._nodata
         return int(np.count_nonzero(kept))

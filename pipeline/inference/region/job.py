@@ -21,7 +21,7 @@ from pipeline.inference.tiling.regions import Region
 from pipeline.inference.tiling.strips import PREFETCH_ROW_BANDS
 from pipeline.inference.tiling.tiles import TilePlan
 from pipeline.model import InferenceSpec, ModelCard
-from pipeline.mosaic import WRITE_QUEUE_DEPTH, MosaicSpec, RasterForm, mask_form, probability_form, write_cog
+from pipeline.mosaic import WRITE_QUEUE_DEPTH, MosaicSpec, RasterProfile, mask_profile, probability_profile, write_cog
 from pipeline.scene import Scene
 from pipeline.storage import Exchange
 
@@ -120,7 +120,7 @@ def join_regions(
     job: RegionJob, results: Sequence[RegionResult], folder: Path, kinds: Collection[str] = ("probability", "mask")
 ) -> None:
     """Publish the regions' rasters as one `probability.tif` and one `mask.tif` in a folder, or one of them."""
-    for kind, form in raster_forms(job, job.scene.grid).items():
+    for kind, form in raster_profiles(job, job.scene.grid).items():
         if kind not in kinds:
             continue
         parts = [
@@ -131,9 +131,9 @@ def join_regions(
         write_cog(parts, folder / f"{kind}.tif", form)
 
 
-def raster_forms(job: RegionJob, grid: RasterGrid) -> dict[str, RasterForm]:
+def raster_profiles(job: RegionJob, grid: RasterGrid) -> dict[str, RasterProfile]:
     """What the rasters of a part of the scene are."""
     return {
-        "probability": probability_form(grid, job.card, job.mosaic, job.tags),
-        "mask": mask_form(grid, job.card, job.mosaic, job.tags),
+        "probability": probability_profile(grid, job.card, job.mosaic, job.tags),
+        "mask": mask_profile(grid, job.card, job.mosaic, job.tags),
     }

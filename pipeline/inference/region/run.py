@@ -30,7 +30,7 @@ from pipeline.inference.output_checks import check_range
 from pipeline.inference.region.clip import wanted_tiles
 from pipeline.inference.region.counters import RegionCounters
 from pipeline.inference.region.engine_setup import build_engine, build_transfer, device_of
-from pipeline.inference.region.job import RegionJob, RegionRasters, RegionResult, raster_forms
+from pipeline.inference.region.job import RegionJob, RegionRasters, RegionResult, raster_profiles
 from pipeline.inference.tiling.regions import Region, split_region
 from pipeline.inference.tiling.strips import read_strips
 from pipeline.inference.transfer import DeviceStrip, FinishedRows, blank_rows
@@ -126,7 +126,7 @@ def _side_by_side(region: Region, results: Sequence[RegionResult]) -> RegionResu
 
 
 def _mosaic_writer(job: RegionJob, region: Region, attempt: str) -> MosaicWriter:
-    forms = raster_forms(job, job.scene.grid.part(region.core))
+    forms = raster_profiles(job, job.scene.grid.part(region.core))
     probability, mask = ((job.path(kind, region, attempt), form) for kind, form in forms.items())
     overviews = overview_count(job.scene.grid.shape, BLOCK)
     return MosaicWriter(probability, mask, card=job.card, threshold=job.threshold, overviews=overviews)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.scene import Scene, Stretch
+from pipeline.scene import AxisMapping, Scene
 
 CHUNK_ROWS = 512
 """Target height of a chunk, rounded up to whole storage blocks."""
@@ -54,12 +54,12 @@ def chunk_shape(scene: Scene) -> tuple[int, int]:
     return rows, cols
 
 
-def _whole_blocks(target: int, most: int, blocks: Sequence[tuple[Stretch, int]]) -> int:
+def _whole_blocks(target: int, most: int, blocks: Sequence[tuple[AxisMapping, int]]) -> int:
     """Scene pixels of whole storage blocks along one axis, `target` or somewhat more.
 
     >>> from fractions import Fraction
-    >>> half = Stretch(stored=500, outputs=1000, first=Fraction(0), last=Fraction(500))
-    >>> _whole_blocks(512, 1024, [(Stretch.over(1000, 1000), 200), (half, 400)])
+    >>> half = AxisMapping(stored=500, outputs=1000, first=Fraction(0), last=Fraction(500))
+    >>> _whole_blocks(512, 1024, [(AxisMapping.over(1000, 1000), 200), (half, 400)])
     800
     """
     own = sorted({block for axis, block in blocks if axis.is_identity})

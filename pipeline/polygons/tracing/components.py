@@ -46,7 +46,7 @@ class Components:
     def __len__(self) -> int:
         return len(self.value)
 
-    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Components:
+    def select(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Components:
         """The rows of an index or a selection."""
         return Components(
             value=self.value[rows],
@@ -69,7 +69,7 @@ class Components:
         return Components(value=value, count=count, total=total, peak=peak, first=first)
 
     @classmethod
-    def stack(cls, tables: Sequence[Components]) -> Components:
+    def concatenate(cls, tables: Sequence[Components]) -> Components:
         """The rows of all tables, one table after the other; at least one table."""
         return cls(
             value=np.concatenate([t.value for t in tables]),
@@ -83,7 +83,7 @@ class Components:
 def union_find(n: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Union-find: the least member of each one's set, when the members of each pair are in one set.
 
-    >>> unite(5, np.array([[1, 3], [3, 4]])).tolist()
+    >>> union_find(5, np.array([[1, 3], [3, 4]])).tolist()
     [0, 1, 2, 1, 1]
     """
     parent = np.arange(n, dtype=np.int64)

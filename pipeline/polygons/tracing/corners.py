@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.polygons.tracing.kernels import Bytes, Corners, Sums, VertexRule, link_rows, row_room
+from pipeline.polygons.tracing.kernels import Bytes, Corners, Sums, VertexRule, allocate_row, link_rows
 
-FIRST_ROOM = 1 << 14
+INITIAL_CAPACITY = 1 << 14
 """Vertices that there is room for at first, beyond those of one row."""
 
 
@@ -20,13 +20,13 @@ def link_corners(mask: Bytes, seams: Sums, *, with_none: bool, junctions: bool) 
         junctions: True to make a vertex also where two neighbours of a straight side meet.
     """
     width = mask.shape[1]
-    rule, room = VertexRule(with_none=with_none, junctions=junctions, seams=seams), row_room(width)
-    corners = _room(FIRST_ROOM + 4 * (width + 1))
+    rule, buffers = VertexRule(with_none=with_none, junctions=junctions, seams=seams), allocate_row(width)
+    corners = _allocate(INITIAL_CAPACITY + 4 * (width + 1))
     row = used = pairs = 0
     while row <= mask.shape[0]:
         if row:
-            corners = _enlarged(corners)
-        row, used, pairs = link_rows(mask, rule, room, corners, (row, used, pairs))
+            corners = _doubled(corners)
+        row, used, pairs = link_rows(mask, rule, buffers, corners, (row, used, pairs))
     return Corners(
         xy=corners.xy[:used],
         following=corners.following[:used],
@@ -35,7 +35,7 @@ def link_corners(mask: Bytes, seams: Sums, *, with_none: bool, junctions: bool) 
     )
 
 
-def _room(size: int) -> Corners:
+def _allocate(size: int) -> Corners:
     return Corners(
         xy=np.empty((size, 2), np.int32),
         following=np.empty(size, np.int32),
@@ -44,9 +44,9 @@ def _room(size: int) -> Corners:
     )
 
 
-def _enlarged(old: Corners) -> Corners:
+def _doubled(old: Corners) -> Corners:
     size = len(old.xy)
-    new = _room(2 * size)
+    new = _allocate(2 * size)
     new.xy[:size], new.following[:size], new.kind[:size] = old.xy, old.following, old.kind
     new.touching[: len(old.touching)] = old.touching
     return new

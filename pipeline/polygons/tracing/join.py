@@ -21,7 +21,7 @@ from pipeline.polygons.tracing.outlines import Rings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ends:
+class JoinableVertices:
     """The loose vertices of rings, at which other pieces may touch: all that joining looks at."""
 
     vertex: NDArray[np.int64]
@@ -36,9 +36,9 @@ class Ends:
     """`(n,)`: the component of each."""
 
     @classmethod
-    def of(cls, rings: Rings) -> Ends:
+    def of(cls, rings: Rings) -> JoinableVertices:
         """The loose vertices, in order."""
-        vertex = np.flatnonzero(rings.loose)
+        vertex = np.flatnonzero(rings.joinable)
         ring = np.searchsorted(rings.start, vertex, side="right") - 1
         begin, end = rings.start[ring], rings.start[ring + 1]
         return cls(
@@ -58,12 +58,12 @@ def remove_seam_edges(rings: Rings, block_size: int, open_row: int) -> Rings:
         block_size: of the blocks.
         open_row: the seam to which nothing has been joined yet; vertices along it stay.
     """
-    ends = Ends.of(rings)
+    ends = JoinableVertices.of(rings)
     joining = np.zeros(len(rings), np.bool_)
     joining[ends.ring[_cancelled(rings, ends, block_size)]] = True
     if not joining.any():
         return rings
-    return Rings.stack([rings.keep(~joining), join_rings(rings.keep(joining), block_size, open_row)])
+    return Rings.concatenate([rings.keep(~joining), join_rings(rings.keep(joining), block_size, open_row)])
 
 
 def join_rings(rings: Rings, block_size: int, open_row: int = -1) -> Rings:
@@ -76,19 +76,19 @@ def join_rings(rings: Rings, block_size: int, open_row: int = -1) -> Rings:
         block_size: seams are the lines where `x` or `y` is a multiple of this.
         open_row: vertices with this `y` are kept, straight or not.
     """
-    ends = Ends.of(rings)
+    ends = JoinableVertices.of(rings)
     following = _following(rings.start)
     done = np.zeros(len(rings.xy), np.bool_)
     cancelled = _cancelled(rings, ends, block_size)
     done[ends.vertex[cancelled]] = True
-    _tie(rings, ends, cancelled, done, following)
+    _link_ends(rings, ends, cancelled, done, following)
     n = len(rings.xy) - int(cancelled.sum())
-    xy, loose = np.empty((n, 2), np.int32), np.empty(n, np.bool_)
+    xy, joinable = np.empty((n, 2), np.int32), np.empty(n, np.bool_)
     start, first = np.empty(n // 3 + 2, np.int64), np.empty(n // 3 + 2, np.int64)
-    found = _collect((rings.xy, rings.loose), following, done, open_row, xy, loose, start, first)
+    found = _collect((rings.xy, rings.joinable), following, done, open_row, xy, joinable, start, first)
     owner = rings.owner[np.searchsorted(rings.start, first[:found], side="right") - 1]
     used = int(start[found])
-    return Rings(xy=xy[:used], loose=loose[:used], start=start[: found + 1], owner=owner)
+    return Rings(xy=xy[:used], joinable=joinable[:used], start=start[: found + 1], owner=owner)
 
 
 def _following(start: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -98,11 +98,11 @@ def _following(start: NDArray[np.int64]) -> NDArray[np.int32]:
     return following
 
 
-def _cancelled(rings: Rings, ends: Ends, block_size: int) -> NDArray[np.bool_]:
-    """`(loose vertices,)`: True where an edge along a seam leaves that has a twin in the same component."""
+def _cancelled(rings: Rings, ends: JoinableVertices, block_size: int) -> NDArray[np.bool_]:
+    """`(joinable vertices,)`: True where an edge along a seam leaves that has a twin in the same component."""
     xy = rings.xy[ends.vertex]
     step = rings.xy[ends.after] - xy
-    along = ((step == 0) & (xy % np.int32(block_size) == 0)).any(axis=1) & rings.loose[ends.after]
+    along = ((step == 0) & (xy % np.int32(block_size) == 0)).any(axis=1) & rings.joinable[ends.after]
     edges = np.flatnonzero(along)
     middle = 2 * xy[edges] + step[edges]
     order = np.lexsort((middle[:, 0], middle[:, 1], ends.owner[edges]))
@@ -114,9 +114,9 @@ def _cancelled(rings: Rings, ends: Ends, block_size: int) -> NDArray[np.bool_]:
     return cancelled
 
 
-def _tie(
+def _link_ends(
     rings: Rings,
-    ends: Ends,
+    ends: JoinableVertices,
     cancelled: NDArray[np.bool_],
     is_gone: NDArray[np.bool_],
     following: NDArray[np.int32],
@@ -160,7 +160,7 @@ def _collect(
     done: NDArray[np.bool_],
     open_row: int,
     xy: NDArray[np.int32],
-    loose: NDArray[np.bool_],
+    joinable: NDArray[np.bool_],
     start: NDArray[np.int64],
     first: NDArray[np.int64],
 ) -> int:
@@ -184,7 +184,7 @@ def _collect(
             in_row = old_xy[at, 1] == y and old_xy[beyond, 1] == y
             in_column = old_xy[at, 0] == x and old_xy[beyond, 0] == x
             if not (in_row or in_column) or y == open_row:
-                xy[used, 0], xy[used, 1], loose[used] = x, y, old_loose[to]
+                xy[used, 0], xy[used, 1], joinable[used] = x, y, old_loose[to]
                 used += 1
             at = to
         rings += 1

@@ -61,7 +61,7 @@ class VertexRule(NamedTuple):
     """Rows or columns of the seams, see `Seams.positions`; along them every pixel corner is a vertex."""
 
 
-class RowRoom(NamedTuple):
+class RowBuffers(NamedTuple):
     """Room in which a row of a block is worked on."""
 
     codes: Bytes
@@ -85,10 +85,10 @@ class Totals(NamedTuple):
     """`(height, width)`: 1 + the component, 0 = none; empty when not painted."""
 
 
-def row_room(width: int) -> RowRoom:
+def allocate_row(width: int) -> RowBuffers:
     """Room for the rows of a block, with empty slots."""
     marks = np.zeros((width + 8) // 8 * 8, np.uint8)
-    return RowRoom(
+    return RowBuffers(
         codes=np.empty((2, width + 2), np.uint8),
         marks=marks,
         words=marks.view(np.uint64),
@@ -129,19 +129,19 @@ def _parts(one: int, other: int) -> bool:
 
 @compiled
 def link_rows(
-    mask: Bytes, rule: VertexRule, room: RowRoom, corners: Corners, state: tuple[int, int, int]
+    mask: Bytes, rule: VertexRule, buffers: RowBuffers, corners: Corners, state: tuple[int, int, int]
 ) -> tuple[int, int, int]:
     """Sweep rows of places while there is room; returns the next row, and how many vertices and pairs there are."""
     height, width = mask.shape
-    above, below, seams = room.codes[0], room.codes[1], rule.seams
+    above, below, seams = buffers.codes[0], buffers.codes[1], rule.seams
     y, n, pairs = state
     _encode_row(mask, y - 1, rule.with_none, above)
     while y <= height and n + 4 * (width + 1) <= len(corners.following):
         _encode_row(mask, y, rule.with_none, below)
-        _mark_places(above, below, y == seams[0] or y == seams[2], room.marks)
-        room.marks[0] |= seams[3] == 0
-        room.marks[width] |= seams[1] == width
-        n, pairs = _link_row((above, below), rule, room, corners, (y, n, pairs))
+        _mark_places(above, below, y == seams[0] or y == seams[2], buffers.marks)
+        buffers.marks[0] |= seams[3] == 0
+        buffers.marks[width] |= seams[1] == width
+        n, pairs = _link_row((above, below), rule, buffers, corners, (y, n, pairs))
         above, below = below, above
         y += 1
     return y, n, pairs
@@ -149,7 +149,7 @@ def link_rows(
 
 @compiled
 def _link_row(
-    codes: tuple[Bytes, Bytes], rule: VertexRule, room: RowRoom, corners: Corners, state: tuple[int, int, int]
+    codes: tuple[Bytes, Bytes], rule: VertexRule, buffers: RowBuffers, corners: Corners, state: tuple[int, int, int]
 ) -> tuple[int, int]:
     """Make and link the vertices of one row of places, after the vertices and pairs of earlier rows.
 
@@ -158,8 +158,8 @@ def _link_row(
     arrays in names of their own: with a call at each place it takes almost three times as long.
     """
     (above, below), (y, n, pairs) = codes, state
-    following, south, north, seams = corners.following, room.slots[0], room.slots[1], rule.seams
-    xy, kind, touching, junctions, words = corners.xy, corners.kind, corners.touching, rule.junctions, room.words
+    following, south, north, seams = corners.following, buffers.slots[0], buffers.slots[1], rule.seams
+    xy, kind, touching, junctions, words = corners.xy, corners.kind, corners.touching, rule.junctions, buffers.words
     east = west = np.int32(0)
     for k in range(len(words)):
         word = words[k]
@@ -225,7 +225,7 @@ def measure_rows(
     level: NDArray[np.unsignedinteger],
     with_none: bool,
     vertices: tuple[Corners, Numbers, Numbers],
-    room: RowRoom,
+    buffers: RowBuffers,
     totals: Totals,
 ) -> None:
     """Sweep rows of pixels.
@@ -238,12 +238,12 @@ def measure_rows(
         level: the same shape, what is summed.
         with_none: as in the rule of the vertices.
         vertices: of the block, the ring of each, and the component that each ring bounds, -1 for holes; filled in.
-        room: for a row.
+        buffers: for a row.
         totals: filled in.
     """
     height, width = mask.shape
     corners, ring, owner = vertices
-    left, hole, codes, marks, words = room.slots[0], room.slots[1], room.codes[0], room.marks, room.words
+    left, hole, codes, marks, words = buffers.slots[0], buffers.slots[1], buffers.codes[0], buffers.marks, buffers.words
     xy, kind, sums, sides, labels = corners.xy, corners.kind, totals.sums, totals.sides, totals.labels
     v, rings = 0, -1
     for y in range(height):

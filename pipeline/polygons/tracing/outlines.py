@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from pipeline.polygons.tracing.components import Components, compiled, unique_rows
 from pipeline.polygons.tracing.corners import link_corners
 from pipeline.polygons.tracing.kernels import Corners
-from pipeline.polygons.tracing.rings import Loops, close_rings, gather
-from pipeline.polygons.tracing.statistics import measure_runs
+from pipeline.polygons.tracing.rings import RingIndex, close_rings, gather
+from pipeline.polygons.tracing.statistics import measure_components
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Rings:
 
     xy: NDArray[np.int32]
     """`(vertices, 2)`: column and row of pixel corners."""
-    loose: NDArray[np.bool_]
+    joinable: NDArray[np.bool_]
     """`(vertices,)`: True where another piece of the component may touch: on seams, and at a corner of its value."""
     start: NDArray[np.int64]
     """`(rings + 1,)` offsets into `xy`."""
@@ -75,7 +75,7 @@ class Rings:
         """The same rings on the pixel plane of the scene, in which their block begins at `origin = (row, col)`."""
         return replace(self, xy=self.xy + np.array(origin[::-1], np.int32))
 
-    def select(self, new_owner: NDArray[np.int64]) -> Rings:
+    def renumbered(self, new_owner: NDArray[np.int64]) -> Rings:
         """The rings whose component has a new number `new_owner[owner] >= 0`, with that number."""
         owner = new_owner[self.owner]
         return replace(self, owner=owner).keep(owner >= 0)
@@ -85,7 +85,7 @@ class Rings:
         return self if kept.all() else self._copied(np.flatnonzero(kept), self.start)
 
     @classmethod
-    def stack(cls, parts: Sequence[Rings]) -> Rings:
+    def concatenate(cls, parts: Sequence[Rings]) -> Rings:
         """The rings of all parts, one part after the other; at least one part."""
         parts = [part for part in parts if len(part)] or parts[:1]
         if len(parts) == 1:
@@ -93,7 +93,7 @@ class Rings:
         sizes = np.concatenate([part.sizes for part in parts])
         return cls(
             xy=np.concatenate([part.xy for part in parts]),
-            loose=np.concatenate([part.loose for part in parts]),
+            joinable=np.concatenate([part.joinable for part in parts]),
             start=np.concatenate(([0], np.cumsum(sizes))),
             owner=np.concatenate([part.owner for part in parts]),
         )
@@ -105,20 +105,20 @@ class Rings:
         before the holes, and holes by their first vertex.
         """
         area, first = np.zeros(len(self), np.int64), np.empty(len(self), np.int64)
-        _survey(self.xy, self.start, area, first)
+        _areas_and_first_vertices(self.xy, self.start, area, first)
         head = self.xy[first]
         return self._copied(np.lexsort((head[:, 0], head[:, 1], area < 0, self.owner)), first)
 
     def _copied(self, order: NDArray[np.intp], first: NDArray[np.int64]) -> Rings:
         """The rings `order`; ring `k` begins with the vertex `first[k]`."""
         start = np.concatenate(([0], np.cumsum(self.sizes[order])))
-        xy, loose = np.empty((int(start[-1]), 2), np.int32), np.empty(int(start[-1]), np.bool_)
-        _copy(self.xy, self.loose, self.start, order, first, xy, loose)
-        return Rings(xy=xy, loose=loose, start=start, owner=self.owner[order])
+        xy, joinable = np.empty((int(start[-1]), 2), np.int32), np.empty(int(start[-1]), np.bool_)
+        _copy(self.xy, self.joinable, self.start, order, first, xy, joinable)
+        return Rings(xy=xy, joinable=joinable, start=start, owner=self.owner[order])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Traced:
+class BlockOutlines:
     """The components of a block and their outlines."""
 
     table: Components
@@ -131,7 +131,7 @@ class Traced:
     """`(height, width)`: 1 + the row of `table`, 0 = none; empty unless asked for."""
     corners: Corners
     """All vertices, on the block's pixel plane."""
-    loops: Loops
+    index: RingIndex
     """How they make rings."""
     owner: NDArray[np.int32]
     """`(rings,)`: the row of `table` that each ring bounds."""
@@ -145,25 +145,25 @@ class Traced:
         """
         owner = number[self.owner]
         order = np.argsort(owner, kind="stable")
-        return self._gathered(order[np.searchsorted(owner[order], 0) :], number, origin)
+        return self._gather_rings(order[np.searchsorted(owner[order], 0) :], number, origin)
 
-    def rings_as_met(self, number: NDArray[np.int64]) -> Rings:
+    def rings_in_scan_order(self, number: NDArray[np.int64]) -> Rings:
         """The same, on the block's pixel plane, in the order of the first pixel whose top lies on each."""
         vertex = np.arange(len(self.corners.xy), dtype=np.int32)
         step = self.corners.xy[self.corners.following] - self.corners.xy
-        unwrap_longitudes = vertex[step[:, 0] > 0][::-1]
+        eastwards = vertex[step[:, 0] > 0][::-1]
         met = np.empty(len(self.owner), np.int32)
-        met[self.loops.ring[unwrap_longitudes]] = unwrap_longitudes
+        met[self.index.ring[eastwards]] = eastwards
         order = np.argsort(met)
-        return self._gathered(order[number[self.owner[order]] >= 0], number, (0, 0))
+        return self._gather_rings(order[number[self.owner[order]] >= 0], number, (0, 0))
 
-    def _gathered(self, order: NDArray[np.intp], number: NDArray[np.int64], origin: tuple[int, int]) -> Rings:
-        xy, loose = gather(self.corners, self.loops, order, origin)
-        start = np.concatenate(([0], np.cumsum(self.loops.size[order], dtype=np.int64)))
-        return Rings(xy=xy, loose=loose, start=start, owner=number[self.owner[order]])
+    def _gather_rings(self, order: NDArray[np.intp], number: NDArray[np.int64], origin: tuple[int, int]) -> Rings:
+        xy, joinable = gather(self.corners, self.index, order, origin)
+        start = np.concatenate(([0], np.cumsum(self.index.size[order], dtype=np.int64)))
+        return Rings(xy=xy, joinable=joinable, start=start, owner=number[self.owner[order]])
 
 
-def trace(
+def trace_outlines(
     mask: NDArray[np.uint8],
     level: NDArray[np.unsignedinteger],
     seams: Seams,
@@ -171,7 +171,7 @@ def trace(
     origin: tuple[int, int] = (0, 0),
     with_none: bool = False,
     junctions: bool = False,
-) -> Traced:
+) -> BlockOutlines:
     """The 4-connected components of equal value of a block, measured and outlined.
 
     Only corners become vertices, except on seams, where every pixel corner does, so that pieces on both
@@ -187,10 +187,10 @@ def trace(
     """
     mask, level = np.ascontiguousarray(mask), np.ascontiguousarray(level)
     corners = link_corners(mask, seams.positions(*mask.shape), with_none=with_none, junctions=junctions)
-    loops = close_rings(corners)
-    owner = np.where(loops.is_shell, np.cumsum(loops.is_shell, dtype=np.int32) - 1, -1)
-    runs = measure_runs(mask, level, loops.ring, owner, corners, with_none=with_none, painted=with_none)
-    col, row = corners.xy[loops.first[loops.is_shell]].astype(np.int64).T
+    index = close_rings(corners)
+    owner = np.where(index.is_shell, np.cumsum(index.is_shell, dtype=np.int32) - 1, -1)
+    runs = measure_components(mask, level, index.ring, owner, corners, with_none=with_none, painted=with_none)
+    col, row = corners.xy[index.first[index.is_shell]].astype(np.int64).T
     table = Components(
         value=mask[row, col],
         count=runs.count,
@@ -198,14 +198,14 @@ def trace(
         peak=runs.peak,
         first=((row + origin[0]) << 32) + col + origin[1],
     )
-    pairs = np.sort(owner[loops.ring[corners.touching]].astype(np.int64), axis=1)
-    return Traced(
+    pairs = np.sort(owner[index.ring[corners.touching]].astype(np.int64), axis=1)
+    return BlockOutlines(
         table=table,
         lines=dict(zip(("top", "right", "bottom", "left"), runs.lines, strict=True)),
         contacts=unique_rows(pairs[(pairs[:, 0] != pairs[:, 1]) & (table.value[pairs[:, 0]] != 0)]),
         labels=runs.labels,
         corners=corners,
-        loops=loops,
+        index=index,
         owner=owner,
     )
 
@@ -230,7 +230,9 @@ def _close(xy: NDArray[np.int32], start: NDArray[np.int64], chosen: NDArray[np.i
 
 
 @compiled
-def _survey(xy: NDArray[np.int32], start: NDArray[np.int64], area: NDArray[np.int64], first: NDArray[np.int64]) -> None:
+def _areas_and_first_vertices(
+    xy: NDArray[np.int32], start: NDArray[np.int64], area: NDArray[np.int64], first: NDArray[np.int64]
+) -> None:
     """Fill in twice the signed area of each ring, and the index of its least vertex by `(y, x)`."""
     for k in range(len(first)):
         first[k] = start[k]
@@ -247,7 +249,7 @@ def _survey(xy: NDArray[np.int32], start: NDArray[np.int64], area: NDArray[np.in
 @compiled
 def _copy(
     xy: NDArray[np.int32],
-    loose: NDArray[np.bool_],
+    joinable: NDArray[np.bool_],
     start: NDArray[np.int64],
     order: NDArray[np.intp],
     first: NDArray[np.int64],
@@ -259,5 +261,5 @@ def _copy(
     for k in order:
         for begin, end in ((first[k], start[k + 1]), (start[k], first[k])):
             for i in range(begin, end):
-                new_xy[at, 0], new_xy[at, 1], new_loose[at] = xy[i, 0], xy[i, 1], loose[i]
+                new_xy[at, 0], new_xy[at, 1], new_loose[at] = xy[i, 0], xy[i, 1], joinable[i]
                 at += 1

@@ -21,7 +21,7 @@ UNKNOWN = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loops:
+class RingIndex:
     """The rings that linked corners make, sorted by their first vertex by `(y, x)`."""
 
     ring: Numbers
@@ -34,32 +34,32 @@ class Loops:
     """`(rings,)`: True for shells, False for holes."""
 
 
-def close_rings(corners: Corners) -> Loops:
+def close_rings(corners: Corners) -> RingIndex:
     """Number the rings; where a component touches itself, the links are changed so that its outline turns left."""
     n = len(corners.following)
     ring, first, size = np.full(n, UNKNOWN, np.int32), np.empty(n // 4 + 1, np.int32), np.empty(n // 4 + 1, np.int32)
     found = _close_rings(corners.following, corners.kind, corners.touching, ring, first, size)
     first, size = first[:found], size[:found]
     is_shell = corners.xy[first, 1] == corners.xy[corners.following[first], 1]
-    return Loops(ring=ring, first=first, size=size, is_shell=is_shell)
+    return RingIndex(ring=ring, first=first, size=size, is_shell=is_shell)
 
 
 def gather(
-    corners: Corners, loops: Loops, order: NDArray[np.intp], origin: tuple[int, int]
+    corners: Corners, index: RingIndex, order: NDArray[np.intp], origin: tuple[int, int]
 ) -> tuple[Numbers, NDArray[np.bool_]]:
     """The vertices of the rings `order`, ring after ring, and which of them are loose.
 
     Args:
         corners: of a block.
-        loops: of the same.
+        index: of the same.
         order: numbers of rings.
         origin: `(row, col)` of the block, added to the vertices.
     """
-    first, size = loops.first[order], loops.size[order]
+    first, size = index.first[order], index.size[order]
     n = int(size.sum())
-    xy, loose = np.empty((n, 2), np.int32), np.empty(n, np.bool_)
-    _gather((corners.xy, corners.following, corners.kind), first, size, origin[1], origin[0], xy, loose)
-    return xy, loose
+    xy, joinable = np.empty((n, 2), np.int32), np.empty(n, np.bool_)
+    _gather((corners.xy, corners.following, corners.kind), first, size, origin[1], origin[0], xy, joinable)
+    return xy, joinable
 
 
 @compiled
@@ -113,7 +113,7 @@ def _gather(
     left: int,
     top: int,
     out: Numbers,
-    loose: NDArray[np.bool_],
+    joinable: NDArray[np.bool_],
 ) -> None:
     xy, following, kind = vertices
     at = 0
@@ -121,6 +121,6 @@ def _gather(
         v = first[k]
         for _ in range(size[k]):
             out[at, 0], out[at, 1] = xy[v, 0] + left, xy[v, 1] + top
-            loose[at] = (kind[v] & (ON_SEAM | MEETS)) != 0
+            joinable[at] = (kind[v] & (ON_SEAM | MEETS)) != 0
             v = following[v]
             at += 1

@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.mosaic import NODATA, NONE
+from pipeline.mosaic import NO_CLASS, NODATA
 from pipeline.polygons.tracing.components import compiled
 from pipeline.polygons.tracing.outlines import Rings, Seams
 
@@ -50,7 +50,7 @@ def simplify(
     height, width = mask.shape
     place = np.full((height + 1, width + 1), FREE, np.int32)
     position = np.empty((height + 1, width + 1), np.int32)
-    fixed = rings.loose | _is_junction(rings.xy, np.pad(np.where(mask == NODATA, NONE, mask), 1))
+    fixed = rings.joinable | _is_junction(rings.xy, np.pad(np.where(mask == NODATA, NO_CLASS, mask), 1))
     if pinned is not None and len(pinned):
         fixed |= np.isin((rings.xy[:, 1].astype(np.int64) << 32) + rings.xy[:, 0], pinned)
     arcs, edges = _cut(rings.xy, rings.start, fixed, place, position)
@@ -63,7 +63,7 @@ def simplify(
     )
     kept |= on_grid[rings.xy[:, 1], rings.xy[:, 0]]
     running = np.concatenate(([0], np.cumsum(kept)))
-    return Rings(xy=rings.xy[kept], loose=rings.loose[kept], start=running[rings.start], owner=rings.owner)
+    return Rings(xy=rings.xy[kept], joinable=rings.joinable[kept], start=running[rings.start], owner=rings.owner)
 
 
 @compiled

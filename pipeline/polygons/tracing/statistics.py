@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.polygons.tracing.components import NO_COMPONENT
-from pipeline.polygons.tracing.kernels import Bytes, Corners, Numbers, Sums, Totals, measure_rows, row_room
+from pipeline.polygons.tracing.kernels import Bytes, Corners, Numbers, Sums, Totals, allocate_row, measure_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runs:
+class ComponentStatistics:
     """What the components of a block add up to."""
 
     count: Sums
@@ -27,7 +27,7 @@ class Runs:
     """`(height, width)`: 1 + the component, 0 = none; empty when not painted."""
 
 
-def measure_runs(
+def measure_components(
     mask: Bytes,
     level: NDArray[np.unsignedinteger],
     ring: Numbers,
@@ -36,7 +36,7 @@ def measure_runs(
     *,
     with_none: bool,
     painted: bool,
-) -> Runs:
+) -> ComponentStatistics:
     """Measure the components, and find out which of them each hole is in.
 
     Args:
@@ -53,5 +53,5 @@ def measure_runs(
     top, right, bottom, left = (np.full(size, NO_COMPONENT, np.int64) for size in (width, height, width, height))
     labels = np.zeros((height, width) if painted else (0, 0), np.int32)
     totals = Totals(sums=sums, sides=(top, right, bottom, left), labels=labels)
-    measure_rows(mask, level, with_none, (corners, ring, owner), row_room(width), totals)
-    return Runs(count=sums[0], total=sums[1], peak=sums[2], lines=totals.sides, labels=labels)
+    measure_rows(mask, level, with_none, (corners, ring, owner), allocate_row(width), totals)
+    return ComponentStatistics(count=sums[0], total=sums[1], peak=sums[2], lines=totals.sides, labels=labels)
