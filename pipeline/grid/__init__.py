@@ -1,4 +1,4 @@
-"""Where pixels lie: grids, coordinate reference systems, areas and measures on the ground."""
+"""Raster grids, coordinate reference systems, areas of interest and geodesic measures."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The area that a run is restricted to: the polygons of a file, united, in the CRS that they are drawn in."""
+"""Area of interest of a run: the union of the polygons of a file, in the file's CRS."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
 POLYGONS = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
-"""What an area is made of."""
+"""Geometry types that an area may hold."""
 MAX_LATITUDE_DEG = 90.0
-"""Degrees; no latitude is larger."""
+"""Largest latitude, degrees."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Area:
-    """Ground that a run is restricted to."""
+    """The polygons that a run is restricted to."""
 
     name: str
     """Name of its file."""
     crs: CRS
-    """What its coordinates are in."""
+    """CRS of its coordinates."""
     shape: shapely.Geometry
-    """Valid polygons in plain `(x, y)`, united; edges are straight in `crs`."""
+    """Union of valid 2D polygons; edges are straight in `crs`."""
 
     @cached_property
     def digest(self) -> str:
@@ -52,7 +52,7 @@ class Area:
 
     @cached_property
     def bbox(self) -> Bbox:
-        """Its bounds in degrees, the short way round the Earth."""
+        """Its bounds in degrees, the shorter way round the Earth."""
         west, south, east, north = shapely.bounds(shapely.get_parts(self.geographic)).T
         start = (west + FULL_CIRCLE_DEG / 2) % FULL_CIRCLE_DEG - FULL_CIRCLE_DEG / 2
         spans = zip(start.tolist(), (start + east - west).tolist(), strict=True)
@@ -60,10 +60,10 @@ class Area:
 
 
 def load_area(path: str | Path) -> Area:
-    """Read an area from GeoPackage, GeoJSON, GeoParquet, FlatGeobuf or a shapefile; the same file is read once.
+    """Read an area from GeoPackage, GeoJSON, GeoParquet, FlatGeobuf or a shapefile; an unchanged file is read once.
 
     Raises:
-        SettingsError: the file is not there, has no CRS, several layers, no polygon, or what is no valid polygon.
+        SettingsError: the file is missing, has no CRS, several layers, no polygon, or an invalid geometry.
     """
     place = Path(path).expanduser()
     try:
@@ -75,7 +75,7 @@ def load_area(path: str | Path) -> Area:
 
 @lru_cache(maxsize=4)
 def _load(path: Path, _modified_ns: int, _size_bytes: int) -> Area:
-    """Read a file, known by its time and size."""
+    """Read a file; time and size are keys of the cache."""
     try:
         check_signature(path)
         frame = _reader_of(path)(path)
@@ -90,7 +90,7 @@ def _load(path: Path, _modified_ns: int, _size_bytes: int) -> Area:
         _check_degrees(shapely.total_bounds(shapes), path)
     area = Area(name=path.name, crs=crs, shape=shapely.union_all(shapes))
     try:
-        area.bbox  # noqa: B018 - now, so that a CRS that leads nowhere is told before any scene
+        area.bbox  # noqa: B018 - computed here, so that an unusable CRS is reported before any scene
     except SceneError as error:
         raise SettingsError(f"area: {path}: {error}") from error
     return area
@@ -111,24 +111,24 @@ def _read_layer(path: Path) -> GeoDataFrame:
 
     layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
     if len(layers) != 1:
-        told = f"the layers {', '.join(layers)}" if layers else "no layer"
-        raise SettingsError(f"{path}: has {told} of geometries; an area is the polygons of one layer")
+        found = f"the layers {', '.join(layers)}" if layers else "no layer"
+        raise SettingsError(f"{path}: has {found} of geometries; an area is the polygons of one layer")
     return pyogrio.read_dataframe(path, layer=layers[0], columns=[])
 
 
 def _crs_of(frame: GeoDataFrame, path: Path) -> CRS:
-    """The CRS that the file carries; a GeoPackage may say that it is undefined."""
+    """The CRS of the file; in a GeoPackage it may be the undefined one."""
     found = frame.crs
     if found is None or found.is_engineering or found.name.startswith("Undefined"):
-        raise SettingsError(f"area: {path}: carries no CRS, so it may be anywhere; write it with its CRS")
+        raise SettingsError(f"area: {path}: has no CRS, so its position is unknown; write it with its CRS")
     return CRS.from_wkt(found.to_wkt())
 
 
 def _check_shapes(shapes: NDArray[np.object_], path: Path) -> None:
-    """Refuse what is not made of valid polygons; a row without a geometry is passed over."""
+    """Refuse geometries that are not valid polygons; rows without a geometry are skipped."""
     drawn = np.flatnonzero(~shapely.is_missing(shapes) & ~shapely.is_empty(shapes))
     if not len(drawn):
-        raise SettingsError(f"area: {path}: holds no polygon, so nothing would be left of any scene; check the file")
+        raise SettingsError(f"area: {path}: holds no polygon, so no pixel of any scene would remain; check the file")
     is_area = np.isin(shapely.get_type_id(shapes[drawn]), POLYGONS)
     wrong = drawn[~(is_area & shapely.is_valid(shapes[drawn]))]
     if len(wrong):
@@ -138,11 +138,11 @@ def _check_shapes(shapes: NDArray[np.object_], path: Path) -> None:
 def _fault_of(shape: shapely.Geometry) -> str:
     if shape.geom_type not in ("Polygon", "MultiPolygon"):
         return f"is a {shape.geom_type}; an area is made of polygons"
-    return f"is no valid polygon ({shapely.is_valid_reason(shape)}); repair it, e.g. with ST_MakeValid"
+    return f"is not a valid polygon ({shapely.is_valid_reason(shape)}); repair it, e.g. with ST_MakeValid"
 
 
 def _check_degrees(bounds: NDArray[np.float64], path: Path) -> None:
-    """Refuse metres that are said to be degrees, as in GeoJSON, which has no other CRS."""
+    """Refuse metres that are declared as degrees, as happens in GeoJSON, which has no other CRS."""
     left, bottom, right, top = map(float, bounds)
     if max(-left, right) > FULL_CIRCLE_DEG or max(-bottom, top) > MAX_LATITUDE_DEG:
         raise SettingsError(

@@ -1,13 +1,13 @@
-"""The pixels of a scene that lie in an area, as runs along rows: those whose centre does.
+"""Scanline rasterization of an area: its pixels as runs along rows, by pixel centres.
 
-Everything follows from the borders of the area, row by row, so no mask of a scene is ever held, and a row is the same
-whoever asks for it. A border crosses the middle of a row at some columns; between an odd and the next even crossing
-lie the pixels of the area:
+Runs are computed from the borders of the area, row by row, so no mask of a scene is held in memory, and a row does not
+depend on the window it is read in. A border crosses the middle of a row at some columns; the pixels of the area lie
+between an odd and the next even crossing:
 
     crossings   ·    |===========|      |==|       ·
     runs             left        right  left right
 
-A centre on a border belongs to what lies left of it, and below: areas that share a border share no pixel.
+A centre on a border belongs to the area to its left, and below: areas that share a border share no pixel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.grid.geographic import Points
 from pipeline.grid.raster_grid import RasterGrid
 
 ROWS_PER_CHUNK = 1024
-"""Rows whose runs are made together when all are counted."""
+"""Rows that are processed together when all pixels are counted."""
 
 Runs = NDArray[np.int64]
 """`(n, 3)`: row, first column, one past the last; from top to bottom, from left to right, never empty or touching."""
@@ -33,21 +33,21 @@ Runs = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AreaPixels:
-    """Which pixels of a scene lie in an area; neither none, nor all of them need to."""
+    """Which pixels of a scene lie in an area; may be none or all of them."""
 
     name: str
     """Name of the area's file."""
     width: int
     """Columns of the scene."""
     edge_table: NDArray[np.float64]
-    """`(n, 4)`: column and row of the upper end of a border's edge, columns per row, row of its lower end."""
+    """`(n, 4)`, an edge of a border each: column and row of its upper end, columns per row, row of its lower end."""
     count: int
     """Pixels of the scene that lie in the area."""
     digest: str
-    """SHA-256 of all runs: the same pixels have the same, however the area was drawn."""
+    """SHA-256 of all runs; equal for equal pixels, however the area was drawn."""
 
     def runs(self, top: int, bottom: int) -> Runs:
-        """The pixels of rows `top` up to, not including, `bottom` that lie in the area."""
+        """The pixels of the area in rows `top` up to, not including, `bottom`."""
         return _runs(self.edge_table, self.width, top, bottom)
 
     def columns(self, top: int, bottom: int) -> NDArray[np.bool_]:
@@ -61,7 +61,7 @@ def rasterize_area(area: Area, grid: RasterGrid) -> AreaPixels | None:
     """The pixels of a grid that lie in an area; None when all do.
 
     Raises:
-        SceneError: the CRS of the grid does not show the area.
+        SceneError: the area cannot be projected to the CRS of the grid.
     """
     edge_table = _edges_of(area_rings_px(grid, area), grid.height)
     count, digest = 0, hashlib.sha256(f"{grid.height} x {grid.width}".encode())
@@ -75,7 +75,7 @@ def rasterize_area(area: Area, grid: RasterGrid) -> AreaPixels | None:
 
 
 def invert_runs(runs: Runs, top: int, bottom: int, left: int, right: int) -> Iterator[tuple[int, int, int]]:
-    """Row, first column and one past the last of what lies in a window but in none of its rows' runs, in order.
+    """Yield the runs of a window that are not in `runs`, in order, as row, first column, one past the last.
 
     >>> [*invert_runs(np.array([(4, 2, 5), (4, 7, 9)]), 4, 6, 3, 8)]
     [(4, 5, 7), (5, 3, 8)]
@@ -84,12 +84,12 @@ def invert_runs(runs: Runs, top: int, bottom: int, left: int, right: int) -> Ite
     ordered = np.concatenate([runs, ends])
     ordered = ordered[np.lexsort((ordered[:, 1], ordered[:, 0]))]
     row, first, last = ordered.T
-    begun = np.full(len(row), left)
+    start = np.full(len(row), left)
     same = row[1:] == row[:-1]
-    begun[1:][same] = np.maximum(last[:-1][same], left)
-    ended = np.minimum(first, right)
-    wide = begun < ended
-    return zip(row[wide].tolist(), begun[wide].tolist(), ended[wide].tolist(), strict=True)
+    start[1:][same] = np.maximum(last[:-1][same], left)
+    stop = np.minimum(first, right)
+    wide = start < stop
+    return zip(row[wide].tolist(), start[wide].tolist(), stop[wide].tolist(), strict=True)
 
 
 def _edges_of(rings: Sequence[Points], height: int) -> NDArray[np.float64]:
@@ -119,7 +119,7 @@ def _runs(edge_table: NDArray[np.float64], width: int, top: int, bottom: int) ->
 
 
 def _joined(runs: Runs) -> Runs:
-    """Runs that touch, as one."""
+    """Merge runs that touch."""
     starts = np.ones(len(runs), bool)
     starts[1:] = (runs[1:, 0] != runs[:-1, 0]) | (runs[1:, 1] != runs[:-1, 2])
     ends = np.r_[starts[1:], True][: len(runs)]
@@ -127,6 +127,6 @@ def _joined(runs: Runs) -> Runs:
 
 
 def _rows_of(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First row, and one past the last, whose middles lie between two heights, the upper one included."""
+    """First row, and one past the last, whose middles lie between `top`, included, and `bottom`."""
     first, stop = (np.ceil(height - 0.5).astype(np.int64) for height in (top, bottom))
     return first, stop

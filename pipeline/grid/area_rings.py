@@ -1,8 +1,8 @@
-"""An area brought to the pixels of a grid, as rings whose edges bend as the two CRSs make them.
+"""Reprojection of an area to the pixel coordinates of a grid, with edges densified until they are straight there.
 
-    polygons ──cut near the grid──▶ rings ──followed till straight in pixels──▶ rings in (col, row)
+    polygons ──clipped near the grid──▶ rings ──densified and reprojected──▶ rings in (col, row)
 
-What is far from the grid may lie beyond the horizon of its projection, so it is cut away before anything is moved.
+Parts far from the grid may lie beyond the horizon of its projection, so they are clipped away before reprojection.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from pyproj import Transformer
 
 MARGIN = 0.02
-"""What is nearer to a grid than this share of its longer side, or than `MARGIN_PX`, is kept."""
+"""Parts nearer to a grid than this share of its longer side, or than `MARGIN_PX`, are kept."""
 MARGIN_PX = 16
 MESH = 9
-"""Rows and columns of the points that must be found inside before anything is cut away."""
+"""Rows and columns of the points that the clip polygon must contain."""
 MAX_DEVIATION_PX = 0.01
-"""An edge is followed closely enough when its middle is as near as this to where it should be, in pixels."""
+"""Largest distance of the middle of a densified edge from its true position, in pixels."""
 MAX_HALVINGS = 16
-"""An edge that is not straight after so many is where a projection tears."""
+"""An edge that is still not straight after this many halvings crosses a discontinuity of a projection."""
 DECIMALS = 6
-"""Of pixels: what two parts of an area share they then share to the last bit."""
+"""Decimals of pixel coordinates; rounding makes a border that two parts share equal to the last bit."""
 
 
 def area_rings_px(grid: RasterGrid, area: Area) -> list[Points]:
-    """Rings of `(col, row)`, closed by their first points: what lies in an odd number of them lies in the area.
+    """Rings of `(col, row)`, closed by their first points; a point in an odd number of them lies in the area.
 
     Raises:
-        SceneError: part of the area cannot be seen in the CRS of the grid.
+        SceneError: part of the area cannot be projected to the CRS of the grid.
     """
     if area.crs == grid.crs:
         rings = _rings_of(_cut(area, _box_around(grid)))
@@ -48,7 +48,7 @@ def area_rings_px(grid: RasterGrid, area: Area) -> list[Points]:
         rings = [each for ring in _rings_of(_cut(area, _surroundings(grid, area.crs))) for each in move.all(ring)]
     if not all(np.isfinite(ring).all() for ring in rings):
         raise SceneError(
-            f"the area {area.name} reaches beyond what the scene's CRS {grid.crs.to_string()[:60]} shows; "
+            f"the area {area.name} extends beyond the domain of the scene's CRS {grid.crs.to_string()[:60]}; "
             "draw it in that CRS"
         )
     return [np.round(_map_to_pixels(grid, ring), DECIMALS) for ring in rings]
@@ -62,7 +62,7 @@ def _box_around(grid: RasterGrid) -> shapely.Polygon:
 
 
 def _surroundings(grid: RasterGrid, crs: CRS) -> shapely.Geometry | None:
-    """What holds the grid and its margin in another CRS; None where that cannot be told."""
+    """A polygon around the grid and its margin in another CRS; None where there is no valid one."""
     box = _box_around(grid)
     left, bottom, right, top = box.bounds
     ring = shapely.get_coordinates(shapely.segmentize(box.exterior, max(right - left, top - bottom) / STEPS))
@@ -76,7 +76,7 @@ def _surroundings(grid: RasterGrid, crs: CRS) -> shapely.Geometry | None:
 
 
 def _holds(found: shapely.Geometry, grid: RasterGrid, crs: CRS) -> bool:
-    """Whether points all over the grid lie inside: an outline may be torn, or inside out."""
+    """Whether points all over the grid lie inside: a reprojected outline may be torn, or inside out."""
     cols, rows = np.meshgrid(np.linspace(0, grid.width, MESH), np.linspace(0, grid.height, MESH))
     points = _reproject(_transformer(grid.crs, crs), pixels_to_map(grid, np.column_stack([cols.ravel(), rows.ravel()])))
     inside = [shapely.intersects_xy(found, *unwrap_longitudes(points, by).T) for by in _turns(crs)]
@@ -84,7 +84,7 @@ def _holds(found: shapely.Geometry, grid: RasterGrid, crs: CRS) -> bool:
 
 
 def _at_most_one_turn(found: shapely.Geometry, crs: CRS) -> shapely.Geometry:
-    """Not more than once round the Earth, else the same ground would count twice."""
+    """Clip to 360 degrees of longitude, so that no point of the Earth counts twice."""
     west, south, east, north = found.bounds
     if not crs.is_geographic or east - west <= FULL_CIRCLE_DEG:
         return found
@@ -93,7 +93,7 @@ def _at_most_one_turn(found: shapely.Geometry, crs: CRS) -> shapely.Geometry:
 
 
 def _cut(area: Area, near: shapely.Geometry | None) -> shapely.Geometry:
-    """What of the area lies near, in the turn round the Earth that `near` is in."""
+    """The part of the area inside `near`, with longitudes in the range of `near`."""
     if near is None:
         return area.shape
     parts = []
@@ -108,13 +108,13 @@ def _turns(crs: CRS) -> tuple[float, ...]:
 
 
 def _rings_of(shape: shapely.Geometry) -> list[Points]:
-    """The rings of all polygons of a shape; where it only touches the border of a cut it has points and lines too."""
+    """The rings of all polygons of a shape; points and lines, where it only touches the clip border, are dropped."""
     polygons = [part for part in shapely.get_parts(shape) if part.geom_type == "Polygon"]
     return [shapely.get_coordinates(ring) for ring in shapely.get_rings(polygons)]
 
 
 class _Reprojector:
-    """Brings rings from the CRS of an area to that of a grid."""
+    """Reprojects rings from the CRS of an area to that of a grid."""
 
     def __init__(self, source: CRS, grid: RasterGrid) -> None:
         self._transformer = _transformer(source, grid.crs)
@@ -123,7 +123,7 @@ class _Reprojector:
         self._from_degrees = source.is_geographic
 
     def all(self, ring: Points) -> list[Points]:
-        """The ring, followed, in every turn round the Earth in which it may meet the grid."""
+        """The densified ring, once for each multiple of 360 degrees at which it may intersect the grid."""
         moved = self._densified(ring)
         if self._from_degrees or not self._to_degrees:
             return [moved]
@@ -151,7 +151,7 @@ class _Reprojector:
         return moved
 
     def _project(self, points: Points) -> Points:
-        """Degrees that come from degrees stay in their turn."""
+        """Reproject points; from degrees to degrees, longitudes stay within 180 degrees of the source."""
         moved = _reproject(self._transformer, points)
         if self._from_degrees and self._to_degrees:
             moved[:, 0] += FULL_CIRCLE_DEG * np.round((points[:, 0] - moved[:, 0]) / FULL_CIRCLE_DEG)
@@ -171,12 +171,13 @@ def _transformer_of(source: str, target: str) -> Transformer:
         return Transformer.from_crs(source, target, always_xy=True)
     except ProjError as error:
         raise SceneError(
-            f"nothing leads from the area's CRS to that of the scene: {error}; draw it in longitudes and latitudes"
+            f"PROJ has no transformation from the area's CRS to the scene's: {error}; "
+            "draw it in longitudes and latitudes"
         ) from error
 
 
 def _reproject(transformer: Transformer, points: Points) -> Points:
-    """Points in another CRS; not finite where it does not show them."""
+    """Points in another CRS; not finite outside its domain."""
     return np.column_stack(transformer.transform(points[:, 0], points[:, 1]))
 
 

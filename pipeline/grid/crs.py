@@ -1,4 +1,4 @@
-"""Coordinate reference systems: which one, whether on Earth, and a short name."""
+"""Coordinate reference systems: parsing, checking, short names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.errors import SettingsError
 
 
 def parse_crs(text: str) -> CRS:
-    """The CRS that a setting names.
+    """Parse the CRS of a setting.
 
     Raises:
         SettingsError: PROJ does not know it, or it is not tied to the Earth.
@@ -24,12 +24,12 @@ def parse_crs(text: str) -> CRS:
 
 
 def is_on_earth(crs: CRS | None) -> bool:
-    """Whether coordinates in a CRS are places on the Earth."""
+    """Whether a CRS is projected or geographic, and not a local one."""
     return crs is not None and bool(crs.is_projected or crs.is_geographic)
 
 
 def short_crs(crs: CRS | None) -> str:
-    """A CRS in a message: its code, or the beginning of its definition."""
+    """A CRS as text for messages: its code, or the beginning of its definition."""
     if crs is None:
         return "no CRS"
     text = str(crs.to_string())

@@ -1,4 +1,4 @@
-"""Where a grid lies in longitude and latitude, as RFC 7946 (GeoJSON) wants it: cut at the antimeridian, round poles."""
+"""GeoJSON footprint of a grid (RFC 7946): longitude and latitude, cut at the antimeridian, closed around poles."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipeline.grid.geographic import DIGITS, Points, outline, smallest_extent, u
 from pipeline.grid.raster_grid import RasterGrid
 
 SIMPLIFY_SHARE = 1e-5
-"""Points that bend the outline by less than this share of its size are left out."""
+"""Tolerance of simplification, as a share of the outline's size."""
 
 Bbox = tuple[float, float, float, float]
-"""`(west, south, east, north)` in degrees; west is over east where the antimeridian lies between."""
+"""`(west, south, east, north)` in degrees; west exceeds east where the box crosses the antimeridian."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Where something lies on the Earth, in WGS 84 longitude and latitude."""
+    """A footprint in WGS 84 longitude and latitude."""
 
     geometry: Mapping[str, object]
     """GeoJSON Polygon, or MultiPolygon where the antimeridian cuts it."""
@@ -38,19 +38,19 @@ def resolve_footprint(grid: RasterGrid) -> Footprint | None:
 
 
 def bbox_of(spans: Sequence[tuple[float, float]], south: float, north: float) -> Bbox:
-    """The bounds of what lies between these longitudes and latitudes; spans as in `smallest_extent`."""
+    """The bounding box of spans of longitude, as in `smallest_extent`, and a range of latitude."""
     west, east = smallest_extent(spans)
     return (round(west, DIGITS), south, round(east if east <= 180 else east - 360, DIGITS), north)
 
 
 def join_bboxes(bboxes: Sequence[Bbox]) -> Bbox:
-    """The bounds of several, the short way round the Earth."""
+    """The union of bounding boxes, the shorter way round the Earth."""
     spans = [(west, east if west <= east else east + 360) for west, _, east, _ in bboxes]
     return bbox_of(spans, min(box[1] for box in bboxes), max(box[3] for box in bboxes))
 
 
 def _cut(ring: Points) -> Footprint:
-    """A ring of unwrapped longitudes as polygons between -180 and 180."""
+    """Cut a ring of unwrapped longitudes into polygons between -180 and 180."""
     west = ring[:, 0].min()
     whole = shapely.make_valid(shapely.Polygon(unwrap_longitudes(ring, by=-360 * math.floor((west + 180) / 360))))
     west, south, east, north = map(float, whole.bounds)
@@ -66,7 +66,7 @@ def _cut(ring: Points) -> Footprint:
 
 
 def _geojson(geometry: shapely.Geometry) -> dict[str, object]:
-    """Coordinates rounded, rings turned as RFC 7946 wants them."""
+    """GeoJSON with rounded coordinates and ring orientation of RFC 7946."""
     rounded = shapely.transform(geometry, partial(np.round, decimals=DIGITS))
     record: dict[str, object] = json.loads(shapely.to_geojson(shapely.orient_polygons(rounded)))
     return record

@@ -1,8 +1,8 @@
-"""Where things lie, in longitudes and latitudes: rings are followed in small steps, and stay in one piece.
+"""Longitude and latitude of grids and geometries: rings are densified, reprojected and unwrapped.
 
-Along a ring longitudes are unwrapped, so beyond the antimeridian they go on past 180; a ring that does not close then
-has gone round a pole, and is closed there. A grid that has no such outline, since a part of it lies beyond the horizon
-of its projection or on a pole, gets a box instead.
+Along a ring longitudes are unwrapped, so they continue past 180 at the antimeridian; a ring that then does not close
+goes round a pole, and is closed there. A grid without such an outline, because a part of it lies beyond the horizon of
+its projection or on a pole, gets a bounding box instead.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ if TYPE_CHECKING:
     from pyproj import Transformer
 
 STEPS = 64
-"""Along the longer side of what it bounds a ring is followed in so many steps, since edges bend between CRSs."""
+"""Steps along the longer side of a densified ring, since edges bend between CRSs."""
 MESH = 65
-"""Rows and columns of the points that find a box."""
+"""Rows and columns of the points that a bounding box is computed from."""
 DIGITS = 8
-"""Decimals of degrees that are kept: about a millimetre."""
+"""Decimals of degrees: about a millimetre."""
 FULL_CIRCLE_DEG = 360.0
 """Degrees around the Earth."""
 POLE_TOLERANCE_DEG = 1e-9
-"""Degrees; nearer to a pole a longitude means nothing."""
+"""Within this distance of a pole longitude is undefined, degrees."""
 
 Points = NDArray[np.float64]
 """`(n, 2)`: x and y, or longitude and latitude."""
 
 
 def outline(grid: RasterGrid) -> Points | None:
-    """Longitudes and latitudes once round a grid; None when no point of it lies on the Earth."""
+    """Longitudes and latitudes of the outline of a grid; None when no point of it lies on the Earth."""
     corners = np.array([(0, 0), (0, grid.height), (grid.width, grid.height), (grid.width, 0), (0, 0)], float)
     ring = _densified(pixels_to_map(grid, corners), grid.crs.to_wkt())
     if not np.isfinite(ring).all():
         return _box(grid)
-    # On a pole only the longitude of a grid in degrees means something.
+    # On a pole longitude is defined only for a grid in degrees.
     if not grid.crs.is_geographic and (np.abs(ring[:, 1]) >= 90 - POLE_TOLERANCE_DEG).any():
         return _box(grid)
     return unwrap_ring(ring)
 
 
 def outline_polygon(grid: RasterGrid) -> shapely.Geometry:
-    """The area of a grid, valid, and empty where no point of it lies on the Earth."""
+    """The outline of a grid as a valid polygon; empty where no point of it lies on the Earth."""
     ring = outline(grid)
     return shapely.Polygon() if ring is None else shapely.make_valid(shapely.Polygon(ring))
 
 
 def to_geographic(geometry: shapely.Geometry, crs: str) -> shapely.Geometry:
-    """A geometry, made valid, in EPSG:4326, longitude first; what lies beyond the horizon is left out.
+    """A geometry in EPSG:4326, longitude first, made valid; parts beyond the horizon of its projection are dropped.
 
     Raises:
-        SceneError: nothing leads from the CRS to longitudes and latitudes.
+        SceneError: PROJ has no transformation to longitudes and latitudes.
     """
     if crs.upper() in ("EPSG:4326", "OGC:CRS84"):
         return geometry if geometry.is_valid else shapely.make_valid(geometry)
@@ -67,16 +67,16 @@ def to_geographic(geometry: shapely.Geometry, crs: str) -> shapely.Geometry:
 
 
 def intersects_bbox(footprint: shapely.Geometry, bbox: tuple[float, float, float, float]) -> bool:
-    """Whether a valid footprint in longitudes and latitudes and `(left, bottom, right, top)` have a point in common.
+    """Whether a valid footprint in longitudes and latitudes intersects `(left, bottom, right, top)`.
 
-    A box whose left is over its right crosses the antimeridian.
+    A box whose left exceeds its right crosses the antimeridian.
     """
     left, bottom, right, top = bbox
     return intersects(footprint, shapely.box(left, bottom, right + (FULL_CIRCLE_DEG if left > right else 0), top))
 
 
 def intersects(one: shapely.Geometry, other: shapely.Geometry) -> bool:
-    """Whether two valid geometries in longitudes and latitudes have a point in common, in whichever turn they are."""
+    """Whether two valid geometries in longitudes and latitudes intersect, modulo 360 degrees of longitude."""
     turned = [
         shapely.transform(other, partial(unwrap_longitudes, by=turn))
         for turn in (-FULL_CIRCLE_DEG, 0.0, FULL_CIRCLE_DEG)
@@ -85,10 +85,10 @@ def intersects(one: shapely.Geometry, other: shapely.Geometry) -> bool:
 
 
 def smallest_extent(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The shortest stretch of longitudes that holds all spans, from a west in [-180, 180) to an east that may pass 180.
+    """The shortest range of longitudes that contains all spans: west in [-180, 180), east may exceed 180.
 
     Args:
-        spans: `(west, east)` in the same form, at least one.
+        spans: at least one `(west, east)` in the same form.
 
     >>> smallest_extent([(10, 20), (-5, 0)]), smallest_extent([(170, 185), (-170, -160)])
     ((-5, 20), (170, 200))
@@ -104,13 +104,13 @@ def smallest_extent(spans: Sequence[tuple[float, float]]) -> tuple[float, float]
 
 
 def unwrap_longitudes(points: Points, by: float) -> Points:
-    """Points moved by so many degrees."""
+    """Points shifted by `by` degrees of longitude."""
     moved: Points = points + np.array([by, 0.0])
     return moved
 
 
 def unwrap_ring(ring: Points) -> Points:
-    """A followed ring with unwrapped longitudes; one that goes once round the Earth bounds the cap of its pole."""
+    """A densified ring with unwrapped longitudes; one that goes round the Earth is closed along its pole."""
     lon, lat = np.unwrap(ring[:, 0], period=FULL_CIRCLE_DEG), ring[:, 1]
     ring = np.column_stack([lon, lat])
     if abs(lon[-1] - lon[0]) < FULL_CIRCLE_DEG / 2:
@@ -120,7 +120,7 @@ def unwrap_ring(ring: Points) -> Points:
 
 
 def pixels_to_map(grid: RasterGrid, pixels: Points) -> Points:
-    """`(x, y)` in the grid's CRS of `(col, row)`."""
+    """Map coordinates `(x, y)` in the grid's CRS of `(col, row)`."""
     t = grid.transform
     return np.column_stack(
         [t.a * pixels[:, 0] + t.b * pixels[:, 1] + t.c, t.d * pixels[:, 0] + t.e * pixels[:, 1] + t.f]
@@ -128,7 +128,7 @@ def pixels_to_map(grid: RasterGrid, pixels: Points) -> Points:
 
 
 def _to_geographic_part(part: shapely.Geometry, crs: str) -> shapely.Geometry:
-    """A part in longitudes and latitudes: a polygon, or the points of anything else and of what is too small."""
+    """A part in longitudes and latitudes: a polygon, or points for other geometry types and degenerate polygons."""
     if part.geom_type != "Polygon":
         return _as_points(_lonlat(shapely.get_coordinates(part), crs))
     rings = [_densified(shapely.get_coordinates(ring), crs) for ring in shapely.get_rings(part)]
@@ -144,7 +144,7 @@ def _as_points(lonlat: Points) -> shapely.Geometry:
 
 
 def _in_turn_of(hole: shapely.Geometry, shell: shapely.Geometry) -> shapely.Geometry:
-    """A hole in the turn round the Earth that its shell is in."""
+    """A hole with longitudes in the range of its shell."""
     west, east = shell.bounds[0] - hole.bounds[0], shell.bounds[2] - hole.bounds[2]
     return shapely.transform(
         hole, partial(unwrap_longitudes, by=FULL_CIRCLE_DEG * round((west + east) / 2 / FULL_CIRCLE_DEG))
@@ -152,7 +152,7 @@ def _in_turn_of(hole: shapely.Geometry, shell: shapely.Geometry) -> shapely.Geom
 
 
 def _densified(ring: Points, crs: str) -> Points:
-    """Longitudes and latitudes of a closed ring in small steps; not finite beyond the horizon of the projection."""
+    """Longitudes and latitudes of a densified closed ring; not finite beyond the horizon of the projection."""
     step = float(np.ptp(ring, axis=0).max()) / STEPS
     return _lonlat(shapely.get_coordinates(shapely.segmentize(shapely.LineString(ring), step)) if step else ring, crs)
 
@@ -165,7 +165,7 @@ def _lonlat(points: Points, crs: str) -> Points:
 
 
 def _box(grid: RasterGrid) -> Points | None:
-    """The box around the points of a mesh that lie on the Earth."""
+    """The bounding box of the points of a mesh that lie on the Earth."""
     rows, cols = np.meshgrid(np.linspace(0, grid.height, MESH), np.linspace(0, grid.width, MESH), indexing="ij")
     mesh = _lonlat(pixels_to_map(grid, np.column_stack([cols.ravel(), rows.ravel()])), grid.crs.to_wkt())
     found = mesh[np.isfinite(mesh).all(axis=1)]
@@ -185,4 +185,6 @@ def _transformer(crs: str) -> Transformer:
     try:
         return Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
     except ProjError as error:
-        raise SceneError(f"its CRS leads to no longitudes and latitudes: {error}; give the true one") from error
+        raise SceneError(
+            f"its CRS has no transformation to longitude and latitude: {error}; give the true one"
+        ) from error

@@ -1,6 +1,6 @@
-"""The georeferenced pixel plane of a raster, and true sizes on the ground.
+"""Raster grid (CRS, transform, shape), and geodesic areas and lengths of polygons.
 
-A grid says where pixel `(row, col)` lies; it owns no pixels and opens no files. Lengths and areas
+A grid maps pixels to map coordinates; it owns no pixels and opens no files. Lengths and areas
 are measured on the ellipsoid, so they are true metres in any CRS: degrees, Web Mercator or UTM.
 """
 
@@ -32,7 +32,7 @@ MAX_COORDINATE = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class RasterGrid:
-    """Where the pixels of a raster lie: `x, y = transform @ (col, row)` for pixel corners."""
+    """Georeferencing of a raster: `x, y = transform @ (col, row)` for pixel corners."""
 
     crs: CRS
     """Coordinate reference system of `transform`'s output."""
@@ -90,7 +90,7 @@ class RasterGrid:
         )
 
     def resampled(self, resolution_m: float) -> RasterGrid:
-        """The same extent in square ground pixels of about `resolution_m`, never under 1 x 1 px."""
+        """The same extent in pixels of about `resolution_m` true metres, at least 1 x 1 px."""
         ratio = resolution_m / self.resolution_m
         height, width = max(1, round(self.height / ratio)), max(1, round(self.width / ratio))
         scale = Affine.scale(self.width / width, self.height / height)
@@ -109,7 +109,7 @@ def measure_on_ground(
 
     Args:
         geometries: `n` polygons or multipolygons in `crs` coordinates.
-        crs: where they lie.
+        crs: of the coordinates.
 
     Returns:
         `(area_m2, perimeter_m)`, each float64 of shape `(n,)`, holes subtracted and their edges counted.
@@ -187,7 +187,7 @@ def _rings_of(
 def _clamp_to_earth(
     lon: NDArray[np.float64], lat: NDArray[np.float64], ring_of_vertex: NDArray[np.intp]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Draw vertices beyond the horizon of a projection back to the last one of their ring that lies on the Earth."""
+    """Replace vertices beyond the horizon of a projection by the last one of their ring that lies on the Earth."""
     found = np.isfinite(lon) & np.isfinite(lat)
     if found.all():
         return lon, lat

@@ -107,10 +107,10 @@ REFUSED = {
     "no such file": (lambda path: None, "cannot be read: No such file"),
     "not what it says": (lambda path: path.write_bytes(b"<OGRVRTDataSource/>"), "does not begin like a .gpkg file"),
     "damaged": (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(80)), "cannot be read"),
-    "no crs": (lambda path: write(path, [SQUARE], crs=None), "carries no CRS"),
+    "no crs": (lambda path: write(path, [SQUARE], crs=None), "has no CRS"),
     "nothing": (lambda path: write(path, [None, shapely.Polygon()]), "holds no polygon"),
     "points": (lambda path: write(path, [SQUARE, SQUARE.centroid]), "row 2: is a Point"),
-    "a bow tie": (lambda path: write(path, [SQUARE, BOW_TIE]), r"row 2: is no valid polygon \(Self-intersection"),
+    "a bow tie": (lambda path: write(path, [SQUARE, BOW_TIE]), r"row 2: is not a valid polygon \(Self-intersection"),
     "two layers": (lambda path: two_layers(path), "the layers area, more of geometries"),
 }
 
@@ -264,7 +264,7 @@ def test_an_area_beyond_the_horizon_of_the_scene_is_refused() -> None:
     disk = grid_of(
         "+proj=geos +h=35785831 +lon_0=-75 +sweep=x", (20_000, 0, -5_434_000, 0, -20_000, 5_434_000), 542, 542
     )
-    with pytest.raises(SceneError, match="reaches beyond what the scene's CRS"):
+    with pytest.raises(SceneError, match="extends beyond the domain of the scene's CRS"):
         rasterize_area(area_of(shapely.box(0, 0, 179, 60), "EPSG:4326"), disk)
 
 

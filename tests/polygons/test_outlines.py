@@ -167,7 +167,7 @@ def test_components_are_those_of_scipy_with_their_sums(mask: np.ndarray, kind: t
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 1, 2, 255])))
 def test_every_component_has_one_shell_and_its_outline_holds_its_pixels(mask: np.ndarray):
     found = traced(mask)
-    assert found.loops.is_shell.sum() == len(found.table)
+    assert found.index.is_shell.sum() == len(found.table)
     rings = found.rings(np.arange(len(found.table)))
     x, y = rings.xy.astype(int).T
     following = np.arange(1, len(x) + 1)
@@ -217,8 +217,8 @@ def test_kernels_work_where_nothing_can_be_cached(tmp_path: Path):
         "import warnings; warnings.simplefilter('error')\n"
         "from numba.core import caching\n"
         "caching.CacheImpl._locator_classes = []\n"
-        "import numpy as np; from pipeline.polygons.tracing.components import unite\n"
-        "print(unite(3, np.array([[0, 2]])).tolist())"
+        "import numpy as np; from pipeline.polygons.tracing.components import union_find\n"
+        "print(union_find(3, np.array([[0, 2]])).tolist())"
     )
     env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(

@@ -585,7 +585,7 @@ def test_a_large_window_is_resampled_in_parts_to_the_same_pixels(
 ) -> None:
     scene = describe_scene(make_scene(height=97, width=120), ReadingSpec(resolution_m=3.3))
     whole, valid = read_all(scene)
-    monkeypatch.setattr("pipeline.scene.reader.MOST_RESAMPLED_PIXELS", 40)
+    monkeypatch.setattr("pipeline.scene.reader.MAX_RESAMPLED_PIXELS", 40)
     pixels, good = read_all(scene)
     np.testing.assert_array_equal(pixels, whole)
     np.testing.assert_array_equal(good, valid)

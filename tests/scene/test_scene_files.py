@@ -362,7 +362,7 @@ def test_windows_of_several_resolutions_equal_the_whole(data: st.DataObject, met
         whole, valid = read(scene)
         window = data.draw(windows(*scene.grid.shape))
         if data.draw(st.booleans()):
-            patch.setattr("pipeline.scene.reader.MOST_RESAMPLED_PIXELS", 9)
+            patch.setattr("pipeline.scene.reader.MAX_RESAMPLED_PIXELS", 9)
         pixels, good = read(scene, window)
     np.testing.assert_array_equal(good, valid[window.toslices()])
     np.testing.assert_array_equal(pixels, whole[(slice(None), *window.toslices())])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.polygons.tracing.kernels import Bytes, Corners, Sums, VertexRule, allocate_row, link_rows
+from pipeline.polygons.tracing.kernels import Bytes, Corners, Sums, VertexRule, allocate_row, link_vertices
 
 INITIAL_CAPACITY = 1 << 14
 """Vertices that there is room for at first, beyond those of one row."""
@@ -26,7 +26,7 @@ def link_corners(mask: Bytes, seams: Sums, *, with_none: bool, junctions: bool) 
     while row <= mask.shape[0]:
         if row:
             corners = _doubled(corners)
-        row, used, pairs = link_rows(mask, rule, buffers, corners, (row, used, pairs))
+        row, used, pairs = link_vertices(mask, rule, buffers, corners, (row, used, pairs))
     return Corners(
         xy=corners.xy[:used],
         following=corners.following[:used],

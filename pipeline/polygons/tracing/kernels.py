@@ -128,7 +128,7 @@ def _parts(one: int, other: int) -> bool:
 
 
 @compiled
-def link_rows(
+def link_vertices(
     mask: Bytes, rule: VertexRule, buffers: RowBuffers, corners: Corners, state: tuple[int, int, int]
 ) -> tuple[int, int, int]:
     """Sweep rows of places while there is room; returns the next row, and how many vertices and pairs there are."""
@@ -141,14 +141,14 @@ def link_rows(
         _mark_places(above, below, y == seams[0] or y == seams[2], buffers.marks)
         buffers.marks[0] |= seams[3] == 0
         buffers.marks[width] |= seams[1] == width
-        n, pairs = _link_row((above, below), rule, buffers, corners, (y, n, pairs))
+        n, pairs = _link_vertex_row((above, below), rule, buffers, corners, (y, n, pairs))
         above, below = below, above
         y += 1
     return y, n, pairs
 
 
 @compiled
-def _link_row(
+def _link_vertex_row(
     codes: tuple[Bytes, Bytes], rule: VertexRule, buffers: RowBuffers, corners: Corners, state: tuple[int, int, int]
 ) -> tuple[int, int]:
     """Make and link the vertices of one row of places, after the vertices and pairs of earlier rows.
@@ -220,7 +220,7 @@ def _link_row(
 
 
 @compiled
-def measure_rows(
+def measure_runs(
     mask: Bytes,
     level: NDArray[np.unsignedinteger],
     with_none: bool,

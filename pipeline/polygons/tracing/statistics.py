@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.polygons.tracing.components import NO_COMPONENT
-from pipeline.polygons.tracing.kernels import Bytes, Corners, Numbers, Sums, Totals, allocate_row, measure_rows
+from pipeline.polygons.tracing.kernels import Bytes, Corners, Numbers, Sums, Totals, allocate_row, measure_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,5 +53,5 @@ def measure_components(
     top, right, bottom, left = (np.full(size, NO_COMPONENT, np.int64) for size in (width, height, width, height))
     labels = np.zeros((height, width) if painted else (0, 0), np.int32)
     totals = Totals(sums=sums, sides=(top, right, bottom, left), labels=labels)
-    measure_rows(mask, level, with_none, (corners, ring, owner), allocate_row(width), totals)
+    measure_runs(mask, level, with_none, (corners, ring, owner), allocate_row(width), totals)
     return ComponentStatistics(count=sums[0], total=sums[1], peak=sums[2], lines=totals.sides, labels=labels)
