@@ -1,4 +1,4 @@
-"""Training: scenes and labels in, a checkpoint with its model card out. Start reading at `pipeline.training.loop`."""
+"""Training of segmentation networks: scenes and labels in, a checkpoint with its model card out. Start at `loop`."""
 
 import lazy_loader
 

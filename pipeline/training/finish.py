@@ -1,6 +1,6 @@
-"""The end of a run: calibrate the best weights, score them, write them with their card, and say what was done.
+"""Final checkpoint, calibration and report: the last steps of a training run.
 
-Temperature and threshold are chosen on the validation part; the test part, where there is one, chooses nothing.
+Temperature and threshold are chosen on the validation part; the test part is only scored.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from pipeline.training.validation.tally import ValidationCounts
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """The kept weights on one held-out part."""
+    """Scores and calibration of the kept weights on one held-out part."""
 
     scores: PartScores
     """At the threshold and temperature chosen on validation."""
     before: Reliability
-    """Of the bare probabilities."""
+    """Of the uncalibrated probabilities."""
     after: Reliability
-    """Of the calibrated ones."""
+    """Of the calibrated probabilities."""
 
 
 def finish(setup: Setup, state: StateStore, standing: TrainingState, stopped: Stop) -> TrainReport:
-    """Write the final checkpoint of the epoch that is kept, the run's leaves, and its report.
+    """Write the final checkpoint of the kept epoch, the artifacts of the run, and its report.
 
     Raises:
-        TransientError: the disk refuses.
-        ModelError: that epoch's checkpoint was damaged on the disk meanwhile.
+        TransientError: the disk fails.
+        ModelError: the kept epoch's checkpoint is damaged on the disk.
     """
     kept = standing.kept_epoch(setup.spec.learning.keep)
     assert kept is not None
     assert state.best is not None
     setup.trainer.checkpoint_network.load_state_dict(load_checkpoint(state.best).network.state_dict())
     tally = setup.count(setup.cores("validation"))
-    threshold = tally.best_threshold  # of bare probabilities
+    threshold = tally.best_threshold  # of uncalibrated probabilities
     temperature = resolvable_temperature(fit_temperature(tally.sample, setup.spec.activation), threshold)
     parts = {"validation": judge(tally, threshold, temperature)}
     if tests := setup.cores("test"):
@@ -81,20 +81,20 @@ def finish(setup: Setup, state: StateStore, standing: TrainingState, stopped: St
     curves = parts["validation"].before, parts["validation"].after
     write_artifacts(state.folder, report, spec=setup.spec.leaves, reliability=curves, windows=shown)
     write_report(report, state.identity)
-    if stopped != "time":  # a later command may allow more of it
+    if stopped != "time":  # a later command may allow more time
         state.clear()
     return report
 
 
 def provisional_card(card: ModelCard, record: EpochRecord) -> ModelCard:
-    """The card of the best epoch so far, as long as the run goes on: usable, not yet calibrated."""
+    """The card of the best epoch so far, while the run is in progress: usable, not yet calibrated."""
     scores = {"iou": record.iou, "f1": record.f1, "bce": record.bce, "classes": record.classes}
     metrics = {"epoch": record.epoch, "validation": _plain(scores)}
     return replace(card, threshold=record.threshold, training={**card.training, "metrics": metrics})
 
 
 def judge(tally: ValidationCounts, threshold: float, temperature: float) -> Judgement:
-    """Scores of one held-out part, decided at a threshold of the bare probabilities."""
+    """Scores of one held-out part at a threshold of the uncalibrated probabilities."""
     confusion = tally.confusion(threshold)
     before = reliability(tally.sample, tally.activation, 1.0)
     after = reliability(tally.sample, tally.activation, temperature)
@@ -110,7 +110,7 @@ def judge(tally: ValidationCounts, threshold: float, temperature: float) -> Judg
 
 
 def show(setup: Setup, cores: Sequence[TrainingWindow], card: ModelCard) -> Iterator[PredictedWindow]:
-    """Held-out windows with what the kept weights make of them, one by one."""
+    """Held-out windows with the predictions of the kept weights, one by one."""
     rest = iter(cores)
     for batch in setup.loader.validation(cores):
         probabilities = activate(setup.trainer.predict(batch)[0], card)
@@ -149,7 +149,7 @@ def _final_card(
 
 
 def _plain(scores: Mapping[str, object]) -> dict[str, object]:
-    """As JSON takes it: rounded, and None for what is undefined."""
+    """Scores for JSON: rounded, None where undefined."""
     return {
         key: value if not isinstance(value, float) else round(value, 6) if math.isfinite(value) else None
         for key, value in scores.items()
@@ -157,6 +157,6 @@ def _plain(scores: Mapping[str, object]) -> dict[str, object]:
 
 
 def _pixels(setup: Setup, standing: TrainingState) -> int:
-    """Pixels learned from in all epochs."""
+    """Pixels trained on in all epochs."""
     batches = len(standing.history) * setup.loader.batches_per_epoch + standing.batch
     return batches * setup.spec.samples.batch_size * setup.spec.samples.tile_size**2

@@ -1,4 +1,4 @@
-"""What decides a run's result: two runs of one identity, on one kind of CPU, end in the same bytes."""
+"""Run identity: settings, files and versions that decide the result; equal ones give equal bytes on one CPU type."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
     from pipeline.training.settings.spec import TrainSpec
 
 TRAINING_FORMAT = 1
-"""Raised whenever the same settings and data give other weights than before, or the saved state another form."""
+"""Increased whenever the same settings and data give other weights, or the format of the saved state changes."""
 IRRELEVANT_KEYS: dict[str, tuple[str, ...]] = {
     "learning": ("max_minutes", "save_minutes", "device", "precision"),
     "samples": ("threads", "cache_mb"),
     "reading": ("threads",),
     "split": ("validation", "test"),
 }
-"""Keys, by section, that do not change the weights, or do so through something else that is told here."""
+"""Keys, by section, that do not change the weights, or whose effect is covered by another entry of the identity."""
 
 IGNORED_SUFFIXES = (".safetensors", ".gpkg-wal", ".gpkg-shm", ".gpkg-journal")
-"""Files that may come and go in a folder of labels: our own checkpoints, and what SQLite writes while it reads."""
+"""Files in a folder of labels that are ignored: our own checkpoints, and SQLite's temporary files."""
 
 Identity = Mapping[str, Any]
-"""JSON by nested keys."""
+"""Nested JSON object."""
 
 
 def run_identity(spec: TrainSpec, data: LabelledData, labels: Sequence[str | Path]) -> Identity:
-    """Settings that matter, scenes and label files (by name, size and time), device, number format and versions."""
+    """Relevant settings, scenes and label files (by name, size and time), device, precision and versions."""
     device = resolve_device(spec.learning.device, key="learning.device")
     identity = {
         "format": TRAINING_FORMAT,
         "settings": relevant_settings(spec),
         "scenes": _scenes(data),
-        "labels": {f"{n} {name}": told for n, place in enumerate(labels) for name, told in _files(Path(place))},
+        "labels": {f"{n} {name}": facts for n, place in enumerate(labels) for name, facts in _files(Path(place))},
         "labelled_area": dict(_files(Path(area))) if (area := spec.labelled_area) else {},
         "device": device.type,
         "precision": str(choose_precision(spec.learning.precision, device)),
@@ -56,12 +56,12 @@ def run_identity(spec: TrainSpec, data: LabelledData, labels: Sequence[str | Pat
 
 
 def versions() -> dict[str, str]:
-    """Of the software that learns."""
+    """Versions of this package and of torch."""
     return {"scenemill": pipeline.__version__, "torch": str(torch.__version__)}
 
 
 def relevant_settings(spec: TrainSpec) -> dict[str, Any]:
-    """All settings but those that leave the weights as they are, and paths, whose files count instead."""
+    """All settings but those without effect on the weights, and paths, which the identity of their files replaces."""
     plain = asdict(spec)
     for section, keys in IRRELEVANT_KEYS.items():
         for key in keys:
@@ -72,32 +72,32 @@ def relevant_settings(spec: TrainSpec) -> dict[str, Any]:
 
 
 def describe_difference(previous: Identity, current: Identity, *, max_items: int = 3) -> str:
-    """What differs between two identities, by key.
+    """The keys that differ between two identities, with both values.
 
     >>> tell_difference({"settings": {"seed": 0}}, {"settings": {"seed": 1}})
     'settings.seed was 0, is 1'
     """
     before, after = dict(_flatten(previous)), dict(_flatten(current))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    told = [f"{key} was {_short(before.get(key))}, is {_short(after.get(key))}" for key in keys[:max_items]]
+    differences = [f"{key} was {_short(before.get(key))}, is {_short(after.get(key))}" for key in keys[:max_items]]
     more = [f"and {len(keys) - max_items} more"] if len(keys) > max_items else []
-    return "; ".join(told + more)
+    return "; ".join(differences + more)
 
 
 def _short(value: object) -> str:
-    """A value for a message; of hashes, the first digits."""
+    """A value for a message; hashes are cut to their first digits."""
     return "absent" if value is None else re.sub(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b", r"\1", str(value))
 
 
 def _scenes(data: LabelledData) -> dict[str, str]:
-    """SHA-256 of the identity of each scene, and the part it is kept for by the settings."""
+    """SHA-256 of the identity of each scene, and the part that the settings assign it to."""
     kept = dict.fromkeys(data.validation, " validation") | dict.fromkeys(data.test, " test")
     scenes = [source.scene for source in data.sources]
     return {scene.id: sha256_of_json(identity_facts(scene)) + kept.get(scene.id, "") for scene in scenes}
 
 
 def _files(path: Path) -> Iterator[tuple[str, str]]:
-    """Name, and size and time, of a file, or of each file that lies in a folder."""
+    """Name, and size and modification time, of a file or of each file in a folder."""
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
     for file in inside:
         if file.is_file() and not file.name.startswith(".") and file.suffix not in IGNORED_SUFFIXES:

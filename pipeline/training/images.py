@@ -1,4 +1,4 @@
-"""Which images are used, what they are kept for, and how they are opened: scenes and chips from few words."""
+"""Image lists of a training run: expand files, folders, globs and addresses, and open scenes and small chips."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from pipeline.errors import SettingsError
 from pipeline.scene import ReadingSpec, Scene, SceneReader
 
 PICTURE_DRIVERS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-"""Suffixes of chips that are no GeoTIFF, and the GDAL drivers that open them; in training alone."""
+"""Suffixes of PNG and JPEG chips, and the GDAL drivers that open them; accepted only in training."""
 MAX_REOPENED_PIXELS = 2**21
-"""Images of at most so many pixels are opened anew for each window: thousands of chips would need too many handles."""
+"""Smaller images are reopened for each window: thousands of chips would need too many file handles."""
 LIST_SUFFIX = ".txt"
-"""Of a file that lists scenes, one a line; empty lines and those that begin with # are skipped."""
+"""Suffix of a file that lists scenes, one per line; empty lines and lines that start with # are skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageList:
-    """All images of a run."""
+    """All images of a training run."""
 
     entries: tuple[CatalogEntry, ...]
-    """Each image once, named uniquely."""
+    """Each image once; ids are unique."""
     validation: tuple[str, ...]
-    """Ids of those named for validation."""
+    """Ids of images named for validation."""
     test: tuple[str, ...]
-    """Ids of those named for the test; none is in both."""
+    """Ids of images named for the test; no image is in both."""
 
 
 def list_images(images: Sequence[str | Path], validation: Sequence[str] = (), test: Sequence[str] = ()) -> ImageList:
-    """Expand files, folders, globs and addresses; held-out scenes may be among the images or come on top.
+    """Expand files, folders, globs and addresses; held-out scenes may be among the images or be additional.
 
-    A folder stands for its GeoTIFFs, or for its PNG and JPEG pictures when it has none.
+    A folder stands for its GeoTIFFs, or for its PNG and JPEG images when it has none.
 
     Args:
-        images: what to learn from, but for what is held out.
+        images: scenes to train on, except those that are held out.
         validation: stems or ids of images, paths, folders, globs, or files that list them.
         test: likewise.
 
     Raises:
-        SettingsError: a name matches nothing or two images, or a scene is named for two parts.
+        SettingsError: a name matches no image or two, or a scene is named for two parts.
     """
     if not images:
         raise SettingsError("images must name at least one scene: a file, a folder, a glob or an address")
@@ -57,12 +57,12 @@ def list_images(images: Sequence[str | Path], validation: Sequence[str] = (), te
     held = {key: tuple(dict.fromkeys(ids[location] for location in found)) for key, found in kept.items()}
     twice = sorted(set(held["validation"]) & set(held["test"]))
     if twice:
-        raise SettingsError(f"split.test: {', '.join(twice)} is kept for validation as well; name each scene once")
+        raise SettingsError(f"split.test: {', '.join(twice)} is also named for validation; name each scene once")
     return ImageList(entries=entries, **held)
 
 
 def _expand(images: Sequence[str | Path]) -> list[str | Path]:
-    """Folders without a GeoTIFF become their pictures; everything else stays as it is."""
+    """Replace folders without a GeoTIFF by their PNG and JPEG files; keep everything else."""
     result: list[str | Path] = []
     for image in images:
         folder = Path(image).expanduser()
@@ -90,7 +90,7 @@ def _find(names: Sequence[str], known: Sequence[CatalogEntry], key: str) -> list
 
 
 def _listed(names: Sequence[str], key: str) -> list[str]:
-    """The names, with files that list names replaced by what they list."""
+    """The names, with list files replaced by the names in them."""
     result: list[str] = []
     for name in names:
         if not name.lower().endswith(LIST_SUFFIX):
@@ -102,7 +102,7 @@ def _listed(names: Sequence[str], key: str) -> list[str]:
             raise SettingsError(f"split.{key}: the list {name} cannot be read: {error}") from error
         listed = [line for line in lines if line and not line.startswith("#")]
         if not listed:
-            raise SettingsError(f"split.{key}: the list {name} names no scene; write one a line")
+            raise SettingsError(f"split.{key}: the list {name} names no scene; write one per line")
         result += listed
     return result
 
@@ -116,7 +116,7 @@ def _same_file(name: str, entry: CatalogEntry) -> bool:
 
 
 def reading_for(location: str | Path, reading: ReadingSpec | None = None) -> ReadingSpec:
-    """How an image is read: as the settings say, with the driver of PNG or JPEG for files of their suffix."""
+    """The reading settings of an image: as given, plus the PNG or JPEG driver for files with their suffix."""
     reading = reading or ReadingSpec()
     driver = PICTURE_DRIVERS.get(Path(location).suffix.lower())
     if driver is None or driver in reading.drivers:
@@ -125,21 +125,21 @@ def reading_for(location: str | Path, reading: ReadingSpec | None = None) -> Rea
 
 
 class ChipReader:
-    """Reads windows of an image, which is open only meanwhile; safe to use from many threads."""
+    """Reads windows of an image, which is open only during a read; safe to use from many threads."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
 
     def read(self, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-        """Pixels and validity of a window, as `SceneReader.read` gives them."""
+        """Pixels and validity of a window, as `SceneReader.read` returns them."""
         with SceneReader(self.scene) as reader:
             return reader.read(window)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file stays open."""
 
 
 def open_reader(scene: Scene) -> SceneReader | ChipReader:
-    """Keeps large images open and small ones closed."""
+    """A reader that keeps a large image open, or reopens a small one for each window."""
     height, width = scene.files[0].grid.shape
     return ChipReader(scene) if height * width <= MAX_REOPENED_PIXELS else SceneReader(scene)

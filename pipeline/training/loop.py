@@ -1,7 +1,7 @@
-"""Train a network on labelled scenes: open, split, survey, then epochs of learning and validating. Start here.
+"""Training loop: open the data, split it, measure it, then train and validate epoch by epoch. Start here.
 
-The checkpoint on disk is always the best epoch so far, whole; whatever stops a run leaves it in place, and
-the same command continues the run to the very result it would have had.
+The checkpoint on disk is always the complete checkpoint of the best epoch so far. An interrupted run keeps it, and
+the same command continues the run to the result that it would have had without the interruption.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ def train(
     Args:
         images: scenes, or folders of them.
         labels: a vector file or mask raster for all scenes, or a folder with one file per scene of the
-            scene's stem, or a folder of vector files that together label every scene; or several of them.
-        out: the checkpoint to write, `*.safetensors`; `run_folder(out)` beside it holds everything else.
+            scene's stem, or a folder of vector files that together label every scene; or several of these.
+        out: the checkpoint to write, `*.safetensors`; `run_folder(out)` next to it holds all other files.
         spec: all settings.
-        resume: continue a run of the same settings and data where it was left, and return a finished one's
-            report without work; False starts anew.
+        resume: continue an interrupted run of the same settings and data, and return the report of a finished
+            one without work; False starts again.
         progress: called after every batch.
 
     Raises:
         SettingsError: a setting is wrong or does not fit the data; nothing is written.
         SceneError: a scene cannot be read or does not fit the others.
         LabelError: labels cannot be used.
-        DivergedError: the loss was not finite before the first epoch's end.
-        TransientError: the disk refuses, or another training writes to the same place.
+        DivergedError: the loss became NaN or infinite before the first epoch ended.
+        TransientError: the disk fails, or another training writes to the same place.
     """
     spec, out = spec or TrainSpec(), Path(out)
     labels = [labels] if isinstance(labels, str | Path) else [*labels]
@@ -81,12 +81,12 @@ def train(
 
 
 def run_folder(out: Path) -> Path:
-    """Where a run leaves everything but its checkpoint: `model.safetensors` -> `model.run`."""
+    """The folder of a run's state and artifacts: `model.safetensors` -> `model.run`."""
     return out.with_suffix(".run")
 
 
 class _Loop:
-    """Learn an epoch, validate, keep the best, save; from wherever the run stands."""
+    """Train an epoch, validate, keep the best epoch, save the state; starts from any saved state."""
 
     def __init__(self, setup: Setup, state: StateStore, progress: Callable[[TrainProgress], None] | None) -> None:
         self.setup, self.state, self.progress = setup, state, progress
@@ -96,16 +96,16 @@ class _Loop:
         self.clock = time.perf_counter()
 
     def resume(self) -> None:
-        """Stand where the run was left, if it was."""
+        """Load the saved state, if there is one."""
         found = self.state.read()
         if found is not None:
             self.standing, tensors = found
             self.setup.trainer.load_state_dict(tensors)
             at = self.standing
-            log.info("%s: goes on in epoch %d after batch %d", self.setup.out, at.epoch, at.batch)
+            log.info("%s: continues in epoch %d after batch %d", self.setup.out, at.epoch, at.batch)
 
     def run(self) -> Stop:
-        """Learn and validate epoch by epoch until there is a reason to stop."""
+        """Train and validate epoch by epoch until there is a reason to stop."""
         with self.open_events() as events:
             while (stop := self.reason_to_stop()) is None:
                 if not self.train_epoch():
@@ -119,7 +119,7 @@ class _Loop:
         return stop
 
     def reason_to_stop(self) -> Stop | None:
-        """Between two epochs; depends on nothing but where the run stands, so a run that goes on agrees."""
+        """Checked between two epochs; depends on the training state alone, so a continued run decides the same."""
         at, best, minutes = self.standing, self.standing.best, self.learning.max_minutes
         if at.epoch > self.learning.epochs:
             return "finished"
@@ -130,7 +130,7 @@ class _Loop:
         return None
 
     def train_epoch(self) -> bool:
-        """Learn from the epoch's batches that are still to come; False when loss or weights are no longer finite."""
+        """Train on the remaining batches of the epoch; False when loss or weights are no longer finite."""
         loader, trainer, begin = self.setup.loader, self.setup.trainer, self.standing
         batches = loader.training(self.setup.split.training, begin.epoch, start=begin.batch)
         for index, batch in enumerate(batches, start=begin.batch):
@@ -144,7 +144,7 @@ class _Loop:
         return trainer.is_finite()
 
     def validate(self) -> EpochRecord:
-        """End the epoch with a record of it, and publish its weights when they are to be kept so far."""
+        """End the epoch: record its metrics, and write the checkpoint when it is the epoch to keep so far."""
         at, tally = self.standing, self.setup.count(self.validation)
         confusion = tally.confusion()
         record = EpochRecord(
@@ -167,33 +167,29 @@ class _Loop:
         return record
 
     def save(self) -> None:
-        """Let a run that is stopped from now on go on from here."""
+        """Save the state from which an interrupted run continues."""
         self.state.write(self.standing, self.setup.trainer.state_dict())
         self.lap()
 
     def diverge(self) -> Stop:
-        """Say where and why nothing more can be learned; the epoch kept so far is left.
-
-        Raises:
-            DivergedError: there is none.
-        """
+        """Log where the training diverged and end it with the epoch kept so far; DivergedError when there is none."""
         at, kept = self.standing, self.standing.kept_epoch(self.learning.keep)
         what = "weights" if math.isfinite(at.loss_sum) else "loss"
         reason = f"the {what} became NaN or infinite in epoch {at.epoch}, step {at.batch}"
         advice = f"lower learning.learning_rate (now {self.learning.learning_rate:g}) and check the pixels"
         if kept is None:
-            raise DivergedError(f"{reason}, before any checkpoint was worth keeping; {advice}")
+            raise DivergedError(f"{reason}, before the first checkpoint was written; {advice}")
         log.warning("%s; epoch %d is kept; %s", reason, kept.epoch, advice)
         return "diverged"
 
     def open_events(self) -> AbstractContextManager[EventLog | None]:
-        """What tells TensorBoard of each epoch, if it is wanted."""
+        """The TensorBoard log of the run; None unless `leaves.tensorboard` is on."""
         if not self.setup.spec.leaves.tensorboard:
             return nullcontext()
         return EventLog(self.state.folder, first_epoch=self.standing.epoch)
 
     def report(self, batch: Batch) -> None:
-        """Report the batch just learned from."""
+        """Call the progress callback after a batch."""
         if self.progress is None:
             return
         at, best = self.standing, self.standing.best
@@ -210,13 +206,13 @@ class _Loop:
         )
 
     def lap(self) -> float:
-        """Seconds since the last call; saving is in no lap."""
-        former, self.clock = self.clock, time.perf_counter()
-        return self.clock - former
+        """Seconds since the last call; the time of saving is not counted."""
+        previous, self.clock = self.clock, time.perf_counter()
+        return self.clock - previous
 
 
 def _check(out: Path, spec: TrainSpec) -> None:
-    """Find out what is wrong before anything is read."""
+    """Check output and settings before any data is read."""
     if out.suffix != ".safetensors":
         raise SettingsError(f"out must end in .safetensors, not {out.name!r}")
     if out.is_dir():
@@ -226,4 +222,4 @@ def _check(out: Path, spec: TrainSpec) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(f"out: the folder {out.parent} cannot be made: {error}") from error
+        raise SettingsError(f"out: the folder {out.parent} cannot be created: {error}") from error

@@ -1,4 +1,4 @@
-"""How weights are learned: optimiser, learning rate and number format, each a small pure choice."""
+"""Optimizer, learning rate schedule and training precision: one small pure function each."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pipeline.training.settings.learning import OptimizationSpec, TrainPrecision
 
 
 def rate_factor(step: int, steps_per_epoch: int, spec: OptimizationSpec, scores: Sequence[float] = ()) -> float:
-    """The learning rate of an optimiser step (from 0) as a share of its peak; a pure function, so nothing to save.
+    """The learning rate of an optimizer step (from 0) as a share of its peak; a pure function without state.
 
     Linear warm-up `(step + 1) / warmup` (Goyal et al. 2017, arXiv:1706.02677, section 2.2), then constant; or
     `drop_factor ** drops`; or half a cosine to 0 (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5).
 
     Args:
-        step: optimiser steps before this one, over all epochs.
-        steps_per_epoch: optimiser steps of an epoch.
+        step: optimizer steps before this one, over all epochs.
+        steps_per_epoch: optimizer steps per epoch.
         spec: schedule, warm-up, drops and epochs.
-        scores: validation IoU of each finished epoch; only `plateau` looks at them.
+        scores: validation IoU of each finished epoch; used only by `plateau`.
     """
     warmup = round(min(spec.warmup_epochs, spec.epochs / 2) * steps_per_epoch)
     if step < warmup:
@@ -36,7 +36,7 @@ def rate_factor(step: int, steps_per_epoch: int, spec: OptimizationSpec, scores:
 
 
 def count_drops(scores: Sequence[float], patience: int) -> int:
-    """How often `patience` epochs have passed without a better score than all before; counted anew after each drop.
+    """How often the score stayed at or below its maximum for `patience` epochs; the count restarts after each drop.
 
     >>> count_drops([0.5, 0.6, 0.6, 0.6, 0.6, 0.7, 0.6], 2)
     1
@@ -51,7 +51,7 @@ def count_drops(scores: Sequence[float], patience: int) -> int:
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], spec: OptimizationSpec) -> Optimizer:
-    """The optimiser named, at its peak rate."""
+    """The optimizer that `spec` names, at the peak learning rate."""
     if spec.optimizer == "sgd":
         return SGD(parameters, spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay)
     kind = AdamW if spec.optimizer == "adamw" else Adam
@@ -62,7 +62,7 @@ def choose_precision(wanted: TrainPrecision, device: torch.device) -> torch.dtyp
     """The number format of convolutions; weights, loss and batch statistics stay float32.
 
     Raises:
-        SettingsError: float16 anywhere but on CUDA, whose scaling of gradients it needs.
+        SettingsError: float16 on another device than CUDA, because it needs CUDA's gradient scaling.
     """
     if wanted == "float16" and device.type != "cuda":
         raise SettingsError(f"learning.precision float16 needs a CUDA device, not {device}; use bfloat16 or auto")

@@ -1,4 +1,4 @@
-"""What training tells: its progress step by step, a record per epoch, and a report at the end."""
+"""Records of a training run: progress of each step, metrics of each epoch, and the final report."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Literal
 from pipeline.model import ModelCard
 
 Stop = Literal["finished", "patience", "time", "diverged"]
-"""Why training ended; all but `finished` end it before the last epoch."""
+"""Why training ended; every reason but `finished` ends it before the last epoch."""
 ClassScores = Mapping[str, Mapping[str, float | None]]
 """Class name -> name of a pixel metric -> its value, 0 to 1; None where it is undefined."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainProgress:
-    """Where a running training stands; told after every step."""
+    """Progress of a training run, passed to the callback after every step."""
 
     epoch: int
     """From 1."""
     epochs: int
-    """Most epochs there can be."""
+    """Largest number of epochs."""
     step: int
-    """Batches of the epoch learned from, from 1; the first that is told is a later one when a run continues."""
+    """Batches of the epoch trained on, from 1; a continued run starts at a later one."""
     steps: int
-    """Batches of an epoch."""
+    """Batches per epoch."""
     pixels: int
-    """Pixels learned from in this step."""
+    """Pixels trained on in this step."""
     loss: float
     """Mean loss of the epoch so far."""
     best_iou: float | None
@@ -37,31 +37,31 @@ class TrainProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One epoch in numbers."""
+    """Metrics of one epoch."""
 
     epoch: int
     """From 1."""
     loss: float
     """Mean training loss."""
     learning_rate: float
-    """Of the epoch's last optimiser step."""
+    """Of the epoch's last optimizer step."""
     iou: float
     """Mean validation IoU over classes, 0 to 1."""
     seconds: float
-    """Learning and validating together; the one number here that two equal runs do not share."""
+    """Duration of training and validation together; the only value that differs between two equal runs."""
     bce: float = 0.0
     """Validation cross-entropy in nats per pixel, before calibration."""
     f1: float = 0.0
     """Mean validation F1 (Dice) over classes, 0 to 1."""
     threshold: float = 0.5
-    """Probability from which a pixel is of a class, chosen on validation for the best mean IoU."""
+    """Least probability of a pixel that counts as the class, chosen on validation for the best mean IoU."""
     classes: ClassScores = field(default_factory=dict)
     """Validation metrics of each class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartScores:
-    """How good the kept weights are on one held-out part, at the card's threshold and temperature."""
+    """Metrics of the kept weights on one held-out part, at the card's threshold and temperature."""
 
     iou: float
     """Mean IoU over classes, 0 to 1."""
@@ -70,7 +70,7 @@ class PartScores:
     bce: float
     """Cross-entropy in nats per pixel, before calibration."""
     ece_before: float
-    """Expected calibration error of the bare probabilities, 0 to 1."""
+    """Expected calibration error of the uncalibrated probabilities, 0 to 1."""
     ece: float
     """The same after calibration."""
     classes: ClassScores
@@ -79,14 +79,14 @@ class PartScores:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """What a training did."""
+    """Result of a training run."""
 
     checkpoint: Path
-    """The best epoch's weights and card."""
+    """The file with the kept epoch's weights and card."""
     sha256: str
     """Content hash of the checkpoint."""
     card: ModelCard
-    """As it is in the checkpoint; its temperature and threshold were chosen on the validation part."""
+    """The card in the checkpoint; its temperature and threshold were chosen on the validation part."""
     best_epoch: int
     """The epoch whose weights are kept: the best on validation or the last, as `learning.keep` says; from 1."""
     best_iou: float
@@ -96,14 +96,14 @@ class TrainReport:
     history: tuple[EpochRecord, ...]
     """One record per finished epoch."""
     seconds: float
-    """Of learning and validating, over all sessions of the run."""
+    """Duration of training and validation over all sessions of the run."""
     pixels_per_second: float
-    """Pixels learned from per second of learning, validation left out."""
+    """Pixels trained on per second, without the time of validation."""
     folder: Path = Path()
-    """What the run leaves beside its checkpoint: history, pictures, the card's page, and its state while it runs."""
+    """The run folder: history, pictures, the card's page, and the state while the run is in progress."""
     validation: PartScores | None = None
-    """The kept weights on the validation part, which chose them: a flattering figure."""
+    """Metrics on the validation part, which chose the kept epoch: biased upwards."""
     test: PartScores | None = None
-    """The kept weights on the test part, which nothing was chosen on; None without one."""
+    """Metrics on the test part, which chose nothing; None without a test part."""
     reused: bool = False
-    """Whether the run had been finished before, and nothing was done."""
+    """Whether the run was already finished, so that nothing was done."""

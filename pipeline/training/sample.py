@@ -1,4 +1,4 @@
-"""One sample of a training."""
+"""Training sample: pixels, target and validity of one window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything a run needs before its first step: what is held out, the network, its card, and the feed."""
+"""Setup of a training run before its first step: split, statistics, network, model card and batch loader."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What stays the same from the first step to the last, but for the learner's weights."""
+    """The objects of a run; only the trainer's weights change from the first step to the last."""
 
     spec: TrainSpec
     """All settings."""
     out: Path
     """The checkpoint to write."""
     split: Split
-    """What is learned from, and what is held out."""
+    """Training, validation and test part."""
     card: ModelCard
-    """Of the network before it has learned: no metrics yet, threshold and temperature at their defaults."""
+    """Of the untrained network: no metrics, threshold and temperature at their defaults."""
     loader: BatchLoader
-    """Makes the batches."""
+    """Loads the batches."""
     trainer: Trainer
-    """Learns from them."""
+    """Trains on them."""
 
     def cores(self, part: str) -> list[TrainingWindow]:
-        """Windows that cover the `validation` or `test` part, each pixel once; none when there is no such part."""
+        """Windows that cover the `validation` or `test` part, each pixel once; empty when there is no such part."""
         return tile_windows(getattr(self.split, part), self.loader.core_size)
 
     def count(self, cores: Sequence[TrainingWindow]) -> ValidationCounts:
-        """What the kept weights make of held-out windows, over all thresholds at once."""
+        """Count the predictions of `checkpoint_network` on held-out windows, for all thresholds at once."""
         tally = ValidationCounts(self.spec.outputs, self.spec.activation)
         for batch in self.loader.validation(cores):
             tally.add(*self.trainer.predict(batch))
@@ -58,9 +58,9 @@ class Setup:
 
 @contextmanager
 def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
-    """Split and survey the data, build the network, and start the threads that feed it.
+    """Split and measure the data, build the network, and start the loader's threads.
 
-    torch's global generators are as they were when this ends.
+    torch's global random state is restored at the end.
 
     Raises:
         SettingsError: the data do not fit the settings.
@@ -70,10 +70,10 @@ def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
     core_size = spec.samples.tile_size - 2 * spec.network.shape(bands=1, classes=1).margin
     split = split_data(data, spec.split, seed=spec.seed, core_size=core_size)
     check_validation(split)
-    facts = compute_statistics(split.training, spec.classes, seed=spec.seed, spec=spec.normalization)
-    shape = spec.network.shape(bands=len(facts.bands), classes=len(spec.outputs))
-    card = make_card(spec, shape, data, split, facts)
-    loss = make_loss(spec.loss, activation=spec.activation, class_share=facts.class_share.tolist())
+    statistics = compute_statistics(split.training, spec.classes, seed=spec.seed, spec=spec.normalization)
+    shape = spec.network.shape(bands=len(statistics.bands), classes=len(spec.outputs))
+    card = make_card(spec, shape, data, split, statistics)
+    loss = make_loss(spec.loss, activation=spec.activation, class_share=statistics.class_share.tolist())
     loader = BatchLoader(
         spec,
         card.normalization,
@@ -86,17 +86,19 @@ def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
         yield Setup(spec=spec, out=out, split=split, card=card, loader=loader, trainer=trainer)
 
 
-def make_card(spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, facts: DatasetStatistics) -> ModelCard:
-    """The card of a network that is about to be trained."""
+def make_card(
+    spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, statistics: DatasetStatistics
+) -> ModelCard:
+    """The model card of the untrained network."""
     sources = [area.source for area in split.training]
     resolution_m = spec.resolution_m or data.resolution_m
     return ModelCard(
-        bands=facts.bands,
+        bands=statistics.bands,
         classes=spec.outputs,
         activation=spec.activation,
         background=spec.outputs[0] if spec.activation == "softmax" else None,
         outputs="logits",
-        normalization=facts.normalization(),
+        normalization=statistics.normalization(),
         dtype=sources[0].scene.dtype,
         resolution_m=round(resolution_m, 6) if resolution_m else None,
         stride=shape.stride,
@@ -107,7 +109,7 @@ def make_card(spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, f
         training={
             **_parts(split),
             "labels": {"repaired": data.repaired, "dropped": data.dropped},
-            "class_share": dict(zip(spec.classes, facts.class_share.round(6).tolist(), strict=True)),
+            "class_share": dict(zip(spec.classes, statistics.class_share.round(6).tolist(), strict=True)),
             "seed": spec.seed,
             "settings": _settings(spec),
             "versions": versions(),
@@ -116,15 +118,15 @@ def make_card(spec: TrainSpec, shape: Shape, data: LabelledData, split: Split, f
 
 
 def _parts(split: Split) -> dict[str, object]:
-    """What was learned from, and what was held out: scenes, how many parts (blocks or scenes), share of all pixels."""
-    told: dict[str, Any] = split.as_record()
+    """Training scenes, and of each held-out part its scenes, number of blocks or scenes, and share of all pixels."""
+    record: dict[str, Any] = split.as_record()
     counts = {"validation": len(split.validation), "test": len(split.test)}
-    held = {part: {"kind": told["kind"], **told[part], "parts": count} for part, count in counts.items() if count}
-    return {"scenes": told["training"]["scenes"], **held}
+    held = {part: {"kind": record["kind"], **record[part], "parts": count} for part, count in counts.items() if count}
+    return {"scenes": record["training"]["scenes"], **held}
 
 
 def _settings(spec: TrainSpec) -> dict[str, object]:
-    """All settings, without the folders of this machine."""
+    """All settings; of paths only the file names."""
     validation, test = ([Path(name).stem for name in names] for names in (spec.split.validation, spec.split.test))
     plain = asdict(spec)
     plain["split"] |= {"validation": validation, "test": test}

@@ -1,13 +1,14 @@
-"""Where a run stands, on disk: written whole or not at all, so that a kill costs only the work since.
+"""Training state on disk, written atomically, so that a killed run loses only the work since the last save.
 
 model.run/
-  report.json             what a finished run did, and what decided its result
-  state/                  while it runs
-    state.json            where it stands, what decides its result, and the names of the two files below
-    <sha256>.safetensors  weights, their average, and the optimiser's state
-    <sha256>.best...      the checkpoint of the best epoch so far: another name of the file that was published
+  report.json             report and identity of a finished run
+  state/                  while the run is in progress
+    state.json            progress, identity, and the names of the two files below
+    <sha256>.safetensors  weights, their moving average, and the optimizer's state
+    <sha256>.best...      the checkpoint of the best epoch so far: a hard link to the published file
 
-The two files are written before the JSON that names them, and those it no longer names go after it. No pickle.
+The two files are written before the JSON that names them; files that it no longer names are deleted afterwards.
+No pickle.
 """
 
 from __future__ import annotations
@@ -35,29 +36,29 @@ from pipeline.training.settings.learning import Keep
 log = logging.getLogger(__name__)
 
 MAX_SAVING_SHARE = 0.05
-"""Most of a run's time that goes into saving its state between epochs; where epochs are short, not after each."""
+"""Largest share of a run's time spent on saving its state between epochs; short epochs are not all saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """How far a run has come."""
+    """Progress of a run."""
 
     epoch: int = 1
-    """The epoch at hand, from 1."""
+    """The current epoch, from 1."""
     batch: int = 0
-    """Batches of it learned from."""
+    """Batches of it trained on."""
     loss_sum: float = 0.0
     """Sum of their losses."""
     epoch_s: float = 0.0
-    """Seconds spent on the epoch at hand."""
+    """Seconds spent on the current epoch."""
     learning_s: float = 0.0
-    """Seconds spent learning in all epochs, validation left out."""
+    """Seconds spent training in all epochs, without validation."""
     history: tuple[EpochRecord, ...] = ()
     """One record per finished epoch."""
 
     @property
     def seconds(self) -> float:
-        """Spent on learning and validating in all epochs."""
+        """Seconds spent on training and validation in all epochs."""
         return sum(record.seconds for record in self.history) + self.epoch_s
 
     @property
@@ -71,11 +72,11 @@ class TrainingState:
         return max(self.history, key=lambda record: record.iou, default=None)
 
     def kept_epoch(self, keep: Keep) -> EpochRecord | None:
-        """The epoch whose weights are kept, or None before the first has ended."""
+        """The epoch whose weights are kept; None before the first has ended."""
         return self.best if keep == "best" or not self.history else self.history[-1]
 
     def after_batch(self, loss: float, seconds: float) -> TrainingState:
-        """One batch further."""
+        """The state after one more batch."""
         return replace(
             self,
             batch=self.batch + 1,
@@ -85,7 +86,7 @@ class TrainingState:
         )
 
     def after_epoch(self, record: EpochRecord) -> TrainingState:
-        """At the start of the next epoch."""
+        """The state at the start of the next epoch."""
         return TrainingState(epoch=self.epoch + 1, learning_s=self.learning_s, history=(*self.history, record))
 
     @classmethod
@@ -96,10 +97,10 @@ class TrainingState:
 
 @contextmanager
 def locked_run_folder(folder: Path) -> Iterator[None]:
-    """Hold a run folder, made when missing, against other trainings; the system lets go when the process dies.
+    """Create and lock a run folder against other trainings; the system releases the lock when the process dies.
 
     Raises:
-        TransientError: another process holds it, or the disk refuses.
+        TransientError: another process holds the lock, or the disk fails.
     """
     ensure_dir(folder)
     try:
@@ -113,14 +114,13 @@ def locked_run_folder(folder: Path) -> Iterator[None]:
     finally:
         os.close(handle)
         with suppress(OSError):
-            folder.rmdir()  # only when nothing was left in it
+            folder.rmdir()  # succeeds only when it is empty
 
 
 class StateStore:
-    """The state of one run in its folder."""
+    """Reads and writes the state of one run in its folder."""
 
     def __init__(self, folder: Path, identity: Identity) -> None:
-        """Of the run of this identity in a run folder."""
         self.folder, self.identity = folder, identity
         self._inner = folder / "state"
         self.best: Path | None = None
@@ -128,39 +128,35 @@ class StateStore:
 
     @property
     def unsaved_s(self) -> float:
-        """Seconds of work that a kill would cost."""
+        """Seconds of work that a kill would lose."""
         return time.perf_counter() - self._written_at
 
     @property
     def is_worth_writing(self) -> bool:
-        """Whether there is enough new work for writing to take no more than `MAX_SAVING_SHARE` of the time."""
+        """Whether saving now takes at most `MAX_SAVING_SHARE` of the time since the last save."""
         return self._writing_s <= MAX_SAVING_SHARE * self.unsaved_s
 
     def read(self) -> tuple[TrainingState, dict[str, Tensor]] | None:
-        """Where this run was left; None when it never began, differs in identity, or is damaged."""
+        """The saved state; None when there is none, it is damaged, or its identity differs."""
         try:
             record = json.loads((self._inner / "state.json").read_text(encoding="utf-8"))
             if record["identity"] != self.identity:
-                log.warning("%s starts anew: %s", self.folder, describe_difference(record["identity"], self.identity))
+                log.warning("%s starts again: %s", self.folder, describe_difference(record["identity"], self.identity))
                 return None
             found = TrainingState.from_record(record["standing"]), self._tensors(record["tensors"])
             self.best = self._best(record["best"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s starts anew, because its saved state cannot be used: %s", self.folder, error)
+            log.warning("%s starts again, because its saved state cannot be used: %s", self.folder, error)
             return None
         return found
 
     def write(self, standing: TrainingState, tensors: Mapping[str, Tensor]) -> None:
-        """Make this the state that a run continues from.
-
-        Raises:
-            TransientError: the disk refuses.
-        """
+        """Save this state; TransientError when the disk fails."""
         from safetensors.torch import save
 
-        began = time.perf_counter()
+        started = time.perf_counter()
         content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
         best = self.best.name if self.best else ""
@@ -168,17 +164,13 @@ class StateStore:
         ensure_dir(self._inner)
         atomic_write(self._inner / name, content)
         atomic_write(self._inner / "state.json", json.dumps(record, indent=1))
-        with suppress(OSError):  # the next state tries again
+        with suppress(OSError):  # the next save tries again
             self._keep_only("state.json", name, best)
         self._written_at = time.perf_counter()
-        self._writing_s = self._written_at - began
+        self._writing_s = self._written_at - started
 
     def keep_best(self, checkpoint: Path, sha256: str) -> None:
-        """Hold on to a published checkpoint, whatever becomes of its name.
-
-        Raises:
-            TransientError: the disk refuses.
-        """
+        """Link a published checkpoint into the state, so that it survives when its name is overwritten."""
         best = self._inner / f"{sha256}.best.safetensors"
         ensure_dir(self._inner)
         if not best.exists():
@@ -186,7 +178,7 @@ class StateStore:
         self.best = best
 
     def clear(self) -> None:
-        """Forget the state: the run is finished, or is to start anew."""
+        """Delete the saved state: the run is finished, or starts again."""
         self.best = None
         shutil.rmtree(self._inner, ignore_errors=True)
 
@@ -212,5 +204,5 @@ class StateStore:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a disk without hard links
+    except OSError:  # a file system without hard links
         atomic_write(target, source.read_bytes())

@@ -1,4 +1,4 @@
-"""A network that learns batch by batch; all that it carries from one step to the next can be saved and loaded."""
+"""Forward pass, backward pass and optimizer step, with a state that can be saved and loaded between any two steps."""
 
 from __future__ import annotations
 
@@ -18,26 +18,18 @@ from pipeline.training.optimizer import choose_precision, make_optimizer, rate_f
 from pipeline.training.settings.learning import OptimizationSpec
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`(logits, target, weight_mask)`, each `(N, outputs, H, W)`, -> a number to minimise."""
+"""`(logits, target, weight_mask) -> scalar to minimise`, each `(N, outputs, H, W)`."""
 
 
 class Trainer:
-    """Forward, backward and optimiser step on one device.
+    """Forward, backward and optimizer step on one device.
 
-    What a step does depends only on the saved state, the batch, the seed and the step's number: the learning
-    rate is a function of the number, and dropout is seeded by it. So a run that continues does the same.
+    A step depends only on the saved state, the batch, the seed and the step's number: the learning rate is a
+    function of the number, and dropout is seeded by it. So a continued run takes the same steps.
     """
 
     def __init__(self, network: nn.Module, loss: Loss, spec: OptimizationSpec, *, batches: int, seed: int) -> None:
-        """Take a network over, in place.
-
-        Args:
-            network: on the CPU, float32.
-            loss: what is minimised.
-            spec: how.
-            batches: batches of an epoch.
-            seed: of dropout.
-        """
+        """Train `network` (on the CPU, float32) in place; `batches` per epoch, `seed` of dropout."""
         self.spec, self.batches, self.seed = spec, batches, seed
         self.device = resolve_device(spec.device, key="learning.device")
         if self.device.type == "cpu":
@@ -52,52 +44,52 @@ class Trainer:
 
     @property
     def checkpoint_network(self) -> nn.Module:
-        """The network that is validated and saved: the average when there is one."""
+        """The network that is validated and saved: the moving average when `ema_decay` is set."""
         return self.network if self.average is None else self.average.network
 
     def is_between_steps(self, batch: int) -> bool:
-        """Whether an optimiser step was due after so many batches of an epoch; only then is the state complete."""
+        """Whether an optimizer step follows the first `batch` batches of an epoch; only then is the state complete."""
         return batch == self.batches or batch % self.spec.accumulate == 0
 
     def step(self, batch: Batch, *, epoch: int, index: int, scores: Sequence[float] = ()) -> float:
-        """Learn from one batch; the optimiser steps after every `accumulate`, and after the epoch's last.
+        """Train on one batch; the optimizer steps after every `accumulate` batches, and after the epoch's last.
 
         Args:
-            batch: what to learn from.
+            batch: inputs, targets and weight mask.
             epoch: from 1.
-            index: which batch of the epoch, from 0.
-            scores: validation IoU of the epochs before, for the `plateau` schedule.
+            index: number of the batch in the epoch, from 0.
+            scores: validation IoU of the previous epochs, for the `plateau` schedule.
 
         Returns:
-            The batch's loss. When it is not finite, nothing was learned and the weights are as before.
+            The batch's loss. When it is not finite, the weights stay unchanged.
         """
         torch.manual_seed(_dropout_seed(self.seed, epoch, index))
         self.network.train()
         loss = self._loss(
             self._forward(self.network, batch), self._to_device(batch.target), self._to_device(batch.weight_mask)
         )
-        value = float(loss.detach())  # the only place where the device is waited for
+        value = float(loss.detach())  # the only wait for the device
         if not math.isfinite(value):
             return value
         first = index - index % self.spec.accumulate
-        together = min(self.spec.accumulate, self.batches - first)
-        self._scaler.scale(loss / together).backward()  # type: ignore[no-untyped-call]
-        if index + 1 == first + together:
+        accumulated = min(self.spec.accumulate, self.batches - first)
+        self._scaler.scale(loss / accumulated).backward()  # type: ignore[no-untyped-call]
+        if index + 1 == first + accumulated:
             self._optimizer_step(self._step_index(epoch, index), self.learning_rate(epoch, index, scores))
         return value
 
     def learning_rate(self, epoch: int, index: int, scores: Sequence[float] = ()) -> float:
-        """The learning rate of the optimiser step that batch `index` is part of."""
+        """The learning rate of the optimizer step that batch `index` belongs to."""
         return self.spec.learning_rate * rate_factor(self._step_index(epoch, index), self._steps, self.spec, scores)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """`(logits, target, weight_mask)` of the kept weights, each `(N, outputs, H, W)` on the device."""
+        """`(logits, target, weight_mask)` of `checkpoint_network`, each `(N, outputs, H, W)` on the device."""
         logits = self._forward(self.checkpoint_network.eval(), batch)
         return logits, self._to_device(batch.target), self._to_device(batch.weight_mask)
 
     def is_finite(self) -> bool:
-        """Whether all weights and statistics are numbers; a loss can be finite and its gradient infinite."""
+        """Whether all weights and statistics are finite; a loss can be finite and its gradient infinite."""
         return bool(torch.stack([tensor.isfinite().all() for tensor in self.network.state_dict().values()]).all())
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -111,7 +103,7 @@ class Trainer:
         return tensors | {f"scaler.{key}": torch.tensor(value, dtype=torch.float64) for key, value in scaling.items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Become the learner whose `state` this is; every tensor keeps its place and order in memory."""
+        """Load a `state_dict`; every tensor keeps its device and memory layout."""
         self.network.load_state_dict(_with_prefix(tensors, "network."))
         if self.average is not None:
             self.average.network.load_state_dict(_with_prefix(tensors, "average."))
@@ -137,7 +129,7 @@ class Trainer:
         return tensor.to(self.device, non_blocking=True)
 
     def _step_index(self, epoch: int, index: int) -> int:
-        """Optimiser steps before the one that batch `index` is part of, over all epochs."""
+        """Optimizer steps before the one that batch `index` belongs to, over all epochs."""
         return (epoch - 1) * self._steps + index // self.spec.accumulate
 
     def _optimizer_step(self, number: int, rate: float) -> None:
@@ -162,11 +154,12 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 
 class EMA:
-    """`average = d * average + (1 - d) * weights` after each optimiser step (Polyak & Juditsky 1992; EMA form).
+    """Exponential moving average of the weights (Polyak & Juditsky 1992): `average = d * average + (1 - d) * weights`.
 
-    Early on the weights change fast, so the decay grows: `d = min(decay, (1 + t) / (10 + t))` at step `t` from 1,
-    as `num_updates` of TensorFlow's ExponentialMovingAverage does. Means and variances of batch norm are averaged
-    like weights, so they belong to about the same steps; what is no float (batches seen) is copied.
+    Updated after each optimizer step. Early on the weights change fast, so the decay grows:
+    `d = min(decay, (1 + t) / (10 + t))` at step `t` from 1, as `num_updates` of TensorFlow's
+    ExponentialMovingAverage does. Means and variances of batch norm are averaged like weights, so they belong to
+    about the same steps; integer buffers (the number of batches) are copied.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -180,9 +173,9 @@ class EMA:
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step `step`, weight_mask from 1 over the whole run."""
         share = 1 - min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([mine for mine, _ in self._averaged], [theirs for _, theirs in self._averaged], share)
-        for mine, theirs in self._copied:
-            mine.copy_(theirs)
+        torch._foreach_lerp_([ours for ours, _ in self._averaged], [theirs for _, theirs in self._averaged], share)
+        for ours, theirs in self._copied:
+            ours.copy_(theirs)
 
 
 def _state(network: nn.Module) -> list[Tensor]:

@@ -101,7 +101,7 @@ def test_names_that_match_no_scene_or_two_are_refused(town: Town, make_scene: Ma
     cases: list[tuple[dict[str, tuple[str, ...]], str]] = [
         ({"validation": ("third",)}, "split.validation: 'third' is neither a file nor the stem of an image"),
         ({"test": ("town",)}, "split.test: 'town' is the stem of .*; give the path"),
-        ({"validation": (str(twin),), "test": ("twin_town",)}, "split.test: twin_town is kept for validation as well"),
+        ({"validation": (str(twin),), "test": ("twin_town",)}, "split.test: twin_town is also named for validation"),
         ({"validation": (str(tmp_path / "none.txt"),)}, r"the list .*none\.txt names no scene"),
         ({"validation": ("gone.txt",)}, r"the list gone\.txt cannot be read"),
     ]

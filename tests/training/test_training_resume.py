@@ -205,7 +205,7 @@ def test_a_run_of_other_settings_or_data_starts_anew_and_says_why(
     run_until(town, out, stop_after=7)
     other = replace(SPEC, seed=1, samples=replace(SPEC.samples, batch_size=2))
     assert run_until(town, out, spec=other, stop_after=3)[0] == (1, 1)
-    assert "starts anew: settings.seed was 0, is 1; settings.samples.batch_size was 4, is 2" in caplog.text
+    assert "starts again: settings.seed was 0, is 1; settings.samples.batch_size was 4, is 2" in caplog.text
     assert run_until(town, out, spec=other, stop_after=1) == [(1, 3)]
     labels = tmp_path / town.labels.name
     labels.write_bytes(town.labels.read_bytes())
@@ -215,7 +215,7 @@ def test_a_run_of_other_settings_or_data_starts_anew_and_says_why(
     assert f"labels.0 {town.labels.name} was" in caplog.text
     caplog.clear()
     assert not run(town, out).reused
-    assert f"{out} is trained anew: settings.seed was 1, is 0" in caplog.text
+    assert f"{out} is trained again: settings.seed was 1, is 0" in caplog.text
 
 
 def test_a_run_can_be_told_to_start_anew(unbroken: TrainReport, town: Town, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_damaged_state_is_noticed_and_the_run_starts_anew(
     else:
         weights.write_bytes(content if harm == "flip" else content[:-100])
     assert run(town, out).sha256 == unbroken.sha256
-    assert "starts anew" in caplog.text or harm == "lose"
+    assert "starts again" in caplog.text or harm == "lose"
 
 
 def test_a_run_out_of_time_goes_on_when_it_is_given_more(unbroken: TrainReport, town: Town, tmp_path: Path) -> None:
