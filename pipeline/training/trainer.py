@@ -171,7 +171,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimiser step `step`, weight_mask from 1 over the whole run."""
+        """Update the average after optimizer step `step`, counted from 1 over the whole run."""
         share = 1 - min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_([ours for ours, _ in self._averaged], [theirs for _, theirs in self._averaged], share)
         for ours, theirs in self._copied:

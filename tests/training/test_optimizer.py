@@ -154,7 +154,7 @@ def test_an_average_of_what_stands_still_is_the_thing_itself() -> None:
         torch.testing.assert_close(value, model.state_dict()[key])
 
 
-def test_only_an_optimiser_step_ends_a_state_that_is_whole() -> None:
+def test_only_an_optimizer_step_ends_a_state_that_is_whole() -> None:
     made = learner(replace(PLAIN, accumulate=3), batches=8)
     assert [made.is_between_steps(count) for count in range(9)] == [count in (0, 3, 6, 8) for count in range(9)]
 
@@ -208,7 +208,7 @@ def test_the_rate_in_use_is_the_one_that_is_told() -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_every_optimiser_is_torchs_with_our_settings(name: Any) -> None:
+def test_every_optimizer_is_torchs_with_our_settings(name: Any) -> None:
     spec = OptimizationSpec(optimizer=name, weight_decay=0.25, learning_rate=0.02)
     made = make_optimizer([nn.Parameter(torch.zeros(1))], spec)
     assert type(made).__name__.lower() == name

@@ -169,7 +169,7 @@ def test_images_with_and_without_a_place_do_not_mix_and_palettes_are_no_brightne
     with pytest.raises(SceneError, match=r"0\.png: is not georeferenced, but .*placed\.tif is; georeference all"):
         open_data([gray, *(folder / "images").glob("*.png")], folder / "masks", CHIPS)
     palette = make_scene(town.mask, name="palette.tif", transform=ORIGIN, colorinterp=["palette"])
-    with pytest.raises(SceneError, match="holds numbers of palette colours"):
+    with pytest.raises(SceneError, match="holds palette indices"):
         open_data([palette], town.mask_file, SMALL)
 
 

@@ -133,7 +133,7 @@ KILLER = """
 import os, random, signal, sys, time
 sys.path[:0] = sys.argv[1:4]
 import torch
-import torch._dynamo  # which an optimiser imports
+import torch._dynamo  # which an optimizer imports
 import pipeline.training.finish as finish
 from pipeline.training.loop import train
 from test_training_resume import SPEC

@@ -181,7 +181,7 @@ def test_named_scenes_are_held_out_and_nothing_else_is_drawn_beside_named_valida
     both = split_data(replace(fakes(12), test=("s3", "s4")), SplitSpec(), seed=0, core_size=8)
     assert [source.scene.id for source, _ in both.test] == ["s3", "s4"]
     assert len(both.validation) == 1
-    with pytest.raises(SettingsError, match="all 1 scenes are held out, none is left"):
+    with pytest.raises(SettingsError, match="all 1 scenes are held out, none remains"):
         split_data(replace(fakes(1), validation=("s0",)), SplitSpec(), seed=0, core_size=8)
 
 
@@ -204,7 +204,7 @@ def test_no_training_core_overlaps_a_held_out_block(side: int, size: int, seed: 
     try:
         drawer = WindowSampler([area], SamplesSpec(), size)
     except SettingsError as error:
-        assert "holds a labelled pixel beside the held-out blocks" in str(error)  # noqa: PT017
+        assert "holds a labelled pixel outside the held-out blocks" in str(error)  # noqa: PT017
         return
     for _ in range(20):
         core = drawer.draw(rng)

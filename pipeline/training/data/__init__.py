@@ -1,4 +1,4 @@
-"""Samples of labelled scenes: splits, windows and the loader."""
+"""Training data: labelled scenes, stratified splits, random windows and the batch loader."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Blocks of a grid, and where a square may lie between those that are held out: integer arithmetic only."""
+"""Blocks of a grid, and the positions of squares that overlap no held-out block; integer arithmetic only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rasterio.windows import Window
 
 
 def plan_blocks(shape: tuple[int, int], size: int) -> list[Window]:
-    """Squares of `size` that partition a grid, the last ones cut off."""
+    """Squares of `size` that partition a grid; those at the right and bottom border are cut off."""
     height, width = shape
     return [
         Window(col, row, min(size, width - col), min(size, height - row))
@@ -43,7 +43,7 @@ def clip(window: Window, bounds: Window) -> Window:
 class Starts:
     """First pixels of all squares of one size that lie in a grid and overlap no held-out block.
 
-    They are the union of rectangles of an uneven lattice, so that one is drawn without trying:
+    They are a union of rectangles of an uneven lattice, so that one is drawn without rejection sampling:
 
         rows[i] <= row < rows[i + 1] and cols[j] <= col < cols[j + 1] and free[i, j]
     """
@@ -59,14 +59,14 @@ class Starts:
 
     @property
     def count(self) -> int:
-        """How many squares there are."""
+        """Number of squares."""
         return int((np.diff(self.rows)[:, None] * np.diff(self.cols) * self.free).sum())
 
     def draw(self, rng: Generator, pixel: tuple[int, int] | None = None) -> tuple[int, int]:
-        """`(row, col)` of a square, each equally likely; of those that hold a pixel, when one is given.
+        """`(row, col)` of a square, uniformly drawn; of the squares that contain `pixel`, when one is given.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such square.
         """
         rows, above = _within(self.rows, None if pixel is None else pixel[0], self.size)
         cols, before = _within(self.cols, None if pixel is None else pixel[1], self.size)
@@ -80,7 +80,7 @@ class Starts:
         return int(rows[i]) + down, int(cols[j]) + along
 
     def reach(self, window: Window) -> NDArray[np.bool_]:
-        """Which pixels of a window, `(height, width)`, lie in some square."""
+        """Which pixels of a window, `(height, width)`, lie in at least one square."""
         tops, bottoms, near_rows = _spans(self.rows, self.size, window.row_off, window.height)
         lefts, rights, near_cols = _spans(self.cols, self.size, window.col_off, window.width)
         i, j = np.nonzero(self.free[near_rows, near_cols])
@@ -91,16 +91,13 @@ class Starts:
 
 
 def free_starts(shape: tuple[int, int], held_out: Sequence[Window], size: int) -> Starts:
-    """Where squares may start; along a side shorter than the square, the one place that centres it.
+    """The positions at which squares may start; along a side shorter than the square, the one that centres it.
 
         held-out block            ####        a square of 3 may start at
         starts on its row     .........       o, not at x: it would
                               ooxxxxxxo       overlap the block
 
-    Args:
-        shape: height and width of the grid.
-        held_out: blocks that no square may overlap.
-        size: side of the squares.
+    `size` is the side of the squares in pixels; they may overlap one another, but no held-out block.
     """
     (top, bottom), (left, right) = (_range(length, size) for length in shape)
     rows = [np.clip((b.row_off - size + 1, b.row_off + b.height), top, bottom) for b in held_out]
@@ -131,7 +128,7 @@ def _spans(
 
 
 def _within(lines: NDArray[np.int64], at: int | None, size: int) -> tuple[NDArray[np.int64], int]:
-    """Lattice lines cut to the starts of squares that hold pixel `at`, and the number of the first cell left."""
+    """Lattice lines clipped to the starts of squares that contain pixel `at`, and the first remaining cell's index."""
     if at is None:
         return lines, 0
     low, high = max(at - size + 1, int(lines[0])), min(at + 1, int(lines[-1]))

@@ -1,4 +1,4 @@
-"""Where each class is, cell by cell, so that a pixel of the rarest is drawn at once and each equally likely."""
+"""Spatial index of class pixels: pixel counts per cell, to draw a pixel of any class uniformly without searching."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pipeline.training.labels.polygon_labels import UNLABELLED
 CELL = 64
 """Side in pixels of the cells whose pixels are counted."""
 BLOCK = 16 * CELL
-"""Side in pixels of the blocks that are counted at once; bounds memory."""
+"""Side in pixels of the blocks that are counted at a time; bounds memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCells:
-    """The pixels of one class in one area, counted by cells."""
+    """Pixel counts of one class in one area, by cell."""
 
     cells: NDArray[np.intp]
-    """`(n,)` numbers of the cells, row by row, that hold some; ascending."""
+    """`(n,)` indices of the cells with at least one pixel, in row order; ascending."""
     cumulative: NDArray[np.int64]
-    """`(n,)` pixels in these cells up to and including each."""
+    """`(n,)` cumulative pixel counts of these cells."""
 
     @property
     def pixels(self) -> int:
@@ -34,16 +34,16 @@ class ClassCells:
         return int(self.cumulative[-1]) if len(self.cumulative) else 0
 
     def locate(self, number: int) -> tuple[int, int]:
-        """The cell of pixel `number`, counted from 0, and the pixel's number in it."""
+        """The cell of pixel `number` (from 0), and the pixel's number in that cell."""
         at = int(np.searchsorted(self.cumulative, number, side="right"))
         return int(self.cells[at]), number - (int(self.cumulative[at - 1]) if at else 0)
 
 
 class ClassIndex:
-    """The pixels of an area that some core covers: of each class, and of all that is labelled."""
+    """The pixels of an area that a core can cover: of each class, and all labelled ones."""
 
     def __init__(self, area: Area, core_size: int) -> None:
-        """Looks at every label of the area once."""
+        """Read every label of the area once."""
         self.area = area
         self.starts: Starts = area.starts(core_size)
         grid = area.source.scene.grid
@@ -54,7 +54,7 @@ class ClassIndex:
         self.wholly_labelled = self.labelled.pixels == counts[-1].sum(dtype=np.int64)
 
     def draw_start(self, rng: Generator, class_index: int | None = None) -> tuple[int, int]:
-        """`(row, col)` of a core that holds a pixel of a class, or any labelled pixel, each pixel equally likely."""
+        """`(row, col)` of a core that contains a uniformly drawn pixel of a class, or any labelled pixel."""
         if class_index is None and self.wholly_labelled:
             return self.starts.draw(rng)
         cells_of = self.labelled if class_index is None else self.classes[class_index]
@@ -76,7 +76,7 @@ class ClassIndex:
         return np.concatenate(strips, axis=1)
 
     def _planes(self, window: Window) -> NDArray[np.bool_]:
-        """`(classes + 2, height, width)`: of the pixels that some core covers, each class, all labelled, and all."""
+        """`(classes + 2, height, width)`: of the pixels that a core can cover, each class, all labelled, and all."""
         target = self.area.source.target(window)
         covered = self.starts.reach(window)[None] if self.area.held_out else np.ones((1, *target.shape[1:]), bool)
         labelled = (target != UNLABELLED).any(axis=0, keepdims=True)

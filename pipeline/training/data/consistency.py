@@ -1,4 +1,4 @@
-"""Scenes of one training run, described and held against one another: bands, type, place and resolution."""
+"""Consistency checks over the scenes of a training run: bands, pixel type, georeference and resolution."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ MAX_RESOLUTION_RATIO = 1.1
 
 
 def check_consistent(entries: Sequence[CatalogEntry], spec: TrainSpec) -> tuple[list[Scene], list[RasterGrid]]:
-    """Every scene as it is read, and its file's own grid; checked to agree with one another.
+    """Every scene as it is read, and its file's own grid; refuses scenes that are not consistent.
 
     Raises:
-        SceneError: a scene cannot be read, or differs from the first in bands, type or in having a place.
-        SettingsError: they differ in resolution, or have none to be changed.
+        SceneError: a scene cannot be read, or differs from the first in bands, type or in having a georeference.
+        SettingsError: scenes differ in resolution, or `resolution_m` is set for scenes without georeference.
     """
     reading = {suffix: reading_for(f"a{suffix}", spec.reading) for suffix in {_suffix(e.location) for e in entries}}
-    wanted = _band_card(spec.bands) if spec.bands else None
+    expected = _band_card(spec.bands) if spec.bands else None
     natives: list[Scene] = []
     for entry in entries:
         scene = describe_scene(
-            entry.location, reading[_suffix(entry.location)], card=wanted, scene_id=entry.id, placed=False
+            entry.location, reading[_suffix(entry.location)], card=expected, scene_id=entry.id, placed=False
         )
-        wanted = wanted or _band_card(scene.bands)
+        expected = expected or _band_card(scene.bands)
         _check_same_kind(scene, natives[0] if natives else scene)
         natives.append(scene)
     resolution_m = _resolution_m(natives, spec)
@@ -54,10 +54,10 @@ def _band_card(bands: Sequence[str]) -> ModelCard:
 
 
 def _check_same_kind(scene: Scene, first: Scene) -> None:
-    """Refuse a scene of another pixel type, or with a place on the ground where the first has none."""
+    """Refuse a scene of another pixel type than the first, or when only one of the two is georeferenced."""
     if "palette" in scene.bands:
         raise SceneError(
-            f"{scene.location}: holds numbers of palette colours, which have no order; "
+            f"{scene.location}: holds palette indices, which have no order; "
             "write the colours themselves, e.g. gdal_translate -expand rgb"
         )
     if scene.dtype != first.dtype:
@@ -65,9 +65,9 @@ def _check_same_kind(scene: Scene, first: Scene) -> None:
             f"{scene.location}: is {scene.dtype}, but {first.location} is {first.dtype}; "
             "train on scenes of one type, or convert them"
         )
-    placed = [is_on_earth(each.grid.crs) for each in (scene, first)]
-    if placed[0] != placed[1]:
-        with_it, without = (scene, first) if placed[0] else (first, scene)
+    located = [is_on_earth(each.grid.crs) for each in (scene, first)]
+    if located[0] != located[1]:
+        with_it, without = (scene, first) if located[0] else (first, scene)
         raise SceneError(
             f"{without.location}: is not georeferenced, but {with_it.location} is; georeference all images "
             "(reading.crs gives the CRS of those that lack it) or none"
@@ -75,7 +75,7 @@ def _check_same_kind(scene: Scene, first: Scene) -> None:
 
 
 def _resolution_m(natives: Sequence[Scene], spec: TrainSpec) -> float | None:
-    """The ground resolution that scenes are brought to, or None when they stay as they are."""
+    """The ground resolution that scenes are resampled to; None = no resampling."""
     if not is_on_earth(natives[0].grid.crs):
         if spec.resolution_m is None:
             return None

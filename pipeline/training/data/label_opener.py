@@ -1,4 +1,4 @@
-"""The labels of one scene after another: which kind they are, and the land in which they count."""
+"""Label opener: polygons or masks for each scene, restricted to the labelled area."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LabelOpener:
         self.area = None if spec.labelled_area is None else LabelledArea(spec.labelled_area)
 
     def open(self, files: Sequence[Path], scene: Scene, native: RasterGrid) -> Labels | None:
-        """The labels of a scene; None when it lies outside of the labelled area."""
+        """The labels of a scene; None when the scene lies outside the labelled area."""
         inside = None if self.area is None else self.area.on(scene)
         if inside is not None and not len(inside):
             return None
@@ -55,7 +55,7 @@ class LabelOpener:
         return labels if inside is None else ClippedLabels(labels, inside, scene.grid)
 
     def check_area_overlap(self, missed: Sequence[str], listed: ImageList) -> None:
-        """Refuse an area that misses all scenes, or one that is held out; tell of other scenes that it misses."""
+        """Refuse a labelled area that misses all scenes or a held-out one; log other scenes that it misses."""
         if not missed:
             return
         held_out = sorted({*listed.validation, *listed.test} & {*missed})
@@ -64,4 +64,4 @@ class LabelOpener:
                 f"labelled_area: {self.spec.labelled_area} does not touch {', '.join((held_out or missed)[:5])}, so "
                 "nothing there is labelled; check its CRS and place, or leave the setting out"
             )
-        log.warning("left out, because labelled_area does not touch them: %s", ", ".join(missed))
+        log.warning("scenes left out, because labelled_area does not touch them: %s", ", ".join(missed))

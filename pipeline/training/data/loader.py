@@ -1,7 +1,7 @@
-"""Cores in, batches of tensors out, prepared ahead of the network on a few threads.
+"""Batch loader: cores in, batches of tensors out, prefetched by worker threads.
 
-The threads read, mirror, turn and normalise. What costs much per pixel (warping, blur, noise) follows on
-the network's device where that is CUDA, and else in the same threads.
+The threads read, flip, rotate by quarter turns and normalise. The operations that cost much per pixel (warping,
+blur, noise) run on the network's device where that is CUDA, and otherwise in the same threads.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.training.settings.spec import TrainSpec
 
 PREFETCH_BATCHES = 4
-"""Batches prepared before they are asked for; bounds memory."""
+"""Batches prepared in advance; bounds memory."""
 MIN_VALID_SHARE = 0.1
 """Training windows with a smaller share of valid pixels are drawn again."""
 
@@ -43,18 +43,18 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one step sees; `outputs` planes as in `TrainSpec.outputs`."""
+    """Input, target and weight mask of one step; `outputs` planes as in `TrainSpec.outputs`."""
 
     pixels: Tensor
     """`(N, bands, H, W)` float32 model input, channels last in memory."""
     target: Tensor
-    """`(N, outputs, H - 2 margin, W - 2 margin)` float32, 0 or 1 where counted."""
+    """`(N, outputs, H - 2 margin, W - 2 margin)` float32, 0 or 1 where `weight_mask` is True."""
     weight_mask: Tensor
-    """Same shape, bool: valid and labelled."""
+    """Same shape, bool: True = valid and labelled; other pixels have no influence."""
 
 
 class BatchLoader:
-    """Makes batches for one network from samples of any scene; a context manager, for its threads."""
+    """Loads batches for one network from labelled scenes; a context manager that owns the worker threads."""
 
     def __init__(
         self, spec: TrainSpec, normalization: Normalization, *, margin: int, device: torch.device | None = None
@@ -71,7 +71,7 @@ class BatchLoader:
         self._pool = ThreadPoolExecutor(
             spec.samples.threads,
             thread_name_prefix="samples",
-            initializer=torch.set_num_threads,  # of the calling thread, and of threads that begin later
+            initializer=torch.set_num_threads,  # of the calling thread, and of threads that start later
             initargs=(1,),
         )
 
@@ -83,7 +83,7 @@ class BatchLoader:
         torch.set_num_threads(self._torch_threads)
 
     def training(self, areas: Sequence[Area], epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The random batches of an epoch from number `start` on; each depends on seed, epoch and number alone."""
+        """The random batches of an epoch from number `start` on; each depends only on seed, epoch and its number."""
 
         def make(index: int) -> _Raw:
             rngs = (np.random.default_rng([self.spec.seed, 2, epoch, index, k]) for k in range(size))
@@ -93,7 +93,7 @@ class BatchLoader:
         return self._batches(make, range(start, self.batches_per_epoch))
 
     def validation(self, cores: Sequence[TrainingWindow]) -> Iterator[Batch]:
-        """Batches over held-out cores in order, unchanged; every pixel of a block is counted exactly once."""
+        """Batches over held-out cores in order, without augmentation; covers every pixel of a block exactly once."""
 
         def make(index: int) -> _Raw:
             part = cores[index * size : (index + 1) * size]
@@ -109,7 +109,7 @@ class BatchLoader:
             yield from prefetch(lambda index: self._finish(make(index)), indices, self._pool)
 
     def _sampler_of(self, areas: Sequence[Area]) -> WindowSampler:
-        """Made once, because it looks at every label."""
+        """Cached, because building it reads every label."""
         if self._cached_sampler is None or self._cached_sampler[0] is not areas:
             self._cached_sampler = areas, WindowSampler(areas, self.spec.samples, self.core_size)
         return self._cached_sampler[1]
@@ -126,7 +126,7 @@ class BatchLoader:
         return self._item(core, flip_and_turn(sample, params), params)
 
     def _read(self, core: TrainingWindow, *, reach: int = 0) -> Sample:
-        """The input of a core with `reach` around; pixels that may not count are kept, but unlabelled."""
+        """The input of a core with `reach` pixels around it; pixels that may not count become unlabelled."""
         before = self.margin + reach
         row, col, size = core.row - before, core.col - before, self.core_size + 2 * before
         sample = read_padded(core.source, row, col, size)
@@ -138,7 +138,7 @@ class BatchLoader:
         return replace(sample, pixels=transform.apply(sample.pixels, sample.valid)), params
 
     def _finish(self, raw: _Raw) -> Batch:
-        """Apply the changes that are left, and cut the target to what the network returns."""
+        """Apply the remaining augmentation, and crop the target to the size of the network's output."""
         size, clip = self.spec.samples.tile_size, self.normalization.clip
         stack = apply_params(raw.stack.to(self.device), raw.params, size=size, clip=clip)
         inner = stack.crop(self.core_size)
@@ -148,20 +148,20 @@ class BatchLoader:
 
 
 _Item = tuple[Sample, AugmentParams]
-"""One window as model input, mirrored and turned, and what is still to be done to it."""
+"""One window as model input, flipped and turned, and its augmentation parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Raw:
-    """A batch before what is done on the device."""
+    """A batch before the augmentation that runs on the device."""
 
     stack: WindowStack
-    """Windows, the smaller ones in the middle of invalid pixels."""
+    """Windows; smaller ones are padded on all sides with invalid pixels."""
     params: tuple[AugmentParams, ...]
     """One per window."""
 
     def pinned(self) -> _Raw:
-        """In memory that a CUDA device copies from while the CPU goes on."""
+        """The same in page-locked memory, for asynchronous copies to a CUDA device."""
         return replace(self, stack=self.stack.pinned())
 
 
@@ -180,9 +180,9 @@ def _stack(items: Sequence[_Item]) -> _Raw:
 
 
 def output_planes(target: Tensor, valid: Tensor, *, activation: Activation) -> tuple[Tensor, Tensor]:
-    """What the network shall return and where that counts, each `(N, outputs, H, W)`, float32 and bool.
+    """Target planes of the network's outputs and their weight mask, each `(N, outputs, H, W)`, float32 and bool.
 
-    With `softmax` the background is put first, and of several classes at a pixel the first wins.
+    With `softmax` the background comes first, and of several classes at a pixel the first wins.
 
     Args:
         target: `(N, classes, H, W)`: 1 object, 0 none, 255 unlabelled.
@@ -198,9 +198,9 @@ def output_planes(target: Tensor, valid: Tensor, *, activation: Activation) -> t
 
 
 def prefetch(make: Callable[[int], Made], indices: Sequence[int], pool: Executor) -> Iterator[Made]:
-    """Yield `make(index)` of each index in order, at most `PREFETCH_BATCHES` of them made in advance.
+    """Yield `make(index)` for each index in order, computing at most `PREFETCH_BATCHES` in advance.
 
-    An error in `make` is raised when its batch is due; leaving early cancels what has not begun.
+    An exception of `make` is raised at its position; closing the iterator cancels calls that have not started.
     """
     pending: deque[Future[Made]] = deque()
     try:

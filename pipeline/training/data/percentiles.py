@@ -1,4 +1,4 @@
-"""Percentiles of a stream of pixels: exact for small whole numbers, of a uniform sample for others."""
+"""Streaming percentiles of pixel values: exact for integers of at most 16 bits, from a uniform sample for others."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_VALUES = 2**18
-"""Pixels sampled where values cannot be counted; the error of a percentile p is then about `sqrt(p (100 - p)) / 512`
+"""Pixels sampled where values are not counted; the error of a percentile p is then about `sqrt(p (100 - p)) / 512`
 percent points (one standard deviation), 0.03 at the 2nd."""
 
 
 class Percentiles(Protocol):
-    """Takes in pixels and tells percentiles per band, by the inverse of the distribution function.
+    """Accumulates pixels and returns percentiles per band, by the inverse of the distribution function.
 
-    That is the smallest value at or below which at least so many percent of the pixels lie (Hyndman & Fan 1996,
-    American Statistician 50:361, definition 1).
+    The percentile p is the smallest value at or below which at least p percent of the pixels lie (Hyndman & Fan
+    1996, American Statistician 50:361, definition 1).
     """
 
     def add(self, values: NDArray[np.generic]) -> None:
-        """Take in `(bands, n)` values."""
+        """Add `(bands, n)` values."""
         ...
 
     def at(self, percent: float) -> NDArray[np.float64]:
@@ -30,7 +30,7 @@ class Percentiles(Protocol):
 
 
 class CountedPercentiles:
-    """Exact, by counting each value of a whole type of at most 16 bits."""
+    """Exact percentiles of an integer type of at most 16 bits, from a histogram of all its values."""
 
     def __init__(self, bands: int, dtype: np.dtype[np.generic]) -> None:
         info = np.iinfo(dtype)  # type: ignore[type-var]
@@ -38,7 +38,7 @@ class CountedPercentiles:
         self._counts = np.zeros((bands, int(info.max) - self._lowest + 1), np.int64)
 
     def add(self, values: NDArray[np.generic]) -> None:
-        """Take in `(bands, n)` values of the type."""
+        """Add `(bands, n)` values of the type."""
         for counts, band in zip(self._counts, values.astype(np.int64) - self._lowest, strict=True):
             counts += np.bincount(band, minlength=len(counts))
 
@@ -50,7 +50,7 @@ class CountedPercentiles:
 
 
 class SampledPercentiles:
-    """Of the pixels with the smallest of seeded random keys: a uniform sample without replacement."""
+    """Percentiles of a uniform sample without replacement: the pixels with the smallest of seeded random keys."""
 
     def __init__(self, bands: int, *, seed: int, max_values: int = MAX_VALUES) -> None:
         self._rng = np.random.default_rng([seed, 3])
@@ -59,7 +59,7 @@ class SampledPercentiles:
         self._values = np.zeros((bands, 0))
 
     def add(self, values: NDArray[np.generic]) -> None:
-        """Take in `(bands, n)` values."""
+        """Add `(bands, n)` values."""
         keys = np.concatenate([self._keys, self._rng.random(values.shape[1])])
         limit = self._max_values
         kept = np.argpartition(keys, limit)[:limit] if len(keys) > limit else np.arange(len(keys))
@@ -73,7 +73,7 @@ class SampledPercentiles:
 
 
 def make_percentiles(bands: int, dtype: str, *, seed: int) -> Percentiles:
-    """Exact for whole numbers of at most 16 bits, otherwise sampled."""
+    """Exact percentiles for integers of at most 16 bits, otherwise sampled ones."""
     kind = np.dtype(dtype)
     if kind.kind in "iu" and kind.itemsize <= 2:
         return CountedPercentiles(bands, kind)

@@ -1,4 +1,4 @@
-"""A uniform random sample of a stream of pixels, in bounded memory."""
+"""Reservoir sampling: a uniform random sample of a stream of pixels in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 MAX_PIXELS = 500_000
-"""Pixels kept at most."""
+"""Largest number of pixels kept."""
 MAX_VALUES = 8_000_000
-"""Logits kept at most, so that many classes do not cost more memory than few: fewer pixels are kept then."""
+"""Largest number of logits kept: with many classes fewer pixels are kept, so that memory stays bounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogitSample:
-    """Pixels drawn at random from all that count."""
+    """Pixels drawn at random from all valid, labelled ones."""
 
     logits: NDArray[np.float32]
-    """`(n, outputs)`: what the network returned."""
+    """`(n, outputs)`: outputs of the network."""
     target: NDArray[np.bool_]
-    """`(n, outputs)`: the truth; only meaningful where counted."""
+    """`(n, outputs)`: the label; only meaningful where valid."""
     valid: NDArray[np.bool_]
-    """`(n, outputs)`: False where this output of the pixel is unlabelled; each pixel has one that is not."""
+    """`(n, outputs)`: False where this output of the pixel is unlabelled; True for at least one output per pixel."""
 
     def output(self, k: int) -> LogitSample:
-        """The sample of one output alone, e.g. to calibrate or judge a class by itself."""
+        """The sample of one output, e.g. to calibrate or evaluate a single class."""
         part = slice(k, k + 1)
         return LogitSample(logits=self.logits[:, part], target=self.target[:, part], valid=self.valid[:, part])
 
@@ -36,7 +36,7 @@ class Reservoir:
     """Keeps the pixels with the smallest of seeded random keys, one drawn per pixel in order of arrival.
 
     The keys do not depend on the pixels, so the sample is uniform, without replacement, and the same for the same
-    batches, and once it is full nearly all pixels are passed over by one comparison.
+    batches. Once the reservoir is full, one comparison discards nearly all pixels.
     """
 
     def __init__(self, outputs: int, *, seed: int = 0, max_pixels: int = MAX_PIXELS) -> None:
@@ -51,7 +51,7 @@ class Reservoir:
         )
 
     def add(self, logits: Tensor, target: Tensor, valid: Tensor) -> None:
-        """Pass a batch by, all `(N, outputs, H, W)`."""
+        """Sample from a batch, all `(N, outputs, H, W)`."""
         keys = self._rng.random(logits[:, 0].numel())
         chosen = np.flatnonzero(keys < self._bound)
         found = LogitSample(
@@ -67,7 +67,7 @@ class Reservoir:
 
     @property
     def sample(self) -> LogitSample:
-        """What has been kept; at most `limit` pixels."""
+        """The pixels kept so far, at most `limit`."""
         self._shrink()
         return self._pixels
 
@@ -80,7 +80,7 @@ class Reservoir:
 
 
 def _gather(values: Tensor, chosen: NDArray[np.intp]) -> NDArray[np.float32]:
-    """`(n, outputs)` values, in the type they have, of flat pixel indices of `(N, outputs, H, W)`."""
+    """`(n, outputs)` values of `(N, outputs, H, W)` at flat pixel indices, in their own type."""
     height, width = values.shape[2:]
     n, inside = np.divmod(chosen, height * width)
     row, col = np.divmod(inside, width)

@@ -1,4 +1,4 @@
-"""Labelled scenes as sources of samples: windows with pixels, target and validity, on the fly or from memory."""
+"""Labelled scenes as sources of samples: windows with pixels, target and validity, from files or from memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.training.settings.spec import TrainSpec
 
 CACHE_ROWS = 1024
-"""Rows read at once when a scene is taken into memory."""
+"""Rows read at a time when a scene is loaded into memory."""
 
 
 class SampleSource(Protocol):
@@ -33,7 +33,7 @@ class SampleSource(Protocol):
 
     @property
     def scene(self) -> Scene:
-        """What is read."""
+        """The scene that is read."""
         ...
 
     def read(self, window: Window) -> Sample:
@@ -45,7 +45,7 @@ class SampleSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Close what is open; no thread may be reading."""
+        """Close all file handles; no thread may be reading."""
         ...
 
 
@@ -73,7 +73,7 @@ class LabelledScene:
 
 
 class CachedScene:
-    """A labelled scene held in memory; its source is closed."""
+    """A labelled scene in memory; its source is closed."""
 
     def __init__(self, source: SampleSource) -> None:
         grid = source.scene.grid
@@ -100,7 +100,7 @@ class CachedScene:
         return self._whole.target[:, rows, cols]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class LabelledData:
     repaired: int = 0
     """Label geometries that were invalid and have been repaired."""
     dropped: int = 0
-    """Label features without area, left out."""
+    """Label features without area, ignored."""
 
     @property
     def resolution_m(self) -> float | None:
@@ -133,12 +133,12 @@ class LabelledData:
 
 
 def open_data(images: Sequence[str | Path], labels: str | Path | Sequence[str | Path], spec: TrainSpec) -> LabelledData:
-    """Open every scene with its labels, and check that they fit one another.
+    """Open every scene with its labels, and check that the scenes are consistent.
 
     Raises:
         SceneError: a scene cannot be read, or scenes differ in bands, type or resolution.
         LabelError: labels are missing or do not fit.
-        SettingsError: images or scenes named in the settings are not there.
+        SettingsError: images or scenes named in the settings do not exist.
     """
     listed = list_images(images, spec.split.validation, spec.split.test)
     scenes, natives = check_consistent(listed.entries, spec)
@@ -162,7 +162,7 @@ def open_data(images: Sequence[str | Path], labels: str | Path | Sequence[str | 
 
 
 def cache(data: LabelledData, budget_mb: int, classes: int) -> LabelledData:
-    """The same data in memory, when all of it fits into so many MiB; otherwise unchanged."""
+    """The same data in memory, when all of it fits into `budget_mb` MiB; otherwise unchanged."""
     if sum(_bytes_of(s.scene, classes) for s in data.sources) > budget_mb * 2**20:
         return data
     return replace(data, sources=tuple(CachedScene(s) for s in data.sources))
@@ -182,13 +182,9 @@ def presence(source: SampleSource, window: Window) -> NDArray[np.bool_]:
 
 
 def read_padded(source: SampleSource, row: int, col: int, size: int) -> Sample:
-    """A square sample that may reach past the scene; pixels outside are 0, invalid and unlabelled.
+    """A square sample of side `size` that may reach past the scene; pixels outside are 0, invalid and unlabelled.
 
-    Args:
-        source: where to read.
-        row: first row, may be negative.
-        col: first column, may be negative.
-        size: height and width.
+    The first row and column may be negative.
     """
     grid = source.scene.grid
     top, left = max(row, 0), max(col, 0)

@@ -1,7 +1,7 @@
-"""What is learned from, what chooses the epoch, and what is only tested: whole scenes, or blocks of scenes.
+"""Training, validation and test split by whole scenes or by blocks of scenes.
 
-No pixel is in two parts. Random pixels or overlapping windows are never split: neighbours resemble each
-other, and a score on neighbours of the training pixels says nothing (Roberts et al. 2017, Ecography 40:913).
+No pixel is in two parts. The split is never by random pixels or overlapping windows: neighbouring pixels are
+correlated, so a score on neighbours of training pixels is biased (Roberts et al. 2017, Ecography 40:913).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pipeline.training.settings.data import MIN_BLOCK_SIZE, SplitSpec
 log = logging.getLogger(__name__)
 
 Kind = Literal["scenes", "blocks"]
-"""What is held out: whole scenes, or blocks inside scenes."""
+"""The unit of the split: whole scenes, or blocks inside scenes."""
 HeldOutBlock = tuple[SampleSource, Window]
 """A block of a scene, or all of it."""
 MIN_SCENES_TO_HOLD_OUT = 10
-"""From so many scenes on, `auto` holds out whole scenes."""
+"""With at least this many scenes, `auto` holds out whole scenes."""
 MAX_SPLIT_ATTEMPTS = 16
-"""Deals of blocks that are tried until training windows fit between them."""
+"""Random splits by blocks that are tried until training windows fit between the held-out blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Area:
-    """Part of a scene: everything but some blocks."""
+    """Part of a scene: all pixels outside its held-out blocks."""
 
     source: SampleSource
     """The scene."""
@@ -44,12 +44,12 @@ class Area:
 
     @property
     def pixels(self) -> int:
-        """Pixels that may be learned from, valid or not."""
+        """Number of pixels outside held-out blocks, valid or not."""
         grid = self.source.scene.grid
         return int(grid.height * grid.width - sum(block.width * block.height for block in self.held_out))
 
     def starts(self, size: int) -> Starts:
-        """Where cores of a size may start."""
+        """The positions at which cores of side `size` may start."""
         return free_starts(self.source.scene.grid.shape, self.held_out, size)
 
     def free_pixels(self, window: Window) -> NDArray[np.bool_]:
@@ -65,14 +65,14 @@ class Area:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """What is learned from, and what is held out; no pixel is in two parts."""
+    """Training, validation and test part; no pixel is in two of them."""
 
     training: tuple[Area, ...]
-    """Where training windows are drawn."""
+    """Areas from which training windows are drawn."""
     validation: tuple[HeldOutBlock, ...]
-    """Held-out blocks or whole scenes that choose epoch and threshold; never empty."""
+    """Held-out blocks or whole scenes on which epoch and threshold are chosen; never empty."""
     test: tuple[HeldOutBlock, ...] = ()
-    """Held-out blocks or whole scenes that nothing is chosen by; may be empty."""
+    """Held-out blocks or whole scenes that are only scored; may be empty."""
     kind: Kind
     """`scenes` or `blocks`."""
 
@@ -94,33 +94,23 @@ class Split:
 
 
 def split_data(data: LabelledData, spec: SplitSpec, *, seed: int, core_size: int) -> Split:
-    """Part the data by scenes or by blocks; the same for the same data, settings and seed.
+    """Split the data by scenes or by blocks; the same for the same data, settings and seed.
 
-    Each class is held out in about the shares of the settings, over all scenes together.
-
-    Args:
-        data: all scenes.
-        spec: which part is held out.
-        seed: decides which scenes or blocks.
-        core_size: side in pixels of training windows, which must fit beside what is held out.
+    The split is stratified: each class is held out in about the shares of the settings, over all scenes together.
+    Training windows of side `core_size` px must fit between the held-out blocks.
 
     Raises:
         SettingsError: too few scenes or blocks, or no window fits between them.
-        LabelError: nothing at all is labelled as a class.
+        LabelError: no pixel is labelled as a class.
     """
-    if spec.kind == "scenes" or data.validation or data.test or (spec.kind == "auto" and _many(data)):
-        split = _by_scenes(data, spec, seed)
-    else:
-        split = _by_blocks(data.sources, spec, seed, core_size)
-    return split
+    many = len(data.sources) >= MIN_SCENES_TO_HOLD_OUT
+    if spec.kind == "scenes" or data.validation or data.test or (spec.kind == "auto" and many):
+        return _by_scenes(data, spec, seed)
+    return _by_blocks(data.sources, spec, seed, core_size)
 
 
 def check_validation(split: Split) -> None:
-    """Refuse a split whose validation part has no labelled object: its IoU would mean nothing.
-
-    Raises:
-        LabelError: when that is so.
-    """
+    """Raise LabelError when the validation part has no labelled object, since its IoU would be undefined."""
     if not any(presence(source, block).any() for source, block in split.validation):
         names = ", ".join(_ids(split.validation))
         raise LabelError(
@@ -128,16 +118,12 @@ def check_validation(split: Split) -> None:
         )
 
 
-def _many(data: LabelledData) -> bool:
-    return len(data.sources) >= MIN_SCENES_TO_HOLD_OUT
-
-
 def _ids(parts: Iterable[HeldOutBlock]) -> list[str]:
     return list(dict.fromkeys(source.scene.id for source, _ in parts))
 
 
 def _by_scenes(data: LabelledData, spec: SplitSpec, seed: int) -> Split:
-    """The named scenes; where none is named for a part, scenes drawn from the rest."""
+    """Hold out the named scenes; where none is named for a part, scenes drawn from the rest."""
     named = dict.fromkeys(data.validation, 1) | dict.fromkeys(data.test, 2)
     part = np.array([named.get(source.scene.id, 0) for source in data.sources])
     if not data.validation:
@@ -147,7 +133,7 @@ def _by_scenes(data: LabelledData, spec: SplitSpec, seed: int) -> Split:
     chosen = [[s for s, k in zip(data.sources, part, strict=True) if k == wanted] for wanted in range(3)]
     if not chosen[0]:
         raise SettingsError(
-            f"split.validation: all {len(part)} scenes are held out, none is left for training; name more images"
+            f"split.validation: all {len(part)} scenes are held out, none remains for training; name more images"
         )
     return Split(
         training=tuple(Area(source=s) for s in chosen[0]),
@@ -206,7 +192,7 @@ def _check_any_object(with_object: int) -> None:
     if not with_object:
         raise LabelError(
             "no pixel of any scene is labelled as one of the classes: check classes, class_map (what the values of "
-            "masks and attributes mean; 255 is unlabelled unless it says otherwise) and labelled_area"
+            "masks and attributes mean; 255 is unlabelled unless class_map maps it) and labelled_area"
         )
 
 
@@ -236,12 +222,12 @@ def _no_fit(spec: SplitSpec, core_size: int) -> str:
 
 
 def _log_unused(areas: Sequence[Area], fitting: Sequence[Area], core_size: int) -> None:
-    """Say which scenes have land for training that no window fits into."""
+    """Log the scenes whose training part is too small for a window."""
     used = {id(area) for area in fitting}
     names = [area.source.scene.id for area in areas if id(area) not in used and area.pixels]
     if names:
         log.warning(
-            "nothing is learned from %s: no window of %d px fits between the held-out blocks there",
+            "no training window is drawn from %s: no window of %d px fits between the held-out blocks there",
             ", ".join(names),
             core_size,
         )

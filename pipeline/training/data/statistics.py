@@ -1,4 +1,4 @@
-"""One look over the training part before learning: the values of each band, and how common each class is."""
+"""Dataset statistics of the training part: mean, deviation and percentiles of each band, and share of each class."""
 
 from __future__ import annotations
 
@@ -18,36 +18,32 @@ from pipeline.training.data.splits import Area
 from pipeline.training.settings.data import NormalizationSpec
 
 BLOCK_SIZE = 512
-"""Side in pixels of the blocks that are looked at."""
+"""Side in pixels of the blocks that are read."""
 MAX_BLOCKS = 400
-"""Blocks looked at (about 100 million pixels), unless a class has not been seen by then."""
+"""Blocks read (about 100 million pixels); more are read only while a class has no pixel yet."""
 MAX_ABS_VALUE = 1e30
-"""No measurement is larger in magnitude; one such fill value makes mean and deviation of all others worthless."""
+"""Larger magnitudes are fill values, not measurements; a single one would spoil mean and deviation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetStatistics:
-    """Facts of the training part."""
+    """Statistics of the training part."""
 
     bands: tuple[str, ...]
     """Names of the bands."""
     pixels: int
-    """Valid pixels looked at."""
+    """Number of valid pixels read."""
     mean: NDArray[np.float64]
     """`(bands,)` in raw units (`pixel * scale + offset`)."""
     deviation: NDArray[np.float64]
     """`(bands,)` standard deviation in raw units."""
     value_range: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-    """Low and high percentile, each `(bands,)` in raw units; None when normalisation does not ask for them."""
+    """Low and high percentile, each `(bands,)` in raw units; None unless normalisation is by percentiles."""
     class_share: NDArray[np.float64]
     """`(classes,)` share of valid, labelled pixels that are of the class."""
 
     def normalization(self) -> Normalization:
-        """Raw pixels to mean 0 and deviation 1, or to the percentile range.
-
-        Raises:
-            SceneError: when a band is constant.
-        """
+        """Normalisation to mean 0 and deviation 1, or to the percentile range; SceneError when a band is constant."""
         spread = self.deviation if self.value_range is None else self.value_range[1] - self.value_range[0]
         flat = [name for name, width in zip(self.bands, spread, strict=True) if not width > 0]
         if flat:
@@ -64,14 +60,14 @@ class DatasetStatistics:
 def compute_statistics(
     areas: Sequence[Area], classes: Sequence[str], *, seed: int, spec: NormalizationSpec | None = None
 ) -> DatasetStatistics:
-    """Look at the training blocks in random order until enough are seen and every class has been met.
+    """Read training blocks in random order until enough are read and every class has a pixel.
 
-    Percentiles are exact over the pixels looked at for whole numbers of at most 16 bits whose scale and offset
-    tags agree over all scenes, and those of a seeded uniform sample of 262,144 pixels otherwise.
+    Percentiles are exact over the pixels read for integers of at most 16 bits whose scale and offset tags are equal
+    in all scenes, and those of a seeded uniform sample of 262,144 pixels otherwise.
 
     Raises:
         LabelError: a class has no pixel in the training part.
-        SceneError: there is no valid pixel, or one holds a fill value that no nodata tag tells of.
+        SceneError: there is no valid pixel, or a valid pixel holds a fill value without a nodata tag.
     """
     values = _BandStatistics(areas, spec or NormalizationSpec(), seed)
     blocks = [(area, block) for area in areas for block in plan_blocks(area.source.scene.grid.shape, BLOCK_SIZE)]
@@ -108,7 +104,7 @@ class _Moments:
         self.squares = np.zeros(bands)
 
     def add(self, values: NDArray[np.float64]) -> None:
-        """Take in `(bands, n)` raw values."""
+        """Add `(bands, n)` raw values."""
         count = values.shape[1]
         if count == 0:
             return
@@ -120,7 +116,7 @@ class _Moments:
 
 
 class _BandStatistics:
-    """What is measured of the values of each band."""
+    """Moments and percentiles of each band."""
 
     def __init__(self, areas: Sequence[Area], spec: NormalizationSpec, seed: int) -> None:
         first = areas[0].source.scene
@@ -134,7 +130,7 @@ class _BandStatistics:
             self.percentiles = make_percentiles(len(first.bands), dtype, seed=seed)
 
     def add(self, pixels: NDArray[np.generic], raw: NDArray[np.float64]) -> None:
-        """Take in `(bands, n)` pixels as stored, and in raw units."""
+        """Add `(bands, n)` pixels as stored, and in raw units."""
         self.moments.add(raw)
         if self.percentiles is not None:
             self.percentiles.add(pixels if self.same_tags else raw)
@@ -161,7 +157,7 @@ def _add_block(area: Area, block: Window, values: _BandStatistics, found: NDArra
 
 
 def _check_fill_values(pixels: NDArray[np.generic], scene: Scene) -> None:
-    """Refuse `(bands, n)` valid pixels with a value that is none, such as -3.4e38 without a nodata tag."""
+    """Refuse `(bands, n)` valid pixels that hold a fill value, such as -3.4e38 without a nodata tag."""
     if pixels.dtype.kind != "f" or not pixels.size:
         return
     for name, values in zip(scene.bands, pixels, strict=True):
@@ -170,5 +166,5 @@ def _check_fill_values(pixels: NDArray[np.generic], scene: Scene) -> None:
             raise SceneError(
                 f"{scene.location}: band {name} holds {largest:.8g}, which is no measurement but often means nodata; "
                 f"if so set reading.nodata={largest!s} (and reading.nodata_when=any_band where single bands hold it), "
-                "or write the file anew without it"
+                "or write the file again without it"
             )

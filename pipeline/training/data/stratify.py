@@ -1,8 +1,8 @@
-"""Units (scenes or blocks) dealt to parts, so that each class is in each part in about its share.
+"""Stratified split of units (scenes or blocks) into parts with about equal class shares.
 
 Iterative stratification (Sechidis, Tsoumakas & Vlahavas 2011, ECML PKDD, algorithm 1): the rarest class first,
-each of its units to the part that lacks it most. Whole quotas replace their fractions, so that a class of a few
-units still reaches every part that it can.
+each of its units to the part with the largest deficit. Quotas are whole numbers instead of fractions, so that a
+class with few units still reaches as many parts as possible.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 
 def stratified_split(presence: NDArray[np.bool_], held_shares: Sequence[float], rng: Generator) -> NDArray[np.intp]:
-    """The part of each unit: 0 is training, part `k + 1` gets about `held_shares[k]` of the units.
+    """The part of each unit: 0 = training; part `k + 1` gets about `held_shares[k]` of the units.
 
-    Every part with a share gets a unit with an object, when there are as many such units as parts.
+    Every part with a share gets a unit with an object when there are enough such units.
 
     Args:
         presence: `(units, classes)`, True = the unit holds an object of the class.
         held_shares: shares of the held-out parts, 0 to 1.
-        rng: decides among equals.
+        rng: breaks ties.
     """
     kinds = np.column_stack([presence, ~presence.any(axis=1)])
     counts = kinds.sum(axis=0)
@@ -46,7 +46,7 @@ def _even(count: int, held_shares: Sequence[float]) -> list[int]:
 
 
 def _quota(count: int, held_shares: Sequence[float]) -> list[int]:
-    """Units of a class for each part: at least one each when they suffice, else training before the others."""
+    """Units of a class for each part: at least one each when there are enough, otherwise training first."""
     held = [max(1, round(share * count)) if share else 0 for share in held_shares]
     left = max(0, count - 1)
     for k, wanted in enumerate(held):
@@ -58,9 +58,9 @@ def _quota(count: int, held_shares: Sequence[float]) -> list[int]:
 def _give_each_an_object(
     part: NDArray[np.intp], holds: NDArray[np.bool_], shares: Sequence[float], rng: Generator
 ) -> NDArray[np.intp]:
-    """Move a unit from the part with most objects to each wanted part without any."""
+    """Move a unit with an object from the part that has most of them to each part without one."""
     for wanting, share in enumerate(shares):
-        having = np.bincount(part[holds], minlength=len(shares))
-        if share and not having[wanting] and having.max(initial=0) > 1:
-            part[rng.choice(np.flatnonzero(holds & (part == having.argmax())))] = wanting
+        with_object = np.bincount(part[holds], minlength=len(shares))
+        if share and not with_object[wanting] and with_object.max(initial=0) > 1:
+            part[rng.choice(np.flatnonzero(holds & (part == with_object.argmax())))] = wanting
     return part

@@ -63,7 +63,7 @@ class SamplesSpec:
     tile_size: int = 256
     """Side in pixels of the network input while training; must fit the network's stride."""
     batch_size: int = 8
-    """Windows per optimiser step, at least 1."""
+    """Windows per optimizer step, at least 1."""
     windows_per_epoch: int = 512
     """Random windows between two validations, at least 1; rounded up to whole batches."""
     labelled_share: float = 0.5

@@ -57,7 +57,7 @@ class OptimizationSpec:
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm, at least 0; 0 = never."""
     accumulate: int = 1
-    """Batches per optimiser step, at least 1: the step follows the gradient of the mean of their losses."""
+    """Batches per optimizer step, at least 1: the step follows the gradient of the mean of their losses."""
     ema_decay: float = 0.0
     """Share of the averaged weights kept at each step, 0 to below 1 (0.99 to 0.9999 is usual); 0 = no averaging."""
     keep: Keep = "best"
