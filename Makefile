@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick lint format bench clean
+.PHONY: help install demo test quick lint format bench docs pictures clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,15 @@ bench: $(STAMP) .peers/.installed  ## print the figures of docs/explanation/perf
 	$(BIN)/python -m benchmarks.peers --install
 	@touch $@
 
+docs: $(STAMP)  ## build the site of docs/ into build/site, strictly: a broken link fails
+	$(BIN)/zensical build --clean --strict
+
+pictures: $(STAMP) demo-out/score.json  ## draw docs/images again from the demo (QGIS, if it is installed, draws its own)
+	$(BIN)/python docs/tools/pictures.py demo-out docs/images
+
+demo-out/score.json:
+	$(MAKE) demo
+
 clean:  ## remove what the commands above made, and the environment
-	rm -rf $(VENV) .peers build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .cache .peers build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

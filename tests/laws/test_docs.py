@@ -71,6 +71,12 @@ def test_links_between_documents_resolve(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, **IDS)
+def test_pictures_of_documents_exist(document: Path) -> None:
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)\s]+)\)", without_code(document.read_text(encoding="utf-8")))
+    assert [picture for picture in pictures if not (document.parent / picture).is_file()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, **IDS)
 def test_files_that_are_named_exist(document: Path) -> None:
     named = re.findall(
         r"`((?:pipeline|flows|docs|configs|tests|benchmarks)/[\w./]+\.\w+)(?::\w+)?`", document.read_text()
@@ -134,15 +140,30 @@ def test_a_decision_says_context_decision_consequences_and_alternatives(record: 
 
 def test_decisions_are_numbered_without_gap_and_listed() -> None:
     assert [int(record.name[:4]) for record in DECISIONS] == [*range(1, len(DECISIONS) + 1)]
-    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    assert [record.name for record in DECISIONS if f"decisions/{record.name}" not in index] == []
+    index = (ROOT / "docs" / "decisions" / "index.md").read_text(encoding="utf-8")
+    assert [record.name for record in DECISIONS if f"({record.name})" not in index] == []
 
 
 def test_every_document_is_reached_from_the_index() -> None:
-    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
-    pages = [page for page in pages if page != "index.md"]
-    assert [page for page in pages if f"({page})" not in index] == []
+    docs = ROOT / "docs"
+    index = docs / "index.md"
+    shelves = [page for page in linked_from(index) if page.name == "index.md"]
+    reached = {index, *linked_from(index), *(page for shelf in shelves for page in linked_from(shelf))}
+    assert [page.relative_to(docs).as_posix() for page in docs.rglob("*.md") if page not in reached] == []
+
+
+def test_documents_of_the_site_link_only_to_pages_of_the_site() -> None:
+    docs = ROOT / "docs"
+    pages = [page for page in DOCUMENTS if page.is_relative_to(docs)]
+    assert [page.name for page in pages if not all(each.is_relative_to(docs) for each in linked_from(page))] == []
+
+
+def linked_from(document: Path) -> list[Path]:
+    """Files that a document links to."""
+    links = LINK.findall(without_code(document.read_text(encoding="utf-8")))
+    return [
+        (document.parent / link.partition("#")[0]).resolve() for link in links if link[0] != "#" and "://" not in link
+    ]
 
 
 def defaults(spec: object, path: str = "") -> Iterator[tuple[str, object]]:
