@@ -27,7 +27,9 @@ def resolve_concurrency(spec: SegmentSpec, scenes: int) -> tuple[int, SegmentSpe
     """The number of concurrent scenes, and the settings of each, with its share of a cluster's workers."""
     with cluster(spec.distribute) as client:
         return (
-            (LOCAL_CONCURRENCY, spec) if client is None else split_workers(spec, client, scenes, most=MAX_CONCURRENCY)
+            (LOCAL_CONCURRENCY, spec)
+            if client is None
+            else split_workers(spec, client, scenes, max_scenes=MAX_CONCURRENCY)
         )
 
 
@@ -52,14 +54,14 @@ def run_scenes(
         future = in_progress[entry]
         future.wait()
         if not future.state.is_cancelled():
-            on_finish(ledger.settle(entry, future.state.result(raise_on_failure=False)))
+            on_finish(ledger.record(entry, future.state.result(raise_on_failure=False)))
         del in_progress[entry]
 
     try:
         for entry in entries:
             if len(in_progress) == max_concurrent:
                 record(finished.get())
-            if skipped := ledger.passed_over(entry):
+            if skipped := ledger.skip(entry):
                 on_finish(skipped)
                 continue
             in_progress[entry] = submit(entry, stop)

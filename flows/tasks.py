@@ -31,8 +31,8 @@ def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: Seg
         raise TransientError(f"{error}; it was valid when the run started") from error
     try:
         with cluster(spec.distribute) as client:
-            watch = cancellable(None, stop)
-            return segment_entry(entry, out, predictor=predictor, spec=spec, client=client, watch=watch)
+            progress = cancellable(None, stop)
+            return segment_entry(entry, out, predictor=predictor, spec=spec, client=client, progress=progress)
     except RunCancelledError:
         # Prefect takes a returned State as the state of the task.
         return cast("SceneReport", Cancelled(message="the run was stopped; run again to continue"))

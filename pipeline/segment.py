@@ -34,35 +34,35 @@ from pipeline.results import SceneReport, Stopwatch, open_results, write_report
 from pipeline.scene import Scene, check_unchanged, describe_scene
 from pipeline.stages import (
     QUICKLOOK,
-    Finished,
-    Found,
+    ExistingResult,
     InferenceResult,
     Inputs,
     RegionPlan,
     RegionRecords,
-    SceneWork,
-    adopt,
+    SceneOutputs,
+    SceneStages,
     area_on,
     card_of,
     closing_report,
-    find_inferred,
+    describe_reusable,
+    find_inference,
     make_polygons,
     make_preview,
     make_rasters,
     opening_report,
     provenance,
-    record_inferred,
+    record_inference,
     record_outputs,
     region_job,
     resolve_settings,
-    reusable,
+    reuse_previous_stages,
 )
 
 if TYPE_CHECKING:
     from distributed import Client
 
-Watch = Callable[[str, int, int], None]
-"""Told `(stage, pixels done, pixels in all)` now and then."""
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with `(stage, finished pixels, all pixels)`."""
 
 
 def segment_scene(
@@ -73,27 +73,26 @@ def segment_scene(
     card: ModelCard | None = None,
     spec: SegmentSpec | None = None,
     client: Client | None = None,
-    watch: Watch | None = None,
+    watch: ProgressCallback | None = None,
 ) -> SceneReport:
     """Segment one scene into `out_dir/<scene id>/`: mosaic, mask, polygons, preview and report.
 
-    A scene whose result is already there, made of the same inputs, is skipped. Outputs appear whole
-    or not at all.
+    A scene with a finished result of the same inputs is skipped. Outputs are published atomically.
 
     Args:
-        scene: a path or address, or what `describe_scene` made of it.
-        out_dir: where the scene's folder goes.
-        predictor: what `load_predictor` returned, a torch module, or a function on numpy arrays or
+        scene: a path or address, or a described scene.
+        out_dir: parent of the scene's folder.
+        predictor: the result of `load_predictor`, a torch module, or a function on numpy arrays or
             tensors `(N, bands, H, W) -> (N, classes, H, W)`.
-        card: what the predictor takes and gives; a loaded predictor brings its own.
+        card: bands and classes of the predictor; a loaded predictor has its own.
         spec: settings.
-        client: a dask.distributed client that runs the regions; None runs them here.
-        watch: told about progress.
+        client: dask.distributed client of the cluster that runs the scene; None: this process.
+        watch: progress callback.
 
     Raises:
-        SceneError: the scene is refused or damaged.
-        ModelError: the predictor does not fit, or returns no probabilities.
-        SettingsError: tiling, blend or threshold do not suit the network.
+        SceneError: the scene is invalid or damaged.
+        ModelError: the predictor does not fit the scene, or its outputs are no probabilities.
+        SettingsError: tiling, blend or threshold do not fit the network.
         TransientError: disk, network or workers failed; running again may help.
     """
     spec = spec or SegmentSpec()
@@ -103,24 +102,24 @@ def segment_scene(
     if not isinstance(scene, Scene):
         scene = describe_scene(scene, spec.reading, card=card)
     results = open_results(out_dir, spec.run.work_dir)
-    identity = predictor_identity(predictor, client, _staged(watch, "infer", scene.grid))
+    identity = predictor_identity(predictor, client, _stage_progress(watch, "infer", scene.grid))
     inputs = Inputs(scene=scene, card=card, spec=spec, identity=identity, area=area_on(scene, spec))
     report = opening_report(inputs, results.address(scene.id), forward_passes(predictor))
     if found := results.recover(scene.id, report.inputs.content_key):
         return SceneReport.from_json(found).as_skipped(report)
-    with results.publishing(scene.id) as folder, ThreadPoolExecutor(1, "prepare") as meanwhile:
-        work = SceneWork(folder)
-        adopt(work, results.previous_result(scene.id, report.inputs.mosaic_key), report, spec.polygons)
-        prepare = partial(meanwhile.submit, _prepare_polygons, scene.grid, spec) if client is None else None
+    with results.publishing(scene.id) as folder, ThreadPoolExecutor(1, "prepare") as background:
+        work = SceneStages(folder)
+        reuse_previous_stages(work, results.previous_result(scene.id, report.inputs.mosaic_key), report, spec.polygons)
+        prepare = partial(background.submit, _load_polygon_kernels, scene.grid, spec) if client is None else None
         with staging_area(spec.distribute, work.folder, client) as exchange:
             job = region_job(
                 inputs, tiling, work, key=report.inputs.mosaic_key, tags=provenance(report), exchange=exchange
             )
             inferred = infer_scene(
-                job, predictor, work, spec=spec.distribute, client=client, watch=watch, begun=prepare
+                job, predictor, work, spec=spec.distribute, client=client, watch=watch, on_start=prepare
             )
-            finished = run_output_stages(inferred, spec.polygons, work, client=client, watch=watch)
-        report = closing_report(report, inferred, finished, work)
+            outputs = run_output_stages(inferred, spec.polygons, work, client=client, watch=watch)
+        report = closing_report(report, inferred, outputs, work)
         write_report(folder, report)
     return report
 
@@ -128,53 +127,53 @@ def segment_scene(
 def infer_scene(
     job: RegionJob,
     predictor: Predictor | ArrayFunction,
-    work: SceneWork,
+    work: SceneStages,
     *,
     spec: DistributeSpec,
     client: Client | None = None,
-    watch: Watch | None = None,
-    begun: Callable[[], object] | None = None,
+    watch: ProgressCallback | None = None,
+    on_start: Callable[[], object] | None = None,
 ) -> InferenceResult:
-    """The first stage: the precision is proven, and every region leaves its rasters in the job's folder.
+    """Run the first stage: choose the precision, and write the rasters of every region to the job's folder.
 
-    What a run that was stopped has done of it is not done again.
+    Regions that an interrupted run completed are reused.
 
     Args:
-        job: what the regions have in common; its precision is settled here.
+        job: what the regions have in common; its precision is chosen here.
         predictor: the model.
         work: the work folder.
-        spec: how the scene is cut.
-        client: runs the regions; None runs them here.
-        watch: told about progress.
-        begun: called when the regions begin, if there are any to run.
+        spec: regions and cluster.
+        client: of the cluster; None: this process.
+        watch: progress callback.
+        on_start: called before the first region, if there are any to run.
 
     Raises:
-        TransientError: also when the scene's file was replaced meanwhile.
+        TransientError: also when the scene's file was replaced during the run.
     """
-    inferred, timer = find_inferred(work, job), Stopwatch()
+    inferred, timer = find_inference(work, job), Stopwatch()
     if inferred is None:
         with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
-            inferred = _infer_missing(job, predictor, work, spec, client, watch, begun)
+            inferred = _run_missing_regions(job, predictor, work, spec, client, watch, on_start)
     return replace(inferred, seconds=timer.seconds)
 
 
-def _infer_missing(
+def _run_missing_regions(
     job: RegionJob,
     predictor: Predictor | ArrayFunction,
-    work: SceneWork,
+    work: SceneStages,
     spec: DistributeSpec,
     client: Client | None,
-    watch: Watch | None,
-    begun: Callable[[], object] | None,
+    watch: ProgressCallback | None,
+    on_start: Callable[[], object] | None,
 ) -> InferenceResult:
-    """Run the regions that are not done, by the plan of an earlier run if there is one."""
+    """Run the regions that are not completed yet, by the plan of an earlier run if there is one."""
     records = RegionRecords(work.stages, job)
     plan = records.plan()
     if plan is None:
-        told = _staged(watch, "infer", job.scene.grid)
-        if told is not None:
-            told(0)  # the run may have been stopped while another scene held the model
-        proof = check_precision(job.scene, job.plan, job.card, predictor, client, told)
+        progress = _stage_progress(watch, "infer", job.scene.grid)
+        if progress is not None:
+            progress(0)  # the run may have been cancelled while this scene waited for the model
+        proof = check_precision(job.scene, job.plan, job.card, predictor, client, progress)
         plan = RegionPlan(proof=proof, threshold=job.threshold, regions=plan_work(job, predictor, spec, client))
         records.begin(plan)
     job.folder.mkdir(exist_ok=True)
@@ -183,47 +182,49 @@ def _infer_missing(
     reused = (f"{len(results)} of {len(plan.regions)} regions",) if results else ()
     done = {result.region.index for result in results}
     missing = [region for region in plan.regions if region.index not in done]
-    told = _staged(watch, "infer", job.scene.grid, done=sum(result.region.pixels for result in results))
-    if begun is not None and missing:
-        begun()
-    with closing(run_regions(job, missing, predictor, client=client, watch=told)) as found:
-        for result in found:
+    progress = _stage_progress(watch, "infer", job.scene.grid, done=sum(result.region.pixels for result in results))
+    if on_start is not None and missing:
+        on_start()
+    with closing(run_regions(job, missing, predictor, client=client, progress=progress)) as finished:
+        for result in finished:
             records.add(result)
             results.append(result)
     check_unchanged(job.scene)
-    return replace(record_inferred(work, job, plan.proof, results), reused=reused)
+    return replace(record_inference(work, job, plan.proof, results), reused=reused)
 
 
 def run_output_stages(
     inferred: InferenceResult,
     spec: PolygonSpec,
-    work: SceneWork,
+    work: SceneStages,
     *,
     client: Client | None = None,
-    watch: Watch | None = None,
-) -> Finished:
-    """`make_outputs` here, or on any worker of the client's cluster, where it is no burden to who infers."""
+    watch: ProgressCallback | None = None,
+) -> SceneOutputs:
+    """Run the CPU-only stages here, or on any cluster worker, so that they do not block inference."""
     job = inferred.job
     if client is None or (job.exchange is not None and not inferred.results):
         return make_outputs(inferred, spec, work.result, watch=watch)
-    told = _staged(watch, "polygons", job.scene.grid)
-    beside = [work.folder / QUICKLOOK]
-    finished = run_finish(make_outputs, inferred, spec, work.result, client=client, beside=beside, watch=told)
+    progress = _stage_progress(watch, "polygons", job.scene.grid)
+    extra = [work.folder / QUICKLOOK]
+    outputs = run_finish(make_outputs, inferred, spec, work.result, client=client, extra_files=extra, progress=progress)
     if job.exchange is not None:
-        record_outputs(work, job, spec, finished.totals)
-    return finished
+        record_outputs(work, job, spec, outputs.totals)
+    return outputs
 
 
-def make_outputs(inferred: InferenceResult, spec: PolygonSpec, folder: Path, *, watch: Watch | None = None) -> Finished:
-    """The other stages: mosaic, polygons and preview. They need no model, only the work folder, and run anywhere.
+def make_outputs(
+    inferred: InferenceResult, spec: PolygonSpec, folder: Path, *, watch: ProgressCallback | None = None
+) -> SceneOutputs:
+    """Run the stages mosaic, mask, polygons and preview, which need only the work folder, not the model.
 
     Args:
-        inferred: what the first stage left.
+        inferred: the result of the first stage.
         spec: threshold and shaping.
-        folder: that of the outputs, in the work folder.
-        watch: told about progress.
+        folder: of the outputs, in the work folder.
+        watch: progress callback.
     """
-    work, job, timer = SceneWork(folder), inferred.job, Stopwatch()
+    work, job, timer = SceneStages(folder), inferred.job, Stopwatch()
     with timer.stage("mosaic"):
         make_rasters(work, inferred, spec.threshold)
     with timer.stage("polygons"):
@@ -231,7 +232,7 @@ def make_outputs(inferred: InferenceResult, spec: PolygonSpec, folder: Path, *, 
         totals = make_polygons(work, job.key, spec, lambda: vectorize_mosaic(mosaic, target, spec=spec, watch=watch))
     with timer.stage("preview"):
         make_preview(work, inferred, spec.threshold)
-    return Finished(totals=totals, reused=tuple(work.reused), seconds=timer.seconds)
+    return SceneOutputs(totals=totals, reused=tuple(work.reused), seconds=timer.seconds)
 
 
 def find_existing(
@@ -241,17 +242,11 @@ def find_existing(
     predictor: Predictor | ArrayFunction,
     spec: SegmentSpec,
     client: Client | None = None,
-    settled: bool = False,
-) -> Found:
-    """What `segment_scene` would find of a scene's result; raises what it raises.
+    committed: bool = False,
+) -> ExistingResult:
+    """The existing result that `segment_scene` would skip or reuse; arguments and errors are those of `segment_scene`.
 
-    Args:
-        scene: as for `segment_scene`, like the others.
-        out_dir: where results are.
-        predictor: the model.
-        spec: settings.
-        client: asked which device decides.
-        settled: what a killed run left beside a finished result makes it count as none, see `Results.committed`.
+    With `committed`, a finished result that needs cleanup after a killed run does not count, see `Results.committed`.
     """
     predictor = augmented(predictor, spec.inference.augment)
     identity = predictor_identity(predictor, client)
@@ -259,31 +254,31 @@ def find_existing(
     card, area = card_of(predictor, None), area_on(scene, spec)
     inputs = Inputs(scene=scene, card=card, spec=spec, identity=identity, area=area)
     report = opening_report(inputs, results.address(scene.id), forward_passes(predictor))
-    find = results.committed if settled else results.finished
+    find = results.committed if committed else results.finished
     if found := find(scene.id, report.inputs.content_key):
-        return Found(finished=SceneReport.from_json(found).as_skipped(report))
-    return Found(reusable=reusable(results.folder(scene.id), report.inputs.mosaic_key))
+        return ExistingResult(finished=SceneReport.from_json(found).as_skipped(report))
+    return ExistingResult(reusable=describe_reusable(results.folder(scene.id), report.inputs.mosaic_key))
 
 
 def vectorize_mosaic(
-    mosaic: str | Path, target: str | Path, *, spec: PolygonSpec | None = None, watch: Watch | None = None
+    mosaic: str | Path, target: str | Path, *, spec: PolygonSpec | None = None, watch: ProgressCallback | None = None
 ) -> PolygonTotals:
     """Turn a probability mosaic into a file of whole polygons (GeoPackage, GeoParquet or FlatGeobuf).
 
     Args:
-        mosaic: a `probability.tif` of ours.
+        mosaic: a `probability.tif` of a result.
         target: `.gpkg`, `.parquet` or `.fgb`.
-        spec: threshold and shaping; the checkpoint's threshold when it says nothing.
-        watch: told about progress.
+        spec: threshold and shaping; None: the threshold of the model card.
+        watch: progress callback.
 
     Raises:
-        SceneError: the mosaic is not one of ours.
+        SceneError: the mosaic has no model card.
     """
-    from pipeline.polygons import vectorize  # brings numba, which no strip has to wait for
+    from pipeline.polygons import vectorize  # imports numba, which inference need not wait for
 
     spec = spec or PolygonSpec()
     with MosaicReader(Path(mosaic)) as source:
-        source.progress = _staged(watch, "polygons", source.grid)
+        source.progress = _stage_progress(watch, "polygons", source.grid)
         polygons = shape_polygons(vectorize(source, spec), source.grid, spec)
         return write_polygons(
             Path(target),
@@ -295,22 +290,24 @@ def vectorize_mosaic(
         )
 
 
-def _prepare_polygons(grid: RasterGrid, spec: SegmentSpec) -> None:
-    """Load what polygons need while strips are computed; what goes wrong is told when polygons are made."""
+def _load_polygon_kernels(grid: RasterGrid, spec: SegmentSpec) -> None:
+    """Compile the polygon kernels while regions run; an error shows when polygons are made."""
     from pipeline.polygons import compile_kernels
 
     compile_kernels(grid, spec.polygons, spec.mosaic.dtype)
 
 
-def _staged(watch: Watch | None, stage: str, grid: RasterGrid, done: int = 0) -> Callable[[int], None] | None:
-    """Count the pixels of a stage, from any thread, for the watcher; so many are done already."""
+def _stage_progress(
+    watch: ProgressCallback | None, stage: str, grid: RasterGrid, done: int = 0
+) -> Callable[[int], None] | None:
+    """A thread-safe counter of a stage's pixels that reports to `watch`; `done` of them are finished already."""
     if watch is None:
         return None
-    total, turn = grid.height * grid.width, Lock()
+    total, lock = grid.height * grid.width, Lock()
 
     def advance(pixels: int) -> None:
         nonlocal done
-        with turn:
+        with lock:
             done += pixels
             watch(stage, done, total)
 

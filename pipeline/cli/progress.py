@@ -14,7 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.segment import Watch
+    from pipeline.segment import ProgressCallback
     from pipeline.training import TrainProgress
 
 COUNTED = {"compare": "pairs of scenes", "merge": "scenes"}
@@ -45,7 +45,7 @@ def progress_bars(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def scene_watch(progress: Progress, scene_id: str, *, beside: bool = False) -> Watch:
+def scene_watch(progress: Progress, scene_id: str, *, beside: bool = False) -> ProgressCallback:
     """A callback that shows the stage at hand of one scene as a bar.
 
     Args:
@@ -58,14 +58,14 @@ def scene_watch(progress: Progress, scene_id: str, *, beside: bool = False) -> W
     return _stage_watch(progress, lambda stage, total: progress.add_task(f"{escape(scene_id)} {stage}", total=total))
 
 
-def merge_watch(progress: Progress) -> Watch:
+def merge_watch(progress: Progress) -> ProgressCallback:
     """A callback that shows the stage at hand of a merge as a bar, with how many scenes or pairs of them are done."""
     return _stage_watch(
         progress, lambda stage, total: progress.add_task(stage, total=total, counted=COUNTED.get(stage, "done"))
     )
 
 
-def _stage_watch(progress: Progress, begin: Callable[[str, int], TaskID]) -> Watch:
+def _stage_watch(progress: Progress, begin: Callable[[str, int], TaskID]) -> ProgressCallback:
     """A callback that has a bar for each stage, until it is done."""
     bars: dict[str, TaskID] = {}
 

@@ -54,18 +54,18 @@ def _show_run(scenes: Sequence[str], models: Sequence[Path], out: str, spec: Seg
     """Run a catalog, and say what becomes of each scene."""
     from pipeline.catalog import read_catalog
     from pipeline.cli.progress import progress_bars, scene_watch
-    from pipeline.run import load_run_models, runs_elsewhere, segment_catalog
+    from pipeline.run import load_run_models, segment_catalog, uses_remote_model
 
     entries = [*read_catalog(scenes, spec.catalog, spec.reading, area=spec.area)]
     predictor = load_run_models(models, spec)
-    beside = runs_elsewhere(spec.inference, spec.distribute)
+    beside = uses_remote_model(spec.inference, spec.distribute)
     with _summary(out) as reports, progress_bars(console) as bars:
         run = segment_catalog(
             entries,
             out,
             predictor=predictor,
             spec=spec,
-            watcher=lambda entry: scene_watch(bars, entry.id, beside=beside),
+            progress_of=lambda entry: scene_watch(bars, entry.id, beside=beside),
         )
         with closing(run):
             for report in run:
@@ -126,14 +126,14 @@ def catalog(
     output = Console()
     counts = {"runs": 0, "done": 0, "refused": 0, "left out": 0}
 
-    def tell(verdict: str, entry: CatalogEntry, reason: str) -> None:
-        counts[verdict] += 1
-        line = f"{verdict:7} {entry.id}: {entry.location}: {reason}"
+    def tell(action: str, entry: CatalogEntry, reason: str) -> None:
+        counts[action] += 1
+        line = f"{action:7} {entry.id}: {entry.location}: {reason}"
         output.print(line, markup=False, highlight=False, soft_wrap=True)
 
     left_out = partial(tell, "left out")
     entries = read_catalog(scenes, spec.catalog, spec.reading, area=spec.area, on_excluded=left_out)
     for each in plan_run(entries, spec, models=model or (), out_dir=out):
-        tell(each.verdict, each.entry, each.reason)
-    say(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count or verdict != "left out"))
+        tell(each.action, each.entry, each.reason)
+    say(", ".join(f"{count} {action}" for action, count in counts.items() if count or action != "left out"))
     return EXIT_SOME_FAILED if counts["refused"] else EXIT_DONE

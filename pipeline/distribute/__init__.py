@@ -1,4 +1,4 @@
-"""Regions on a Dask cluster. Start reading at `pipeline.distribute.connect`."""
+"""Work of a scene on a dask cluster. Start reading at `pipeline.distribute.connect`."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""The client's side of a cluster: reach it, hand out tasks, and wait for them without waiting for nobody.
+"""Submit tasks to a dask cluster and wait for them, with a timeout when no workers remain.
 
-What dask says when schedulers and workers die is said here in our words.
+dask's errors for lost schedulers and workers become `TransientError` here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
 
-from pipeline.distribute.versions import check_code, facts_of_code
+from pipeline.distribute.versions import check_versions, code_versions
 from pipeline.errors import SettingsError, TransientError
 
 if TYPE_CHECKING:
@@ -21,34 +21,34 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-PATIENCE_S = 10
-"""How long a scheduler may take to answer, and a worker to join it."""
+CONNECT_TIMEOUT_S = 10
+"""How long a scheduler may take to answer, and its first worker to join."""
 NO_WORKERS_TIMEOUT_S = 60
 """How long a cluster may be without any worker while tasks wait."""
 POLL_INTERVAL_S = 1
-"""How often whoever waits is told so, and may call it off."""
+"""How often the progress callback is called while tasks are waited for; it may cancel them by raising."""
 
 
 def connect(scheduler: str) -> Client:
-    """Connect to a scheduler that has at least one worker, all of them of our version.
+    """Connect to a scheduler with at least one worker; all workers must have the client's version.
 
     Raises:
         SettingsError: the address is malformed, or a worker has another version.
-        TransientError: nobody answers, or no worker joins in time.
+        TransientError: no scheduler answers, or no worker joins in time.
     """
     from distributed import Client
 
-    _knock(scheduler)
+    _check_reachable(scheduler)
     try:
-        client = Client(scheduler, timeout=PATIENCE_S, set_as_default=False)
+        client = Client(scheduler, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
     except (OSError, TimeoutError) as error:
-        raise _nobody(scheduler, error) from error
+        raise _no_scheduler(scheduler, error) from error
     try:
-        client.wait_for_workers(1, timeout=PATIENCE_S)
+        client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
         check_workers(client)
     except TimeoutError as error:
         client.close()
-        raise _nobody(scheduler, "it has no worker") from error
+        raise _no_scheduler(scheduler, "it has no worker") from error
     except BaseException:
         client.close()
         raise
@@ -56,24 +56,24 @@ def connect(scheduler: str) -> Client:
 
 
 def check_workers(client: Client) -> None:
-    """Raise SettingsError when a worker is of another version, or has none of ours."""
-    for address, found in client.run(facts_of_code, on_error="return").items():
+    """Raise SettingsError when a worker runs another version, or cannot import this package."""
+    for address, found in client.run(code_versions, on_error="return").items():
         if isinstance(found, BaseException):
             raise SettingsError(
                 f"the worker {address} cannot run Scenemill: {type(found).__name__}: {found}; install the same version "
                 "on all machines, and start the workers again"
             )
-        check_code(facts_of_code(), found, where=address)
+        check_versions(code_versions(), found, where=address)
 
 
 def workers_of(client: Client) -> int:
-    """How many regions the cluster works on at once, at least 1."""
+    """Regions that the cluster runs at the same time, at least 1."""
     workers = _workers(client)
     return max(1, sum("device" in worker["resources"] for worker in workers) or len(workers))
 
 
 def threads_of(client: Client) -> int:
-    """How many tasks the cluster works on at once, those that need no device among them, at least 1."""
+    """Tasks that the cluster runs at the same time, including those without a device, at least 1."""
     return max(1, sum(int(worker["nthreads"]) for worker in _workers(client)))
 
 
@@ -83,21 +83,16 @@ def device_resource(client: Client) -> dict[str, int] | None:
 
 
 def is_lost(client: Client) -> bool:
-    """Whether the scheduler has gone and does not come back: no further task can be handed out."""
+    """Whether the connection to the scheduler is closed for good: no further task can be submitted."""
     return client.status in ("closing", "closed")
 
 
 class TaskQueue(Generic[Answer]):
-    """Tasks in hand on a cluster, and which of them ends next."""
+    """Running tasks of a cluster, in the order in which they end."""
 
-    def __init__(self, client: Client, *, watch: Callable[[int], None] | None = None) -> None:
-        """Hold no task yet.
-
-        Args:
-            client: of the cluster.
-            watch: called with 0 now and then while tasks are waited for; what it raises ends the waiting.
-        """
-        self._client, self._watch = client, watch
+    def __init__(self, client: Client, *, progress: Callable[[int], None] | None = None) -> None:
+        """Start with no task; `progress` is called with 0 every second of waiting, and may cancel by raising."""
+        self._client, self._progress = client, progress
         self._device: dict[str, int] | None = device_resource(client)
         self._running: set[Future[Answer]] = set()
         self._finished: SimpleQueue[Future[Answer]] = SimpleQueue()
@@ -106,31 +101,31 @@ class TaskQueue(Generic[Answer]):
         return len(self._running)
 
     def submit(
-        self, function: Callable[..., Answer], *given: object, name: str, device: bool, urgent: bool = False
+        self, function: Callable[..., Answer], *args: object, name: str, device: bool, urgent: bool = False
     ) -> Future[Answer]:
-        """Hand out a task.
+        """Submit `function(*args)`.
 
         Args:
-            function: what a worker calls.
-            given: its arguments.
-            name: shown in dask's pages.
-            device: True: only where a device is free, if workers declare theirs.
-            urgent: True: before all tasks that wait.
+            function: called in a worker.
+            args: its arguments.
+            name: prefix of the task key on dask's dashboard.
+            device: True: waits for a worker with a free device, if workers declare devices.
+            urgent: True: runs before all tasks that wait.
         """
         resources = self._device if device else None
         key, priority = f"{name}-{uuid4().hex[:8]}", int(urgent)
-        future = self._client.submit(function, *given, key=key, pure=False, resources=resources, priority=priority)
+        future = self._client.submit(function, *args, key=key, pure=False, resources=resources, priority=priority)
         self._running.add(future)
         future.add_done_callback(self._finished.put)
         return future
 
     def next(self) -> Future[Answer]:
-        """Wait for a task to end, however long, as long as somebody may be at it.
+        """Wait for a task to end, without a limit while the cluster has workers.
 
         Raises:
             TransientError: the cluster has had no worker for a while.
         """
-        waited_s = deserted_s = 0
+        waited_s = idle_s = 0
         while True:
             try:
                 future = self._finished.get(timeout=POLL_INTERVAL_S)
@@ -139,22 +134,22 @@ class TaskQueue(Generic[Answer]):
             else:
                 self._running.discard(future)
                 return future
-            if self._watch is not None:
-                self._watch(0)
-            if waited_s % PATIENCE_S == 0:
-                deserted_s = 0 if _workers(self._client) else deserted_s + PATIENCE_S
-            if deserted_s >= NO_WORKERS_TIMEOUT_S:
-                raise TransientError(f"the cluster has had no worker for {deserted_s} s; start workers and run again")
+            if self._progress is not None:
+                self._progress(0)
+            if waited_s % CONNECT_TIMEOUT_S == 0:
+                idle_s = 0 if _workers(self._client) else idle_s + CONNECT_TIMEOUT_S
+            if idle_s >= NO_WORKERS_TIMEOUT_S:
+                raise TransientError(f"the cluster has had no worker for {idle_s} s; start workers and run again")
 
     def cancel(self) -> None:
-        """Give up what is in hand."""
+        """Cancel the running tasks."""
         if self._running and self._client.status == "running":
             self._client.cancel([*self._running])
 
 
 @contextmanager
-def translate_worker_errors(what: str) -> Iterator[None]:
-    """Say in our words what dask says when workers and schedulers die; `what` begins the sentence."""
+def translate_worker_errors(context: str) -> Iterator[None]:
+    """Raise dask's errors for lost workers and schedulers as TransientError; `context` begins the message."""
     from distributed.client import ClosedClientError, FutureCancelledError
     from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker
@@ -162,23 +157,25 @@ def translate_worker_errors(what: str) -> Iterator[None]:
     try:
         yield
     except KilledWorker as error:
-        raise TransientError(f"{what} killed its workers repeatedly: {error}; look at their memory") from error
+        raise TransientError(f"{context} killed its workers repeatedly: {error}; look at their memory") from error
     except FutureCancelledError as error:
         if error.reason == "scheduler-connection-lost":
-            raise _lost(what, "the scheduler does not answer any more") from error
-        raise TransientError(f"{what} was given up by the cluster: {error}; run again") from error
+            raise _lost(context, "the scheduler no longer answers") from error
+        raise TransientError(f"{context} was cancelled by the cluster: {error}; run again") from error
     except CancelledError as error:
-        raise TransientError(f"{what} was given up by the cluster: {error}; run again") from error
+        raise TransientError(f"{context} was cancelled by the cluster: {error}; run again") from error
     except (ClosedClientError, CommClosedError) as error:
-        raise _lost(what, error) from error
+        raise _lost(context, error) from error
 
 
-def _lost(what: str, reason: object) -> TransientError:
-    return TransientError(f"{what} was lost with its cluster: {reason}; start the scheduler and workers, and run again")
+def _lost(context: str, reason: object) -> TransientError:
+    return TransientError(
+        f"{context} was lost with its cluster: {reason}; start the scheduler and workers, and run again"
+    )
 
 
-def _knock(scheduler: str) -> None:
-    """Find out at once whether anybody listens: a dask client tries for its whole timeout, and hangs when dropped."""
+def _check_reachable(scheduler: str) -> None:
+    """Probe the port first: a dask client retries for its whole timeout, and hangs when dropped."""
     from distributed.comm.addressing import get_address_host_port
 
     try:
@@ -188,18 +185,18 @@ def _knock(scheduler: str) -> None:
             f"distribute.scheduler must be an address like tcp://10.0.0.5:8786, not {scheduler!r}: {error}"
         ) from error
     try:
-        socket.create_connection((host, port), timeout=PATIENCE_S).close()
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
-        raise _nobody(scheduler, error) from error
+        raise _no_scheduler(scheduler, error) from error
 
 
-def _nobody(scheduler: str, reason: object) -> TransientError:
+def _no_scheduler(scheduler: str, reason: object) -> TransientError:
     return TransientError(
         f"no dask scheduler with a worker at {scheduler}: {reason}; start them or correct --scheduler"
     )
 
 
 def _workers(client: Client) -> list[Any]:
-    """What the scheduler knows of each worker; none while it has gone."""
+    """The scheduler's facts of each worker; none while the connection is closed."""
     info = client.scheduler_info(n_workers=-1) if client.status == "running" else {}
     return [*info.get("workers", {}).values()]

@@ -1,8 +1,8 @@
-"""Regions as tasks: one after another here, or on any dask.distributed cluster by address.
+"""Run the work of a scene in this process, or as tasks on a dask.distributed cluster.
 
-On a cluster each region is one task of at least a second; work in flight is bounded; a loaded predictor pickles as its
-path and hash, and each worker process loads it once. A lost worker costs the region it had in hand. What needs no
-model, mosaic and polygons, is a task for any worker. Client and workers share a folder or an exchange place.
+On a cluster each region is one task of at least a second, and the number of running tasks is bounded. A loaded
+predictor pickles as its path and hash, and each worker process loads it once. A lost worker costs its running region.
+The output stages need no model and run on any worker. Client and workers share a folder or a staging area.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from pipeline.distribute import worker_tasks
 from pipeline.distribute.client import TaskQueue, connect, translate_worker_errors
 from pipeline.distribute.remote_predictor import RemotePredictor
 from pipeline.distribute.scheduler import run_on_cluster
 from pipeline.distribute.spec import DistributeSpec
-from pipeline.distribute.worker_tasks import call, fetch_all, finish, packed, prove
+from pipeline.distribute.worker_tasks import call, dumps, fetch_files, run_outputs
 from pipeline.inference import Region, RegionJob, RegionResult, TilePlan, choose_precision
 from pipeline.inference.region import Watch, infer_stack
 from pipeline.inference.tiling import group_adjacent
@@ -35,11 +36,11 @@ Answer = TypeVar("Answer")
 
 @contextmanager
 def cluster(spec: DistributeSpec) -> Iterator[Client | None]:
-    """Yield a client of the settings' cluster and close it afterwards; None where the work is done here.
+    """Yield a client of the settings' cluster and close it afterwards; None where the work is done in this process.
 
     Raises:
         SettingsError: the address is malformed, or a worker has another version.
-        TransientError: nobody answers, or no worker joins within 10 s.
+        TransientError: no scheduler answers, or no worker joins within 10 s.
     """
     if spec.scheduler is None:
         yield None
@@ -52,46 +53,46 @@ def cluster(spec: DistributeSpec) -> Iterator[Client | None]:
 
 
 def resolve_exchange(spec: DistributeSpec) -> Exchange | None:
-    """The exchange place of a run, if it has one; raises SettingsError, or TransientError if the place is missing."""
+    """The staging area of a run, if it has one; raises SettingsError, or TransientError if it is missing."""
     return None if spec.exchange is None else open_exchange(spec.exchange)
 
 
 @contextmanager
 def staging_area(spec: DistributeSpec, work: Path, client: Client | None) -> Iterator[Exchange | None]:
-    """Yield the part of the exchange place that belongs to a work folder, empty before and after; None: there is none.
+    """Yield the part of the staging area that belongs to a work folder, empty before and after; None: there is none.
 
     Raises:
-        SettingsError: no address that can be one.
-        TransientError: it is not there.
+        SettingsError: the address is malformed.
+        TransientError: the staging area is missing.
     """
-    place = None if client is None else resolve_exchange(spec)
-    if place is None:
+    area = None if client is None else resolve_exchange(spec)
+    if area is None:
         yield None
         return
     owner = sha256(f"{gethostname()} {work.absolute()}".encode()).hexdigest()[:8]
-    place = place.child(f"{work.name.strip('.')}-{owner}")
-    place.delete()
+    area = area.child(f"{work.name.strip('.')}-{owner}")
+    area.delete()
     try:
-        yield place
+        yield area
     finally:
-        place.delete()
+        area.delete()
 
 
 def predictor_identity(
-    predictor: Predictor | ArrayFunction, client: Client | None, watch: Watch | None = None
+    predictor: Predictor | ArrayFunction, client: Client | None, progress: Watch | None = None
 ) -> str | None:
-    """What decides the results where regions run: a worker may have another device than this process."""
+    """Identity of the model where regions run: a worker may have another device than this process."""
     here = identity_of(predictor)
     if client is None or here is None or not isinstance(predictor, LoadedModel):
         return here
-    known, question = _known_of(predictor), (client.id, here)
-    if question not in known:
-        known[question] = _ask(client, "loading the model", watch, identity_of, predictor)
-    return known[question]
+    known, key = _identity_cache(predictor), (client.id, here)
+    if key not in known:
+        known[key] = _run_on_device(client, "loading the model", progress, identity_of, predictor)
+    return known[key]
 
 
-def _known_of(predictor: LoadedModel) -> dict[tuple[str, str], str | None]:
-    """Identities that workers have told: each scene asks, and who answers must have a free device."""
+def _identity_cache(predictor: LoadedModel) -> dict[tuple[str, str], str | None]:
+    """Cache of model identities reported by workers; asking costs a device slot, so it is done once per model."""
     first = predictor.members[0]
     return first.known if isinstance(first, RemotePredictor) else {}
 
@@ -102,12 +103,21 @@ def check_precision(
     card: ModelCard,
     predictor: Predictor | ArrayFunction,
     client: Client | None,
-    watch: Watch | None = None,
+    progress: Watch | None = None,
 ) -> PrecisionCheck:
-    """See `choose_precision`; where regions run on a cluster, a worker tries it, on a device like that of all."""
+    """`choose_precision`, on a cluster in a worker, whose device is like that of all workers."""
     if client is None or not isinstance(predictor, LoadedModel):
         return choose_precision(scene, plan, card, predictor)
-    return _ask(client, f"{scene.location}: the trial", watch, prove, scene, plan, card, predictor)
+    return _run_on_device(
+        client,
+        f"{scene.location}: the precision check",
+        progress,
+        worker_tasks.check_precision,
+        scene,
+        plan,
+        card,
+        predictor,
+    )
 
 
 def run_regions(
@@ -116,24 +126,24 @@ def run_regions(
     predictor: Predictor | ArrayFunction,
     *,
     client: Client | None = None,
-    watch: Watch | None = None,
+    progress: Watch | None = None,
 ) -> Generator[RegionResult]:
-    """Run every region, here or on the client's cluster, and yield results as they finish, their rasters in the folder.
+    """Run regions in this process or on a cluster; yield each result when its rasters are in the job's folder.
 
     Args:
-        job: what they have in common.
-        regions: which.
+        job: what the regions have in common.
+        regions: the regions to run.
         predictor: the model.
-        client: of the cluster; None runs them here.
-        watch: told the pixels that are done, on a cluster also of none now and then; what it raises ends the work.
+        client: of the cluster; None: this process.
+        progress: called with the finished pixels, on a cluster also with 0 every second; cancels by raising.
 
     Raises:
         TransientError: a worker was lost repeatedly, or the scheduler.
-        ScenemillError: whatever a region raised.
+        ScenemillError: raised by a region.
     """
     if client is None:
-        return (result for stack in group_adjacent(regions) for result in infer_stack(job, stack, predictor, watch))
-    return run_on_cluster(job, regions, predictor, client, watch)
+        return (result for stack in group_adjacent(regions) for result in infer_stack(job, stack, predictor, progress))
+    return run_on_cluster(job, regions, predictor, client, progress)
 
 
 def run_finish(
@@ -143,43 +153,44 @@ def run_finish(
     folder: Path,
     *,
     client: Client,
-    beside: Sequence[Path] = (),
-    watch: Watch | None = None,
+    extra_files: Sequence[Path] = (),
+    progress: Watch | None = None,
 ) -> Answer:
-    """Call `function(inferred, spec, folder)` on any worker, device or not; its files are in the folder then.
+    """Call `function(inferred, spec, folder)` on any worker, and leave its files in the folder.
 
     Args:
-        function: makes outputs of regions in a folder; needs no model.
-        inferred: what regions left: `inferred.job`, and `inferred.results`.
-        spec: settings for it.
-        folder: that of the outputs, here.
+        function: makes outputs from regions in a folder; needs no model.
+        inferred: results of the regions: `inferred.job`, and `inferred.results`.
+        spec: settings of the function.
+        folder: of the outputs, on this machine.
         client: of the cluster.
-        beside: files of the work folder that the function needs, in addition to the regions' rasters.
-        watch: called with 0 now and then; what it raises ends the work.
+        extra_files: files of the work folder that the function needs, in addition to the regions' rasters.
+        progress: called with 0 every second; cancels by raising.
 
     Raises:
         TransientError: workers were lost repeatedly, or the scheduler.
-        ScenemillError: whatever the function raised.
+        ScenemillError: raised by the function.
     """
     job: RegionJob = inferred.job
-    names = {} if job.exchange is None else _offered(job, inferred.results, beside)
-    given = packed(function, inferred, spec, folder.absolute(), names)
-    what, name = f"{job.scene.location}: mosaic or polygons", f"finish-{job.scene.id}"
-    sent = _one(client, what, finish, given, name=name, watch=watch)
+    names = {} if job.exchange is None else _upload_missing(job, inferred.results, extra_files)
+    content = dumps(function, inferred, spec, folder.absolute(), names)
+    context, name = f"{job.scene.location}: mosaic or polygons", f"finish-{job.scene.id}"
+    returned = _run_task(client, context, run_outputs, content, name=name, progress=progress)
     if job.exchange is not None:
-        fetch_all(sent.files, job.exchange, folder)
-    return cast("Answer", sent.answer)
+        fetch_files(returned.files, job.exchange, folder)
+    return cast("Answer", returned.answer)
 
 
-def _offered(job: RegionJob, results: Sequence[RegionResult], beside: Sequence[Path]) -> dict[str, int]:
-    """Regions' rasters and files beside, by their place in the work folder, with their bytes.
+def _upload_missing(job: RegionJob, results: Sequence[RegionResult], extra_files: Sequence[Path]) -> dict[str, int]:
+    """Upload the regions' rasters and the extra files that are not in the staging area yet.
 
-    All of them are in the exchange place then, whoever made them.
+    Returns:
+        name in the work folder -> bytes, for all of them.
     """
     assert job.exchange is not None
     attempts = {raster.attempt for result in results for raster in result.rasters}
     rasters = [path for path in sorted(job.folder.iterdir()) if _attempt_of(path) in attempts]
-    files = {path.relative_to(job.folder.parent).as_posix(): path for path in (*rasters, *beside)}
+    files = {path.relative_to(job.folder.parent).as_posix(): path for path in (*rasters, *extra_files)}
     for name, path in files.items():
         if not job.exchange.exists(name):
             job.exchange.upload(path, name)
@@ -187,7 +198,7 @@ def _offered(job: RegionJob, results: Sequence[RegionResult], beside: Sequence[P
 
 
 def _attempt_of(path: Path) -> str:
-    """The last part of what `RegionJob.path` made, before the suffixes of levels.
+    """The attempt in a file name that `RegionJob.path` made.
 
     >>> _attempt_of(Path("probability-00001-1a2b3c4d.2.tif"))
     '1a2b3c4d'
@@ -195,29 +206,31 @@ def _attempt_of(path: Path) -> str:
     return path.name.partition(".")[0].rpartition("-")[2]
 
 
-def _ask(client: Client, what: str, watch: Watch | None, function: Callable[..., Answer], *given: object) -> Answer:
-    """What a function returns in a worker that holds its device meanwhile; `what` names it in messages."""
-    answer: Answer = _one(
-        client, what, call, packed(function, *given), name=function.__name__, device=True, watch=watch
+def _run_on_device(
+    client: Client, context: str, progress: Watch | None, function: Callable[..., Answer], *args: object
+) -> Answer:
+    """Call a function in a worker that reserves its device; `context` begins the messages of errors."""
+    answer: Answer = _run_task(
+        client, context, call, dumps(function, *args), name=function.__name__, device=True, progress=progress
     )
     return answer
 
 
-def _one(
+def _run_task(
     client: Client,
-    what: str,
+    context: str,
     task: Callable[[bytes], Answer],
-    given: bytes,
+    content: bytes,
     *,
     name: str,
     device: bool = False,
-    watch: Watch | None = None,
+    progress: Watch | None = None,
 ) -> Answer:
-    """What one task returns, before all that waits."""
-    tasks: TaskQueue[Answer] = TaskQueue(client, watch=watch)
+    """Run one task before all that wait, and return its result."""
+    tasks: TaskQueue[Answer] = TaskQueue(client, progress=progress)
     try:
-        with translate_worker_errors(what):
-            tasks.submit(task, given, name=name, device=device, urgent=True)
+        with translate_worker_errors(context):
+            tasks.submit(task, content, name=name, device=device, urgent=True)
             return tasks.next().result()
     finally:
         tasks.cancel()

@@ -1,7 +1,8 @@
-"""Worker processes on this machine, with a device or a share of the CPU each, under a scheduler of their own.
+"""Local dask workers: one process per device, or per share of the CPU, under a scheduler of this process.
 
-Each process sees one device only, runs one region at a time, and is replaced when it dies. Beside the region it may
-finish a scene, which needs no device. They end with the process that started them, however that ends, and at once.
+Each process sees one device, runs one region at a time, and is restarted when it dies. Next to the region it may run
+the output stages of a scene, which need no device. The processes end at once with the process that started them,
+however that ends.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 DASK_SETTINGS = {"distributed.deploy.lost-worker-timeout": "1000 days", "distributed.worker.profile.enabled": False}
-"""Without them dask's cluster gives up a worker that has not come back after 15 s, whether or not a new process is on
-its way; and each worker looks at all its stacks a hundred times a second, for a page that nobody serves."""
+"""By default dask drops a worker that has not come back after 15 s, even while its process restarts; and each worker
+samples its stacks a hundred times a second for a dashboard that is off."""
 SHARED_OPTIONS = ("host", "nthreads", "resources", "memory_limit", "silence_logs")
-"""Those of our options that dask-cuda hands on to its workers."""
-TASKS = 2
-"""What a process does at once: a region on its device, and the end of a scene that needs none."""
+"""Worker options that dask-cuda passes on."""
+TASKS_PER_WORKER = 2
+"""Threads of a process: one for a region on its device, one for output stages."""
 
 
 @contextmanager
@@ -43,22 +44,22 @@ def device_workers(devices: Sequence[str], *, threads: int) -> Iterator[str]:
     """
     from distributed import Scheduler, SpecCluster
 
-    from pipeline.distribute.nanny import own_nanny
+    from pipeline.distribute.nanny import new_nanny_class
 
-    nanny = own_nanny()
-    here = {"host": LOOPBACK, "port": 0, "dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
-    scheduler = {"cls": Scheduler, "options": here}
+    nanny = new_nanny_class()
+    options = {"host": LOOPBACK, "port": 0, "dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
+    scheduler = {"cls": Scheduler, "options": options}
     workers = {
         f"{device}-{index}": {"cls": nanny, "options": _worker_options(device, threads)}
         for index, device in enumerate(devices)
     }
-    with _started(lambda: SpecCluster(workers=workers, scheduler=scheduler), nanny, devices) as address:
+    with _running_cluster(lambda: SpecCluster(workers=workers, scheduler=scheduler), nanny, devices) as address:
         yield address
 
 
 @contextmanager
 def dask_cuda_workers(devices: Sequence[str]) -> Iterator[str]:
-    """`device_workers` for CUDA devices, started by dask-cuda: each process is bound to the CPUs nearest to its device.
+    """`device_workers` for CUDA devices, started by dask-cuda, which binds each process to the CPUs near its device.
 
     Raises:
         SettingsError: a device is not CUDA, or dask-cuda is not installed.
@@ -76,27 +77,27 @@ def dask_cuda_workers(devices: Sequence[str]) -> Iterator[str]:
             f"distribute.dask_cuda needs the package dask-cuda, which cannot be imported ({error}); install it, or "
             "leave distribute.dask_cuda out: the processes are then started without it"
         ) from error
-    from pipeline.distribute.nanny import own_nanny
+    from pipeline.distribute.nanny import new_nanny_class
 
-    nanny = own_nanny()
+    nanny = new_nanny_class()
     visible = [environment_for(device)["CUDA_VISIBLE_DEVICES"] for device in devices]
     options = {key: value for key, value in _worker_options("cpu", 1).items() if key in SHARED_OPTIONS}
     options |= {"dashboard_address": f"{LOOPBACK}:0", "scheduler_port": 0, "worker_class": nanny}
     threads = options.pop("nthreads")
-    with _started(
+    with _running_cluster(
         lambda: LocalCUDACluster(CUDA_VISIBLE_DEVICES=visible, threads_per_worker=threads, **options), nanny, devices
     ) as address:
         yield address
 
 
 @contextmanager
-def _started(start: Callable[[], Any], nanny: type[KillingNanny], devices: Sequence[str]) -> Iterator[str]:
-    """Yield the address of a cluster's scheduler, and end the cluster afterwards."""
+def _running_cluster(start: Callable[[], Any], nanny: type[KillingNanny], devices: Sequence[str]) -> Iterator[str]:
+    """Yield the address of a cluster's scheduler, and close the cluster afterwards."""
     import dask
 
-    with _warnings_only(), dask.config.set(DASK_SETTINGS):
+    with _dask_warnings_only(), dask.config.set(DASK_SETTINGS):
         try:
-            cluster = _begun(start, nanny)
+            cluster = _start_cluster(start, nanny)
         except (OSError, RuntimeError, TimeoutError) as error:
             raise TransientError(
                 f"no worker process could be started for {', '.join(devices)}: {error} See what the processes printed; "
@@ -106,40 +107,40 @@ def _started(start: Callable[[], Any], nanny: type[KillingNanny], devices: Seque
             try:
                 yield cluster.scheduler_address
             finally:
-                _hush()
+                _silence_dask()
 
 
-def _begun(start: Callable[[], Any], nanny: type[KillingNanny]) -> Any:
-    """A cluster, begun in a thread of its own: Ctrl-C meanwhile would leave half a cluster that nobody ends."""
-    resource_tracker.ensure_running()  # when it begins, it would let Ctrl-C through again
-    with ThreadPoolExecutor(1, "cluster", initializer=_hold_ctrl_c) as thread:
-        begun = thread.submit(start)
+def _start_cluster(start: Callable[[], Any], nanny: type[KillingNanny]) -> Any:
+    """Start a cluster in another thread: Ctrl-C during the start would leave half a cluster running."""
+    resource_tracker.ensure_running()  # its own start would unblock SIGINT
+    with ThreadPoolExecutor(1, "cluster", initializer=_block_sigint) as thread:
+        starting = thread.submit(start)
         try:
-            wait([begun])
+            wait([starting])
         except BaseException:
-            _hush()
-            _call_off(begun, nanny)
+            _silence_dask()
+            _cancel_start(starting, nanny)
             raise
-    return begun.result()
+    return starting.result()
 
 
-def _call_off(begun: Future[Any], nanny: type[KillingNanny]) -> None:
-    """End a cluster that is being begun: it ends itself when its processes die meanwhile."""
-    while wait([begun], timeout=0.05).not_done:
-        nanny.strike_all()
-    if begun.exception() is None:
-        begun.result().close()
+def _cancel_start(starting: Future[Any], nanny: type[KillingNanny]) -> None:
+    """Stop a cluster while it starts: it closes itself when its processes die."""
+    while wait([starting], timeout=0.05).not_done:
+        nanny.kill_all()
+    if starting.exception() is None:
+        starting.result().close()
 
 
-def _hold_ctrl_c() -> None:
-    """Ctrl-C is meant for the process that started the others: they take over what this thread lets through."""
+def _block_sigint() -> None:
+    """Only the parent process handles Ctrl-C: child processes inherit the signal mask of this thread."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _worker_options(device: str, threads: int) -> dict[str, object]:
     return {
         "host": LOOPBACK,
-        "nthreads": TASKS,
+        "nthreads": TASKS_PER_WORKER,
         "resources": {"device": 1},
         "memory_limit": 0,
         "dashboard": False,
@@ -149,17 +150,17 @@ def _worker_options(device: str, threads: int) -> dict[str, object]:
 
 
 @contextmanager
-def _warnings_only() -> Iterator[None]:
-    """A scheduler that lives in this process logs its every step; a lost worker is worth a line, the rest is not."""
+def _dask_warnings_only() -> Iterator[None]:
+    """Log warnings of dask, e.g. lost workers, and not each step of the scheduler in this process."""
     log = logging.getLogger("distributed")
-    former = log.level
+    level = log.level
     log.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        log.setLevel(former)
+        log.setLevel(level)
 
 
-def _hush() -> None:
-    """What dask says while its cluster is ended tells nothing new."""
+def _silence_dask() -> None:
+    """Messages of a cluster that is closing carry no information."""
     logging.getLogger("distributed").setLevel(logging.CRITICAL)

@@ -1,7 +1,7 @@
-"""What watches over a worker process of this machine: it replaces one that dies, and ends one at once.
+"""Nanny process of a local worker: restarts a worker that dies, and kills it at once on shutdown.
 
-dask asks a worker to close and waits 4 s for the region that it has in hand, which nobody wants any more: results of a
-run that came to its end have been fetched, and those of one that is stopped are begun again.
+dask asks a worker to close and waits 4 s for its running region. That region is not needed: a run that ended has all
+results, and a run that was stopped computes it again.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from distributed import Nanny
 
 
 class KillingNanny(Nanny):
-    """A nanny whose process need not agree to its end; each cluster has a subclass of its own."""
+    """A nanny that kills its process without waiting; each cluster has its own subclass."""
 
     members: ClassVar[list[KillingNanny]]
-    """Those of a cluster, from before their processes start."""
+    """The nannies of a cluster, also those whose process has not started yet."""
 
     def __init_subclass__(cls) -> None:
         cls.members = []
 
-    def __init__(self, *given: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         """See `Nanny`."""
-        super().__init__(*given, **options)
+        super().__init__(*args, **options)
         self.members.append(self)
 
-    def strike(self) -> None:
-        """Kill the process if it is there, from any thread."""
+    def kill_process(self) -> None:
+        """Kill the process if it runs; callable from any thread."""
         if (pid := self.pid) is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     @classmethod
-    def strike_all(cls) -> None:
-        """Kill all processes of the cluster that are there."""
-        for each in cls.members:
-            each.strike()
+    def kill_all(cls) -> None:
+        """Kill all running processes of the cluster."""
+        for nanny in cls.members:
+            nanny.kill_process()
 
     async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:
-        """End the process."""
-        self.strike()
+        """Kill the process, then clean up as `Nanny` does."""
+        self.kill_process()
         await super().kill(timeout, reason)
 
 
-def own_nanny() -> type[KillingNanny]:
-    """A class for one cluster."""
+def new_nanny_class() -> type[KillingNanny]:
+    """A subclass for one cluster, with its own list of members."""
 
     class Own(KillingNanny):
         """The nannies of one cluster."""

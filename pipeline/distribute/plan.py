@@ -1,8 +1,8 @@
-"""How work is shared out: so many scenes in hand, each cut into so many regions.
+"""Load balancing: how many scenes run concurrently, and how many regions each is cut into.
 
-Workers of one kind need equally long for equally many tiles, so one region for each worker is the quickest cut: every
-border between regions costs a row of tiles more. Where a scene has rows to spare, two for each let a quick worker take
-what a slow one has not begun.
+Workers of one kind take equally long for equally many tiles, so one region per worker is fastest: every border between
+regions costs one more row of tiles. A tall scene gets two regions per worker, so that a fast worker can take a region
+that a slow one has not started.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PART_PIXELS, PART_PIXELS_ON_DEVICE = 2**25, 2**28
-"""About so many pixels are a region in this process, on its CPUs or on a device: what a kill may lose. A region on a
-cluster has no more than the larger."""
-FINE_ROWS = 16
-"""Rows of tiles that each of two regions of a worker has at least."""
+"""Approximate pixels of a region in this process, on CPUs or on a device; a kill loses at most one region. On a cluster
+a region has at most the larger number."""
+MIN_ROWS_PER_REGION = 16
+"""Minimum rows of tiles of a region where each worker gets two."""
 
 
 def share_workers(
-    spec: DistributeSpec, client: Client, scenes: int, *, most: int | None = None
+    spec: DistributeSpec, client: Client, scenes: int, *, max_scenes: int | None = None
 ) -> tuple[int, DistributeSpec]:
-    """How many scenes of a run are in hand at once, at most so many, and the settings of each, which say so."""
-    found = scene_count(spec, client, scenes)
-    in_hand = found if most is None else min(most, found)
-    return in_hand, replace(spec, scenes=in_hand)
+    """Scenes that are processed concurrently, at most `max_scenes`, and the settings of each with that number."""
+    count = scene_count(spec, client, scenes)
+    count = count if max_scenes is None else min(max_scenes, count)
+    return count, replace(spec, scenes=count)
 
 
 def scene_count(spec: DistributeSpec, client: Client | None, scenes: int) -> int:
-    """How many scenes of a run are in hand at once, at least 1: while some become polygons, others are inferred."""
+    """Scenes that are processed concurrently, at least 1: some are vectorized while others are inferred."""
     if client is None:
         return 1
     return max(1, min(scenes, spec.scenes or threads_of(client) + 1))
@@ -48,7 +48,7 @@ def scene_count(spec: DistributeSpec, client: Client | None, scenes: int) -> int
 def plan_work(
     job: RegionJob, predictor: Predictor | ArrayFunction, spec: DistributeSpec, client: Client | None
 ) -> tuple[Region, ...]:
-    """The regions a scene is cut into: for workers to share, or here so that a stopped run has something done."""
+    """The regions of a scene: one or more per worker, or in this process a size that limits what a kill loses."""
     plan, alone = job.plan, job.blend in CROP
     widest = widest_region(job.scene, plan, job.card, job.mosaic)
     if client is None and not spec.regions:
@@ -63,12 +63,12 @@ def plan_work(
 
 
 def region_count(tile_rows: int, workers: int, scenes: int) -> int:
-    """How many regions a scene is cut into from top to bottom.
+    """Regions that a scene is cut into from top to bottom.
 
     Args:
         tile_rows: rows of tiles of the scene.
         workers: of the cluster.
-        scenes: in hand at once, which share them; 0 is 1.
+        scenes: processed concurrently, which share the workers; 0 is 1.
 
     >>> region_count(25, workers=2, scenes=1), region_count(64, workers=2, scenes=1)
     (2, 4)
@@ -76,4 +76,4 @@ def region_count(tile_rows: int, workers: int, scenes: int) -> int:
     1
     """
     each = -(-workers // max(1, scenes))
-    return 2 * each if each > 1 and tile_rows >= 2 * each * FINE_ROWS else each
+    return 2 * each if each > 1 and tile_rows >= 2 * each * MIN_ROWS_PER_REGION else each

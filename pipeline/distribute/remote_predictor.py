@@ -1,7 +1,7 @@
-"""A model that other processes run: verified here, and loaded by each of them.
+"""Proxy of a model that worker processes run: verified here, loaded by each of them.
 
-It travels as its path and its hash. A worker that has no such file at the path, or another one, takes it from the
-exchange place, keeps it for all workers of its machine, and loads it once per process.
+It pickles as a path and a hash. A worker without that file at the path downloads it from the staging area into a cache
+that all workers of its machine share, and loads it once per process.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from pipeline.model.predictor import (
 from pipeline.storage import Exchange, ensure_dir
 
 MODELS = "models"
-"""Where models lie in the exchange place."""
+"""Folder of models in the staging area, and in the cache of a machine."""
 LOAD_LOCK = threading.Lock()
-"""Held while a model is loaded: the tasks of one process share it."""
+"""Held while a model is loaded, since the tasks of one process share the model."""
 
 
 class RemotePredictor:
-    """Stands for a `LoadedPredictor` where none is needed: it holds no weights, here or on a device.
+    """A `LoadedPredictor` without weights in this process.
 
-    Whoever unpickles it has the model loaded. Used here all the same, it loads it on first use.
+    Unpickling it loads the model. Called in this process, it loads the model on first use.
     """
 
     def __init__(self, path: Path, device: str, *, precision: Precision, exchange: Exchange | None = None) -> None:
-        """Verify a model, and lay it into the exchange place.
+        """Verify a model, and upload it to the staging area.
 
         Args:
             path: a `.safetensors` checkpoint, or a `.pt2` file that `import_model` wrote.
-            device: where the other processes run it, as they name it; need not exist here.
+            device: torch device of the workers; need not exist here.
             precision: number format.
-            exchange: where they find it, unless they see the same file under the same path.
+            exchange: staging area; None: workers see the same file under the same path.
 
         Raises:
-            ModelError: the file is missing, damaged, or none of ours.
+            ModelError: the file is missing, damaged, or of another format.
             SettingsError: no device has such a name.
-            TransientError: the exchange place refuses.
+            TransientError: the upload fails.
         """
-        self.device = _named(device)
+        self.device = _torch_device(device)
         model = open_model(path)
         self.card = model.card
         self.turn = threading.Lock()
         self.identity = f"{model.sha256} {precision} {device}"
         self.known: dict[tuple[str, str], str | None] = {}
-        """What workers have told: client and identity here -> identity there."""
+        """Identities that workers reported: (client, identity here) -> identity there."""
         models = None if exchange is None else exchange.child(MODELS)
         self._source = (path.absolute(), device, precision, model.sha256, models)
         if models is not None and not models.exists(_name(path, model.sha256)):
@@ -98,15 +98,15 @@ def load_in_worker(
     """Load a model in a worker, once per process.
 
     Args:
-        path: where the client has it.
+        path: of the file on the client's machine.
         device: as in `load_predictor`.
         precision: as in `load_predictor`.
-        sha256: of the model that the client means.
-        models: where to find it otherwise.
+        sha256: of the client's file.
+        models: its folder in the staging area; None: there is none.
 
     Raises:
-        SettingsError: it is neither at its path nor in the exchange place.
-        TransientError: it cannot be fetched.
+        SettingsError: the worker does not see the file, and there is no staging area.
+        TransientError: the download fails.
     """
     with LOAD_LOCK:
         return _loaded(path, device, precision, sha256, models)
@@ -122,16 +122,16 @@ def _loaded(path: Path, device: str, precision: Precision, sha256: str, models: 
                 f"the worker on {socket.gethostname()} does not have the model of this run: {error}; let it see the "
                 "same file under the same path, or set distribute.exchange"
             ) from error
-    kept = _kept_models() / _name(path, sha256)
+    cached = _model_cache() / _name(path, sha256)
     try:
-        return load_once(kept, device, precision, sha256)
+        return load_once(cached, device, precision, sha256)
     except ModelError:
-        models.fetch(kept.name, kept)
-    return load_once(kept, device, precision, sha256)
+        models.fetch(cached.name, cached)
+    return load_once(cached, device, precision, sha256)
 
 
-def _kept_models() -> Path:
-    """Where this machine keeps models from elsewhere; what lies there is believed only by its hash."""
+def _model_cache() -> Path:
+    """Folder of downloaded models on this machine; each is verified by its hash before use."""
     folder = Path(tempfile.gettempdir()) / f"scenemill-{os.getuid()}" / MODELS
     ensure_dir(folder)
     return folder
@@ -141,7 +141,7 @@ def _name(path: Path, sha256: str) -> str:
     return f"{sha256}{path.suffix}"
 
 
-def _named(device: str) -> torch.device:
+def _torch_device(device: str) -> torch.device:
     try:
         return torch.device("cpu" if device == "auto" else device)
     except RuntimeError as error:

@@ -1,7 +1,7 @@
-"""Regions on a cluster: a bounded number in hand, and those that kill their workers told from those beside them.
+"""Run regions on a cluster with bounded concurrency, and isolate the ones that crash workers.
 
-dask blames every task of a worker that dies. So a region that has lost its workers is only a suspect: when the others
-are done, suspects run one by one, and what kills again is what killed.
+dask blames every task of a worker that dies. So a region that lost its workers is only a suspect: when the others are
+done, the suspects run one by one, and the one that crashes a worker again is the cause.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipeline.distribute.client import TaskQueue, translate_worker_errors, workers_of
-from pipeline.distribute.worker_tasks import Sent, fetch_all, infer, packed, take_up
+from pipeline.distribute.worker_tasks import TaskResult, dumps, fetch_files, restore_quicklook, run_region
 from pipeline.inference import Region, RegionJob, RegionResult
 from pipeline.inference.region import Watch
 from pipeline.model import ArrayFunction, Predictor
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CARRIED = 2**18
-"""Bytes that travel with every region: a job, and a model that is a path and a hash."""
+MAX_INLINE_BYTES = 2**18
+"""Maximum size of pickled arguments that are sent with every region: a job, and a model as path and hash."""
 
 
 def run_on_cluster(
@@ -31,78 +31,80 @@ def run_on_cluster(
     regions: Sequence[Region],
     predictor: Predictor | ArrayFunction,
     client: Client,
-    watch: Watch | None,
+    progress: Watch | None,
 ) -> Generator[RegionResult]:
-    """Run regions and yield results as they finish; see `pipeline.distribute.connect.run_regions`."""
+    """Run regions and yield results as they finish; see `run_regions`."""
     suspects: list[Region] = []
-    yield from _side_by_side(job, regions, predictor, client, watch, most=2 * workers_of(client), suspects=suspects)
+    yield from _run_bounded(
+        job, regions, predictor, client, progress, max_running=2 * workers_of(client), suspects=suspects
+    )
     if suspects:
         log.warning("%s: %d region(s) lost their workers; each is tried again alone", job.scene.location, len(suspects))
-        yield from _side_by_side(job, suspects, predictor, client, watch, most=1)
+        yield from _run_bounded(job, suspects, predictor, client, progress, max_running=1)
 
 
-def _side_by_side(
+def _run_bounded(
     job: RegionJob,
     regions: Sequence[Region],
     predictor: Predictor | ArrayFunction,
     client: Client,
-    watch: Watch | None,
+    progress: Watch | None,
     *,
-    most: int,
+    max_running: int,
     suspects: list[Region] | None = None,
 ) -> Generator[RegionResult]:
-    """Run regions, at most so many in hand. One that loses its workers joins the suspects: it may not be its fault."""
+    """Run regions, at most `max_running` at once; add those that lose their workers to `suspects`, if that is given."""
     from distributed.scheduler import KilledWorker
 
-    tasks: TaskQueue[Sent[RegionResult]] = TaskQueue(client, watch=watch)
+    tasks: TaskQueue[TaskResult[RegionResult]] = TaskQueue(client, progress=progress)
     with translate_worker_errors(f"{job.scene.location}: the scene"):
-        shared = _shared(packed(job, predictor), client)
-    waiting, running = iter(regions), dict["Future[Sent[RegionResult]]", Region]()
+        content = _submit_shared(dumps(job, predictor), client)
+    waiting, running = iter(regions), dict["Future[TaskResult[RegionResult]]", Region]()
 
     def submit(count: int) -> None:
         for region in islice(waiting, count):
             name = f"region-{job.scene.id}-{region.index}"
-            running[tasks.submit(infer, shared, region, name=name, device=True)] = region
+            running[tasks.submit(run_region, content, region, name=name, device=True)] = region
 
     try:
         with translate_worker_errors(f"{job.scene.location}: the first region"):
-            submit(most)
+            submit(max_running)
         while running:
             future = tasks.next()
             region = running.pop(future)
-            with translate_worker_errors(f"{job.scene.location}: the region of {_place(region)}"):
+            with translate_worker_errors(f"{job.scene.location}: the region of {_rows_and_columns(region)}"):
                 try:
-                    sent = future.result()
+                    returned = future.result()
                 except KilledWorker:
                     if suspects is None:
                         raise
                     suspects.append(region)
-                    sent = None
+                    returned = None
                 submit(1)
-            if sent is not None:
-                yield _arrived(job, sent, watch)
+            if returned is not None:
+                yield _receive(job, returned, progress)
     finally:
         tasks.cancel()
 
 
-def _shared(given: bytes, client: Client) -> bytes | Future[bytes]:
-    """What all regions need. If small, it travels with each: dask would give every task to who holds what it needs.
+def _submit_shared(content: bytes, client: Client) -> bytes | Future[bytes]:
+    """The arguments of all regions. Small ones are sent with each: dask prefers the worker that holds shared data.
 
-    Else it is a task of its own, rather than scattered data, which would be lost with the worker that holds it.
+    Large ones are a task, since scattered data would be lost with the worker that holds it.
     """
-    return given if len(given) <= CARRIED else client.submit(bytes, given, pure=False)
+    return content if len(content) <= MAX_INLINE_BYTES else client.submit(bytes, content, pure=False)
 
 
-def _arrived(job: RegionJob, sent: Sent[RegionResult], watch: Watch | None) -> RegionResult:
-    """A region's result, with its rasters in the job's folder."""
+def _receive(job: RegionJob, returned: TaskResult[RegionResult], progress: Watch | None) -> RegionResult:
+    """Download a region's rasters into the job's folder, and return its result with its quicklook."""
     if job.exchange is not None:
-        fetch_all(sent.files, job.exchange, job.folder.parent)
-    if watch is not None:
-        watch(sent.answer.region.pixels)
-    return take_up(sent.answer, job.folder)
+        fetch_files(returned.files, job.exchange, job.folder.parent)
+    if progress is not None:
+        progress(returned.answer.region.pixels)
+    return restore_quicklook(returned.answer, job.folder)
 
 
-def _place(region: Region) -> str:
+def _rows_and_columns(region: Region) -> str:
     core = region.core
     last = core.row_off + core.height - 1, core.col_off + core.width - 1
     return f"rows {core.row_off} to {last[0]}, columns {core.col_off} to {last[1]}"

@@ -1,4 +1,4 @@
-"""Settings of where the work of a run is done."""
+"""Settings of the dask cluster, local workers and staging area of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether client and workers are of one version: what other code computes may differ, or mean something else."""
+"""Version check between client and workers: other code may compute other results, or read another format."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.errors import SettingsError
 from pipeline.results import RESULT_FORMAT
 
 PACKAGES = ("torch", "numpy", "rasterio", "shapely", "pyproj", "numba", "dask", "distributed")
-"""Those whose versions may decide a result, or whether one arrives at all."""
+"""Packages whose versions may change a result, or break its pickles."""
 
 
 @cache
-def facts_of_code() -> dict[str, str]:
-    """What must be the same wherever a part of one scene is computed."""
+def code_versions() -> dict[str, str]:
+    """Versions that must be equal in every process that computes a part of one scene."""
     import rasterio
 
     versions = {name: _version(name) for name in PACKAGES}
@@ -29,25 +29,25 @@ def facts_of_code() -> dict[str, str]:
     }
 
 
-def check_code(client: Mapping[str, str], worker: Mapping[str, str], *, where: str | None = None) -> None:
-    """Raise SettingsError when a worker is not of the client's version.
+def check_versions(client: Mapping[str, str], worker: Mapping[str, str], *, where: str | None = None) -> None:
+    """Raise SettingsError when a worker's versions differ from the client's.
 
     Args:
-        client: its facts.
-        worker: those of the worker.
-        where: the worker's name; None: this process on this machine.
+        client: versions of the client.
+        worker: versions of the worker.
+        where: the worker's address; None: this process on this machine.
     """
     differing = [name for name in client if client[name] != worker.get(name)]
     if differing:
-        there, here = (", ".join(f"{name} {facts.get(name)}" for name in differing) for facts in (worker, client))
+        theirs, ours = (", ".join(f"{name} {found.get(name)}" for name in differing) for found in (worker, client))
         raise SettingsError(
-            f"the worker {where or f'on {socket.gethostname()}'} has {there}, and the command {here}; install the same "
-            "versions (constraints.txt) on all machines, and start the workers again"
+            f"the worker {where or f'on {socket.gethostname()}'} has {theirs}, and the command {ours}; install the "
+            "same versions (constraints.txt) on all machines, and start the workers again"
         )
 
 
 def _version(package: str) -> str:
-    """Without the name of the build, which tells CPU from CUDA: a client needs no device."""
+    """Without the build tag (CPU or CUDA): a client needs no device."""
     try:
         return version(package).partition("+")[0]
     except PackageNotFoundError:

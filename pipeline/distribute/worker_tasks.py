@@ -1,10 +1,10 @@
-"""What a worker does: the tasks of a scene, in the worker's own process, for a client on another machine.
+"""Task functions that run in dask workers: regions, output stages, and questions about the model.
 
-Without an exchange place the worker sees the client's folders, and works in them. With one, it works in a folder of its
-own, and whole files travel:
+Without a staging area the worker writes into the client's folders. With one, it works in a temporary folder, and whole
+files are transferred:
 
-    region   own folder --> exchange place --> client's work folder
-    finish   exchange place --> own folder --> exchange place --> client's work folder
+    region   temporary folder --> staging area --> client's work folder
+    outputs  staging area --> temporary folder --> staging area --> client's work folder
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from pipeline.distribute.versions import check_code, facts_of_code
+from pipeline.distribute.versions import check_versions, code_versions
 from pipeline.errors import SettingsError
 from pipeline.inference import Region, RegionJob, RegionResult, TilePlan, choose_precision, infer_region
 from pipeline.model import ArrayFunction, ModelCard, Predictor
@@ -27,132 +27,134 @@ from pipeline.scene import Scene
 from pipeline.storage import Exchange
 
 Answer = TypeVar("Answer")
-OWN = "scenemill-"
-"""How the folders begin in which workers work."""
+TASK_FOLDER_PREFIX = "scenemill-"
+"""Prefix of the temporary folders of workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent(Generic[Answer]):
-    """What a task returns."""
+class TaskResult(Generic[Answer]):
+    """The return value of a task."""
 
     answer: Answer
-    """What it found."""
+    """Of the function that ran."""
     files: Mapping[str, int]
-    """What it left in the exchange place: name -> bytes; none where it worked in the client's folder."""
+    """Files in the staging area: name -> bytes; none where the task wrote into the client's folder."""
 
 
-def packed(*given: object) -> bytes:
-    """What a task is given, for a worker of the same version."""
-    from distributed.protocol.pickle import dumps
+def dumps(*args: object) -> bytes:
+    """Pickle the arguments of a task, with the versions of this process."""
+    from distributed.protocol import pickle
 
-    whole: bytes = dumps((facts_of_code(), dumps(given)))
-    return whole
+    content: bytes = pickle.dumps((code_versions(), pickle.dumps(args)))
+    return content
 
 
-def unpacked(given: bytes) -> Any:
-    """What `packed` was given, loaded here, in the worker's own thread: a model takes a while, and may not load.
+def loads(args: bytes) -> Any:
+    """The arguments that `dumps` pickled, loaded in the task's thread: a model takes a while, and may fail to load.
 
     Raises:
-        SettingsError: this worker is of another version.
+        SettingsError: this worker has another version.
     """
-    from distributed.protocol.pickle import loads
+    from distributed.protocol import pickle
 
-    facts, content = loads(given)
-    check_code(facts, facts_of_code())
-    return loads(content)
-
-
-def call(given: bytes) -> Any:
-    """Call a function; `given` packs it with its arguments."""
-    function, *arguments = unpacked(given)
-    return function(*arguments)
+    versions, content = pickle.loads(args)
+    check_versions(versions, code_versions())
+    return pickle.loads(content)
 
 
-def prove(scene: Scene, plan: TilePlan, card: ModelCard, predictor: Predictor | ArrayFunction) -> PrecisionCheck:
-    """See `choose_precision`."""
-    check_scene_seen(scene)
+def call(content: bytes) -> Any:
+    """Call a function; `content` pickles it with its arguments."""
+    function, *args = loads(content)
+    return function(*args)
+
+
+def check_precision(
+    scene: Scene, plan: TilePlan, card: ModelCard, predictor: Predictor | ArrayFunction
+) -> PrecisionCheck:
+    """`choose_precision` in a worker."""
+    check_scene_visible(scene)
     return choose_precision(scene, plan, card, predictor)
 
 
-def infer(given: bytes, region: Region) -> Sent[RegionResult]:
-    """Run a region; `given` packs the job and the predictor."""
-    job, predictor = unpacked(given)
-    check_scene_seen(job.scene)
+def run_region(content: bytes, region: Region) -> TaskResult[RegionResult]:
+    """Run a region; `content` pickles the job and the predictor."""
+    job, predictor = loads(content)
+    check_scene_visible(job.scene)
     if job.exchange is None:
-        _check_seen(job.folder)
-        return Sent(answer=_lay_down(infer_region(job, region, predictor), job.folder), files={})
-    with TemporaryDirectory(prefix=OWN) as own:
-        folder = Path(own) / job.folder.name
+        _check_visible(job.folder)
+        return TaskResult(answer=_save_quicklook(infer_region(job, region, predictor), job.folder), files={})
+    with TemporaryDirectory(prefix=TASK_FOLDER_PREFIX) as temporary:
+        folder = Path(temporary) / job.folder.name
         folder.mkdir()
-        result = _lay_down(infer_region(replace(job, folder=folder), region, predictor), folder)
-        return Sent(answer=result, files=_sent(folder, job.exchange, under=f"{folder.name}/"))
+        result = _save_quicklook(infer_region(replace(job, folder=folder), region, predictor), folder)
+        return TaskResult(answer=result, files=_upload(folder, job.exchange, under=f"{folder.name}/"))
 
 
-def _lay_down(result: RegionResult, folder: Path) -> RegionResult:
-    """A result whose glance lies in a file beside the rasters: it may have megabytes, too many for the scheduler."""
-    glance = result.glance
-    np.save(_glance(result, folder), glance.pixels)
-    return replace(result, glance=replace(glance, pixels=glance.pixels[:, :0, :0]))
+def _save_quicklook(result: RegionResult, folder: Path) -> RegionResult:
+    """Save the quicklook next to the rasters: it may have megabytes, too many for the scheduler."""
+    np.save(_quicklook(result, folder), result.glance.pixels)
+    return replace(result, glance=replace(result.glance, pixels=result.glance.pixels[:, :0, :0]))
 
 
-def take_up(result: RegionResult, folder: Path) -> RegionResult:
-    """The result of `infer` with its glance, whose file goes."""
-    path = _glance(result, folder)
+def restore_quicklook(result: RegionResult, folder: Path) -> RegionResult:
+    """The result of `run_region` with the pixels of its quicklook, whose file is deleted."""
+    path = _quicklook(result, folder)
     pixels = np.load(path, allow_pickle=False)
     path.unlink()
     return replace(result, glance=replace(result.glance, pixels=pixels))
 
 
-def _glance(result: RegionResult, folder: Path) -> Path:
+def _quicklook(result: RegionResult, folder: Path) -> Path:
     return folder / f"glance-{result.region.index:05d}-{result.rasters[0].attempt}.npy"
 
 
-def finish(given: bytes) -> Sent[Any]:
-    """Make the outputs of a scene of its regions.
+def run_outputs(content: bytes) -> TaskResult[Any]:
+    """Make the outputs of a scene from its regions.
 
-    `given` packs function, what regions left, settings and folder of the outputs, as in `cluster.run_finish`, and
-    the files in the exchange place that the function needs, with their bytes.
+    `content` pickles the arguments of `run_finish` (function, regions' results, settings, output folder) and the files
+    of the staging area that the function needs, with their bytes.
     """
-    function, inferred, spec, folder, names = unpacked(given)
+    function, inferred, spec, folder, names = loads(content)
     job: RegionJob = inferred.job
     exchange = job.exchange
     if exchange is None:
-        _check_seen(folder)
-        return Sent(answer=function(inferred, spec, folder), files={})
-    with TemporaryDirectory(prefix=OWN) as own:
-        job, folder = replace(job, folder=Path(own) / job.folder.name), Path(own) / folder.name
+        _check_visible(folder)
+        return TaskResult(answer=function(inferred, spec, folder), files={})
+    with TemporaryDirectory(prefix=TASK_FOLDER_PREFIX) as temporary:
+        own = Path(temporary)
+        job, folder = replace(job, folder=own / job.folder.name), own / folder.name
         job.folder.mkdir()
         folder.mkdir()
-        fetch_all(names, exchange, Path(own))
+        fetch_files(names, exchange, own)
         answer = function(replace(inferred, job=job), spec, folder)
-        return Sent(answer=answer, files=_sent(folder, exchange))
+        return TaskResult(answer=answer, files=_upload(folder, exchange))
 
 
-def fetch_all(files: Mapping[str, int], exchange: Exchange, folder: Path) -> None:
-    """Bring files from the exchange place into a folder; their bytes must be those that were sent."""
+def fetch_files(files: Mapping[str, int], exchange: Exchange, folder: Path) -> None:
+    """Download files from the staging area into a folder; each must have the size that was uploaded."""
     for name, size in files.items():
         exchange.fetch(name, folder / name, size=size)
 
 
-def check_scene_seen(scene: Scene) -> None:
-    """Raise SettingsError when a scene on some disk cannot be seen from this machine."""
-    unseen = [file.location for file in scene.files if file.location.is_missing]
-    if unseen:
+def check_scene_visible(scene: Scene) -> None:
+    """Raise SettingsError when a scene on a disk is not visible from this machine."""
+    missing = [file.location for file in scene.files if file.location.is_missing]
+    if missing:
         raise SettingsError(
-            f"{unseen[0]}: the worker on {socket.gethostname()} does not see this scene; workers open scenes by "
-            "the same path or address as the client: put scenes on a network file system that all machines mount "
-            "alike, or name them by s3:// or https://"
+            f"{missing[0]}: the worker on {socket.gethostname()} does not see this scene; workers open scenes by "
+            "the same path or address as the client: put scenes on a network file system that all machines mount under "
+            "one path, or name them by s3:// or https://"
         )
 
 
-def _check_seen(folder: Path) -> None:
+def _check_visible(folder: Path) -> None:
     if not folder.is_dir():
         raise SettingsError(
             f"{folder}: the worker on {socket.gethostname()} does not see this folder; write results to one that all "
-            "machines see under the same path, or name a place for exchange in distribute.exchange"
+            "machines see under the same path, or set distribute.exchange to a folder or s3:// address for transfers"
         )
 
 
-def _sent(folder: Path, exchange: Exchange, *, under: str = "") -> dict[str, int]:
+def _upload(folder: Path, exchange: Exchange, *, under: str = "") -> dict[str, int]:
     names = {f"{under}{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
     return {name: exchange.upload(path, name) for name, path in names.items()}

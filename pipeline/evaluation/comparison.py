@@ -28,7 +28,7 @@ from pipeline.evaluation.reference import Reference
 from pipeline.model import ModelCard
 from pipeline.mosaic import cog_writer
 from pipeline.scene import Scene, SceneReader
-from pipeline.segment import Watch
+from pipeline.segment import ProgressCallback
 from pipeline.storage import atomic_path
 from pipeline.training.artifacts import PredictedWindow
 from pipeline.training.labels import UNLABELLED
@@ -138,7 +138,7 @@ class SceneCount:
             for plane, sides in placed.items()
         }
 
-    def run(self, error_map: Path, *, tags: Mapping[str, str], watch: Watch | None) -> None:
+    def run(self, error_map: Path, *, tags: Mapping[str, str], watch: ProgressCallback | None) -> None:
         """Count every window once and write the error map; the file appears whole or not at all."""
         grid = self.comparison.found.grid
         form, whole = error_form(grid, tags, self.compress), grid.height * grid.width

@@ -45,7 +45,7 @@ from pipeline.evaluation.reference import LabelFiles
 from pipeline.evaluation.worst import draw_worst, find_worst
 from pipeline.model.predictor import LoadedModel
 from pipeline.scene import describe_scene
-from pipeline.segment import Watch, segment_scene
+from pipeline.segment import ProgressCallback, segment_scene
 from pipeline.storage import ensure_dir
 
 __all__ = ["EvaluateSpec", "EvaluationReport", "evaluate"]
@@ -67,7 +67,7 @@ def evaluate(
     mosaics: str | Path | None = None,
     polygons: str | Path | None = None,
     spec: EvaluateSpec | None = None,
-    watcher: Callable[[CatalogEntry], Watch | None] = lambda _: None,
+    watcher: Callable[[CatalogEntry], ProgressCallback | None] = lambda _: None,
 ) -> EvaluationReport:
     """Compare a model, mosaics or polygons (exactly one of them) with labels, scene by scene and in all.
 
@@ -114,7 +114,7 @@ def evaluate_scene(
     files: LabelFiles,
     *,
     predictor: LoadedModel | None = None,
-    watch: Watch | None = None,
+    watch: ProgressCallback | None = None,
 ) -> SceneEvaluation:
     """Evaluate one scene: counts per block, scores, error map.
 
@@ -198,7 +198,7 @@ def aggregate(
     return report
 
 
-def _segment(plan: EvaluationPlan, entry: CatalogEntry, predictor: LoadedModel, watch: Watch | None) -> None:
+def _segment(plan: EvaluationPlan, entry: CatalogEntry, predictor: LoadedModel, watch: ProgressCallback | None) -> None:
     spec = plan.spec.segment
     scene = describe_scene(entry.location, spec.reading, card=predictor.card, scene_id=entry.id)
     with cluster(spec.distribute) as client:

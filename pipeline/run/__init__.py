@@ -1,4 +1,4 @@
-"""Many scenes, each on its own. Start reading at `pipeline.run.scenes`."""
+"""Runs over catalogs: many scenes, each independent. Start reading at `pipeline.run.scenes`."""
 
 import lazy_loader
 

@@ -7,7 +7,7 @@ from .models import load_models as load_models
 from .models import load_run_models as load_run_models
 from .models import models_of as models_of
 from .models import on_devices as on_devices
-from .models import runs_elsewhere as runs_elsewhere
+from .models import uses_remote_model as uses_remote_model
 from .one_scene import segment_entry as segment_entry
 from .scenes import open_run as open_run
 from .scenes import segment_catalog as segment_catalog

@@ -1,4 +1,4 @@
-"""What a run over a catalog would do, scene by scene, and why: nothing is processed."""
+"""Dry run over a catalog: what a run would do with each scene, and why."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedScene:
-    """What would become of one scene."""
+    """What a run would do with one scene."""
 
     entry: CatalogEntry
     """The scene."""
-    verdict: Literal["runs", "done", "refused"]
-    """`runs`: it would be processed; `done`: an equal result is there; `refused`: it cannot be processed."""
+    action: Literal["runs", "done", "refused"]
+    """`runs`: it would be processed; `done`: a result of the same inputs exists; `refused`: it cannot be processed."""
     reason: str
     """Why."""
 
@@ -41,35 +41,35 @@ def plan_run(
     models: Sequence[Path] = (),
     out_dir: str | Path | None = None,
 ) -> Iterator[PlannedScene]:
-    """Yield what a run with these settings would do with each scene, in order, one by one.
+    """Yield what a run with these settings would do with each scene, in order.
 
     Args:
         entries: the scenes.
         spec: settings of the run.
-        models: checkpoints; with none, scenes are only held against the settings.
-        out_dir: where the results are, among which finished scenes are looked for; needs models.
+        models: checkpoints; without any, scenes are checked against the settings only.
+        out_dir: results, in which finished scenes are looked up; needs models.
 
     Raises:
-        SettingsError: `out_dir` without a model, or settings and model that do not fit.
+        SettingsError: `out_dir` without a model, or settings that do not fit the model.
         ModelError: a checkpoint cannot be loaded.
     """
     if not models:
         if out_dir is not None:
-            raise SettingsError("--out tells which scenes are done, which depends on the model; name it with --model")
-        yield from (_foresee_one(entry, spec) for entry in entries)
+            raise SettingsError("--out shows which scenes are done, which depends on the model; name it with --model")
+        yield from (_plan_scene(entry, spec) for entry in entries)
         return
     predictor = load_run_models(models, spec)
     check_settings(spec, predictor)
     if out_dir is None:
-        yield from (_foresee_one(entry, spec, predictor) for entry in entries)
+        yield from (_plan_scene(entry, spec, predictor) for entry in entries)
         return
     open_results(out_dir).check(writing=False)
     with on_devices(spec) as spec, cluster(spec.distribute) as client:
         for entry in entries:
-            yield _foresee_one(entry, spec, predictor, out_dir, client)
+            yield _plan_scene(entry, spec, predictor, out_dir, client)
 
 
-def _foresee_one(
+def _plan_scene(
     entry: CatalogEntry,
     spec: SegmentSpec,
     predictor: LoadedModel | None = None,
@@ -77,20 +77,20 @@ def _foresee_one(
     client: Client | None = None,
 ) -> PlannedScene:
     if entry.refused is not None:
-        return PlannedScene(entry=entry, verdict="refused", reason=entry.refused)
+        return PlannedScene(entry=entry, action="refused", reason=entry.refused)
     card = predictor.card if predictor is not None else None
     try:
         scene = describe_entry(entry, spec.reading, card=card)
         if predictor is None or out_dir is None:
-            return PlannedScene(entry=entry, verdict="runs", reason=_facts(scene, fits=card is not None))
-        found = find_existing(scene, out_dir, predictor=predictor, spec=spec, client=client)
+            return PlannedScene(entry=entry, action="runs", reason=_facts(scene, fits=card is not None))
+        existing = find_existing(scene, out_dir, predictor=predictor, spec=spec, client=client)
     except ScenemillError as error:
-        return PlannedScene(entry=entry, verdict="refused", reason=str(error))
-    if found.finished is not None:
-        return PlannedScene(entry=entry, verdict="done", reason=f"an equal result is in {found.finished.folder}")
-    former = open_results(out_dir).sizes(entry.id)
-    there = "the result in its folder is of other inputs" if former else "there is no result yet"
-    return PlannedScene(entry=entry, verdict="runs", reason=f"{_facts(scene, fits=True)}; {found.reusable or there}")
+        return PlannedScene(entry=entry, action="refused", reason=str(error))
+    if existing.finished is not None:
+        return PlannedScene(entry=entry, action="done", reason=f"an equal result is in {existing.finished.folder}")
+    previous = open_results(out_dir).sizes(entry.id)
+    other = "the result in its folder is of other inputs" if previous else "there is no result yet"
+    return PlannedScene(entry=entry, action="runs", reason=f"{_facts(scene, fits=True)}; {existing.reusable or other}")
 
 
 def _facts(scene: Scene, *, fits: bool) -> str:

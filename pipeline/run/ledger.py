@@ -1,6 +1,6 @@
-"""The ledger of a run: which scenes are left out, what became of the others, and whether the run goes on.
+"""Ledger of a run: which scenes are skipped, the status of the others, and whether the run continues.
 
-Each scene of a run ends in exactly one of five ways:
+Each scene of a run ends with exactly one of five statuses:
 
     done | skipped (was done before) | failed | quarantined (failed before, unchanged) | not run (the run was stopped)
 """
@@ -19,7 +19,7 @@ from pipeline.config import RunSpec, SegmentSpec
 from pipeline.errors import ScenemillError
 from pipeline.model.predictor import LoadedModel
 from pipeline.results import RUN, SceneReport, Status, open_results, write_collection
-from pipeline.run.quarantine import Quarantine, is_data_fault, run_inputs
+from pipeline.run.quarantine import Quarantine, is_data_error, run_inputs
 from pipeline.run.record import RunRecord
 
 log = logging.getLogger(__name__)
@@ -27,26 +27,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class _WhyNotRun:
-    """What is said of scenes without an outcome."""
+    """Reasons of scenes without an outcome."""
 
     in_work: str
-    """Of those that were begun."""
+    """Of scenes that were started."""
     waiting: str
-    """Of the others."""
+    """Of scenes that were not started."""
 
 
 _STOPPED = _WhyNotRun(
     in_work="the run was stopped while it was in work; run again to continue",
     waiting="the run was stopped before its turn; run again to continue",
 )
-_GOING_ON = _WhyNotRun(
+_RUNNING = _WhyNotRun(
     in_work="it was in work when this was written; if no run is going on, run again to continue",
     waiting="its turn had not come when this was written; if no run is going on, run again to continue",
 )
 
 
 class RunLedger:
-    """What became of every scene of a run; used by one thread."""
+    """The status of every scene of a run; used by one thread."""
 
     def __init__(
         self,
@@ -57,92 +57,92 @@ class RunLedger:
         quarantine: Quarantine,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Open a ledger in which nothing is settled.
+        """Open a ledger without entries.
 
         Args:
             entries: the scenes, in order.
-            out_dir: where the results go.
-            spec: when the run ends early, and whether quarantine counts.
+            out_dir: of the results.
+            spec: limits of failures, and whether scenes in quarantine are retried.
             quarantine: scenes that failed before.
-            clock: seconds; says how often `run.json` is written.
+            clock: seconds; limits how often `run.json` is written.
         """
         self._entries, self._results, self._spec = tuple(entries), open_results(out_dir, spec.work_dir), spec
         self._quarantine, self._record = quarantine, RunRecord(self._results, clock=clock)
-        self._begun: set[str] = set()
-        self._settled: dict[str, SceneReport] = {}
+        self._started: set[str] = set()
+        self._recorded: dict[str, SceneReport] = {}
         self._failures = 0
 
     @property
     def is_stopped(self) -> bool:
-        """Whether so many scenes have failed that no other is begun."""
+        """Whether too many scenes have failed to start another."""
         return self._failures >= self._spec.max_failures > 0
 
     @property
     def reports(self) -> tuple[SceneReport, ...]:
-        """A report for every scene, in order, also for those that were not run."""
+        """A report for every scene, in order, including those that were not run."""
         return self._reports(_STOPPED)
 
-    def passed_over(self, entry: CatalogEntry) -> SceneReport | None:
-        """Why a scene is left out: the run is stopped, or the scene in quarantine; None: it is begun now."""
+    def skip(self, entry: CatalogEntry) -> SceneReport | None:
+        """The report of a scene that is in quarantine, or not run since the run is stopped; None: it is started."""
         if self.is_stopped:
-            return self._settle(entry, self._not_run(entry, _STOPPED))
-        asked_for = self._spec.retry_quarantined or entry.refused is not None
-        held = None if asked_for else self._quarantine.holding(entry)
-        if held is not None:
-            reason = f"in quarantine since {held.since}: {held.reason}"
-            return self._settle(entry, _without_result(entry, "quarantined", reason))
-        self._begun.add(entry.id)
+            return self._enter(entry, self._not_run_report(entry, _STOPPED))
+        is_retried = self._spec.retry_quarantined or entry.refused is not None
+        listed = None if is_retried else self._quarantine.entry(entry)
+        if listed is not None:
+            reason = f"in quarantine since {listed.since}: {listed.reason}"
+            return self._enter(entry, _without_result(entry, "quarantined", reason))
+        self._started.add(entry.id)
         self._quarantine.begin(entry)
-        self._note()
+        self._save_if_due()
         return None
 
-    def settle(self, entry: CatalogEntry, outcome: SceneReport | BaseException) -> SceneReport:
-        """Enter what became of a scene; faults of its data bring it into quarantine, a result frees it.
+    def record(self, entry: CatalogEntry, outcome: SceneReport | BaseException) -> SceneReport:
+        """Record the outcome of a scene; an error of its data puts it into quarantine, a result removes it from there.
 
-        A row that the catalog refused names no scene that could be in quarantine.
+        A row that the catalog refused is no scene that could be in quarantine.
         """
         try:
             if isinstance(outcome, SceneReport):
-                self._quarantine.release(entry)
-            elif is_data_fault(outcome) and entry.refused is None:
+                self._quarantine.remove(entry)
+            elif is_data_error(outcome) and entry.refused is None:
                 self._quarantine.add(entry, outcome)
         except ScenemillError as error:
             log.warning("%s: quarantine is not up to date: %s", entry.id, error)
-        return self._settle(entry, outcome if isinstance(outcome, SceneReport) else failed_report(entry, outcome))
+        return self._enter(entry, outcome if isinstance(outcome, SceneReport) else failed_report(entry, outcome))
 
     def save(self, *, ended: bool = False) -> None:
-        """Write `run.json` and the STAC Collection as things are now; nothing before a scene is begun or left out.
+        """Write `run.json` and the STAC Collection, once a scene was started or skipped.
 
         Args:
-            ended: whether nothing more will be entered.
+            ended: whether this is the last write.
 
         Raises:
             TransientError: disk or network refuse.
         """
-        if self._begun or self._settled:
+        if self._started or self._recorded:
             self._record.write(self.reports, ended=ended)
             write_collection(self._results)
 
-    def _note(self) -> None:
-        """Keep `run.json` up to date now and then, so that it tells something after a kill too."""
+    def _save_if_due(self) -> None:
+        """Write `run.json` from time to time, so that it is useful after a kill."""
         if not self._record.is_due:
             return
         try:
-            self._record.write(self._reports(_GOING_ON), ended=False)
+            self._record.write(self._reports(_RUNNING), ended=False)
         except ScenemillError as error:
             log.warning("%s is not up to date: %s", RUN, error)
 
-    def _settle(self, entry: CatalogEntry, report: SceneReport) -> SceneReport:
-        self._settled[entry.id] = report
+    def _enter(self, entry: CatalogEntry, report: SceneReport) -> SceneReport:
+        self._recorded[entry.id] = report
         self._failures += report.status == "failed"
-        self._note()
+        self._save_if_due()
         return report
 
     def _reports(self, why: _WhyNotRun) -> tuple[SceneReport, ...]:
-        return tuple(self._settled.get(entry.id) or self._not_run(entry, why) for entry in self._entries)
+        return tuple(self._recorded.get(entry.id) or self._not_run_report(entry, why) for entry in self._entries)
 
-    def _not_run(self, entry: CatalogEntry, why: _WhyNotRun) -> SceneReport:
-        if entry.id in self._begun:
+    def _not_run_report(self, entry: CatalogEntry, why: _WhyNotRun) -> SceneReport:
+        if entry.id in self._started:
             return _without_result(entry, "not run", why.in_work)
         if self.is_stopped:
             reason = f"the run was stopped after {self._spec.max_failures} failures (run.max_failures)"
@@ -154,7 +154,7 @@ class RunLedger:
 def open_ledger(
     entries: Sequence[CatalogEntry], out_dir: str | Path, *, predictor: LoadedModel, spec: SegmentSpec
 ) -> Iterator[RunLedger]:
-    """Yield the ledger of a run, and write `run.json` when it ends, also by an exception, Ctrl-C or SIGTERM.
+    """Yield the ledger of a run, and write `run.json` when it ends, also after an exception, Ctrl-C or SIGTERM.
 
     Raises:
         SettingsError: `quarantine.json` cannot be read.

@@ -1,4 +1,4 @@
-"""What a run runs on: its models, loaded, and its devices, each with a process where there are several."""
+"""Models and devices of a run; several devices get one worker process each."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from pipeline.model.predictor import EnsemblePredictor, LoadedModel, kind_of, re
 
 @dataclass(frozen=True, kw_only=True)
 class RunModels:
-    """Which models a run loads, and how; equal ones are loaded alike, while their files are the same."""
+    """Which models a run loads, and how; a cache key as long as the files are unchanged."""
 
     paths: tuple[str | Path, ...]
     """Checkpoints or imported networks, at least one; several are averaged."""
     inference: InferenceSpec
     """Devices and precision."""
     distribute: DistributeSpec
-    """Which processes run them."""
+    """Cluster or local workers."""
     threshold: float | None
-    """Stands in for those of several models."""
+    """Replaces the thresholds of several models."""
 
 
 def models_of(paths: Sequence[str | Path], spec: SegmentSpec) -> RunModels:
-    """What is loaded, as the settings of a run say."""
+    """The models of a run with these settings."""
     threshold = spec.polygons.threshold
     return RunModels(paths=tuple(paths), inference=spec.inference, distribute=spec.distribute, threshold=threshold)
 
 
 def load_models(wanted: RunModels) -> LoadedModel:
-    """The model of a run, or the ensemble of several; only verified here when it runs in other processes.
+    """Load the model of a run, or an ensemble; a model that runs in other processes is only verified here.
 
     Raises:
-        ModelError: a file is missing, damaged or none of ours, or the models contradict each other.
-        SettingsError: no path, the device is not there, or the models' thresholds differ and none is set.
-        TransientError: the models cannot be laid into the exchange place.
+        ModelError: a file is missing, damaged or of another format, or the models do not fit each other.
+        SettingsError: no path, a missing device, or models of different thresholds while none is set.
+        TransientError: the models cannot be uploaded to the staging area.
     """
     if not wanted.paths:
         raise SettingsError("no model is named; name one checkpoint, or several to average")
     inference, distribute = wanted.inference, wanted.distribute
     devices, precision = resolve_devices(inference.device), inference.precision
     models: list[LoadedModel]
-    if runs_elsewhere(inference, distribute):
+    if uses_remote_model(inference, distribute):
         device = devices[0] if len(devices) == 1 else kind_of(devices[0])
         exchange = resolve_exchange(distribute)
         models = [RemotePredictor(Path(path), device, precision=precision, exchange=exchange) for path in wanted.paths]
@@ -59,23 +59,23 @@ def load_models(wanted: RunModels) -> LoadedModel:
 
 
 def load_run_models(paths: Sequence[str | Path], spec: SegmentSpec) -> LoadedModel:
-    """`load_models` as the settings of a run say."""
+    """Load the models of a run with these settings."""
     return load_models(models_of(paths, spec))
 
 
-def runs_elsewhere(inference: InferenceSpec, distribute: DistributeSpec) -> bool:
-    """Whether other processes run the model: workers of this machine, or of a scheduler."""
+def uses_remote_model(inference: InferenceSpec, distribute: DistributeSpec) -> bool:
+    """Whether other processes run the model: local workers, or those of a scheduler."""
     return distribute.scheduler is not None or distribute.workers > 0 or len(resolve_devices(inference.device)) > 1
 
 
 @contextmanager
 def on_devices(spec: SegmentSpec) -> Iterator[SegmentSpec]:
-    """Yield settings that run on the devices of `inference.device`; each of several workers has a process meanwhile.
+    """Start local workers if the settings ask for several, and yield settings that run on them.
 
-    These settings name one device, the scheduler of the workers, and each worker's share of the CPU's threads.
+    These settings name one device, the scheduler of the workers, and each worker's share of the CPU threads.
 
     Raises:
-        SettingsError: the devices are not there, or a scheduler is set beside workers of this machine.
+        SettingsError: a device is missing, or both a scheduler and local workers are set.
         TransientError: the processes cannot be started.
     """
     distribute, devices = spec.distribute, resolve_devices(spec.inference.device)

@@ -1,4 +1,4 @@
-"""One scene of a catalog: described, segmented or found finished, with its STAC Item."""
+"""Segment or skip one scene of a catalog, and write its STAC Item."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.catalog import CatalogEntry, describe_entry
 from pipeline.config import SegmentSpec
 from pipeline.model.predictor import LoadedModel
 from pipeline.results import SceneReport, open_results, write_item
-from pipeline.segment import Watch, find_existing, segment_scene
+from pipeline.segment import ProgressCallback, find_existing, segment_scene
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -26,33 +26,33 @@ def segment_entry(
     predictor: LoadedModel,
     spec: SegmentSpec,
     client: Client | None = None,
-    watch: Watch | None = None,
+    progress: ProgressCallback | None = None,
 ) -> SceneReport:
-    """Describe and segment one scene of a catalog, with its STAC Item; raises what `segment_scene` raises."""
+    """Describe and segment one scene of a catalog, and write its STAC Item; raises what `segment_scene` raises."""
     scene = describe_entry(entry, spec.reading, card=predictor.card)
-    made = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=watch)
-    return _with_item(made, entry, out_dir, spec)
+    report = segment_scene(scene, out_dir, predictor=predictor, spec=spec, client=client, watch=progress)
+    return _with_item(report, entry, out_dir, spec)
 
 
 def skip_entry(
     entry: CatalogEntry, out_dir: str | Path, *, predictor: LoadedModel, spec: SegmentSpec
 ) -> SceneReport | None:
-    """The report of a remote scene that `segment_entry` would skip; None: that is to be seen when its turn comes."""
+    """The report of a finished remote scene; None: local, not finished, or not to be decided without cleanup."""
     if entry.refused is not None or not is_remote(entry):
         return None
     scene = describe_entry(entry, spec.reading, card=predictor.card)
-    found = find_existing(scene, out_dir, predictor=predictor, spec=spec, settled=True).finished
+    found = find_existing(scene, out_dir, predictor=predictor, spec=spec, committed=True).finished
     return None if found is None else _with_item(found, entry, out_dir, spec)
 
 
 def is_remote(entry: CatalogEntry) -> bool:
-    """Whether any file of a scene lies elsewhere."""
+    """Whether any file of a scene is remote."""
     return any("://" in address for address in (entry.location, *(file.location for file in entry.files)))
 
 
-def _with_item(made: SceneReport, entry: CatalogEntry, out_dir: str | Path, spec: SegmentSpec) -> SceneReport:
-    """The report of a result as the catalog has it, and its STAC Item beside it."""
-    report = replace(made, inputs=replace(made.inputs, source=entry.source))
+def _with_item(report: SceneReport, entry: CatalogEntry, out_dir: str | Path, spec: SegmentSpec) -> SceneReport:
+    """Write the STAC Item of a result, and return its report with the source of the catalog."""
+    report = replace(report, inputs=replace(report.inputs, source=entry.source))
     write_item(open_results(out_dir, spec.run.work_dir), report)
     log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.inputs.passes)
     return report

@@ -1,4 +1,4 @@
-"""Scenes that fail for what they are: listed with the reason, and left alone until something about them changes."""
+"""Quarantine of scenes with bad data: each is skipped until its files, the model or the settings change."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pipeline.storage import Location, resolve_location
 
 QUARANTINE = "quarantine.json"
 SIDECARS = (".aux.xml", ".msk", ".ovr")
-"""Beside a scene under its whole name; what GDAL reads from them can mend a scene."""
+"""Suffixes after the full name of a scene; GDAL reads these files, so that one can repair a scene."""
 WORLD_FILES = (".tfw", ".tifw", ".wld", ".tab")
-"""Beside a scene in place of its suffix."""
+"""Suffixes in place of the scene's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuarantinedScene:
-    """Why a scene is left alone, and what must change for it to be tried again."""
+    """Why a scene is skipped, and what must change for it to be retried."""
 
     scene: str
     """Scene id; one entry each."""
@@ -41,29 +41,29 @@ class QuarantinedScene:
     since: str
     """When it failed: ISO 8601, UTC."""
     source: Mapping[str, str]
-    """What its bytes are known by: file name -> size and time, of it and its sidecars; or address -> fingerprint.
+    """Fingerprint of its bytes: file name -> size and time, of it and its sidecars; or address -> fingerprint.
 
-    Of several files the names follow their addresses, and `catalog` is a digest of what the catalog says of them.
+    For several files the names follow their addresses, and `catalog` is a digest of their catalog entries.
     """
     inputs: str
-    """SHA-256 of model, settings and version: with others the scene may fit."""
+    """SHA-256 of model, settings and version; with others the scene may succeed."""
 
 
-def is_data_fault(error: object) -> bool:
-    """Whether the scene will fail again in the same way, for its own content or for not suiting the model."""
+def is_data_error(error: object) -> bool:
+    """Whether the scene will fail again, because of its content or because it does not fit the model."""
     return isinstance(error, SceneError | ModelError)
 
 
 def run_inputs(predictor: LoadedModel, spec: SegmentSpec) -> str:
-    """What a refusal depends on beside the scene: model, settings that change results, and our version, as a digest."""
-    what = [predictor.identity, spec.result_settings(), __version__]
+    """Digest of the inputs besides the scene: model, settings that change results, and version of the package."""
+    parts = [predictor.identity, spec.result_settings(), __version__]
     if spec.area is not None:
-        what.append(load_area(spec.area).digest)
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+        parts.append(load_area(spec.area).digest)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def local_facts(path: Path) -> dict[str, str]:
-    """Size and time of a scene's file and of its sidecars, those that are there."""
+    """Size and time of a scene's file and of its existing sidecars."""
     sidecars = [path.with_name(path.name + suffix) for suffix in SIDECARS]
     files = [path, *sidecars, *(path.with_suffix(suffix) for suffix in WORLD_FILES)]
     return {file.name: fact for file in files if (fact := _size_and_time(file))}
@@ -78,7 +78,7 @@ def _size_and_time(file: Path) -> str | None:
 
 
 class Quarantine:
-    """`quarantine.json` of a place for results: read anew and rewritten whole at each change, by one run at a time."""
+    """`quarantine.json` of a results folder: read and rewritten at each change under a lock."""
 
     def __init__(
         self,
@@ -92,40 +92,40 @@ class Quarantine:
         """Read the list.
 
         Args:
-            out_dir: where the results go.
+            out_dir: of the results.
             inputs: of this run, see `run_inputs`.
             drivers: GDAL drivers that may open remote scenes.
             work_dir: of this run, see `RunSpec`.
             now: the clock.
 
         Raises:
-            SettingsError: the file is there but not one of ours.
+            SettingsError: the file exists but is invalid.
         """
         self._results, self._inputs = open_results(out_dir, work_dir), inputs
         self._drivers, self._now = drivers, now
         self._scenes = self._read()
-        self._begun: dict[str, Mapping[str, str]] = {}
+        self._started: dict[str, Mapping[str, str]] = {}
 
-    def holding(self, entry: CatalogEntry) -> QuarantinedScene | None:
-        """Why this scene is left alone; None when it is not listed, or has changed, or model or settings have."""
-        held = self._scenes.get(entry.id)
-        if held is None or held.inputs != self._inputs or not held.source:
+    def entry(self, entry: CatalogEntry) -> QuarantinedScene | None:
+        """The entry of a scene; None if it is not listed, or if scene, model or settings changed."""
+        listed = self._scenes.get(entry.id)
+        if listed is None or listed.inputs != self._inputs or not listed.source:
             return None
-        return held if held.source == self._source_facts(entry) else None
+        return listed if listed.source == self._source_facts(entry) else None
 
     def begin(self, entry: CatalogEntry) -> None:
-        """Note what a local scene is now: one that is replaced while it is read has changed, and is tried again."""
-        places = [_place_of(text) for text in _locations(entry)]
-        if all(place is not None and not place.is_remote for place in places):
-            self._begun[entry.id] = self._source_facts(entry)
+        """Note the fingerprint of a local scene: one that is replaced during the run counts as changed."""
+        locations = [_resolved(text) for text in _locations(entry)]
+        if all(location is not None and not location.is_remote for location in locations):
+            self._started[entry.id] = self._source_facts(entry)
 
     def add(self, entry: CatalogEntry, error: BaseException) -> None:
-        """List a scene that failed for its data.
+        """List a scene whose data failed.
 
         Raises:
             TransientError: the disk refuses.
         """
-        source = self._begun.pop(entry.id, None)
+        source = self._started.pop(entry.id, None)
         if source is None:
             source = self._source_facts(entry)
         scene = QuarantinedScene(
@@ -140,36 +140,36 @@ class Quarantine:
         with self._results.lock():
             self._write({**self._read(), entry.id: scene})
 
-    def release(self, entry: CatalogEntry) -> None:
-        """Take a scene off the list, since there is a result of it now.
+    def remove(self, entry: CatalogEntry) -> None:
+        """Remove a scene that has a result now.
 
         Raises:
             TransientError: the disk refuses.
         """
-        self._begun.pop(entry.id, None)
+        self._started.pop(entry.id, None)
         if entry.id in self._scenes:
             with self._results.lock():
                 self._write({name: scene for name, scene in self._read().items() if name != entry.id})
 
     def _source_facts(self, entry: CatalogEntry) -> dict[str, str]:
-        """What a scene's bytes are known by; of remote ones the headers are fetched. Empty: nothing is known."""
+        """Fingerprint of a scene's bytes, of remote files from their headers; empty: none available."""
         if not entry.files:
-            return self._place_facts(_place_of(entry.location))
+            return self._file_facts(_resolved(entry.location))
         facts = {
             f"{text}: {name}": fact
             for text in _locations(entry)
-            for name, fact in self._place_facts(_place_of(text)).items()
+            for name, fact in self._file_facts(_resolved(text)).items()
         }
         return {"catalog": hashlib.sha256(repr(entry.files).encode()).hexdigest(), **facts} if facts else {}
 
-    def _place_facts(self, place: Location | None) -> dict[str, str]:
-        """What one file is known by."""
-        if place is None:
+    def _file_facts(self, location: Location | None) -> dict[str, str]:
+        """Fingerprint of one file."""
+        if location is None:
             return {}
-        if not place.is_remote:
-            return local_facts(Path(place.gdal_path))
+        if not location.is_remote:
+            return local_facts(Path(location.gdal_path))
         try:
-            return {place.persistent_path: remote_fingerprint(place, self._drivers)}
+            return {location.persistent_path: remote_fingerprint(location, self._drivers)}
         except ScenemillError:
             return {}
 
@@ -181,8 +181,8 @@ class Quarantine:
             scenes = [QuarantinedScene(**scene) for scene in json.loads(content)["scenes"]]
         except (TransientError, ValueError, TypeError, KeyError) as error:
             raise SettingsError(
-                f"{self._results.address(QUARANTINE)}: no readable list of scenes in quarantine: {error}; mend it, "
-                "or delete it, and all scenes are tried again"
+                f"{self._results.address(QUARANTINE)}: no readable list of scenes in quarantine: {error}; repair it, "
+                "or delete it, and all scenes are retried"
             ) from error
         return {scene.scene: scene for scene in scenes}
 
@@ -193,12 +193,12 @@ class Quarantine:
 
 
 def _locations(entry: CatalogEntry) -> tuple[str, ...]:
-    """Where the files of a scene lie."""
+    """Locations of the files of a scene."""
     return tuple(file.location for file in entry.files) or (entry.location,)
 
 
-def _place_of(location: str) -> Location | None:
-    """None for an address that is not accepted, which the scene will fail with."""
+def _resolved(location: str) -> Location | None:
+    """The location of an address; None for an invalid one, with which the scene fails later."""
     try:
         return resolve_location(location)
     except SceneError:

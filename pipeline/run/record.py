@@ -1,7 +1,7 @@
-"""`run.json`: what became of every scene of a run, kept up to date while it goes on.
+"""`run.json`: the status of every scene of a run, updated while it runs.
 
-Two runs into one place at the same time share the file: each tells of its own scenes and keeps those of the other.
-A run that ended before this one began is forgotten.
+Two concurrent runs into one folder share the file: each updates its own scenes and keeps those of the other. A run that
+ended before this one started is dropped.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from uuid import uuid4
 
 from pipeline.results import RUN, Results, SceneReport, Status
 
-PAUSE_S = 1.0
-"""A run that goes on writes no more often than this ..."""
-PAUSE_PER_WRITE = 50
-"""... and not before so many times the seconds that the last write took: 2 % of the time at most."""
+MIN_INTERVAL_S = 1.0
+"""Minimum time between writes ..."""
+MIN_INTERVAL_PER_WRITE_S = 50
+"""... and as a multiple of the duration of the last write: writing takes 2 % of the time at most."""
 WITH_RESULT = ("done", "skipped")
-"""How scenes end that have a result."""
+"""Statuses of scenes that have a result."""
 
 
 class RunRecord:
-    """The file, as one run writes it; used by one thread."""
+    """The entries of one run in the file; used by one thread."""
 
     def __init__(
         self,
@@ -34,13 +34,7 @@ class RunRecord:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Write nothing yet.
-
-        Args:
-            results: where the run's results go.
-            now: the time of day.
-            clock: seconds.
-        """
+        """Write nothing yet; `now` is the time of day, `clock` counts seconds."""
         self._results, self._now, self._clock = results, now, clock
         self._run, self._began = uuid4().hex[:8], self._time()
         self._before: int | None = None
@@ -48,7 +42,7 @@ class RunRecord:
 
     @property
     def is_due(self) -> bool:
-        """Whether a run that goes on may write again, without spending much of its time on that."""
+        """Whether the minimum time since the last write has passed."""
         return self._clock() >= self._due_s
 
     def write(self, reports: Sequence[SceneReport], *, ended: bool) -> None:
@@ -56,34 +50,34 @@ class RunRecord:
 
         Args:
             reports: of all scenes of this run, in order.
-            ended: whether the run has ended; a killed one leaves `running`.
+            ended: whether the run has ended; after a kill the file still says `running`.
 
         Raises:
             TransientError: disk or network refuse.
         """
         start = self._clock()
         with self._results.lock():
-            former = _parsed(self._results.read(RUN))
+            previous = _parsed(self._results.read(RUN))
             if self._before is None:
-                self._before = former["writes"]
+                self._before = previous["writes"]
             state = "ended" if ended else "running"
             this = {"run": self._run, "state": state, "began": self._began, "written": self._time()}
-            document = _joined(this, [_row(report, self._run) for report in reports], former, self._before)
+            document = _joined(this, [_row(report, self._run) for report in reports], previous, self._before)
             self._results.write(RUN, json.dumps(document, indent=2) + "\n")
-        self._due_s = self._clock() + max(PAUSE_S, PAUSE_PER_WRITE * (self._clock() - start))
+        self._due_s = self._clock() + max(MIN_INTERVAL_S, MIN_INTERVAL_PER_WRITE_S * (self._clock() - start))
 
     def _time(self) -> str:
         return self._now().isoformat(timespec="seconds")
 
 
 def _joined(
-    this: Mapping[str, object], rows: Sequence[Mapping[str, Any]], former: Mapping[str, Any], before: int
+    this: Mapping[str, object], rows: Sequence[Mapping[str, Any]], previous: Mapping[str, Any], before: int
 ) -> dict[str, object]:
-    """The document of this run and of those that have written since it began."""
-    writes = former["writes"] + 1
-    others = [run for run in former["runs"] if run["run"] != this["run"] and run["write"] > before]
+    """The document of this run and of those that have written since it started."""
+    writes = previous["writes"] + 1
+    others = [run for run in previous["runs"] if run["run"] != this["run"] and run["write"] > before]
     known = {run["run"] for run in others}
-    theirs = {row["scene"]: row for row in former["scenes"] if row["run"] in known}
+    theirs = {row["scene"]: row for row in previous["scenes"] if row["run"] in known}
     mine = [_better(row, theirs.pop(row["scene"], None)) for row in rows]
     scenes = [*mine, *theirs.values()]
     counts = Counter(row["status"] for row in scenes)
@@ -96,7 +90,7 @@ def _joined(
 
 
 def _better(mine: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Of a scene that two runs tell of, what the one with a result says."""
+    """The row of a scene in two runs: the one with a result wins."""
     if theirs is None or mine["status"] in WITH_RESULT or theirs["status"] not in WITH_RESULT:
         return mine
     return theirs
@@ -117,7 +111,7 @@ def _row(report: SceneReport, run: str) -> dict[str, object]:
 
 
 def _parsed(content: bytes | None) -> Mapping[str, Any]:
-    """What the file says; of one that is not there, or of another version, that no run has written."""
+    """The parsed file; an empty document if it is missing or of another version."""
     empty: dict[str, Any] = {"writes": 0, "runs": [], "scenes": []}
     try:
         found = {**empty, **json.loads(content or b"{}")}

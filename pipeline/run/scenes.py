@@ -1,6 +1,6 @@
-"""Many scenes on one model and the devices of the settings: one after another, or on a cluster several at once.
+"""Run over a catalog: scenes one after another in this process, or concurrently on a cluster.
 
-A scene's failure is recorded and stops no other, unless the settings limit how many may fail.
+The failure of a scene is recorded and does not stop the others, unless the settings limit the number of failures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.run.concurrent import ConcurrentScenes, RunCancelledError, cancell
 from pipeline.run.ledger import RunLedger, open_ledger
 from pipeline.run.models import on_devices
 from pipeline.run.one_scene import is_remote, segment_entry, skip_entry
-from pipeline.segment import Watch
+from pipeline.segment import ProgressCallback
 from pipeline.stages import resolve_settings
 from pipeline.storage import retry_transient
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOKED_AHEAD = 8
-"""Remote scenes that are looked up at once, before their turn: a store answers slowly, and many are finished."""
+LOOKAHEAD = 8
+"""Remote scenes whose results are looked up concurrently before their turn, since requests to a store are slow."""
 
 Made = TypeVar("Made")
 
@@ -51,10 +51,10 @@ def open_run(
     spec: SegmentSpec,
     client: Client | None = None,
 ) -> Iterator[tuple[RunLedger, SegmentSpec]]:
-    """Yield the ledger of a run, and its settings as they run on its devices; the end writes `run.json`.
+    """Yield the ledger of a run and the settings for its devices; `run.json` is written at the end.
 
     Raises:
-        SettingsError: before anything is begun, when settings and model do not fit or `out_dir` is a file.
+        SettingsError: before any work, when settings and model do not fit or `out_dir` is a file.
         TransientError: `run.json` cannot be written.
     """
     check_settings(spec, predictor)
@@ -73,23 +73,24 @@ def segment_catalog(
     predictor: LoadedModel,
     spec: SegmentSpec,
     client: Client | None = None,
-    watcher: Callable[[CatalogEntry], Watch | None] = lambda _: None,
+    progress_of: Callable[[CatalogEntry], ProgressCallback | None] = lambda _: None,
 ) -> Generator[SceneReport]:
-    """Yield a report for every scene, in order, whatever becomes of it; the end, or closing it, writes `run.json`.
+    """Yield a report for every scene, in order; the end, or closing the generator, writes `run.json`.
 
-    Faults of the world are tried again, scenes in quarantine left alone, and a hopeless run ended, as `spec.run` says.
+    Transient errors are retried, scenes in quarantine skipped, and the run stopped after too many failures, as
+    `spec.run` says.
 
     Args:
         entries: the scenes.
-        out_dir: their folders go here.
+        out_dir: parent of their folders.
         predictor: the model.
         spec: settings.
-        client: a cluster reached before, by settings that are on their devices; else the settings say where they run.
-        watcher: gives the progress callback of a scene; on a cluster several are in hand, and it is called in threads.
+        client: of a cluster that is connected already, with settings for its devices; None: as the settings say.
+        progress_of: the progress callback of a scene; on a cluster it is called in several threads.
 
     Raises:
         SettingsError: before the first scene, when settings and model do not fit or `out_dir` is a file.
-        TransientError: `run.json` cannot be written, or the cluster is not there, or lost.
+        TransientError: `run.json` cannot be written, or the cluster is unreachable or lost.
     """
     with (
         open_run(entries, out_dir, predictor=predictor, spec=spec, client=client) as (ledger, running),
@@ -97,19 +98,21 @@ def segment_catalog(
     ):
         if workers is not None:
             work = partial(segment_entry, out_dir=out_dir, predictor=predictor, client=workers)
-            yield from _side_by_side(entries, ledger, work, running, workers, watcher)
+            yield from _segment_on_cluster(entries, ledger, work, running, workers, progress_of)
             return
 
         def attempt(entry: CatalogEntry) -> SceneReport | Exception:
-            work = partial(segment_entry, entry, out_dir, predictor=predictor, spec=running, watch=watcher(entry))
-            return _outcome(entry, work, running.run)
+            work = partial(
+                segment_entry, entry, out_dir, predictor=predictor, spec=running, progress=progress_of(entry)
+            )
+            return _run_with_retries(entry, work, running.run)
 
-        with closing(_skipped_ahead(entries, out_dir, ledger, predictor=predictor, spec=running)) as ahead:
+        with closing(_find_finished_ahead(entries, out_dir, ledger, predictor=predictor, spec=running)) as ahead:
             for entry, skipped in zip(entries, ahead, strict=True):
-                yield ledger.passed_over(entry) or ledger.settle(entry, skipped or attempt(entry))
+                yield ledger.skip(entry) or ledger.record(entry, skipped or attempt(entry))
 
 
-def _skipped_ahead(
+def _find_finished_ahead(
     entries: Sequence[CatalogEntry],
     out_dir: str | Path,
     ledger: RunLedger,
@@ -117,73 +120,73 @@ def _skipped_ahead(
     predictor: LoadedModel,
     spec: SegmentSpec,
 ) -> Generator[SceneReport | None]:
-    """Of each scene its report, if it is remote and finished; those whose turn is next are looked up meanwhile.
+    """Yield the report of each scene that is remote and finished, else None, with concurrent look-ups ahead.
 
-    What goes wrong with that is not told: it will again when the scene's turn comes.
+    Errors are ignored here: they occur again when the scene runs.
     """
-    look, once = partial(skip_entry, out_dir=out_dir, predictor=predictor, spec=spec), replace(spec.run, retries=0)
+    look_up, once = partial(skip_entry, out_dir=out_dir, predictor=predictor, spec=spec), replace(spec.run, retries=0)
 
-    def seen(entry: CatalogEntry) -> SceneReport | None:
-        found = None if ledger.is_stopped else _outcome(entry, partial(look, entry), once)
+    def finished(entry: CatalogEntry) -> SceneReport | None:
+        found = None if ledger.is_stopped else _run_with_retries(entry, partial(look_up, entry), once)
         return None if isinstance(found, Exception) else found
 
-    return map_concurrently(seen, entries, most=LOOKED_AHEAD if any(map(is_remote, entries)) else 1)
+    return map_concurrently(finished, entries, most=LOOKAHEAD if any(map(is_remote, entries)) else 1)
 
 
-def _side_by_side(
+def _segment_on_cluster(
     entries: Sequence[CatalogEntry],
     ledger: RunLedger,
     work: Callable[..., SceneReport],
     spec: SegmentSpec,
     client: Client,
-    watcher: Callable[[CatalogEntry], Watch | None],
+    progress_of: Callable[[CatalogEntry], ProgressCallback | None],
 ) -> Generator[SceneReport]:
-    """Reports of scenes on a cluster, several of which are in hand."""
-    most, cut = split_workers(spec, client, len(entries))
+    """Yield reports of scenes that run concurrently on a cluster."""
+    max_scenes, shared = split_workers(spec, client, len(entries))
 
     def attempt(entry: CatalogEntry, stop: Event) -> SceneReport | Exception:
-        watch = cancellable(watcher(entry), stop)
+        progress = cancellable(progress_of(entry), stop)
 
         def once() -> SceneReport:
             try:
-                return work(entry, spec=cut, watch=watch)
+                return work(entry, spec=shared, progress=progress)
             except TransientError as error:
-                if stop.is_set():  # its cluster may be closed by now, which is no fault
+                if stop.is_set():  # the cluster may be closed by now, which is not an error
                     raise RunCancelledError from error
                 raise
 
-        return _outcome(entry, once, spec.run, sleep=stop.wait)
+        return _run_with_retries(entry, once, spec.run, sleep=stop.wait)
 
-    def settle(entry: CatalogEntry, outcome: SceneReport | Exception) -> SceneReport:
-        report = ledger.settle(entry, outcome)
+    def record(entry: CatalogEntry, outcome: SceneReport | Exception) -> SceneReport:
+        report = ledger.record(entry, outcome)
         if is_lost(client):
-            raise TransientError(f"the run ends here, for its cluster is lost: {report.reason}")
+            raise TransientError(f"the run ends here, since its cluster is lost: {report.reason}")
         return report
 
-    yield from ConcurrentScenes(ledger.passed_over, attempt, settle).run(entries, most=most)
+    yield from ConcurrentScenes(ledger.skip, attempt, record).run(entries, max_scenes=max_scenes)
 
 
 def split_workers(
-    spec: SegmentSpec, client: Client, scenes: int, *, most: int | None = None
+    spec: SegmentSpec, client: Client, scenes: int, *, max_scenes: int | None = None
 ) -> tuple[int, SegmentSpec]:
-    """How many scenes are in hand at once, at most so many, and the settings of each, with its share of the workers."""
-    in_hand, shared = share_workers(spec.distribute, client, scenes, most=most)
-    return in_hand, replace(spec, distribute=shared)
+    """Scenes that run concurrently, at most `max_scenes`, and the settings of each, with its share of the workers."""
+    count, shared = share_workers(spec.distribute, client, scenes, max_scenes=max_scenes)
+    return count, replace(spec, distribute=shared)
 
 
-def _outcome(
+def _run_with_retries(
     entry: CatalogEntry,
     work: Callable[[], Made],
     spec: RunSpec,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Made | Exception:
-    """The report of a scene, or what it failed with after all retries."""
+    """The result of `work`, or its error after all retries."""
 
-    def tell(error: BaseException, pause_s: float) -> None:
+    def log_retry(error: BaseException, pause_s: float) -> None:
         log.warning("%s: %s; trying again in %g s", entry.id, error, pause_s)
 
     try:
-        return retry_transient(work, spec.pauses_s, on_retry=tell, sleep=sleep)
+        return retry_transient(work, spec.pauses_s, on_retry=log_retry, sleep=sleep)
     except SettingsError:
         raise
     except Exception as error:
@@ -192,12 +195,12 @@ def _outcome(
 
 
 def check_settings(spec: SegmentSpec, predictor: LoadedModel) -> None:
-    """Raise SettingsError when tile size, overlap, blend or threshold do not suit the network, or the area is none."""
+    """Raise SettingsError when tiling, blend or threshold do not fit the network, or the area is invalid."""
     resolve_settings(spec, predictor.card)
     if spec.area is not None:
         load_area(spec.area)
 
 
 def check_out(out_dir: str | Path, work_dir: str | None = None) -> None:
-    """Raise SettingsError when results cannot go there, before any work."""
+    """Raise SettingsError when results cannot be written to `out_dir`, before any work."""
     open_results(out_dir, work_dir).check()

@@ -1,4 +1,4 @@
-"""The stages of one scene: what goes in, what was there before, what comes out."""
+"""Stages of one scene: inputs, previous results, outputs and their records."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What goes into a scene's result, settled before any work: scene, model, settings and area put together."""
+"""Inputs of a scene's result, resolved before any work: scene, model, settings and area of interest."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from pipeline.model import ArrayFunction, ModelCard, Predictor
 from pipeline.model.predictor import LoadedModel
 from pipeline.mosaic import TOP_LEVEL, resolve_threshold
 from pipeline.scene import Scene
-from pipeline.stages.outputs import SceneWork
+from pipeline.stages.outputs import SceneStages
 from pipeline.storage import Exchange
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Everything that decides a result."""
+    """Everything that a result depends on."""
 
     scene: Scene
     """The scene."""
     card: ModelCard
-    """What the model takes and gives."""
+    """Bands and classes of the model."""
     spec: SegmentSpec
     """The settings."""
     identity: str | None
-    """What decides the model's results, wherever it runs; None for a plain function."""
+    """Identity of the model where it runs; None for a plain function."""
     area: AreaPixels | None
     """The pixels that the result is restricted to; None: all of the scene."""
 
 
 def card_of(predictor: Predictor | ArrayFunction, card: ModelCard | None) -> ModelCard:
-    """The card that a predictor brings, or that was given with it.
+    """The card of a predictor, or the one that was passed with it.
 
     Raises:
         ModelError: there is none, or there are two that differ.
@@ -50,17 +50,17 @@ def card_of(predictor: Predictor | ArrayFunction, card: ModelCard | None) -> Mod
 
 
 def area_on(scene: Scene, spec: SegmentSpec) -> AreaPixels | None:
-    """The pixels of a scene that the settings' area restricts it to; None where it does not.
+    """The pixels of a scene inside the area of the settings; None without an area.
 
     Raises:
-        SettingsError: the file of the area cannot be used.
-        SceneError: the CRS of the scene does not show the area.
+        SettingsError: the file of the area is invalid.
+        SceneError: the area cannot be projected to the CRS of the scene.
     """
     return None if spec.area is None else rasterize_area(load_area(spec.area), scene.grid)
 
 
 def resolve_settings(spec: SegmentSpec, card: ModelCard) -> Tiling:
-    """Settings and model put together, before any work.
+    """Check settings against the model and fill in its defaults, before any work.
 
     Raises:
         SettingsError: tile size, overlap, blend or threshold do not suit the network.
@@ -72,21 +72,21 @@ def resolve_settings(spec: SegmentSpec, card: ModelCard) -> Tiling:
 def region_job(
     inputs: Inputs,
     tiling: Tiling,
-    work: SceneWork,
+    work: SceneStages,
     *,
     key: str | None,
     tags: Mapping[str, str],
     exchange: Exchange | None,
 ) -> RegionJob:
-    """What every region of the scene has in common; its precision is still to be proven.
+    """What the regions of a scene have in common; the precision is not chosen yet.
 
     Args:
-        inputs: what goes in.
-        tiling: how the scene is cut into tiles.
+        inputs: of the result.
+        tiling: resolved against the model.
         work: the work folder.
         key: identity of the mosaic.
         tags: provenance, stored in the rasters.
-        exchange: the place through which rasters travel from workers elsewhere.
+        exchange: staging area for the rasters of workers on other machines.
     """
     spec = inputs.spec
     return RegionJob(

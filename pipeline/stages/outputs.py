@@ -1,9 +1,9 @@
-"""The stages of a scene, in the work folder: what each leaves, and by what it is known again.
+"""Output stages of a scene in its work folder, each recorded under a key of its inputs.
 
     plan, regions --> infer --> mosaic --> polygons
                                 mosaic --> mask --> preview
 
-Each has the key of what went into it, so that only what a change concerns is done anew.
+A stage runs again only if its key changes, that is, if one of its inputs does.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ OUTPUTS = {
     "preview": "preview.png",
 }
 COUNTS = ("tiles_run", "tiles_skipped", "valid_pixels", "regions_split")
-"""What is summed up over the regions."""
+"""Counters that are summed over the regions."""
 QUICKLOOK = "glance.npy"
 """The scene at screen size, in the work folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceResult:
-    """What the regions of a scene came to; it pickles, so that the rest can be done elsewhere."""
+    """The result of a scene's regions; it pickles, so that the output stages can run on another machine."""
 
     job: RegionJob
-    """What they had in common."""
+    """What the regions have in common."""
     proof: PrecisionCheck
-    """The precision they ran in, and why."""
+    """The precision of the run, and why it was chosen."""
     results: tuple[RegionResult, ...] = ()
-    """What each left; none where the mosaic is there already."""
+    """One per region; empty if the mosaic exists already."""
     tiles_run: int = 0
-    """Tiles that went through the network."""
+    """Tiles that ran through the network."""
     tiles_skipped: int = 0
     """Tiles without a valid pixel."""
     valid_pixels: int = 0
@@ -55,41 +55,41 @@ class InferenceResult:
     regions_split: int = 0
     """Regions that ran in narrower parts."""
     reused: tuple[str, ...] = ()
-    """What was done before."""
+    """Stages or regions that an earlier run completed."""
     seconds: Mapping[str, float]
     """Wall time of each stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
-    """What was made of the regions."""
+class SceneOutputs:
+    """The result of the output stages."""
 
     totals: PolygonTotals
     """Polygons written."""
     reused: tuple[str, ...] = ()
-    """What was done before."""
+    """Stages or regions that an earlier run completed."""
     seconds: Mapping[str, float]
     """Wall time of each stage."""
 
 
-class SceneWork:
-    """A scene's work folder, in which each stage is done once."""
+class SceneStages:
+    """The stages in a scene's work folder; a completed stage is reused."""
 
     def __init__(self, result: Path) -> None:
-        """`result` is the folder of the outputs; beside it lies what only the work itself needs."""
+        """`result` is the folder of the outputs; intermediate files lie next to it."""
         result = result.absolute()  # workers may have another current folder
         self.result, self.folder, self.stages = result, result.parent, StageRecords(result.parent)
         self.reused: list[str] = []
 
-    def once(
+    def run_or_reuse(
         self, stage: str, key: str | None, make: Callable[[], Mapping[str, object] | None], file: Path
     ) -> Mapping[str, Any]:
-        """The facts of a stage: known from its record, or of what is made now and recorded."""
-        found = self.stages.find(stage, key)
-        if found is not None:
+        """The facts of a stage, from its record or from running it now."""
+        recorded = self.stages.find(stage, key)
+        if recorded is not None:
             self.reused.append(stage)
-            return found
-        file.unlink(missing_ok=True)  # it may be a link to that of the former result, which stays as it is
+            return recorded
+        file.unlink(missing_ok=True)  # it may be a hard link to the previous result, which must not change
         facts = make() or {}
         self.stages.record(stage, key, facts, [file])
         return facts
@@ -99,7 +99,7 @@ class SceneWork:
         return self.result / OUTPUTS[kind]
 
     def digests(self) -> dict[str, str]:
-        """What is recorded of the outputs."""
+        """Recorded SHA-256 of the outputs."""
         return {path.name: digest for path, digest in self.stages.digests().items() if path.parent == self.result}
 
     def sizes(self) -> dict[str, int]:
@@ -107,8 +107,8 @@ class SceneWork:
         return {name: (self.result / name).stat().st_size for name in OUTPUTS.values()}
 
 
-def find_inferred(work: SceneWork, job: RegionJob) -> InferenceResult | None:
-    """What the regions came to, where the mosaic is there already."""
+def find_inference(work: SceneStages, job: RegionJob) -> InferenceResult | None:
+    """The recorded result of inference, if the mosaic exists already."""
     facts: Mapping[str, Any] | None = work.stages.find("infer", job.key)
     if facts is None or work.stages.find("mosaic", job.key) is None:
         return None
@@ -116,34 +116,28 @@ def find_inferred(work: SceneWork, job: RegionJob) -> InferenceResult | None:
     return InferenceResult(job=replace(job, precision=proof.precision), proof=proof, seconds={}, **facts["counts"])
 
 
-def record_inferred(
-    work: SceneWork, job: RegionJob, proof: PrecisionCheck, results: Sequence[RegionResult]
+def record_inference(
+    work: SceneStages, job: RegionJob, proof: PrecisionCheck, results: Sequence[RegionResult]
 ) -> InferenceResult:
-    """Sum up all regions, and keep their glances as one.
+    """Sum the counters of all regions, and merge their quicklooks.
 
     Raises:
         TransientError: the disk refuses.
     """
     counts = {name: sum(getattr(result, name) for result in results) for name in COUNTS}
-    glance = work.folder / QUICKLOOK
-    np.save(glance, merge_quicklooks([result.glance for result in results]))
-    work.stages.record("infer", job.key, {"proof": asdict(proof), "counts": counts}, [glance])
-    return InferenceResult(job=job, proof=proof, results=tuple(map(_lightly, results)), seconds={}, **counts)
+    quicklook = work.folder / QUICKLOOK
+    np.save(quicklook, merge_quicklooks([result.glance for result in results]))
+    work.stages.record("infer", job.key, {"proof": asdict(proof), "counts": counts}, [quicklook])
+    return InferenceResult(job=job, proof=proof, results=tuple(map(_without_quicklook, results)), seconds={}, **counts)
 
 
-def _lightly(result: RegionResult) -> RegionResult:
-    """A result without the pixels of its glance: they are in the work folder, and need not travel."""
+def _without_quicklook(result: RegionResult) -> RegionResult:
+    """A result without the pixels of its quicklook, which are in the work folder and need not be pickled."""
     return replace(result, glance=replace(result.glance, pixels=result.glance.pixels[:, :0, :0]))
 
 
-def make_rasters(work: SceneWork, inferred: InferenceResult, threshold: float | None) -> None:
-    """The stages `mosaic` and `mask`; the rasters of the regions go when both are there.
-
-    Args:
-        work: the work folder.
-        inferred: what the regions left.
-        threshold: decides the mask.
-    """
+def make_rasters(work: SceneStages, inferred: InferenceResult, threshold: float | None) -> None:
+    """Run the stages `mosaic` and `mask`, then delete the rasters of the regions; `threshold` is that of the mask."""
     job, results = inferred.job, inferred.results
 
     def make_mask() -> None:
@@ -156,31 +150,31 @@ def make_rasters(work: SceneWork, inferred: InferenceResult, threshold: float | 
     def make_mosaic() -> None:
         join_regions(job, results, work.result, ["probability"])
 
-    work.once("mosaic", job.key, make_mosaic, work.output("probability"))
-    work.once("mask", mask_key(job.key, threshold), make_mask, work.output("mask"))
-    _forget_regions(work, job)
+    work.run_or_reuse("mosaic", job.key, make_mosaic, work.output("probability"))
+    work.run_or_reuse("mask", mask_key(job.key, threshold), make_mask, work.output("mask"))
+    _discard_regions(work, job)
 
 
 def make_polygons(
-    work: SceneWork, key: str | None, spec: PolygonSpec, make: Callable[[], PolygonTotals]
+    work: SceneStages, key: str | None, spec: PolygonSpec, make: Callable[[], PolygonTotals]
 ) -> PolygonTotals:
-    """The stage `polygons`."""
-    facts = work.once("polygons", polygons_key(key, spec), lambda: asdict(make()), work.output("polygons"))
+    """Run the stage `polygons`."""
+    facts = work.run_or_reuse("polygons", polygons_key(key, spec), lambda: asdict(make()), work.output("polygons"))
     return PolygonTotals(**facts)
 
 
-def make_preview(work: SceneWork, inferred: InferenceResult, threshold: float | None) -> None:
-    """The stage `preview`."""
+def make_preview(work: SceneStages, inferred: InferenceResult, threshold: float | None) -> None:
+    """Run the stage `preview`."""
 
     def make() -> None:
-        glance = _glance(work, inferred)
-        write_preview(work.output("preview"), glance, *read_mask(work.output("mask"), glance.shape[1:]))
+        image = _quicklook(work, inferred)
+        write_preview(work.output("preview"), image, *read_mask(work.output("mask"), image.shape[1:]))
 
-    work.once("preview", mask_key(inferred.job.key, threshold), make, work.output("preview"))
+    work.run_or_reuse("preview", mask_key(inferred.job.key, threshold), make, work.output("preview"))
 
 
-def record_outputs(work: SceneWork, job: RegionJob, spec: PolygonSpec, totals: PolygonTotals) -> None:
-    """Record every stage at once, where a worker elsewhere has made all of them.
+def record_outputs(work: SceneStages, job: RegionJob, spec: PolygonSpec, totals: PolygonTotals) -> None:
+    """Record all output stages that a worker on another machine has run.
 
     Raises:
         TransientError: the disk refuses.
@@ -190,18 +184,18 @@ def record_outputs(work: SceneWork, job: RegionJob, spec: PolygonSpec, totals: P
     work.stages.record("mask", of_mask, {}, [work.output("mask")])
     work.stages.record("polygons", polygons_key(job.key, spec), asdict(totals), [work.output("polygons")])
     work.stages.record("preview", of_mask, {}, [work.output("preview")])
-    _forget_regions(work, job)
+    _discard_regions(work, job)
 
 
-def _forget_regions(work: SceneWork, job: RegionJob) -> None:
+def _discard_regions(work: SceneStages, job: RegionJob) -> None:
     work.stages.discard("region*")
     shutil.rmtree(job.folder, ignore_errors=True)
 
 
-def _glance(work: SceneWork, inferred: InferenceResult) -> NDArray[np.generic]:
-    kept, job = work.folder / QUICKLOOK, inferred.job
-    if kept.is_file():
-        pixels: NDArray[np.generic] = np.load(kept, allow_pickle=False)
+def _quicklook(work: SceneStages, inferred: InferenceResult) -> NDArray[np.generic]:
+    saved, job = work.folder / QUICKLOOK, inferred.job
+    if saved.is_file():
+        pixels: NDArray[np.generic] = np.load(saved, allow_pickle=False)
         return pixels
     window, cores = job.scene.grid.window, (plan_blend_weights(axis, "crop") for axis in (job.plan.rows, job.plan.cols))
     wanted = None if job.area is None else wanted_tiles(job.area, window, *cores)

@@ -1,4 +1,4 @@
-"""What is there of a scene before it is run: a former result, or what a run that was stopped has done."""
+"""Find and reuse a scene's previous result, or the stages an interrupted run completed."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from pathlib import Path
 
 from pipeline.polygons import PolygonSpec, PolygonTotals
 from pipeline.results import REPORT, SceneReport, StageRecords, work_folder
-from pipeline.stages.outputs import COUNTS, OUTPUTS, SceneWork, mask_key, polygons_key
-from pipeline.stages.region_records import done_regions
+from pipeline.stages.outputs import COUNTS, OUTPUTS, SceneStages, mask_key, polygons_key
+from pipeline.stages.region_records import count_done_regions
 from pipeline.storage import sha256_file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What there is of a scene's result before it is run."""
+class ExistingResult:
+    """What exists of a scene's result before a run."""
 
     finished: SceneReport | None = None
-    """The whole result, for which the scene is skipped; None where it runs."""
+    """The finished result, with which the scene is skipped; None: the scene runs."""
     reusable: str = ""
-    """What is not done again when it runs, in words; empty: nothing."""
+    """The completed work that a run reuses, in words; empty: none."""
 
 
-def adopt(work: SceneWork, former: Path | None, report: SceneReport, spec: PolygonSpec) -> None:
-    """Take over what is still right of the former result: the mosaic, where only settings of polygons are others now.
+def reuse_previous_stages(work: SceneStages, previous: Path | None, report: SceneReport, spec: PolygonSpec) -> None:
+    """Reuse the files of the previous result that are still valid: the mosaic, if only polygon settings changed.
 
-    Its files are believed by their digests, and shared rather than copied where the disk can.
+    Files are verified by their digests, and hard-linked where the disk can.
 
     Args:
         work: the work folder.
-        former: the folder of the former result, if there is one on this machine.
-        report: of the new one.
+        previous: folder of the previous result, if there is one on this machine.
+        report: of the new result.
         spec: threshold and shaping.
     """
     key = report.inputs.mosaic_key
-    if former is None or key is None or work.stages.find("mosaic", key) is not None:
+    if previous is None or key is None or work.stages.find("mosaic", key) is not None:
         return
-    found = former_report(former, key)
-    if found is None or not _shared(work, former, found, "probability"):
+    found = previous_report(previous, key)
+    if found is None or not _link_verified(work, previous, found, "probability"):
         return
     work.stages.discard()
     facts = {
@@ -55,15 +55,15 @@ def adopt(work: SceneWork, former: Path | None, report: SceneReport, spec: Polyg
     work.stages.record("mosaic", key, {}, [work.output("probability")])
     if found.inputs.settings["polygons"]["threshold"] == spec.threshold:  # type: ignore[index]
         for stage in ("mask", "preview"):
-            if _shared(work, former, found, stage):
+            if _link_verified(work, previous, found, stage):
                 work.stages.record(stage, mask_key(key, spec.threshold), {}, [work.output(stage)])
-    if found.inputs.content_key == report.inputs.content_key and _shared(work, former, found, "polygons"):
+    if found.inputs.content_key == report.inputs.content_key and _link_verified(work, previous, found, "polygons"):
         totals = PolygonTotals(count=found.polygons, area_m2=dict(found.area_m2))
         work.stages.record("polygons", polygons_key(key, spec), asdict(totals), [work.output("polygons")])
 
 
-def former_report(folder: Path, mosaic_key: str | None) -> SceneReport | None:
-    """The report of a result whose mosaic has this key; None where there is none."""
+def previous_report(folder: Path, mosaic_key: str | None) -> SceneReport | None:
+    """The report of a result whose mosaic has this key, or None."""
     try:
         found = SceneReport.from_json(json.loads((folder / REPORT).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -71,27 +71,22 @@ def former_report(folder: Path, mosaic_key: str | None) -> SceneReport | None:
     return found if mosaic_key is not None and found.inputs.mosaic_key == mosaic_key else None
 
 
-def reusable(folder: Path | None, mosaic_key: str | None) -> str:
-    """What a run need not do again of a scene, in words, as `Found` says.
-
-    Args:
-        folder: of the scene's result, if it is on this machine.
-        mosaic_key: identity of the mosaic that is wanted.
-    """
+def describe_reusable(folder: Path | None, mosaic_key: str | None) -> str:
+    """`ExistingResult.reusable` of a result folder on this machine, for the mosaic with this key."""
     if folder is None or mosaic_key is None:
         return ""
-    if former_report(folder, mosaic_key) is not None:
-        return "the mosaic of the result in its folder is used again, since only settings of polygons are others"
+    if previous_report(folder, mosaic_key) is not None:
+        return "the mosaic of the result in its folder is reused, since only polygon settings changed"
     stages = StageRecords(work_folder(folder))
     if stages.find("mosaic", mosaic_key) is not None:
-        return "the mosaic of a run that was stopped is used again"
-    done, planned = done_regions(stages, mosaic_key)
-    return f"{done} of {planned} regions were done by a run that was stopped" if done else ""
+        return "the mosaic of an interrupted run is reused"
+    done, planned = count_done_regions(stages, mosaic_key)
+    return f"{done} of {planned} regions were completed by an interrupted run" if done else ""
 
 
-def _shared(work: SceneWork, former: Path, report: SceneReport, kind: str) -> bool:
-    """Whether a file of the former result is what its report says, and is now in the work folder too."""
-    source, target = former / OUTPUTS[kind], work.output(kind)
+def _link_verified(work: SceneStages, previous: Path, report: SceneReport, kind: str) -> bool:
+    """Link a file of the previous result into the work folder; False if it differs from the digest in its report."""
+    source, target = previous / OUTPUTS[kind], work.output(kind)
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

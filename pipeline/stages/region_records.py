@@ -1,4 +1,4 @@
-"""Which regions of a scene are done: the plan they were cut by, and a record for each."""
+"""Records of completed regions: the plan of a scene's regions, and one record per region."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from pipeline.model.predictor import PrecisionCheck
 from pipeline.results import StageRecords
 
 PLAN = "regions"
-"""The record of the plan."""
+"""Name of the record of the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionPlan:
-    """How a scene is run, settled once: a later run that goes on with it keeps to it."""
+    """The decisions of a scene's first run; a run that resumes it keeps them."""
 
     proof: PrecisionCheck
-    """The precision, and why."""
+    """The precision, and why it was chosen."""
     threshold: float | None
-    """What decides the masks of the regions; None is the card's."""
+    """Threshold of the masks of the regions; None is the card's."""
     regions: tuple[Region, ...]
-    """How the scene is cut."""
+    """The regions of the scene."""
 
 
 class RegionRecords:
     """The records of a scene's regions."""
 
     def __init__(self, stages: StageRecords, job: RegionJob) -> None:
-        """Records of what the job's key stands for."""
+        """Records under the key of a job."""
         self._stages, self._job = stages, job
 
     def plan(self) -> RegionPlan | None:
-        """The plan of an earlier run; None where there is none."""
-        found = self._stages.find(PLAN, self._job.key)
-        return None if found is None else _plan_of(found)
+        """The plan of an earlier run, or None."""
+        recorded = self._stages.find(PLAN, self._job.key)
+        return None if recorded is None else _plan_of(recorded)
 
     def begin(self, plan: RegionPlan) -> None:
-        """Record a plan, before its first region runs; whatever was done by another one no longer counts.
+        """Record a plan before its first region runs; work of another plan is discarded.
 
         Raises:
             TransientError: the disk refuses.
@@ -54,17 +54,17 @@ class RegionRecords:
         facts = {
             "proof": asdict(plan.proof),
             "threshold": plan.threshold,
-            "cores": [_numbers(region.core) for region in plan.regions],
+            "cores": [_bounds(region.core) for region in plan.regions],
         }
         self._stages.record(PLAN, self._job.key, facts)
 
     def done(self, plan: RegionPlan) -> list[RegionResult]:
-        """The regions of a plan whose rasters are there and whole."""
+        """Results of the completed regions of a plan, whose rasters are verified by digest."""
         found = ((region, self._stages.find(_stage(region), self._job.key)) for region in plan.regions)
         return [self._result_of(region, facts) for region, facts in found if facts is not None]
 
     def add(self, result: RegionResult) -> None:
-        """Record a region whose rasters are there.
+        """Record a region whose rasters are complete.
 
         Raises:
             TransientError: the disk refuses.
@@ -72,20 +72,20 @@ class RegionRecords:
         if self._job.key is None:
             return
         files = [file for raster in result.rasters for file in self._files(result.region, raster)]
-        seen = self._glance(result.region)
-        np.save(seen, result.glance.pixels)
-        self._stages.record(_stage(result.region), self._job.key, _facts_of(result), [*files, seen])
+        quicklook = self._quicklook(result.region)
+        np.save(quicklook, result.glance.pixels)
+        self._stages.record(_stage(result.region), self._job.key, _facts_of(result), [*files, quicklook])
 
     def _files(self, region: Region, raster: RegionRasters) -> list[Path]:
         """Every level of both rasters."""
         return sorted(self._job.folder.glob(f"*-{region.index:05d}-{raster.attempt}.*"))
 
-    def _glance(self, region: Region) -> Path:
+    def _quicklook(self, region: Region) -> Path:
         return self._job.folder / f"glance-{region.index:05d}.npy"
 
     def _result_of(self, region: Region, facts: Mapping[str, Any]) -> RegionResult:
         top, left = facts["glance"]
-        pixels = np.load(self._glance(region), allow_pickle=False)
+        pixels = np.load(self._quicklook(region), allow_pickle=False)
         return RegionResult(
             region=region,
             rasters=tuple(RegionRasters(core=Window(*core), attempt=attempt) for core, attempt in facts["rasters"]),
@@ -96,7 +96,7 @@ class RegionRecords:
 
 def _facts_of(result: RegionResult) -> dict[str, object]:
     return {
-        "rasters": [(_numbers(raster.core), raster.attempt) for raster in result.rasters],
+        "rasters": [(_bounds(raster.core), raster.attempt) for raster in result.rasters],
         "glance": (result.glance.top, result.glance.left),
         "counts": {name: getattr(result, name) for name in ("tiles_run", "tiles_skipped", "valid_pixels")},
     }
@@ -111,10 +111,10 @@ def _plan_of(facts: Mapping[str, Any]) -> RegionPlan:
     )
 
 
-def done_regions(stages: StageRecords, key: str) -> tuple[int, int]:
-    """How many regions of a scene are done, and how many there are; 0 and 0 where none was begun."""
-    found = stages.find(PLAN, key)
-    regions = () if found is None else _plan_of(found).regions
+def count_done_regions(stages: StageRecords, key: str) -> tuple[int, int]:
+    """Number of completed and of planned regions of a scene; 0 and 0 without a plan."""
+    recorded = stages.find(PLAN, key)
+    regions = () if recorded is None else _plan_of(recorded).regions
     return sum(stages.find(_stage(region), key) is not None for region in regions), len(regions)
 
 
@@ -122,5 +122,5 @@ def _stage(region: Region) -> str:
     return f"region-{region.index:05d}"
 
 
-def _numbers(window: Window) -> list[int]:
+def _bounds(window: Window) -> list[int]:
     return [int(window.col_off), int(window.row_off), int(window.width), int(window.height)]

@@ -1,4 +1,4 @@
-"""The report of a scene: what is known of it before the work, and what the work came to."""
+"""Report of a scene: its inputs before the run, and its outputs after it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pipeline import __version__
 from pipeline.results import OutputFiles, SceneInputs, SceneReport, SceneStatistics, content_key
 from pipeline.scene import resolve_date
 from pipeline.stages.inputs import Inputs
-from pipeline.stages.outputs import COUNTS, OUTPUTS, Finished, InferenceResult, SceneWork
+from pipeline.stages.outputs import COUNTS, OUTPUTS, InferenceResult, SceneOutputs, SceneStages
 
 
 def opening_report(inputs: Inputs, folder: str, passes: int) -> SceneReport:
-    """What is known before the work: what goes in.
+    """The report before the run: inputs, settings and content keys.
 
     Args:
-        inputs: the same in full.
-        folder: where the result will be.
-        passes: how many times a network runs on each tile.
+        inputs: of the result.
+        folder: of the result.
+        passes: forward passes per tile.
     """
     scene, area, identity = inputs.scene, inputs.area, inputs.identity
     settings = {**inputs.spec.result_settings(), "card": inputs.card.to_json()}
@@ -51,26 +51,28 @@ def opening_report(inputs: Inputs, folder: str, passes: int) -> SceneReport:
     )
 
 
-def closing_report(report: SceneReport, inferred: InferenceResult, finished: Finished, work: SceneWork) -> SceneReport:
-    """What the work came to."""
+def closing_report(
+    report: SceneReport, inferred: InferenceResult, outputs: SceneOutputs, work: SceneStages
+) -> SceneReport:
+    """The report after the run, with digests, statistics and times."""
     proof = inferred.proof
     statistics = replace(
         report.statistics,
-        reused=[*inferred.reused, *finished.reused],
+        reused=[*inferred.reused, *outputs.reused],
         precision=proof.precision,
         precision_change=proof.change,
         precision_note=proof.note,
-        polygons=finished.totals.count,
-        area_m2=finished.totals.area_m2,
-        seconds={**inferred.seconds, **finished.seconds},
+        polygons=outputs.totals.count,
+        area_m2=outputs.totals.area_m2,
+        seconds={**inferred.seconds, **outputs.seconds},
         **{name: getattr(inferred, name) for name in COUNTS},
     )
-    outputs = replace(report.outputs, digests=work.digests(), sizes=work.sizes())
-    return replace(report, outputs=outputs, statistics=statistics)
+    files = replace(report.outputs, digests=work.digests(), sizes=work.sizes())
+    return replace(report, outputs=files, statistics=statistics)
 
 
 def provenance(report: SceneReport) -> dict[str, str]:
-    """The tags that say where a raster comes from."""
+    """Provenance tags of a raster."""
     return {
         "SCENEMILL_SCENE": report.scene,
         "SCENEMILL_MODEL": report.inputs.model,

@@ -66,7 +66,7 @@ def test_without_a_scheduler_there_is_no_client() -> None:
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tcp://nobody.invalid:8786"])
 def test_a_scheduler_that_is_not_there_is_said_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distribute_client, "PATIENCE_S", 120)
+    monkeypatch.setattr(distribute_client, "CONNECT_TIMEOUT_S", 120)
     start = time.monotonic()
     with (
         pytest.raises(TransientError, match=f"no dask scheduler with a worker at {address}"),
@@ -86,7 +86,7 @@ def test_an_address_must_name_protocol_and_port(address: str) -> None:
 
 
 def test_a_scheduler_without_workers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distribute_client, "PATIENCE_S", 1)
+    monkeypatch.setattr(distribute_client, "CONNECT_TIMEOUT_S", 1)
     with LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address=":0") as local:
         address = local.scheduler_address
         with pytest.raises(TransientError, match="it has no worker"), cluster(DistributeSpec(scheduler=address)):
@@ -254,7 +254,7 @@ def test_bad_data_is_not_tried_again(threads: Client, scene: Path, tmp_path: Pat
 def test_a_cluster_that_lost_all_its_workers_is_given_up(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distribute_client, "PATIENCE_S", 1)
+    monkeypatch.setattr(distribute_client, "CONNECT_TIMEOUT_S", 1)
     monkeypatch.setattr(distribute_client, "NO_WORKERS_TIMEOUT_S", 2)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as local,

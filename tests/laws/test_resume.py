@@ -24,7 +24,7 @@ from pipeline.scene.describe import describe_scene
 from pipeline.segment import find_existing, segment_scene
 from pipeline.stages import previous as segment_former
 from pipeline.stages.outputs import OUTPUTS
-from pipeline.stages.previous import Found
+from pipeline.stages.previous import ExistingResult
 from pipeline.storage.files import sha256_file
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def test_regions_that_are_done_are_not_run_again(
 ) -> None:
     calm = segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=spec_of())
     if regions == 4:
-        stop_in(monkeypatch, segment, "record_inferred", scene, predictor, tmp_path / "out")
+        stop_in(monkeypatch, segment, "record_inference", scene, predictor, tmp_path / "out")
     else:
         stop_after_regions(monkeypatch, scene, predictor, tmp_path / "out", regions)
     told: list[tuple[str, int, int]] = []
@@ -422,21 +422,21 @@ def test_it_is_foreseen_what_will_not_be_done_again(
 ) -> None:
     out, described = tmp_path / "out", describe_scene(scene, card=predictor.card)
 
-    def found(*overrides: str) -> Found:
+    def found(*overrides: str) -> ExistingResult:
         return find_existing(described, out, predictor=predictor, spec=spec_of(*overrides))
 
-    assert found() == Found()
+    assert found() == ExistingResult()
     stop_after_regions(monkeypatch, scene, predictor, out, 3)
-    assert found() == Found(reusable="3 of 4 regions were done by a run that was stopped")
-    assert found("blend=average") == Found()
+    assert found() == ExistingResult(reusable="3 of 4 regions were completed by an interrupted run")
+    assert found("blend=average") == ExistingResult()
     stop_in(monkeypatch, segment, "vectorize_mosaic", scene, predictor, out)
-    assert found().reusable == "the mosaic of a run that was stopped is used again"
+    assert found().reusable == "the mosaic of an interrupted run is reused"
     report = segment_scene(scene, out, predictor=predictor, spec=spec_of())
     finished = found().finished
     assert finished is not None
     assert (finished.status, finished.inputs.content_key) == ("skipped", report.inputs.content_key)
-    assert found("polygons.min_area_m2=3").reusable.startswith("the mosaic of the result in its folder is used again")
-    assert found("blend=average") == Found()
+    assert found("polygons.min_area_m2=3").reusable.startswith("the mosaic of the result in its folder is reused")
+    assert found("blend=average") == ExistingResult()
 
 
 # Reports

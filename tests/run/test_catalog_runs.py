@@ -73,6 +73,7 @@ def bundle(tmp_path: Path, make_scene: MakeScene) -> Path:
 def address(tmp_path: Path) -> Iterator[str]:
     """Of a server of the test's folder."""
     command = [sys.executable, range_server.__file__, str(tmp_path)]
+    command = [sys.executable, range_server.__file__, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -135,19 +136,19 @@ def test_the_command_selects_by_date_and_a_file_of_settings_does_too(
 def test_what_would_run_is_said_of_stac_too(
     tmp_path: Path, bundle: Path, model: Path, predictor: LoadedPredictor
 ) -> None:
-    def verdicts(source: Path, **how: Path) -> list[str]:
+    def planned(source: Path, **how: Path) -> list[str]:
         entries = read_catalog([source], CatalogSpec(since="2026-05-01"), SMALL.reading)
         models = [how["model"]] if "model" in how else []
         found = plan_run(entries, SMALL, models=models, out_dir=how.get("out"))
-        return [f"{each.verdict} {each.entry.id}: {each.reason}" for each in found]
+        return [f"{each.action} {each.entry.id}: {each.reason}" for each in found]
 
-    assert verdicts(bundle)[0].startswith("runs town: 70 x 90 px of 0.5 m")
-    assert verdicts(bundle, model=model)[0].startswith("runs town: fits the model, 70 x 90 px of 0.5 m, 3 bands")
+    assert planned(bundle)[0].startswith("runs town: 70 x 90 px of 0.5 m")
+    assert planned(bundle, model=model)[0].startswith("runs town: fits the model, 70 x 90 px of 0.5 m, 3 bands")
     run(bundle, tmp_path / "out", predictor)
-    assert verdicts(bundle, model=model, out=tmp_path / "out")[0].startswith("done town: an equal result is in")
+    assert planned(bundle, model=model, out=tmp_path / "out")[0].startswith("done town: an equal result is in")
     path = bundle.parent / "town" / "town.json"
     item = json.loads(path.read_text())
     del item["assets"]["blue"], item["assets"]["blue_coarse"]
     path.write_text(json.dumps(item))
-    assert "refused town: " in verdicts(bundle, model=model)[0]
-    assert "needs band(s) blue" in verdicts(bundle, model=model)[0]
+    assert "refused town: " in planned(bundle, model=model)[0]
+    assert "needs band(s) blue" in planned(bundle, model=model)[0]

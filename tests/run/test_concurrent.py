@@ -72,7 +72,7 @@ def test_reports_come_in_order_though_scenes_end_in_another() -> None:
     def begin(entry: CatalogEntry) -> SceneReport | None:
         return report(entry, "quarantined") if entry.id == "s2" else None
 
-    found = [*ConcurrentScenes(begin, work, settle).run(entries(5), most=2)]
+    found = [*ConcurrentScenes(begin, work, settle).run(entries(5), max_scenes=2)]
     assert [each.scene for each in found] == ["s0", "s1", "s2", "s3", "s4"]
     assert found[2].status == "quarantined"
     assert settled.index("s0") > settled.index("s1")
@@ -89,7 +89,7 @@ def test_no_more_scenes_are_in_hand_than_asked() -> None:
     hand: ConcurrentScenes[None] = ConcurrentScenes(
         lambda entry: begun.append(entry.id), work, lambda entry, _: report(entry)
     )
-    assert len([*hand.run(entries(20), most=3)]) == 20
+    assert len([*hand.run(entries(20), max_scenes=3)]) == 20
     assert all(most)
     assert len(begun) == 20
 
@@ -111,9 +111,9 @@ def test_scenes_in_hand_end_with_the_run(ended: str) -> None:
     hand: ConcurrentScenes[None] = ConcurrentScenes(lambda _: None, work, lambda entry, _: report(entry))
     if ended == "failed":
         with pytest.raises(SettingsError):
-            [*hand.run(entries(3), most=2)]
+            [*hand.run(entries(3), max_scenes=2)]
     else:
-        with closing(hand.run(entries(3), most=2)) as reports:
+        with closing(hand.run(entries(3), max_scenes=2)) as reports:
             assert next(reports).scene == "s0"
     assert stopped == ["s1"]
 
@@ -192,7 +192,7 @@ def test_a_run_ends_when_its_cluster_is_lost(
 ) -> None:
     monkeypatch.setattr("pipeline.run.scenes.is_lost", lambda _: True)
     run = segment_catalog(entries(3), tmp_path / "out", predictor=predictor, spec=SPEC, client=threads)
-    with pytest.raises(TransientError, match=r"the run ends here, for its cluster is lost: .*s\d\.tif: no such file"):
+    with pytest.raises(TransientError, match=r"the run ends here, since its cluster is lost: .*s\d\.tif: no such file"):
         next(run)
 
 
@@ -206,11 +206,11 @@ def test_what_ends_with_a_stopped_run_is_not_tried_again_nor_said(
     """An impatient second Ctrl-C closes the cluster while scenes are still at it."""
     tried: list[str] = []
 
-    def segment_entry(entry: CatalogEntry, *_: Any, watch: Any, **__: Any) -> SceneReport:
+    def segment_entry(entry: CatalogEntry, *_: Any, progress: Any, **__: Any) -> SceneReport:
         tried.append(entry.id)
         while entry.id != "s0":
             try:
-                watch("infer", 0, 1)
+                progress("infer", 0, 1)
             except RunCancelledError:
                 raise TransientError("the client is closed") from None
             time.sleep(0.01)
@@ -260,7 +260,7 @@ def test_one_scene_more_is_in_hand_than_workers_have_threads(
 def test_the_settings_of_each_scene_say_how_many_share_the_workers() -> None:
     client: Any = FakeClient(8)
     assert share_workers(DistributeSpec(regions=7), client, 100) == (17, DistributeSpec(regions=7, scenes=17))
-    assert share_workers(DistributeSpec(), client, 100, most=4) == (4, DistributeSpec(scenes=4))
+    assert share_workers(DistributeSpec(), client, 100, max_scenes=4) == (4, DistributeSpec(scenes=4))
 
 
 @pytest.mark.parametrize(

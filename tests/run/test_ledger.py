@@ -55,14 +55,14 @@ def test_every_scene_ends_in_exactly_one_way_whatever_fails_in_whatever_order(
             for entry in entries[:stop_after]:
                 if len(in_work) == at_once:
                     settled = in_work.pop(data.draw(st.integers(0, at_once - 1)))
-                    ledger.settle(settled, outcome_of(settled, kinds[entries.index(settled)]))
-                if ledger.passed_over(entry) is None:
+                    ledger.record(settled, outcome_of(settled, kinds[entries.index(settled)]))
+                if ledger.skip(entry) is None:
                     in_work.append(entry)
             counts = Counter(report.status for report in ledger.reports)
             assert [report.scene for report in ledger.reports] == [entry.id for entry in entries]
             assert counts["not run"] >= len(entries) - stop_after
             for entry in in_work:
-                ledger.settle(entry, outcome_of(entry, kinds[entries.index(entry)]))
+                ledger.record(entry, outcome_of(entry, kinds[entries.index(entry)]))
             counts = Counter(report.status for report in ledger.reports)
             assert counts.keys() <= {"done", "skipped", "failed", "quarantined", "not run"}
             assert counts.total() == len(entries)
@@ -73,12 +73,12 @@ def test_every_scene_ends_in_exactly_one_way_whatever_fails_in_whatever_order(
 def test_after_so_many_failures_no_scene_is_begun_and_those_in_work_are_entered(tmp_path: Path) -> None:
     one, two, three, four = entries = entries_in(tmp_path, 4)
     ledger = ledger_of(entries, tmp_path / "out", max_failures=1)
-    assert ledger.passed_over(one) is None
-    assert ledger.passed_over(two) is None
-    ledger.settle(one, TransientError("away"))
-    ledger.settle(two, outcome_of(two, "done"))
+    assert ledger.skip(one) is None
+    assert ledger.skip(two) is None
+    ledger.record(one, TransientError("away"))
+    ledger.record(two, outcome_of(two, "done"))
     for entry in (three, four):
-        left_out = ledger.passed_over(entry)
+        left_out = ledger.skip(entry)
         assert left_out is not None
         assert left_out.reason == "the run was stopped after 1 failures (run.max_failures)"
     assert [report.status for report in ledger.reports] == ["failed", "done", "not run", "not run"]
@@ -86,28 +86,28 @@ def test_after_so_many_failures_no_scene_is_begun_and_those_in_work_are_entered(
 
 def test_quarantine_is_passed_over_with_its_reason_and_counts_as_no_failure(tmp_path: Path) -> None:
     entries, out = entries_in(tmp_path, 2), tmp_path / "out"
-    ledger_of(entries, out).settle(entries[0], SceneError("no CRS"))
+    ledger_of(entries, out).record(entries[0], SceneError("no CRS"))
     ledger = ledger_of(entries, out, max_failures=1)
-    held = ledger.passed_over(entries[0])
+    held = ledger.skip(entries[0])
     assert held is not None
     assert held.status == "quarantined"
     assert str(held.reason).endswith(": no CRS")
-    assert ledger.passed_over(entries[1]) is None
-    assert ledger_of(entries, out, retry_quarantined=True).passed_over(entries[0]) is None
+    assert ledger.skip(entries[1]) is None
+    assert ledger_of(entries, out, retry_quarantined=True).skip(entries[0]) is None
 
 
 @pytest.mark.parametrize("kind", ["world", "bug"])
 def test_what_is_not_the_fault_of_the_data_never_leads_to_quarantine(tmp_path: Path, kind: str) -> None:
     (entry,) = entries_in(tmp_path, 1)
-    ledger_of([entry], tmp_path / "out").settle(entry, outcome_of(entry, kind))
-    assert ledger_of([entry], tmp_path / "out").passed_over(entry) is None
+    ledger_of([entry], tmp_path / "out").record(entry, outcome_of(entry, kind))
+    assert ledger_of([entry], tmp_path / "out").skip(entry) is None
 
 
 def test_a_scene_fails_as_ever_when_the_disk_refuses_the_quarantine(tmp_path: Path) -> None:
     (entry,) = entries_in(tmp_path, 1)
     ledger = ledger_of([entry], tmp_path / "out")
     (tmp_path / "out").write_text("a file where a folder is due")
-    assert ledger.settle(entry, SceneError("no CRS")).reason == "no CRS"
+    assert ledger.record(entry, SceneError("no CRS")).reason == "no CRS"
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +123,9 @@ def test_a_run_that_is_stopped_leaves_a_whole_record(
 
     def run() -> None:
         with open_ledger(entries, tmp_path, predictor=predictor, spec=SegmentSpec()) as ledger:
-            ledger.passed_over(entries[0])
-            ledger.settle(entries[0], outcome_of(entries[0], "done"))
-            ledger.passed_over(entries[1])
+            ledger.skip(entries[0])
+            ledger.record(entries[0], outcome_of(entries[0], "done"))
+            ledger.skip(entries[1])
             raise stop
 
     with pytest.raises(stop):

@@ -13,7 +13,7 @@ import pytest
 from pipeline.catalog.entry import CatalogEntry
 from pipeline.errors import DamagedSceneError, SettingsError, TransientError
 from pipeline.run import quarantine as run_quarantine
-from pipeline.run.quarantine import QUARANTINE, Quarantine, is_data_fault
+from pipeline.run.quarantine import QUARANTINE, Quarantine, is_data_error
 from pipeline.scene.bands import BandFile
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -48,33 +48,33 @@ def test_the_list_says_what_failed_why_and_when(out: Path, scene: CatalogEntry) 
 
 
 def test_an_unchanged_scene_is_held(out: Path, scene: CatalogEntry) -> None:
-    held = opened(out).holding(scene)
+    held = opened(out).entry(scene)
     assert held is not None
     assert held.reason == "torn"
 
 
 def test_another_scene_is_not_held(out: Path, scene: CatalogEntry) -> None:
-    assert opened(out).holding(CatalogEntry(id="c", location=scene.location)) is None
+    assert opened(out).entry(CatalogEntry(id="c", location=scene.location)) is None
 
 
 def test_a_scene_of_another_size_or_time_is_tried_again(out: Path, scene: CatalogEntry) -> None:
     path = Path(scene.location)
     former = path.stat()
     os.utime(path, ns=(former.st_atime_ns, former.st_mtime_ns + 1))
-    assert opened(out).holding(scene) is None
+    assert opened(out).entry(scene) is None
     path.write_bytes(b"longer")
     os.utime(path, ns=(former.st_atime_ns, former.st_mtime_ns))
-    assert opened(out).holding(scene) is None
+    assert opened(out).entry(scene) is None
 
 
 @pytest.mark.parametrize("sidecar", ["b.tif.aux.xml", "b.tif.msk", "b.tfw"])
 def test_a_scene_with_a_new_sidecar_is_tried_again(out: Path, scene: CatalogEntry, sidecar: str) -> None:
     Path(scene.location).with_name(sidecar).write_text("mended")
-    assert opened(out).holding(scene) is None
+    assert opened(out).entry(scene) is None
 
 
 def test_another_model_or_setting_tries_it_again(out: Path, scene: CatalogEntry) -> None:
-    assert opened(out, "another model").holding(scene) is None
+    assert opened(out, "another model").entry(scene) is None
 
 
 def test_a_scene_that_is_replaced_while_it_is_read_has_changed(tmp_path: Path, scene: CatalogEntry) -> None:
@@ -82,7 +82,7 @@ def test_a_scene_that_is_replaced_while_it_is_read_has_changed(tmp_path: Path, s
     quarantine.begin(scene)
     Path(scene.location).write_bytes(b"now it is whole")
     quarantine.add(scene, DamagedSceneError("torn"))
-    assert opened(tmp_path / "out").holding(scene) is None
+    assert opened(tmp_path / "out").entry(scene) is None
 
 
 def test_a_scene_of_several_files_is_known_by_all_and_by_what_the_catalog_says(tmp_path: Path) -> None:
@@ -97,24 +97,24 @@ def test_a_scene_of_several_files_is_known_by_all_and_by_what_the_catalog_says(t
     quarantine = opened(tmp_path / "out")
     quarantine.begin(scene)
     quarantine.add(scene, DamagedSceneError("torn"))
-    assert opened(tmp_path / "out").holding(scene) is not None
+    assert opened(tmp_path / "out").entry(scene) is not None
     renamed = replace(scene, files=(files[0], replace(files[1], names=("red",))))
-    assert opened(tmp_path / "out").holding(renamed) is None
+    assert opened(tmp_path / "out").entry(renamed) is None
     (tmp_path / "20m" / "b.tif").write_bytes(b"whole now")
-    assert opened(tmp_path / "out").holding(scene) is None
+    assert opened(tmp_path / "out").entry(scene) is None
 
 
 def test_a_result_frees_a_scene_and_leaves_the_others(out: Path, scene: CatalogEntry, tmp_path: Path) -> None:
     other = CatalogEntry(id="c", location=str(tmp_path / "c.tif"))
     opened(out).add(other, DamagedSceneError("torn too"))
-    opened(out).release(scene)
+    opened(out).remove(scene)
     assert [each["scene"] for each in json.loads((out / QUARANTINE).read_text())["scenes"]] == ["c"]
 
 
 def test_a_missing_scene_is_never_held(tmp_path: Path) -> None:
     lost = CatalogEntry(id="lost", location=str(tmp_path / "lost.tif"))
     opened(tmp_path).add(lost, DamagedSceneError("gone"))
-    assert opened(tmp_path).holding(lost) is None
+    assert opened(tmp_path).entry(lost) is None
 
 
 def test_a_remote_scene_is_known_by_its_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +123,9 @@ def test_a_remote_scene_is_known_by_its_fingerprint(tmp_path: Path, monkeypatch:
     quarantine = opened(tmp_path)
     quarantine.begin(scene)
     quarantine.add(scene, DamagedSceneError("torn"))
-    assert opened(tmp_path).holding(scene) is not None
+    assert opened(tmp_path).entry(scene) is not None
     prints.append("second")
-    assert opened(tmp_path).holding(scene) is None
+    assert opened(tmp_path).entry(scene) is None
 
 
 def test_a_remote_scene_that_cannot_be_reached_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,17 +135,17 @@ def test_a_remote_scene_that_cannot_be_reached_is_not_held(tmp_path: Path, monke
     scene = CatalogEntry(id="far", location="s3://bucket/far.tif")
     monkeypatch.setattr(run_quarantine, "remote_fingerprint", unreachable)
     opened(tmp_path).add(scene, DamagedSceneError("torn"))
-    assert opened(tmp_path).holding(scene) is None
+    assert opened(tmp_path).entry(scene) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"scenes": 3}', '{"scenes": [{"scene": "a"}]}', "\x00"])
 def test_a_list_that_is_none_of_ours_is_refused_and_kept(tmp_path: Path, content: str) -> None:
     (tmp_path / QUARANTINE).write_text(content)
-    with pytest.raises(SettingsError, match="mend it, or delete it"):
+    with pytest.raises(SettingsError, match="repair it, or delete it"):
         opened(tmp_path)
     assert (tmp_path / QUARANTINE).read_text() == content
 
 
 def test_only_faults_of_the_data_lead_here() -> None:
-    assert is_data_fault(DamagedSceneError())
-    assert not any(is_data_fault(fault) for fault in (TransientError(), SettingsError(), MemoryError()))
+    assert is_data_error(DamagedSceneError())
+    assert not any(is_data_error(fault) for fault in (TransientError(), SettingsError(), MemoryError()))

@@ -125,10 +125,10 @@ def test_after_a_kill_it_tells_what_was_done_what_was_in_work_and_what_had_not_b
     quarantine = Quarantine(tmp_path, inputs="", drivers=())
     seconds = [0.0]
     ledger = RunLedger(entries, tmp_path, spec=RunSpec(), quarantine=quarantine, clock=lambda: seconds[0])
-    ledger.passed_over(entries[0])
-    ledger.settle(entries[0], replace(DONE, scene="a"))
+    ledger.skip(entries[0])
+    ledger.record(entries[0], replace(DONE, scene="a"))
     seconds[0] = 60
-    ledger.passed_over(entries[1])
+    ledger.skip(entries[1])
     run = read(tmp_path)
     assert scenes(tmp_path) == {"a": "done", "b": "not run", "c": "not run"}
     assert [str(row["reason"]).split(" when")[0] for row in run["scenes"]] == [

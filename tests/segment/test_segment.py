@@ -349,13 +349,13 @@ def test_what_polygons_need_is_loaded_while_regions_run_and_not_while_the_precis
     red_scene: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    for name in ("check_precision", "_prepare_polygons"):
+    for name in ("check_precision", "_load_polygon_kernels"):
         function = getattr(segment, name)
         monkeypatch.setattr(
             segment, name, lambda *given, n=name, f=function, **more: told.append(n) or f(*given, **more)
         )
     segment_scene(red_scene(), tmp_path, predictor=brightness, card=ROOF, spec=SMALL)
-    assert told == ["check_precision", "_prepare_polygons"]
+    assert told == ["check_precision", "_load_polygon_kernels"]
 
 
 def test_polygons_can_be_made_again_from_the_mosaic(

@@ -19,7 +19,7 @@ from pipeline.distribute import worker_tasks as distribute_tasks
 from pipeline.distribute.connect import predictor_identity, staging_area
 from pipeline.distribute.remote_predictor import RemotePredictor
 from pipeline.distribute.spec import DistributeSpec
-from pipeline.distribute.versions import check_code, facts_of_code
+from pipeline.distribute.versions import check_versions, code_versions
 from pipeline.errors import ModelError, SettingsError, TransientError
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.predictor.loading import LoadedPredictor
@@ -157,13 +157,13 @@ def test_a_scene_that_a_worker_does_not_see_is_no_fault_of_its_data(
 
 
 def test_workers_of_other_versions_are_refused(threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = facts_of_code()
-    check_code(facts, dict(facts))
+    facts = code_versions()
+    check_versions(facts, dict(facts))
     with pytest.raises(SettingsError, match=r"the worker tcp://a:1 has torch 9, and the command torch .*; install"):
-        check_code(facts, {**facts, "torch": "9"}, where="tcp://a:1")
-    sent = distribute_tasks.packed(max, 1, 2)
+        check_versions(facts, {**facts, "torch": "9"}, where="tcp://a:1")
+    sent = distribute_tasks.dumps(max, 1, 2)
     assert distribute_tasks.call(sent) == 2
-    monkeypatch.setattr(distribute_tasks, "facts_of_code", lambda: {**facts, "GDAL": "2.4"})
+    monkeypatch.setattr(distribute_tasks, "code_versions", lambda: {**facts, "GDAL": "2.4"})
     with pytest.raises(SettingsError, match=r"has GDAL 2\.4"):
         distribute_tasks.call(sent)
     assert predictor_identity(brightness, threads) is None
