@@ -43,9 +43,9 @@ class TaskResult(Generic[Answer]):
 
 def dumps(*args: object) -> bytes:
     """Pickle the arguments of a task, with the versions of this process."""
-    from distributed.protocol import pickle
+    from distributed.protocol.pickle import dumps as dask_dumps
 
-    content: bytes = pickle.dumps((code_versions(), pickle.dumps(args)))
+    content: bytes = dask_dumps((code_versions(), dask_dumps(args)))
     return content
 
 
@@ -55,11 +55,11 @@ def loads(args: bytes) -> Any:
     Raises:
         SettingsError: this worker has another version.
     """
-    from distributed.protocol import pickle
+    from distributed.protocol.pickle import loads as dask_loads
 
-    versions, content = pickle.loads(args)
+    versions, content = dask_loads(args)
     check_versions(versions, code_versions())
-    return pickle.loads(content)
+    return dask_loads(content)
 
 
 def call(content: bytes) -> Any:
