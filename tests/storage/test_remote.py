@@ -17,7 +17,7 @@ from pipeline.catalog.read import read_catalog
 from pipeline.errors import AccessError, DamagedSceneError, SceneError, SettingsError, TransientError
 from pipeline.model.card import ModelCard
 from pipeline.results.publish import content_key
-from pipeline.run.quarantine import is_data_fault
+from pipeline.run.quarantine import is_data_error
 from pipeline.scene.bands import BandFile
 from pipeline.scene.describe import describe_scene, remote_fingerprint
 from pipeline.scene.reader import SceneReader
@@ -275,7 +275,7 @@ def test_who_may_not_read_is_told_so_and_neither_retried_nor_held_against_the_sc
     with pytest.raises(AccessError, match=r"far\.tif: the store refuses .*; check the credentials") as caught:
         describe_scene(far)
     assert not is_transient(caught.value)
-    assert not is_data_fault(caught.value)
+    assert not is_data_error(caught.value)
 
 
 def test_nobodys_credentials_are_told_before_anything_is_asked(
