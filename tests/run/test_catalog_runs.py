@@ -73,7 +73,6 @@ def bundle(tmp_path: Path, make_scene: MakeScene) -> Path:
 def address(tmp_path: Path) -> Iterator[str]:
     """Of a server of the test's folder."""
     command = [sys.executable, range_server.__file__, str(tmp_path)]
-    command = [sys.executable, range_server.__file__, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
