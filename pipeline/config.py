@@ -1,8 +1,7 @@
-"""YAML and `section.key=value` -> frozen, checked settings; the only place that knows of either.
+"""Settings: YAML files and `section.key=value` overrides become frozen, validated dataclasses.
 
-Every module owns its own section, a frozen dataclass whose fields are the keys and whose
-`__post_init__` holds the rules. Here they are put together, and whatever is wrong with a file is said
-with the file, the key, the value and the rule before any work starts.
+Each package defines its section, a frozen dataclass whose fields are the keys and whose `__post_init__` checks the
+rules. An error names the file, the key, the value and the rule before any work starts.
 """
 
 from __future__ import annotations
@@ -29,27 +28,25 @@ from pipeline.polygons import PolygonSpec
 from pipeline.scene import ReadingSpec
 
 MAX_RETRIES = 50
-"""More pauses than these Prefect does not take for a task."""
-
-
+"""Prefect's limit of retry delays of a task."""
 MAX_PAUSE_S = 300.0
 """Pauses double up to this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What a run over many scenes does about failures, and where it works; never changes a result."""
+    """How a run over many scenes handles failures, and its working folder; never changes a result."""
 
     retries: int = 3
-    """How often a scene is tried again after a fault of disk, network or workers; faults of the data never are."""
+    """Retries of a scene after errors of disk, network or workers; errors of the data are never retried."""
     retry_delay_s: float = 2.0
     """Pause before the first retry, in seconds; each further one is twice as long, up to 300 s."""
     max_failures: int = 0
-    """So many failed scenes end the run: those in work are finished, no other is begun. 0: no limit."""
+    """Number of failed scenes that ends the run: scenes in progress are finished, no other starts. 0: no limit."""
     retry_quarantined: bool = False
-    """Try scenes in quarantine again, though neither they nor model and settings have changed."""
+    """Retry scenes in quarantine, though neither they nor model and settings have changed."""
     work_dir: str | None = None
-    """Folder in which results for an object store are made before they are uploaded; None: a temporary one."""
+    """Local folder in which results for an object store are written before upload; None: a temporary one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.retries <= MAX_RETRIES:
@@ -61,7 +58,7 @@ class RunSpec:
 
     @property
     def pauses_s(self) -> tuple[float, ...]:
-        """Seconds before each retry, the same in every run.
+        """Seconds before each retry.
 
         >>> RunSpec(retries=4, retry_delay_s=100).pauses_s
         (100.0, 200.0, 300.0, 300.0)
@@ -75,20 +72,20 @@ Settings = TypeVar("Settings")
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentSpec:
-    """Everything that can be set about segmenting scenes, one section per module."""
+    """All settings of segmentation, one section per package."""
 
     catalog: CatalogSpec = field(default_factory=CatalogSpec)
     """How lists, tables and STAC catalogs are read, and which scenes run; never changes a result of the same files."""
     reading: ReadingSpec = field(default_factory=ReadingSpec)
     """How scenes are read."""
     area: str | None = None
-    """File of polygons that results are restricted to: nodata outside, and nothing is done there; None: everything."""
+    """File of polygons that restricts results: pixels outside become nodata and are skipped; None: whole scenes."""
     tiling: TilingSpec = field(default_factory=TilingSpec)
-    """How they are cut into tiles."""
+    """How scenes are split into tiles."""
     blend: Blend = "hann"
-    """How overlapping tiles become one mosaic; `exact` equals one pass over the whole scene."""
+    """How overlapping tiles are combined; `exact` equals one pass over the whole scene."""
     inference: InferenceSpec = field(default_factory=InferenceSpec)
-    """How the network is run."""
+    """How the network runs."""
     mosaic: MosaicSpec = field(default_factory=MosaicSpec)
     """How probabilities are stored."""
     polygons: PolygonSpec = field(default_factory=PolygonSpec)
@@ -96,17 +93,17 @@ class SegmentSpec:
     distribute: DistributeSpec = field(default_factory=DistributeSpec)
     """Where the work runs; never changes the result."""
     run: RunSpec = field(default_factory=RunSpec)
-    """What a run over many scenes does about failures; never changes a result."""
+    """How a run over many scenes handles failures; never changes a result."""
     merge: MergeSpec = field(default_factory=MergeSpec)
-    """Whether and how the polygons of all scenes become one file; never changes the result of a scene."""
+    """Whether and how the polygons of all scenes are merged into one file; never changes the result of a scene."""
 
     def result_settings(self) -> dict[str, object]:
-        """The settings that change the result, as plain JSON values; the area counts by its pixels on a scene."""
-        plain = dataclasses.asdict(self)
-        del plain["catalog"], plain["area"], plain["distribute"], plain["run"], plain["merge"]
-        del plain["reading"]["threads"]
-        plain["inference"] = {key: plain["inference"][key] for key in ("precision", "augment", "deterministic")}
-        return plain
+        """The settings that change the result, as plain JSON values; the area is identified by its pixels instead."""
+        settings = dataclasses.asdict(self)
+        del settings["catalog"], settings["area"], settings["distribute"], settings["run"], settings["merge"]
+        del settings["reading"]["threads"]
+        settings["inference"] = {key: settings["inference"][key] for key in ("precision", "augment", "deterministic")}
+        return settings
 
 
 def load_settings(
@@ -115,10 +112,10 @@ def load_settings(
     """Read settings of a kind, e.g. `SegmentSpec`, from a YAML file and overrides.
 
     Args:
-        kind: the frozen dataclass wanted.
+        kind: the dataclass of the settings.
         file: a YAML mapping of its keys, or None for all defaults.
-        overrides: `section.key=value` (YAML values), stronger than the file.
-        sections: whole or partial sections, stronger than both.
+        overrides: `section.key=value` (YAML values); they override the file.
+        sections: whole or partial sections; they override both.
 
     Raises:
         SettingsError: with file, key, value and rule.
@@ -137,10 +134,10 @@ def load_settings(
 
 
 def build_settings(kind: type[Settings], values: Mapping[str, object], *, place: str) -> Settings:
-    """Settings of a kind from nested plain values; `place` names their origin in errors.
+    """Build settings of a kind from nested plain values; error messages begin with `place`, their origin.
 
     Raises:
-        SettingsError: an unknown key, a value of the wrong type, or a broken rule.
+        SettingsError: an unknown key, a value of the wrong type, or a violated rule.
     """
     _check_keys(kind, values, place=place)
     settings: Settings = _build(kind, values, place, ())
@@ -148,23 +145,24 @@ def build_settings(kind: type[Settings], values: Mapping[str, object], *, place:
 
 
 def _build(kind: Any, values: Mapping[str, object], place: str, path: tuple[str, ...]) -> Any:
-    """Build innermost sections first, so that each broken rule is reported with its key."""
+    """Build innermost sections first, so that each violated rule is reported with its key."""
     hints = get_type_hints(kind)
-    ready: dict[str, object] = {}
+    fields: dict[str, object] = {}
     for key, value in values.items():
-        hint, here = hints[key], (*path, key)
+        hint, key_path = hints[key], (*path, key)
         if dataclasses.is_dataclass(hint):
             if value is not None:
-                ready[key] = _build(hint, _section(value, place, here), place, here)
+                fields[key] = _build(hint, _section(value, place, key_path), place, key_path)
             continue
         try:
             adapter: TypeAdapter[object] = TypeAdapter(hint, config=ConfigDict(strict=False))
-            plain = _text_keys(value, f"{place}: {'.'.join(here)}")
-            ready[key] = adapter.validate_python(_no_bool_as_number(plain, hint))
+            plain = _text_keys(value, f"{place}: {'.'.join(key_path)}")
+            fields[key] = adapter.validate_python(plain if hint is bool else _without_bools(plain))
         except ValidationError as error:
-            raise SettingsError(f"{place}: {'.'.join(here)} = {value!r}: {_rule(error)}") from error
+            rules = "; or ".join(dict.fromkeys(str(each["msg"]) for each in error.errors()))
+            raise SettingsError(f"{place}: {'.'.join(key_path)} = {value!r}: {rules}") from error
     try:
-        return kind(**ready)
+        return kind(**fields)
     except SettingsError as error:
         prefix = "".join(f"{name}." for name in path)
         text = str(error)
@@ -178,7 +176,7 @@ def _section(value: object, place: str, path: tuple[str, ...]) -> Mapping[str, o
 
 
 def _text_keys(value: object, place: str) -> object:
-    """A mapping whose keys are text: 255 and null as they are written; yes, no, on and off cannot be told from true."""
+    """A mapping with text keys: 255 and null as written; booleans are refused, since YAML reads `yes` as true."""
     if not isinstance(value, Mapping):
         return value
     for key in value:
@@ -187,22 +185,13 @@ def _text_keys(value: object, place: str) -> object:
     return {"null" if key is None else str(key): each for key, each in value.items()}
 
 
-def _no_bool_as_number(value: object, hint: Any) -> object:
-    """YAML's true and false are no numbers, though Python counts with them."""
-    return value if hint is bool else _without_bools(value)
-
-
 def _without_bools(value: object) -> object:
+    """Booleans as text, so that `true` is not accepted as the number 1."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
         return {key: _without_bools(each) for key, each in value.items()}
     return [_without_bools(each) for each in value] if isinstance(value, list) else value
-
-
-def _rule(error: ValidationError) -> str:
-    rules = list(dict.fromkeys(str(fault["msg"]) for fault in error.errors()))
-    return "; or ".join(rules)
 
 
 def _read_yaml(file: Path) -> dict[str, object]:
@@ -213,7 +202,7 @@ def _read_yaml(file: Path) -> dict[str, object]:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise SettingsError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from error
+        raise SettingsError(f"{file}: invalid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -222,18 +211,18 @@ def _read_yaml(file: Path) -> dict[str, object]:
 
 
 class _PlainYaml(yaml.SafeLoader):
-    """YAML's safe loader without dates: they stay as they are written."""
+    """YAML's safe loader; dates stay text."""
 
 
-def _as_written(loader: _PlainYaml, node: yaml.ScalarNode) -> str:
+def _as_text(loader: _PlainYaml, node: yaml.ScalarNode) -> str:
     return loader.construct_scalar(node)
 
 
-_PlainYaml.add_constructor("tag:yaml.org,2002:timestamp", _as_written)
+_PlainYaml.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
 
 
 class _UniqueKeys(_PlainYaml):
-    """Says so where a key is there twice, of which the second would win silently."""
+    """Refuses duplicate keys, of which YAML would silently take the second."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.value != "<<"]
@@ -250,7 +239,7 @@ def _parse_override(override: str) -> tuple[list[str], object]:
     try:
         return path.split("."), yaml.load(text, _PlainYaml)
     except yaml.YAMLError as error:
-        raise SettingsError(f"--set {override}: the value is no valid YAML: {' '.join(str(error).split())}") from error
+        raise SettingsError(f"--set {override}: the value is invalid YAML: {' '.join(str(error).split())}") from error
 
 
 def _nested(path: Sequence[str], value: object) -> dict[str, object]:
@@ -260,9 +249,9 @@ def _nested(path: Sequence[str], value: object) -> dict[str, object]:
 def _merge(base: Mapping[str, object], addition: Mapping[str, object]) -> dict[str, object]:
     merged = dict(base)
     for key, value in addition.items():
-        former = merged.get(key)
-        both = isinstance(former, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(former, value) if both else value  # type: ignore[arg-type]
+        previous = merged.get(key)
+        both = isinstance(previous, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(previous, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
@@ -274,7 +263,7 @@ def _check_keys(kind: Any, values: object, *, place: str) -> None:
 def _unknown_keys(
     kind: Any, values: object, path: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], str, Mapping[str, object]]]:
-    """Yield `(section, key, known keys there)` of each key that does not exist."""
+    """Yield `(section, key, known keys of the section)` for each unknown key."""
     if not isinstance(values, Mapping) or not dataclasses.is_dataclass(kind):
         return
     hints = get_type_hints(kind)
@@ -286,13 +275,13 @@ def _unknown_keys(
 
 
 def _advice(key: str, path: tuple[str, ...], known: Mapping[str, object], kind: Any) -> str:
-    elsewhere = [
+    other_sections = [
         f"{name}.{key}"
         for name, hint in get_type_hints(kind).items()
         if dataclasses.is_dataclass(hint) and key in get_type_hints(hint)
     ]
-    if elsewhere:
-        return f"did you mean {elsewhere[0]}?"
+    if other_sections:
+        return f"did you mean {other_sections[0]}?"
     close = difflib.get_close_matches(key, known, n=1)
     if close:
         return f"did you mean {'.'.join((*path, close[0]))}?"

@@ -1,4 +1,4 @@
-"""Lists, tables and STAC catalogs in, scenes to run out. Start reading at `pipeline.catalog.read`."""
+"""Catalogs: lists, tables and STAC become scenes to run. Start reading at `pipeline.catalog.read`."""
 
 import lazy_loader
 

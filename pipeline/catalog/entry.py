@@ -1,4 +1,4 @@
-"""A scene of a catalog, described by its files and by what the catalog says of them."""
+"""Catalog entries: one scene of a catalog with its files, and its description from both."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class CatalogEntry:
     location: str
     """Path or address."""
     files: tuple[BandFile, ...] = ()
-    """The raster files of its bands, where the catalog tells them one by one; none: the location is the raster."""
+    """The raster files of its bands, if the catalog lists them; empty: the location is the raster."""
     acquired: str | None = None
-    """When it was taken, ISO 8601 in UTC, where the catalog says it."""
+    """Acquisition time, ISO 8601 in UTC, if the catalog has it."""
     source: str | None = None
-    """Address of the STAC Item that it comes from."""
+    """Address of its STAC Item."""
     refused: str | None = None
-    """Why it cannot be processed, where the catalog is at fault; then the id may be a row, as `a.csv, line 3`."""
+    """Why it cannot be processed, for an error of the catalog; then the id may be a row, as `a.csv, line 3`."""
 
 
 def describe_entry(entry: CatalogEntry, reading: ReadingSpec, *, card: ModelCard | None = None) -> Scene:
     """Describe a scene of a catalog, or refuse it; see `describe_scene`.
 
     Raises:
-        SceneError: the catalog is at fault, the scene cannot be processed correctly, or does not fit the model.
+        SceneError: the catalog's entry is wrong, or the scene cannot be processed correctly or does not fit the model.
         TransientError: a remote file cannot be reached.
     """
     if entry.refused is not None:

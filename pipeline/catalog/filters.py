@@ -1,4 +1,4 @@
-"""Which scenes of a catalog are wanted: taken in time, clear of clouds, touching the box, touching the area."""
+"""Filters of catalog scenes by acquisition date, cloud cover, bounding box and area."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
     from pipeline.catalog.entry import CatalogEntry
 
 Excluded = Callable[["CatalogEntry", str], None]
-"""Told a scene that is not wanted, and why."""
+"""Called with an excluded scene and the reason."""
 Describe = Callable[[], Scene]
-"""Opens the scene in question, once at most."""
+"""Describes the candidate's scene; opens its files at most once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A scene before it is chosen."""
+    """A scene before filtering."""
 
     entry: CatalogEntry
     """The scene."""
     row: Row | None = None
-    """The row that it comes from, None for a scene that is named by itself."""
+    """Its row of a catalog, None for a scene that is named directly."""
 
 
 class SceneFilter:
-    """Chooses scenes; one that has to be opened for it and cannot be is chosen, with the reason why it is refused."""
+    """Selects scenes; one that must be opened for that and cannot be is selected, with the reason of its refusal."""
 
     def __init__(
         self, spec: CatalogSpec, reading: ReadingSpec, *, area: str | Path | None, on_excluded: Excluded
     ) -> None:
-        """Take the selections of a run.
+        """Load the area.
 
         Args:
-            spec: dates, clouds and box.
-            reading: how scenes are opened where only they say when or where they were taken.
+            spec: dates, cloud cover and box.
+            reading: how scenes are opened whose date or footprint is not in the catalog.
             area: file of polygons.
             on_excluded: called with each scene that is excluded, and the reason.
 
@@ -61,12 +61,12 @@ class SceneFilter:
         self.spec = spec if self._area is None or spec.bbox is not None else replace(spec, bbox=self._area.bbox)
 
     def apply(self, candidates: Iterable[Candidate]) -> Iterator[CatalogEntry]:
-        """The scenes that are wanted, and those of which nobody knows, with the reason."""
+        """Yield the selected scenes, and those that cannot be tested as refused."""
         for candidate in candidates:
             entry = candidate.entry
             describe = cache(partial(describe_entry, entry, self._as_stored))
             try:
-                reason = self._against(candidate, describe)
+                reason = self._exclusion(candidate, describe)
             except ScenemillError as error:
                 yield replace(entry, refused=str(error))
                 continue
@@ -75,10 +75,10 @@ class SceneFilter:
             else:
                 self._on_excluded(entry, reason)
 
-    def _against(self, candidate: Candidate, describe: Describe) -> str | None:
-        """Why a scene is not wanted, None where it is."""
+    def _exclusion(self, candidate: Candidate, describe: Describe) -> str | None:
+        """Why a scene is excluded, None if it is selected."""
         if not self._is_in_time(candidate, describe):
-            return "was not taken in time"
+            return "was not taken between since and until"
         if not self._is_clear(candidate):
             return "is too cloudy"
         if not self._is_in_box(candidate, describe):
@@ -86,11 +86,7 @@ class SceneFilter:
         return None if self._area is None or _is_in(self._area, candidate, describe) else "does not touch the area"
 
     def _is_in_time(self, candidate: Candidate, describe: Describe) -> bool:
-        """Whether a scene was taken between `since` and `until`, by its catalog, else by its own tag.
-
-        Raises:
-            SceneError: neither says when.
-        """
+        """Whether a scene was taken between `since` and `until`, by its catalog, else by its own tag."""
         spec, entry, row = self.spec, candidate.entry, candidate.row
         if spec.since is None and spec.until is None:
             return True
@@ -99,42 +95,38 @@ class SceneFilter:
             date = describe().acquired
         if date is None and entry.refused is None:
             raise SceneError(
-                f"{entry.location}: nothing says when it was taken, which catalog.since and catalog.until ask for; "
-                "say it in a column called datetime, or leave them out"
+                f"{entry.location}: its acquisition date is unknown, which catalog.since and catalog.until need; "
+                "give it in a column called datetime, or leave them out"
             )
-        return date is None or (spec.first or date) <= date <= (spec.last or date)
+        return date is None or (spec.since_utc or date) <= date <= (spec.until_utc or date)
 
     def _is_clear(self, candidate: Candidate) -> bool:
-        """Whether a STAC Item has few enough clouds; scenes of other kinds have no say.
-
-        Raises:
-            SceneError: it does not say.
-        """
-        most, clouds = self.spec.cloud_cover, candidate.row.clouds if candidate.row is not None else None
-        if most is None or clouds is None:
+        """Whether a STAC Item's cloud cover is at most `cloud_cover`; scenes of other kinds always pass."""
+        max_clouds, clouds = self.spec.cloud_cover, candidate.row.clouds if candidate.row is not None else None
+        if max_clouds is None or clouds is None:
             return True
         if math.isnan(clouds) and candidate.entry.refused is None:
-            raise SceneError("does not say eo:cloud_cover, which catalog.cloud_cover asks for; leave that setting out")
-        return not clouds > most
+            raise SceneError("has no eo:cloud_cover, which catalog.cloud_cover needs; leave that setting out")
+        return not clouds > max_clouds
 
     def _is_in_box(self, candidate: Candidate, describe: Describe) -> bool:
-        """Whether a scene touches the bounding box, by its footprint, else by its grid; raises where it has none."""
-        drawn, bbox = _drawn(candidate), self.spec.bbox
-        if bbox is None or (drawn is None and candidate.entry.refused is not None):
+        """Whether a scene touches the bounding box, by its footprint, else by its grid."""
+        footprint, bbox = _footprint(candidate), self.spec.bbox
+        if bbox is None or (footprint is None and candidate.entry.refused is not None):
             return True
-        return intersects_bbox(drawn if drawn is not None else outline_polygon(describe().grid), bbox)
+        return intersects_bbox(footprint if footprint is not None else outline_polygon(describe().grid), bbox)
 
 
 def _is_in(area: Area, candidate: Candidate, describe: Describe) -> bool:
     """Whether a scene touches an area, by its footprint, else by its pixels."""
-    drawn = _drawn(candidate)
-    if drawn is not None:
-        return intersects(drawn, area.geographic)
+    footprint = _footprint(candidate)
+    if footprint is not None:
+        return intersects(footprint, area.geographic)
     if candidate.entry.refused is not None:
         return True
-    found = rasterize_area(area, describe().grid)
-    return found is None or found.count > 0
+    pixels = rasterize_area(area, describe().grid)
+    return pixels is None or pixels.count > 0
 
 
-def _drawn(candidate: Candidate) -> shapely.Geometry | None:
+def _footprint(candidate: Candidate) -> shapely.Geometry | None:
     return candidate.row.footprint if candidate.row is not None else None

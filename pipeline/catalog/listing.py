@@ -1,4 +1,4 @@
-"""Scenes of an object store by few words: `s3://bucket/folder/` and globs become addresses."""
+"""Object listings: `s3://bucket/folder/` and globs become the addresses of objects."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from pipeline.errors import MissingError, SettingsError
 from pipeline.storage import list_keys, split_address
 
 MAX_LISTED_OBJECTS = 100_000
-"""Objects that are looked at for one source; more make a list that should be written once, and given as such."""
+"""Maximum objects listed for one source; for more, a list of addresses written once is cheaper."""
 
 
 def is_folder_or_glob(source: str) -> bool:
-    """Whether an address stands for a folder of objects, or for all that match a pattern."""
+    """Whether an `s3://` address is a folder of objects or a glob."""
     return source.lower().startswith("s3://") and (source.endswith("/") or any(c in source for c in "*?"))
 
 
-def list_addresses(source: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Addresses of the objects of a folder that end in a suffix, not of its subfolders, or of those that match a glob.
+def list_objects(source: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Addresses of a folder's objects with one of the suffixes, without subfolders, or of all that match a glob.
 
-    `*` and `?` stand for anything but a slash, `**/` for any number of folders. Hidden names are left out.
+    `*` and `?` match anything but a slash, `**/` any number of folders. Hidden names are skipped.
 
     Raises:
-        SettingsError: nothing matches, there is no such bucket, or too much would have to be listed.
-        TransientError: the store refuses or fails.
+        SettingsError: nothing matches, the bucket does not exist, or the listing is too long.
+        TransientError: the store denies access or fails.
     """
     bucket, pattern = split_address(source)
     if source.endswith("/"):
         pattern += "*"
-        wanted, flat = suffixes, True
+        endings, flat = suffixes, True
     else:
-        wanted, flat = ("",), not any(c in pattern.rpartition("/")[0] for c in "*?")
+        endings, flat = ("",), not any(c in pattern.rpartition("/")[0] for c in "*?")
     prefix = re.split(r"[*?]", pattern, maxsplit=1)[0]
-    matching = re.compile(_translated(pattern))
+    matching = re.compile(_glob_to_regex(pattern))
     found = []
     try:
         for count, key in enumerate(list_keys(bucket, prefix, flat=flat), start=1):
@@ -41,7 +41,7 @@ def list_addresses(source: str, suffixes: tuple[str, ...]) -> list[str]:
                     f"{source}: more than {MAX_LISTED_OBJECTS:,} objects would have to be listed; name a narrower "
                     "folder, or write the addresses into a list (.txt, .csv)"
                 )
-            if matching.fullmatch(key) and key.lower().endswith(wanted) and not _is_hidden(key[len(prefix) :]):
+            if matching.fullmatch(key) and key.lower().endswith(endings) and not _is_hidden(key[len(prefix) :]):
                 found.append(f"s3://{bucket}/{key}")
     except MissingError as error:
         raise SettingsError(str(error)) from error
@@ -51,14 +51,14 @@ def list_addresses(source: str, suffixes: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _translated(pattern: str) -> str:
+def _glob_to_regex(pattern: str) -> str:
     r"""A glob as a regular expression.
 
-    >>> print(_translated("a/**/b*.tif"))
+    >>> print(_glob_to_regex("a/**/b*.tif"))
     a/(?:[^/]+/)*b[^/]*\.tif
     """
-    kinds = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(kinds.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*|\?)", pattern))
+    wildcards = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(wildcards.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*|\?)", pattern))
 
 
 def _is_hidden(key: str) -> bool:

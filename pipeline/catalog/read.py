@@ -1,7 +1,7 @@
-"""Many scenes from few words: paths, globs, folders, addresses, lists, tables and STAC become a stream of named scenes.
+"""Catalogs of scenes: paths, globs, folders, addresses, lists, tables and STAC become a stream of named scenes.
 
-A row of a list or table can name a file of the table's own folder by a relative path, and anything else only by an
-absolute path or an address that is written out. What is wrong with a row refuses that row and nothing else.
+A relative path in a list or table must stay in the table's folder; other files need an absolute path or an address.
+An error in a row refuses that row only.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from urllib.parse import urlsplit
 
 from pipeline.catalog.entry import CatalogEntry
 from pipeline.catalog.filters import Candidate, Excluded, SceneFilter
-from pipeline.catalog.layers import LAYERS, open_layer
-from pipeline.catalog.listing import is_folder_or_glob, list_addresses
+from pipeline.catalog.layers import LAYER_SUFFIXES, open_layer
+from pipeline.catalog.listing import is_folder_or_glob, list_objects
 from pipeline.catalog.rows import Row, check_id, locate, open_csv, read_list
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.catalog.stac.geoparquet import column_names, is_item_table, read_item_table
 from pipeline.catalog.stac.items import ItemRules
-from pipeline.catalog.stac.walk import STAC, is_stac, open_stac
+from pipeline.catalog.stac.walk import STAC_PREFIX, is_stac_source, open_stac
 from pipeline.errors import SceneError, SettingsError
 from pipeline.scene import ReadingSpec, parse_date
 from pipeline.storage import resolve_location, sanitize_name
 
 SUFFIXES = (".tif", ".tiff", ".gtiff")
-"""Files of a folder that are taken for scenes; name others by a glob, since they need a driver in the settings."""
+"""Suffixes of scenes in a folder; name other files by a glob, since they need a driver in the settings."""
 DOCUMENT_SUFFIX = ".json"
-"""Files that are STAC documents; those of a glob are each read."""
-INDEX_SUFFIXES = (".txt", ".csv", DOCUMENT_SUFFIX, *LAYERS)
-"""Files that list scenes instead of being one."""
-PARQUET = (".parquet", ".geoparquet")
+"""Suffix of STAC documents; each document of a glob is read."""
+INDEX_SUFFIXES = (".txt", ".csv", DOCUMENT_SUFFIX, *LAYER_SUFFIXES)
+"""Suffixes of files that list scenes."""
+PARQUET_SUFFIXES = (".parquet", ".geoparquet")
 """Tables of paths, or of STAC Items."""
 
 
@@ -46,52 +46,53 @@ def read_catalog(
     area: str | Path | None = None,
     on_excluded: Excluded = lambda entry, reason: None,
 ) -> Iterator[CatalogEntry]:
-    """Yield the scenes of sources one by one, each once: first those of `list_scenes`, then those of lists and tables.
+    """Yield the scenes of sources one by one, without duplicates: those of `list_scenes`, then of lists and tables.
 
     Lists are `.txt`, tables `.csv`, `.gpkg`, `.geojson`, `.parquet` and `.geoparquet`, STAC `.json`, tables of Items,
-    and what `stac+` stands before; they are read as far as scenes are asked for, and only after each has been found
-    readable. A scene of theirs is called by its id, or by its file stem; the second of two equal ids is refused.
+    and addresses after `stac+`. All of them are opened first and then read lazily. The id of a scene is that of its
+    row, else its file stem; the second of two equal ids is refused.
 
     Args:
         sources: files, folders, globs, addresses, lists, tables and STAC.
-        spec: columns, assets and selections.
-        reading: how scenes are opened: which kinds of files count, and to see where a scene lies and when it was taken
-            where only the scene itself says it.
+        spec: columns, assets and filters.
+        reading: how scenes are opened whose date or footprint is not in the catalog, and with which drivers.
         area: file of polygons; only scenes that touch them are yielded.
         on_excluded: called with each scene that is excluded, and the reason.
 
     Raises:
-        SettingsError: at once, when a source matches nothing, a file cannot be read, or lacks a column.
-        TransientError: at once, when disk, network or server failed.
+        SettingsError: at the call, when a source matches nothing, a file cannot be read, or a column is missing.
+        TransientError: at the call, when disk, network or server failed.
     """
     now = datetime.now(UTC)
-    choice = SceneFilter((spec or CatalogSpec()).at(now), reading or ReadingSpec(), area=area, on_excluded=on_excluded)
-    spec, reading = choice.spec, choice.reading
+    scene_filter = SceneFilter(
+        (spec or CatalogSpec()).at(now), reading or ReadingSpec(), area=area, on_excluded=on_excluded
+    )
+    spec, reading = scene_filter.spec, scene_filter.reading
     indexes = [str(source) for source in sources if _is_index(str(source))]
-    plain = [source for source in sources if str(source) not in indexes]
-    named = list_scenes(plain) if plain or not indexes else ()
+    others = [source for source in sources if str(source) not in indexes]
+    named = list_scenes(others) if others or not indexes else ()
     rules = ItemRules(spec=spec, drivers=reading.drivers)
     opened = [
         (Path(index).expanduser().parent, _open_index(index, rules))
         for index in dict.fromkeys(index for source in indexes for index in _index_files(source))
     ]
     root = None if spec.root is None else Path(spec.root)
-    return islice(choice.apply(_candidates(named, opened, root)), spec.limit)
+    return islice(scene_filter.apply(_candidates(named, opened, root)), spec.limit)
 
 
 def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
-    """Expand files, globs, folders (not their subfolders) and addresses, in order, each scene once.
+    """Expand files, globs, folders (not their subfolders) and addresses, in order, without duplicates.
 
-    A scene is called by its file stem; where stems collide, by folder and stem.
+    The id of a scene is its file stem, or folder and stem where stems collide.
 
     Raises:
-        SettingsError: a source matches nothing, or two scenes cannot be told apart.
+        SettingsError: a source matches nothing, or two scenes have one id.
     """
-    places: dict[str, str] = {}
+    unique: dict[str, str] = {}
     for source in sources:
-        for place in _expand(str(source)):
-            places.setdefault(_gdal_path(place), place)
-    locations = [*places.values()]
+        for text in _expand(str(source)):
+            unique.setdefault(_gdal_path(text), text)
+    locations = [*unique.values()]
     if not locations:
         raise SettingsError("no scene given; name files, folders, globs, or s3:// and https:// addresses")
     stems = [resolve_location(location).stem for location in locations]
@@ -108,7 +109,7 @@ def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
 
 
 def _is_index(source: str) -> bool:
-    if source.startswith(STAC):
+    if source.startswith(STAC_PREFIX):
         return True
     if "://" in source:
         return urlsplit(source).path.lower().endswith(INDEX_SUFFIXES)
@@ -120,19 +121,19 @@ def _is_index(source: str) -> bool:
 
 
 def _index_files(source: str) -> list[str]:
-    """The source, or the STAC documents of a glob."""
+    """The STAC documents of a glob, else the source itself."""
     is_glob = "://" not in source and glob.has_magic(source) and not Path(source).expanduser().is_file()
     return _expand(source) if is_glob or is_folder_or_glob(source) else [source]
 
 
 def _open_index(source: str, rules: ItemRules) -> Iterator[Row]:
-    if is_stac(source):
+    if is_stac_source(source):
         return open_stac(source, rules)
     spec, index = rules.spec, Path(source).expanduser()
     if "://" in source:
         raise SettingsError(
             f"{source}: lists and tables of scenes are read from local files only; fetch it first. STAC is read from "
-            f"addresses, and where the suffix does not say so, as stac+{source}"
+            f"addresses, without the suffix .json as stac+{source}"
         )
     try:
         index.open("rb").close()
@@ -143,7 +144,7 @@ def _open_index(source: str, rules: ItemRules) -> Iterator[Row]:
         return read_list(index)
     if kind == ".csv":
         return open_csv(index, spec)
-    if kind in PARQUET and is_item_table(column_names(index), spec):
+    if kind in PARQUET_SUFFIXES and is_item_table(column_names(index), spec):
         return read_item_table(index, rules)
     return open_layer(index, spec)
 
@@ -151,51 +152,51 @@ def _open_index(source: str, rules: ItemRules) -> Iterator[Row]:
 def _candidates(
     named: Sequence[CatalogEntry], indexes: Sequence[tuple[Path, Iterator[Row]]], root: Path | None
 ) -> Iterator[Candidate]:
-    """Every scene once, and every row at fault."""
+    """Yield each scene once, and each row with an error."""
     yield from (Candidate(entry=entry) for entry in named)
-    places = {resolve_location(entry.location).gdal_path for entry in named}
+    paths = {resolve_location(entry.location).gdal_path for entry in named}
     ids = {entry.id.lower() for entry in named}
     for folder, rows in indexes:
         for row in rows:
-            entry = _entry_of(row, partial(locate, row, folder, root), places, ids)
+            entry = _entry_of(row, partial(locate, row, folder, root), paths, ids)
             if entry is not None:
                 yield Candidate(entry=entry, row=row)
 
 
-def _entry_of(row: Row, located: Callable[[], str], places: set[str], ids: set[str]) -> CatalogEntry | None:
-    """The scene of a row, refused where the row is at fault, None where it was listed before.
+def _entry_of(row: Row, locate_row: Callable[[], str], paths: set[str], ids: set[str]) -> CatalogEntry | None:
+    """The scene of a row, refused if the row has an error, None if it was listed before.
 
-    What its files are and its id are added to `places` and `ids`.
+    Its files are added to `paths`, its id to `ids`.
     """
     try:
-        location = located()
-        place = resolve_location(location)
-        what = " ".join(resolve_location(file.location).gdal_path for file in row.files) or place.gdal_path
-        if what in places:
+        text = locate_row()
+        location = resolve_location(text)
+        path = " ".join(resolve_location(file.location).gdal_path for file in row.files) or location.gdal_path
+        if path in paths:
             return None
-        name = check_id(row.id or place.stem, ids)
+        name = check_id(row.id or location.stem, ids)
     except SceneError as error:
-        return CatalogEntry(id=row.place, location=_printable(row.path), refused=str(error))
-    places.add(what)
+        return CatalogEntry(id=row.location, location=_printable(row.path), refused=str(error))
+    paths.add(path)
     ids.add(name.lower())
-    return CatalogEntry(id=name, location=location, files=row.files, acquired=parse_date(row.date), source=row.source)
+    return CatalogEntry(id=name, location=text, files=row.files, acquired=parse_date(row.date), source=row.source)
 
 
 def _printable(text: str) -> str:
-    """Text that does nothing to a terminal."""
+    """Text without control characters, for terminals."""
     return text if text.isprintable() else repr(text)
 
 
-def _gdal_path(place: str) -> str:
+def _gdal_path(text: str) -> str:
     try:
-        return resolve_location(place).gdal_path
+        return resolve_location(text).gdal_path
     except SceneError as error:
         raise SettingsError(str(error)) from error
 
 
 def _expand(source: str) -> list[str]:
     if is_folder_or_glob(source):
-        return list_addresses(source, SUFFIXES)
+        return list_objects(source, SUFFIXES)
     if "://" in source or source.startswith("/vsi"):
         return [source]
     path = Path(source).expanduser()
@@ -208,6 +209,6 @@ def _expand(source: str) -> list[str]:
         return [str(path)]
     found = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     if not found:
-        what = "matches no file" if glob.has_magic(source) else "no such file or folder"
-        raise SettingsError(f"{source}: {what}; check the path")
+        problem = "matches no file" if glob.has_magic(source) else "no such file or folder"
+        raise SettingsError(f"{source}: {problem}; check the path")
     return found

@@ -1,4 +1,4 @@
-"""What can be set about catalogs: which columns and assets count, and which scenes are wanted."""
+"""Settings of catalogs: columns and assets to read, and filters of scenes."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from pipeline.scene import parse_ago, parse_date
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogSpec:
-    """How lists, tables and STAC catalogs of scenes are read, and which scenes of them run."""
+    """How lists, tables and STAC catalogs of scenes are read, and which of their scenes run."""
 
     path_column: str | None = None
-    """Column of an index that holds paths or addresses; None: `path`, `location` or `href`, whichever is there."""
+    """Column of paths or addresses; None: `path`, `location` or `href`, whichever exists."""
     id_column: str | None = None
-    """Column that names the scenes; None: `id` if there is one, else scenes are named after their files."""
+    """Column of scene ids; None: `id` if it exists, else scenes are named after their files."""
     date_column: str | None = None
-    """Column that says when scenes were taken; None: `datetime` or `date`, if there is one."""
+    """Column of acquisition dates; None: `datetime` or `date`, if one exists."""
     root: str | None = None
-    """Folder in which relative paths of lists and links of local STAC documents must stay; None: that of the source."""
+    """Folder that relative paths of lists and links of local STAC documents must stay in; None: the source's folder."""
     assets: tuple[str, ...] = ()
-    """Keys of the assets of STAC Items that hold the bands, the preferred first; none: found by media type and role."""
+    """Keys of the STAC assets that hold the bands, the preferred first; empty: found by media type and role."""
     item_scales: bool = True
-    """Take scale and offset of bands from STAC Items where they tell them; false: from the files alone."""
+    """Take scale and offset of bands from STAC Items that have them; false: from the files only."""
     cloud_cover: float | None = None
-    """Only STAC Items with at most so many percent of clouds; None: all."""
+    """Maximum cloud cover of STAC Items in percent; None: all."""
     since: str | None = None
-    """Only scenes that were taken then or later, `YYYY-MM-DD` or with a time (UTC, or with its zone), or in the days or
-    hours before the run, `7d` or `36h`; None: all."""
+    """Earliest acquisition: `YYYY-MM-DD`, with a time (UTC, or with its zone), or the days or hours before the run,
+    `7d` or `36h`; None: all."""
     until: str | None = None
-    """Only scenes that were taken then or earlier; a date alone means its end; None: all."""
+    """Latest acquisition; a date without a time means its end; None: all."""
     bbox: tuple[float, float, float, float] | None = None
-    """`(left, bottom, right, top)` in degrees (EPSG:4326); only scenes that touch it run. None: all."""
+    """`(left, bottom, right, top)` in degrees (EPSG:4326) that scenes must touch; None: all."""
     limit: int | None = None
-    """Only so many scenes run, the first ones; None: all."""
+    """Maximum number of scenes, the first ones; None: all."""
 
     def __post_init__(self) -> None:
         self._check_dates()
@@ -49,26 +49,26 @@ class CatalogSpec:
             _check_bbox(*self.bbox)
 
     def at(self, now: datetime) -> CatalogSpec:
-        """The same with `since` as a date, where it counts back from now."""
+        """These settings with a relative `since` resolved to a date."""
         ago = parse_ago(self.since, now)
         return self if ago is None else replace(self, since=ago)
 
     @property
-    def first(self) -> str | None:
-        """The first second that counts, in UTC; None: all, or `since` counts back from a time unknown here."""
+    def since_utc(self) -> str | None:
+        """`since` in UTC; None: no limit, or `since` is relative."""
         return parse_date(self.since)
 
     @property
-    def last(self) -> str | None:
-        """The last second that counts, in UTC."""
+    def until_utc(self) -> str | None:
+        """The last second of `until` in UTC."""
         return parse_date(self.until, end=True)
 
     def _check_dates(self) -> None:
-        if self.since is not None and self.first is None and parse_ago(self.since, datetime.now(UTC)) is None:
+        if self.since is not None and self.since_utc is None and parse_ago(self.since, datetime.now(UTC)) is None:
             raise SettingsError(f"since must be a date, e.g. 2026-05-01, or days or hours, e.g. 7d, not {self.since!r}")
-        if self.until is not None and self.last is None:
+        if self.until is not None and self.until_utc is None:
             raise SettingsError(f"until must be a date, e.g. 2026-05-01 or 2026-05-01T12:00:00Z, not {self.until!r}")
-        if self.first is not None and self.last is not None and self.first > self.last:
+        if self.since_utc is not None and self.until_utc is not None and self.since_utc > self.until_utc:
             raise SettingsError(f"since must not be later than until, but {self.since} is later than {self.until}")
 
 

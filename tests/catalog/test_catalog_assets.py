@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from pystac import Item
 
-from pipeline.catalog.stac.assets import ItemFiles, find_band_files
-from pipeline.catalog.stac.links import place_of
+from pipeline.catalog.stac.assets import BandFiles, find_band_files
+from pipeline.catalog.stac.links import document_location
 from pipeline.errors import SceneError
 from pipeline.scene.band_selection import apply_own_names
 from pipeline.scene.bands import BandFile
 
-PLACE = place_of("/data/item.json")
+PLACE = document_location("/data/item.json")
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 
 
@@ -26,7 +26,7 @@ def asset(href: str, *common_names: str | None, **more: Any) -> dict[str, Any]:
 
 def find(
     assets: Mapping[str, object], *, drivers: Sequence[str] = ("GTiff",), chosen: Sequence[str] = (), **properties: Any
-) -> ItemFiles:
+) -> BandFiles:
     item = Item.from_dict(
         {
             "type": "Feature",
@@ -38,7 +38,7 @@ def find(
             "assets": assets,
         }
     )
-    return find_band_files(item, PLACE, drivers=drivers, chosen=chosen)
+    return find_band_files(item, PLACE, drivers=drivers, keys=chosen)
 
 
 def names(assets: Mapping[str, object], **how: Any) -> dict[str, tuple[str | None, ...]]:
@@ -90,7 +90,7 @@ def test_facts_about_bands_are_told_as_stac_1_0_and_1_1_tell_them() -> None:
 
 
 def test_a_file_of_which_nothing_is_told_tells_its_bands_itself() -> None:
-    assert find({"image": asset("a.tif")}) == ItemFiles(location="/data/a.tif", files=())
+    assert find({"image": asset("a.tif")}) == BandFiles(location="/data/a.tif", files=())
     told = find({"image": asset("a.tif", **{"raster:bands": [{"nodata": 0}, {"nodata": 1}]})})
     assert told.files[0].names == (None, None)
     assert told.files[0].nodata == (0, 1)
@@ -181,16 +181,16 @@ def test_assets_that_are_chosen_count_in_the_order_of_the_choice() -> None:
     [
         ({}, {}, "no asset is a raster that GTiff may open; it has none. Name the right ones with catalog.assets"),
         ({"a": asset("a.jp2", type="image/jp2")}, {}, "it has 1 image/jp2"),
-        ({"a": asset("a.tif")}, {"chosen": ["b"]}, "has no asset b, which catalog.assets asks for; it has a"),
+        ({"a": asset("a.tif")}, {"chosen": ["b"]}, "has no asset b, which catalog.assets names; it has a"),
         ({"a": asset("../a.tif", "red")}, {}, "asset a: its link ../a.tif leads out of /data"),
         ({"a": asset("file:///etc/a.tif", "red")}, {}, "scheme file:// is not accepted"),
         ({"a": asset("/vsizip/a.zip/a.tif", "red")}, {}, "virtual paths are not accepted"),
-        ({"a": asset("a\n.tif", "red")}, {}, "is no address"),
+        ({"a": asset("a\n.tif", "red")}, {}, "is not an address"),
         ({"a": asset("a.tif", "red", **{"raster:bands": [{}, {}]})}, {}, "lists of bands have 1 and 2 entries"),
-        ({"a": asset("a.tif", "red", nodata="none")}, {}, "nodata is 'none', which is no number"),
+        ({"a": asset("a.tif", "red", nodata="none")}, {}, "nodata is 'none', which is not a number"),
         ({"a": asset("a.tif", "red", **{"raster:scale": 0})}, {}, "scale is 0"),
         ({"a": asset("a.tif", "red", **{"raster:offset": "inf"})}, {}, "offset is inf"),
-        ({"a": asset("a.tif", bands={"name": "red"})}, {}, "its bands is no list of bands"),
+        ({"a": asset("a.tif", bands={"name": "red"})}, {}, "its bands is not a list of bands"),
     ],
 )
 def test_what_is_missing_or_wrong_is_said(assets: dict[str, object], how: dict[str, Any], said: str) -> None:

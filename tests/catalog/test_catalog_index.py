@@ -110,9 +110,9 @@ def test_columns_of_other_names_are_named_in_the_settings(tmp_path: Path, name: 
     ("columns", "spec", "said"),
     [
         ({"href": ["b.tif"]}, {}, "path and href could all hold the paths; .* catalog.path_column"),
-        ({}, {"path_column": "image"}, "no column is called 'image', which catalog.path_column asks for; it has path"),
-        ({}, {"id_column": "tile"}, "no column is called 'tile', which catalog.id_column asks for"),
-        ({}, {"date_column": "day"}, "no column is called 'day', which catalog.date_column asks for"),
+        ({}, {"path_column": "image"}, "no column is called 'image', which catalog.path_column names; it has path"),
+        ({}, {"id_column": "tile"}, "no column is called 'tile', which catalog.id_column names"),
+        ({}, {"date_column": "day"}, "no column is called 'day', which catalog.date_column names"),
     ],
 )
 def test_columns_that_are_missing_or_many_are_said_at_once(
@@ -183,8 +183,12 @@ def test_a_broken_row_is_refused_with_its_line_and_the_others_run(tmp_path: Path
     lines = [b"path,date", b"a.tif,1", b"b.tif", b",3", b'"c\nd.tif",4', b"\xff.tif,6", b"", b"e.tif,8", b"f.tif,9,9"]
     index = write(tmp_path / "t.csv", b"\n".join(lines))
     assert ids(index) == ["a", "e"]
-    said = ["line 3: has 1 columns, the first line 2", "line 4: no path is there", "line 5: 'c\\nd.tif' holds a line"]
-    said += ["line 7: '\N{REPLACEMENT CHARACTER}.tif' holds a line break or is no UTF-8", "line 10: has 3 columns"]
+    said = [
+        "line 3: has 1 columns, the first line 2",
+        "line 4: the row has no path",
+        "line 5: 'c\\nd.tif' holds a line",
+    ]
+    said += ["line 7: '\N{REPLACEMENT CHARACTER}.tif' holds a line break or is not UTF-8", "line 10: has 3 columns"]
     found = refusals(index)
     assert [text.startswith(f"{index}, {start}") for text, start in zip(found, said, strict=True)] == [True] * 5
 
@@ -192,14 +196,14 @@ def test_a_broken_row_is_refused_with_its_line_and_the_others_run(tmp_path: Path
 def test_a_cell_beyond_all_bounds_is_refused_and_the_next_row_runs(tmp_path: Path) -> None:
     index = write(tmp_path / "t.csv", f"path,x\n{'a' * 200_000},1\nb.tif,2\n")
     assert ids(index) == ["b"]
-    assert "line 2: no valid CSV: field larger than field limit" in refusals(index)[0]
+    assert "line 2: invalid CSV: field larger than field limit" in refusals(index)[0]
 
 
 @pytest.mark.parametrize("name", ["t.gpkg", "t.geojson", "t.parquet"])
 def test_an_empty_path_of_a_layer_is_refused_with_its_row(tmp_path: Path, name: str) -> None:
     index = table(tmp_path / name, ["a.tif", None, "c.tif"])
     assert ids(index) == ["a", "c"]
-    assert refusals(index) == [f"{index}, row 2: no path is there; fill it in, or delete the row"]
+    assert refusals(index) == [f"{index}, row 2: the row has no path; fill it in, or delete the row"]
 
 
 @pytest.mark.parametrize("path", ["../b.tif", "sub/../../b.tif", "link/b.tif", "out.tif"])
@@ -312,7 +316,7 @@ def test_a_scene_without_a_date_is_known_by_its_own_tag_and_refused_when_nothing
     assert ids(scene, index, since="2026-05-01") == ["dated"]
     assert ids(scene, since="2026-05-02") == []
     (said,) = refusals(scene, index, since="2026-05-02")
-    assert said.startswith(f"plain: {plain}: nothing says when it was taken, which catalog.since")
+    assert said.startswith(f"plain: {plain}: its acquisition date is unknown, which catalog.since")
 
 
 def test_a_turned_scene_is_placed_by_its_corners_not_by_their_bounds(make_scene: MakeScene) -> None:

@@ -26,7 +26,7 @@ from pipeline.catalog.spec import CatalogSpec
 from pipeline.catalog.stac import documents as catalog_documents
 from pipeline.catalog.stac.documents import MAX_PREFETCHED, DocumentReader, Json
 from pipeline.catalog.stac.items import ItemRules, item_row
-from pipeline.catalog.stac.links import place_of
+from pipeline.catalog.stac.links import document_location
 from pipeline.errors import SettingsError, TransientError
 
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
@@ -35,7 +35,7 @@ COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries without pauses."""
-    monkeypatch.setattr(catalog_documents, "PATIENCE", (0.0,) * 4)
+    monkeypatch.setattr(catalog_documents, "RETRY_PAUSES_S", (0.0,) * 4)
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_static_catalog_is_walked_items_first_then_children_as_far_as_asked(tm
     assert [entry.id for entry in islice(entries, 2)] == ["a", "b"]
     (tmp_path / "deep" / "c" / "c.json").unlink()
     (rest,) = entries
-    assert "what lies below is missing" in str(rest.refused)
+    assert "this document and those below it are missing" in str(rest.refused)
     assert "no such file" in str(rest.refused).lower()
 
 
@@ -297,20 +297,20 @@ def test_items_of_a_collection_of_an_api_are_paged_through_without_a_search(api:
     ("path", "failing", "error", "said"),
     [
         ("/gone.json", [], SettingsError, "answers 404 Not Found; check the address"),
-        ("/v1", [401], SettingsError, "401 Unauthorized: it may not be read; check the credentials"),
-        ("/v1", [503] * 5, TransientError, "answers 503 Service Unavailable; run again when it is well"),
+        ("/v1", [401], SettingsError, "401 Unauthorized: access denied; check the credentials"),
+        ("/v1", [503] * 5, TransientError, "answers 503 Service Unavailable; run again later"),
         ("/v1", [], SettingsError, r"name the collections of the API, as in .*/v1\?collections="),
-        ("/text", [], SettingsError, "no valid JSON"),
+        ("/text", [], SettingsError, "invalid JSON"),
         ("/list", [], SettingsError, "holds a JSON list"),
-        ("/other", [], SettingsError, "is no STAC Item, collection of Items, Catalog or Collection"),
+        ("/other", [], SettingsError, "is not a STAC Item, ItemCollection, Catalog or Collection"),
         ("/large", [], SettingsError, "over 0 MiB of JSON"),
-        ("/item?collections=a", [], SettingsError, "is no landing page of a STAC API"),
+        ("/item?collections=a", [], SettingsError, "is not the landing page of a STAC API"),
     ],
 )
 def test_an_address_without_stac_is_said_at_once(
     api: StacApi, monkeypatch: pytest.MonkeyPatch, path: str, failing: list[int], error: type[Exception], said: str
 ) -> None:
-    monkeypatch.setattr(catalog_documents, "LARGEST_BYTES", 10_000)
+    monkeypatch.setattr(catalog_documents, "MAX_DOCUMENT_BYTES", 10_000)
     documents = {"/text": b"<html>", "/list": b"[]", "/other": b'{"type": "Feature"}', "/large": b" " * 10_001}
     api.documents = {**documents, "/item": make_item("a").to_dict()}
     api.failing += failing
@@ -403,7 +403,7 @@ def test_items_at_fault_are_refused_by_their_place_and_the_others_run(tmp_path: 
     assert [entry.id for entry in entries if entry.refused is None][-1] == "last"
     refused = {entry.id: entry.refused for entry in entries if entry.refused is not None}
     assert len(refused) >= 7
-    assert all("no valid STAC Item" in str(said) for said in refused.values()), refused
+    assert all("invalid STAC Item" in str(said) for said in refused.values()), refused
 
 
 def places_in(document: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -430,7 +430,7 @@ def test_an_item_spoilt_anywhere_is_a_scene_or_a_fault_and_nothing_else(junk: An
     for *above, last in places_in(item):
         spoilt = copy.deepcopy(item)
         functools.reduce(lambda part, key: part[key], above, spoilt)[last] = junk
-        row = item_row(spoilt, place_of("/data/a.json"), rules, label="a", itself=False)
+        row = item_row(spoilt, document_location("/data/a.json"), rules, label="a", itself=False)
         assert bool(row.path) != bool(row.error)
 
 
@@ -445,9 +445,12 @@ def test_items_are_selected_by_date_clouds_and_place_before_they_are_refused(tmp
     spec = CatalogSpec(cloud_cover=30, since="2026-05-02", bbox=(0, 0, 35, 1))
     entries = [*read_catalog([path], spec, on_excluded=lambda entry, why: left.append((entry.id, why)))]
     assert [entry.id for entry in entries] == ["s1", "s2", "s3"]
-    assert left == [(f"{path}, feature 1", "was not taken in time"), (f"{path}, feature 5", "is too cloudy")]
+    assert left == [
+        (f"{path}, feature 1", "was not taken between since and until"),
+        (f"{path}, feature 5", "is too cloudy"),
+    ]
     said = [entry.refused for entry in read(path, cloud_cover=40, since="2026-05-04")]
-    assert ["does not say eo:cloud_cover" in str(said[0]), "no asset is a raster" in str(said[1])] == [True, True]
+    assert ["has no eo:cloud_cover" in str(said[0]), "no asset is a raster" in str(said[1])] == [True, True]
 
 
 def test_an_item_over_a_span_of_time_is_as_old_as_its_end(tmp_path: Path) -> None:

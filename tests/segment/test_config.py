@@ -142,8 +142,8 @@ def test_the_rule_of_a_section_holds_wherever_its_keys_come_from(tile_size: int,
         ("reading: {resolution_m: .nan}", "reading.resolution_m must be over 0 m and finite, not nan"),
         ("reading: {crs: EPSG:0}", "reading.crs must be a CRS that PROJ knows"),
         ("inference: {batch_size: -1}", "inference.batch_size must be at least 0, not -1"),
-        ("tiling: [", "no valid YAML:"),
-        ("blend: !!python/object/apply:os.system [true]", "no valid YAML:"),
+        ("tiling: [", "invalid YAML:"),
+        ("blend: !!python/object/apply:os.system [true]", "invalid YAML:"),
     ],
 )
 def test_a_wrong_file_is_refused_with_file_key_value_and_rule(settings_file: Path, text: str, said: str) -> None:
@@ -159,7 +159,7 @@ def test_a_wrong_file_is_refused_with_file_key_value_and_rule(settings_file: Pat
         ("=3", "--set =3: must read section.key=value"),
         ("tiling.tile=3", "--set tiling.tile=3: unknown key tiling.tile; did you mean tiling.tile_size?"),
         ("tile_size=3", "--set tile_size=3: unknown key tile_size; did you mean tiling.tile_size?"),
-        ("tiling.tile_size=[", "--set tiling.tile_size=[: the value is no valid YAML"),
+        ("tiling.tile_size=[", "--set tiling.tile_size=[: the value is invalid YAML"),
         ("tiling=3", "tiling must be a section of keys, not 3"),
         ("tiling.tile_size.deep=3", "tiling.tile_size = {'deep': 3}: Input should be a valid integer"),
     ],
@@ -189,7 +189,7 @@ def test_keys_of_a_mapping_are_the_text_that_was_written(settings_file: Path) ->
 
 def test_a_key_that_is_said_twice_is_refused(settings_file: Path) -> None:
     message = refusal(settings_file, text="tiling: {tile_size: 256}\nblend: crop\ntiling: {overlap: 8}\n")
-    assert message.startswith(f"{settings_file}: no valid YAML: the key 'tiling' is there twice")
+    assert message.startswith(f"{settings_file}: invalid YAML: the key 'tiling' is there twice")
 
 
 def test_anchors_and_merge_keys_of_yaml_work(settings_file: Path) -> None:

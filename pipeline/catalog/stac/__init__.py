@@ -1,1 +1,1 @@
-"""STAC as a source: walks of static catalogs, searches of APIs, items and their assets."""
+"""STAC sources: static catalogs, API searches, Items and their assets."""

@@ -1,7 +1,7 @@
-"""What the bands of an Item's assets are called: by common name where one asset has the best, else by other names.
+"""Band names of a STAC Item's assets: the common name where one band has the finest pixels, else other names.
 
-Of several bands of one common name the finest is called so, else the one whose asset is preferred, and the others are
-left out: they are the same band again. Where neither decides, they are different bands, and go by their own names.
+Of several bands with one common name the finest keeps it, else the one of the preferred asset; the others are dropped
+as copies of the same band. If neither decides, they are different bands and keep their own names.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pipeline.scene import canonical_name
 
 @dataclass(frozen=True, kw_only=True)
 class BandInfo:
-    """One band as its asset tells it."""
+    """A band as its asset describes it."""
 
     common: str | None = None
-    """Name in the vocabulary of common names."""
+    """STAC common name."""
     own: str | None = None
-    """Name that sensor or provider give it."""
+    """Name by sensor or provider."""
     nodata: float | None = None
-    """Stored value that means nodata."""
+    """Stored value of nodata."""
     scale: float | None = None
     """Scale: value = stored * scale + offset."""
     offset: float | None = None
     """Offset."""
-    steps: tuple[float | None, ...] = (None, None, None)
-    """Pixel size by its transform, by the raster extension and by gsd; None where not told."""
+    pixel_sizes: tuple[float | None, ...] = (None, None, None)
+    """Pixel size by transform, by raster extension and by gsd; None where unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +38,25 @@ class AssetInfo:
     key: str
     """Its key in the Item."""
     href: object
-    """Its link, as it is written."""
+    """Its link, as written."""
     rank: int
-    """Place of its driver among those that may open scenes; of a chosen asset, its place in the choice."""
+    """Preference, lowest first: index of its driver among the allowed ones, or of its key in `catalog.assets`."""
     bands: tuple[BandInfo, ...]
-    """In the order of the file; none where the Item tells nothing of them."""
+    """In the order of the file; empty if the Item does not describe them."""
 
     @property
     def has_bands(self) -> bool:
-        """Whether a band of it has a name."""
+        """Whether one of its bands has a name."""
         return any(band.common or band.own for band in self.bands)
 
 
 @dataclass(frozen=True, eq=False)
 class _Slot:
-    """A band in its asset; equal to none but itself."""
+    """A band of an asset; compared by identity."""
 
     asset: AssetInfo
-    """The asset."""
     number: int
-    """Which of its bands, from 0."""
+    """Index of the band, from 0."""
 
     @property
     def band(self) -> BandInfo:
@@ -69,17 +68,17 @@ class _Slot:
 
 
 def name_bands(assets: Sequence[AssetInfo]) -> dict[str, tuple[str | None, ...]]:
-    """Key of each asset that is not left out -> what its bands are called, None where its file says it."""
+    """Key of each asset that is used -> names of its bands, None where the file names them."""
     slots = [_Slot(asset, number) for asset in assets for number in range(len(asset.bands) or 1)]
     names: dict[_Slot, str | None] = {}
-    left_out: set[_Slot] = set()
-    for pick in (_by_common_name, _by_own_name):
-        picked = pick([slot for slot in slots if slot not in names and slot not in left_out], _forms(names))
-        names |= {best: name for best, (name, _) in picked.items()}
-        left_out |= {slot for _, others in picked.values() for slot in others}
+    copies: set[_Slot] = set()
+    for assign in (_by_common_name, _by_own_name):
+        assigned = assign([slot for slot in slots if slot not in names and slot not in copies], _canonical(names))
+        names |= {best: name for best, (name, _) in assigned.items()}
+        copies |= {slot for _, others in assigned.values() for slot in others}
     for slot in slots:
-        if slot not in names and slot not in left_out:
-            names[slot] = _by_key(slot, _forms(names)) if _needs_name(slot, alone=len(assets) == 1) else None
+        if slot not in names and slot not in copies:
+            names[slot] = _by_key(slot, _canonical(names)) if _needs_name(slot, alone=len(assets) == 1) else None
     return {
         asset.key: tuple(names.get(slot, slot.numbered_key) for slot in slots if slot.asset is asset)
         for asset in assets
@@ -87,33 +86,33 @@ def name_bands(assets: Sequence[AssetInfo]) -> dict[str, tuple[str | None, ...]]
     }
 
 
-Picked = dict[_Slot, tuple[str, Sequence[_Slot]]]
-"""Band -> its name, and those that are the same band again."""
+Assigned = dict[_Slot, tuple[str, Sequence[_Slot]]]
+"""Band -> its name, and the copies of it."""
 
 
-def _by_common_name(slots: Sequence[_Slot], taken: frozenset[str]) -> Picked:
-    held = defaultdict(list)
+def _by_common_name(slots: Sequence[_Slot], taken: frozenset[str]) -> Assigned:
+    groups = defaultdict(list)
     for slot in slots:
         if slot.band.common:
-            held[canonical_name(slot.band.common)].append(slot)
+            groups[canonical_name(slot.band.common)].append(slot)
     return {
-        best: (best.band.common or form, [slot for slot in same if slot is not best])
-        for form, same in held.items()
-        if form not in taken and (best := _best(same)) is not None
+        best: (best.band.common or name, [slot for slot in same if slot is not best])
+        for name, same in groups.items()
+        if name not in taken and (best := _best(same)) is not None
     }
 
 
-def _by_own_name(slots: Sequence[_Slot], taken: frozenset[str]) -> Picked:
-    """By names that one band has, in one file or in several; those then share its common name too."""
-    held = defaultdict(list)
+def _by_own_name(slots: Sequence[_Slot], taken: frozenset[str]) -> Assigned:
+    """By own names of one band each; if it occurs in several files, these must share its common name."""
+    groups = defaultdict(list)
     for slot in slots:
         if slot.band.own:
-            held[canonical_name(slot.band.own), canonical_name(slot.band.common or "")].append(slot)
-    bands = Counter(form for form, _ in held)
+            groups[canonical_name(slot.band.own), canonical_name(slot.band.common or "")].append(slot)
+    bands = Counter(name for name, _ in groups)
     return {
-        best: (best.band.own or form, [slot for slot in same if slot is not best])
-        for (form, common), same in held.items()
-        if form not in taken and bands[form] == 1 and (common or len(same) == 1) and (best := _best(same)) is not None
+        best: (best.band.own or name, [slot for slot in same if slot is not best])
+        for (name, common), same in groups.items()
+        if name not in taken and bands[name] == 1 and (common or len(same) == 1) and (best := _best(same)) is not None
     }
 
 
@@ -123,21 +122,23 @@ def _by_key(slot: _Slot, taken: frozenset[str]) -> str:
 
 
 def _needs_name(slot: _Slot, *, alone: bool) -> bool:
-    """A band that nobody names is named by its file, but for the only band of one of several files."""
+    """Whether the file cannot name the band: the Item names it, or it is the only band of one of several files."""
     band = slot.band
     return bool(band.common or band.own) or (len(slot.asset.bands) <= 1 and not alone)
 
 
 def _best(slots: Sequence[_Slot]) -> _Slot | None:
-    """The one with the finest pixels, by each measure that all that are left tell, then the one of lowest rank."""
-    measures: list[Mapping[_Slot, float | None]] = [{slot: slot.band.steps[k] for slot in slots} for k in range(3)]
-    left = list(slots)
+    """The band with the finest pixels, by each measure that all the remaining ones have, then with the lowest rank."""
+    measures: list[Mapping[_Slot, float | None]] = [
+        {slot: slot.band.pixel_sizes[k] for slot in slots} for k in range(3)
+    ]
+    remaining = list(slots)
     for sizes in (*measures, {slot: float(slot.asset.rank) for slot in slots}):
-        told = [size for slot in left if (size := sizes[slot]) is not None]
-        if len(told) == len(left):
-            left = [slot for slot in left if sizes[slot] == min(told)]
-    return left[0] if len(left) == 1 else None
+        known = [size for slot in remaining if (size := sizes[slot]) is not None]
+        if len(known) == len(remaining):
+            remaining = [slot for slot in remaining if sizes[slot] == min(known)]
+    return remaining[0] if len(remaining) == 1 else None
 
 
-def _forms(names: Mapping[_Slot, str | None]) -> frozenset[str]:
+def _canonical(names: Mapping[_Slot, str | None]) -> frozenset[str]:
     return frozenset(canonical_name(name) for name in names.values() if name)

@@ -1,4 +1,4 @@
-"""JSON documents of catalogs, from the disk, a web server or an object store: whole, within a size, tried again."""
+"""JSON documents of catalogs, read from disk, web servers and object stores with retries, and prefetched by threads."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from pipeline.storage import read_chunks, resolve_location, retry_transient
 if TYPE_CHECKING:
     from requests import Response, Session
 
-LARGEST_BYTES = 2**27
-"""A document is held in memory; a larger one is refused."""
-PATIENCE = (0.5, 1.0, 2.0, 4.0)
-"""Seconds until a web server is asked again when it or the network fails; object stores are as `storage.s3` says."""
+MAX_DOCUMENT_BYTES = 2**27
+"""Maximum size of a document, which is held in memory."""
+RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+"""Seconds before each retry of an HTTP request; `storage.s3` has the retries of object stores."""
 TIMEOUT_S = (10.0, 60.0)
-"""Seconds until a server must have answered a call, and until each further piece must have come."""
-BUSY = (408, 425, 429)
-"""Answers that mean "later", as those from 500 on do."""
-PIECE_BYTES = 2**20
+"""Timeouts of an HTTP request: to connect, and between two chunks of the response."""
+TRANSIENT_STATUS = (408, 425, 429)
+"""HTTP status codes that are retried, in addition to those from 500."""
+CHUNK_BYTES = 2**20
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpRequest:
-    """What a web server is asked."""
+    """A request to a web server."""
 
     address: str
     """An `https://` or `http://` address."""
     method: str = "GET"
     """`GET` or `POST`."""
     query: Mapping[str, Any] | None = None
-    """What follows the address's own query."""
+    """Parameters after those of the address."""
     headers: Mapping[str, str] | None = None
-    """Beside the usual ones."""
+    """In addition to the usual ones."""
     body: Json | None = None
-    """JSON that is sent along; None: nothing is."""
+    """JSON body; None: no body."""
 
 
 class DocumentReader:
-    """Reads documents, keeping its connections; for one thread."""
+    """Reads documents over kept-alive connections; not thread-safe."""
 
     def __init__(self) -> None:
         self._session: Session | None = None
@@ -56,58 +56,59 @@ class DocumentReader:
         """The JSON object at a local path, or an `s3://`, `https://` or `http://` address.
 
         Raises:
-            SceneError: it is not there, may not be read, is too large, or no JSON object.
-            TransientError: disk, network or server failed, also when asked again.
+            SceneError: it is missing, not readable, too large, or not a JSON object.
+            TransientError: disk, network or server failed, after all retries.
         """
-        place = resolve_location(address)
-        if not place.is_remote:
-            return _parse(address, _read_file(Path(place.gdal_path)))
+        location = resolve_location(address)
+        if not location.is_remote:
+            return _parse(address, _read_file(Path(location.gdal_path)))
         if address.lower().startswith("s3:"):
             return _parse(address, _read_object(address))
-        return _parse(address, self.ask(HttpRequest(address=address)))
+        return _parse(address, self.request(HttpRequest(address=address)))
 
-    def ask(self, question: HttpRequest) -> bytes:
-        """What a web server answers; raises what `read` raises."""
-        return retry_transient(partial(self._ask_once, question), PATIENCE)
+    def request(self, request: HttpRequest) -> bytes:
+        """The body of a web server's response; raises what `read` raises."""
+        return retry_transient(partial(self._request_once, request), RETRY_PAUSES_S)
 
-    def _ask_once(self, question: HttpRequest) -> bytes:
+    def _request_once(self, request: HttpRequest) -> bytes:
         from requests import RequestException, Session
         from requests.exceptions import InvalidSchema, InvalidURL
 
         self._session = self._session or Session()
-        address = question.address
+        address = request.address
         try:
             with self._session.request(
-                question.method,
+                request.method,
                 address,
-                params=question.query,
-                headers=question.headers,
-                json=question.body,
+                params=request.query,
+                headers=request.headers,
+                json=request.body,
                 timeout=TIMEOUT_S,
                 stream=True,
-            ) as answer:
-                _check_status(address, answer)
-                return _joined(address, answer.iter_content(PIECE_BYTES))
+            ) as response:
+                _check_status(address, response)
+                return _join(address, response.iter_content(CHUNK_BYTES))
         except (InvalidURL, InvalidSchema) as error:
-            raise SceneError(f"{address}: no address of a web server: {error}; correct it") from error
+            raise SceneError(f"{address}: not an address of a web server: {error}; correct it") from error
         except (RequestException, OSError) as error:
             raise TransientError(f"{address}: cannot be fetched: {error}; check the network and run again") from error
 
 
-def _check_status(address: str, answer: Response) -> None:
-    said = f"{address}: the server answers {answer.status_code} {answer.reason}"
-    if answer.status_code in BUSY or answer.status_code >= 500:
-        raise TransientError(f"{said}; run again when it is well")
-    if answer.status_code in (401, 403):
-        raise SceneError(f"{said}: it may not be read; check the credentials, e.g. those in .netrc")
-    if answer.status_code >= 400:
-        raise SceneError(f"{said}; check the address")
+def _check_status(address: str, response: Response) -> None:
+    status = response.status_code
+    problem = f"{address}: the server answers {status} {response.reason}"
+    if status in TRANSIENT_STATUS or status >= 500:
+        raise TransientError(f"{problem}; run again later")
+    if status in (401, 403):
+        raise SceneError(f"{problem}: access denied; check the credentials, e.g. those in .netrc")
+    if status >= 400:
+        raise SceneError(f"{problem}; check the address")
 
 
 def _read_file(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return _joined(str(path), iter(lambda: file.read(PIECE_BYTES), b""))
+            return _join(str(path), iter(lambda: file.read(CHUNK_BYTES), b""))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError) as error:
         raise SceneError(f"{path}: cannot be read: {error}; check the path") from error
     except OSError as error:
@@ -115,20 +116,19 @@ def _read_file(path: Path) -> bytes:
 
 
 def _read_object(address: str) -> bytes:
-    """An object of a store."""
     try:
-        return _joined(address, read_chunks(address, PIECE_BYTES))
+        return _join(address, read_chunks(address, CHUNK_BYTES))
     except (MissingError, AccessError) as error:
         raise SceneError(str(error)) from error
 
 
-def _joined(address: str, pieces: Iterable[bytes]) -> bytes:
+def _join(address: str, chunks: Iterable[bytes]) -> bytes:
     content = bytearray()
-    for piece in pieces:
-        content += piece
-        if len(content) > LARGEST_BYTES:
+    for chunk in chunks:
+        content += chunk
+        if len(content) > MAX_DOCUMENT_BYTES:
             raise SceneError(
-                f"{address}: over {LARGEST_BYTES // 2**20} MiB of JSON; split it, or write it as stac-geoparquet"
+                f"{address}: over {MAX_DOCUMENT_BYTES // 2**20} MiB of JSON; split it, or write it as stac-geoparquet"
             )
     return bytes(content)
 
@@ -137,43 +137,43 @@ def _parse(address: str, content: bytes) -> Json:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise SceneError(f"{address}: no valid JSON: {error}; fetch or write it again") from error
+        raise SceneError(f"{address}: invalid JSON: {error}; fetch or write it again") from error
     if not isinstance(document, dict):
         raise SceneError(f"{address}: holds a JSON {type(document).__name__}, not an object; is it a STAC document?")
     return document
 
 
 MAX_PREFETCHED = 8
-"""Documents that are read at once, or wait to be asked for."""
+"""Maximum documents in prefetch, running or finished."""
 
 
 class DocumentPrefetcher:
-    """Reads documents, several at once; for one thread that asks."""
+    """Reads documents ahead in worker threads; its methods are for one thread."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(MAX_PREFETCHED, "documents")
-        self._mine = local()
-        self._begun: dict[str, Future[Json]] = {}
+        self._thread_local = local()
+        self._futures: dict[str, Future[Json]] = {}
 
     def prefetch(self, addresses: Iterable[str]) -> None:
-        """Begin with those that will be asked for next, in this order, as far as there is room."""
+        """Start to read remote documents, in order, up to `MAX_PREFETCHED`."""
         for address in addresses:
-            if len(self._begun) == MAX_PREFETCHED:
+            if len(self._futures) == MAX_PREFETCHED:
                 return
-            if address not in self._begun and "://" in address:
-                self._begun[address] = self._pool.submit(self._read, address)
+            if address not in self._futures and "://" in address:
+                self._futures[address] = self._pool.submit(self._read, address)
 
     def read(self, address: str) -> Json:
         """The JSON object at an address, or a local path; raises what `DocumentReader.read` raises."""
-        begun = self._begun.pop(address, None)
-        return self._read(address) if begun is None else begun.result()
+        future = self._futures.pop(address, None)
+        return self._read(address) if future is None else future.result()
 
     def close(self) -> None:
-        """Give up what nobody asked for."""
+        """Cancel pending reads."""
         self._pool.shutdown(cancel_futures=True)
 
     def _read(self, address: str) -> Json:
-        if not hasattr(self._mine, "reader"):
-            self._mine.reader = DocumentReader()
-        reader: DocumentReader = self._mine.reader
+        if not hasattr(self._thread_local, "reader"):
+            self._thread_local.reader = DocumentReader()
+        reader: DocumentReader = self._thread_local.reader
         return reader.read(address)

@@ -1,4 +1,4 @@
-"""stac-geoparquet: a table whose rows are STAC Items, read some rows at a time, and of each only what counts."""
+"""stac-geoparquet tables, whose rows are STAC Items, read in batches and only the columns that are used."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pipeline.catalog.layers import rows_until_error
 from pipeline.catalog.rows import PATH_COLUMNS, Row
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.catalog.stac.items import CLOUDS, ItemRules, item_row
-from pipeline.catalog.stac.links import place_of
+from pipeline.catalog.stac.links import document_location
 from pipeline.errors import SettingsError
 from pipeline.storage import check_signature
 
 COLUMNS = ("id", "stac_version", "geometry", "bbox", "assets", "links")
 """Columns that are fields of an Item."""
 PROPERTIES = ("datetime", "start_datetime", "end_datetime", CLOUDS, "nodata", "gsd")
-"""Columns that are properties of an Item, and count."""
-ROWS_AT_ONCE = 128
+"""Columns that are properties of an Item, and are used."""
+BATCH_ROWS = 128
 """Rows in memory at a time; an Item may have a hundred assets."""
 
 
 def is_item_table(names: Collection[str], spec: CatalogSpec) -> bool:
-    """Whether a table of these columns holds Items, and no paths."""
+    """Whether a table with these columns holds Items, not paths."""
     has_paths = spec.path_column is not None or any(name.lower() in PATH_COLUMNS for name in names)
     return not has_paths and {"id", "assets"} <= set(names)
 
@@ -36,7 +36,7 @@ def column_names(table: Path) -> list[str]:
     """The columns of a Parquet file.
 
     Raises:
-        SettingsError: it is none.
+        SettingsError: it is not a Parquet file.
     """
     from pyarrow.parquet import ParquetFile
 
@@ -49,25 +49,25 @@ def column_names(table: Path) -> list[str]:
 
 
 def read_item_table(table: Path, rules: ItemRules) -> Iterator[Row]:
-    """A row for each Item."""
+    """Yield a row for each Item."""
     return rows_until_error(table, _rows(table, rules))
 
 
 def _rows(table: Path, rules: ItemRules) -> Iterator[Row]:
     from pyarrow.parquet import ParquetFile
 
-    place = place_of(str(table), rules.spec.root)
+    document = document_location(str(table), rules.spec.root)
     number = 0
     with ParquetFile(table) as file:
-        wanted = [name for name in (*COLUMNS, *PROPERTIES) if name in file.schema_arrow.names]
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=wanted):
+        columns = [name for name in (*COLUMNS, *PROPERTIES) if name in file.schema_arrow.names]
+        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             for record in batch.to_pylist():
                 number += 1
-                yield item_row(_item(record), place, rules, label=f"{table}, row {number}", itself=False)
+                yield item_row(_item(record), document, rules, label=f"{table}, row {number}", itself=False)
 
 
 def _item(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON of an Item; what a column has and its row has not is left out."""
+    """The JSON of an Item; null fields are left out."""
     plain = _plain(record)
     return {
         "type": "Feature",
@@ -83,7 +83,7 @@ def _item(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it, without what is null: a struct has every field of its column."""
+    """A value as JSON has it, without null fields: a struct has every field of its column."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items() if each is not None}
     if isinstance(value, list):
@@ -94,19 +94,19 @@ def _plain(value: Any) -> Any:
 
 
 def _mapping(assets: Any) -> Any:
-    """Assets by their keys: a struct, the pairs of a map, or JSON."""
+    """Assets by key, from a struct, the pairs of a map, or JSON."""
     if isinstance(assets, str):
         return json.loads(assets)
     return dict(assets) if isinstance(assets, list) else assets or {}
 
 
 def _geometry(wkb: object) -> Any:
-    drawn = shapely.from_wkb(wkb, on_invalid="ignore") if isinstance(wkb, bytes) else None
-    return None if drawn is None or drawn.is_empty else json.loads(shapely.to_geojson(drawn))
+    shape = shapely.from_wkb(wkb, on_invalid="ignore") if isinstance(wkb, bytes) else None
+    return None if shape is None or shape.is_empty else json.loads(shapely.to_geojson(shape))
 
 
 def _box(bbox: Any) -> Any:
-    """A struct of `xmin, ymin, ...`, or a list, as a list."""
+    """A box as a list, from a struct of `xmin, ymin, ...` or a list."""
     if not isinstance(bbox, dict):
         return bbox
     order = [name for name in ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax") if name in bbox]

@@ -1,4 +1,4 @@
-"""STAC Items become rows: which files are the scene, where it lies, when it was taken, and where the Item is."""
+"""STAC Items as catalog rows: files, footprint, acquisition date and cloud cover of a scene."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import shapely
 from pipeline.catalog.layers import usable_footprint
 from pipeline.catalog.rows import Row
 from pipeline.catalog.spec import CatalogSpec
-from pipeline.catalog.stac.assets import find_band_files, unscaled
-from pipeline.catalog.stac.links import Place, linked_place
+from pipeline.catalog.stac.assets import find_band_files, without_scaling
+from pipeline.catalog.stac.links import DocumentLocation, follow_link
 from pipeline.errors import SceneError
 from pipeline.grid import FULL_CIRCLE_DEG
 from pipeline.scene import parse_date
@@ -26,47 +26,52 @@ if TYPE_CHECKING:
     from pystac import Item
 
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
-"""What JSON of another shape than an Item's makes Python raise."""
-LONLAT = "OGC:CRS84"
-"""What the footprints of Items are in."""
+"""Exceptions that JSON without the structure of an Item causes."""
+ITEM_CRS = "OGC:CRS84"
+"""CRS of the footprints of Items."""
 CLOUDS = "eo:cloud_cover"
-"""Property of an Item: percent of the scene under clouds."""
+"""Property of an Item: cloud cover in percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemRules:
-    """What Items are held against."""
+    """How the files of an Item are chosen."""
 
     spec: CatalogSpec
     """The settings of the catalog."""
     drivers: tuple[str, ...]
-    """GDAL drivers that may open scenes, the preferred first."""
+    """Allowed GDAL drivers, the preferred first."""
 
 
-def item_row(content: Mapping[str, Any], place: Place, rules: ItemRules, *, label: str, itself: bool) -> Row:
-    """The row of an Item, at fault where it cannot be used.
+def item_row(
+    content: Mapping[str, Any], document: DocumentLocation, rules: ItemRules, *, label: str, itself: bool
+) -> Row:
+    """The row of an Item, with an error if it cannot be used.
 
     Args:
         content: its JSON.
-        place: where the document lies that it stands in.
-        rules: which assets count.
-        label: its place, for messages.
-        itself: whether the document is the Item; else it stands among others, and its links count from where it says
-            that it lies.
+        document: the location of the document that contains it.
+        rules: how its files are chosen.
+        label: document and number, for messages.
+        itself: True = the document is the Item; False = the document lists it, and its links are relative to its own
+            `self` link.
     """
     try:
         item = _parse(content)
-        known = Row(
-            place=label, id=sanitize_name(item.id), footprint=_footprint(item), date=_date(item), clouds=_clouds(item)
+        row = Row(
+            location=label,
+            id=sanitize_name(item.id),
+            footprint=_footprint(item),
+            date=_date(item),
+            clouds=_clouds(item),
         )
-        return _filled(known, item, place if itself else _own_place(item, place), place, rules)
+        return _with_files(row, item, document if itself else _self_location(item, document), document, rules)
     except MALFORMED as error:
-        reason = f"no valid STAC Item: {type(error).__name__}: {error}; correct it"
-        return Row(place=label, error=reason)
+        return Row(location=label, error=f"invalid STAC Item: {type(error).__name__}: {error}; correct it")
 
 
 def _parse(content: Mapping[str, Any]) -> Item:
-    """The Item that JSON of any STAC version says."""
+    """The Item in JSON of any STAC version."""
     from pystac import Item
     from pystac.errors import STACError, STACTypeError
 
@@ -79,33 +84,35 @@ def _parse(content: Mapping[str, Any]) -> Item:
     return item
 
 
-def _filled(known: Row, item: Item, own: Place | None, place: Place, rules: ItemRules) -> Row:
-    """The row with its files or its fault."""
+def _with_files(
+    row: Row, item: Item, own: DocumentLocation | None, document: DocumentLocation, rules: ItemRules
+) -> Row:
+    """The row with its files or its error; `own` is the location of the Item, if it is known."""
     try:
-        found = find_band_files(item, own or place, drivers=rules.drivers, chosen=rules.spec.assets)
+        found = find_band_files(item, own or document, drivers=rules.drivers, keys=rules.spec.assets)
     except SceneError as error:
-        return replace(known, error=str(error))
-    files = found.files if rules.spec.item_scales else tuple(unscaled(file) for file in found.files)
-    return replace(known, path=found.location, files=files, source=own.address if own else None)
+        return replace(row, error=str(error))
+    files = found.files if rules.spec.item_scales else tuple(without_scaling(file) for file in found.files)
+    return replace(row, path=found.location, files=files, source=own.address if own else None)
 
 
-def _own_place(item: Item, place: Place) -> Place | None:
-    """Where an Item among others lies by its link `self`; None where it has none that leads anywhere."""
+def _self_location(item: Item, document: DocumentLocation) -> DocumentLocation | None:
+    """The location of an Item by its `self` link; None without a usable one."""
     href = item.get_self_href()
     try:
-        return None if href is None else linked_place(href, place)
+        return None if href is None else follow_link(href, document)
     except SceneError:
         return None
 
 
 def _date(item: Item) -> str:
-    """When it was taken, of a span of time its end; empty when unknown."""
+    """Acquisition date, or the end of the time span; empty if unknown."""
     moment = item.datetime or item.common_metadata.end_datetime
     return "" if moment is None else parse_date(moment.isoformat()) or ""
 
 
 def _clouds(item: Item) -> float:
-    """Percent of it under clouds, NaN where it does not say."""
+    """Cloud cover in percent, NaN if unknown."""
     cover = item.properties.get(CLOUDS)
     if isinstance(cover, bool) or not isinstance(cover, int | float):
         return math.nan
@@ -113,16 +120,16 @@ def _clouds(item: Item) -> float:
 
 
 def _footprint(item: Item) -> shapely.Geometry | None:
-    """Where it lies, by its geometry, else its box; None where neither says it."""
-    drawn = item.geometry or (_ring(item.bbox) if item.bbox else None)
-    if not drawn:
+    """Footprint by geometry, else by box; None without either."""
+    geometry = item.geometry or (_box_polygon(item.bbox) if item.bbox else None)
+    if not geometry:
         return None
     with np.errstate(over="ignore"):
-        return usable_footprint(shapely.from_geojson(json.dumps(drawn), on_invalid="ignore"), LONLAT)
+        return usable_footprint(shapely.from_geojson(json.dumps(geometry), on_invalid="ignore"), ITEM_CRS)
 
 
-def _ring(bbox: Sequence[float]) -> Mapping[str, object] | None:
-    """A box of four or six numbers as a polygon; one over the antimeridian goes on past 180 degrees."""
+def _box_polygon(bbox: Sequence[float]) -> Mapping[str, object] | None:
+    """A box of four or six numbers as a polygon; across the antimeridian its longitudes exceed 180 degrees."""
     half = len(bbox) // 2
     left, bottom, right, top = bbox[0], bbox[1], bbox[half], bbox[half + 1]
     right += FULL_CIRCLE_DEG if left > right else 0

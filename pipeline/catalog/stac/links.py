@@ -1,7 +1,7 @@
-"""Where the links of a STAC document lead: addresses and absolute paths as written, relative ones never astray.
+"""Links of STAC documents, resolved to absolute paths and addresses; relative links must stay inside a root.
 
-A relative link counts from the document that it stands in. That of a remote document stays on its server or in its
-bucket; that of a local one stays in the folder of the document that the operator named, or below.
+A relative link is resolved against its document. In a remote document it stays on the server or in the bucket; in a
+local one it stays inside the folder of the document that the operator named.
 """
 
 from __future__ import annotations
@@ -15,59 +15,59 @@ from pipeline.storage import resolve_location
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a document lies."""
+class DocumentLocation:
+    """The base of a document's relative links."""
 
     address: str
-    """Its absolute path or its address."""
+    """Absolute path or address of the document."""
     root: Path | None
-    """Folder that its relative links must stay in; None for a remote document, which can name no local file."""
+    """Folder that relative links must stay in; None for a remote document, which cannot refer to local files."""
 
 
-def place_of(address: str, root: str | None = None) -> Place:
-    """The place of a document that is named by itself; relative links may go as far as its folder, or as `root`."""
+def document_location(address: str, root: str | None = None) -> DocumentLocation:
+    """The location of a document that is named directly; its relative links must stay in `root`, else in its folder."""
     if "://" in address:
-        return Place(address=address, root=None)
+        return DocumentLocation(address=address, root=None)
     path = Path(address).expanduser().absolute()
-    return Place(address=str(path), root=path.parent if root is None else Path(root).expanduser().absolute())
+    return DocumentLocation(address=str(path), root=path.parent if root is None else Path(root).expanduser().absolute())
 
 
-def linked_place(href: object, place: Place) -> Place:
-    """The place of a document that another one links to.
+def follow_link(href: object, document: DocumentLocation) -> DocumentLocation:
+    """The location of a linked document.
 
     Raises:
-        SceneError: the link leads nowhere, or where it must not.
+        SceneError: the link cannot be resolved, or is not allowed.
     """
-    address = resolve_href(href, place)
-    if "://" not in address and place.root is not None and _is_inside(Path(address), place.root):
-        return Place(address=address, root=place.root)
-    return place_of(address)
+    address = resolve_href(href, document)
+    if "://" not in address and document.root is not None and _is_inside(Path(address), document.root):
+        return DocumentLocation(address=address, root=document.root)
+    return document_location(address)
 
 
-def identity(address: str) -> str:
-    """What is equal for a file however its path is written."""
+def canonical_path(address: str) -> str:
+    """An address, or a path without `..` and links; equal for all spellings of one file."""
     return address if "://" in address else str(Path(address).resolve())
 
 
-def resolve_href(href: object, place: Place) -> str:
-    """The absolute path or address that a link of the document at `place` means.
+def resolve_href(href: object, document: DocumentLocation) -> str:
+    """The absolute path or address of a link in `document`.
 
     Raises:
-        SceneError: the link leads nowhere, or where it must not.
+        SceneError: the link cannot be resolved, or is not allowed.
     """
     if not isinstance(href, str) or not href.strip() or not href.isprintable():
-        raise SceneError(f"its link {href!r} is no address; correct the document")
-    address = _resolved(href.strip(), place)
+        raise SceneError(f"its link {href!r} is not an address; correct the document")
+    address = _resolved(href.strip(), document)
     resolve_location(address)
     return address
 
 
-def _resolved(href: str, place: Place) -> str:
+def _resolved(href: str, document: DocumentLocation) -> str:
     if "://" in href:
         return href
-    if place.root is not None:
-        return href if Path(href).is_absolute() else _local(href, place.address, place.root)
-    return _remote(href, place.address)
+    if document.root is not None:
+        return href if Path(href).is_absolute() else _local(href, document.address, document.root)
+    return _remote(href, document.address)
 
 
 def _local(href: str, address: str, root: Path) -> str:
@@ -75,11 +75,11 @@ def _local(href: str, address: str, root: Path) -> str:
     try:
         inside = _is_inside(path, root)
     except (OSError, RuntimeError, ValueError) as error:
-        raise SceneError(f"its link {href} leads nowhere: {error}; correct the document") from error
+        raise SceneError(f"its link {href} cannot be resolved: {error}; correct the document") from error
     if not inside:
         raise SceneError(
-            f"its link {href} leads out of {root}; name a catalog that lies above both, write the absolute path out "
-            "if it is meant, or allow a higher folder with catalog.root"
+            f"its link {href} leads out of {root}; name a catalog above both, write the absolute path if it is "
+            "intended, or allow a higher folder with catalog.root"
         )
     return str(path)
 
@@ -89,9 +89,9 @@ def _is_inside(path: Path, root: Path) -> bool:
 
 
 def _remote(href: str, address: str) -> str:
-    """As browsers do; those know `https` and not `s3`, whose addresses are built alike."""
+    """Join as URLs; `urljoin` knows `https` and not `s3`, whose addresses have the same form."""
     scheme, _, rest = address.partition("://")
     joined = urljoin(f"https://{rest}", href)
     if not joined.startswith("https://"):
-        raise SceneError(f"its link {href} is no address; a remote document can name no local file")
+        raise SceneError(f"its link {href} is not an address; a remote document cannot refer to a local file")
     return f"{scheme}://{joined.removeprefix('https://')}"

@@ -1,4 +1,4 @@
-"""Searches of STAC APIs, page by page: what the settings ask for is asked of the server as far as it understands it."""
+"""STAC API searches, page by page; the server filters by the settings as far as it supports that."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from pystac_client import Client, ItemSearch
 
     from pipeline.catalog.stac.documents import DocumentReader
-    from pipeline.catalog.stac.links import Place
+    from pipeline.catalog.stac.links import DocumentLocation
 
-PAGE = 100
-"""Items that are asked for at a time."""
+PAGE_ITEMS = 100
+"""Items per page."""
 
 
-def collections_of(address: str) -> tuple[str, tuple[str, ...]]:
-    """An address without `collections=` in its query, and the collections that this names.
+def split_collections(address: str) -> tuple[str, tuple[str, ...]]:
+    """Split the query parameter `collections` from an address.
 
     >>> collections_of("https://host/v1?collections=a,b&key=1")
     ('https://host/v1?key=1', ('a', 'b'))
@@ -37,35 +37,41 @@ def collections_of(address: str) -> tuple[str, tuple[str, ...]]:
 
 
 def open_search(
-    content: Mapping[str, Any], place: Place, collections: Sequence[str], rules: ItemRules, documents: DocumentReader
+    content: Mapping[str, Any],
+    document: DocumentLocation,
+    collections: Sequence[str],
+    rules: ItemRules,
+    documents: DocumentReader,
 ) -> Iterator[Row]:
-    """The rows of a search, oldest Items first where the server can sort; pages are fetched as scenes are asked for.
+    """The rows of a search, oldest Items first where the server can sort; pages are fetched lazily.
 
     Args:
         content: the API's landing page.
-        place: where it lies.
-        collections: those that are searched.
-        rules: which Items and assets count.
-        documents: talks to the server.
+        document: the location of the landing page.
+        collections: the collections to search.
+        rules: filters, and how the files of an Item are chosen.
+        documents: sends the requests.
 
     Raises:
-        SettingsError: the landing page is not one of an API that can be searched, or no collection is named.
+        SettingsError: the API cannot be searched, or no collection is named.
     """
     if not collections:
-        raise SettingsError(f"{place.address}: name the collections of the API, as in {place.address}?collections=...")
+        raise SettingsError(
+            f"{document.address}: name the collections of the API, as in {document.address}?collections=..."
+        )
     try:
-        search = _search(_client(content, place, documents), collections, rules)
-    except _faults() as error:
-        raise SettingsError(f"{place.address}: cannot be searched: {_said(error)}; check the address") from error
-    return _rows(search, place, rules)
+        search = _search(_client(content, document, documents), collections, rules)
+    except _search_errors() as error:
+        raise SettingsError(f"{document.address}: cannot be searched: {_message(error)}; check the address") from error
+    return _rows(search, document, rules)
 
 
-def _client(content: Mapping[str, Any], place: Place, documents: DocumentReader) -> Client:
+def _client(content: Mapping[str, Any], document: DocumentLocation, documents: DocumentReader) -> Client:
     from pystac_client import Client
     from pystac_client.stac_api_io import StacApiIO
 
-    class Exchange(StacApiIO):
-        """What pystac-client asks goes through our reader, with its sizes, times and retries."""
+    class ReaderIO(StacApiIO):
+        """Sends pystac-client's requests through our reader, with its limits of size and time, and its retries."""
 
         def request(
             self,
@@ -74,27 +80,27 @@ def _client(content: Mapping[str, Any], place: Place, documents: DocumentReader)
             headers: dict[str, str] | None = None,
             parameters: dict[str, Any] | None = None,
         ) -> str:
-            """The answer as text."""
+            """The response as text."""
             method = (method or "GET").upper()
             body, query = (parameters, None) if method == "POST" else (None, parameters)
-            question = HttpRequest(address=href, method=method, query=query, headers=headers, body=body)
-            return documents.ask(question).decode("utf-8")
+            request = HttpRequest(address=href, method=method, query=query, headers=headers, body=body)
+            return documents.request(request).decode("utf-8")
 
-    client = Client.from_dict(dict(content), href=place.address)
-    client._stac_io = Exchange(max_retries=None)
+    client = Client.from_dict(dict(content), href=document.address)
+    client._stac_io = ReaderIO(max_retries=None)
     return client
 
 
 def _search(client: Client, collections: Sequence[str], rules: ItemRules) -> ItemSearch:
-    """The search that an API understands."""
+    """The search, with the filters that the API supports."""
     spec = rules.spec
     methods = {str(link.extra_fields.get("method", "GET")).upper() for link in client.get_links("search")}
-    span = None if spec.since is None and spec.until is None else f"{spec.first or '..'}/{spec.last or '..'}"
+    span = None if spec.since is None and spec.until is None else f"{spec.since_utc or '..'}/{spec.until_utc or '..'}"
     clouds = {CLOUDS: {"lte": spec.cloud_cover}} if spec.cloud_cover is not None else None
     return client.search(
         method="POST" if "POST" in methods else "GET",
         collections=list(collections),
-        limit=min(PAGE, spec.limit or PAGE),
+        limit=min(PAGE_ITEMS, spec.limit or PAGE_ITEMS),
         bbox=spec.bbox,
         datetime=span,
         query=clouds if client.conforms_to("QUERY") else None,
@@ -102,19 +108,19 @@ def _search(client: Client, collections: Sequence[str], rules: ItemRules) -> Ite
     )
 
 
-def _rows(search: ItemSearch, place: Place, rules: ItemRules) -> Iterator[Row]:
+def _rows(search: ItemSearch, document: DocumentLocation, rules: ItemRules) -> Iterator[Row]:
     number = 0
     try:
         for page in search.pages_as_dicts():
             for feature in page["features"]:
                 number += 1
-                yield item_row(feature, place, rules, label=f"{place.address}, item {number}", itself=False)
-    except _faults() as error:
-        yield truncated_row(place.address, _said(error))
+                yield item_row(feature, document, rules, label=f"{document.address}, item {number}", itself=False)
+    except _search_errors() as error:
+        yield truncated_row(document.address, _message(error))
 
 
-def _faults() -> tuple[type[Exception], ...]:
-    """What an answer that is none makes our reader, pystac-client and pystac raise."""
+def _search_errors() -> tuple[type[Exception], ...]:
+    """Exceptions that our reader, pystac-client and pystac raise for an invalid response."""
     from pystac.errors import STACError, STACTypeError
     from pystac_client.exceptions import APIError
     from pystac_client.warnings import PystacClientWarning
@@ -123,6 +129,6 @@ def _faults() -> tuple[type[Exception], ...]:
     return (*known, NotImplementedError, LookupError, TypeError, ValueError, AttributeError)
 
 
-def _said(error: BaseException) -> str:
-    ours = isinstance(error, SceneError | TransientError)
-    return str(error) if ours else f"{type(error).__name__}: {error}"
+def _message(error: BaseException) -> str:
+    is_ours = isinstance(error, SceneError | TransientError)
+    return str(error) if is_ours else f"{type(error).__name__}: {error}"

@@ -1,7 +1,7 @@
-"""STAC as a source of scenes: an Item, a collection of Items, and catalogs that are walked document by document.
+"""STAC sources: an Item, an ItemCollection, a Catalog walked document by document, or an API search.
 
-The first document is read at once and says what the source is; the others are read as far as scenes are asked for, in
-the order in which documents link to them: the Items of a catalog, then its children.
+The first document is read at once and decides the kind of the source. The others are read lazily, in the order of the
+links: the Items of a catalog, then its children.
 """
 
 from __future__ import annotations
@@ -17,83 +17,83 @@ from urllib.parse import urlsplit
 from pipeline.catalog.rows import Row
 from pipeline.catalog.stac.documents import MAX_PREFETCHED, DocumentPrefetcher, DocumentReader
 from pipeline.catalog.stac.items import ItemRules, item_row
-from pipeline.catalog.stac.links import Place, identity, linked_place, place_of
+from pipeline.catalog.stac.links import DocumentLocation, canonical_path, document_location, follow_link
 from pipeline.errors import SceneError, SettingsError, TransientError
 
-STAC = "stac+"
-"""Before an address, says that STAC lies there, whatever its suffix."""
-MARK = b'"stac_version"'
-"""What every Item says; a local GeoJSON file without it is a table of scenes."""
-PIECE_BYTES = 2**20
+STAC_PREFIX = "stac+"
+"""Prefix of addresses of STAC documents without the suffix `.json`."""
+STAC_MARKER = b'"stac_version"'
+"""Field of every Item; a local GeoJSON file without it is a table of scenes."""
+CHUNK_BYTES = 2**20
 
-Kind = Literal["item", "items", "catalog"]
+DocumentKind = Literal["item", "items", "catalog"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Link:
-    """A document that is still to be read."""
+    """A link to a document that is not yet read."""
 
     href: object
-    """As it is written."""
-    place: Place
-    """Where the document lies that it stands in."""
+    """As written."""
+    document: DocumentLocation
+    """Location of the document with the link."""
 
 
-def is_stac(source: str) -> bool:
-    """Whether a source is STAC, by its name, or for a local GeoJSON file by its content."""
-    if source.startswith(STAC):
+def is_stac_source(source: str) -> bool:
+    """Whether a source is STAC, by its name, or by content for a local GeoJSON file."""
+    if source.startswith(STAC_PREFIX):
         return True
     path = urlsplit(source).path if "://" in source else source
     if path.lower().endswith(".geojson"):
-        return "://" in source or _is_marked(Path(source).expanduser())
+        return "://" in source or _has_marker(Path(source).expanduser())
     return path.lower().endswith(".json")
 
 
-def _is_marked(path: Path) -> bool:
-    """Whether a file holds the mark; one that cannot be read does not, and is refused as a table."""
+def _has_marker(path: Path) -> bool:
+    """Whether a file contains the marker; False for an unreadable file, which is then refused as a table."""
     try:
         with path.open("rb") as file:
             tail = b""
-            while piece := file.read(PIECE_BYTES):
-                if MARK in tail + piece:
+            while chunk := file.read(CHUNK_BYTES):
+                if STAC_MARKER in tail + chunk:
                     return True
-                tail = piece[-len(MARK) :]
+                tail = chunk[-len(STAC_MARKER) :]
     except OSError:
         return False
     return False
 
 
 def open_stac(source: str, rules: ItemRules) -> Iterator[Row]:
-    """The rows of a STAC source, whose first document is read at once.
+    """The rows of a STAC source; its first document is read before the first row is requested.
 
     Raises:
-        SettingsError: that document is not there, or no STAC.
+        SettingsError: that document is missing, or not STAC.
         TransientError: disk, network or server failed.
     """
-    from pipeline.catalog.stac.search import collections_of, open_search
+    from pipeline.catalog.stac.search import open_search, split_collections
 
     documents = DocumentReader()
-    address, collections = collections_of(source.removeprefix(STAC))
-    place = place_of(address, rules.spec.root)
+    address, collections = split_collections(source.removeprefix(STAC_PREFIX))
+    document = document_location(address, rules.spec.root)
     try:
-        content = documents.read(place.address)
-        if _is_api(content, place):
-            return open_search(content, place, collections, rules, documents)
+        content = documents.read(document.address)
+        if _is_api(content, document):
+            return open_search(content, document, collections, rules, documents)
         if collections:
-            raise SceneError(f"{address}: is no landing page of a STAC API; name that, or leave ?collections= out")
-        kind = _kind_of(content, place.address)
+            raise SceneError(f"{address}: is not the landing page of a STAC API; name that, or leave ?collections= out")
+        kind = _kind_of(content, document.address)
     except SceneError as error:
         raise SettingsError(str(error)) from error
-    if kind == "item":  # The row is small, the document is not, and a glob may name thousands.
-        return iter([*_rows(content, kind, place, rules)])
-    return _walk(content, kind, place, rules)
+    if kind == "item":  # Read now: a row is smaller than its document, and a glob may name thousands.
+        return iter([*_rows(content, kind, document, rules)])
+    return _walk(content, kind, document, rules)
 
 
-def _is_api(content: Mapping[str, Any], place: Place) -> bool:
-    return place.root is None and bool(content.get("conformsTo")) and bool(_links(content, "search"))
+def _is_api(content: Mapping[str, Any], document: DocumentLocation) -> bool:
+    return document.root is None and bool(content.get("conformsTo")) and bool(_links(content, "search"))
 
 
-def _kind_of(content: Mapping[str, Any], address: str) -> Kind:
+def _kind_of(content: Mapping[str, Any], address: str) -> DocumentKind:
     from pystac.serialization import identify_stac_object_type
 
     if content.get("type") == "FeatureCollection" and isinstance(content.get("features"), list):
@@ -103,56 +103,60 @@ def _kind_of(content: Mapping[str, Any], address: str) -> Kind:
     except (TypeError, ValueError, AttributeError):
         kind = None
     if kind is None:
-        raise SceneError(f"{address}: is no STAC Item, collection of Items, Catalog or Collection; check the address")
+        raise SceneError(f"{address}: is not a STAC Item, ItemCollection, Catalog or Collection; check the address")
     return "item" if kind.value == "Feature" else "catalog"
 
 
-def _walk(content: Mapping[str, Any], kind: Kind, place: Place, rules: ItemRules) -> Iterator[Row]:
-    """The rows of a document and of all that it leads to, each document once.
+def _walk(
+    content: Mapping[str, Any], kind: DocumentKind, document: DocumentLocation, rules: ItemRules
+) -> Iterator[Row]:
+    """Yield the rows of a document and of all linked documents, each document once.
 
-    What cannot be read is a row at fault, and the others go on.
+    A document that cannot be read becomes a row with an error.
     """
-    yield from _rows(content, kind, place, rules)
-    seen, pending = {identity(place.address)}, _onward(content, kind, place)
+    yield from _rows(content, kind, document, rules)
+    seen, pending = {canonical_path(document.address)}, _next_links(content, kind, document)
     with closing(DocumentPrefetcher()) as documents:
         while pending:
-            documents.prefetch(_soon(pending, seen))
+            documents.prefetch(_upcoming(pending, seen))
             link = pending.pop()
-            address = f"{link.place.address}, link {link.href}"
+            address = f"{link.document.address}, link {link.href}"
             try:
-                place = linked_place(link.href, link.place)
-                address = place.address
-                if identity(address) in seen:
+                document = follow_link(link.href, link.document)
+                address = document.address
+                if canonical_path(address) in seen:
                     continue
-                seen.add(identity(address))
+                seen.add(canonical_path(address))
                 content = documents.read(address)
                 kind = _kind_of(content, address)
             except (SceneError, TransientError) as error:
-                yield Row(place=address, error=f"what lies below is missing: {error}")
+                yield Row(location=address, error=f"this document and those below it are missing: {error}")
                 continue
-            yield from _rows(content, kind, place, rules)
-            pending += _onward(content, kind, place)
+            yield from _rows(content, kind, document, rules)
+            pending += _next_links(content, kind, document)
 
 
-def _soon(pending: Sequence[_Link], seen: Set[str]) -> Iterator[str]:
-    """The addresses of the documents that come next, those left out that have been read or lead nowhere."""
+def _upcoming(pending: Sequence[_Link], seen: Set[str]) -> Iterator[str]:
+    """Yield the addresses of the next documents, without those already read and invalid links."""
     for link in islice(reversed(pending), MAX_PREFETCHED):
         with suppress(SceneError):
-            address = linked_place(link.href, link.place).address
-            if identity(address) not in seen:
+            address = follow_link(link.href, link.document).address
+            if canonical_path(address) not in seen:
                 yield address
 
 
-def _rows(content: Mapping[str, Any], kind: Kind, place: Place, rules: ItemRules) -> Iterator[Row]:
-    """The Items that a document itself holds."""
+def _rows(
+    content: Mapping[str, Any], kind: DocumentKind, document: DocumentLocation, rules: ItemRules
+) -> Iterator[Row]:
+    """Yield the rows of the Items in a document."""
     features = content["features"] if kind == "items" else [content] if kind == "item" else []
     for number, feature in enumerate(features, start=1):
-        label = place.address if kind == "item" else f"{place.address}, feature {number}"
-        yield item_row(feature, place, rules, label=label, itself=kind == "item")
+        label = document.address if kind == "item" else f"{document.address}, feature {number}"
+        yield item_row(feature, document, rules, label=label, itself=kind == "item")
 
 
-def _onward(content: Mapping[str, Any], kind: Kind, place: Place) -> list[_Link]:
-    """The documents that one leads to, the next one last: Items before children, or the next page.
+def _next_links(content: Mapping[str, Any], kind: DocumentKind, document: DocumentLocation) -> list[_Link]:
+    """Links to follow from a document, the first one last: Items, then children; or the next page.
 
     A Collection of an API links to pages of its Items instead.
     """
@@ -162,7 +166,7 @@ def _onward(content: Mapping[str, Any], kind: Kind, place: Place) -> list[_Link]
         links = [link for link in _links(content, "next") if str(link.get("method", "GET")).upper() == "GET"]
     else:
         links = [*_links(content, "item"), *_links(content, "child")] or _links(content, "items")
-    return [_Link(href=link.get("href"), place=place) for link in reversed(links)]
+    return [_Link(href=link.get("href"), document=document) for link in reversed(links)]
 
 
 def _links(content: Mapping[str, Any], rel: str) -> list[Mapping[str, Any]]:
