@@ -173,8 +173,8 @@ def score(report: SceneReport) -> Row:
         object_f1=objects.f1,
         mean_object_iou=objects.mean_iou,
         perfect_f1=score_polygons(truth, perfect_polygons(mask, labels)).f1,
-        labelled=objects.truth,
-        polygons=objects.found,
+        labelled=objects.reference,
+        polygons=objects.predicted,
         seconds=sum(report.statistics.seconds.values()),
     )
 

@@ -86,7 +86,7 @@ def evaluate(
             mosaics=mosaics,
             polygons=polygons,
             spec=spec,
-            watcher=lambda entry: scene_watch(bars, entry.id),
+            progress_of=lambda entry: scene_watch(bars, entry.id),
         )
     _show_evaluation(report)
     say(f"page: {out / 'evaluation.html'}")

@@ -1,4 +1,4 @@
-"""Evaluation: results and labels in, scores with intervals and a page out. Start reading at `evaluate`."""
+"""Evaluation of predictions against labels: scores with intervals, error maps and a page. Start at `evaluate`."""
 
 import lazy_loader
 

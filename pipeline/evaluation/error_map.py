@@ -1,4 +1,4 @@
-"""Right and wrong, pixel by pixel: the codes of the error map and the raster they go to."""
+"""Error map: a code per pixel for hits, misses and false alarms, and the raster profile of `errors.tif`."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from numpy.typing import NDArray
 from pipeline.grid import RasterGrid
 from pipeline.mosaic import RasterProfile
 
-RIGHT, HIT, FALSE_ALARM, MISS, CONFUSED, NOT_COUNTED = 0, 1, 2, 3, 4, 255
-"""Codes of a pixel; all classes are looked at together, see `error_codes`."""
+CORRECT, TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS, NOT_COUNTED = 0, 1, 2, 3, 4, 255
+"""Codes of a pixel over all classes, see `error_codes`."""
 MEANINGS: Mapping[int, str] = {
-    RIGHT: "right, no class",
-    HIT: "hit",
-    FALSE_ALARM: "false alarm",
-    MISS: "miss",
-    CONFUSED: "wrong class",
+    CORRECT: "right, no class",
+    TRUE_POSITIVE: "hit",
+    FALSE_POSITIVE: "false alarm",
+    FALSE_NEGATIVE: "miss",
+    WRONG_CLASS: "wrong class",
     NOT_COUNTED: "not counted (nodata or unlabelled)",
 }
 COLOURS: Mapping[int, tuple[int, int, int, int]] = {
-    RIGHT: (238, 238, 238, 255),
-    HIT: (96, 96, 96, 255),
-    FALSE_ALARM: (230, 159, 0, 255),
-    MISS: (86, 180, 233, 255),
-    CONFUSED: (204, 121, 167, 255),
+    CORRECT: (238, 238, 238, 255),
+    TRUE_POSITIVE: (96, 96, 96, 255),
+    FALSE_POSITIVE: (230, 159, 0, 255),
+    FALSE_NEGATIVE: (86, 180, 233, 255),
+    WRONG_CLASS: (204, 121, 167, 255),
     NOT_COUNTED: (255, 255, 255, 0),
 }
-"""Code -> RGBA; Okabe and Ito's palette (Wong 2011, Nature Methods 8:441), which colour-blind readers tell apart."""
+"""Code -> RGBA; Okabe and Ito's palette (Wong 2011, Nature Methods 8:441), distinguishable for colour-blind readers."""
 
 
 def error_codes(
     predicted: NDArray[np.bool_], labelled: NDArray[np.bool_], counted: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """What became of each pixel, over all classes.
+    """The code of each pixel, over all classes.
 
-    `wrong class`: one class was missed and another falsely found; `miss` and `false alarm`: only that happened;
-    `hit`: every class right and at least one there; `right, no class`: every class right and none there.
+    `wrong class`: a false negative of one class and a false positive of another; `miss` and `false alarm`: only one of
+    them; `hit`: every class is right and at least one present; `right, no class`: every class is right, none present.
 
     Args:
         predicted: `(classes, height, width)`, without a background.
@@ -52,23 +52,24 @@ def error_codes(
     >>> error_codes(one, one[..., ::-1], one | True).tolist()
     [[2, 2, 3, 3]]
     """
+    hit = (labelled & predicted & counted).any(axis=0)
     missed = (labelled & ~predicted & counted).any(axis=0)
-    alarmed = (predicted & ~labelled & counted).any(axis=0)
-    codes: NDArray[np.uint8] = np.where((labelled & predicted & counted).any(axis=0), HIT, RIGHT).astype(np.uint8)
-    codes[alarmed] = FALSE_ALARM
-    codes[missed] = MISS
-    codes[missed & alarmed] = CONFUSED
+    false_alarm = (predicted & ~labelled & counted).any(axis=0)
+    codes: NDArray[np.uint8] = np.where(hit, TRUE_POSITIVE, CORRECT).astype(np.uint8)
+    codes[false_alarm] = FALSE_POSITIVE
+    codes[missed] = FALSE_NEGATIVE
+    codes[missed & false_alarm] = WRONG_CLASS
     codes[~counted.any(axis=0)] = NOT_COUNTED
     return codes
 
 
 def is_wrong(codes: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """False alarms, misses and wrong classes."""
-    return (codes >= FALSE_ALARM) & (codes <= CONFUSED)
+    """True for false positives, false negatives and wrong classes."""
+    return (codes >= FALSE_POSITIVE) & (codes <= WRONG_CLASS)
 
 
-def error_form(grid: RasterGrid, tags: Mapping[str, str], compress: Literal["zstd", "deflate"]) -> RasterProfile:
-    """The form of `errors.tif`: codes with a colour table, their meanings in the tags."""
+def error_map_profile(grid: RasterGrid, tags: Mapping[str, str], compress: Literal["zstd", "deflate"]) -> RasterProfile:
+    """The raster profile of `errors.tif`: codes with a colour table, their meanings in the tags."""
     meanings = {f"VALUE_{code}": meaning for code, meaning in MEANINGS.items()}
     return RasterProfile(
         grid=grid,

@@ -1,4 +1,4 @@
-"""The evaluation as a page: one HTML file with its pictures inside, and every number as JSON beside it."""
+"""HTML page of an evaluation, one file with its pictures inside, and all numbers as JSON."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import TransientError
-from pipeline.evaluation.error_map import COLOURS, CONFUSED, MEANINGS, NOT_COUNTED
-from pipeline.evaluation.metrics.bootstrap import FEW_BLOCKS
+from pipeline.evaluation.error_map import COLOURS, MEANINGS, NOT_COUNTED, WRONG_CLASS
+from pipeline.evaluation.metrics.bootstrap import MIN_BLOCKS
 from pipeline.evaluation.records import METRICS, EvaluationReport, Kind, SceneEvaluation
 from pipeline.mosaic import read_mask
 from pipeline.storage import atomic_write
 
-PAGE, NUMBERS = "evaluation.html", "evaluation.json"
+PAGE, JSON = "evaluation.html", "evaluation.json"
 TITLES = {
     "iou": "IoU",
     "f1": "F1 (Dice)",
@@ -36,21 +36,21 @@ TITLES = {
 HEADLINE = ("iou", "f1", "boundary_iou", "object_f1")
 """Scores that are shown large."""
 PER_SCENE = ("iou", "f1", "precision", "recall", "boundary_iou", "object_f1")
-"""Scores of each scene's row."""
+"""Columns of the table of scenes."""
 COMPARED: Mapping[Kind, str] = {"model": "Model", "mosaics": "Mosaics", "polygons": "Polygons"}
-MOST_MAPS = 24
-"""Error maps shown; those of the lowest IoU. Bounds the page."""
-MAP_SIDE = 480
+MAX_MAPS = 24
+"""At most this number of error maps is shown, lowest IoU first; bounds the size of the page."""
+MAP_SIDE_PX = 480
 """Longer side of a shown error map, screen pixels."""
 
 
 def write_page(out: Path, report: EvaluationReport) -> None:
-    """Write `evaluation.json` and `evaluation.html` into the evaluation's folder, each whole or not at all.
+    """Write `evaluation.json` and `evaluation.html` into the evaluation's folder, each atomically.
 
     Raises:
-        TransientError: the disk refuses, or the pictures cannot be read back.
+        TransientError: the disk cannot be written, or the pictures cannot be read back.
     """
-    atomic_write(out / NUMBERS, json.dumps(asdict(report), indent=2) + "\n")
+    atomic_write(out / JSON, json.dumps(asdict(report), indent=2) + "\n")
     try:
         page = render_page(out, report)
     except OSError as error:
@@ -59,11 +59,11 @@ def write_page(out: Path, report: EvaluationReport) -> None:
 
 
 def render_page(out: Path, report: EvaluationReport) -> str:
-    """The page as HTML; it asks nothing of the network and runs no script.
+    """The page as HTML, without external resources or scripts.
 
     Args:
-        out: the folder of the evaluation; pictures and error maps are read from it.
-        report: what is told.
+        out: the folder of the evaluation, with its pictures and error maps.
+        report: the content.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -88,56 +88,56 @@ def render_page(out: Path, report: EvaluationReport) -> str:
         else [],
         most=max(bins.count) if bins else 1,
         pictures={window.image: _inline((out / window.image).read_bytes()) for window in report.worst if window.image},
-        maps=[(scene, _thumbnail(out / str(scene.errors), scene.shape)) for scene in _most_wrong(done)],
+        maps=[(scene, _thumbnail(out / str(scene.errors), scene.shape)) for scene in _lowest_iou(done)],
         legend=[(_css(COLOURS[code]), meaning) for code, meaning in MEANINGS.items() if _is_used(code, report)],
         settings=json.dumps({**report.settings, "versions": report.versions}, indent=2),
-        **_bootstrap_words(report),
+        **_bootstrap_values(report),
     )
 
 
 def _notes(report: EvaluationReport) -> list[str]:
-    """What a reader must know before the numbers."""
+    """Warnings above the tables."""
     notes = []
     if report.overall is None:
         notes.append("No scene could be evaluated; the reasons are below.")
-    elif report.overall.blocks < FEW_BLOCKS:
+    elif report.overall.blocks < MIN_BLOCKS:
         notes.append(
-            f"Only {report.overall.blocks} blocks of ground were resampled, fewer than {FEW_BLOCKS}: take the "
+            f"Only {report.overall.blocks} blocks of ground were resampled, fewer than {MIN_BLOCKS}: take the "
             "intervals as a guess, commonly too narrow."
         )
-    elif few := [s.scene for s in report.scenes if s.scores is not None and s.scores.blocks < FEW_BLOCKS]:
+    elif few := [s.scene for s in report.scenes if s.scores is not None and s.scores.blocks < MIN_BLOCKS]:
         named = ", ".join(few[:6]) + (f" and {len(few) - 6} more" if len(few) > 6 else "")
         notes.append(
-            f"These scenes have fewer than {FEW_BLOCKS} blocks, so take their own intervals as a guess: {named}."
+            f"These scenes have fewer than {MIN_BLOCKS} blocks, so take their own intervals as a guess: {named}."
         )
     if report.failed and report.overall is not None:
         notes.append(f"{len(report.failed)} of {len(report.scenes)} scenes could not be evaluated and count nowhere.")
     return notes
 
 
-def _bootstrap_words(report: EvaluationReport) -> dict[str, object]:
-    given = report.settings["bootstrap"]
-    assert isinstance(given, Mapping)
+def _bootstrap_values(report: EvaluationReport) -> dict[str, object]:
+    bootstrap = report.settings["bootstrap"]
+    assert isinstance(bootstrap, Mapping)
     return {
-        "block_size": given["block_size"],
-        "resamples": given["resamples"],
-        "confidence": f"{100 * given['confidence']:g} %",
+        "block_size": bootstrap["block_size"],
+        "resamples": bootstrap["resamples"],
+        "confidence": f"{100 * bootstrap['confidence']:g} %",
     }
 
 
-def _most_wrong(scenes: Sequence[SceneEvaluation]) -> list[SceneEvaluation]:
-    """The scenes whose maps are shown, lowest IoU first; those without one last."""
+def _lowest_iou(scenes: Sequence[SceneEvaluation]) -> list[SceneEvaluation]:
+    """The scenes whose maps are shown, lowest IoU first; scenes without an IoU last."""
 
     def key(scene: SceneEvaluation) -> float:
         value = scene.scores.mean["iou"].value if scene.scores else None
         return 2.0 if value is None else value
 
-    return sorted(scenes, key=key)[:MOST_MAPS]
+    return sorted(scenes, key=key)[:MAX_MAPS]
 
 
 def _thumbnail(path: Path, shape: tuple[int, int]) -> str:
     """An error map at screen size."""
-    ratio = min(1.0, MAP_SIDE / max(shape))
+    ratio = min(1.0, MAP_SIDE_PX / max(shape))
     size = max(1, round(shape[0] * ratio)), max(1, round(shape[1] * ratio))
     codes, colours = read_mask(path, size)
     table = np.zeros((256, 4), np.uint8)
@@ -150,7 +150,7 @@ def _thumbnail(path: Path, shape: tuple[int, int]) -> str:
 
 
 def _is_used(code: int, report: EvaluationReport) -> bool:
-    return code != CONFUSED or (report.planes is not None and len(report.planes.classes) > 1)
+    return code != WRONG_CLASS or (report.planes is not None and len(report.planes.classes) > 1)
 
 
 def _inline(png: bytes) -> str:
@@ -167,7 +167,7 @@ def _score(value: float) -> str:
 
 
 def _count(value: int) -> str:
-    """With thin spaces between thousands."""
+    """A number with thin spaces between thousands."""
     return f"{value:,}".replace(",", "\u202f")
 
 

@@ -1,4 +1,4 @@
-"""What is compared with what: settled before any work, and opened scene by scene."""
+"""Evaluation plan: the compared files and labels, resolved before any work and opened scene by scene."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from pathlib import Path
 from pipeline.catalog import CatalogEntry
 from pipeline.errors import SettingsError
 from pipeline.evaluation.comparison import Comparison
-from pipeline.evaluation.predictions import Found, MosaicPrediction, PolygonPrediction, foreground_names, resolve_planes
+from pipeline.evaluation.predictions import (
+    MosaicPrediction,
+    PolygonPrediction,
+    Prediction,
+    foreground_names,
+    resolve_planes,
+)
 from pipeline.evaluation.records import EvaluateSpec, Kind
-from pipeline.evaluation.reference import LabelFiles, check_same_ground
+from pipeline.evaluation.reference import LabelFiles, check_same_extent
 from pipeline.evaluation.result_files import ONE_CLASS, find_mosaic, find_polygons
 from pipeline.model import ModelCard
 from pipeline.model.predictor import LoadedModel
@@ -28,14 +34,14 @@ SCENES = "scenes"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """What is compared with what; plain data."""
+    """Scenes, labels and the predictions to compare; plain data."""
 
     entries: tuple[CatalogEntry, ...]
     """The scenes."""
     labels: tuple[Path, ...]
     """Label files or folders."""
     kind: Kind
-    """What is compared with the labels."""
+    """The kind of prediction."""
     compared: tuple[Path, ...]
     """Checkpoints, one or the members of an ensemble; or one path of mosaics or polygons."""
     out: Path
@@ -45,7 +51,7 @@ class EvaluationPlan:
 
     @property
     def path(self) -> Path:
-        """What is compared, or the first checkpoint of several."""
+        """The compared path, or the first checkpoint of several."""
         return self.compared[0]
 
 
@@ -59,13 +65,13 @@ def plan_evaluation(
     polygons: str | Path | None = None,
     spec: EvaluateSpec,
 ) -> EvaluationPlan:
-    """Settle what is compared, before any work.
+    """Resolve and check the inputs, before any work.
 
     Raises:
         SettingsError: none or several of model, mosaics and polygons are given, a path is missing, or one
-            mosaic is to serve several scenes.
+            mosaic is given for several scenes.
     """
-    kind, paths = _compared({"model": model, "mosaics": mosaics, "polygons": polygons})
+    kind, paths = _resolve_compared({"model": model, "mosaics": mosaics, "polygons": polygons})
     entries = list_images(images).entries
     if kind == "mosaics" and paths[0].is_file() and len(entries) > 1:
         raise SettingsError(
@@ -73,7 +79,7 @@ def plan_evaluation(
             "folder that holds a result for each"
         )
     out = Path(out)
-    if any(place.exists() and not place.is_dir() for place in (out, *out.parents)):
+    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
         raise SettingsError(f"out: {out} must be a folder, but there is a file; name another")
     return EvaluationPlan(
         entries=entries,
@@ -92,7 +98,7 @@ def find_label_files(plan: EvaluationPlan) -> LabelFiles:
 
 @contextmanager
 def on_plan_devices(plan: EvaluationPlan) -> Iterator[EvaluationPlan]:
-    """Yield the plan as it runs on the devices of its settings, see `on_devices`; as it is without a model."""
+    """Yield the plan with the settings of its devices, see `on_devices`; unchanged when no model is evaluated."""
     if plan.kind != "model":
         yield plan
         return
@@ -105,7 +111,7 @@ def load_plan_model(plan: EvaluationPlan) -> LoadedModel | None:
 
     Raises:
         ModelError: the checkpoint cannot be used.
-        SettingsError: the settings do not suit it, or `classes` names one that it does not have.
+        SettingsError: the settings do not suit it, or `classes` names a class that it lacks.
     """
     if plan.kind != "model":
         return None
@@ -116,10 +122,10 @@ def load_plan_model(plan: EvaluationPlan) -> LoadedModel | None:
 
 
 def check_labels(plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, card: ModelCard) -> None:
-    """Open a scene's labels and close them, so that what is wrong with them is told before a long segmentation.
+    """Open and close a scene's labels, so that errors in them are raised before a long segmentation.
 
     Raises:
-        LabelError: they cannot be used, or do not touch the scene.
+        LabelError: the labels cannot be used, or do not touch the scene.
         SceneError: the scene cannot be read.
     """
     reading = replace(plan.spec.segment.reading, resolution_m="native")
@@ -130,43 +136,43 @@ def check_labels(plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, c
 
 
 def open_comparison(plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles) -> Comparison:
-    """A scene's result and labels, ready to be read on the result's grid.
+    """Open a scene's prediction and labels on the prediction's grid.
 
     Raises:
-        SceneError: the scene or its result cannot be used.
-        LabelError: its labels cannot be used, or do not touch it.
-        SettingsError: classes that the result does not have.
+        SceneError: the scene or its prediction cannot be used.
+        LabelError: the labels cannot be used, or do not touch the scene.
+        SettingsError: `classes` names a class that the prediction lacks.
     """
     reading = replace(plan.spec.segment.reading, resolution_m="native")
     scene = describe_scene(entry.location, reading, scene_id=entry.id)
-    found = _open_found(plan, entry)
+    prediction = _open_prediction(plan, entry)
     try:
-        check_same_ground(scene, found.grid, found.path)
-        here = replace(scene, grid=found.grid)
-        truth = files.open(entry.location, here, scene.grid, foreground_names(found.card))
+        check_same_extent(scene, prediction.grid, prediction.path)
+        on_grid = replace(scene, grid=prediction.grid)
+        reference = files.open(entry.location, on_grid, scene.grid, foreground_names(prediction.card))
     except BaseException:
-        found.close()
+        prediction.close()
         raise
-    return Comparison(here, found, truth)
+    return Comparison(on_grid, prediction, reference)
 
 
-def _compared(named: Mapping[Kind, str | Path | Sequence[str | Path] | None]) -> tuple[Kind, tuple[Path, ...]]:
-    given = [(kind, _paths(path)) for kind, path in named.items() if path is not None]
+def _resolve_compared(paths: Mapping[Kind, str | Path | Sequence[str | Path] | None]) -> tuple[Kind, tuple[Path, ...]]:
+    given = [(kind, _paths(path)) for kind, path in paths.items() if path is not None]
     if len(given) != 1:
         kinds = " and ".join(kind for kind, _ in given) or "none of them"
         raise SettingsError(f"exactly one of model, mosaics and polygons must be given to compare, not {kinds}")
-    kind, paths = given[0]
-    for path in paths:
+    kind, compared = given[0]
+    for path in compared:
         if not path.exists():
             raise SettingsError(f"{kind}: there is no {path}; check the path")
-    return kind, paths
+    return kind, compared
 
 
 def _paths(path: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
     return (Path(path),) if isinstance(path, str | Path) else tuple(map(Path, path))
 
 
-def _open_found(plan: EvaluationPlan, entry: CatalogEntry) -> Found:
+def _open_prediction(plan: EvaluationPlan, entry: CatalogEntry) -> Prediction:
     spec = plan.spec
     if plan.kind == "polygons":
         scene = describe_scene(entry.location, spec.segment.reading, scene_id=entry.id)

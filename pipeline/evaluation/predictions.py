@@ -1,4 +1,4 @@
-"""What is compared with the labels, window by window: the decisions of a mosaic, or polygons burnt onto a grid."""
+"""Predictions under evaluation, window by window: the classified mosaic, or polygons rasterized onto a grid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.errors import SettingsError
-from pipeline.evaluation.result_files import Objects, is_ours, our_table, read_objects, threshold_of_run
+from pipeline.evaluation.result_files import (
+    Objects,
+    is_own_file,
+    read_objects,
+    read_own_polygons,
+    threshold_of_run,
+)
 from pipeline.grid import RasterGrid
 from pipeline.model import ModelCard
 from pipeline.mosaic import MosaicReader, classify_multilabel, resolve_threshold
@@ -25,31 +31,31 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundWindow:
-    """What was found in one window."""
+class PredictionWindow:
+    """The prediction of one window."""
 
     predicted: NDArray[np.bool_]
-    """`(planes, height, width)`, True = of the class."""
+    """`(planes, height, width)`, True = predicted as the class."""
     valid: NDArray[np.bool_]
-    """`(height, width)`, True = the result says something here."""
+    """`(height, width)`, True = the pixel has a prediction."""
     probability: NDArray[np.float32]
     """`(planes, height, width)`, 0 to 1; of polygons 0 or 1."""
 
 
-class Found(Protocol):
-    """A result; `read` is safe to call from one thread."""
+class Prediction(Protocol):
+    """A mosaic or polygons; `read` may be called from one thread."""
 
     grid: RasterGrid
-    """Where it lies; labels are burnt onto this grid."""
+    """The grid of the comparison; labels are rasterized onto it."""
     card: ModelCard
-    """Its planes (`classes`) and how they are decided; its bands are those of the scene's picture."""
+    """The planes (`classes`) and how they are classified; its bands are those of the scene's picture."""
     path: Path
     """The file."""
     model: str
-    """SHA-256 of the checkpoint that made it; empty when none did."""
+    """SHA-256 of the checkpoint that made it; empty when there is none."""
 
-    def read(self, window: Window) -> FoundWindow:
-        """Decisions and probabilities of a window inside the grid."""
+    def read(self, window: Window) -> PredictionWindow:
+        """Classes and probabilities of a window inside the grid."""
         ...
 
     def objects(self) -> Objects:
@@ -57,65 +63,64 @@ class Found(Protocol):
         ...
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close open files."""
         ...
 
 
 class MosaicPrediction:
-    """A probability mosaic, and the polygons beside it or made of it."""
+    """A probability mosaic, and the polygons next to it or vectorized from it."""
 
     def __init__(self, path: Path, classes: tuple[str, ...], polygons: PolygonSpec) -> None:
         """Open it.
 
         Args:
             path: a `probability.tif`.
-            classes: those wanted, empty = all.
-            polygons: threshold and shaping; when nothing is said, those of the run that made the mosaic.
+            classes: to compare, empty = all.
+            polygons: threshold and shaping; the defaults stand for those of the run that made the mosaic.
 
         Raises:
-            SceneError: it is no mosaic of ours.
+            SceneError: the file is no mosaic of Scenemill.
             SettingsError: it has none of the classes, or the threshold does not suit it.
         """
         self.path = path
         self._reader = MosaicReader(path)
         try:
-            whole = self._reader.card
-            self._planes = resolve_planes(whole, classes, path)
-            threshold = polygons.threshold or threshold_of_run(path) if whole.activation == "sigmoid" else None
-            resolve_threshold(whole, polygons.threshold, self._reader.levels)
+            card = self._reader.card
+            self._planes = resolve_planes(card, classes, path)
+            threshold = polygons.threshold or threshold_of_run(path) if card.activation == "sigmoid" else None
+            resolve_threshold(card, polygons.threshold, self._reader.levels)
         except BaseException:
             self._reader.close()
             raise
         self._polygons = replace(polygons, threshold=threshold)
-        self._beside = path.with_name(OUTPUTS["polygons"]) if polygons == PolygonSpec() else None
+        self._polygon_file = path.with_name(OUTPUTS["polygons"]) if polygons == PolygonSpec() else None
         self.grid = self._reader.grid
         self.model = self._reader.tags.get("SCENEMILL_MODEL", "")
-        self.card = _card_of_planes(whole, self._planes, threshold)
+        self.card = _card_of_planes(card, self._planes, threshold)
 
-    def read(self, window: Window) -> FoundWindow:
-        """Decisions in exact integers, as in the polygons; several independent classes may meet at a pixel."""
+    def read(self, window: Window) -> PredictionWindow:
+        """Classified in exact integers, as for the polygons; a pixel may be of several independent classes."""
         levels = self._reader.read_levels(window)[list(self._planes)]
-        decisions = list(classify_multilabel(levels, self.card, top=self._reader.levels))
-        masks = [decision.mask for decision in decisions]
+        masks = [each.mask for each in classify_multilabel(levels, self.card, top=self._reader.levels)]
         valid = masks[0] != 255
         if self.card.activation == "softmax":
             predicted = np.stack([masks[0] == value for value in self.card.mask_values])
         else:
             predicted = np.stack([mask == value for mask, value in zip(masks, self.card.mask_values, strict=True)])
         probability = np.where(valid, levels, 0).astype(np.float32) / np.float32(self._reader.levels)
-        return FoundWindow(predicted=predicted, valid=valid, probability=probability)
+        return PredictionWindow(predicted=predicted, valid=valid, probability=probability)
 
     def objects(self) -> Objects:
-        """The polygons beside the mosaic, or those that it vectorizes to."""
-        if self._beside is not None and self._beside.is_file():
-            return read_objects(self._beside, foreground_names(self.card), self.grid)
-        found: dict[str, list[NDArray[np.object_]]] = {name: [] for name in foreground_names(self.card)}
+        """The polygons next to the mosaic, or the mosaic vectorized."""
+        if self._polygon_file is not None and self._polygon_file.is_file():
+            return read_objects(self._polygon_file, foreground_names(self.card), self.grid)
+        by_class: dict[str, list[NDArray[np.object_]]] = {name: [] for name in foreground_names(self.card)}
         names = {value: name for _, value, name in self._reader.card.foreground}
         batches = shape_polygons(vectorize(self._reader, self._polygons), self.grid, self._polygons)
         for batch in batches:
             for value in np.unique(batch.class_value):
-                found.get(names[int(value)], []).append(batch.geometry[batch.class_value == value])
-        return {name: _joined(parts) for name, parts in found.items()}
+                by_class.get(names[int(value)], []).append(batch.geometry[batch.class_value == value])
+        return {name: _concatenate(parts) for name, parts in by_class.items()}
 
     def close(self) -> None:
         """Close the mosaic."""
@@ -123,40 +128,41 @@ class MosaicPrediction:
 
 
 class PolygonPrediction:
-    """Polygons on the grid of a scene; every pixel is valid, what counts is up to the scene."""
+    """Polygons on the grid of a scene; every pixel is valid, so the scene decides which pixels count."""
 
     def __init__(self, path: Path, scene: Scene, classes: tuple[str, ...], field: str | None) -> None:
         """Read them.
 
         Args:
             path: a vector file.
-            scene: where they are burnt.
-            classes: those wanted; of `ONE_CLASS` is every polygon.
-            field: attribute that tells the class; None = there is one class, or the file is of ours.
+            scene: the polygons are rasterized onto its grid.
+            classes: to compare; `ONE_CLASS` stands for every polygon.
+            field: attribute with the class; None = there is one class, or the file is Scenemill's own.
 
         Raises:
             LabelError: the file cannot be used, see `read_polygons`.
         """
         self.path, self.grid, self.model = path, scene.grid, ""
         self.card = ModelCard(bands=scene.bands, classes=classes)
-        table = our_table(path, classes) if field is None and is_ours(path) else read_polygons(path, classes, field)
+        own = field is None and is_own_file(path)
+        table = read_own_polygons(path, classes) if own else read_polygons(path, classes, field)
         if table.frame.empty:
             log.warning("%s: holds no polygon of the classes %s; check classes", path, ", ".join(classes))
-        self._burnt = open_polygon_labels([table], scene, classes=len(classes), allow_empty=True)
+        self._labels = open_polygon_labels([table], scene, classes=len(classes), allow_empty=True)
 
-    def read(self, window: Window) -> FoundWindow:
-        """The polygons burnt by the pixel-centre rule."""
-        predicted = self._burnt.burn(window) == 1
+    def read(self, window: Window) -> PredictionWindow:
+        """The polygons rasterized by the pixel-centre rule."""
+        predicted = self._labels.burn(window) == 1
         valid = np.ones(predicted.shape[1:], bool)
-        return FoundWindow(predicted=predicted, valid=valid, probability=predicted.astype(np.float32))
+        return PredictionWindow(predicted=predicted, valid=valid, probability=predicted.astype(np.float32))
 
     def objects(self) -> Objects:
-        """Those that touch the scene."""
-        burnt = self._burnt
-        return {name: burnt.polygons[burnt.class_index == k] for k, name in enumerate(self.card.classes)}
+        """The polygons that touch the scene."""
+        labels = self._labels
+        return {name: labels.polygons[labels.class_index == k] for k, name in enumerate(self.card.classes)}
 
     def close(self) -> None:
-        """Nothing is open."""
+        """No file is open."""
 
 
 def foreground_names(card: ModelCard) -> tuple[str, ...]:
@@ -165,15 +171,15 @@ def foreground_names(card: ModelCard) -> tuple[str, ...]:
 
 
 def resolve_planes(card: ModelCard, classes: tuple[str, ...], path: Path) -> tuple[int, ...]:
-    """Places among a card's classes of those wanted; of exclusive ones all.
+    """Indices of the classes to compare among a card's classes; all of exclusive classes.
 
     Args:
         card: of a mosaic or model.
-        classes: those wanted, empty = all.
+        classes: to compare, empty = all.
         path: the mosaic or model, for the message.
 
     Raises:
-        SettingsError: some are not there, or some of exclusive ones are left out.
+        SettingsError: the card lacks a class, or a class of exclusive ones is left out.
     """
     have = foreground_names(card)
     missing = [name for name in classes if name not in have]
@@ -202,5 +208,5 @@ def _card_of_planes(card: ModelCard, planes: tuple[int, ...], threshold: float |
     )
 
 
-def _joined(parts: list[NDArray[np.object_]]) -> NDArray[np.object_]:
+def _concatenate(parts: list[NDArray[np.object_]]) -> NDArray[np.object_]:
     return np.concatenate(parts) if parts else np.zeros(0, object)

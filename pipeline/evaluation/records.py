@@ -1,4 +1,4 @@
-"""What evaluation is told and what it tells: settings, a record per scene, a report over all of them."""
+"""Settings and records of an evaluation: one record per scene, and a report over all scenes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pipeline.errors import SettingsError
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapSpec:
-    """How intervals are made."""
+    """Bootstrap intervals."""
 
     block_size: int = 256
-    """Side in pixels of the blocks of ground that are resampled, and of the worst windows; at least 16."""
+    """Side in pixels of the blocks that are resampled, and of the worst windows; at least 16."""
     resamples: int = 1000
     """Resamples, 0 or at least 100; 0 = no intervals."""
     confidence: float = 0.95
-    """Share of such intervals that hold the true score, above 0 and below 1."""
+    """Share of such intervals that contain the true score, above 0 and below 1."""
     seed: int = 0
     """Of the resampling; the same seed gives the same intervals."""
 
@@ -46,26 +46,26 @@ METRICS = PIXEL_METRICS + OBJECT_METRICS
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSpec:
-    """Everything that can be set about evaluating."""
+    """All settings of an evaluation."""
 
     classes: tuple[str, ...] = ()
     """Classes to compare; empty = those of the model or mosaics, and for polygons one class `object`."""
     class_field: str | None = None
-    """Attribute of vector labels that tells the class; None = every polygon is of the only class."""
+    """Attribute of vector labels with the class; None = every polygon is of the only class."""
     class_map: dict[str, str] = field(default_factory=dict)
     """Label value -> class name, `none` or `unlabelled`, as in training; empty = see `classes` of training."""
     found_field: str | None = None
-    """Attribute of compared polygons that tells the class; None = that of our own files, or there is only one class."""
+    """Attribute of compared polygons with the class; None = that of Scenemill's files, or there is only one class."""
     labelled_area: str | None = None
-    """Polygon file of the land that was looked at; nothing outside of it counts. None = everywhere."""
+    """Polygon file of the area that was labelled; pixels outside do not count. None = everywhere."""
     boundary_px: int = 3
-    """Width in pixels of the band along borders that boundary IoU looks at, at least 1."""
+    """Width in pixels of the band along outlines that boundary IoU compares, at least 1."""
     worst_windows: int = 8
     """Pictures of the windows with the most wrong pixels, 0 to 100."""
     bootstrap: BootstrapSpec = field(default_factory=BootstrapSpec)
-    """How intervals are made."""
+    """Settings of the intervals."""
     segment: SegmentSpec = field(default_factory=SegmentSpec)
-    """How scenes are read, and segmented when a model is evaluated."""
+    """Settings for reading scenes, and for segmenting them when a model is evaluated."""
 
     def __post_init__(self) -> None:
         if len(set(self.classes)) != len(self.classes):
@@ -77,15 +77,15 @@ class EvaluateSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planes:
-    """What is compared: a plane of pixels per class."""
+class ClassPlanes:
+    """The classes of a comparison; each has a plane of pixels."""
 
     names: tuple[str, ...]
     """The classes; a background, where there is one, is the first."""
     background: bool = False
-    """Whether the first is the absence of all others; it has no objects and no part in means."""
+    """True = the first class is the absence of all others; it has no objects and does not count in means."""
     exclusive: bool = False
-    """Whether each pixel is of one of them only."""
+    """True = each pixel is of one class only."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -98,9 +98,9 @@ class Estimate:
     """A score with its interval."""
 
     value: float | None
-    """The score, 0 to 1; None where it is undefined, e.g. the recall of a class that is not there."""
+    """The score, 0 to 1; None where it is undefined, e.g. the recall of an absent class."""
     low: float | None = None
-    """Lower end of the bootstrap interval; None where there is none."""
+    """Lower end of the bootstrap interval; None = no interval."""
     high: float | None = None
     """Upper end."""
 
@@ -113,7 +113,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """How well one class was found."""
+    """Scores and counts of one class."""
 
     name: str
     """The class, or the background of exclusive classes."""
@@ -122,12 +122,12 @@ class ClassScores:
     pixels: Mapping[str, int]
     """Pixels: `true_positive`, `false_positive`, `false_negative`, `true_negative`."""
     objects: Mapping[str, int]
-    """Objects: `truth`, `found`, and `matched` at an IoU above 0.5; all 0 for a background."""
+    """Objects: `truth` (reference), `found` (predicted), and `matched` at an IoU above 0.5; all 0 for a background."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationBins:
-    """Probabilities in bins of equal width, and how often they came true."""
+    """Reliability bins of equal width in probability."""
 
     count: tuple[int, ...]
     """Pixels in each bin."""
@@ -141,19 +141,19 @@ class CalibrationBins:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Every number of one scene, or of all scenes together."""
+    """All scores of one scene, or of all scenes together."""
 
     classes: tuple[ClassScores, ...]
     """One per class; the background of exclusive classes first."""
     mean: Mapping[str, Estimate]
-    """Every name of `METRICS`: the mean over the classes that define it, without a background; `accuracy` of exclusive
-    classes: share of pixels that got the right one."""
+    """Every name of `METRICS`: the mean over the classes for which it is defined, without a background; `accuracy` of
+    exclusive classes: share of pixels with the right class."""
     counted: int
     """Pixels that are valid and labelled."""
     wrong: int
-    """Of those, the ones wrong in any class."""
+    """Of the counted pixels, those wrong in any class."""
     blocks: int
-    """Blocks of ground that were resampled for the intervals."""
+    """Blocks that were resampled for the intervals."""
     calibration: CalibrationBins | None = None
     """Of a mosaic's probabilities; None for polygons."""
 
@@ -165,7 +165,7 @@ class WorstWindow:
     scene: str
     """Id of the scene."""
     row: int
-    """First row in the result's grid."""
+    """First row in the prediction's grid."""
     col: int
     """First column."""
     height: int
@@ -173,37 +173,37 @@ class WorstWindow:
     width: int
     """Columns."""
     wrong: int
-    """Wrong pixels in it."""
+    """Its wrong pixels."""
     counted: int
-    """Pixels in it that count."""
+    """Its pixels that count."""
     image: str | None = None
     """The picture, relative to the evaluation's folder; None until it is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneEvaluation:
-    """What became of one scene; small and JSON-able."""
+    """The result of one scene; small and JSON-able."""
 
     scene: str
     """Id of the scene."""
     location: str
-    """Where it was read from."""
+    """File or address of the scene."""
     status: Literal["done", "failed"]
     """Whether it could be evaluated."""
     reason: str | None = None
-    """Why not, in one paragraph."""
+    """Why it failed, in one paragraph."""
     found: str = ""
     """The mosaic or polygon file that was compared."""
     labels: tuple[str, ...] = ()
     """The label files it was compared with."""
     model: str = ""
     """SHA-256 of the checkpoint that made the mosaic; empty for polygons."""
-    planes: Planes | None = None
+    planes: ClassPlanes | None = None
     """Classes compared; None when it failed."""
     shape: tuple[int, int] = (0, 0)
-    """Rows and columns of the result's grid."""
+    """Rows and columns of the prediction's grid."""
     resolution_m: float = 0.0
-    """Its true pixel side."""
+    """Pixel side on the ground, metres."""
     scores: Scores | None = None
     """The numbers; None when it failed."""
     errors: str | None = None
@@ -216,7 +216,7 @@ class SceneEvaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """What an evaluation came to; `evaluation.json` is this."""
+    """The result of an evaluation, written as `evaluation.json`."""
 
     kind: Kind
     """What was compared with the labels."""
@@ -224,7 +224,7 @@ class EvaluationReport:
     """Its path."""
     labels: str
     """Path of the labels."""
-    planes: Planes | None
+    planes: ClassPlanes | None
     """Classes compared; None when every scene failed."""
     overall: Scores | None
     """All scenes together; None when every scene failed."""
@@ -235,9 +235,9 @@ class EvaluationReport:
     settings: Mapping[str, object]
     """All settings."""
     versions: Mapping[str, str]
-    """Of Scenemill and of what its numbers rest on."""
+    """Versions of Scenemill and of the libraries that compute its numbers."""
     date: str = ""
-    """When, UTC, ISO 8601."""
+    """Time of the evaluation, UTC, ISO 8601."""
     seconds: float = 0.0
     """Wall time."""
     page: str = "evaluation.html"

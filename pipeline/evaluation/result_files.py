@@ -1,4 +1,4 @@
-"""Files of a run: where a scene's mosaic and polygons lie, and how they are read back."""
+"""Result files of a run: finding and reading a scene's mosaic and polygons."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pipeline.training.labels import VECTOR_SUFFIXES, PolygonTable, polygons_tou
 Objects = dict[str, NDArray[np.object_]]
 """Class name -> polygons in the grid's CRS."""
 ONE_CLASS = ("object",)
-"""What polygons are called when nothing says their classes; every polygon is then of this class."""
+"""The class of every polygon when the settings name no classes."""
 
 
 def find_mosaic(mosaics: Path, scene_id: str) -> Path:
     """The mosaic of a scene: `mosaics` itself, or `<scene id>/probability.tif` in it.
 
     Raises:
-        SceneError: there is none.
+        SceneError: no such file.
     """
     if mosaics.is_file():
         return mosaics
@@ -43,24 +43,24 @@ def find_polygons(polygons: Path, scene_id: str, stem: str) -> Path:
     """The polygon file of a scene: `polygons` itself, a file of the scene's stem, or `<scene id>/polygons.gpkg` in it.
 
     Raises:
-        SceneError: there is none, or more than one.
+        SceneError: no such file, or more than one.
     """
     if polygons.is_file():
         return polygons
     of_run = polygons / scene_id / OUTPUTS["polygons"]
     named = sorted(p for p in polygons.glob("*") if p.stem in (stem, scene_id) and p.suffix.lower() in VECTOR_SUFFIXES)
-    found = [of_run] if of_run.is_file() else named
-    if len(found) != 1:
-        names = ", ".join(p.name for p in found) or "none"
+    candidates = [of_run] if of_run.is_file() else named
+    if len(candidates) != 1:
+        names = ", ".join(p.name for p in candidates) or "none"
         raise SceneError(
             f"{polygons}: the scene {scene_id!r} needs one polygon file, {stem}.gpkg or "
             f"{scene_id}/{OUTPUTS['polygons']}, but there is {names}"
         )
-    return found[0]
+    return candidates[0]
 
 
 def threshold_of_run(mosaic: Path) -> float | None:
-    """The threshold set in the run that made a mosaic, from the report beside it; None = the model's."""
+    """The threshold in the settings of the run that made a mosaic, from its report; None = the model's."""
     try:
         report = json.loads(mosaic.with_name(REPORT).read_text(encoding="utf-8"))
         value = report["settings"]["polygons"]["threshold"]
@@ -70,19 +70,19 @@ def threshold_of_run(mosaic: Path) -> float | None:
 
 
 def read_objects(path: Path, classes: tuple[str, ...], grid: RasterGrid) -> Objects:
-    """Polygons of a file of ours, by class; classes that are not wanted are left out.
+    """Polygons of a GeoPackage of Scenemill, by class; other classes are left out.
 
     Raises:
-        LabelError: it cannot be read.
+        LabelError: the file cannot be read.
     """
-    frame = our_table(path, classes).frame
+    frame = read_own_polygons(path, classes).frame
     geometry, rows = polygons_touching(frame, grid)
     index = np.asarray(frame["class_index"], np.intp)[rows]
     return {name: geometry[index == k] for k, name in enumerate(classes)}
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file is a GeoPackage as we write them."""
+def is_own_file(path: Path) -> bool:
+    """Whether a file is a GeoPackage written by Scenemill."""
     import pyogrio
 
     if path.suffix.lower() != ".gpkg":
@@ -93,18 +93,20 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def our_table(path: Path, classes: tuple[str, ...]) -> PolygonTable:
-    """The polygons of the classes wanted; all of them for `ONE_CLASS`.
+def read_own_polygons(path: Path, classes: tuple[str, ...]) -> PolygonTable:
+    """The polygons of `classes` in a GeoPackage of Scenemill; all polygons for `ONE_CLASS`.
 
     Raises:
-        LabelError: it cannot be read.
+        LabelError: the file cannot be read.
     """
     import geopandas
 
     try:
         frame = geopandas.read_file(path, layer=LAYER, columns=["class"])
     except (OSError, RuntimeError, ValueError) as error:
-        raise LabelError(f"{path}: cannot be read as polygons of ours: {error}; segment the scene again") from error
+        raise LabelError(
+            f"{path}: cannot be read as polygons of scenemill: {error}; segment the scene again"
+        ) from error
     names = np.asarray(frame["class"], dtype=object)
     frame["class_index"] = [classes.index(name) if name in classes else -1 for name in names]
     if classes == ONE_CLASS:

@@ -1,13 +1,13 @@
-"""Compare a model, mosaics or polygons with labels over a list of scenes. Start here.
+"""Evaluation of a model, mosaics or polygons against labels over a list of scenes. Start here.
 
 OUT/
   evaluation.html     one page: tables with intervals, calibration, worst windows, error maps
-  evaluation.json     every number of it
-  worst/*.png         windows with the most wrong pixels: picture, truth, probability, errors
+  evaluation.json     all numbers
+  worst/*.png         windows with the most wrong pixels: picture, labels, probability, errors
   scenes/<id>/
     errors.tif        COG: hit, false alarm, miss, wrong class, not counted
-    counts.npz        counts per block of ground, which the intervals are resampled from
-    probability.tif   and its companions, when a model was evaluated
+    counts.npz        counts per block, from which the intervals are resampled
+    probability.tif   and the other outputs of a run, when a model was evaluated
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline import __version__
 from pipeline.catalog import CatalogEntry
 from pipeline.distribute import cluster
 from pipeline.errors import LabelError, ScenemillError, SettingsError
-from pipeline.evaluation.comparison import SceneCount
+from pipeline.evaluation.comparison import SceneCounter
 from pipeline.evaluation.metrics.calibration import join_bins
 from pipeline.evaluation.metrics.counts import BlockCounts
 from pipeline.evaluation.metrics.scores import join_counts, score_counts
@@ -40,7 +40,7 @@ from pipeline.evaluation.plan import (
     open_comparison,
     plan_evaluation,
 )
-from pipeline.evaluation.records import EvaluateSpec, EvaluationReport, Planes, SceneEvaluation
+from pipeline.evaluation.records import ClassPlanes, EvaluateSpec, EvaluationReport, SceneEvaluation
 from pipeline.evaluation.reference import LabelFiles
 from pipeline.evaluation.worst import draw_worst, find_worst
 from pipeline.model.predictor import LoadedModel
@@ -53,9 +53,9 @@ __all__ = ["EvaluateSpec", "EvaluationReport", "evaluate"]
 log = logging.getLogger(__name__)
 
 PACKAGES = ("numpy", "rasterio", "shapely", "geopandas", "torch")
-"""Their versions are recorded."""
+"""Libraries whose versions are recorded."""
 ERRORS, COUNTS = "errors.tif", "counts.npz"
-"""What is written for each scene."""
+"""Output files of each scene."""
 
 
 def evaluate(
@@ -67,25 +67,25 @@ def evaluate(
     mosaics: str | Path | None = None,
     polygons: str | Path | None = None,
     spec: EvaluateSpec | None = None,
-    watcher: Callable[[CatalogEntry], ProgressCallback | None] = lambda _: None,
+    progress_of: Callable[[CatalogEntry], ProgressCallback | None] = lambda _: None,
 ) -> EvaluationReport:
-    """Compare a model, mosaics or polygons (exactly one of them) with labels, scene by scene and in all.
+    """Compare a model, mosaics or polygons (exactly one of them) with labels, per scene and over all scenes.
 
-    A scene that cannot be evaluated is reported with its reason and stops no other.
+    A scene that cannot be evaluated is reported with its reason and does not stop the others.
 
     Args:
         images: scenes: files, folders, globs or addresses.
-        labels: whatever training takes: a vector file or mask raster for all scenes, or a folder of them.
+        labels: as for training: a vector file or mask raster for all scenes, or a folder of them.
         out: folder of the evaluation.
         model: a checkpoint, or several whose probabilities are averaged; every scene is segmented into
             `out/scenes/<id>/` first.
         mosaics: the folder of a run, or one `probability.tif`.
         polygons: one vector file for all scenes, a folder with one of each scene's stem, or the folder of a run.
         spec: settings.
-        watcher: gives the progress callback of a scene.
+        progress_of: returns the progress callback of a scene.
 
     Raises:
-        SettingsError: before any scene, wrong usage; or classes that a result does not have.
+        SettingsError: before any scene, wrong usage; or a class that a prediction lacks.
         LabelError: before any scene, when there are no labels.
         ModelError: before any scene, when the checkpoint cannot be used.
         TransientError: the disk refuses.
@@ -99,7 +99,7 @@ def evaluate(
     with on_plan_devices(plan) as running:
         for entry in plan.entries:
             try:
-                scenes.append(evaluate_scene(running, entry, files, predictor=predictor, watch=watcher(entry)))
+                scenes.append(evaluate_scene(running, entry, files, predictor=predictor, progress=progress_of(entry)))
             except SettingsError:
                 raise
             except Exception as error:
@@ -114,29 +114,29 @@ def evaluate_scene(
     files: LabelFiles,
     *,
     predictor: LoadedModel | None = None,
-    watch: ProgressCallback | None = None,
+    progress: ProgressCallback | None = None,
 ) -> SceneEvaluation:
     """Evaluate one scene: counts per block, scores, error map.
 
     Raises:
-        SceneError: the scene or its result cannot be used.
-        LabelError: its labels cannot be used, or do not touch it.
-        SettingsError: classes that the result does not have.
+        SceneError: the scene or its prediction cannot be used.
+        LabelError: the labels cannot be used, or do not touch the scene.
+        SettingsError: `classes` names a class that the prediction lacks.
         TransientError: disk or network failed; running again may help.
     """
     started, folder = time.perf_counter(), plan.out / SCENES / entry.id
     if predictor is not None:
         check_labels(plan, entry, files, predictor.card)
-        _segment(plan, entry, predictor, watch)
+        _segment(plan, entry, predictor, progress)
+    tags = {"SCENEMILL_SCENE": entry.id, "SCENEMILL_VERSION": __version__}
     with closing(open_comparison(plan, entry, files)) as comparison:
         ensure_dir(folder)
-        count = SceneCount(comparison, plan.spec)
-        count.run(folder / ERRORS, tags={"SCENEMILL_SCENE": entry.id, "SCENEMILL_VERSION": __version__}, watch=watch)
-        counts, grid = count.counter.finish(), comparison.found.grid
-    found, planes = comparison.found, comparison.planes
+        counter = SceneCounter(comparison, plan.spec)
+        counter.run(folder / ERRORS, tags=tags, progress=progress)
+    counts, prediction, planes = counter.counter.finish(), comparison.prediction, comparison.planes
     if not counts.counted.any():
         raise LabelError(
-            f"{entry.location}: no pixel is both labelled and valid in {found.path}, so nothing can be compared; "
+            f"{entry.location}: no pixel is both labelled and valid in {prediction.path}, so nothing can be compared; "
             "check the labels, labelled_area and nodata"
         )
     counts.save(folder / COUNTS)
@@ -144,13 +144,13 @@ def evaluate_scene(
         scene=entry.id,
         location=entry.location,
         status="done",
-        found=str(found.path),
+        found=str(prediction.path),
         labels=files.names(entry.location),
-        model=found.model,
+        model=prediction.model,
         planes=planes,
-        shape=grid.shape,
-        resolution_m=round(grid.resolution_m, 4),
-        scores=score_counts(counts, planes, plan.spec.bootstrap, calibration=count.calibration.finish()),
+        shape=prediction.grid.shape,
+        resolution_m=round(prediction.grid.resolution_m, 4),
+        scores=score_counts(counts, planes, plan.spec.bootstrap, calibration=counter.calibration.finish()),
         errors=f"{SCENES}/{entry.id}/{ERRORS}",
         counts=f"{SCENES}/{entry.id}/{COUNTS}",
         seconds=round(time.perf_counter() - started, 2),
@@ -166,10 +166,10 @@ def failed_evaluation(entry: CatalogEntry, error: BaseException) -> SceneEvaluat
 def aggregate(
     plan: EvaluationPlan, scenes: Sequence[SceneEvaluation], files: LabelFiles, *, seconds: float = 0.0
 ) -> EvaluationReport:
-    """All scenes together: overall scores, pictures of the worst windows, the page and its numbers.
+    """Combine the scenes: overall scores, pictures of the worst windows, the page and its JSON.
 
     Raises:
-        SettingsError: the scenes' results have different classes.
+        SettingsError: the predictions have different classes.
         TransientError: the disk refuses.
     """
     done = [scene for scene in scenes if scene.status == "done"]
@@ -198,20 +198,22 @@ def aggregate(
     return report
 
 
-def _segment(plan: EvaluationPlan, entry: CatalogEntry, predictor: LoadedModel, watch: ProgressCallback | None) -> None:
+def _segment(
+    plan: EvaluationPlan, entry: CatalogEntry, predictor: LoadedModel, progress: ProgressCallback | None
+) -> None:
     spec = plan.spec.segment
     scene = describe_scene(entry.location, spec.reading, card=predictor.card, scene_id=entry.id)
     with cluster(spec.distribute) as client:
-        segment_scene(scene, plan.out / SCENES, predictor=predictor, spec=spec, client=client, watch=watch)
+        segment_scene(scene, plan.out / SCENES, predictor=predictor, spec=spec, client=client, watch=progress)
 
 
-def _common_planes(scenes: Sequence[SceneEvaluation]) -> Planes | None:
-    """What all scenes are compared by; None without a scene."""
+def _common_planes(scenes: Sequence[SceneEvaluation]) -> ClassPlanes | None:
+    """The classes of all scenes; None when there is no scene."""
     for scene in scenes:
         if scene.planes != scenes[0].planes:
             names, first = (", ".join(each.planes.names) for each in (scene, scenes[0]) if each.planes)
             raise SettingsError(
                 f"classes: {scene.found} has {names}, but {scenes[0].found} has {first}; evaluate results of one "
-                "model, or name the classes they share"
+                "model, or name their common classes"
             )
     return scenes[0].planes if scenes else None

@@ -1,4 +1,4 @@
-"""The windows with the most wrong pixels: found in the counts, and drawn."""
+"""Worst windows: the blocks with the most wrong pixels, and their pictures."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ FOLDER = "worst"
 def find_worst(
     scenes: Sequence[SceneEvaluation], tables: Sequence[BlockCounts], spec: EvaluateSpec
 ) -> list[WorstWindow]:
-    """The blocks with the most wrong pixels, those without one left out; ties in the order of scenes and blocks."""
-    size, found = spec.bootstrap.block_size, []
+    """The blocks with the most wrong pixels, at least one each; ties in the order of scenes and blocks."""
+    size, windows = spec.bootstrap.block_size, []
     for scene, table in zip(scenes, tables, strict=True):
-        for place in (-table.wrong).argsort(kind="stable")[: spec.worst_windows].tolist():
-            row, col = int(table.row[place]), int(table.col[place])
+        for block in (-table.wrong).argsort(kind="stable")[: spec.worst_windows].tolist():
+            row, col = int(table.row[block]), int(table.col[block])
             window = WorstWindow(
                 scene=scene.scene,
                 row=row,
                 col=col,
                 height=min(size, scene.shape[0] - row),
                 width=min(size, scene.shape[1] - col),
-                wrong=int(table.wrong[place]),
-                counted=int(table.counted[place]),
+                wrong=int(table.wrong[block]),
+                counted=int(table.counted[block]),
             )
-            found.append(window)
-    return [w for w in sorted(found, key=lambda w: -w.wrong)[: spec.worst_windows] if w.wrong]
+            windows.append(window)
+    return [w for w in sorted(windows, key=lambda w: -w.wrong)[: spec.worst_windows] if w.wrong]
 
 
 def draw_worst(plan: EvaluationPlan, files: LabelFiles, worst: Sequence[WorstWindow]) -> tuple[WorstWindow, ...]:
-    """Draw them, scene by scene, so that each is opened once.
+    """Draw the windows, scene by scene, so that each scene is opened once.
 
     Raises:
         TransientError: the disk refuses.
     """
-    for former in (plan.out / FOLDER).glob("[0-9][0-9]*-r*-c*.png"):
-        former.unlink()
+    for previous in (plan.out / FOLDER).glob("[0-9][0-9]*-r*-c*.png"):
+        previous.unlink()
     if worst:
         ensure_dir(plan.out / FOLDER)
     drawn: dict[int, WorstWindow] = {}
     for entry in plan.entries:
-        mine = [(rank, window) for rank, window in enumerate(worst, start=1) if window.scene == entry.id]
-        if not mine:
+        ranked = [(rank, window) for rank, window in enumerate(worst, start=1) if window.scene == entry.id]
+        if not ranked:
             continue
         with closing(open_comparison(plan, entry, files)) as comparison:
-            for rank, window in mine:
+            for rank, window in ranked:
                 name = f"{FOLDER}/{rank:02}-{entry.id}-r{window.row}-c{window.col}.png"
                 atomic_write(plan.out / name, draw_window(comparison, window, title=f"{rank}"))
                 drawn[rank] = replace(window, image=name)
@@ -65,6 +65,6 @@ def draw_worst(plan: EvaluationPlan, files: LabelFiles, worst: Sequence[WorstWin
 
 
 def draw_window(comparison: Comparison, window: WorstWindow, *, title: str) -> bytes:
-    """A PNG of one window: picture, truth, probability, errors."""
-    shown = comparison.show(Window(window.col, window.row, window.width, window.height))
-    return overlay_png(shown, comparison.shown_card, title=title)
+    """A PNG of one window: picture, labels, probability, errors."""
+    shown = comparison.shown_window(Window(window.col, window.row, window.width, window.height))
+    return overlay_png(shown, comparison.display_card, title=title)

@@ -41,7 +41,7 @@ def test_equal_blocks_leave_no_doubt() -> None:
 def test_a_seed_gives_the_same_interval_however_little_memory_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = np.random.default_rng(1).integers(1, 9, (50, 2))
     first = resample_sums(counts, SPEC)
-    monkeypatch.setattr(bootstrap, "HELD_WEIGHTS", 170)
+    monkeypatch.setattr(bootstrap, "MAX_WEIGHTS", 170)
     np.testing.assert_array_equal(first, resample_sums(counts, SPEC))
     assert (resample_sums(counts, replace(SPEC, seed=1)) != first).any()
 
@@ -49,8 +49,8 @@ def test_a_seed_gives_the_same_interval_however_little_memory_is_used(monkeypatc
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
 def test_a_proportion_gets_the_interval_of_the_closed_form(share: float) -> None:
     n = 2000
-    hits = np.arange(n) < share * n
-    low, high = interval(np.stack([hits, np.ones(n)], axis=1).astype(np.int64), replace(SPEC, resamples=4000))
+    true_positives = np.arange(n) < share * n
+    low, high = interval(np.stack([true_positives, np.ones(n)], axis=1).astype(np.int64), replace(SPEC, resamples=4000))
     half = 1.959964 * np.sqrt(share * (1 - share) / n)  # of the normal approximation
     assert low == pytest.approx(share - half, abs=0.06 * half + 1 / n)
     assert high == pytest.approx(share + half, abs=0.06 * half + 1 / n)

@@ -1,4 +1,4 @@
-"""Evaluation: what is counted, what it comes to, and what is told of it."""
+"""Evaluation: counts, scores, and the report and page of a run."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from pipeline.evaluation.metrics import counts as counting
 from pipeline.evaluation.metrics.boundary import score_boundary
 from pipeline.evaluation.metrics.calibration import CalibrationSums, join_bins
 from pipeline.evaluation.metrics.counts import BlockCounter, BlockCounts, PixelPlanes
-from pipeline.evaluation.metrics.matching import score_polygons_over
+from pipeline.evaluation.metrics.matching import score_object_curve
 from pipeline.evaluation.metrics.objects import place_objects
 from pipeline.evaluation.metrics.scores import OBJECT_RATIOS, PIXEL_RATIOS, score_counts
 from pipeline.evaluation.page import render_page
-from pipeline.evaluation.records import METRICS, BootstrapSpec, EvaluateSpec, EvaluationReport, Planes
+from pipeline.evaluation.records import METRICS, BootstrapSpec, ClassPlanes, EvaluateSpec, EvaluationReport
 from pipeline.evaluation.run import evaluate
 from pipeline.model.card import ModelCard
 from pipeline.polygons.shaping import PolygonSpec
@@ -52,7 +52,7 @@ SPEC = EvaluateSpec(
 )
 ROOF = ModelCard(bands=("red",), classes=("roof",))
 SQUARES = [shapely.box(c, r, c + 10, r + 10) for r, c in ((5, 5), (40, 8), (70, 70), (20, 60), (80, 20))]
-"""Five true objects, `(col, row)`."""
+"""Five reference objects, `(col, row)`."""
 
 
 def burn(shapes: list[shapely.Polygon], side: int = SIDE) -> NDArray[np.uint8]:
@@ -64,7 +64,7 @@ def burn(shapes: list[shapely.Polygon], side: int = SIDE) -> NDArray[np.uint8]:
 
 
 class Case:
-    """A scene, its labels as polygons and as a mask, and the folder of a run that found some squares in it."""
+    """A scene, its labels as polygons and as a mask, and the folder of a run that segmented some squares in it."""
 
     def __init__(self, folder: Path, make_scene: MakeScene) -> None:
         self.folder, self.make_scene, self.run = folder, make_scene, folder / "run"
@@ -118,37 +118,38 @@ def random_planes(seed: int, shape: tuple[int, int, int], *, background: bool = 
     )
 
 
-def count(planes: PixelPlanes, *, block_size: int, border: int = 2) -> tuple[BlockCounts, NDArray[np.uint8]]:
+def count(planes: PixelPlanes, *, block_size: int, band_px: int = 2) -> tuple[BlockCounts, NDArray[np.uint8]]:
     counter = BlockCounter(
-        planes.predicted.shape[1:], planes=len(planes.predicted), block_size=block_size, border=border
+        planes.predicted.shape[1:], planes=len(planes.predicted), block_size=block_size, band_px=band_px
     )
     rows = []
     for row in counter.windows():
-        codes = [counter.add(core, wide, planes.part(*wide.toslices())) for core, wide in row]
+        codes = [counter.add(core, wide, planes.crop(*wide.toslices())) for core, wide in row]
         rows.append(np.concatenate(codes, axis=1))
     return counter.finish(), np.concatenate(rows)
 
 
-# --- what is counted
+# --- counts
 
 
 @given(
     st.integers(1, 90), st.integers(1, 90), st.sampled_from([16, 17, 40]), st.sampled_from([1, 3]), st.integers(0, 99)
 )
 def test_blocks_add_up_to_the_scene_whatever_their_size(
-    height: int, width: int, block_size: int, border: int, seed: int
+    height: int, width: int, block_size: int, band_px: int, seed: int
 ) -> None:
     planes = random_planes(seed, (2, height, width))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counting, "READ_PIXELS", 32)
-        counts, codes = count(planes, block_size=block_size, border=border)
+        patch.setattr(counting, "READ_SIDE_PX", 32)
+        counts, codes = count(planes, block_size=block_size, band_px=band_px)
     whole = Confusion.of(planes.predicted[None], planes.labelled[None], planes.counted[None])
     sums = counts.pixels.sum(axis=0)
     names = ("true_positive", "false_positive", "false_negative", "true_negative")
     np.testing.assert_array_equal(sums[:, :4].T, [getattr(whole, name) for name in names])
     for k in range(2):
-        outline = score_boundary(planes.labelled[k], planes.predicted[k], planes.counted[k], width_px=border)
-        assert sums[k, 4:].tolist() == [outline.hits, outline.hits + outline.misses + outline.false_alarms]
+        outline = score_boundary(planes.labelled[k], planes.predicted[k], planes.counted[k], width_px=band_px)
+        union = outline.true_positives + outline.false_positives + outline.false_negatives
+        assert sums[k, 4:].tolist() == [outline.true_positives, union]
     np.testing.assert_array_equal(codes, planes.codes())
     assert counts.wrong.sum() == np.isin(codes, (2, 3, 4)).sum()
     assert counts.counted.sum() == planes.counted.any(axis=0).sum()
@@ -157,7 +158,7 @@ def test_blocks_add_up_to_the_scene_whatever_their_size(
 def test_scores_are_those_of_the_confusion_of_all_pixels_together() -> None:
     planes = random_planes(3, (3, 70, 50))
     counts, _ = count(planes, block_size=16)
-    scores = score_counts(counts, Planes(names=("a", "b", "c")), SPEC.bootstrap)
+    scores = score_counts(counts, ClassPlanes(names=("a", "b", "c")), SPEC.bootstrap)
     whole = Confusion.of(planes.predicted[None], planes.labelled[None], planes.counted[None])
     for name in ("iou", "f1", "precision", "recall", "accuracy"):
         each = [scored.metrics[name].value for scored in scores.classes]
@@ -178,7 +179,8 @@ def test_of_exclusive_classes_the_accuracy_is_the_share_of_right_pixels_and_the_
     everything = np.ones((3, 40, 40), bool)
     planes = PixelPlanes(predicted=predicted == index, labelled=labelled == index, counted=everything, background=True)
     counts, codes = count(planes, block_size=16)
-    scores = score_counts(counts, Planes(names=("none", "a", "b"), background=True, exclusive=True), SPEC.bootstrap)
+    classes = ClassPlanes(names=("none", "a", "b"), background=True, exclusive=True)
+    scores = score_counts(counts, classes, SPEC.bootstrap)
     whole = Confusion.of_index(predicted, labelled, classes=3, background=True)
     assert scores.mean["accuracy"].value == pytest.approx(whole.overall_accuracy, abs=1e-6)
     assert scores.mean["iou"].value == pytest.approx(whole.mean_iou, abs=1e-6)
@@ -215,10 +217,10 @@ boxes = st.lists(
 
 
 @given(boxes, boxes)
-def test_objects_match_as_the_scoring_says(truth: list[shapely.Polygon], found: list[shapely.Polygon]) -> None:
-    true, seen = np.array(truth, object), np.array(found, object)
-    curve = score_polygons_over(true, seen)
-    for side in place_objects(true, seen, grid_of(64)):
+def test_objects_match_as_in_the_curve(truth: list[shapely.Polygon], found: list[shapely.Polygon]) -> None:
+    reference, predicted = np.array(truth, object), np.array(found, object)
+    curve = score_object_curve(reference, predicted)
+    for side in place_objects(reference, predicted, grid_of(64)):
         assert side.matched.sum(axis=0).tolist() == list(curve.matched)
 
 
@@ -274,19 +276,19 @@ def test_what_is_missed_and_what_is_invented_is_counted_mapped_and_shown(case: C
     assert values(report)["iou"] == pytest.approx(900 / (1000 + 144), abs=1e-6)
 
 
-def test_masks_and_polygons_of_the_same_objects_score_alike(case: Case) -> None:
+def test_masks_and_polygons_of_the_same_objects_score_the_same(case: Case) -> None:
     case.add("a", found=SQUARES[1:])
     assert values(case.evaluate(labels=case.masks)) == values(case.evaluate(labels=case.polygons))
 
 
-def test_a_mosaic_and_the_polygons_made_of_it_score_alike(case: Case) -> None:
+def test_a_mosaic_and_the_polygons_made_of_it_score_the_same(case: Case) -> None:
     case.add("a", found=SQUARES[1:])
     case.add("b", found=[])
     by_mosaic, by_polygons = case.evaluate(), case.evaluate(polygons=case.run)
     assert values(by_mosaic) == values(by_polygons)
     assert by_polygons.overall is not None
     assert by_polygons.overall.calibration is None
-    assert by_mosaic.planes == Planes(names=("roof",))
+    assert by_mosaic.planes == ClassPlanes(names=("roof",))
 
 
 def test_a_polygon_file_of_any_kind_is_compared(case: Case) -> None:
@@ -328,7 +330,7 @@ def test_outside_of_the_labelled_area_nothing_counts(case: Case) -> None:
     assert (errors_of(case, "a")[:, 36:] == 255).all()
 
 
-def test_exclusive_classes_are_told_apart(case: Case) -> None:
+def test_exclusive_classes_are_distinguished(case: Case) -> None:
     card = ModelCard(bands=("red",), classes=("none", "roof", "road"), activation="softmax", background="none")
 
     def predict(tiles: NDArray[Any]) -> NDArray[Any]:
@@ -342,7 +344,7 @@ def test_exclusive_classes_are_told_apart(case: Case) -> None:
     case.make_scene(truth.astype(np.uint8), name="masks/a.tif", crs=UTM, transform=ORIGIN)
     case.images.append(image)
     report = case.evaluate(labels=case.masks)
-    assert report.planes == Planes(names=("none", "roof", "road"), background=True, exclusive=True)
+    assert report.planes == ClassPlanes(names=("none", "roof", "road"), background=True, exclusive=True)
     assert (errors_of(case, "a") == 4).sum() == 100
     whole = report.overall
     assert whole is not None
@@ -377,7 +379,7 @@ def test_several_models_are_evaluated_as_one(case: Case, tmp_path: Path) -> None
         case.evaluate(model=[models[0], tmp_path / "nowhere.safetensors"], spec=spec)
 
 
-def test_labels_that_cannot_be_used_are_told_before_a_model_is_run(case: Case, tmp_path: Path) -> None:
+def test_labels_that_cannot_be_used_are_reported_before_a_model_is_run(case: Case, tmp_path: Path) -> None:
     case.add("a")
     case.label("a", [shapely.box(5000, 5000, 5010, 5010)])
     model = write_checkpoint(tmp_path / "model.safetensors", classes=("roof",))
@@ -441,7 +443,7 @@ def test_when_every_scene_fails_the_page_says_so(case: Case) -> None:
     ],
     ids=["two results", "no such path", "one mosaic for two scenes", "no common class"],
 )
-def test_wrong_usage_is_told_at_once(case: Case, change: Callable[[Case], dict[str, Any]], reason: str) -> None:
+def test_wrong_usage_is_reported_at_once(case: Case, change: Callable[[Case], dict[str, Any]], reason: str) -> None:
     case.add("a")
     case.add("b")
     with pytest.raises(SettingsError, match=reason):
@@ -456,7 +458,7 @@ def test_settings_that_mean_nothing_are_refused_by_name(wrong: dict[str, Any]) -
         EvaluateSpec(**wrong)
 
 
-# --- what is told
+# --- report and page
 
 
 def test_the_numbers_are_all_in_the_json_and_the_error_map_is_a_cog_with_colours(case: Case) -> None:
@@ -464,9 +466,9 @@ def test_the_numbers_are_all_in_the_json_and_the_error_map_is_a_cog_with_colours
 
     case.add("a", found=SQUARES[1:])
     report = case.evaluate()
-    told = json.loads((case.folder / "eval" / "evaluation.json").read_text())
-    assert told["overall"]["mean"]["iou"]["value"] == values(report)["iou"]
-    assert told["scenes"][0]["scores"]["classes"][0]["objects"]["matched"] == 4
+    written = json.loads((case.folder / "eval" / "evaluation.json").read_text())
+    assert written["overall"]["mean"]["iou"]["value"] == values(report)["iou"]
+    assert written["scenes"][0]["scores"]["classes"][0]["objects"]["matched"] == 4
     path = case.folder / "eval" / "scenes" / "a" / "errors.tif"
     assert cog_validate(path)[0]
     with rasterio.open(path) as dataset:
@@ -500,7 +502,7 @@ class _Reader(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_holds_everything_itself_and_escapes_what_it_is_told(case: Case) -> None:
+def test_the_page_is_self_contained_and_escapes_its_values(case: Case) -> None:
     case.add("a", found=SQUARES[1:])
     report = case.evaluate()
     evil = "<script>alert(1)</script>"
@@ -518,7 +520,7 @@ def test_the_page_holds_everything_itself_and_escapes_what_it_is_told(case: Case
     assert "url(" not in page
 
 
-def test_a_window_is_read_alike_however_it_is_cut(case: Case) -> None:
+def test_a_window_is_read_the_same_however_it_is_cut(case: Case) -> None:
     from pipeline.evaluation.plan import find_label_files, open_comparison, plan_evaluation
 
     case.add("a", found=SQUARES[2:])
@@ -526,13 +528,13 @@ def test_a_window_is_read_alike_however_it_is_cut(case: Case) -> None:
     comparison = open_comparison(plan, plan.entries[0], find_label_files(plan))
     whole, _ = comparison.read(Window(0, 0, SIDE, SIDE))
     part, _ = comparison.read(Window(7, 11, 40, 50))
-    np.testing.assert_array_equal(whole.part(slice(11, 61), slice(7, 47)).labelled, part.labelled)
-    np.testing.assert_array_equal(whole.part(slice(11, 61), slice(7, 47)).predicted, part.predicted)
+    np.testing.assert_array_equal(whole.crop(slice(11, 61), slice(7, 47)).labelled, part.labelled)
+    np.testing.assert_array_equal(whole.crop(slice(11, 61), slice(7, 47)).predicted, part.predicted)
     comparison.close()
 
 
 @pytest.mark.slow
-def test_the_flow_tells_which_scenes_failed_and_keeps_the_rest(ephemeral: None, case: Case, tmp_path: Path) -> None:
+def test_the_flow_reports_which_scenes_failed_and_keeps_the_rest(ephemeral: None, case: Case, tmp_path: Path) -> None:
     from flows.evaluate import evaluate_scenes
     from flows.summaries import EvaluationFailedError
 

@@ -1,4 +1,4 @@
-"""Scores of masks and of objects, with their intervals."""
+"""Scores of masks and objects, with bootstrap intervals."""
 
 import lazy_loader
 

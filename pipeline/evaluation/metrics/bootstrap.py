@@ -1,9 +1,9 @@
-"""How sure is a score: intervals from resampling blocks of the ground.
+"""Spatial block bootstrap: confidence intervals of scores.
 
-Neighbouring pixels are right or wrong together, so a score's uncertainty follows the number of independent
-places, not of pixels. Whole blocks are therefore resampled with replacement (the spatial block bootstrap:
-Hall 1985, Stochastic Processes and their Applications 20:231), and the interval is cut from the resampled
-scores by percentiles (Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 13.3).
+Errors of neighbouring pixels are correlated, so the uncertainty of a score depends on the number of independent
+places, not of pixels. Whole blocks are therefore resampled with replacement (Hall 1985, Stochastic Processes and
+their Applications 20:231), and the interval is taken from the percentiles of the resampled scores (Efron &
+Tibshirani 1993, An Introduction to the Bootstrap, section 13.3).
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.records import BootstrapSpec
 
-FEW_BLOCKS = 30
-"""With fewer blocks the intervals are themselves a guess, commonly too narrow."""
-HELD_WEIGHTS = 2_000_000
-"""Most weights held at once; bounds memory for scenes of many blocks."""
+MIN_BLOCKS = 30
+"""With fewer blocks the intervals are unreliable, commonly too narrow."""
+MAX_WEIGHTS = 2_000_000
+"""At most this number of weights is held at once; bounds memory for scenes of many blocks."""
 
 
 def resample_sums(counts: NDArray[np.int64], spec: BootstrapSpec) -> NDArray[np.float64]:
     """Column sums of each resample of the blocks.
 
-    A resample draws as many blocks as there are, with replacement; how often each is drawn is multinomial, so
+    A resample draws `blocks` blocks with replacement; the number of draws of each block is multinomial, so
     `sums[r] = weights[r] @ counts` with `weights[r].sum() == blocks`.
 
     Args:
-        counts: `(blocks, columns)`, what was counted in each block.
+        counts: `(blocks, columns)`.
         spec: resamples and seed.
 
     Returns:
@@ -36,11 +36,11 @@ def resample_sums(counts: NDArray[np.int64], spec: BootstrapSpec) -> NDArray[np.
     if not blocks:
         return np.zeros((spec.resamples, counts.shape[1]))
     rng, table = np.random.default_rng(spec.seed), counts.astype(np.float64)
-    step, even = max(1, HELD_WEIGHTS // blocks), np.full(blocks, 1 / blocks)
+    step, uniform = max(1, MAX_WEIGHTS // blocks), np.full(blocks, 1 / blocks)
     sums = np.empty((spec.resamples, counts.shape[1]))
     for start in range(0, spec.resamples, step):
         part = sums[start : start + step]
-        part[:] = rng.multinomial(blocks, even, size=len(part)).astype(np.float64) @ table
+        part[:] = rng.multinomial(blocks, uniform, size=len(part)).astype(np.float64) @ table
     return sums
 
 

@@ -1,7 +1,7 @@
-"""Boundary IoU (Cheng et al. 2021): how well outlines agree, however large the objects are.
+"""Boundary IoU (Cheng et al. 2021): agreement of outlines, independent of the size of the objects.
 
-Plain IoU hardly notices a ragged outline of a large object. Here only the pixels of a mask that lie near its own
-outline are compared, so that large and small objects are judged alike.
+Plain IoU hardly changes with a ragged outline of a large object. Boundary IoU compares only the pixels of a mask near
+its own outline, so that large and small objects have the same weight.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def boundary_width_px(height: int, width: int, share: float = SHARE_OF_DIAGONAL)
 
 
 def score_boundary(
-    truth: NDArray[np.bool_],
-    found: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    predicted: NDArray[np.bool_],
     valid: NDArray[np.bool_] | None = None,
     *,
     width_px: int,
@@ -36,39 +36,39 @@ def score_boundary(
 ) -> PixelScore:
     """Count the band pixels of two masks of one class; the score's `iou` is the boundary IoU.
 
-    `|band(truth) & band(found)| / |band(truth) | band(found)|`. Counts of blocks add up to those of the whole scene
-    when the cores partition it and each block reaches `width_px` beyond its core, or to the scene's edge.
+    `|band(reference) & band(predicted)| / |band(reference) | band(predicted)|`. Counts of blocks add up to those of the
+    whole scene when the cores partition it and each block reaches `width_px` beyond its core, or to the scene's edge.
 
     Args:
-        truth: `(height, width)`, True where the class is.
-        found: the same shape, True where it was found.
-        valid: the same shape, True where pixels count; all by default.
-        width_px: how far from an outline a pixel still belongs to its band, at least 1, counted like a king's moves.
+        reference: `(height, width)`, True = of the class.
+        predicted: the same shape, True = predicted as the class.
+        valid: the same shape, True = the pixel counts; all by default.
+        width_px: Chebyshev distance from an outline up to which a pixel belongs to its band, at least 1.
         core: rows and columns whose pixels are counted; all by default.
 
     >>> square = np.zeros((9, 9), bool)
     >>> square[1:8, 1:8] = True
-    >>> score_boundary(square, square, width_px=1).hits
+    >>> score_boundary(square, square, width_px=1).true_positives
     24
     """
-    valid = np.ones(truth.shape, bool) if valid is None else valid
+    valid = np.ones(reference.shape, bool) if valid is None else valid
     rows, cols = core or (slice(None), slice(None))
-    bands = (boundary_band(mask, valid, width_px)[rows, cols] for mask in (truth, found))
+    bands = (boundary_band(mask, valid, width_px)[rows, cols] for mask in (reference, predicted))
     return score_pixels(*bands)
 
 
 def boundary_band(mask: NDArray[np.bool_], valid: NDArray[np.bool_], width_px: int) -> NDArray[np.bool_]:
     """Valid pixels of a mask that have a valid pixel outside the mask within `width_px`.
 
-    Where data ends, at nodata or at the edge of the array, no object ends: there is no outline. (The paper's own
-    code takes the edge of the image for one, which both masks then get right for nothing.)
+    Nodata and the edge of the array are not outlines. (The paper's own code treats the edge of the image as an
+    outline, which every pair of masks then has in common.)
     """
     outside = valid & ~mask
     return mask & valid & _is_near(_is_near(outside, width_px, axis=0), width_px, axis=1)
 
 
 def _is_near(mask: NDArray[np.bool_], reach: int, *, axis: int) -> NDArray[np.bool_]:
-    """Whether some pixel within `reach` along an axis is True: from running counts, so at any reach at one cost."""
+    """Whether a pixel within `reach` along an axis is True; from running counts, so every reach costs the same."""
     counts = np.insert(np.cumsum(mask, axis=axis, dtype=np.int32), 0, 0, axis=axis)
     at, length = np.arange(mask.shape[axis]), mask.shape[axis]
     before = counts.take(np.maximum(at - reach, 0), axis=axis)

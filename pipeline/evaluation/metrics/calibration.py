@@ -1,6 +1,6 @@
-"""Do probabilities come true: pixels of a mosaic in bins of probability, added up block by block.
+"""Calibration of a mosaic's probabilities: reliability bins, summed block by block.
 
-Independent classes: of the pixels given a class with probability p, a share p should be of it. Exclusive
+Independent classes: of the pixels with probability p of a class, a share p should be of that class. Exclusive
 classes: of the pixels whose likeliest class has probability p, a share p should be of that class (Guo et al.
 2017, On Calibration of Modern Neural Networks, eq. 1 to 3).
 """
@@ -17,7 +17,7 @@ from pipeline.training.validation import BINS, Reliability, bin_of
 
 
 class CalibrationSums:
-    """Counts per bin."""
+    """Sums per bin of probability."""
 
     def __init__(self) -> None:
         self.count = np.zeros(BINS, np.int64)
@@ -32,30 +32,30 @@ class CalibrationSums:
         *,
         exclusive: bool,
     ) -> None:
-        """Count a window, all `(planes, height, width)`; `exclusive`: only the likeliest class of each pixel."""
+        """Add a window, all `(planes, height, width)`; `exclusive` = only the likeliest class of each pixel."""
         if exclusive:
             best = probability.argmax(axis=0)[None]
             probability = np.take_along_axis(probability, best, axis=0)
             labelled, counted = (np.take_along_axis(each, best, axis=0) for each in (labelled, counted))
         chosen = probability[counted].astype(np.float64)
-        place = bin_of(chosen)
-        self.count += np.bincount(place, minlength=BINS)
-        self.probability += np.bincount(place, chosen, minlength=BINS)
-        self.true += np.bincount(place[labelled[counted]], minlength=BINS)
+        index = bin_of(chosen)
+        self.count += np.bincount(index, minlength=BINS)
+        self.probability += np.bincount(index, chosen, minlength=BINS)
+        self.true += np.bincount(index[labelled[counted]], minlength=BINS)
 
     def finish(self) -> CalibrationBins | None:
-        """The bins; None when nothing was counted."""
+        """The bins; None when no pixel was added."""
         return _bins(self.count, self.probability, self.true)
 
 
 def join_bins(parts: Iterable[CalibrationBins]) -> CalibrationBins | None:
-    """The bins of several scenes together; None without any."""
+    """The bins of several scenes together; None when there are none."""
     count, probability, true = np.zeros(BINS, np.int64), np.zeros(BINS), np.zeros(BINS)
     for part in parts:
-        here = np.array(part.count)
-        count += here
-        probability += here * np.array([value or 0.0 for value in part.confidence])
-        true += here * np.array([value or 0.0 for value in part.accuracy])
+        pixels = np.array(part.count)
+        count += pixels
+        probability += pixels * np.array([value or 0.0 for value in part.confidence])
+        true += pixels * np.array([value or 0.0 for value in part.accuracy])
     return _bins(count, probability, true)
 
 
@@ -65,21 +65,21 @@ def _bins(
     total = int(count.sum())
     if not total:
         return None
-    confidence, accuracy = (_shares(sums.astype(np.float64), count) for sums in (probability, true))
+    confidence, accuracy = (_mean_per_bin(sums.astype(np.float64), count) for sums in (probability, true))
     bins = Reliability(confidence=confidence, accuracy=accuracy, count=count)
     return CalibrationBins(
         count=tuple(count.tolist()),
-        confidence=_plain(confidence),
-        accuracy=_plain(accuracy),
+        confidence=_nan_to_none(confidence),
+        accuracy=_nan_to_none(accuracy),
         ece=round(bins.ece, 6),
     )
 
 
-def _shares(sums: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
-    shares = np.full(BINS, np.nan)
-    np.divide(sums, count, out=shares, where=count > 0)
-    return shares
+def _mean_per_bin(sums: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
+    means = np.full(BINS, np.nan)
+    np.divide(sums, count, out=means, where=count > 0)
+    return means
 
 
-def _plain(values: NDArray[np.float64]) -> tuple[float | None, ...]:
+def _nan_to_none(values: NDArray[np.float64]) -> tuple[float | None, ...]:
     return tuple(None if np.isnan(value) else float(value) for value in values)

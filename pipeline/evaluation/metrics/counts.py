@@ -1,4 +1,4 @@
-"""Pixels and objects counted per block of ground: the one table that every score and interval is made of."""
+"""Confusion counts of pixels and objects per block: the one table that every score and interval is computed from."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from pipeline.evaluation.error_map import error_codes, is_wrong
 from pipeline.evaluation.metrics.boundary import boundary_band
 from pipeline.evaluation.metrics.matching import THRESHOLDS
 
-TP, FP, FN, TN, BORDER_SHARED, BORDER_EITHER = range(6)
+TP, FP, FN, TN, BOUNDARY_INTERSECTION, BOUNDARY_UNION = range(6)
 """Columns of `BlockCounts.pixels`."""
-TRUTH, FOUND, MATCHED_TRUTH = 0, 1, 2
-"""Columns of `BlockCounts.objects`; matched true objects per bound begin at 2, matched found ones behind them."""
-MATCHED_FOUND = MATCHED_TRUTH + len(THRESHOLDS)
-OBJECT_COLUMNS = MATCHED_FOUND + len(THRESHOLDS)
-READ_PIXELS = 1024
-"""About the side of what is read at once; a whole number of blocks."""
+REFERENCE, PREDICTED, MATCHED_REFERENCE = 0, 1, 2
+"""Columns of `BlockCounts.objects`; matched reference objects per threshold start at 2, predicted ones follow."""
+MATCHED_PREDICTED = MATCHED_REFERENCE + len(THRESHOLDS)
+OBJECT_COLUMNS = MATCHED_PREDICTED + len(THRESHOLDS)
+READ_SIDE_PX = 1024
+"""Approximate side of a window that is read at once; it is rounded down to whole blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelPlanes:
-    """Decisions and labels of one window, a plane per class (the background of exclusive classes first)."""
+    """Prediction and labels of one window, a plane per class (the background of exclusive classes first)."""
 
     predicted: NDArray[np.bool_]
-    """`(planes, height, width)`, True = found."""
+    """`(planes, height, width)`, True = predicted as the class."""
     labelled: NDArray[np.bool_]
     """Same shape, True = of the class."""
     counted: NDArray[np.bool_]
@@ -38,13 +38,13 @@ class PixelPlanes:
     background: bool
     """Whether plane 0 is the background."""
 
-    def part(self, rows: slice, cols: slice) -> PixelPlanes:
-        """A smaller window of it."""
-        at = (slice(None), rows, cols)
+    def crop(self, rows: slice, cols: slice) -> PixelPlanes:
+        """A smaller window."""
+        index = (slice(None), rows, cols)
         return PixelPlanes(
-            predicted=self.predicted[at],
-            labelled=self.labelled[at],
-            counted=self.counted[at],
+            predicted=self.predicted[index],
+            labelled=self.labelled[index],
+            counted=self.counted[index],
             background=self.background,
         )
 
@@ -56,7 +56,7 @@ class PixelPlanes:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockCounts:
-    """What was counted in each block; blocks without a pixel or an object that counts are left out."""
+    """Counts of each block; blocks without a counted pixel or object are left out."""
 
     row: NDArray[np.int64]
     """`(blocks,)`: first row of the block."""
@@ -65,11 +65,11 @@ class BlockCounts:
     counted: NDArray[np.int64]
     """`(blocks,)`: pixels that count for any class."""
     wrong: NDArray[np.int64]
-    """`(blocks,)`: of those, pixels wrong in any class."""
+    """`(blocks,)`: of the counted pixels, those wrong in any class."""
     pixels: NDArray[np.int64]
-    """`(blocks, planes, 6)`: true and false positives, false and true negatives, border shared, border of either."""
+    """`(blocks, planes, 6)`: TP, FP, FN, TN, and intersection and union of the boundary bands."""
     objects: NDArray[np.int64]
-    """`(blocks, planes, 22)`: true objects, found objects, matched true and matched found objects per bound."""
+    """`(blocks, planes, 22)`: reference and predicted objects, matched reference and predicted ones per threshold."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -88,10 +88,10 @@ class BlockCounts:
 
     @classmethod
     def load(cls, path: Path) -> BlockCounts:
-        """What `save` wrote.
+        """Read the file that `save` wrote.
 
         Raises:
-            TransientError: it is gone or damaged.
+            TransientError: it is missing or damaged.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -103,19 +103,19 @@ class BlockCounts:
 
 
 class BlockCounter:
-    """Collects the counts of one scene, window by window."""
+    """Accumulates the counts of one scene, window by window."""
 
-    def __init__(self, shape: tuple[int, int], *, planes: int, block_size: int, border: int) -> None:
-        """Start with nothing counted.
+    def __init__(self, shape: tuple[int, int], *, planes: int, block_size: int, band_px: int) -> None:
+        """Start at zero.
 
         Args:
             shape: rows and columns of the scene.
-            planes: classes, the background of exclusive ones included.
+            planes: number of classes, the background of exclusive ones included.
             block_size: side of a block in pixels.
-            border: width in pixels of the band that boundary IoU looks at.
+            band_px: width in pixels of the bands of boundary IoU.
         """
-        self.shape, self.size, self.border = shape, block_size, border
-        self.step = block_size * max(1, READ_PIXELS // block_size)
+        self.shape, self.size, self.band_px = shape, block_size, band_px
+        self.step = block_size * max(1, READ_SIDE_PX // block_size)
         self._blocks = -(-shape[0] // block_size), -(-shape[1] // block_size)
         self._counted = np.zeros(self._blocks, np.int64)
         self._wrong = np.zeros(self._blocks, np.int64)
@@ -123,36 +123,37 @@ class BlockCounter:
         self._objects = np.zeros((*self._blocks, planes, OBJECT_COLUMNS), np.int64)
 
     def windows(self) -> Iterator[list[tuple[Window, Window]]]:
-        """Rows of `(core, core with halo)`; cores partition the scene and begin on blocks."""
+        """Rows of `(core, core with halo)`; cores partition the scene and start on block borders."""
         (height, width), step = self.shape, self.step
         for top in range(0, height, step):
             cores = [
                 Window(left, top, min(step, width - left), min(step, height - top)) for left in range(0, width, step)
             ]
-            yield [(core, self._widened(core)) for core in cores]
+            yield [(core, self._with_halo(core)) for core in cores]
 
-    def add(self, core: Window, wide: Window, planes: PixelPlanes) -> NDArray[np.uint8]:
+    def add(self, core: Window, window: Window, planes: PixelPlanes) -> NDArray[np.uint8]:
         """Count the core of a window; returns its codes, `(height, width)`."""
-        rows, cols = within(core, wide)
-        inner = planes.part(rows, cols)
+        rows, cols = core_slices(core, window)
+        inner = planes.crop(rows, cols)
         codes = inner.codes()
-        at = self._block_slices(core)
-        self._counted[at] = self._sum(np.asarray(inner.counted.any(axis=0)))
-        self._wrong[at] = self._sum(is_wrong(codes))
-        found, true = (
-            _bands(mask, planes.counted, self.border)[:, rows, cols] for mask in (planes.predicted, planes.labelled)
+        blocks = self._block_slices(core)
+        self._counted[blocks] = self._sum(np.asarray(inner.counted.any(axis=0)))
+        self._wrong[blocks] = self._sum(is_wrong(codes))
+        # Bands need the halo, so they are computed on the window and cropped to the core.
+        predicted, labelled = (
+            _bands(mask, planes.counted, self.band_px)[:, rows, cols] for mask in (planes.predicted, planes.labelled)
         )
-        for column, what in enumerate((*_outcomes(inner), found & true, found | true)):
-            self._pixels[(*at, slice(None), column)] = np.moveaxis(self._sum(what), 0, -1)
+        for column, mask in enumerate((*_outcomes(inner), predicted & labelled, predicted | labelled)):
+            self._pixels[(*blocks, slice(None), column)] = np.moveaxis(self._sum(mask), 0, -1)
         return codes
 
-    def add_objects(self, plane: int, column: int, places: NDArray[np.int64]) -> None:
-        """Count objects of a class by the block in which they lie; `places` is `(objects, 2)` rows and columns."""
-        block = places // self.size
+    def add_objects(self, plane: int, column: int, pixels: NDArray[np.int64]) -> None:
+        """Count objects of a class by their block; `pixels` is `(objects, 2)`, rows and columns."""
+        block = pixels // self.size
         np.add.at(self._objects[:, :, plane, column], (block[:, 0], block[:, 1]), 1)
 
     def finish(self) -> BlockCounts:
-        """The table."""
+        """The table of all blocks with a count."""
         kept = (self._counted > 0) | self._objects.any(axis=(2, 3))
         row, col = np.nonzero(kept)
         return BlockCounts(
@@ -164,11 +165,11 @@ class BlockCounter:
             objects=self._objects[kept],
         )
 
-    def _widened(self, core: Window) -> Window:
-        height, width = self.shape
-        top, left = max(0, core.row_off - self.border), max(0, core.col_off - self.border)
-        bottom = min(height, core.row_off + core.height + self.border)
-        right = min(width, core.col_off + core.width + self.border)
+    def _with_halo(self, core: Window) -> Window:
+        (height, width), halo = self.shape, self.band_px
+        top, left = max(0, core.row_off - halo), max(0, core.col_off - halo)
+        bottom = min(height, core.row_off + core.height + halo)
+        right = min(width, core.col_off + core.width + halo)
         return Window(left, top, right - left, bottom - top)
 
     def _block_slices(self, core: Window) -> tuple[slice, slice]:
@@ -176,23 +177,23 @@ class BlockCounter:
         rows, cols = -(-core.height // self.size), -(-core.width // self.size)
         return slice(first_row, first_row + rows), slice(first_col, first_col + cols)
 
-    def _sum(self, what: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def _sum(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         """True pixels of each block, `(..., blocks down, blocks across)`."""
-        height, width = what.shape[-2:]
-        down = np.add.reduceat(what, np.arange(0, height, self.size), axis=-2, dtype=np.int64)
+        height, width = mask.shape[-2:]
+        down = np.add.reduceat(mask, np.arange(0, height, self.size), axis=-2, dtype=np.int64)
         total: NDArray[np.int64] = np.add.reduceat(down, np.arange(0, width, self.size), axis=-1)
         return total
 
 
-def within(core: Window, wide: Window) -> tuple[slice, slice]:
-    """Rows and columns of the core in its wider window."""
-    top, left = int(core.row_off - wide.row_off), int(core.col_off - wide.col_off)
+def core_slices(core: Window, window: Window) -> tuple[slice, slice]:
+    """Rows and columns of a core in its window."""
+    top, left = int(core.row_off - window.row_off), int(core.col_off - window.col_off)
     return slice(top, top + int(core.height)), slice(left, left + int(core.width))
 
 
-def _bands(mask: NDArray[np.bool_], counted: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """The pixels of each plane near its own outline, for boundary IoU."""
-    return np.stack([boundary_band(*plane, width) for plane in zip(mask, counted, strict=True)])
+def _bands(mask: NDArray[np.bool_], counted: NDArray[np.bool_], width_px: int) -> NDArray[np.bool_]:
+    """The boundary band of each plane."""
+    return np.stack([boundary_band(*plane, width_px) for plane in zip(mask, counted, strict=True)])
 
 
 def _outcomes(planes: PixelPlanes) -> tuple[NDArray[np.bool_], ...]:

@@ -1,7 +1,7 @@
-"""How good is a result against the truth: per object (polygons) and per pixel (masks).
+"""Object matching by IoU, and precision, recall, F1 and IoU of objects (polygons) and pixels (masks).
 
-Pure arithmetic: no files, no models. Pixel scores add up, so a mask is scored block by block, and so do object
-curves, scene by scene.
+Pure arithmetic: no files, no models. Pixel counts are additive, so a mask is scored block by block, and object curves
+scene by scene.
 """
 
 from __future__ import annotations
@@ -16,89 +16,89 @@ from numpy.typing import NDArray
 
 Polygons = Sequence[shapely.Geometry] | NDArray[np.object_]
 THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))
-"""IoU bounds 0.50, 0.55, ..., 0.95 over which object scores are averaged, as in COCO (Lin et al. 2014)."""
+"""IoU thresholds 0.50, 0.55, ..., 0.95 over which object scores are averaged, as in COCO (Lin et al. 2014)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectScore:
-    """How many true objects were found, and how many found objects are true."""
+    """Matched objects of a reference and a prediction."""
 
-    truth: int
-    """True objects."""
-    found: int
-    """Found objects."""
+    reference: int
+    """Reference objects."""
+    predicted: int
+    """Predicted objects."""
     matched: int
-    """Pairs of a true and a found object, each used at most once."""
+    """Pairs of a reference and a predicted object, each used at most once."""
     mean_iou: float
     """Mean intersection over union of the pairs, 0..1; 0 without pairs."""
 
     @property
     def precision(self) -> float:
-        """Share of found objects that are true; 1 when nothing was found."""
-        return _ratio(self.matched, self.found)
+        """`matched / predicted`; 1 when nothing is predicted."""
+        return _ratio(self.matched, self.predicted)
 
     @property
     def recall(self) -> float:
-        """Share of true objects that were found; 1 when there is none."""
-        return _ratio(self.matched, self.truth)
+        """`matched / reference`; 1 when there is no reference object."""
+        return _ratio(self.matched, self.reference)
 
     @property
     def f1(self) -> float:
-        """`2 * matched / (truth + found)`; 1 when both are empty."""
-        return _ratio(2 * self.matched, self.truth + self.found)
+        """`2 * matched / (reference + predicted)`; 1 when both are empty."""
+        return _ratio(2 * self.matched, self.reference + self.predicted)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectCurve:
-    """Object scores at several IoU bounds; those of scenes add up with `+`."""
+    """Object scores at several IoU thresholds; curves of scenes are added with `+`."""
 
-    truth: int = 0
-    """True objects."""
-    found: int = 0
-    """Found objects."""
+    reference: int = 0
+    """Reference objects."""
+    predicted: int = 0
+    """Predicted objects."""
     matched: tuple[int, ...] = (0,) * len(THRESHOLDS)
-    """Per bound, pairs of a true and a found object whose IoU is more than it; never rising."""
+    """Per threshold, pairs of a reference and a predicted object with a higher IoU; never rising."""
     thresholds: tuple[float, ...] = THRESHOLDS
-    """The bounds, rising, 0..1."""
+    """IoU thresholds, rising, 0..1."""
 
     def __add__(self, other: ObjectCurve) -> ObjectCurve:
         if self.thresholds != other.thresholds:
             raise ValueError(f"curves over {self.thresholds} and {other.thresholds} do not add up")
         return ObjectCurve(
-            truth=self.truth + other.truth,
-            found=self.found + other.found,
+            reference=self.reference + other.reference,
+            predicted=self.predicted + other.predicted,
             matched=tuple(one + more for one, more in zip(self.matched, other.matched, strict=True)),
             thresholds=self.thresholds,
         )
 
     @property
     def precision(self) -> tuple[float, ...]:
-        """Per bound, share of found objects that are true; 1 when nothing was found."""
-        return tuple(_ratio(matched, self.found) for matched in self.matched)
+        """Per threshold, `matched / predicted`; 1 when nothing is predicted."""
+        return tuple(_ratio(matched, self.predicted) for matched in self.matched)
 
     @property
     def recall(self) -> tuple[float, ...]:
-        """Per bound, share of true objects that were found; 1 when there is none."""
-        return tuple(_ratio(matched, self.truth) for matched in self.matched)
+        """Per threshold, `matched / reference`; 1 when there is no reference object."""
+        return tuple(_ratio(matched, self.reference) for matched in self.matched)
 
     @property
     def f1(self) -> tuple[float, ...]:
-        """Per bound, `2 * matched / (truth + found)`; 1 when both are empty."""
-        return tuple(_ratio(2 * matched, self.truth + self.found) for matched in self.matched)
+        """Per threshold, `2 * matched / (reference + predicted)`; 1 when both are empty."""
+        return tuple(_ratio(2 * matched, self.reference + self.predicted) for matched in self.matched)
 
     @property
     def mean_precision(self) -> float:
-        """Mean of `precision` over the bounds."""
+        """Mean of `precision` over the thresholds."""
         return math.fsum(self.precision) / len(self.thresholds)
 
     @property
     def mean_recall(self) -> float:
-        """Mean of `recall` over the bounds."""
+        """Mean of `recall` over the thresholds."""
         return math.fsum(self.recall) / len(self.thresholds)
 
     @property
     def mean_f1(self) -> float:
-        """Mean of `f1` over the bounds."""
+        """Mean of `f1` over the thresholds."""
         return math.fsum(self.f1) / len(self.thresholds)
 
 
@@ -106,115 +106,117 @@ class ObjectCurve:
 class Matches:
     """Matched objects; each is in at most one pair."""
 
-    in_truth: NDArray[np.intp]
-    """`(pairs,)`: index of the true object."""
-    in_found: NDArray[np.intp]
-    """`(pairs,)`: index of the found one."""
+    reference_index: NDArray[np.intp]
+    """`(pairs,)`: index of the reference object."""
+    predicted_index: NDArray[np.intp]
+    """`(pairs,)`: index of the predicted object."""
     iou: NDArray[np.float64]
     """`(pairs,)`: their intersection over union, 0..1, falling."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelScore:
-    """Counts of one class's pixels; scores of blocks add up with `+`."""
+    """Pixel counts of one class; scores of blocks are added with `+`."""
 
-    hits: int = 0
-    """Pixels that are of the class and were found."""
-    false_alarms: int = 0
-    """Pixels that were found and are not of the class."""
-    misses: int = 0
-    """Pixels that are of the class and were not found."""
+    true_positives: int = 0
+    """Pixels of the class that are predicted so."""
+    false_positives: int = 0
+    """Pixels predicted as the class that are not of it."""
+    false_negatives: int = 0
+    """Pixels of the class that are not predicted so."""
 
     def __add__(self, other: PixelScore) -> PixelScore:
         return PixelScore(
-            hits=self.hits + other.hits,
-            false_alarms=self.false_alarms + other.false_alarms,
-            misses=self.misses + other.misses,
+            true_positives=self.true_positives + other.true_positives,
+            false_positives=self.false_positives + other.false_positives,
+            false_negatives=self.false_negatives + other.false_negatives,
         )
 
     @property
     def iou(self) -> float:
-        """Intersection over union; 1 when there is nothing to find and nothing was found."""
-        return _ratio(self.hits, self.hits + self.false_alarms + self.misses)
+        """Intersection over union; 1 when both masks are empty."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives + self.false_negatives)
 
     @property
     def precision(self) -> float:
-        """Share of found pixels that are true; 1 when nothing was found."""
-        return _ratio(self.hits, self.hits + self.false_alarms)
+        """`tp / (tp + fp)`; 1 when nothing is predicted."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> float:
-        """Share of true pixels that were found; 1 when there is none."""
-        return _ratio(self.hits, self.hits + self.misses)
+        """`tp / (tp + fn)`; 1 when no pixel is of the class."""
+        return _ratio(self.true_positives, self.true_positives + self.false_negatives)
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall, also called Dice; 1 when both are empty."""
-        return _ratio(2 * self.hits, 2 * self.hits + self.false_alarms + self.misses)
+        """Harmonic mean of precision and recall, the Dice coefficient; 1 when both masks are empty."""
+        return _ratio(2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.false_negatives)
 
 
-def score_polygons(truth: Polygons, found: Polygons, *, least_iou: float = 0.5) -> ObjectScore:
-    """Match found to true polygons where their intersection over union is more than `least_iou`.
+def score_polygons(reference: Polygons, predicted: Polygons, *, min_iou: float = 0.5) -> ObjectScore:
+    """Match predicted to reference polygons whose intersection over union is above `min_iou`.
 
-    Pairs are taken in order of falling IoU and each polygon at most once. When neither side overlaps
-    itself, no polygon has two partners above 0.5, so the matching is the only one there is.
+    Pairs are taken in order of falling IoU and each polygon at most once. When the polygons of neither
+    side overlap one another, no polygon has two partners above 0.5, so the matching is unique.
 
     Args:
-        truth: polygons or multipolygons; invalid ones are repaired for the comparison.
-        found: the same, in the same CRS. Both should be cut to the same valid area beforehand.
-        least_iou: bound that a pair must exceed, 0..1.
+        reference: polygons or multipolygons; invalid ones are repaired for the comparison.
+        predicted: the same, in the same CRS. Clip both to the same valid area beforehand.
+        min_iou: a pair must exceed it, 0..1.
 
     >>> square = shapely.box(0, 0, 10, 10)
     >>> score_polygons([square], [shapely.box(0, 0, 10, 8), shapely.box(20, 0, 30, 10)]).f1
     0.6666666666666666
     """
-    iou = match_polygons(truth, found, least_iou=least_iou).iou
+    iou = match_polygons(reference, predicted, min_iou=min_iou).iou
     mean = float(np.mean(iou)) if len(iou) else 0.0
-    return ObjectScore(truth=len(truth), found=len(found), matched=len(iou), mean_iou=mean)
+    return ObjectScore(reference=len(reference), predicted=len(predicted), matched=len(iou), mean_iou=mean)
 
 
-def score_polygons_over(truth: Polygons, found: Polygons, *, thresholds: tuple[float, ...] = THRESHOLDS) -> ObjectCurve:
-    """Object scores at several bounds from one comparison; each equals `score_polygons` at its bound.
+def score_object_curve(
+    reference: Polygons, predicted: Polygons, *, thresholds: tuple[float, ...] = THRESHOLDS
+) -> ObjectCurve:
+    """Object scores at several IoU thresholds from one matching; each equals `score_polygons` at its threshold.
 
     Args:
-        truth: polygons or multipolygons; invalid ones are repaired for the comparison.
-        found: the same, in the same CRS. Both should be cut to the same area beforehand, see `cut_to_area`.
-        thresholds: IoU bounds that pairs must exceed, rising, 0..1.
+        reference: polygons or multipolygons; invalid ones are repaired for the comparison.
+        predicted: the same, in the same CRS. Clip both to the same area beforehand, see `clip_to_area`.
+        thresholds: pairs must exceed them, rising, 0..1.
 
-    >>> score_polygons_over([shapely.box(0, 0, 10, 10)], [shapely.box(0, 0, 10, 8)]).mean_f1
+    >>> score_object_curve([shapely.box(0, 0, 10, 10)], [shapely.box(0, 0, 10, 8)]).mean_f1
     0.6
     """
-    iou = match_polygons(truth, found, least_iou=min(thresholds)).iou
+    iou = match_polygons(reference, predicted, min_iou=min(thresholds)).iou
     counts = tuple(int(np.count_nonzero(iou > bound)) for bound in thresholds)
-    return ObjectCurve(truth=len(truth), found=len(found), matched=counts, thresholds=thresholds)
+    return ObjectCurve(reference=len(reference), predicted=len(predicted), matched=counts, thresholds=thresholds)
 
 
-def match_polygons(truth: Polygons, found: Polygons, *, least_iou: float = 0.5) -> Matches:
-    """Pairs of a true and a found polygon, in order of falling IoU, each polygon at most once; ties by index.
+def match_polygons(reference: Polygons, predicted: Polygons, *, min_iou: float = 0.5) -> Matches:
+    """Pairs of a reference and a predicted polygon, in order of falling IoU, each polygon at most once; ties by index.
 
-    Best pairs are taken first, so the pairs above a higher bound are the first ones above a lower bound.
+    The best pairs are taken first, so the pairs above a higher threshold are the first ones above a lower threshold.
 
     Args:
-        truth: polygons or multipolygons; invalid ones are repaired for the comparison.
-        found: the same, in the same CRS.
-        least_iou: bound that a pair must exceed, 0..1.
+        reference: polygons or multipolygons; invalid ones are repaired for the comparison.
+        predicted: the same, in the same CRS.
+        min_iou: a pair must exceed it, 0..1.
     """
-    in_truth, in_found, iou = _overlaps(_valid(truth), _valid(found))
-    order = np.lexsort((in_found, in_truth, -iou))
-    kept, used_truth, used_found = [], set(), set()
-    for pair in order[iou[order] > least_iou].tolist():
-        true, seen = int(in_truth[pair]), int(in_found[pair])
-        if true not in used_truth and seen not in used_found:
-            used_truth.add(true)
-            used_found.add(seen)
+    reference_index, predicted_index, iou = _overlaps(_valid(reference), _valid(predicted))
+    order = np.lexsort((predicted_index, reference_index, -iou))
+    kept, used_reference, used_predicted = [], set(), set()
+    for pair in order[iou[order] > min_iou].tolist():
+        i, j = int(reference_index[pair]), int(predicted_index[pair])
+        if i not in used_reference and j not in used_predicted:
+            used_reference.add(i)
+            used_predicted.add(j)
             kept.append(pair)
-    return Matches(in_truth=in_truth[kept], in_found=in_found[kept], iou=iou[kept])
+    return Matches(reference_index=reference_index[kept], predicted_index=predicted_index[kept], iou=iou[kept])
 
 
-def cut_to_area(polygons: Polygons, area: shapely.Geometry) -> NDArray[np.object_]:
-    """The parts of polygons inside an area, of those that lie in it with at least half of their own area.
+def clip_to_area(polygons: Polygons, area: shapely.Geometry) -> NDArray[np.object_]:
+    """Polygons clipped to an area; those with less than half of their own area inside are left out.
 
-    Objects outside valid or labelled land are left out, and slivers that reach into it do not count as objects.
+    Objects outside the valid or labelled area are left out, and slivers that reach into it are not objects.
 
     Args:
         polygons: polygons or multipolygons; invalid ones are repaired.
@@ -227,25 +229,25 @@ def cut_to_area(polygons: Polygons, area: shapely.Geometry) -> NDArray[np.object
 
 
 def score_pixels(
-    truth: NDArray[np.bool_], found: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None
+    reference: NDArray[np.bool_], predicted: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None
 ) -> PixelScore:
-    """Compare two masks of one class, or two blocks of them.
+    """Count the pixels of two masks of one class, or of two blocks of them.
 
     Args:
-        truth: True where the class is, any shape.
-        found: True where it was found, same shape.
-        valid: True where pixels count, same shape; all by default.
+        reference: True = of the class, any shape.
+        predicted: True = predicted as the class, same shape.
+        valid: True = the pixel counts, same shape; all by default.
 
     >>> score_pixels(np.array([True, True, False]), np.array([True, False, False])).iou
     0.5
     """
     if valid is not None:
-        truth, found = truth & valid, found & valid
-    hits = int(np.count_nonzero(truth & found))
+        reference, predicted = reference & valid, predicted & valid
+    true_positives = int(np.count_nonzero(reference & predicted))
     return PixelScore(
-        hits=hits,
-        false_alarms=int(np.count_nonzero(found)) - hits,
-        misses=int(np.count_nonzero(truth)) - hits,
+        true_positives=true_positives,
+        false_positives=int(np.count_nonzero(predicted)) - true_positives,
+        false_negatives=int(np.count_nonzero(reference)) - true_positives,
     )
 
 
@@ -257,13 +259,13 @@ def _valid(polygons: Polygons) -> NDArray[np.object_]:
 
 
 def _overlaps(
-    truth: NDArray[np.object_], found: NDArray[np.object_]
+    reference: NDArray[np.object_], predicted: NDArray[np.object_]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """Index of the true, index of the found polygon and IoU of all pairs that touch."""
-    in_found, in_truth = shapely.STRtree(truth).query(found, predicate="intersects")
-    shared = shapely.area(shapely.intersection(truth[in_truth], found[in_found]))
-    together = shapely.area(truth)[in_truth] + shapely.area(found)[in_found] - shared
-    return in_truth, in_found, np.divide(shared, together, out=np.zeros(len(shared)), where=together > 0)
+    """Reference index, predicted index and IoU of all pairs that touch."""
+    predicted_index, reference_index = shapely.STRtree(reference).query(predicted, predicate="intersects")
+    intersection = shapely.area(shapely.intersection(reference[reference_index], predicted[predicted_index]))
+    union = shapely.area(reference)[reference_index] + shapely.area(predicted)[predicted_index] - intersection
+    return reference_index, predicted_index, np.divide(intersection, union, out=np.zeros(len(union)), where=union > 0)
 
 
 def _ratio(part: int, whole: int) -> float:

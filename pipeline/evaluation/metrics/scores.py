@@ -1,4 +1,4 @@
-"""Counts per block -> scores with intervals; every score is a ratio of sums of counts."""
+"""Scores with bootstrap intervals from counts per block; every score is a ratio of sums of counts."""
 
 from __future__ import annotations
 
@@ -10,68 +10,76 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.metrics.bootstrap import percentile_interval, resample_sums
 from pipeline.evaluation.metrics.counts import (
-    BORDER_EITHER,
-    BORDER_SHARED,
+    BOUNDARY_INTERSECTION,
+    BOUNDARY_UNION,
     FN,
-    FOUND,
     FP,
-    MATCHED_FOUND,
-    MATCHED_TRUTH,
+    MATCHED_PREDICTED,
+    MATCHED_REFERENCE,
     OBJECT_COLUMNS,
+    PREDICTED,
+    REFERENCE,
     TN,
     TP,
-    TRUTH,
     BlockCounts,
 )
 from pipeline.evaluation.metrics.matching import THRESHOLDS
-from pipeline.evaluation.records import METRICS, BootstrapSpec, CalibrationBins, ClassScores, Estimate, Planes, Scores
+from pipeline.evaluation.records import (
+    METRICS,
+    BootstrapSpec,
+    CalibrationBins,
+    ClassPlanes,
+    ClassScores,
+    Estimate,
+    Scores,
+)
 
-_TRUTH_AT = range(MATCHED_TRUTH, MATCHED_FOUND)
-_FOUND_AT = range(MATCHED_FOUND, OBJECT_COLUMNS)
+_REFERENCE_COLUMNS = range(MATCHED_REFERENCE, MATCHED_PREDICTED)
+_PREDICTED_COLUMNS = range(MATCHED_PREDICTED, OBJECT_COLUMNS)
 PIXEL_RATIOS = {
     "iou": ({TP: 1}, {TP: 1, FP: 1, FN: 1}),
     "f1": ({TP: 2}, {TP: 2, FP: 1, FN: 1}),
     "precision": ({TP: 1}, {TP: 1, FP: 1}),
     "recall": ({TP: 1}, {TP: 1, FN: 1}),
     "accuracy": ({TP: 1, TN: 1}, {TP: 1, FP: 1, FN: 1, TN: 1}),
-    "boundary_iou": ({BORDER_SHARED: 1}, {BORDER_EITHER: 1}),
+    "boundary_iou": ({BOUNDARY_INTERSECTION: 1}, {BOUNDARY_UNION: 1}),
 }
-"""Score -> columns of `BlockCounts.pixels` over columns; F1 is also the Dice coefficient."""
+"""Score -> weights of the columns of `BlockCounts.pixels` in numerator and denominator; F1 is the Dice coefficient."""
 OBJECT_RATIOS = {
-    "object_f1": ({MATCHED_TRUTH: 1, MATCHED_FOUND: 1}, {TRUTH: 1, FOUND: 1}),
-    "object_precision": ({MATCHED_FOUND: 1}, {FOUND: 1}),
-    "object_recall": ({MATCHED_TRUTH: 1}, {TRUTH: 1}),
+    "object_f1": ({MATCHED_REFERENCE: 1, MATCHED_PREDICTED: 1}, {REFERENCE: 1, PREDICTED: 1}),
+    "object_precision": ({MATCHED_PREDICTED: 1}, {PREDICTED: 1}),
+    "object_recall": ({MATCHED_REFERENCE: 1}, {REFERENCE: 1}),
     "object_f1_mean": (
-        dict.fromkeys((*_TRUTH_AT, *_FOUND_AT), 1),
-        {TRUTH: len(THRESHOLDS), FOUND: len(THRESHOLDS)},
+        dict.fromkeys((*_REFERENCE_COLUMNS, *_PREDICTED_COLUMNS), 1),
+        {REFERENCE: len(THRESHOLDS), PREDICTED: len(THRESHOLDS)},
     ),
 }
-"""Score -> columns of `BlockCounts.objects` over columns; a matched pair counts once on each side."""
+"""The same for the columns of `BlockCounts.objects`; a matched pair counts once on each side."""
 
 
 def join_counts(tables: Sequence[BlockCounts]) -> BlockCounts:
-    """The blocks of several scenes in one table; rows and columns then no longer tell them apart."""
+    """The blocks of several scenes in one table; rows and columns are then no longer unique."""
     names = BlockCounts.__dataclass_fields__
     return BlockCounts(**{name: np.concatenate([getattr(table, name) for table in tables]) for name in names})
 
 
 def score_counts(
     counts: BlockCounts,
-    planes: Planes,
+    planes: ClassPlanes,
     spec: BootstrapSpec,
     *,
     calibration: CalibrationBins | None = None,
 ) -> Scores:
-    """All scores of some blocks, each with its interval.
+    """All scores of a table of blocks, each with its interval.
 
-    As in `Confusion`, the mean is over the classes that define a score, without a background; the accuracy of
-    exclusive classes is the share of pixels that got the right one.
+    As in `Confusion`, the mean is over the classes for which a score is defined, without a background; the accuracy of
+    exclusive classes is the share of pixels with the right class.
 
     Args:
         counts: of one scene, or of several joined.
-        planes: what they are of.
+        planes: the classes of the counts.
         spec: of the intervals.
-        calibration: passed on.
+        calibration: part of the result.
     """
     shape = _Shape(counts.pixels.shape[1:], counts.objects.shape[1:], int(planes.background), planes.exclusive)
     flat = np.concatenate(
@@ -82,10 +90,10 @@ def score_counts(
         ],
         axis=1,
     )
-    whole = flat.sum(axis=0, keepdims=True)
-    drawn = resample_sums(flat, spec) if len(counts) > 1 else np.zeros((0, flat.shape[1]))
-    value, value_mean = _scores_of(whole, shape)
-    each, mean = _scores_of(drawn, shape)
+    total = flat.sum(axis=0, keepdims=True)
+    resampled = resample_sums(flat, spec) if len(counts) > 1 else np.zeros((0, flat.shape[1]))
+    value, value_mean = _scores_of(total, shape)
+    each, mean = _scores_of(resampled, shape)
     interval, interval_mean = (percentile_interval(scores, spec.confidence) for scores in (each, mean))
     return Scores(
         classes=tuple(
@@ -106,16 +114,16 @@ def score_counts(
 
 
 class _Shape(NamedTuple):
-    """What a row of flat sums holds."""
+    """Layout of a row of flat sums."""
 
     pixels: tuple[int, ...]
     """Planes and columns of `BlockCounts.pixels`."""
     objects: tuple[int, ...]
     """Planes and columns of `BlockCounts.objects`."""
     first: int
-    """First plane that has a part in means."""
+    """First plane that counts in means."""
     exclusive: bool
-    """Whether a pixel is of one class only."""
+    """True = a pixel is of one class only."""
 
 
 def _scores_of(sums: NDArray[np.generic], shape: _Shape) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -136,15 +144,15 @@ def _ratios(
 ) -> NDArray[np.float64]:
     """`(..., columns)` -> `(..., ratios)`."""
     weights = np.zeros((2, counts.shape[-1], len(table)))
-    for place, parts in enumerate(table.values()):
-        for side, columns in enumerate(parts):
+    for ratio, sides in enumerate(table.values()):
+        for side, columns in enumerate(sides):
             for column, weight in columns.items():
-                weights[side, column, place] = weight
+                weights[side, column, ratio] = weight
     return _ratio(counts @ weights[0], counts @ weights[1])
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """NaN where there is nothing to divide by."""
+    """NaN where the denominator is 0."""
     result = np.full(part.shape, np.nan)
     np.divide(part, whole, out=result, where=whole > 0)
     return result
@@ -165,4 +173,4 @@ def _pixel_totals(sums: NDArray[np.int64]) -> dict[str, int]:
 
 
 def _object_totals(sums: NDArray[np.int64]) -> dict[str, int]:
-    return {"truth": int(sums[TRUTH]), "found": int(sums[FOUND]), "matched": int(sums[MATCHED_TRUTH])}
+    return {"truth": int(sums[REFERENCE]), "found": int(sums[PREDICTED]), "matched": int(sums[MATCHED_REFERENCE])}
