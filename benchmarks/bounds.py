@@ -33,7 +33,7 @@ from benchmarks.subjects import BANDS, classic_unet, write_classic_unet, write_s
 from benchmarks.whole_path import file_to_mosaic
 from pipeline.concurrency import usable_cpus
 from pipeline.inference import TilingSpec
-from pipeline.inference.cpu_workers import torch_threads
+from pipeline.inference.cpu_workers import torch_num_threads
 from pipeline.model import load_predictor
 
 SIDES = {16: 6_144, 64: 2_048}
@@ -101,7 +101,7 @@ def main() -> None:
 def measure_machine(device: torch.device, dtype: torch.dtype, *, toy: bool) -> Machine:
     """The best of some trials of either, with matrices and memory for every core."""
     side, count = (64, 2**16) if toy else (8192, 2**30) if device.type == "cuda" else (2048, 2**27)
-    lanes = usable_cpus() if device.type == "cpu" else 1
+    workers = usable_cpus() if device.type == "cpu" else 1
     factors = torch.randn(side, side, device=device).to(dtype)
     features = torch.randn(1, 256, side // 16, side // 16, device=device).to(dtype, memory_format=torch.channels_last)
     weights = torch.randn(256, 256, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
@@ -109,16 +109,16 @@ def measure_machine(device: torch.device, dtype: torch.dtype, *, toy: bool) -> M
         2 * side**3: lambda: factors @ factors,
         2 * features.numel() * weights[0].numel(): lambda: nn.functional.conv2d(features, weights, padding=1),
     }
-    sources = [torch.ones(count, dtype=torch.uint8, device=device) for _ in range(lanes)]
+    sources = [torch.ones(count, dtype=torch.uint8, device=device) for _ in range(workers)]
     targets = [torch.empty_like(source) for source in sources]
     copies = [partial(target.copy_, source) for target, source in zip(targets, sources, strict=True)]
     return Machine(
-        operations=max(work * lanes / _best_s(device, [product] * lanes) for work, product in products.items()),
-        bytes=2 * count * lanes / _best_s(device, copies),
+        operations=max(work * workers / _best_s(device, [product] * workers) for work, product in products.items()),
+        bytes=2 * count * workers / _best_s(device, copies),
     )
 
 
-def _best_s(device: torch.device, lanes: Sequence[Callable[[], Tensor]]) -> float:
+def _best_s(device: torch.device, workers: Sequence[Callable[[], Tensor]]) -> float:
     """Seconds in which every lane does its work once: of a CPU, those of the slowest thread, others' work left out."""
 
     @torch.inference_mode()
@@ -132,8 +132,8 @@ def _best_s(device: torch.device, lanes: Sequence[Callable[[], Tensor]]) -> floa
             torch.cuda.synchronize(device)
         return clock() - start
 
-    with torch_threads(1), ThreadPoolExecutor(len(lanes)) as pool:
-        return min(max(pool.map(seconds_of, lanes)) for _ in range(TRIALS))
+    with torch_num_threads(1), ThreadPoolExecutor(len(workers)) as pool:
+        return min(max(pool.map(seconds_of, workers)) for _ in range(TRIALS))
 
 
 def run_stages(base: int, arguments: argparse.Namespace) -> tuple[Mapping[str, float], torch.dtype]:

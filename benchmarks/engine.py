@@ -4,7 +4,7 @@
     python -m benchmarks.engine --device cuda         20,480 x 20,480 px
     python -m benchmarks.engine --base 16 --tile 512 --side 8192 --json engine.json
 
-*Model alone* is the prepared network in the precision, batch size and lanes that the scene is run with, over and over
+*Model alone* is the prepared network in the precision, batch size and workers that the scene is run with, over and over
 on the same tiles, with no input or output. *File to mosaic* describes and plans the scene, proves the precision, reads,
 cuts, runs, blends, quantises and encodes it, and makes COGs with overviews. Both count tile pixels, so pixels under
 overlaps count as often as they are computed. They alternate in one process; each takes the best of its runs.
@@ -27,7 +27,7 @@ from benchmarks.subjects import model_input, write_classic_unet, write_scene
 from benchmarks.whole_path import PathTimes, Shape, batch_shape, file_to_mosaic
 from pipeline.concurrency import usable_cpus
 from pipeline.inference import TilingSpec
-from pipeline.inference.cpu_workers import AHEAD, in_order, resolve_lanes
+from pipeline.inference.cpu_workers import BATCHES_PER_WORKER, map_in_workers, resolve_cpu_workers
 from pipeline.model import load_predictor
 from pipeline.model.predictor import BatchShape, LoadedPredictor, Runnable
 
@@ -129,7 +129,7 @@ def compare(base: int, tile: int, arguments: argparse.Namespace) -> Comparison:
         predictor = load_predictor(place / "model.safetensors", arguments.device, precision=arguments.precision)
         warm = run_path(place, "warm", predictor, tiling)
         shape = batch_shape(place / "scene.tif", predictor, tiling)
-        ready = predictor.ready(
+        ready = predictor.runnable(
             BatchShape(precision=warm.precision, batches=MANY if arguments.compiled else 1, shape=shape)
         )
         run_batches(ready, shape, 2)
@@ -150,8 +150,8 @@ def model_alone(ready: Runnable, shape: Shape, tile_mpx: float) -> Alone:
     """The bare network over about so many millions of tile pixels."""
     batch_mpx = shape[0] * shape[2] * shape[3] / 1e6
     batches = max(1, round(tile_mpx / batch_mpx))
-    lanes = resolve_lanes(usable_cpus(), plain=False)
-    batches = -(-batches // lanes) * lanes
+    workers = resolve_cpu_workers(usable_cpus(), plain=False)
+    batches = -(-batches // workers) * workers
     core_s = time.process_time()
     seconds = run_batches(ready, shape, batches)
     mpx = batches * batch_mpx
@@ -159,12 +159,15 @@ def model_alone(ready: Runnable, shape: Shape, tile_mpx: float) -> Alone:
 
 
 def run_batches(ready: Runnable, shape: Shape, count: int) -> float:
-    """Seconds for so many batches: in the engine's lanes on a CPU, one behind the other elsewhere."""
+    """Seconds for so many batches: in the engine's workers on a CPU, one behind the other elsewhere."""
     tiles = model_input(shape[0], shape[2]).to(ready.device, ready.dtype).contiguous(memory_format=ready.layout)
-    lanes = resolve_lanes(usable_cpus(), plain=False)
+    workers = resolve_cpu_workers(usable_cpus(), plain=False)
     start = time.perf_counter()
     if ready.device.type == "cpu":
-        deque(in_order(lambda _: ready(tiles), range(count), lanes=lanes, ahead=AHEAD * lanes), maxlen=0)
+        deque(
+            map_in_workers(lambda _: ready(tiles), range(count), workers=workers, ahead=BATCHES_PER_WORKER * workers),
+            maxlen=0,
+        )
     else:
         torch.cuda.synchronize(ready.device)
         start = time.perf_counter()

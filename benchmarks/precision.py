@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.subjects import classic_unet, model_input, write_classic_unet
 from pipeline.concurrency import usable_cpus
 from pipeline.inference import disable_malloc_trim
-from pipeline.inference.cpu_workers import AHEAD, in_order
+from pipeline.inference.cpu_workers import BATCHES_PER_WORKER, map_in_workers
 from pipeline.model import ModelCard, load_predictor
 from pipeline.model.predictor import BatchShape, activate
 from pipeline.model.predictor.compiled import CompiledNetwork
@@ -36,8 +36,8 @@ from pipeline.model.predictor.optimize import (
     compile_network,
     converted,
     fold_batch_norm,
-    prepare,
-    settle_convolutions,
+    optimize_network,
+    pin_convolution_kernels,
 )
 
 COMPARED = 4
@@ -58,7 +58,7 @@ class Form:
     """What is new in it."""
     run: Run
     """Runs it."""
-    lanes: bool = False
+    workers: bool = False
     """True: on a CPU, batches side by side, each on one thread; False: torch's own threads share each batch."""
 
 
@@ -136,9 +136,9 @@ def measure(base: int, arguments: argparse.Namespace) -> Iterator[Measurement]:
 
 def speed(form: Form, tiles: Tensor, seconds: float) -> tuple[float, float]:
     """Millions of tile pixels per second, and CPU seconds for a million, over about so many seconds."""
-    lanes = usable_cpus() if form.lanes else 1
-    once = elapsed(form, tiles, lanes)
-    count = lanes * max(1, round(seconds / once))
+    workers = usable_cpus() if form.workers else 1
+    once = elapsed(form, tiles, workers)
+    count = workers * max(1, round(seconds / once))
     core_s, mpx = time.process_time(), count * tiles.shape[0] * tiles.shape[2] * tiles.shape[3] / 1e6
     wall = elapsed(form, tiles, count)
     return mpx / wall, (time.process_time() - core_s) / mpx
@@ -150,8 +150,8 @@ def elapsed(form: Form, tiles: Tensor, count: int) -> float:
     if on_cuda:
         torch.cuda.synchronize(tiles.device)
     start = time.perf_counter()
-    if form.lanes:
-        results = in_order(lambda _: form.run(tiles), range(count), lanes=cpus, ahead=AHEAD * cpus)
+    if form.workers:
+        results = map_in_workers(lambda _: form.run(tiles), range(count), workers=cpus, ahead=BATCHES_PER_WORKER * cpus)
         deque(results, maxlen=0)
     else:
         for _ in range(count):
@@ -171,7 +171,7 @@ def forms(base: int, device: torch.device, shape: tuple[int, ...], folder: Path)
         return CompiledNetwork(converted(network, arithmetic), card, arithmetic)
 
     def fused(arithmetic: Arithmetic) -> Run:
-        return CompiledNetwork(prepare(network, arithmetic, trial), card, arithmetic)
+        return CompiledNetwork(optimize_network(network, arithmetic, trial), card, arithmetic)
 
     yield Form(
         name="float32, default layout",
@@ -182,10 +182,12 @@ def forms(base: int, device: torch.device, shape: tuple[int, ...], folder: Path)
     else:
         yield from _on_cpu(network, device, copied, fused)
     predictor = load_predictor(folder / "model.safetensors", device=str(device))
-    precision = predictor.prove(model_input(1, shape[-1])).precision
+    precision = predictor.check_precision(model_input(1, shape[-1])).precision
     batch = (shape[0], shape[1], shape[2], shape[3])
-    ready = predictor.ready(BatchShape(precision=precision, batches=MANY if device.type == "cuda" else 1, shape=batch))
-    yield Form(name=f"as loaded: {precision}", run=ready, lanes=device.type == "cpu")
+    ready = predictor.runnable(
+        BatchShape(precision=precision, batches=MANY if device.type == "cuda" else 1, shape=batch)
+    )
+    yield Form(name=f"as loaded: {precision}", run=ready, workers=device.type == "cpu")
 
 
 Make = Callable[[Arithmetic], Run]
@@ -193,10 +195,10 @@ Make = Callable[[Arithmetic], Run]
 
 def _on_cpu(network: torch.nn.Module, device: torch.device, copied: Make, fused: Make) -> Iterator[Form]:
     float32, bfloat16 = (Arithmetic(device=device, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    mixed = replace(bfloat16, early=torch.float32)
+    mixed = replace(bfloat16, first_blocks_dtype=torch.float32)
     yield Form(name="float32, channels_last", run=copied(float32))
     fold_batch_norm(network)
-    settle_convolutions(network)
+    pin_convolution_kernels(network)
     yield Form(name="batch norm folded", run=copied(float32))
     yield Form(name="convolution + ReLU fused", run=fused(float32))
     yield Form(name="bfloat16, not fused", run=copied(bfloat16))
@@ -205,9 +207,9 @@ def _on_cpu(network: torch.nn.Module, device: torch.device, copied: Make, fused:
     disable_malloc_trim()
     yield Form(name="float32, memory kept", run=fused(float32))
     yield Form(name="bfloat16, memory kept", run=fused(bfloat16))
-    yield Form(name="float32 in lanes", run=fused(float32), lanes=True)
-    yield Form(name="mixed in lanes", run=fused(mixed), lanes=True)
-    yield Form(name="bfloat16 in lanes", run=fused(bfloat16), lanes=True)
+    yield Form(name="float32 in lanes", run=fused(float32), workers=True)
+    yield Form(name="mixed in lanes", run=fused(mixed), workers=True)
+    yield Form(name="bfloat16 in lanes", run=fused(bfloat16), workers=True)
 
 
 def _on_cuda(
@@ -224,9 +226,9 @@ def _on_cuda(
     yield Form(name="TF32, convolution + ReLU fused", run=fused(float32))
     yield Form(name="float16, batch norm folded", run=copied(float16))
     yield Form(name="float16, convolution + ReLU fused", run=fused(float16))
-    yield Form(name="float16, fused, algorithms timed", run=fused(replace(float16, search=True)))
+    yield Form(name="float16, fused, algorithms timed", run=fused(replace(float16, benchmark=True)))
     yield Form(name="bfloat16, fused", run=fused(replace(float16, dtype=torch.bfloat16)))
-    yield Form(name="mixed, fused", run=fused(replace(float16, dtype=torch.bfloat16, early=torch.float32)))
+    yield Form(name="mixed, fused", run=fused(replace(float16, dtype=torch.bfloat16, first_blocks_dtype=torch.float32)))
     compiled = compile_network(network, float16)
     yield Form(name="float16, compiled, without joins", run=CompiledNetwork(compiled, card, float16))
 
@@ -237,7 +239,7 @@ def _autocast(network: torch.nn.Module, card: ModelCard, arithmetic: Arithmetic)
 
     @torch.inference_mode()
     def run(tiles: Tensor) -> Tensor:
-        with arithmetic.applied(), torch.autocast("cuda", torch.float16):
+        with arithmetic.cudnn_flags(), torch.autocast("cuda", torch.float16):
             outputs = module(tiles.contiguous(memory_format=arithmetic.layout))
         return activate(outputs.float(), card)
 

@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace) -> StageTimes:
 
 def compile_for(shape: Shape, predictor: LoadedPredictor) -> None:
     """Have the network compiled in the precision that the device prefers."""
-    predictor.ready(BatchShape(precision="float16", batches=MANY, shape=shape))
+    predictor.runnable(BatchShape(precision="float16", batches=MANY, shape=shape))
 
 
 def device_seconds(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -58,7 +58,7 @@ def batch_shape(scene_path: Path, predictor: LoadedModel, tiling: TilingSpec) ->
     scene = describe_scene(scene_path, card=card)
     plan = plan_tiles(scene.grid.shape, resolve_tiling(tiling, card, exact=False))
     height, width = plan.rows.tile, plan.cols.tile
-    size = resolve_batch_size(predictor.device, height * width, most=plan.shape[1])
+    size = resolve_batch_size(predictor.device, height * width, max_size=plan.shape[1])
     return size, len(card.bands), height, width
 
 

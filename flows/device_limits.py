@@ -20,7 +20,7 @@ from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
 from flows.server_errors import ignore_server_errors
-from pipeline.model.predictor import best_device, environment_for, kind_of, resolve_devices
+from pipeline.model.predictor import best_device, device_environment, device_type, resolve_devices
 
 MACHINE = "SCENEMILL_MACHINE"
 """Environment variable with the machine's name in limits; for containers, whose host names change."""
@@ -69,9 +69,9 @@ def limit_name(device: str, environ: Mapping[str, str] = os.environ) -> str:
     ('scenemill-mill-cuda-0', 'scenemill-mill-cpu')
     """
     device = best_device() if device == "auto" else device
-    machine, kind = environ.get(MACHINE) or platform.node(), kind_of(device)
+    machine, kind = environ.get(MACHINE) or platform.node(), device_type(device)
     numbered = f"cuda:{device.partition(':')[2] or 0}" if kind == "cuda" else device
-    number = environment_for(numbered, environ).get("CUDA_VISIBLE_DEVICES")
+    number = device_environment(numbered, environ).get("CUDA_VISIBLE_DEVICES")
     return re.sub(r"[^\w.]+", "-", "-".join(part for part in ("scenemill", machine, kind, number) if part))
 
 

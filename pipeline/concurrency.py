@@ -1,4 +1,4 @@
-"""The same work on several items at once, for what only waits for a network; results come in the order of the items."""
+"""Bounded concurrent maps over threads, with results in the order of the items."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_concurrently(work: Callable[[Item], Result], items: Iterable[Item], *, most: int) -> Generator[Result]:
-    """Yield what comes of each item, in order; its fault is raised when its turn comes, and ends the others.
+def map_concurrently(
+    function: Callable[[Item], Result], items: Iterable[Item], *, max_workers: int
+) -> Generator[Result]:
+    """Apply `function` to each item concurrently and yield results in order. The first exception cancels the rest.
 
     Args:
-        work: what is done about an item, in a thread of its own.
-        items: taken up one by one, never more than `most` before the one that is waited for.
-        most: so many at once; 1 does the work in the caller's thread.
+        function: called in a worker thread; suits work that waits, e.g. for a network.
+        items: drawn one by one, at most `max_workers` ahead of the result that is yielded next.
+        max_workers: concurrent calls; 1 calls `function` in the caller's thread.
     """
-    if most == 1:
-        yield from map(work, items)
+    if max_workers == 1:
+        yield from map(function, items)
         return
-    pool = ThreadPoolExecutor(most, "abreast")
-    in_hand: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(max_workers, "map")
+    pending: deque[Future[Result]] = deque()
     try:
         for item in items:
-            if len(in_hand) == most:
-                yield in_hand.popleft().result()
-            in_hand.append(pool.submit(work, item))
-        while in_hand:
-            yield in_hand.popleft().result()
+            if len(pending) == max_workers:
+                yield pending.popleft().result()
+            pending.append(pool.submit(function, item))
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 

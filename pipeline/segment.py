@@ -27,7 +27,7 @@ from pipeline.distribute import (
 from pipeline.grid import RasterGrid
 from pipeline.inference import RegionJob
 from pipeline.model import ArrayFunction, ModelCard, Predictor
-from pipeline.model.predictor import augmented, exclusive, forward_passes
+from pipeline.model.predictor import device_lock, forward_passes, with_tta
 from pipeline.mosaic import MosaicReader
 from pipeline.polygons import PolygonSpec, PolygonTotals, shape_polygons, write_polygons
 from pipeline.results import SceneReport, Stopwatch, open_results, write_report
@@ -96,7 +96,7 @@ def segment_scene(
         TransientError: disk, network or workers failed; running again may help.
     """
     spec = spec or SegmentSpec()
-    predictor = augmented(predictor, spec.inference.augment)
+    predictor = with_tta(predictor, spec.inference.augment)
     card = card_of(predictor, card)
     tiling = resolve_settings(spec, card)
     if not isinstance(scene, Scene):
@@ -152,7 +152,7 @@ def infer_scene(
     """
     inferred, timer = find_inference(work, job), Stopwatch()
     if inferred is None:
-        with exclusive(predictor) if client is None else nullcontext(), timer.stage("infer"):
+        with device_lock(predictor) if client is None else nullcontext(), timer.stage("infer"):
             inferred = _run_missing_regions(job, predictor, work, spec, client, watch, on_start)
     return replace(inferred, seconds=timer.seconds)
 
@@ -248,7 +248,7 @@ def find_existing(
 
     With `committed`, a finished result that needs cleanup after a killed run does not count, see `Results.committed`.
     """
-    predictor = augmented(predictor, spec.inference.augment)
+    predictor = with_tta(predictor, spec.inference.augment)
     identity = predictor_identity(predictor, client)
     results = open_results(out_dir, spec.run.work_dir)
     card, area = card_of(predictor, None), area_on(scene, spec)

@@ -1,4 +1,4 @@
-"""How to share the threads of a CPU: lanes against one network on all threads, and how many threads decode beside them.
+"""How to share the threads of a CPU: workers against one network on all threads, and how many threads decode.
 
     python -m benchmarks.trials.lanes                    5 minutes on 2 cores
     python -m benchmarks.trials.lanes --base 16 --side 4096 --repeats 5
@@ -27,7 +27,7 @@ from benchmarks.subjects import model_input, write_classic_unet, write_scene
 from benchmarks.whole_path import file_to_mosaic
 from pipeline.concurrency import usable_cpus
 from pipeline.inference import TilingSpec, disable_malloc_trim
-from pipeline.inference.cpu_workers import in_order
+from pipeline.inference.cpu_workers import map_in_workers
 from pipeline.model import InferenceSpec, load_predictor
 from pipeline.model.predictor import BatchShape, Runnable
 
@@ -59,12 +59,12 @@ def main() -> None:
 
 def _ways(place: Path, cpus: int, tiles: int) -> Iterator[tuple[str, float]]:
     predictor = load_predictor(place / "model.safetensors", "cpu")
-    precision = predictor.prove(model_input(1, TILE)).precision
-    ready = predictor.ready(BatchShape(precision=precision))
+    precision = predictor.check_precision(model_input(1, TILE)).precision
+    ready = predictor.runnable(BatchShape(precision=precision))
     for name, surroundings in (("bare", nullcontext), ("disturbed", _disturbance)):
-        for lanes in sorted({1, cpus}):
+        for workers in sorted({1, cpus}):
             with surroundings():
-                yield f"{name}: {lanes} x {cpus // lanes} threads, {precision}", _bare(ready, lanes, cpus, tiles)
+                yield f"{name}: {workers} x {cpus // workers} threads, {precision}", _bare(ready, workers, cpus, tiles)
     for threads in sorted({1, 2, cpus}):
         with tempfile.TemporaryDirectory(dir=place) as out:
             times = file_to_mosaic(
@@ -78,14 +78,14 @@ def _ways(place: Path, cpus: int, tiles: int) -> Iterator[tuple[str, float]]:
         yield f"path: {threads} decoding threads", times.tile_mpx / times.seconds
 
 
-def _bare(ready: Runnable, lanes: int, threads: int, tiles: int) -> float:
+def _bare(ready: Runnable, workers: int, threads: int, tiles: int) -> float:
     batch = model_input(1, TILE).to(ready.dtype).contiguous(memory_format=ready.layout)
 
     def run(_: int) -> Tensor:
         return ready(batch)
 
     start = time.perf_counter()
-    deque(in_order(run, range(tiles), lanes=lanes, threads=threads // lanes, ahead=2 * lanes), maxlen=0)
+    deque(map_in_workers(run, range(tiles), workers=workers, threads=threads // workers, ahead=2 * workers), maxlen=0)
     return tiles * TILE**2 / 1e6 / (time.perf_counter() - start)
 
 

@@ -12,7 +12,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from pipeline.errors import SceneError, ScenemillError, SettingsError
 from pipeline.grid import RasterGrid
 from pipeline.model import CheckpointFacts, ModelCard, describe_checkpoint
-from pipeline.model.exported import SUFFIX, ExternalFacts, describe_external
+from pipeline.model.exported import SUFFIX, ExportedFacts, describe_exported
 from pipeline.mosaic import MosaicReader
 from pipeline.scene import ReadingSpec, Scene, SceneFile, describe_scene
 from pipeline.storage import resolve_location
@@ -66,14 +66,14 @@ def _verdict(path: str, reading: ReadingSpec, card: ModelCard) -> str:
     return "yes"
 
 
-def _describe_model(path: Path) -> CheckpointFacts | ExternalFacts:
-    return describe_external(path) if path.suffix == SUFFIX else describe_checkpoint(path)
+def _describe_model(path: Path) -> CheckpointFacts | ExportedFacts:
+    return describe_exported(path) if path.suffix == SUFFIX else describe_checkpoint(path)
 
 
 def _checkpoint_facts(path: Path) -> Iterator[Fact]:
     facts = _describe_model(path)
     yield "sha256", facts.sha256
-    if isinstance(facts, ExternalFacts):
+    if isinstance(facts, ExportedFacts):
         yield "architecture", f"{facts.operators} operators, exported by torch {facts.torch_version}"
         yield "exported sizes", facts.sizes
     else:

@@ -21,7 +21,7 @@ from pipeline.distribute.scheduler import run_on_cluster
 from pipeline.distribute.spec import DistributeSpec
 from pipeline.distribute.worker_tasks import call, dumps, fetch_files, run_outputs
 from pipeline.inference import Region, RegionJob, RegionResult, TilePlan, choose_precision
-from pipeline.inference.region import Watch, infer_stack
+from pipeline.inference.region import PixelProgress, infer_stack
 from pipeline.inference.tiling import group_adjacent
 from pipeline.model import ArrayFunction, ModelCard, Predictor
 from pipeline.model.predictor import LoadedModel, PrecisionCheck, identity_of
@@ -79,7 +79,7 @@ def staging_area(spec: DistributeSpec, work: Path, client: Client | None) -> Ite
 
 
 def predictor_identity(
-    predictor: Predictor | ArrayFunction, client: Client | None, progress: Watch | None = None
+    predictor: Predictor | ArrayFunction, client: Client | None, progress: PixelProgress | None = None
 ) -> str | None:
     """Identity of the model where regions run: a worker may have another device than this process."""
     here = identity_of(predictor)
@@ -103,7 +103,7 @@ def check_precision(
     card: ModelCard,
     predictor: Predictor | ArrayFunction,
     client: Client | None,
-    progress: Watch | None = None,
+    progress: PixelProgress | None = None,
 ) -> PrecisionCheck:
     """`choose_precision`, on a cluster in a worker, whose device is like that of all workers."""
     if client is None or not isinstance(predictor, LoadedModel):
@@ -126,7 +126,7 @@ def run_regions(
     predictor: Predictor | ArrayFunction,
     *,
     client: Client | None = None,
-    progress: Watch | None = None,
+    progress: PixelProgress | None = None,
 ) -> Generator[RegionResult]:
     """Run regions in this process or on a cluster; yield each result when its rasters are in the job's folder.
 
@@ -154,7 +154,7 @@ def run_finish(
     *,
     client: Client,
     extra_files: Sequence[Path] = (),
-    progress: Watch | None = None,
+    progress: PixelProgress | None = None,
 ) -> Answer:
     """Call `function(inferred, spec, folder)` on any worker, and leave its files in the folder.
 
@@ -207,7 +207,7 @@ def _attempt_of(path: Path) -> str:
 
 
 def _run_on_device(
-    client: Client, context: str, progress: Watch | None, function: Callable[..., Answer], *args: object
+    client: Client, context: str, progress: PixelProgress | None, function: Callable[..., Answer], *args: object
 ) -> Answer:
     """Call a function in a worker that reserves its device; `context` begins the messages of errors."""
     answer: Answer = _run_task(
@@ -224,7 +224,7 @@ def _run_task(
     *,
     name: str,
     device: bool = False,
-    progress: Watch | None = None,
+    progress: PixelProgress | None = None,
 ) -> Answer:
     """Run one task before all that wait, and return its result."""
     tasks: TaskQueue[Answer] = TaskQueue(client, progress=progress)

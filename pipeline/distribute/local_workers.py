@@ -16,7 +16,7 @@ from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SettingsError, TransientError
-from pipeline.model.predictor import environment_for
+from pipeline.model.predictor import device_environment
 
 if TYPE_CHECKING:
     from pipeline.distribute.nanny import KillingNanny
@@ -80,7 +80,7 @@ def dask_cuda_workers(devices: Sequence[str]) -> Iterator[str]:
     from pipeline.distribute.nanny import new_nanny_class
 
     nanny = new_nanny_class()
-    visible = [environment_for(device)["CUDA_VISIBLE_DEVICES"] for device in devices]
+    visible = [device_environment(device)["CUDA_VISIBLE_DEVICES"] for device in devices]
     options = {key: value for key, value in _worker_options("cpu", 1).items() if key in SHARED_OPTIONS}
     options |= {"dashboard_address": f"{LOOPBACK}:0", "scheduler_port": 0, "worker_class": nanny}
     threads = options.pop("nthreads")
@@ -145,7 +145,7 @@ def _worker_options(device: str, threads: int) -> dict[str, object]:
         "memory_limit": 0,
         "dashboard": False,
         "silence_logs": logging.CRITICAL,
-        "env": {**environment_for(device), "OMP_NUM_THREADS": str(threads)},
+        "env": {**device_environment(device), "OMP_NUM_THREADS": str(threads)},
     }
 
 

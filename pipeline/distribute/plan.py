@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.distribute.client import threads_of, workers_of
 from pipeline.distribute.spec import DistributeSpec
 from pipeline.inference import CROP, Region, RegionJob, plan_regions
-from pipeline.inference.region import widest_region
+from pipeline.inference.region import max_region_columns
 from pipeline.inference.tiling import plan_parts
 from pipeline.model import ArrayFunction, Predictor
 from pipeline.model.predictor import LoadedModel
@@ -50,16 +50,16 @@ def plan_work(
 ) -> tuple[Region, ...]:
     """The regions of a scene: one or more per worker, or in this process a size that limits what a kill loses."""
     plan, alone = job.plan, job.blend in CROP
-    widest = widest_region(job.scene, plan, job.card, job.mosaic)
+    widest = max_region_columns(job.scene, plan, job.card, job.mosaic)
     if client is None and not spec.regions:
         on_cpus = not isinstance(predictor, LoadedModel) or predictor.device.type == "cpu"
         pixels = PART_PIXELS if on_cpus else PART_PIXELS_ON_DEVICE
-        return plan_parts(plan, pixels=pixels, widest=widest, alone=alone)
+        return plan_parts(plan, pixels=pixels, max_columns=widest, core_only=alone)
     rows = spec.regions
     if client is not None and not rows:
         largest = plan.rows.length * min(plan.cols.length, widest) / PART_PIXELS_ON_DEVICE
         rows = max(region_count(len(plan.rows.starts), workers_of(client), spec.scenes), ceil(largest))
-    return plan_regions(plan, rows=rows, widest=widest, alone=alone)
+    return plan_regions(plan, rows=rows, max_columns=widest, core_only=alone)
 
 
 def region_count(tile_rows: int, workers: int, scenes: int) -> int:

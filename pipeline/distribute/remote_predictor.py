@@ -59,7 +59,7 @@ class RemotePredictor:
         self.device = _torch_device(device)
         model = open_model(path)
         self.card = model.card
-        self.turn = threading.Lock()
+        self.lock = threading.Lock()
         self.identity = f"{model.sha256} {precision} {device}"
         self.known: dict[tuple[str, str], str | None] = {}
         """Identities that workers reported: (client, identity here) -> identity there."""
@@ -80,13 +80,13 @@ class RemotePredictor:
         """See `LoadedModel`."""
         return self._loaded()(tiles)
 
-    def prove(self, tiles: Tensor) -> PrecisionCheck:
+    def check_precision(self, tiles: Tensor) -> PrecisionCheck:
         """See `LoadedModel`."""
-        return self._loaded().prove(tiles)
+        return self._loaded().check_precision(tiles)
 
-    def ready(self, work: BatchShape) -> Runnable:
+    def runnable(self, work: BatchShape) -> Runnable:
         """See `LoadedModel`."""
-        return self._loaded().ready(work)
+        return self._loaded().runnable(work)
 
     def _loaded(self) -> LoadedPredictor:
         return load_in_worker(*self._source)

@@ -92,8 +92,8 @@ def run_region(content: bytes, region: Region) -> TaskResult[RegionResult]:
 
 def _save_quicklook(result: RegionResult, folder: Path) -> RegionResult:
     """Save the quicklook next to the rasters: it may have megabytes, too many for the scheduler."""
-    np.save(_quicklook(result, folder), result.glance.pixels)
-    return replace(result, glance=replace(result.glance, pixels=result.glance.pixels[:, :0, :0]))
+    np.save(_quicklook(result, folder), result.quicklook.pixels)
+    return replace(result, quicklook=replace(result.quicklook, pixels=result.quicklook.pixels[:, :0, :0]))
 
 
 def restore_quicklook(result: RegionResult, folder: Path) -> RegionResult:
@@ -101,7 +101,7 @@ def restore_quicklook(result: RegionResult, folder: Path) -> RegionResult:
     path = _quicklook(result, folder)
     pixels = np.load(path, allow_pickle=False)
     path.unlink()
-    return replace(result, glance=replace(result.glance, pixels=pixels))
+    return replace(result, quicklook=replace(result.quicklook, pixels=pixels))
 
 
 def _quicklook(result: RegionResult, folder: Path) -> Path:

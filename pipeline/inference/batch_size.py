@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import TransientError
 
-ALONE_PIXELS = 2**16
+SINGLE_TILE_PIXELS = 2**16
 """A CPU runs tiles of so many pixels one at a time: in batches they are no quicker."""
 _TILE_PIXELS = {"cpu": 2**18, "cuda": 2**22, "mps": 2**20}
 """Pixels of a full batch when `batch_size` is 0."""
@@ -20,16 +20,16 @@ class Batching:
 
     batch_size: int
     """Tiles per forward pass, at least 1; halved when memory runs out."""
-    least: int = 1
+    min_batch_size: int = 1
     """What it is not halved below."""
-    lanes: int = 1
-    """Batches that a CPU runs side by side."""
+    workers: int = 1
+    """Worker threads of a CPU, each of which runs a batch at a time."""
     threads: int = 1
-    """Threads that torch may use in each lane."""
+    """Threads that torch may use in each worker."""
 
 
 def resolve_batch_size(
-    device: torch.device, tile_pixels: int, *, asked: int = 0, most: int | None = None, plain: bool = False
+    device: torch.device, tile_pixels: int, *, requested: int = 0, max_size: int | None = None, plain: bool = False
 ) -> int:
     """Tiles per forward pass.
 
@@ -39,17 +39,17 @@ def resolve_batch_size(
     Args:
         device: where they run.
         tile_pixels: of one tile.
-        asked: the setting; 0 takes what keeps the device busy: 1 tile of 512 px on a CPU, 16 on CUDA.
-        most: tiles in a whole strip of the scene, which no batch exceeds, whatever the region.
+        requested: the setting; 0 takes what keeps the device busy: 1 tile of 512 px on a CPU, 16 on CUDA.
+        max_size: tiles in a whole strip of the scene, which no batch exceeds, whatever the region.
         plain: True for a plain function, which gets what was asked for.
     """
-    size = asked or max(1, _TILE_PIXELS.get(device.type, _TILE_PIXELS["cpu"]) // tile_pixels)
+    size = requested or max(1, _TILE_PIXELS.get(device.type, _TILE_PIXELS["cpu"]) // tile_pixels)
     if device.type == "cpu" and not plain:
-        size = 1 if tile_pixels >= ALONE_PIXELS else max(2, size)
-    return size if most is None else min(size, most)
+        size = 1 if tile_pixels >= SINGLE_TILE_PIXELS else max(2, size)
+    return size if max_size is None else min(size, max_size)
 
 
-def least_batch_size(device: torch.device, size: int, *, plain: bool, deterministic: bool) -> int:
+def min_batch_size(device: torch.device, size: int, *, plain: bool, deterministic: bool) -> int:
     """The batch size that `size` may be halved down to without other results than were promised."""
     if deterministic:
         return size

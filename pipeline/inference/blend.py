@@ -57,7 +57,7 @@ def plan_blend_weights(axis: Axis, blend: Blend) -> tuple[BlendWeights, ...]:
     """The running-mean factors of every tile along one axis, in plan order."""
     total = np.zeros(axis.length)
     shares = []
-    for first, (start, stop) in zip(axis.starts, axis.reach(alone=blend in CROP), strict=True):
+    for first, (start, stop) in zip(axis.starts, axis.reach(core_only=blend in CROP), strict=True):
         weight = _profile(axis.output, blend)[start - first : stop - first]
         total[start:stop] += weight
         factor = torch.from_numpy((weight / total[start:stop]).astype(np.float32))
@@ -143,11 +143,11 @@ class StripBlender:
         if overlap:
             above, new = self._held[:, :overlap], strip[:, :overlap]
             torch.lerp(above, new, self._down[row][:overlap], out=new)
-        finished = self.pass_over(row, last=last)
+        finished = self.skip_strip(row, last=last)
         self._held[:, : self._rows_held].copy_(strip[:, finished:])
         return strip[:, :finished]
 
-    def pass_over(self, row: int, *, last: bool) -> int:
+    def skip_strip(self, row: int, *, last: bool) -> int:
         """End a strip whose pixels do not matter, nor what neighbours make of them; see `end_strip`.
 
         Returns:

@@ -1,8 +1,8 @@
-"""Lanes: a few worker threads that compute side by side and hand over in the order in which work was given.
+"""CPU worker threads: each runs one batch at a time, and results come in the order of the batches.
 
-A network on many CPUs is quicker as several lanes of one batch each than as one batch that all CPUs share: nobody
-waits at the end of a layer, and a CPU that decodes or compresses for a moment holds up one lane, not all. And what a
-network returns cannot depend on how many threads share its layers.
+On a machine with many CPUs, several workers with a batch each are faster than one batch that all CPUs share: no CPU
+waits for the others at the end of a layer, and a CPU that decodes or compresses for a moment delays one worker only.
+And the result of a network cannot depend on how many threads share its layers.
 """
 
 from __future__ import annotations
@@ -15,60 +15,60 @@ from typing import TypeVar
 
 import torch
 
-MOST_LANES = 32
-"""Lanes at most; each holds the features of a batch, so they bound the memory of a machine with many CPUs."""
-AHEAD = 2
-"""Pieces of work under way for each lane, counting those whose results wait to be taken."""
+MAX_CPU_WORKERS = 32
+"""Worker threads at most; each holds the features of a batch, which bounds the memory of a machine with many CPUs."""
+BATCHES_PER_WORKER = 2
+"""Batches in progress per worker, including those whose results wait to be taken."""
 
-Work = TypeVar("Work")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def resolve_lanes(threads: int, *, plain: bool) -> int:
-    """Lanes for a region.
+def resolve_cpu_workers(threads: int, *, plain: bool) -> int:
+    """Worker threads of a region.
 
     Args:
         threads: CPU threads that the network may use.
         plain: True for a plain function, which need not be safe to call from several threads at once.
 
-    >>> resolve_lanes(2, plain=False), resolve_lanes(64, plain=False), resolve_lanes(64, plain=True)
+    >>> resolve_cpu_workers(2, plain=False), resolve_cpu_workers(64, plain=False), resolve_cpu_workers(64, plain=True)
     (2, 32, 1)
     """
-    return 1 if plain else min(threads, MOST_LANES)
+    return 1 if plain else min(threads, MAX_CPU_WORKERS)
 
 
-def in_order(
-    compute: Callable[[Work], Result], work: Iterable[Work], *, lanes: int, ahead: int, threads: int = 1
+def map_in_workers(
+    compute: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int, threads: int = 1
 ) -> Iterator[Result]:
-    """Compute pieces of work in lanes; yield the results in the order of the work.
+    """Apply `compute` to each item in worker threads and yield results in order.
 
     Args:
-        compute: called from `lanes` threads at once.
-        work: drawn by the caller's thread, only as lanes are about to need it.
-        lanes: worker threads.
-        ahead: pieces that may be drawn and not yet yielded.
-        threads: threads that torch may use in each lane.
+        compute: called from `workers` threads at once.
+        items: drawn in the caller's thread, only as workers are about to need them.
+        workers: worker threads.
+        ahead: items that may be drawn and not yet yielded.
+        threads: threads that torch may use in each worker.
 
     Raises:
-        Exception: what `compute` or `work` raised, at the place of the first piece that failed; none behind it is
-            begun after that.
+        Exception: of `compute` or `items`, in place of the first item that failed; no later item is started.
     """
     failed: list[int] = []
 
-    def run(place: int, piece: Work) -> Result:
-        if failed and place > min(failed):
+    def run(index: int, item: Item) -> Result:
+        if failed and index > min(failed):
             raise CancelledError
         try:
-            return compute(piece)
+            return compute(item)
         except BaseException:
-            failed.append(place)
+            failed.append(index)
             raise
 
-    with torch_threads(threads), ThreadPoolExecutor(lanes, "lane", torch.set_num_threads, (threads,)) as pool:
+    pool = ThreadPoolExecutor(workers, "cpu-worker", torch.set_num_threads, (threads,))
+    with torch_num_threads(threads), pool:
         pending: deque[Future[Result]] = deque()
         try:
-            for place, piece in enumerate(work):
-                pending.append(pool.submit(run, place, piece))
+            for index, item in enumerate(items):
+                pending.append(pool.submit(run, index, item))
                 if len(pending) >= ahead:
                     yield pending.popleft().result()
             while pending:
@@ -79,8 +79,8 @@ def in_order(
 
 
 @contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Give the caller's thread so many threads of torch, and those still to come; it has little to do beside lanes."""
+def torch_num_threads(count: int) -> Iterator[None]:
+    """Set torch's number of threads for the caller's thread and threads started in the body; restored after it."""
     usual = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.inference.batch_size import Batching, is_out_of_memory, out_of_memory_message
-from pipeline.inference.cpu_workers import AHEAD, in_order
+from pipeline.inference.cpu_workers import BATCHES_PER_WORKER, map_in_workers
 from pipeline.inference.normalize import InputTransform
 from pipeline.inference.output_checks import RangeCheck, check_shape
 from pipeline.inference.tile_input import TileCutter
@@ -93,7 +93,7 @@ class Engine:
             for transform, dtype, layout in forms
         }
         self._members = [(ready, cutters[transform, ready.dtype, ready.layout]) for ready, transform in members]
-        self.range = RangeCheck(self._device)
+        self.range_check = RangeCheck(self._device)
 
     def run(self, strips: Iterable[RawStrip]) -> Iterator[Predicted]:
         """Predict the tiles that are wanted and hold a valid pixel, in plan order; a strip ends with a batch, if empty.
@@ -105,12 +105,12 @@ class Engine:
         batches = self._batches(strips)
         if self._device.type != "cpu":
             return map(self._run, batches)
-        lanes, threads = self._batching.lanes, self._batching.threads
-        return in_order(self._run, batches, lanes=lanes, threads=threads, ahead=self._ahead(lanes))
+        workers, threads = self._batching.workers, self._batching.threads
+        return map_in_workers(self._run, batches, workers=workers, threads=threads, ahead=self._ahead(workers))
 
     def _batches(self, strips: Iterable[RawStrip]) -> Iterator[TileBatch]:
         for raw in strips:
-            strip, size = self._transfer.load(raw), self._size
+            strip, size = self._transfer.to_device(raw), self._size
             lefts = self._lefts(raw)
             asked = range(len(lefts)) if raw.tiles is None else raw.tiles
             wanted = [k for k in asked if raw.any_valid(slice(lefts[k], lefts[k] + self._row.width))]
@@ -122,12 +122,12 @@ class Engine:
         """Strip column of each tile's first pixel."""
         return [left - strip.left for left in self._row.lefts]
 
-    def _ahead(self, lanes: int) -> int:
-        """Batches under way in all lanes, fewer where their probabilities are large."""
+    def _ahead(self, workers: int) -> int:
+        """Batches in progress in all workers, fewer where their probabilities are large."""
         height = self._row.height - 2 * self._card.margin
         width = self._row.width - 2 * self._card.margin
         batch_bytes = 4 * self._size * len(self._card.classes) * height * width
-        return max(lanes, min(AHEAD * lanes, RESULT_BYTES // batch_bytes))
+        return max(workers, min(BATCHES_PER_WORKER * workers, RESULT_BYTES // batch_bytes))
 
     @torch.inference_mode()
     def _run(self, batch: TileBatch) -> Predicted:
@@ -150,7 +150,7 @@ class Engine:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if size < 2 * self._batching.least:
+            if size < 2 * self._batching.min_batch_size:
                 raise out_of_memory_message(size) from error
         return None
 
@@ -163,7 +163,7 @@ class Engine:
                 cut = {cutter: cutter.cut(strip, lefts, self._row.width, size=size)}
             probabilities = ready(cut[cutter])
             check_shape(probabilities, cut[cutter], self._card)
-            self.range.see(probabilities)
+            self.range_check.add(probabilities)
             probabilities = probabilities.to(self._device)
             mean = probabilities if count == 1 else mean.lerp(probabilities, 1 / count)
         return mean

@@ -35,7 +35,7 @@ class RangeCheck:
         self._at_once = device.type == "cpu"
         self._seen: list[Tensor] = []
 
-    def see(self, probabilities: Tensor) -> None:
+    def add(self, probabilities: Tensor) -> None:
         """Look at a batch: at once on a CPU; elsewhere its extremes are kept until `take`."""
         extremes = torch.stack(torch.aminmax(probabilities))
         if self._at_once:

@@ -52,8 +52,10 @@ def choose_precision(
     if not isinstance(predictor, LoadedModel):
         return PrecisionCheck(precision="float32")
     window, pixels, valid = _trial_window(scene, plan, card)
-    proof = combine_checks([member.prove(_as_tile(scene, member.card, pixels, valid)) for member in predictor.members])
-    proof.tell(scene.location.text)
+    proof = combine_checks(
+        [member.check_precision(_as_tile(scene, member.card, pixels, valid)) for member in predictor.members]
+    )
+    proof.log_fallback(scene.location.text)
     log.debug("%s: precision %s was tried at %s", scene.location, proof.precision, window)
     return proof
 

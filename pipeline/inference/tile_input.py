@@ -45,7 +45,7 @@ class TileCutter:
         Returns:
             `(size, bands, rows, width)` model input, 0 where pixels are not real data.
         """
-        shape = (len(strip.pieces[0].pixels), strip.raw.shape[0], width)
+        shape = (len(strip.chunks[0].pixels), strip.raw.shape[0], width)
         tiles = torch.empty((size, *shape), dtype=self._dtype, device=self._device, memory_format=self._layout)
         if self._takes_planes:
             self._normalise(strip, lefts, tiles[: len(lefts)])
@@ -72,33 +72,33 @@ class TileCutter:
     def _normalise(self, strip: DeviceStrip, lefts: Sequence[int], planes: Tensor) -> None:
         """Write tiles of model input, `(N, bands, rows, columns)` float32."""
         for plane, left in zip(planes, lefts, strict=True):
-            for piece in strip.pieces:
-                rows, dst, src = _overlap(piece, left, planes.shape[3])
+            for chunk in strip.chunks:
+                rows, dst, src = _overlap(chunk, left, planes.shape[3])
                 if dst.start < dst.stop:
-                    plane[:, rows, dst].copy_(piece.pixels[:, :, src])
+                    plane[:, rows, dst].copy_(chunk.pixels[:, :, src])
         if not self._as_it_is:
             planes.mul_(self._gain).add_(self._bias)
         if self._clip is not None:
             planes.clamp_(*self._clip)
-        if any(piece.valid is not None for piece in strip.pieces):
+        if any(chunk.valid is not None for chunk in strip.chunks):
             for plane, left in zip(planes, lefts, strict=True):
                 _blank(strip, left, plane)
 
 
 def _blank(strip: DeviceStrip, left: int, plane: Tensor) -> None:
     """Set what is not real data to 0, the mean of standardised data."""
-    for piece in strip.pieces:
-        rows, dst, src = _overlap(piece, left, plane.shape[2])
-        if piece.valid is not None and dst.start < dst.stop:
-            plane[:, rows, dst].masked_fill_(~piece.valid[:, src], 0.0)
+    for chunk in strip.chunks:
+        rows, dst, src = _overlap(chunk, left, plane.shape[2])
+        if chunk.valid is not None and dst.start < dst.stop:
+            plane[:, rows, dst].masked_fill_(~chunk.valid[:, src], 0.0)
 
 
-def _overlap(piece: DeviceChunk, left: int, width: int) -> tuple[slice, slice, slice]:
-    """Rows and columns of a tile that lie in a piece, and the columns of the piece; empty if there are none."""
-    height, across = piece.pixels.shape[1:]
-    start, stop = max(piece.left, left), min(piece.left + across, left + width)
+def _overlap(chunk: DeviceChunk, left: int, width: int) -> tuple[slice, slice, slice]:
+    """Rows and columns of a tile that lie in a chunk, and the columns of the chunk; empty if there are none."""
+    height, across = chunk.pixels.shape[1:]
+    start, stop = max(chunk.left, left), min(chunk.left + across, left + width)
     return (
-        slice(piece.top, piece.top + height),
+        slice(chunk.top, chunk.top + height),
         slice(start - left, stop - left),
-        slice(start - piece.left, stop - piece.left),
+        slice(start - chunk.left, stop - chunk.left),
     )

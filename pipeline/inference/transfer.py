@@ -3,7 +3,7 @@
 On a CPU nothing moves. For CUDA, pixels pass through pinned buffers that are allocated once and reused, on a
 stream of their own, and nobody waits for a copy but who needs the buffer next:
 
-    pieces ──host──▶ pinned strip ──copy stream──▶ device strip ──▶ (the engine) ──▶ levels
+    chunks ──host──▶ pinned strip ──copy stream──▶ device strip ──▶ (the engine) ──▶ levels
                                                                                        │
     writer ◀──host── pinned rows ◀──────────────────copy stream──────────────────────◀─┘
 
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.inference.tiling.strips import Piece, RawStrip
+from pipeline.inference.tiling.strips import DecodedChunk, RawStrip
 from pipeline.mosaic import LevelType, stored_nodata
 
 STRIPS_IN_FLIGHT = 2
@@ -50,18 +50,18 @@ class DeviceStrip:
 
     raw: RawStrip
     """What it was loaded from."""
-    pieces: tuple[DeviceChunk, ...]
+    chunks: tuple[DeviceChunk, ...]
     """Partition the windows of the tiles that are wanted."""
 
     def validity(self, rows: slice, cols: slice) -> Tensor | None:
         """`(rows, columns)` bool of a window, True = real data, on the device; None where every pixel is."""
-        if all(piece.valid is None for piece in self.pieces):
+        if all(chunk.valid is None for chunk in self.chunks):
             return None
-        valid = torch.ones(self.raw.shape, dtype=torch.bool, device=self.pieces[0].pixels.device)
-        for piece in self.pieces:
-            if piece.valid is not None:
-                height, width = piece.valid.shape
-                valid[piece.top : piece.top + height, piece.left : piece.left + width] = piece.valid
+        valid = torch.ones(self.raw.shape, dtype=torch.bool, device=self.chunks[0].pixels.device)
+        for chunk in self.chunks:
+            if chunk.valid is not None:
+                height, width = chunk.valid.shape
+                valid[chunk.top : chunk.top + height, chunk.left : chunk.left + width] = chunk.valid
         return valid[rows, cols]
 
 
@@ -78,14 +78,14 @@ class Transfer(Protocol):
 
     device: torch.device
     """The device."""
-    behind: int
+    rows_in_flight: int
     """How many sets of finished rows are left to travel while the next are computed."""
 
-    def load(self, strip: RawStrip) -> DeviceStrip:
+    def to_device(self, strip: RawStrip) -> DeviceStrip:
         """Bring a strip to the device; no work on the strip before it may be added after that."""
         ...
 
-    def fetch(self, rows: Tensor, extremes: Tensor) -> FinishedRows:
+    def to_host(self, rows: Tensor, extremes: Tensor) -> FinishedRows:
         """Bring finished rows `(classes, rows, columns)` back, with the least and largest probability, `(2,)`.
 
         The memory of a set is used again `behind` + 3 sets later: `behind` may travel, and the writer reads three.
@@ -108,24 +108,24 @@ def blank_rows(shape: tuple[int, int, int], stored: LevelType) -> FinishedRows:
 
 
 class DirectTransfer:
-    """For devices that share the host's memory, or copy as they are asked: pieces stay as they were decoded."""
+    """For devices that share the host's memory, or copy as they are asked: chunks stay as they were decoded."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.behind = device, 0
+        self.device, self.rows_in_flight = device, 0
 
-    def load(self, strip: RawStrip) -> DeviceStrip:
-        """See `Transfer.load`."""
-        return DeviceStrip(raw=strip, pieces=tuple(self._load(piece) for piece in strip.pieces))
+    def to_device(self, strip: RawStrip) -> DeviceStrip:
+        """See `Transfer.to_device`."""
+        return DeviceStrip(raw=strip, chunks=tuple(self._load(chunk) for chunk in strip.chunks))
 
-    def fetch(self, rows: Tensor, extremes: Tensor) -> FinishedRows:
-        """See `Transfer.fetch`."""
+    def to_host(self, rows: Tensor, extremes: Tensor) -> FinishedRows:
+        """See `Transfer.to_host`."""
         low, high = extremes.tolist()
         return _HostRows(rows.cpu().numpy(), (low, high))
 
-    def _load(self, piece: Piece) -> DeviceChunk:
-        pixels = np.asarray(piece.pixels, torch_type(piece.pixels.dtype))
-        valid = None if piece.valid is None else torch.from_numpy(piece.valid).to(self.device)
-        return DeviceChunk(top=piece.top, left=piece.left, pixels=torch.from_numpy(pixels).to(self.device), valid=valid)
+    def _load(self, chunk: DecodedChunk) -> DeviceChunk:
+        pixels = np.asarray(chunk.pixels, torch_type(chunk.pixels.dtype))
+        valid = None if chunk.valid is None else torch.from_numpy(chunk.valid).to(self.device)
+        return DeviceChunk(top=chunk.top, left=chunk.left, pixels=torch.from_numpy(pixels).to(self.device), valid=valid)
 
 
 class CudaTransfer:
@@ -143,27 +143,27 @@ class CudaTransfer:
             rows: classes, rows and columns of the largest set of finished rows.
             stored: numpy name of their type.
         """
-        self.device, self.behind = device, STRIPS_IN_FLIGHT
+        self.device, self.rows_in_flight = device, STRIPS_IN_FLIGHT
         self._upward, self._downward = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
         self._strips = [_StripBuffer(strip, torch_type(np.dtype(dtype)), device) for _ in range(STRIPS_IN_FLIGHT)]
         self._loaded = 0
-        self._rows = [_RowBuffer(rows, np.dtype(stored)) for _ in range(self.behind + 3)]
+        self._rows = [_RowBuffer(rows, np.dtype(stored)) for _ in range(self.rows_in_flight + 3)]
         self._fetched = 0
 
-    def load(self, strip: RawStrip) -> DeviceStrip:
-        """See `Transfer.load`."""
-        if not strip.pieces:
-            return DeviceStrip(raw=strip, pieces=())
+    def to_device(self, strip: RawStrip) -> DeviceStrip:
+        """See `Transfer.to_device`."""
+        if not strip.chunks:
+            return DeviceStrip(raw=strip, chunks=())
         computing = torch.cuda.current_stream(self.device)
         self._strips[self._loaded % STRIPS_IN_FLIGHT].used.record(computing)
         self._loaded += 1
         buffer = self._strips[self._loaded % STRIPS_IN_FLIGHT]
-        piece = buffer.fill(strip, self._upward)
+        chunk = buffer.fill(strip, self._upward)
         computing.wait_event(buffer.copied)
-        return DeviceStrip(raw=strip, pieces=(piece,))
+        return DeviceStrip(raw=strip, chunks=(chunk,))
 
-    def fetch(self, rows: Tensor, extremes: Tensor) -> FinishedRows:
-        """See `Transfer.fetch`."""
+    def to_host(self, rows: Tensor, extremes: Tensor) -> FinishedRows:
+        """See `Transfer.to_host`."""
         buffer = self._rows[self._fetched % len(self._rows)]
         self._fetched += 1
         buffer.fill(rows, extremes, self._downward)
@@ -184,13 +184,13 @@ class _StripBuffer:
         """Copy a strip in, as soon as the strip before it has left."""
         self.copied.synchronize()
         pixels, valid = self._pinned.numpy(), self._pinned_valid.numpy()
-        partly = any(piece.valid is not None for piece in strip.pieces)
-        for piece in strip.pieces:
-            height, width = piece.pixels.shape[1:]
-            dst = slice(piece.top, piece.top + height), slice(piece.left, piece.left + width)
-            pixels[:, *dst] = piece.pixels
+        partly = any(chunk.valid is not None for chunk in strip.chunks)
+        for chunk in strip.chunks:
+            height, width = chunk.pixels.shape[1:]
+            dst = slice(chunk.top, chunk.top + height), slice(chunk.left, chunk.left + width)
+            pixels[:, *dst] = chunk.pixels
             if partly:
-                valid[dst] = True if piece.valid is None else piece.valid
+                valid[dst] = True if chunk.valid is None else chunk.valid
         with torch.cuda.stream(stream):
             stream.wait_event(self.used)
             self.on_device.copy_(self._pinned, non_blocking=True)

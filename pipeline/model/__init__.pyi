@@ -1,4 +1,4 @@
-from .card import MOST_CLASSES as MOST_CLASSES
+from .card import MAX_CLASSES as MAX_CLASSES
 from .card import Activation as Activation
 from .card import ModelCard as ModelCard
 from .card import Normalization as Normalization

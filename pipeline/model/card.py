@@ -27,7 +27,7 @@ REAL_DTYPES = (
 )
 """Pixel types a scene may have; complex data are refused."""
 Built = TypeVar("Built")
-MOST_CLASSES = 254
+MAX_CLASSES = 254
 """Mask values 1 to 254 name classes; 0 is none or background, 255 is nodata."""
 
 
@@ -160,8 +160,8 @@ class ModelCard:
             if not names or len(set(names)) != len(names):
                 raise ModelError(f"{key} must hold at least one name and none twice, not {tuple(names)}")
             object.__setattr__(self, key, tuple(names))
-        if len(self.classes) > MOST_CLASSES:
-            raise ModelError(f"classes must hold at most {MOST_CLASSES} names (mask is uint8), not {len(self.classes)}")
+        if len(self.classes) > MAX_CLASSES:
+            raise ModelError(f"classes must hold at most {MAX_CLASSES} names (mask is uint8), not {len(self.classes)}")
 
     def _check_choices(self) -> None:
         choices = {"activation": get_args(Activation), "outputs": get_args(Outputs), "dtype": (None, *REAL_DTYPES)}

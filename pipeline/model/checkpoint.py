@@ -32,7 +32,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
-LARGEST_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 """The safetensors format's own bound; a larger figure means that the file is something else."""
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what `torch.save` writes: a zip archive, or formerly a bare pickle."""
@@ -164,7 +164,7 @@ def _read(path: Path, *, header_only: bool = False) -> bytes:
             start = file.read(8)
             if not header_only:
                 return start + file.read()
-            return start + file.read(min(int.from_bytes(start, "little"), LARGEST_HEADER_BYTES))
+            return start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES))
     except OSError as error:
         raise TransientError(f"{path}: cannot be read: {error}") from error
 
@@ -176,7 +176,7 @@ def _split(content: bytes, path: Path, *, whole: bool = True) -> tuple[dict[str,
             f"{path}: a PyTorch pickle or archive, which could run code and is never loaded; {HOW_TO_CONVERT}"
         )
     length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > LARGEST_HEADER_BYTES:
+    if len(content) < 8 or length > MAX_HEADER_BYTES:
         raise ModelError(
             f"{path}: not a safetensors file; name a checkpoint of scenemill train, or an imported model (.pt2)"
         )

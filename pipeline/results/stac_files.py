@@ -59,7 +59,7 @@ def write_collection(results: Results) -> None:
 def _described(results: Results) -> Iterator[ItemSource]:
     """The complete results, in order; several are read concurrently, since stores have a high latency."""
     found = map_concurrently(
-        lambda scene: _describe(results, *scene), results.iter_finished(), most=MAX_CONCURRENT_READS
+        lambda scene: _describe(results, *scene), results.iter_finished(), max_workers=MAX_CONCURRENT_READS
     )
     yield from (each for each in found if each is not None)
 

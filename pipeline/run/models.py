@@ -11,9 +11,16 @@ from pipeline.concurrency import usable_cpus
 from pipeline.config import SegmentSpec
 from pipeline.distribute import DistributeSpec, RemotePredictor, dask_cuda_workers, device_workers, resolve_exchange
 from pipeline.errors import SettingsError
-from pipeline.inference.tiling import MOST_READERS
+from pipeline.inference.tiling import MAX_READERS
 from pipeline.model import InferenceSpec, load_predictor
-from pipeline.model.predictor import EnsemblePredictor, LoadedModel, kind_of, resolve_devices, resolve_workers, share_of
+from pipeline.model.predictor import (
+    EnsemblePredictor,
+    LoadedModel,
+    device_type,
+    resolve_devices,
+    resolve_worker_devices,
+    threads_per_process,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,7 @@ def load_models(wanted: RunModels) -> LoadedModel:
     devices, precision = resolve_devices(inference.device), inference.precision
     models: list[LoadedModel]
     if uses_remote_model(inference, distribute):
-        device = devices[0] if len(devices) == 1 else kind_of(devices[0])
+        device = devices[0] if len(devices) == 1 else device_type(devices[0])
         exchange = resolve_exchange(distribute)
         models = [RemotePredictor(Path(path), device, precision=precision, exchange=exchange) for path in wanted.paths]
     else:
@@ -81,19 +88,19 @@ def on_devices(spec: SegmentSpec) -> Iterator[SegmentSpec]:
     distribute, devices = spec.distribute, resolve_devices(spec.inference.device)
     if distribute.scheduler is not None:
         _check_scheduler_alone(distribute, devices)
-    workers = resolve_workers(devices, distribute.workers)
+    workers = resolve_worker_devices(devices, distribute.workers)
     if not workers:
         yield replace(spec, inference=replace(spec.inference, device=devices[0]))
         return
     cpus = usable_cpus()
-    threads = share_of(spec.inference.threads or cpus, len(workers))
-    readers = share_of(spec.reading.threads or min(cpus, MOST_READERS * len(workers)), len(workers))
+    threads = threads_per_process(spec.inference.threads or cpus, len(workers))
+    readers = threads_per_process(spec.reading.threads or min(cpus, MAX_READERS * len(workers)), len(workers))
     started = dask_cuda_workers(workers) if distribute.dask_cuda else device_workers(workers, threads=threads)
     with started as scheduler:
         yield replace(
             spec,
             reading=replace(spec.reading, threads=readers),
-            inference=replace(spec.inference, device=kind_of(workers[0]), threads=threads),
+            inference=replace(spec.inference, device=device_type(workers[0]), threads=threads),
             distribute=replace(distribute, scheduler=scheduler, workers=len(workers)),
         )
 

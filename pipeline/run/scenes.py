@@ -130,7 +130,7 @@ def _find_finished_ahead(
         found = None if ledger.is_stopped else _run_with_retries(entry, partial(look_up, entry), once)
         return None if isinstance(found, Exception) else found
 
-    return map_concurrently(finished, entries, most=LOOKAHEAD if any(map(is_remote, entries)) else 1)
+    return map_concurrently(finished, entries, max_workers=LOOKAHEAD if any(map(is_remote, entries)) else 1)
 
 
 def _segment_on_cluster(

@@ -195,9 +195,9 @@ def _describe_files(
         numbers = {name: number for name, (of, number) in found.items() if of == index}
         return _describe_part(files[index], numbers, terms)
 
-    return align_files([*map_concurrently(describe, needed, most=MAX_CONCURRENT_HEADERS if is_remote else 1)]), tuple(
-        found
-    )
+    return align_files(
+        [*map_concurrently(describe, needed, max_workers=MAX_CONCURRENT_HEADERS if is_remote else 1)]
+    ), tuple(found)
 
 
 def _describe_part(told: BandFile, numbers: Mapping[str, int], terms: ReadingTerms) -> SceneFile:

@@ -126,14 +126,14 @@ def record_inference(
     """
     counts = {name: sum(getattr(result, name) for result in results) for name in COUNTS}
     quicklook = work.folder / QUICKLOOK
-    np.save(quicklook, merge_quicklooks([result.glance for result in results]))
+    np.save(quicklook, merge_quicklooks([result.quicklook for result in results]))
     work.stages.record("infer", job.key, {"proof": asdict(proof), "counts": counts}, [quicklook])
     return InferenceResult(job=job, proof=proof, results=tuple(map(_without_quicklook, results)), seconds={}, **counts)
 
 
 def _without_quicklook(result: RegionResult) -> RegionResult:
     """A result without the pixels of its quicklook, which are in the work folder and need not be pickled."""
-    return replace(result, glance=replace(result.glance, pixels=result.glance.pixels[:, :0, :0]))
+    return replace(result, quicklook=replace(result.quicklook, pixels=result.quicklook.pixels[:, :0, :0]))
 
 
 def make_rasters(work: SceneStages, inferred: InferenceResult, threshold: float | None) -> None:

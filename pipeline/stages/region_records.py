@@ -73,7 +73,7 @@ class RegionRecords:
             return
         files = [file for raster in result.rasters for file in self._files(result.region, raster)]
         quicklook = self._quicklook(result.region)
-        np.save(quicklook, result.glance.pixels)
+        np.save(quicklook, result.quicklook.pixels)
         self._stages.record(_stage(result.region), self._job.key, _facts_of(result), [*files, quicklook])
 
     def _files(self, region: Region, raster: RegionRasters) -> list[Path]:
@@ -89,7 +89,7 @@ class RegionRecords:
         return RegionResult(
             region=region,
             rasters=tuple(RegionRasters(core=Window(*core), attempt=attempt) for core, attempt in facts["rasters"]),
-            glance=Quicklook(top=top, left=left, pixels=pixels),
+            quicklook=Quicklook(top=top, left=left, pixels=pixels),
             **facts["counts"],
         )
 
@@ -97,7 +97,7 @@ class RegionRecords:
 def _facts_of(result: RegionResult) -> dict[str, object]:
     return {
         "rasters": [(_bounds(raster.core), raster.attempt) for raster in result.rasters],
-        "glance": (result.glance.top, result.glance.left),
+        "glance": (result.quicklook.top, result.quicklook.left),
         "counts": {name: getattr(result, name) for name in ("tiles_run", "tiles_skipped", "valid_pixels")},
     }
 

@@ -16,7 +16,7 @@ from pipeline.model.predictor import resolve_device
 from pipeline.scene import identity_facts
 from pipeline.storage import sha256_of_json
 from pipeline.training.data.samples import LabelledData
-from pipeline.training.optimizer import choose_precision
+from pipeline.training.optimizer import resolve_autocast_dtype
 
 if TYPE_CHECKING:
     from pipeline.training.settings.spec import TrainSpec
@@ -48,7 +48,7 @@ def run_identity(spec: TrainSpec, data: LabelledData, labels: Sequence[str | Pat
         "labels": {f"{n} {name}": facts for n, place in enumerate(labels) for name, facts in _files(Path(place))},
         "labelled_area": dict(_files(Path(area))) if (area := spec.labelled_area) else {},
         "device": device.type,
-        "precision": str(choose_precision(spec.learning.precision, device)),
+        "precision": str(resolve_autocast_dtype(spec.learning.precision, device)),
         "versions": versions(),
     }
     plain: Identity = json.loads(json.dumps(identity))

@@ -58,7 +58,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], spec: OptimizationSpec) -
     return kind(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay)
 
 
-def choose_precision(wanted: TrainPrecision, device: torch.device) -> torch.dtype:
+def resolve_autocast_dtype(wanted: TrainPrecision, device: torch.device) -> torch.dtype:
     """The number format of convolutions; weights, loss and batch statistics stay float32.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.inference import disable_malloc_trim
 from pipeline.model.predictor import resolve_device
 from pipeline.training.data.loader import Batch
-from pipeline.training.optimizer import choose_precision, make_optimizer, rate_factor
+from pipeline.training.optimizer import make_optimizer, rate_factor, resolve_autocast_dtype
 from pipeline.training.settings.learning import OptimizationSpec
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -34,7 +34,7 @@ class Trainer:
         self.device = resolve_device(spec.device, key="learning.device")
         if self.device.type == "cpu":
             disable_malloc_trim()
-        self.precision = choose_precision(spec.precision, self.device)
+        self.precision = resolve_autocast_dtype(spec.precision, self.device)
         self.network: nn.Module = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = EMA(self.network, spec.ema_decay) if spec.ema_decay else None
         self._steps = -(-batches // spec.accumulate)

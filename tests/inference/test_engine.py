@@ -15,7 +15,7 @@ from support.strips import raw_strip
 from torch import Tensor
 
 from pipeline.errors import ModelError, TransientError
-from pipeline.inference.batch_size import Batching, is_out_of_memory, least_batch_size, resolve_batch_size
+from pipeline.inference.batch_size import Batching, is_out_of_memory, min_batch_size, resolve_batch_size
 from pipeline.inference.engine import Engine, Member, TileRow
 from pipeline.inference.normalize import InputTransform
 from pipeline.inference.output_checks import RangeCheck
@@ -129,7 +129,7 @@ def test_batches_suit_the_device_and_the_tile(device: str, side: int, size: int)
 
 
 @pytest.mark.parametrize(
-    ("device", "side", "asked", "most", "plain", "size"),
+    ("device", "side", "requested", "max_size", "plain", "size"),
     [
         ("cuda", 512, 5, None, False, 5),
         ("cuda", 512, 5, 3, False, 3),  # no more than a strip has
@@ -142,18 +142,20 @@ def test_batches_suit_the_device_and_the_tile(device: str, side: int, size: int)
     ],
 )
 def test_a_size_that_is_asked_for_is_taken_where_it_changes_no_result(
-    device: str, side: int, asked: int, most: int | None, plain: bool, size: int
+    device: str, side: int, requested: int, max_size: int | None, plain: bool, size: int
 ) -> None:
-    assert resolve_batch_size(torch.device(device), side**2, asked=asked, most=most, plain=plain) == size
+    assert (
+        resolve_batch_size(torch.device(device), side**2, requested=requested, max_size=max_size, plain=plain) == size
+    )
 
 
 def test_batches_are_halved_no_further_than_results_allow() -> None:
     cuda = torch.device("cuda")
-    assert least_batch_size(cuda, 16, plain=False, deterministic=False) == 1
-    assert least_batch_size(cuda, 16, plain=False, deterministic=True) == 16
-    assert least_batch_size(CPU, 16, plain=False, deterministic=False) == 2
-    assert least_batch_size(CPU, 1, plain=False, deterministic=False) == 1
-    assert least_batch_size(CPU, 16, plain=True, deterministic=False) == 1
+    assert min_batch_size(cuda, 16, plain=False, deterministic=False) == 1
+    assert min_batch_size(cuda, 16, plain=False, deterministic=True) == 16
+    assert min_batch_size(CPU, 16, plain=False, deterministic=False) == 2
+    assert min_batch_size(CPU, 1, plain=False, deterministic=False) == 1
+    assert min_batch_size(CPU, 16, plain=True, deterministic=False) == 1
 
 
 def test_a_strip_without_a_valid_pixel_ends_all_the_same() -> None:
@@ -165,11 +167,11 @@ def test_a_strip_without_a_valid_pixel_ends_all_the_same() -> None:
     assert [(each.batch.ends_strip, each.tiles) for each in predicted] == [(True, ())] * 2
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 5])
-def test_lanes_change_nothing(lanes: int) -> None:
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_workers_change_nothing(workers: int) -> None:
     pixels = np.random.default_rng(0).random((1, 4, 60), np.float32)
     members = [(PlainRunnable(torch.nn.Identity(), ROOF), PLAIN)]
-    found = run_members(members, raw_strip(pixels, cuts=(13,)), range(0, 56, 4), batch_size=2, lanes=lanes)
+    found = run_members(members, raw_strip(pixels, cuts=(13,)), range(0, 56, 4), batch_size=2, workers=workers)
     assert [*found] == [*range(14)]
     assert all((tile.numpy() == pixels[:, :, 4 * k : 4 * k + 4]).all() for k, tile in found.items())
 
@@ -197,13 +199,13 @@ OUT_OF_MEMORY: list[Callable[[], BaseException]] = [
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
-@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_batches_are_halved_until_they_fit_and_no_tile_is_lost(
-    error: Callable[[], BaseException], lanes: int, caplog: pytest.LogCaptureFixture
+    error: Callable[[], BaseException], workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     pixels, seen = np.random.default_rng(0).random((1, 4, 80), np.float32), list[int]()
     members = [(PlainRunnable(refuses(2, error, seen), ROOF), PLAIN)]
-    found = run_members(members, raw_strip(pixels), range(0, 80, 4), batch_size=8, lanes=lanes)
+    found = run_members(members, raw_strip(pixels), range(0, 80, 4), batch_size=8, workers=workers)
     assert [*found] == [*range(20)]
     assert all((tile.numpy() == pixels[:, :, 4 * k : 4 * k + 4]).all() for k, tile in found.items())
     assert set(seen) == {8, 4, 2}
@@ -214,8 +216,8 @@ def test_batches_are_halved_until_they_fit_and_no_tile_is_lost(
     ("settings", "words"),
     [
         ({"batch_size": 1}, "no memory for a single tile; set a smaller tiling.tile_size"),
-        ({"batch_size": 9, "least": 2}, "no memory for 2 tiles at once"),
-        ({"batch_size": 8, "least": 8}, "for 8 tiles at once, and fewer .* set inference.batch_size=4"),
+        ({"batch_size": 9, "min_batch_size": 2}, "no memory for 2 tiles at once"),
+        ({"batch_size": 8, "min_batch_size": 8}, "for 8 tiles at once, and fewer .* set inference.batch_size=4"),
     ],
 )
 def test_running_out_of_memory_for_good_says_what_to_set(settings: dict[str, Any], words: str) -> None:
@@ -273,10 +275,10 @@ def test_input_that_members_share_is_cut_once() -> None:
 def test_a_device_that_computes_behind_is_asked_for_its_extremes_once_a_strip() -> None:
     check = RangeCheck(torch.device("meta"))
     for low, high in ((0.5, 0.75), (0.25, 1.5), (0.5, 0.5)):
-        check.see(torch.tensor([low, high]))
+        check.add(torch.tensor([low, high]))
     assert check.take().tolist() == [0.25, 1.5]
     assert check.take().tolist() == [0.0, 1.0]
-    check.see(torch.tensor([0.5, torch.nan]))
+    check.add(torch.tensor([0.5, torch.nan]))
     assert check.take().isnan().all()
 
 

@@ -87,7 +87,7 @@ def test_tiles_are_normalised_like_in_training(dtype: str) -> None:
     pixels = (rng.random((2, 8, 12)) * 100).astype(dtype)
     valid = rng.random((8, 12)) > 0.3
     fold = InputTransform(gain=(0.25, 2.0), bias=(1.0, -3.0), clip=(-2.0, 100.0))
-    strip = DirectTransfer(CPU).load(raw_strip(pixels, valid, cuts=(5,)))
+    strip = DirectTransfer(CPU).to_device(raw_strip(pixels, valid, cuts=(5,)))
     cutter = TileCutter(fold, device=CPU, dtype=torch.float32, layout=torch.contiguous_format)
     tile = cutter.cut(strip, [3], 8, size=1)[0]
     np.testing.assert_allclose(tile, fold.apply(pixels, valid)[:, :, 3:11], rtol=1e-6)

@@ -48,9 +48,9 @@ class Watched(LoadedPredictor):
 
     tried: Tensor
 
-    def prove(self, tiles: Tensor) -> PrecisionCheck:
+    def check_precision(self, tiles: Tensor) -> PrecisionCheck:
         self.tried = tiles
-        return super().prove(tiles)
+        return super().check_precision(tiles)
 
 
 def tried_on(scene: Path, model: Path, tile_size: int = 64) -> Tensor:

@@ -22,17 +22,17 @@ def test_region_cores_partition_the_grid(shape: tuple[int, int], tiling: Tiling,
     assert [region.index for region in regions] == list(range(len(regions)))
 
 
-def needed(axis: Axis, start: int, stop: int, *, alone: bool) -> int:
+def needed(axis: Axis, start: int, stop: int, *, core_only: bool) -> int:
     """Tiles that some pixels need, counted one by one."""
-    return sum(first < stop and last > start for first, last in axis.reach(alone=alone))
+    return sum(first < stop and last > start for first, last in axis.reach(core_only=core_only))
 
 
-def parts_within(axis: Axis, most: int, *, alone: bool) -> int:
+def parts_within(axis: Axis, most: int, *, core_only: bool) -> int:
     """The fewest parts of an axis none of which needs more than so many tiles: each is as long as it may be."""
     start, parts = 0, 0
     while start < axis.length:
         lengths = range(1, axis.length - start + 1)
-        longest = max((n for n in lengths if needed(axis, start, start + n, alone=alone) <= most), default=0)
+        longest = max((n for n in lengths if needed(axis, start, start + n, core_only=core_only) <= most), default=0)
         if not longest:
             return axis.length + 1
         start, parts = start + longest, parts + 1
@@ -40,22 +40,30 @@ def parts_within(axis: Axis, most: int, *, alone: bool) -> int:
 
 
 @given(st.integers(1, 300), st.integers(2, 40), st.data(), st.integers(1, 9), st.booleans())
-def test_no_cut_has_a_less_busy_region(length: int, size: int, data: st.DataObject, count: int, alone: bool) -> None:
+def test_no_cut_has_a_less_busy_region(
+    length: int, size: int, data: st.DataObject, count: int, core_only: bool
+) -> None:
     """As long as only neighbours overlap; the last tile, pulled back into the scene, may cost one tile more."""
     tiling = Tiling(tile_size=size, overlap=data.draw(st.integers(0, size // 2)))
     plan = plan_tiles((length, 1), tiling)
-    regions = plan_regions(plan, rows=count, alone=alone)
+    regions = plan_regions(plan, rows=count, core_only=core_only)
     ends = [(region.core.row_off, region.core.row_off + region.core.height) for region in regions]
-    busiest = max(needed(plan.rows, *each, alone=alone) for each in ends)
-    best = next(most for most in range(1, length + 2) if parts_within(plan.rows, most, alone=alone) <= len(regions))
+    busiest = max(needed(plan.rows, *each, core_only=core_only) for each in ends)
+    best = next(
+        most for most in range(1, length + 2) if parts_within(plan.rows, most, core_only=core_only) <= len(regions)
+    )
     assert busiest == best
 
 
-@pytest.mark.parametrize(("rows", "alone", "needs"), [(2, False, (13, 13)), (4, False, (7,) * 4), (2, True, (13, 13))])
-def test_a_sentinel_2_scene_is_shared_evenly_at_whole_blocks(rows: int, alone: bool, needs: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("rows", "core_only", "needs"), [(2, False, (13, 13)), (4, False, (7,) * 4), (2, True, (13, 13))]
+)
+def test_a_sentinel_2_scene_is_shared_evenly_at_whole_blocks(
+    rows: int, core_only: bool, needs: tuple[int, ...]
+) -> None:
     plan = plan_tiles((10_980, 10_980), Tiling(tile_size=512, overlap=64))
-    cores = [region.core for region in plan_regions(plan, rows=rows, alone=alone)]
-    assert tuple(needed(plan.rows, c.row_off, c.row_off + c.height, alone=alone) for c in cores) == needs
+    cores = [region.core for region in plan_regions(plan, rows=rows, core_only=core_only)]
+    assert tuple(needed(plan.rows, c.row_off, c.row_off + c.height, core_only=core_only) for c in cores) == needs
     assert all(core.row_off % 512 == 0 for core in cores)
 
 
@@ -64,7 +72,7 @@ def test_halves_of_regions_partition_them_down_to_single_tiles(
     shape: tuple[int, int], tiling: Tiling, widest: int
 ) -> None:
     plan = plan_tiles(shape, tiling)
-    waiting = list(plan_regions(plan, widest=widest))
+    waiting = list(plan_regions(plan, max_columns=widest))
     owners = np.zeros(shape, int)
     while waiting:
         region = waiting.pop()
@@ -79,7 +87,7 @@ def test_halves_of_regions_partition_them_down_to_single_tiles(
 def test_a_region_is_about_as_wide_as_its_memory_allows() -> None:
     plan = plan_tiles((100, 3000), Tiling(tile_size=128, overlap=28))
     assert [region.core.width for region in plan_regions(plan)] == [3000]
-    widths = [region.core.width for region in plan_regions(plan, widest=700)]
+    widths = [region.core.width for region in plan_regions(plan, max_columns=700)]
     assert sum(widths) == 3000
     assert max(widths) <= 700 + 512, "regions begin at whole blocks"
 

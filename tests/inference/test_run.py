@@ -15,7 +15,7 @@ from support.models import ROOF, brightness
 from pipeline.config import SegmentSpec
 from pipeline.errors import TransientError
 from pipeline.inference.region import run as region
-from pipeline.inference.region.job import REGION_BYTES, widest_region
+from pipeline.inference.region.job import REGION_BYTES, max_region_columns
 from pipeline.inference.tiling.tiles import Tiling, TilingSpec, plan_tiles
 from pipeline.model.card import ModelCard
 from pipeline.mosaic.levels import LevelType
@@ -34,7 +34,7 @@ def test_buffers_of_a_region_fit_the_budget(
     scene = replace(describe_scene(path), bands=("red",) * bands, dtype=dtype)
     card = ModelCard(bands=("red",), classes=tuple(f"class {k}" for k in range(classes)))
     plan = plan_tiles((100_000, 100_000), Tiling(tile_size=tile, overlap=tile // 8))
-    width = widest_region(scene, plan, card, MosaicSpec(dtype=stored))
+    width = max_region_columns(scene, plan, card, MosaicSpec(dtype=stored))
     least = 512 * 3 * bands * np.dtype(dtype).itemsize + classes * 4 * (tile + tile // 8)
     assert width >= tile
     assert width == tile or width * least < REGION_BYTES

@@ -1,4 +1,4 @@
-"""Tiles are the same whatever pieces a strip was decoded in, in every number format and memory order."""
+"""Tiles are the same whatever chunks a strip was decoded in, in every number format and memory order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_tile_is_what_training_would_make_of_its_pixels(
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 99, (2, 6, 30), np.uint16)
     valid = generator.random((6, 30)) > 0.3 if nodata else np.ones((6, 30), bool)
-    strip = DirectTransfer(CPU).load(raw_strip(pixels, valid if nodata else None, cuts=tuple(sorted(cuts))))
+    strip = DirectTransfer(CPU).to_device(raw_strip(pixels, valid if nodata else None, cuts=tuple(sorted(cuts))))
     tiles = TileCutter(FOLD, device=CPU, dtype=dtype, layout=layout).cut(strip, [left, 0], 8, size=3)
     expected = torch.from_numpy(FOLD.apply(pixels, valid)).to(dtype)
     assert tiles.dtype == dtype
@@ -45,5 +45,5 @@ def test_pixels_that_need_no_arithmetic_stay_as_they_are(dtype: torch.dtype) -> 
     pixels = np.arange(16, dtype=np.uint8).reshape(1, 4, 4)
     plain = InputTransform(gain=(1.0,), bias=(0.0,), clip=None)
     cutter = TileCutter(plain, device=CPU, dtype=dtype, layout=torch.channels_last)
-    tile = cutter.cut(DirectTransfer(CPU).load(raw_strip(pixels)), [0], 4, size=1)[0]
+    tile = cutter.cut(DirectTransfer(CPU).to_device(raw_strip(pixels)), [0], 4, size=1)[0]
     assert tile.float().numpy().tolist() == pixels.tolist()

@@ -34,9 +34,9 @@ def strips(count: int, *, dtype: str = "uint16") -> list[RawStrip]:
 
 def assert_loaded(loaded: DeviceStrip, strip: RawStrip) -> None:
     pixels, valid = assembled(strip)
-    for piece in loaded.pieces:
-        columns = slice(piece.left, piece.left + piece.pixels.shape[2])
-        assert (piece.pixels.cpu().numpy() == pixels[:, :, columns]).all()
+    for chunk in loaded.chunks:
+        columns = slice(chunk.left, chunk.left + chunk.pixels.shape[2])
+        assert (chunk.pixels.cpu().numpy() == pixels[:, :, columns]).all()
     found = loaded.validity(slice(2, 6), slice(5, 35))
     assert (found is None) == bool(valid.all())
     assert found is None or (found.cpu().numpy() == valid[2:6, 5:35]).all()
@@ -46,18 +46,18 @@ def assert_loaded(loaded: DeviceStrip, strip: RawStrip) -> None:
 def test_a_strip_keeps_its_values_and_its_validity(dtype: str) -> None:
     transfer = DirectTransfer(CPU)
     for strip in strips(2, dtype=dtype):
-        assert_loaded(transfer.load(strip), strip)
+        assert_loaded(transfer.to_device(strip), strip)
 
 
 def test_on_a_cpu_no_pixel_is_copied() -> None:
     (strip,) = strips(1)
-    (first, *_) = DirectTransfer(CPU).load(strip).pieces
-    assert np.shares_memory(first.pixels.numpy(), strip.pieces[0].pixels)
+    (first, *_) = DirectTransfer(CPU).to_device(strip).chunks
+    assert np.shares_memory(first.pixels.numpy(), strip.chunks[0].pixels)
 
 
 def test_rows_come_back_with_their_extremes() -> None:
     rows = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
-    found, extremes = DirectTransfer(CPU).fetch(rows, torch.tensor([0.25, 0.5])).wait()
+    found, extremes = DirectTransfer(CPU).to_host(rows, torch.tensor([0.25, 0.5])).wait()
     assert found.tolist() == rows.tolist()
     assert extremes == (0.25, 0.5)
 
@@ -94,15 +94,15 @@ def test_buffers_are_used_again_without_mixing_strips(device: torch.device, dtyp
     transfer: Transfer = CudaTransfer(device, strip=(3, 8, 40), dtype=dtype, rows=(2, 8, 40), stored="uint8")
     travelling, written = list[tuple[NDArray[Any], FinishedRows]](), list[tuple[NDArray[Any], NDArray[Any]]]()
     for k, strip in enumerate(strips(12, dtype=dtype)):
-        loaded = transfer.load(strip)
+        loaded = transfer.to_device(strip)
         assert_loaded(loaded, strip)
-        rows = loaded.pieces[0].pixels[:2, : 4 + k % 3].to(torch.uint8)
+        rows = loaded.chunks[0].pixels[:2, : 4 + k % 3].to(torch.uint8)
         extremes = torch.tensor([0.0, k / 16], device=device)
-        travelling.append((assembled(strip)[0][:2, : 4 + k % 3].astype(np.uint8), transfer.fetch(rows, extremes)))
-        if len(travelling) > transfer.behind:
+        travelling.append((assembled(strip)[0][:2, : 4 + k % 3].astype(np.uint8), transfer.to_host(rows, extremes)))
+        if len(travelling) > transfer.rows_in_flight:
             expected, finished = travelling.pop(0)
             found, seen = finished.wait()
-            assert seen == (0.0, (k - transfer.behind) / 16)
+            assert seen == (0.0, (k - transfer.rows_in_flight) / 16)
             written.append((expected, found))
             for before, still in written[-3:]:
                 assert (still == before).all()
@@ -112,13 +112,13 @@ def test_buffers_are_used_again_without_mixing_strips(device: torch.device, dtyp
 def test_of_a_strip_with_gaps_what_is_there_arrives(device: torch.device) -> None:
     transfer = CudaTransfer(device, strip=(3, 8, 40), dtype="uint16", rows=(2, 8, 40), stored="uint8")
     for strip in strips(4):
-        gap = replace(strip, pieces=strip.pieces[::2], tiles=(0,))
-        (piece,) = transfer.load(gap).pieces
-        for there in gap.pieces:
+        gap = replace(strip, chunks=strip.chunks[::2], tiles=(0,))
+        (chunk,) = transfer.to_device(gap).chunks
+        for there in gap.chunks:
             columns = slice(there.left, there.left + there.pixels.shape[2])
-            assert (piece.pixels[:, :, columns].cpu().numpy() == there.pixels).all()
-            assert piece.valid is None or (piece.valid[:, columns].cpu().numpy() == there.valid).all()
-        assert transfer.load(replace(strip, pieces=(), tiles=())).pieces == ()
+            assert (chunk.pixels[:, :, columns].cpu().numpy() == there.pixels).all()
+            assert chunk.valid is None or (chunk.valid[:, columns].cpu().numpy() == there.valid).all()
+        assert transfer.to_device(replace(strip, chunks=(), tiles=())).chunks == ()
 
 
 def test_blank_rows_are_nodata() -> None:

@@ -143,7 +143,7 @@ def mosaic_of(
         area=None if area is None else rasterize_area(area, scene.grid),
         folder=work,
     )
-    regions = plan_regions(plan, rows=cut.rows, cols=cut.cols, alone=cut.blend in CROP)
+    regions = plan_regions(plan, rows=cut.rows, cols=cut.cols, core_only=cut.blend in CROP)
     join_regions(job, [infer_region(job, each, predictor) for each in regions], work)
     with rasterio.open(work / "probability.tif") as dataset:
         stored = dataset.read()

@@ -28,7 +28,7 @@ from pipeline.distribute.spec import DistributeSpec
 from pipeline.errors import ModelError, SettingsError
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.predictor.compiled import BatchShape
-from pipeline.model.predictor.devices import environment_for, resolve_devices
+from pipeline.model.predictor.devices import device_environment, resolve_devices
 from pipeline.model.predictor.ensemble import EnsemblePredictor
 from pipeline.model.predictor.loading import LoadedPredictor
 from pipeline.model.predictor.protocol import InferenceSpec, LoadedModel
@@ -111,7 +111,7 @@ def test_all_cuda_devices_of_a_machine_without_any_are_refused(monkeypatch: pyte
 )
 def test_a_worker_sees_its_own_device_only(device: str, visible: str | None, seen: str | None) -> None:
     surroundings = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert environment_for(device, surroundings).get("CUDA_VISIBLE_DEVICES") == seen
+    assert device_environment(device, surroundings).get("CUDA_VISIBLE_DEVICES") == seen
 
 
 # The model of a run
@@ -147,8 +147,8 @@ def test_a_distant_model_can_be_used_here_all_the_same(model: Path) -> None:
     distant, here = RemotePredictor(model, "cpu", precision="float32"), load_run_models([model], ONE)
     tiles = torch.randn((1, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     assert torch.equal(distant(tiles), here(tiles))
-    assert torch.equal(distant.ready(BatchShape(precision="float32"))(tiles), here(tiles))
-    assert distant.prove(tiles) == here.prove(tiles)
+    assert torch.equal(distant.runnable(BatchShape(precision="float32"))(tiles), here(tiles))
+    assert distant.check_precision(tiles) == here.check_precision(tiles)
 
 
 # Where a run goes

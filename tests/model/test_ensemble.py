@@ -27,11 +27,11 @@ from pipeline.model.predictor.ensemble import (
     DihedralTransform,
     EnsemblePredictor,
     TTAPredictor,
-    augmented,
     forward_passes,
     running_mean,
+    with_tta,
 )
-from pipeline.model.predictor.ensemble_card import joint_card
+from pipeline.model.predictor.ensemble_card import merge_cards
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
 from pipeline.model.predictor.protocol import Augment, InferenceSpec, LoadedModel
 from pipeline.mosaic.writer import MosaicSpec
@@ -103,12 +103,12 @@ def test_undoing_gives_the_tiles_back(symmetry: DihedralTransform) -> None:
 def test_a_turned_tile_gives_the_turned_result_to_the_last_bit(
     model: LoadedPredictor, augment: Augment, precision: str
 ) -> None:
-    ready = TTAPredictor(model, augment).ready(BatchShape(precision=precision))
+    ready = TTAPredictor(model, augment).runnable(BatchShape(precision=precision))
     tiles = tiles_of()
     expected = ready(tiles)
     for symmetry in SYMMETRIES[augment]:
         assert torch.equal(ready(symmetry.apply(tiles)), symmetry.apply(expected)), symmetry
-    assert not torch.equal(model.ready(BatchShape(precision=precision))(tiles), expected)
+    assert not torch.equal(model.runnable(BatchShape(precision=precision))(tiles), expected)
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
@@ -123,7 +123,7 @@ def test_the_result_is_the_mean_over_the_turned_tiles(model: LoadedPredictor, au
 @pytest.mark.gpu
 def test_turned_tiles_are_averaged_on_cuda(cuda: str, folder: Path, model: LoadedPredictor) -> None:
     there = load_predictor(folder / "a.safetensors", cuda, precision="exact")
-    ready = TTAPredictor(there, "all").ready(BatchShape(precision="exact", shape=(2, 3, 32, 48), deterministic=True))
+    ready = TTAPredictor(there, "all").runnable(BatchShape(precision="exact", shape=(2, 3, 32, 48), deterministic=True))
     tiles = tiles_of(32, width=48)
     assert float((ready(tiles).cpu() - TTAPredictor(model, "all")(tiles)).abs().max()) < 1e-4
 
@@ -142,7 +142,7 @@ class Constant:
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 0.7, 1e-40, 1.0])
 def test_a_constant_stays_exactly_that_constant(augment: Augment, value: float) -> None:
     constant: Any = Constant(value)
-    constant.card, constant.device, constant.turn = CARD, torch.device("cpu"), None
+    constant.card, constant.device, constant.lock = CARD, torch.device("cpu"), None
     found = TTAPredictor(constant, augment)(tiles_of(8))
     assert found.unique().tolist() == [torch.tensor(value).item()]
 
@@ -161,9 +161,9 @@ class Recorder:
     """A model that notes what it is made ready for."""
 
     def __init__(self) -> None:
-        self.card, self.device, self.turn, self.asked = CARD, torch.device("cpu"), None, []  # type: ignore[var-annotated]
+        self.card, self.device, self.lock, self.asked = CARD, torch.device("cpu"), None, []  # type: ignore[var-annotated]
 
-    def ready(self, work: BatchShape) -> Any:
+    def runnable(self, work: BatchShape) -> Any:
         self.asked.append(work)
         ready: Any = Constant(0.5)
         ready.dtype, ready.layout, ready.device = torch.float32, torch.contiguous_format, self.device
@@ -184,7 +184,7 @@ def test_a_model_is_made_ready_for_the_shapes_and_passes_that_follow(
     augment: Augment, shape: Any, shapes: list[Any]
 ) -> None:
     model: Any = Recorder()
-    TTAPredictor(model, augment).ready(BatchShape(precision="float32", batches=10, shape=shape, deterministic=True))
+    TTAPredictor(model, augment).runnable(BatchShape(precision="float32", batches=10, shape=shape, deterministic=True))
     passes = len(SYMMETRIES[augment])
     assert model.asked == [
         BatchShape(precision="float32", batches=10 * passes, shape=each, deterministic=True) for each in shapes
@@ -192,18 +192,18 @@ def test_a_model_is_made_ready_for_the_shapes_and_passes_that_follow(
 
 
 def test_identity_members_and_passes_tell_of_the_augmentation(model: LoadedPredictor) -> None:
-    found = augmented(model, "flips")
+    found = with_tta(model, "flips")
     assert isinstance(found, LoadedModel)
     assert found.identity == f"{model.identity} augment-flips"
     assert found.members == (found,)
     assert (forward_passes(found), forward_passes(model), forward_passes(lambda tiles: tiles)) == (4, 1, 1)
-    assert found.turn is model.turn
-    assert augmented(model, "none") is model
+    assert found.lock is model.lock
+    assert with_tta(model, "none") is model
 
 
 def test_a_plain_function_is_not_augmented() -> None:
     with pytest.raises(SettingsError, match=r"inference\.augment: all needs a loaded checkpoint"):
-        augmented(lambda tiles: tiles, "all")
+        with_tta(lambda tiles: tiles, "all")
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
@@ -228,7 +228,7 @@ def test_an_ensemble_is_the_mean_of_its_models(model: LoadedPredictor, other: Lo
     tiles, both = tiles_of(), EnsemblePredictor([model, other])
     assert torch.equal(both(tiles), running_mean([model(tiles), other(tiles)]))
     assert torch.allclose(both(tiles), (model(tiles) + other(tiles)) / 2)
-    assert torch.equal(both.ready(BatchShape(precision="float32"))(tiles), both(tiles))
+    assert torch.equal(both.runnable(BatchShape(precision="float32"))(tiles), both(tiles))
 
 
 def test_the_identity_of_an_ensemble_is_that_of_its_members_in_their_order(
@@ -239,16 +239,16 @@ def test_the_identity_of_an_ensemble_is_that_of_its_members_in_their_order(
     assert weights == f"{model.sha256}+{other.sha256}"
     assert rest == "float32 cpu+float32 cpu"
     assert EnsemblePredictor([other, model]).identity != both.identity
-    assert augmented(both, "all").identity == f"{weights} float32 cpu augment-all+float32 cpu augment-all"
+    assert with_tta(both, "all").identity == f"{weights} float32 cpu augment-all+float32 cpu augment-all"
 
 
 def test_an_ensemble_has_members_one_turn_and_all_their_passes(model: LoadedPredictor, other: LoadedPredictor) -> None:
     both = EnsemblePredictor([model, other])
     assert isinstance(both, LoadedModel)
     assert both.members == (model, other)
-    assert both.turn is model.turn
+    assert both.lock is model.lock
     assert forward_passes(both) == 2
-    assert forward_passes(augmented(both, "all")) == 16
+    assert forward_passes(with_tta(both, "all")) == 16
 
 
 def test_an_ensemble_pickles_as_its_models(model: LoadedPredictor, other: LoadedPredictor) -> None:
@@ -285,7 +285,7 @@ def test_members_that_normalise_differently_take_no_common_tiles(folder: Path, m
 def test_models_that_do_not_belong_together_are_refused(change: dict[str, Any], reason: str) -> None:
     card = replace(CARD, stride=2)
     with pytest.raises(ModelError, match=reason):
-        joint_card([card, replace(card, **{"stride": 1, **change})], threshold=None)
+        merge_cards([card, replace(card, **{"stride": 1, **change})], threshold=None)
 
 
 def test_the_card_of_an_ensemble_suits_all_models() -> None:
@@ -294,20 +294,20 @@ def test_the_card_of_an_ensemble_suits_all_models() -> None:
         replace(CARD, stride=6, size_offset=0, receptive_field=99),
         replace(CARD, stride=1, tile_size=30),
     ]
-    joint = joint_card(cards, threshold=None)
+    joint = merge_cards(cards, threshold=None)
     assert (joint.stride, joint.size_offset, joint.receptive_field, joint.tile_size) == (12, 6, 99, 30)
     assert (joint.outputs, joint.temperature) == ("probabilities", 1.0)
-    assert joint_card([*cards, replace(CARD, receptive_field=None)], threshold=None).receptive_field is None
+    assert merge_cards([*cards, replace(CARD, receptive_field=None)], threshold=None).receptive_field is None
 
 
 def test_thresholds_must_agree_or_be_set() -> None:
     cards = [CARD, replace(CARD, threshold=0.4)]
-    assert joint_card([CARD, CARD], threshold=None).threshold == 0.5
-    assert joint_card(cards, threshold=0.45).threshold == 0.45
+    assert merge_cards([CARD, CARD], threshold=None).threshold == 0.5
+    assert merge_cards(cards, threshold=0.45).threshold == 0.45
     with pytest.raises(SettingsError, match=r"polygons\.threshold must be set .* differ \(0\.5, 0\.4\)"):
-        joint_card(cards, threshold=None)
+        merge_cards(cards, threshold=None)
     exclusive = [replace(card, classes=("a", "b"), activation="softmax") for card in cards]
-    assert joint_card(exclusive, threshold=None).threshold == 0.5
+    assert merge_cards(exclusive, threshold=None).threshold == 0.5
 
 
 # Whole scenes

@@ -30,7 +30,7 @@ from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.card import ModelCard, Normalization
 from pipeline.model.exported.archive import CARD, GRAPH, SAMPLE, Archive
 from pipeline.model.exported.graph import read_graph
-from pipeline.model.exported.load import describe_external, import_model, load_external, read_card
+from pipeline.model.exported.load import describe_exported, import_model, load_exported, read_card
 from pipeline.model.exported.module import ExportedNetwork, read_tensors
 from pipeline.model.exported.operators import OPERATORS, base_name
 from pipeline.model.predictor import loading as predictors
@@ -209,7 +209,7 @@ def test_a_pickle_round_trip_loads_the_file_once_per_process(model: Path) -> Non
 def test_an_imported_file_is_one_that_torch_loads_with_the_same_result(model: Path) -> None:
     tiles = torch.randn((2, 3, 64, 32))
     theirs = torch.export.load(model).module()(tiles)
-    assert torch.equal(load_external(model).network(tiles), theirs)
+    assert torch.equal(load_exported(model).network(tiles), theirs)
 
 
 # torch 2.13 warns of its own use of a class that it replaces.
@@ -219,8 +219,8 @@ def test_a_decomposed_export_computes_the_same(model: Path, tmp_path: Path) -> N
     torch.export.save(program, tmp_path / "core.pt2")
     import_model(tmp_path / "core.pt2", card_file(tmp_path), tmp_path / "model.pt2")
     tiles = torch.randn((2, 3, 64, 64))
-    ours = load_external(tmp_path / "model.pt2").network(tiles)
-    assert (ours - load_external(model).network(tiles)).abs().max() < 1e-5
+    ours = load_exported(tmp_path / "model.pt2").network(tiles)
+    assert (ours - load_exported(model).network(tiles)).abs().max() < 1e-5
 
 
 def test_equal_content_gives_equal_files_and_another_card_another_identity(
@@ -243,7 +243,7 @@ def test_a_file_may_be_imported_again_with_another_card(model: Path, tmp_path: P
 def test_a_fixed_batch_is_split_and_padded(fixed: Path, tmp_path: Path) -> None:
     network = Foreign().eval()
     import_model(fixed, card_file(tmp_path), tmp_path / "model.pt2")
-    loaded = load_external(tmp_path / "model.pt2").network
+    loaded = load_exported(tmp_path / "model.pt2").network
     tiles = torch.randn((5, 3, 64, 64))
     assert loaded.batch == 2
     assert (loaded(tiles) - network(tiles)).abs().max() < 1e-5
@@ -265,7 +265,7 @@ def test_it_runs_in_float32_unless_another_format_is_named(model: Path, monkeypa
     monkeypatch.setattr(predictors, "_fast_type", lambda device: "bfloat16")
     exact, lower = load_predictor(model, "cpu"), load_predictor(model, "cpu", precision="bfloat16")
     tiles = torch.randn((1, 3, 64, 64))
-    assert [each.prove(tiles).precision for each in (exact, lower)] == ["float32", "bfloat16"]
+    assert [each.check_precision(tiles).precision for each in (exact, lower)] == ["float32", "bfloat16"]
     assert exact.identity != lower.identity
     assert 0 < (exact(tiles) - lower(tiles)).abs().max() < 0.1
 
@@ -329,21 +329,21 @@ def test_a_network_that_reads_memory_in_order_keeps_its_layout(tmp_path: Path, m
     import_model(export(Flat(), tmp_path / "e.pt2", dims=ANY), card, tmp_path / "model.pt2")
     tiles = torch.randn((3, 3, 20, 24))
     assert torch.equal(load_predictor(tmp_path / "model.pt2", "cpu")(tiles), torch.sigmoid(2 * tiles[:, :1]))
-    assert load_predictor(model, "cpu").ready(BatchShape(precision="float32")).layout == torch.channels_last
+    assert load_predictor(model, "cpu").runnable(BatchShape(precision="float32")).layout == torch.channels_last
 
 
 # What a file says about itself
 
 
 def test_facts_come_without_torch_and_without_the_weights(model: Path) -> None:
-    facts = describe_external(model)
-    assert facts.card == load_external(model).card
-    assert facts.sha256 == load_external(model).sha256
+    facts = describe_exported(model)
+    assert facts.card == load_exported(model).card
+    assert facts.sha256 == load_exported(model).sha256
     assert facts.parameters == sum(each.numel() for each in Foreign().state_dict().values())
     assert facts.sizes == "batch any, height 0 modulo 4 from 8, width 0 modulo 4 from 8"
     program = (
-        "import sys; from pipeline.model.exported.load import describe_external; "
-        f"describe_external({str(model)!r}); print('torch' in sys.modules)"
+        "import sys; from pipeline.model.exported.load import describe_exported; "
+        f"describe_exported({str(model)!r}); print('torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False"]
@@ -352,7 +352,7 @@ def test_facts_come_without_torch_and_without_the_weights(model: Path) -> None:
 def test_inspection_tells_what_it_is_and_whether_a_scene_fits(model: Path, make_scene: MakeScene) -> None:
     kind, facts = inspect_path(str(model), ReadingSpec())
     told = dict(facts)
-    assert (kind, told["sha256"]) == ("checkpoint", describe_external(model).sha256)
+    assert (kind, told["sha256"]) == ("checkpoint", describe_exported(model).sha256)
     assert told["architecture"].endswith(f"operators, exported by torch {torch.__version__}")
     assert told["receptive field"] == "unbounded"
     scene = make_scene(descriptions=CARD_KEYS["bands"])
@@ -823,7 +823,7 @@ def test_a_file_that_was_changed_after_the_import_is_refused(model: Path, tmp_pa
         members["data/weights/weight_0"] = bytes(weight)
 
     with pytest.raises(ModelError, match="does not match its SHA-256"):
-        load_external(rewrite(model, tmp_path / "changed.pt2", change))
+        load_exported(rewrite(model, tmp_path / "changed.pt2", change))
 
 
 def test_another_card_in_the_file_is_noticed(model: Path, tmp_path: Path) -> None:
@@ -831,7 +831,7 @@ def test_another_card_in_the_file_is_noticed(model: Path, tmp_path: Path) -> Non
         members[CARD] = members[CARD].replace(b"roof", b"barn")
 
     with pytest.raises(ModelError, match="does not match its SHA-256"):
-        load_external(rewrite(model, tmp_path / "changed.pt2", change))
+        load_exported(rewrite(model, tmp_path / "changed.pt2", change))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -849,13 +849,13 @@ def test_a_flipped_bit_is_noticed(model: Path, tmp_path: Path) -> None:
     content[at] ^= 1
     (tmp_path / "flipped.pt2").write_bytes(content)
     with pytest.raises(ModelError, match="is damaged"):
-        load_external(tmp_path / "flipped.pt2")
+        load_exported(tmp_path / "flipped.pt2")
 
 
 def test_a_missing_file_and_one_without_a_card_say_what_to_do(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is no such file"):
         load_predictor(tmp_path / "nowhere.pt2", "cpu")
-    for read in (load_external, describe_external):
+    for read in (load_exported, describe_exported):
         with pytest.raises(
             ModelError, match=r"without a model card; join them with scenemill import-model exported\.pt2"
         ):

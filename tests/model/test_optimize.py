@@ -13,7 +13,7 @@ from support.models import write_checkpoint
 from support.networks import SHAPES, make_network, pixels_for
 from torch import Tensor, nn
 
-from pipeline.inference.cpu_workers import torch_threads
+from pipeline.inference.cpu_workers import torch_num_threads
 from pipeline.model.networks.deeplab import DeepLabSpec
 from pipeline.model.networks.registry import Shape
 from pipeline.model.networks.unet import UNet, UNetSpec
@@ -27,11 +27,11 @@ from pipeline.model.predictor.optimize import (
     converted,
     fold_batch_norm,
     is_compilation_worthwhile,
-    prepare,
-    settle_convolutions,
+    optimize_network,
+    pin_convolution_kernels,
     split_joins,
 )
-from pipeline.model.predictor.optimized_layers import HalvingMaximum, OneDnnConvolution, SplitConvolution
+from pipeline.model.predictor.optimized_layers import HalvingMaxPool, OneDnnConvolution, SplitConvolution
 
 CPU = torch.device("cpu")
 BFLOAT16 = Arithmetic(device=CPU, dtype=torch.bfloat16)
@@ -44,13 +44,13 @@ fused = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _as_in_a_lane() -> Iterator[None]:
-    with torch_threads(1):
+    with torch_num_threads(1):
         yield
 
 
 def folded(shape: Shape) -> nn.Module:
     network = fold_batch_norm(make_network(shape))
-    settle_convolutions(network)
+    pin_convolution_kernels(network)
     return network
 
 
@@ -86,7 +86,7 @@ def test_networks_without_batch_norm_are_left_as_they_are() -> None:
 @each_shape
 def test_fusing_changes_not_a_bit_in_float32(shape: Shape) -> None:
     network, arithmetic, pixels = folded(shape), Arithmetic(device=CPU), pixels_for(shape, 2)
-    prepared = prepare(network, arithmetic, pixels)
+    prepared = optimize_network(network, arithmetic, pixels)
     assert any(isinstance(module, OneDnnConvolution) for module in prepared.modules())
     tiles = as_input(pixels, arithmetic)
     with torch.inference_mode():
@@ -98,10 +98,14 @@ def test_fusing_changes_not_a_bit_in_float32(shape: Shape) -> None:
 def test_fusing_brings_bfloat16_nearer_to_float32(shape: Shape) -> None:
     """Biases are not rounded; early blocks in float32 bring it nearer again."""
     network, pixels = folded(shape), pixels_for(shape, 2)
-    plain, mixed = BFLOAT16, dataclasses.replace(BFLOAT16, early=torch.float32)
+    plain, mixed = BFLOAT16, dataclasses.replace(BFLOAT16, first_blocks_dtype=torch.float32)
     with torch.inference_mode():
         exact = network(pixels)
-        forms = [converted(network, plain), prepare(network, plain, pixels), prepare(network, mixed, pixels)]
+        forms = [
+            converted(network, plain),
+            optimize_network(network, plain, pixels),
+            optimize_network(network, mixed, pixels),
+        ]
         inputs = [as_input(pixels, arithmetic) for arithmetic in (plain, plain, mixed)]
         errors = [float((form(tiles) - exact).square().mean()) for form, tiles in zip(forms, inputs, strict=True)]
     assert any(isinstance(module, OneDnnConvolution) for form in forms[1:] for module in form.modules())
@@ -114,7 +118,7 @@ def test_fusing_brings_bfloat16_nearer_to_float32(shape: Shape) -> None:
 @each_format
 def test_a_tile_gives_the_same_bits_alone_and_in_company(shape: Shape, dtype: torch.dtype) -> None:
     arithmetic, pixels = Arithmetic(device=CPU, dtype=dtype), pixels_for(shape, 3)
-    prepared = prepare(folded(shape), arithmetic, pixels)
+    prepared = optimize_network(folded(shape), arithmetic, pixels)
     with torch.inference_mode():
         together = prepared(as_input(pixels, arithmetic))
         alone = [prepared(as_input(tile[None], arithmetic)) for tile in pixels]
@@ -130,7 +134,7 @@ THREADED = [name for name, shape in SHAPES.items() if isinstance(shape, UNetSpec
 @each_format
 def test_results_do_not_depend_on_the_number_of_threads(name: str, dtype: torch.dtype) -> None:
     arithmetic, pixels = Arithmetic(device=CPU, dtype=dtype), pixels_for(SHAPES[name], 2)
-    prepared, usual, results = prepare(folded(SHAPES[name]), arithmetic, pixels), torch.get_num_threads(), []
+    prepared, usual, results = optimize_network(folded(SHAPES[name]), arithmetic, pixels), torch.get_num_threads(), []
     with torch.inference_mode():
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
@@ -141,12 +145,12 @@ def test_results_do_not_depend_on_the_number_of_threads(name: str, dtype: torch.
 
 @fused
 def test_a_form_that_says_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Wrong(HalvingMaximum):
+    class Wrong(HalvingMaxPool):
         def forward(self, features: Tensor) -> Tensor:
             return super().forward(features) + 1
 
-    monkeypatch.setattr(preparing, "HalvingMaximum", Wrong)
-    prepared = prepare(folded(SHAPES["unet"]), Arithmetic(device=CPU), pixels_for(SHAPES["unet"]))
+    monkeypatch.setattr(preparing, "HalvingMaxPool", Wrong)
+    prepared = optimize_network(folded(SHAPES["unet"]), Arithmetic(device=CPU), pixels_for(SHAPES["unet"]))
     assert not any(isinstance(module, OneDnnConvolution | Wrong) for module in prepared.modules())
 
 
@@ -156,14 +160,14 @@ def test_a_form_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("not on this processor")
 
     monkeypatch.setattr(OneDnnConvolution, "forward", refuse)
-    prepared = prepare(folded(SHAPES["unet"]), Arithmetic(device=CPU), pixels_for(SHAPES["unet"]))
+    prepared = optimize_network(folded(SHAPES["unet"]), Arithmetic(device=CPU), pixels_for(SHAPES["unet"]))
     assert not any(isinstance(module, OneDnnConvolution) for module in prepared.modules())
 
 
 def test_the_network_that_is_prepared_stays_as_it_is() -> None:
     network, pixels = folded(SHAPES["unet"]), pixels_for(SHAPES["unet"])
     before = copy.deepcopy(network.state_dict())
-    prepare(network, Arithmetic(device=CPU, dtype=torch.bfloat16), pixels)
+    optimize_network(network, Arithmetic(device=CPU, dtype=torch.bfloat16), pixels)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
@@ -171,7 +175,7 @@ def test_the_network_that_is_prepared_stays_as_it_is() -> None:
 def test_halving_by_maxima_is_max_pooling(kind: torch.dtype) -> None:
     features = torch.randn((2, 5, 12, 20)).to(kind)
     features[0, 0, 3, 3] = torch.nan
-    pooled, expected = HalvingMaximum()(features), nn.functional.max_pool2d(features, 2)
+    pooled, expected = HalvingMaxPool()(features), nn.functional.max_pool2d(features, 2)
     assert torch.equal(pooled.nan_to_num(), expected.nan_to_num())
     assert torch.equal(pooled.isnan(), expected.isnan())
 
@@ -200,16 +204,16 @@ def test_many_small_runs_repay_a_compilation_together(tmp_path: Path, monkeypatc
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
     shape, fewer = (2, 3, 64, 64), torch.zeros((1, 3, 64, 64))
     enough = next(count for count in range(10_000) if is_compilation_worthwhile(count, 1.0))
-    first = predictor.ready(BatchShape(precision="float32", batches=enough // 2, shape=shape))
+    first = predictor.runnable(BatchShape(precision="float32", batches=enough // 2, shape=shape))
     first(torch.zeros(shape))
     assert not compiled
-    second = predictor.ready(BatchShape(precision="float32", batches=enough // 2 + 1, shape=shape))
+    second = predictor.runnable(BatchShape(precision="float32", batches=enough // 2 + 1, shape=shape))
     tried = len(compiled)
     second(fewer)
     assert len(compiled) == tried == 1
     second(torch.zeros(shape))
     assert len(compiled) == tried + 1
-    assert predictor.ready(BatchShape(precision="float32", shape=shape)) is second
+    assert predictor.runnable(BatchShape(precision="float32", shape=shape)) is second
 
 
 @pytest.mark.slow
@@ -220,8 +224,8 @@ def test_a_compiled_network_is_compiled_once(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(readying, "_seconds_per_batch", lambda *_: 1e9)
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
     form, fused_form = (
-        predictor.ready(BatchShape(precision="float32", batches=1, shape=(2, 3, 64, 64))),
-        predictor.ready(BatchShape(precision="float32")),
+        predictor.runnable(BatchShape(precision="float32", batches=1, shape=(2, 3, 64, 64))),
+        predictor.runnable(BatchShape(precision="float32")),
     )
     assert form is not fused_form
     torch._dynamo.utils.counters.clear()
@@ -246,8 +250,8 @@ def test_a_compiled_network_that_fails_or_differs_is_not_used(
     monkeypatch.setattr(readying, "_seconds_per_batch", lambda *_: 1e9)
     monkeypatch.setattr(readying, "compile_network", lambda *_: run)
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
-    form = predictor.ready(BatchShape(precision="float32", batches=1, shape=(2, 3, 64, 64)))
-    assert form is predictor.ready(BatchShape(precision="float32"))
+    form = predictor.runnable(BatchShape(precision="float32", batches=1, shape=(2, 3, 64, 64)))
+    assert form is predictor.runnable(BatchShape(precision="float32"))
     assert "compiled" in caplog.text
 
 
@@ -267,8 +271,8 @@ def test_every_form_agrees_on_cuda(precision: str) -> None:
     network, pixels = folded(SHAPES["unet"]), pixels_for(SHAPES["unet"], 2)
     with torch.inference_mode():
         expected = network(pixels)
-        forms = [prepare(network.to(cuda), arithmetic, pixels), preparing.compile_network(network, arithmetic)]
-        with arithmetic.applied():
+        forms = [optimize_network(network.to(cuda), arithmetic, pixels), preparing.compile_network(network, arithmetic)]
+        with arithmetic.cudnn_flags():
             results = [form(as_input(pixels, arithmetic)).float().cpu() for form in forms]
     bound = 1e-4 if precision == "exact" else 0.02
     assert all(float((result - expected).abs().max()) <= bound * float(expected.abs().max()) for result in results)

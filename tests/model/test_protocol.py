@@ -83,19 +83,19 @@ def test_what_is_loaded_is_prepared_and_hands_out_what_is_ready(tmp_path: Path) 
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu")
     assert isinstance(predictor, LoadedModel)
     assert predictor.members == (predictor,)
-    form = predictor.ready(BatchShape(precision="float32"))
+    form = predictor.runnable(BatchShape(precision="float32"))
     assert isinstance(form, Runnable)
-    assert form is predictor.ready(BatchShape(precision="float32"))
+    assert form is predictor.runnable(BatchShape(precision="float32"))
     assert (form.dtype, form.layout, form.device.type) == (torch.float32, torch.channels_last, "cpu")
 
 
 @pytest.mark.usefixtures("bfloat16_is_fast")
 def test_auto_takes_the_lower_precision_where_it_is_harmless(tmp_path: Path) -> None:
     predictor = load_predictor(write_gentle_checkpoint(tmp_path / "m.safetensors"), "cpu")
-    proof = predictor.prove(some_tiles())
+    proof = predictor.check_precision(some_tiles())
     assert (proof.precision, proof.note) == ("bfloat16", "")
     assert 0 < proof.change <= 0.01
-    change = predictor(some_tiles()) - predictor.ready(BatchShape(precision="float32"))(some_tiles())
+    change = predictor(some_tiles()) - predictor.runnable(BatchShape(precision="float32"))(some_tiles())
     assert float(change.abs().max()) == proof.change
 
 
@@ -106,10 +106,10 @@ def test_auto_steps_back_to_float32_where_probabilities_would_change(
     path = write_checkpoint(tmp_path / "m.safetensors")
     predictor, exact = load_predictor(path, "cpu"), load_predictor(path, "cpu", precision="float32")
     changes = {
-        precision: load_predictor(path, "cpu", precision=precision).prove(some_tiles()).change
+        precision: load_predictor(path, "cpu", precision=precision).check_precision(some_tiles()).change
         for precision in ("bfloat16", "mixed")
     }
-    proof = predictor.prove(some_tiles())
+    proof = predictor.check_precision(some_tiles())
     assert (proof.precision, proof.change) == ("float32", changes["mixed"])
     assert proof.note == (
         f"a probability would change by more than 0.01 ({changes['bfloat16']:.3g} in bfloat16, "
@@ -125,14 +125,14 @@ def test_auto_computes_early_blocks_in_float32_where_that_is_enough(tmp_path: Pa
     tiles = 8 + some_tiles() / 2
     for seed in range(20):
         predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors", seed=seed), "cpu")
-        proof = predictor.prove(tiles)
+        proof = predictor.check_precision(tiles)
         if proof.precision == "mixed":
             break
     assert proof.change <= 0.01
     assert proof.note.endswith("in bfloat16): mixed is used")
-    form = predictor.ready(BatchShape(precision="mixed"))
+    form = predictor.runnable(BatchShape(precision="mixed"))
     assert form.dtype == torch.float32
-    change = float((form(tiles) - predictor.ready(BatchShape(precision="float32"))(tiles)).abs().max())
+    change = float((form(tiles) - predictor.runnable(BatchShape(precision="float32"))(tiles)).abs().max())
     assert proof.change == pytest.approx(change, abs=1e-5)
 
 
@@ -140,9 +140,9 @@ def test_auto_computes_early_blocks_in_float32_where_that_is_enough(tmp_path: Pa
 def test_the_first_batch_decides_for_all_that_follow(tmp_path: Path) -> None:
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu")
     blank = torch.zeros((1, 3, 64, 64))
-    chosen = predictor.prove(blank).precision
+    chosen = predictor.check_precision(blank).precision
     predictor(blank)
-    assert torch.equal(predictor(some_tiles()), predictor.ready(BatchShape(precision=chosen))(some_tiles()))
+    assert torch.equal(predictor(some_tiles()), predictor.runnable(BatchShape(precision=chosen))(some_tiles()))
 
 
 def test_exact_is_float32_on_a_cpu(tmp_path: Path) -> None:
@@ -223,5 +223,5 @@ def test_the_gpu_says_what_the_cpu_says(tmp_path: Path) -> None:
     tiles = torch.randn((2, 3, 64, 64), generator=torch.Generator().manual_seed(1))
     exact = load_predictor(path, "cpu", precision="float32")(tiles)
     there = load_predictor(path, "cuda")
-    assert there.prove(tiles).precision == "float16"
+    assert there.check_precision(tiles).precision == "float16"
     assert (there(tiles).cpu() - exact).abs().max() < 0.01

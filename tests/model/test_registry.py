@@ -17,7 +17,7 @@ from pipeline.model.networks.fcn import FCN8s, FCNSpec
 from pipeline.model.networks.layers import AttentionGate, bilinear_kernel, interpolate
 from pipeline.model.networks.registry import NetworkSpec, Shape, architecture_of, build_network, network_from
 from pipeline.model.networks.unet import UNetSpec
-from pipeline.model.predictor.optimize import fold_batch_norm, settle_convolutions
+from pipeline.model.predictor.optimize import fold_batch_norm, pin_convolution_kernels
 
 each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 
@@ -96,7 +96,7 @@ def test_a_prepared_network_says_what_the_plain_one_says(shape: Shape) -> None:
     with torch.inference_mode():
         plain = network(pixels)
         prepared = fold_batch_norm(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        settle_convolutions(prepared)
+        pin_convolution_kernels(prepared)
         fused = prepared(pixels.contiguous(memory_format=torch.channels_last))
         lower = prepared.to(torch.bfloat16)(pixels.to(torch.bfloat16, memory_format=torch.channels_last))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
@@ -109,7 +109,7 @@ def test_a_prepared_network_says_what_the_plain_one_says(shape: Shape) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_tile_does_not_depend_on_its_neighbours_in_the_batch(shape: Shape, dtype: torch.dtype) -> None:
     network = fold_batch_norm(make_network(shape)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    settle_convolutions(network)
+    pin_convolution_kernels(network)
     tiles = pixels_for(shape, 4).to(dtype, memory_format=torch.channels_last)
     others = torch.cat([tiles[:1], tiles[1:].flip(0) * 3]).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -125,7 +125,7 @@ THREADED = [name for name, shape in SHAPES.items() if isinstance(shape, UNetSpec
 def test_results_do_not_depend_on_the_number_of_threads(name: str) -> None:
     network = fold_batch_norm(make_network(SHAPES[name]))
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    settle_convolutions(network)
+    pin_convolution_kernels(network)
     same_for_all_threads(network, pixels_for(SHAPES[name], 2).contiguous(memory_format=torch.channels_last))
 
 
@@ -133,7 +133,7 @@ def test_gates_do_not_depend_on_the_number_of_threads() -> None:
     """On so many pixels that torch divides them among three threads, where no vector register ends."""
     torch.manual_seed(0)
     gate = AttentionGate(2, norm="batch", bias=False).eval()
-    settle_convolutions(gate)
+    pin_convolution_kernels(gate)
     skip = torch.randn(1, 2, 250, 267, generator=torch.Generator().manual_seed(0))
     same_for_all_threads(lambda tiles: gate(tiles, -tiles), skip.contiguous(memory_format=torch.channels_last))
 

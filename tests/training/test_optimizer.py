@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
 from pipeline.training.data.loader import Batch
-from pipeline.training.optimizer import choose_precision, count_drops, make_optimizer, rate_factor
+from pipeline.training.optimizer import count_drops, make_optimizer, rate_factor, resolve_autocast_dtype
 from pipeline.training.settings.learning import OptimizationSpec
 from pipeline.training.trainer import EMA, Trainer
 
@@ -218,12 +218,12 @@ def test_every_optimizer_is_torchs_with_our_settings(name: Any) -> None:
 
 def test_precision_is_the_one_named_or_the_native_one() -> None:
     cpu = torch.device("cpu")
-    assert choose_precision("float32", cpu) == torch.float32
-    assert choose_precision("bfloat16", cpu) == torch.bfloat16
-    assert choose_precision("auto", cpu) in (torch.float32, torch.bfloat16)
-    assert choose_precision("float16", torch.device("cuda")) == torch.float16
+    assert resolve_autocast_dtype("float32", cpu) == torch.float32
+    assert resolve_autocast_dtype("bfloat16", cpu) == torch.bfloat16
+    assert resolve_autocast_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
+    assert resolve_autocast_dtype("float16", torch.device("cuda")) == torch.float16
     with pytest.raises(SettingsError, match=r"learning.precision float16 needs a CUDA device, not cpu"):
-        choose_precision("float16", cpu)
+        resolve_autocast_dtype("float16", cpu)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 from .clip import wanted_tiles as wanted_tiles
 from .job import RegionRasters as RegionRasters
 from .job import join_regions as join_regions
+from .job import max_region_columns as max_region_columns
 from .job import raster_profiles as raster_profiles
-from .job import widest_region as widest_region
 from .quicklook import Quicklook as Quicklook
 from .quicklook import merge_quicklooks as merge_quicklooks
 from .quicklook import read_quicklook as read_quicklook
-from .run import Watch as Watch
+from .run import PixelProgress as PixelProgress
 from .run import infer_stack as infer_stack

@@ -35,9 +35,9 @@ class RegionCounters:
     def count_strip(self, strip: RawStrip, top: int) -> None:
         """Look at a strip whose first pixel row is scene row `top`."""
         if top < self.core.row_off + self.core.height and top + strip.shape[0] > self.core.row_off:
-            self._taker.see(strip, top)
+            self._taker.add(strip, top)
 
-    def see_valid(self, strip: RawStrip, rows: slice, cols: slice) -> None:
+    def count_valid(self, strip: RawStrip, rows: slice, cols: slice) -> None:
         """Count pixels of the core that are not nodata, unless finished rows will tell."""
         if self._clip is None:
             self._valid_pixels += strip.count_valid(rows, cols)
@@ -55,7 +55,7 @@ class RegionCounters:
             tiles_run=self._tiles_run,
             tiles_skipped=len(self._rows) * len(self._cols) - self._tiles_run,
             valid_pixels=self._valid_pixels,
-            glance=self._taker.glance,
+            quicklook=self._taker.quicklook,
         )
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from pipeline.concurrency import usable_cpus
-from pipeline.inference.batch_size import Batching, least_batch_size, resolve_batch_size
-from pipeline.inference.cpu_workers import resolve_lanes
+from pipeline.inference.batch_size import Batching, min_batch_size, resolve_batch_size
+from pipeline.inference.cpu_workers import resolve_cpu_workers
 from pipeline.inference.engine import Engine, Member, TileRow
 from pipeline.inference.memory import disable_malloc_trim
 from pipeline.inference.normalize import input_transform
@@ -61,13 +61,13 @@ def build_engine(
     if device.type == "cpu":
         disable_malloc_trim()
     asked, pixels = job.inference.batch_size, row.height * row.width
-    size = resolve_batch_size(device, pixels, asked=asked, most=job.plan.shape[1], plain=plain)
+    size = resolve_batch_size(device, pixels, requested=asked, max_size=job.plan.shape[1], plain=plain)
     batches = sum(-(-count // size) for count in tiles)
     threads = job.inference.threads or usable_cpus()
     batching = Batching(
         batch_size=size,
-        least=least_batch_size(device, size, plain=plain, deterministic=job.inference.deterministic),
-        lanes=resolve_lanes(threads, plain=plain),
+        min_batch_size=min_batch_size(device, size, plain=plain, deterministic=job.inference.deterministic),
+        workers=resolve_cpu_workers(threads, plain=plain),
         threads=threads if plain else 1,
     )
     members = ready_members(job, predictor, (size, len(job.scene.bands), row.height, row.width), batches)
@@ -89,4 +89,6 @@ def ready_members(
         return [(PlainRunnable(predictor, job.card), input_transform(job.scene, job.card.normalization))]
     exactly = job.inference.deterministic
     work = BatchShape(precision=job.precision, batches=batches, shape=shape, deterministic=exactly)
-    return [(member.ready(work), input_transform(job.scene, member.card.normalization)) for member in predictor.members]
+    return [
+        (member.runnable(work), input_transform(job.scene, member.card.normalization)) for member in predictor.members
+    ]

@@ -93,7 +93,7 @@ class RegionResult:
     """Tiles without a valid pixel, or of which no pixel is wanted."""
     valid_pixels: int
     """Pixels of the core that are not nodata in the result."""
-    glance: Quicklook
+    quicklook: Quicklook
     """The core at screen size."""
 
     @property
@@ -102,7 +102,7 @@ class RegionResult:
         return int(len(self.rasters) > 1)
 
 
-def widest_region(scene: Scene, plan: TilePlan, card: ModelCard, mosaic: MosaicSpec) -> int:
+def max_region_columns(scene: Scene, plan: TilePlan, card: ModelCard, mosaic: MosaicSpec) -> int:
     """Columns of a region whose strips take about `REGION_BYTES`, from what one column takes.
 
     Decoded chunks: two bands ahead, one being decoded, and as many as a strip touches. Blending: the strip and what

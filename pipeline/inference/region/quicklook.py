@@ -14,7 +14,7 @@ from pipeline.inference.tiling.tiles import TilePlan
 from pipeline.scene import Scene
 
 SCREEN = 1600
-"""Longest side of a glance, px."""
+"""Longest side of a quicklook, px."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Quicklook:
     """Every `step`-th pixel of a window, starting at `step // 2` of the scene."""
 
     top: int
-    """Row of the first pixel in the glance of the whole scene."""
+    """Row of the first pixel in the quicklook of the whole scene."""
     left: int
     """Column of it."""
     pixels: NDArray[np.generic]
@@ -30,7 +30,7 @@ class Quicklook:
 
 
 class QuicklookSampler:
-    """Collects the glance of one region's core."""
+    """Collects the quicklook of one region's core."""
 
     def __init__(self, shape: tuple[int, int], core: Window, bands: int, dtype: str) -> None:
         """`shape` is the scene's; `core` the part that this region delivers."""
@@ -38,15 +38,17 @@ class QuicklookSampler:
         self._rows = _samples(step, core.row_off, core.row_off + core.height)
         self._cols = _samples(step, core.col_off, core.col_off + core.width)
         pixels = np.zeros((min(bands, 3), len(self._rows), len(self._cols)), dtype)
-        self.glance = Quicklook(top=core_index(step, core.row_off), left=core_index(step, core.col_off), pixels=pixels)
+        self.quicklook = Quicklook(
+            top=core_index(step, core.row_off), left=core_index(step, core.col_off), pixels=pixels
+        )
 
-    def see(self, strip: RawStrip, top: int) -> None:
+    def add(self, strip: RawStrip, top: int) -> None:
         """Take what is wanted of a strip whose first pixel row is scene row `top` (below 0 where mirrored)."""
-        for piece in strip.pieces:
-            height, width = piece.pixels.shape[1:]
-            down, rows = _shared(self._rows, top + piece.top, height)
-            across, cols = _shared(self._cols, strip.left + piece.left, width)
-            self.glance.pixels[:, down, across] = piece.pixels[: len(self.glance.pixels), rows, cols]
+        for chunk in strip.chunks:
+            height, width = chunk.pixels.shape[1:]
+            down, rows = _shared(self._rows, top + chunk.top, height)
+            across, cols = _shared(self._cols, strip.left + chunk.left, width)
+            self.quicklook.pixels[:, down, across] = chunk.pixels[: len(self.quicklook.pixels), rows, cols]
 
 
 def core_index(step: int, first: int) -> int:
@@ -54,22 +56,22 @@ def core_index(step: int, first: int) -> int:
     return len(range(step // 2, first, step))
 
 
-def merge_quicklooks(glances: Sequence[Quicklook]) -> NDArray[np.generic]:
-    """The glance of the whole scene, `(bands, rows, columns)`, from those of its regions."""
-    rows = max(glance.top + glance.pixels.shape[1] for glance in glances)
-    cols = max(glance.left + glance.pixels.shape[2] for glance in glances)
-    first = glances[0].pixels
+def merge_quicklooks(quicklooks: Sequence[Quicklook]) -> NDArray[np.generic]:
+    """The quicklook of the whole scene, `(bands, rows, columns)`, from those of its regions."""
+    rows = max(quicklook.top + quicklook.pixels.shape[1] for quicklook in quicklooks)
+    cols = max(quicklook.left + quicklook.pixels.shape[2] for quicklook in quicklooks)
+    first = quicklooks[0].pixels
     whole = np.zeros((len(first), rows, cols), first.dtype)
-    for glance in glances:
-        _, height, width = glance.pixels.shape
-        whole[:, glance.top : glance.top + height, glance.left : glance.left + width] = glance.pixels
+    for quicklook in quicklooks:
+        _, height, width = quicklook.pixels.shape
+        whole[:, quicklook.top : quicklook.top + height, quicklook.left : quicklook.left + width] = quicklook.pixels
     return whole
 
 
 def read_quicklook(
     scene: Scene, plan: TilePlan, threads: int, wanted: Sequence[tuple[int, ...]] | None = None
 ) -> NDArray[np.generic]:
-    """The glance of a scene that no network runs over now, `(bands, rows, columns)`; 0 where nothing is wanted.
+    """The quicklook of a scene that no network runs over now, `(bands, rows, columns)`; 0 where nothing is wanted.
 
     Args:
         scene: the scene.
@@ -80,8 +82,8 @@ def read_quicklook(
     taker = QuicklookSampler(scene.grid.shape, scene.grid.window, len(scene.bands), scene.dtype)
     rows, cols = (range(count) for count in plan.shape)
     for strip in read_strips(scene, plan, rows, cols, wanted=wanted, threads=threads):
-        taker.see(strip, plan.rows.starts[strip.row] - plan.rows.margin)
-    return taker.glance.pixels
+        taker.add(strip, plan.rows.starts[strip.row] - plan.rows.margin)
+    return taker.quicklook.pixels
 
 
 def _step(shape: tuple[int, int]) -> int:

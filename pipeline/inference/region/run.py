@@ -41,12 +41,12 @@ from pipeline.scene import check_unchanged
 
 log = logging.getLogger(__name__)
 
-Watch = Callable[[int], None]
+PixelProgress = Callable[[int], None]
 """Told the number of scene pixels finished since the last call."""
 
 
 def infer_region(
-    job: RegionJob, region: Region, predictor: Predictor | ArrayFunction, watch: Watch | None = None
+    job: RegionJob, region: Region, predictor: Predictor | ArrayFunction, watch: PixelProgress | None = None
 ) -> RegionResult:
     """Run a region and leave its `probability-` and `mask-` rasters in the job's folder."""
     (result,) = infer_stack(job, [region], predictor, watch)
@@ -54,7 +54,7 @@ def infer_region(
 
 
 def infer_stack(
-    job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction, watch: Watch | None = None
+    job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction, watch: PixelProgress | None = None
 ) -> Generator[RegionResult]:
     """Run regions that lie one below the other, and yield each as soon as its rasters are whole.
 
@@ -74,7 +74,7 @@ def infer_stack(
 
 
 def _infer(
-    job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction, watch: Watch | None
+    job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction, watch: PixelProgress | None
 ) -> Generator[RegionResult]:
     """Run regions, in halves where the device has no room for their strips."""
     try:
@@ -97,7 +97,9 @@ def _infer(
         yield _side_by_side(region, [one for half in parts for one in _infer(job, [half], predictor, watch)])
 
 
-def _store(job: RegionJob, stack: Sequence[Region], run: _RegionRun, watch: Watch | None) -> Generator[RegionResult]:
+def _store(
+    job: RegionJob, stack: Sequence[Region], run: _RegionRun, watch: PixelProgress | None
+) -> Generator[RegionResult]:
     """Write what a run yields."""
     with closing(run.stored_rows()) as finished:
         for position, pieces in groupby(finished, key=itemgetter(0)):
@@ -109,19 +111,19 @@ def _store(job: RegionJob, stack: Sequence[Region], run: _RegionRun, watch: Watc
                         watch(stored.shape[1] * stored.shape[2])
             check_unchanged(job.scene)
             rasters = (RegionRasters(core=region.core, attempt=attempt),)
-            yield run.seen[position].result(region, rasters)
+            yield run.counters[position].result(region, rasters)
 
 
 def _side_by_side(region: Region, results: Sequence[RegionResult]) -> RegionResult:
     """The result of a region from those of its parts, left to right; tiles between two parts were run twice."""
-    glances = [result.glance for result in results]
+    quicklooks = [result.quicklook for result in results]
     return RegionResult(
         region=region,
         rasters=tuple(raster for result in results for raster in result.rasters),
         tiles_run=sum(result.tiles_run for result in results),
         tiles_skipped=sum(result.tiles_skipped for result in results),
         valid_pixels=sum(result.valid_pixels for result in results),
-        glance=replace(glances[0], pixels=np.concatenate([glance.pixels for glance in glances], axis=2)),
+        quicklook=replace(quicklooks[0], pixels=np.concatenate([quicklook.pixels for quicklook in quicklooks], axis=2)),
     )
 
 
@@ -165,7 +167,7 @@ class _RegionRun:
         self._blender = StripBlender(
             self._rows, cols, span=self._span, classes=len(job.card.classes), device=self._transfer.device
         )
-        self.seen = [RegionCounters(job, region.core) for region in stack]
+        self.counters = [RegionCounters(job, region.core) for region in stack]
 
     def stored_rows(self) -> Generator[tuple[int, NDArray[np.generic]]]:
         """Yield a region's place in the stack, and `(classes, rows, columns)` of it as stored.
@@ -173,7 +175,7 @@ class _RegionRun:
         An array is good until two more have been asked for.
         """
         for position, stored in self._arriving_rows():
-            self.seen[position].count_stored(stored)
+            self.counters[position].count_stored(stored)
             yield position, stored
 
     def _arriving_rows(self) -> Iterator[tuple[int, NDArray[np.generic]]]:
@@ -181,7 +183,7 @@ class _RegionRun:
         travelling: deque[tuple[int, FinishedRows]] = deque()
         for each in self._finished_rows():
             travelling.append(each)
-            if len(travelling) > self._transfer.behind:
+            if len(travelling) > self._transfer.rows_in_flight:
                 yield _arrived(*travelling.popleft())
         while travelling:
             yield _arrived(*travelling.popleft())
@@ -196,7 +198,7 @@ class _RegionRun:
             batch = predicted.batch
             for position, probabilities in zip(batch.positions, predicted.tiles, strict=True):
                 self._blender.add(self._tile_cols[position], probabilities)
-                for seen in self.seen:
+                for seen in self.counters:
                     seen.count_tile(batch.strip.raw.row, self._tile_cols[position])
             if batch.ends_strip:
                 yield from self._end_strip(batch.strip)
@@ -215,9 +217,9 @@ class _RegionRun:
         share, top = self._rows[row], self._job.plan.rows.starts[row] - margin
         last, dtype = row == self._tile_rows[-1], self._job.mosaic.dtype
         mean = self._blender.end_strip(row, last=last) if strip.raw.tiles != () else None
-        finished = self._blender.pass_over(row, last=last) if mean is None else mean.shape[1]
+        finished = self._blender.skip_strip(row, last=last) if mean is None else mean.shape[1]
         cols = slice(self._span.start - strip.raw.left, self._span.stop - strip.raw.left)
-        for position, seen in enumerate(self.seen):
+        for position, seen in enumerate(self.counters):
             seen.count_strip(strip.raw, top)
             first = max(seen.core.row_off - share.start, 0)
             stop = min(seen.core.row_off + seen.core.height - share.start, finished)
@@ -228,9 +230,9 @@ class _RegionRun:
                 yield position, blank_rows(shape, dtype)
                 continue
             rows = slice(margin + share.skip + first, margin + share.skip + stop)
-            seen.see_valid(strip.raw, rows, cols)
+            seen.count_valid(strip.raw, rows, cols)
             levels = to_levels(mean[:, first:stop], strip.validity(rows, cols), dtype)
-            yield position, self._transfer.fetch(levels, self._engine.range.take())
+            yield position, self._transfer.to_host(levels, self._engine.range_check.take())
 
 
 def _arrived(position: int, rows: FinishedRows) -> tuple[int, NDArray[np.generic]]:

@@ -19,7 +19,7 @@ CHUNK_ROWS = 512
 """Target height of a chunk, rounded up to whole storage blocks."""
 CHUNK_COLS = 1024
 """Target width of a chunk, rounded up to whole storage blocks."""
-MOST_CHUNK_ROWS = 1024
+MAX_CHUNK_ROWS = 1024
 """Height up to which a chunk grows to hold whole storage blocks of files with larger pixels."""
 
 
@@ -46,10 +46,10 @@ class RowBand:
 def chunk_shape(scene: Scene) -> tuple[int, int]:
     """Rows and columns of a chunk: whole storage blocks of the files that are not resampled, else round figures.
 
-    It is enlarged, to `MOST_CHUNK_ROWS` rows at most, for the blocks of coarser files, so that few are decoded twice.
+    It is enlarged, to `MAX_CHUNK_ROWS` rows at most, for the blocks of coarser files, so that few are decoded twice.
     """
     stored = [(layer, file.block_shape) for layer in scene.layers for file in layer.files]
-    rows = _whole_blocks(CHUNK_ROWS, MOST_CHUNK_ROWS, [(layer.rows, block[0]) for layer, block in stored])
+    rows = _whole_blocks(CHUNK_ROWS, MAX_CHUNK_ROWS, [(layer.rows, block[0]) for layer, block in stored])
     cols = _whole_blocks(CHUNK_COLS, scene.grid.width, [(layer.cols, block[1]) for layer, block in stored])
     return rows, cols
 

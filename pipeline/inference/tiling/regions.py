@@ -40,7 +40,7 @@ class Region:
 
 
 def plan_regions(
-    plan: TilePlan, *, rows: int = 1, cols: int | None = None, widest: int | None = None, alone: bool = False
+    plan: TilePlan, *, rows: int = 1, cols: int | None = None, max_columns: int | None = None, core_only: bool = False
 ) -> tuple[Region, ...]:
     """Cut the scene into about `rows x cols` regions that take nearly equally many tiles, those run twice included.
 
@@ -50,20 +50,22 @@ def plan_regions(
     Args:
         plan: the tiles.
         rows: regions from top to bottom.
-        cols: regions from left to right; None takes as few as keep each about as wide as `widest` allows.
-        widest: columns that the memory of a region allows; None allows any number.
-        alone: True where every pixel is decided by one tile alone, the one whose core it lies in.
+        cols: regions from left to right; None takes as few as keep each about as wide as `max_columns` allows.
+        max_columns: columns that the memory of a region allows; None allows any number.
+        core_only: True where every pixel is decided by one tile alone, the one whose core it lies in.
 
     >>> from pipeline.inference.tiling.tiles import Tiling, plan_tiles
     >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
     >>> [r.core.col_off for r in plan_regions(plan, cols=2)], [r.core.col_off for r in plan_regions(plan, cols=3)]
     ([0, 122], [0, 100, 122])
     """
-    cols = cols or _columns(plan, widest)
-    return _regions(_cuts(plan.rows, rows, alone=alone), _cuts(plan.cols, cols, alone=alone))
+    cols = cols or _columns(plan, max_columns)
+    return _regions(_cuts(plan.rows, rows, core_only=core_only), _cuts(plan.cols, cols, core_only=core_only))
 
 
-def plan_parts(plan: TilePlan, *, pixels: int, widest: int | None = None, alone: bool = False) -> tuple[Region, ...]:
+def plan_parts(
+    plan: TilePlan, *, pixels: int, max_columns: int | None = None, core_only: bool = False
+) -> tuple[Region, ...]:
     """Cut the scene into regions of at most about so many pixels, which cost nothing when they run in one go.
 
     They begin at whole storage blocks, and so do their first overviews.
@@ -71,15 +73,15 @@ def plan_parts(plan: TilePlan, *, pixels: int, widest: int | None = None, alone:
     Args:
         plan: the tiles.
         pixels: of a region, unless `MIN_PART_ROWS` rows have more.
-        widest: columns that the memory of a region allows; None allows any number.
-        alone: see `plan_regions`.
+        max_columns: columns that the memory of a region allows; None allows any number.
+        core_only: see `plan_regions`.
 
     >>> from pipeline.inference.tiling.tiles import Tiling, plan_tiles
     >>> plan = plan_tiles((10_000, 10_000), Tiling(tile_size=512, overlap=64))
     >>> [part.core.height for part in plan_parts(plan, pixels=5 * 10**7)]
     [4096, 4096, 1808]
     """
-    lefts = _cuts(plan.cols, _columns(plan, widest), alone=alone)
+    lefts = _cuts(plan.cols, _columns(plan, max_columns), core_only=core_only)
     height = MIN_PART_ROWS * max(1, pixels // (MIN_PART_ROWS * max(right - left for left, right in pairwise(lefts))))
     return _regions([*range(0, plan.rows.length, height), plan.rows.length], lefts)
 
@@ -118,13 +120,13 @@ def split_region(plan: TilePlan, region: Region) -> tuple[Region, ...]:
     edges = [core.col_off, inside[(len(inside) - 1) // 2], core.col_off + core.width]
     return tuple(
         Region(index=region.index, core=Window(left, core.row_off, right - left, core.height))
-        for left, right in pairwise(_at_blocks(edges, _needs(plan.cols, alone=False)))
+        for left, right in pairwise(_at_blocks(edges, _needs(plan.cols, core_only=False)))
     )
 
 
-def _columns(plan: TilePlan, widest: int | None) -> int:
+def _columns(plan: TilePlan, max_columns: int | None) -> int:
     """How many regions lie side by side."""
-    return 1 if widest is None else -(-plan.cols.length // widest)
+    return 1 if max_columns is None else -(-plan.cols.length // max_columns)
 
 
 def _regions(tops: Sequence[int], lefts: Sequence[int]) -> tuple[Region, ...]:
@@ -136,23 +138,23 @@ def _regions(tops: Sequence[int], lefts: Sequence[int]) -> tuple[Region, ...]:
     return tuple(Region(index=index, core=core) for index, core in enumerate(cores))
 
 
-def _cuts(axis: Axis, count: int, *, alone: bool) -> list[int]:
+def _cuts(axis: Axis, count: int, *, core_only: bool) -> list[int]:
     """Where so many parts of an axis begin, and its end.
 
     With `shared` tiles needed on both sides of a cut, the first part takes so many more than it would alone: every
     other begins with those of the part before it.
     """
-    places, tiles = (axis.cuts if alone else axis.starts), len(axis.starts)
+    places, tiles = (axis.cuts if core_only else axis.starts), len(axis.starts)
     count = max(1, min(count, tiles))
     middle = places[tiles // 2]
-    shared = min(tiles - count, sum(start < middle < stop for start, stop in axis.reach(alone=alone)))
+    shared = min(tiles - count, sum(start < middle < stop for start, stop in axis.reach(core_only=core_only)))
     inner = [places[(tiles - shared) * part // count + shared] for part in range(1, count)]
-    return _at_blocks([0, *inner, axis.length], _needs(axis, alone=alone))
+    return _at_blocks([0, *inner, axis.length], _needs(axis, core_only=core_only))
 
 
-def _needs(axis: Axis, *, alone: bool) -> Callable[[int, int], int]:
+def _needs(axis: Axis, *, core_only: bool) -> Callable[[int, int], int]:
     """Counts the tiles that scene pixels `start : stop` need."""
-    starts, stops = zip(*axis.reach(alone=alone), strict=True)
+    starts, stops = zip(*axis.reach(core_only=core_only), strict=True)
     return lambda start, stop: bisect_left(starts, stop) - bisect_right(stops, start)
 
 

@@ -23,14 +23,14 @@ from pipeline.inference.tiling.chunks import RowBand, StripRequest, plan_row_ban
 from pipeline.inference.tiling.tiles import Axis, TilePlan
 from pipeline.scene import Scene, SceneReader
 
-MOST_READERS = 12
+MAX_READERS = 12
 """Threads that decode, unless somebody asks for more; so many feed the fastest device."""
 PREFETCH_ROW_BANDS = 2
 """Row bands decoded ahead of the strip at hand; bounds the memory of read-ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class DecodedChunk:
     """Pixels that were decoded together, and where they lie in a larger whole."""
 
     top: int
@@ -42,7 +42,7 @@ class Piece:
     valid: NDArray[np.bool_] | None
     """`(rows, columns)`, True = real data; None where every pixel is."""
 
-    def part(self, rows: slice, cols: slice) -> Piece | None:
+    def part(self, rows: slice, cols: slice) -> DecodedChunk | None:
         """What lies in a window of the whole, placed relative to the window; None if nothing does."""
         height, width = self.pixels.shape[1:]
         top, bottom = max(self.top, rows.start), min(self.top + height, rows.stop)
@@ -50,7 +50,7 @@ class Piece:
         if top >= bottom or left >= right:
             return None
         src = slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left)
-        return Piece(
+        return DecodedChunk(
             top=top - rows.start,
             left=left - cols.start,
             pixels=self.pixels[:, *src],
@@ -60,7 +60,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class RawStrip:
-    """The input of one row of tiles, as stored in the scene and in the pieces in which it was decoded."""
+    """The input of one row of tiles, as stored in the scene and in the chunks in which it was decoded."""
 
     row: int
     """Index of the tile row."""
@@ -68,18 +68,18 @@ class RawStrip:
     """Scene column of the first pixel; below 0 where windows reach past the scene."""
     shape: tuple[int, int]
     """`(tile height, columns)`."""
-    pieces: tuple[Piece, ...]
+    chunks: tuple[DecodedChunk, ...]
     """Partition the windows of the tiles that are wanted; mirrored past the scene."""
     tiles: tuple[int, ...] | None = None
     """Positions of the tiles that are wanted, counted from the first of the region; None: all."""
 
-    def window(self, rows: slice, cols: slice) -> tuple[Piece, ...]:
-        """The pieces of a window of the strip, placed relative to it."""
-        return _window(self.pieces, rows, cols)
+    def window(self, rows: slice, cols: slice) -> tuple[DecodedChunk, ...]:
+        """The chunks of a window of the strip, placed relative to it."""
+        return _window(self.chunks, rows, cols)
 
     def any_valid(self, cols: slice) -> bool:
         """Whether some columns hold a pixel of real data."""
-        if all(piece.valid is None for piece in self.pieces):
+        if all(chunk.valid is None for chunk in self.chunks):
             return True
         parts = self.window(slice(0, self.shape[0]), cols)
         return any(part.valid is None or bool(part.valid.any()) for part in parts)
@@ -98,7 +98,7 @@ class _Band:
 
     bottom: int
     """One past its last scene row."""
-    pieces: tuple[Piece, ...]
+    chunks: tuple[DecodedChunk, ...]
     """Its chunks, placed in the scene."""
 
 
@@ -128,7 +128,7 @@ def read_strips(
     across = _mirrored(plan.cols, cols)
     needs = [_need(plan, row, cols, None if wanted is None else wanted[k]) for k, row in enumerate(rows)]
     first_needed = np.minimum.accumulate([need.rows.min() for need in needs][::-1])[::-1]
-    threads = threads or min(usable_cpus(), MOST_READERS)
+    threads = threads or min(usable_cpus(), MAX_READERS)
     with (
         SceneReader(scene) as reader,
         ThreadPoolExecutor(threads, "decode") as pool,
@@ -141,12 +141,12 @@ def read_strips(
                 held.append(next(bands))
             while held[0].bottom <= keep_from:
                 held.popleft()
-            pieces = _assemble([piece for band in held for piece in band.pieces], need.rows, across)
+            chunks = _assemble([chunk for band in held for chunk in band.chunks], need.rows, across)
             yield RawStrip(
                 row=row,
                 left=plan.tile(row, cols.start).window.col_off,
                 shape=(len(need.rows), len(across)),
-                pieces=pieces,
+                chunks=chunks,
                 tiles=None if wanted is None else wanted[index],
             )
 
@@ -181,47 +181,55 @@ def _read_ahead(
             future.cancel()
 
 
-def _read_band(reader: SceneReader, chunks: RowBand, pool: ThreadPoolExecutor) -> _Band:
+def _read_band(reader: SceneReader, band: RowBand, pool: ThreadPoolExecutor) -> _Band:
     """Decode the chunks of one band in parallel."""
-    graph = {index: (_read_piece, reader, window) for index, window in enumerate(chunks.windows)}
-    pieces = dask.threaded.get(graph, [*graph], pool=pool) if graph else ()
-    return _Band(bottom=chunks.bottom, pieces=tuple(pieces))
+    graph = {index: (_read_chunk, reader, window) for index, window in enumerate(band.windows)}
+    chunks = dask.threaded.get(graph, [*graph], pool=pool) if graph else ()
+    return _Band(bottom=band.bottom, chunks=tuple(chunks))
 
 
-def _read_piece(reader: SceneReader, window: Window) -> Piece:
+def _read_chunk(reader: SceneReader, window: Window) -> DecodedChunk:
     pixels, valid = reader.read(window)
-    return Piece(top=int(window.row_off), left=int(window.col_off), pixels=pixels, valid=None if valid.all() else valid)
+    return DecodedChunk(
+        top=int(window.row_off), left=int(window.col_off), pixels=pixels, valid=None if valid.all() else valid
+    )
 
 
-def _assemble(pieces: Sequence[Piece], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> tuple[Piece, ...]:
+def _assemble(
+    chunks: Sequence[DecodedChunk], rows: NDArray[np.intp], cols: NDArray[np.intp]
+) -> tuple[DecodedChunk, ...]:
     """Scene pixels at `rows` and `cols`, as views where each is named once and in order, else mirrored into a copy."""
     straight = all(len(axis) == axis[-1] - axis[0] + 1 for axis in (rows, cols))
     top, left = int(rows.min()), int(cols.min())
-    found = _window(pieces, slice(top, int(rows.max()) + 1), slice(left, int(cols.max()) + 1))
+    found = _window(chunks, slice(top, int(rows.max()) + 1), slice(left, int(cols.max()) + 1))
     if straight or not found:
         return found
     first, shape = found[0].pixels, (int(rows.max()) + 1 - top, int(cols.max()) + 1 - left)
     pixels = np.zeros((len(first), *shape), first.dtype)
-    for piece in found:
-        height, width = piece.pixels.shape[1:]
-        pixels[:, piece.top : piece.top + height, piece.left : piece.left + width] = piece.pixels
+    for chunk in found:
+        height, width = chunk.pixels.shape[1:]
+        pixels[:, chunk.top : chunk.top + height, chunk.left : chunk.left + width] = chunk.pixels
     down, across = (rows - top)[:, None], cols - left
-    valid = None if all(piece.valid is None for piece in found) else _lay_out_validity(found, shape)
-    return (Piece(top=0, left=0, pixels=pixels[:, down, across], valid=None if valid is None else valid[down, across]),)
+    valid = None if all(chunk.valid is None for chunk in found) else _lay_out_validity(found, shape)
+    return (
+        DecodedChunk(
+            top=0, left=0, pixels=pixels[:, down, across], valid=None if valid is None else valid[down, across]
+        ),
+    )
 
 
-def _window(pieces: Sequence[Piece], rows: slice, cols: slice) -> tuple[Piece, ...]:
-    parts = (piece.part(rows, cols) for piece in pieces)
+def _window(chunks: Sequence[DecodedChunk], rows: slice, cols: slice) -> tuple[DecodedChunk, ...]:
+    parts = (chunk.part(rows, cols) for chunk in chunks)
     return tuple(part for part in parts if part is not None)
 
 
-def _lay_out_validity(pieces: Sequence[Piece], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """`(rows, columns)`, True = real data, of pieces of a window; True where there is none."""
+def _lay_out_validity(chunks: Sequence[DecodedChunk], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """`(rows, columns)`, True = real data, of chunks of a window; True where there is none."""
     valid = np.ones(shape, bool)
-    for piece in pieces:
-        if piece.valid is not None:
-            height, width = piece.valid.shape
-            valid[piece.top : piece.top + height, piece.left : piece.left + width] = piece.valid
+    for chunk in chunks:
+        if chunk.valid is not None:
+            height, width = chunk.valid.shape
+            valid[chunk.top : chunk.top + height, chunk.left : chunk.left + width] = chunk.valid
     return valid
 
 

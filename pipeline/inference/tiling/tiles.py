@@ -85,9 +85,9 @@ class Axis:
         middles = ((a + self.output + b) // 2 for a, b in pairwise(self.starts))
         return (0, *middles, self.length)
 
-    def reach(self, *, alone: bool) -> list[tuple[int, int]]:
-        """`(start, stop)` of what each tile decides: its core where it decides `alone`, or all of its output."""
-        if alone:
+    def reach(self, *, core_only: bool) -> list[tuple[int, int]]:
+        """`(start, stop)` of what each tile decides: its core with `core_only`, else its whole output."""
+        if core_only:
             return [*pairwise(self.cuts)]
         return [(start, min(start + self.output, self.length)) for start in self.starts]
 

@@ -44,9 +44,9 @@ IGNORED = re.compile(
 PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
 """Members of raw numbers."""
 
-MOST_MEMBERS = 100_000
+MAX_MEMBERS = 100_000
 """Members of an archive; a large network has a few thousand."""
-LARGEST_JSON_BYTES = 256 * 2**20
+MAX_JSON_BYTES = 256 * 2**20
 """Bytes of a JSON member; the graph of a large network takes a few MiB."""
 HOW_TO_EXPORT = (
     "write it with torch.export.save(torch.export.export(network.eval(), (tiles,), ...), 'network.pt2') of torch 2.11 "
@@ -113,8 +113,8 @@ class Archive:
         Raises:
             ModelError: it is missing, too large, or no JSON object.
         """
-        if self.size(name) > LARGEST_JSON_BYTES:
-            raise ModelError(f"{self.path}: the member {name} is {self.size(name)} bytes, over {LARGEST_JSON_BYTES}")
+        if self.size(name) > MAX_JSON_BYTES:
+            raise ModelError(f"{self.path}: the member {name} is {self.size(name)} bytes, over {MAX_JSON_BYTES}")
         try:
             content = json.loads(self.read(name))
         except (ValueError, RecursionError) as error:
@@ -172,8 +172,8 @@ def _check_members(members: list[zipfile.ZipInfo], path: Path) -> None:
         raise ModelError(f"{path}: a PyTorch pickle or TorchScript archive, which is never loaded; {HOW_TO_EXPORT}")
     if any("serialized_exported_program" in name for name in names):
         raise ModelError(f"{path}: exported with a torch before 2.9, in a format that pickles weights; {HOW_TO_EXPORT}")
-    if len(names) > MOST_MEMBERS or len(set(names)) != len(names):
-        raise ModelError(f"{path}: holds over {MOST_MEMBERS} members, or one name twice, so it is not loaded")
+    if len(names) > MAX_MEMBERS or len(set(names)) != len(names):
+        raise ModelError(f"{path}: holds over {MAX_MEMBERS} members, or one name twice, so it is not loaded")
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise ModelError(f"{path}: the member {member.filename} is compressed, which torch.export.save never does")

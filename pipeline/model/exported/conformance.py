@@ -33,7 +33,7 @@ def trial_tiles(card: ModelCard, count: int = 1, *, larger: int = 0) -> Tensor:
 
 
 @torch.inference_mode()
-def try_network(network: ExportedNetwork, card: ModelCard) -> None:
+def check_network(network: ExportedNetwork, card: ModelCard) -> None:
     """Run a network on trial tiles and compare what it returns with what its card promises.
 
     Raises:

@@ -17,7 +17,7 @@ BATCH_NORM_TENSORS = ("running_mean", "running_var", "weight", "bias")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folded:
+class FoldedGraph:
     """A graph and the tensors that it takes."""
 
     steps: Steps
@@ -26,7 +26,7 @@ class Folded:
     """Name of a step input -> tensor, for all inputs but the tiles."""
 
 
-def fold_steps(steps: Steps, tensors: Mapping[str, Tensor]) -> Folded:
+def fold_steps(steps: Steps, tensors: Mapping[str, Tensor]) -> FoldedGraph:
     """Fold each batch norm that alone reads a convolution's result into the convolution.
 
     Left are those whose weights are not stored, those in training mode, and those inside parts of the graph; see
@@ -56,7 +56,7 @@ def fold_steps(steps: Steps, tensors: Mapping[str, Tensor]) -> Folded:
     used |= names_in(steps.outputs)
     inputs = [name for name in steps.inputs if name in used or name not in tensors]
     remaining = {name: tensor for name, tensor in {**tensors, **added}.items() if name in used}
-    return Folded(steps=replace(steps, inputs=(*inputs, *added), steps=kept), tensors=remaining)
+    return FoldedGraph(steps=replace(steps, inputs=(*inputs, *added), steps=kept), tensors=remaining)
 
 
 def _folded(convolution: Step, norm: Step, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

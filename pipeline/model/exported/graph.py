@@ -34,7 +34,7 @@ class Name:
 
 
 @dataclass(frozen=True)
-class Kind:
+class TorchEnum:
     """Stands for a type, layout or memory format of torch, by the schema's number."""
 
     what: str
@@ -42,11 +42,11 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Here:
+class NetworkDevice:
     """Stands for the device that the network runs on, whatever device it was exported on."""
 
 
-Value = None | bool | int | float | str | Name | Kind | Here | list["Value"]
+Value = None | bool | int | float | str | Name | TorchEnum | NetworkDevice | list["Value"]
 """An argument of a step."""
 
 
@@ -261,9 +261,9 @@ def _value(argument: Mapping[str, object]) -> Value:
     if kind in ("as_tensors", "as_sym_ints", "as_sym_bools", "as_sym_floats", "as_optional_tensors"):
         return [_reference(each) for each in content]  # type: ignore[attr-defined]
     if kind == "as_device":
-        return Here()
+        return NetworkDevice()
     if kind in ("as_scalar_type", "as_memory_format", "as_layout") and isinstance(content, int):
-        return Kind(kind.removeprefix("as_"), content)
+        return TorchEnum(kind.removeprefix("as_"), content)
     raise ModelError(f"an operator has an argument of the kind {kind!r}, which is not allowed; {HOW_TO_EXPORT}")
 
 

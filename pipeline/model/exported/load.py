@@ -3,7 +3,7 @@
 `import_model` reads the archive with our own reader (`archive`, `graph`), which executes
 nothing and takes only operators that `operators` names, runs the network on trial tiles
 (`conformance`), and writes an archive that `torch.export.load` still reads, without pickles, source lines
-and generated code, with the card and a SHA-256 inside. `load_external` takes such files alone.
+and generated code, with the card and a SHA-256 inside. `load_exported` takes such files alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.storage import atomic_path
 if TYPE_CHECKING:
     from pipeline.model.exported.module import ExportedNetwork
 
-__all__ = ["ExternalFacts", "ExternalModel", "describe_external", "import_model", "load_external"]
+__all__ = ["ExportedFacts", "ExportedModel", "describe_exported", "import_model", "load_exported"]
 
 SUFFIX = ".pt2"
 """How the names of imported networks end."""
@@ -39,7 +39,7 @@ _ONE_OUTPUT = f"[1, {_LEAF}]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExternalFacts:
+class ExportedFacts:
     """What an imported file says about itself; its weights are neither read nor verified."""
 
     card: ModelCard
@@ -59,7 +59,7 @@ class ExternalFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExternalModel:
+class ExportedModel:
     """An imported network ready for inference, with its card."""
 
     network: ExportedNetwork
@@ -72,7 +72,7 @@ class ExternalModel:
     """The file it came from."""
 
 
-def import_model(network: str | Path, card: str | Path, out: str | Path) -> ExternalFacts:
+def import_model(network: str | Path, card: str | Path, out: str | Path) -> ExportedFacts:
     """Join an exported network and its card in one file, which appears whole or not at all.
 
     Args:
@@ -91,7 +91,7 @@ def import_model(network: str | Path, card: str | Path, out: str | Path) -> Exte
             do what its card says.
         TransientError: the disk refuses.
     """
-    from pipeline.model.exported.conformance import try_network
+    from pipeline.model.exported.conformance import check_network
     from pipeline.model.exported.module import ExportedNetwork, read_tensors
 
     source, target = Path(network), Path(out)
@@ -102,7 +102,7 @@ def import_model(network: str | Path, card: str | Path, out: str | Path) -> Exte
         content = archive.read_json(GRAPH)
         graph = read_graph(content)
         found = resolve_card(found, graph.axes)
-        try_network(ExportedNetwork(graph, read_tensors(archive)), found)
+        check_network(ExportedNetwork(graph, read_tensors(archive)), found)
     members = {name: archive.read(name) for name in archive.names if name not in (CARD, GRAPH)}
     members[GRAPH] = bytearray(json.dumps(_stripped(content), sort_keys=True).encode())
     text = found.to_json()
@@ -110,10 +110,10 @@ def import_model(network: str | Path, card: str | Path, out: str | Path) -> Exte
     label = json.dumps({"card": text, "sha256": sha256}).encode()
     with atomic_path(target) as partial, partial.open("wb") as file:
         write_archive(file, members | FORMAT | {SAMPLE: b"", ".data/version": b"6\n", CARD: label})
-    return describe_external(target)
+    return describe_exported(target)
 
 
-def load_external(path: str | Path) -> ExternalModel:
+def load_exported(path: str | Path) -> ExportedModel:
     """Read and verify an imported network; what is loaded is exactly what was verified.
 
     Raises:
@@ -131,10 +131,10 @@ def load_external(path: str | Path) -> ExternalModel:
         if resolve_card(card, graph.axes) != card:
             raise ModelError("the card does not fit the network; import it again")
         network = ExportedNetwork(graph, read_tensors(archive))
-    return ExternalModel(network=network.eval(), card=card, sha256=sha256, path=path)
+    return ExportedModel(network=network.eval(), card=card, sha256=sha256, path=path)
 
 
-def describe_external(path: str | Path) -> ExternalFacts:
+def describe_exported(path: str | Path) -> ExportedFacts:
     """Card and graph of an imported network, without torch and without the weights.
 
     Raises:
@@ -146,7 +146,7 @@ def describe_external(path: str | Path) -> ExternalFacts:
     with _about(path):
         card, graph = ModelCard.from_json(text), read_graph(archive.read_json(GRAPH))
     batch, _, height, width = graph.axes
-    return ExternalFacts(
+    return ExportedFacts(
         card=card,
         sha256=sha256,
         parameters=_parameters(archive),

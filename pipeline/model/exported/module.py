@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.errors import ModelError
 from pipeline.model.exported.archive import CONSTANTS, PAYLOAD, WEIGHTS, Archive
 from pipeline.model.exported.folding import fold_steps
-from pipeline.model.exported.graph import ExportedGraph, Here, Kind, Name, Step, Steps, Value, names_in
+from pipeline.model.exported.graph import ExportedGraph, Name, NetworkDevice, Step, Steps, TorchEnum, Value, names_in
 from pipeline.model.exported.operators import SIZE_ARITHMETIC, base_name
 
 DTYPES = {
@@ -92,10 +92,10 @@ class ExportedNetwork(nn.Module):
         folded = fold_steps(self._steps, stored)
         self._bind(folded.steps, folded.tensors)
 
-    def settle_convolutions(self) -> None:
-        """See `pipeline.model.predictor.optimize.settle_convolutions`: the same for 1x1 convolutions, in place."""
+    def pin_convolution_kernels(self) -> None:
+        """See `pipeline.model.predictor.optimize.pin_convolution_kernels`: the same for 1x1 convolutions, in place."""
         shapes = {name: tuple(self.get_buffer(buffer).shape) for name, buffer in self._buffer_of.items()}
-        self._program.settle_convolutions(shapes)
+        self._program.pin_convolution_kernels(shapes)
 
     def _run_padded(self, tiles: Tensor) -> Tensor:
         count = len(tiles)
@@ -143,7 +143,7 @@ class _Program:
             used |= names
         self._calls = calls[::-1]
 
-    def settle_convolutions(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def pin_convolution_kernels(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Give 1x1 convolutions a dilation, which means nothing to them."""
         self._calls = [replace(call, step=_settled(call.step, shapes)) for call in self._calls]
 
@@ -247,8 +247,8 @@ def _resolve(value: Value, values: Mapping[str, object], device: torch.device) -
         return values[value.text]
     if isinstance(value, list):
         return [_resolve(each, values, device) for each in value]
-    if isinstance(value, Kind):
+    if isinstance(value, TorchEnum):
         if value.number not in _NUMBERS[value.what]:
             raise ModelError(f"the graph uses {value.what} {value.number}, which is not supported; export in float32")
         return _NUMBERS[value.what][value.number]
-    return device if isinstance(value, Here) else value
+    return device if isinstance(value, NetworkDevice) else value

@@ -11,7 +11,7 @@ from pipeline.model.exported.archive import HOW_TO_EXPORT
 
 FLOAT32 = 7
 """float32 in the schema's numbering of types."""
-LONGEST_TEXT = 200
+MAX_TEXT_LENGTH = 200
 """Characters of a text in a graph: an operator, an option or a size."""
 
 _SYMBOL = r"Symbol\('(?P<symbol>[a-z]{1,5}\d{1,9})'(?:, [a-z]+=(?:True|False))*\)"
@@ -142,6 +142,6 @@ def read_text(value: object) -> str:
     Raises:
         ModelError: it is anything else.
     """
-    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+    if not isinstance(value, str) or len(value) > MAX_TEXT_LENGTH:
         raise ModelError(f"the graph holds {str(value)[:100]!r} where a short text is due; {HOW_TO_EXPORT}")
     return value

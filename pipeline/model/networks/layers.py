@@ -15,11 +15,11 @@ from torch.nn import functional
 
 Norm = Literal["batch", "group", "none"]
 
-MOST_GROUPS = 8
+MAX_GROUPS = 8
 """Group norm uses this many groups, or the largest common divisor with the channels."""
 SQUEEZE = 16
 """Squeeze-excitation narrows channels by this factor, the paper's choice ..."""
-LEAST_SQUEEZED = 8
+MIN_SQUEEZED = 8
 """... but not below so many: of few channels behind a ReLU, all may be dead from the start."""
 
 
@@ -38,11 +38,11 @@ def normalized(convolution: nn.Conv2d, norm: Norm, *, relu: bool = True) -> list
     if norm == "batch":
         layers.append(nn.BatchNorm2d(channels))
     elif norm == "group":
-        layers.append(nn.GroupNorm(math.gcd(MOST_GROUPS, channels), channels))
+        layers.append(nn.GroupNorm(math.gcd(MAX_GROUPS, channels), channels))
     return [*layers, nn.ReLU(inplace=True)] if relu else layers
 
 
-class Join(nn.Module):
+class ConcatSkip(nn.Module):
     """Skip and signal side by side, `(N, 2 C, H, W)`; a module, so that a prepared network can do without it."""
 
     def forward(self, skip: Tensor, signal: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        squeezed = max(LEAST_SQUEEZED, channels // SQUEEZE)
+        squeezed = max(MIN_SQUEEZED, channels // SQUEEZE)
         self.excite = nn.Sequential(
             nn.Conv2d(channels, squeezed, 1), nn.ReLU(inplace=True), nn.Conv2d(squeezed, channels, 1)
         )

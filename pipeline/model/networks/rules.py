@@ -9,11 +9,11 @@ from typing import Any, Protocol, get_args
 from torch import Tensor
 
 from pipeline.errors import ModelError, SettingsError
-from pipeline.model.card import MOST_CLASSES
+from pipeline.model.card import MAX_CLASSES
 
 BASE_CHANNELS = (8, 128)
-MOST_BANDS = 2**16
-MOST_DROPOUT = 0.5
+MAX_BANDS = 2**16
+MAX_DROPOUT = 0.5
 
 
 class Shape(Protocol):
@@ -59,13 +59,13 @@ def check_settings(spec: Any, *, whole: Mapping[str, tuple[int, int]], choices: 
     Raises:
         SettingsError: with the key, the rule and the value.
     """
-    common = {"bands": (1, MOST_BANDS), "classes": (1, MOST_CLASSES), "base_channels": BASE_CHANNELS}
+    common = {"bands": (1, MAX_BANDS), "classes": (1, MAX_CLASSES), "base_channels": BASE_CHANNELS}
     for key, (low, high) in (common | dict(whole)).items():
         value = getattr(spec, key)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise SettingsError(f"{key} must be a whole number from {low} to {high}, not {value!r}")
-    if not 0 <= spec.dropout <= MOST_DROPOUT:
-        raise SettingsError(f"dropout must be from 0 to {MOST_DROPOUT}, not {spec.dropout!r}")
+    if not 0 <= spec.dropout <= MAX_DROPOUT:
+        raise SettingsError(f"dropout must be from 0 to {MAX_DROPOUT}, not {spec.dropout!r}")
     for key, allowed in choices.items():
         if getattr(spec, key) not in get_args(allowed):
             names = ", ".join(map(str, get_args(allowed)))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pipeline.model.networks.layers import (
     AttentionGate,
     BilinearUpsample,
-    Join,
+    ConcatSkip,
     Norm,
     Residual,
     SqueezeExcitation,
@@ -177,7 +177,7 @@ class UNet(nn.Module):
         self.gates = nn.ModuleList(
             AttentionGate(c // 2, norm=spec.norm, bias=_biased(spec)) for c in upwards if spec.attention
         )
-        self.join: nn.Module = Join()
+        self.join: nn.Module = ConcatSkip()
         self.head = nn.Conv2d(channels[0], spec.classes, 1)
         initialize(self)
 

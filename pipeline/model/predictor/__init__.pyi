@@ -1,14 +1,14 @@
 from .compiled import BatchShape as BatchShape
 from .compiled import activate as activate
 from .devices import best_device as best_device
-from .devices import environment_for as environment_for
-from .devices import kind_of as kind_of
+from .devices import device_environment as device_environment
+from .devices import device_type as device_type
 from .devices import resolve_devices as resolve_devices
-from .devices import resolve_workers as resolve_workers
-from .devices import share_of as share_of
+from .devices import resolve_worker_devices as resolve_worker_devices
+from .devices import threads_per_process as threads_per_process
 from .ensemble import EnsemblePredictor as EnsemblePredictor
-from .ensemble import augmented as augmented
 from .ensemble import forward_passes as forward_passes
+from .ensemble import with_tta as with_tta
 from .loading import LoadedPredictor as LoadedPredictor
 from .loading import load_once as load_once
 from .loading import open_model as open_model
@@ -19,5 +19,5 @@ from .protocol import Precision as Precision
 from .protocol import PrecisionCheck as PrecisionCheck
 from .protocol import Runnable as Runnable
 from .protocol import combine_checks as combine_checks
-from .protocol import exclusive as exclusive
+from .protocol import device_lock as device_lock
 from .protocol import identity_of as identity_of

@@ -19,11 +19,17 @@ from torch import Tensor, nn
 from pipeline.model.card import ModelCard
 from pipeline.model.exported.conformance import trial_tiles
 from pipeline.model.exported.module import ExportedNetwork
-from pipeline.model.predictor.optimize import Arithmetic, as_input, compile_network, is_compilation_worthwhile, prepare
+from pipeline.model.predictor.optimize import (
+    Arithmetic,
+    as_input,
+    compile_network,
+    is_compilation_worthwhile,
+    optimize_network,
+)
 
 log = logging.getLogger(__name__)
 
-MOST_CHANGE = 0.01
+MAX_CHANGE = 0.01
 """A faster way to compute is kept only while no probability of its trial changes by more."""
 TIMED_BATCHES = 3
 """Batches that run before one is timed."""
@@ -74,7 +80,7 @@ class CompiledNetwork:
     def __call__(self, tiles: Tensor) -> Tensor:
         """`(N, bands, H, W)` normalised tiles -> `(N, classes, h, w)` probabilities, float32 in 0..1."""
         tiles = as_input(tiles, self._arithmetic)
-        with self._arithmetic.applied():
+        with self._arithmetic.cudnn_flags():
             return activate(self.network(tiles).float(), self._card)
 
 
@@ -90,8 +96,8 @@ class CompiledVariants:
         self._batches: Counter[tuple[Arithmetic, Shape]] = Counter()
         self._making = threading.Lock()
 
-    def ready(self, work: BatchShape) -> CompiledNetwork:
-        """The network in a precision; see `pipeline.model.predictor.protocol.LoadedModel.ready`.
+    def runnable(self, work: BatchShape) -> CompiledNetwork:
+        """The network in a precision; see `pipeline.model.predictor.protocol.LoadedModel.runnable`.
 
         Raises:
             RuntimeError: the network does not run in this precision.
@@ -99,7 +105,7 @@ class CompiledVariants:
         arithmetic = self._arithmetic(work.precision, deterministic=work.deterministic)
         with self._making:
             if arithmetic not in self._forms:
-                prepared = prepare(self._network, arithmetic, trial_tiles(self._card))
+                prepared = optimize_network(self._network, arithmetic, trial_tiles(self._card))
                 self._forms[arithmetic] = CompiledNetwork(prepared, self._card, arithmetic)
             form = self._forms[arithmetic]
             if work.shape is None or not self._may_compile(arithmetic):
@@ -116,7 +122,7 @@ class CompiledVariants:
         return Arithmetic(
             device=self._device,
             dtype={"exact": torch.float32, "mixed": torch.bfloat16}.get(precision) or getattr(torch, precision),
-            early=torch.float32 if precision == "mixed" else None,
+            first_blocks_dtype=torch.float32 if precision == "mixed" else None,
             layout=self._layout,
             tf32=not (on_cuda and precision == "exact"),
             deterministic=on_cuda and deterministic,
@@ -162,9 +168,9 @@ def _compiled(
     except (RuntimeError, FailOnRecompileLimitHit) as error:
         log.warning("the network is not compiled: %s", " ".join(str(error).split())[:300])
         return fused
-    if change <= MOST_CHANGE:
+    if change <= MAX_CHANGE:
         return form
-    log.warning("the compiled network changes a probability by %.3g, over %s: it is not used", change, MOST_CHANGE)
+    log.warning("the compiled network changes a probability by %.3g, over %s: it is not used", change, MAX_CHANGE)
     return fused
 
 

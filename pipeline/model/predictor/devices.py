@@ -12,7 +12,7 @@ import torch
 
 from pipeline.errors import SettingsError
 
-EVERY_CUDA = "cuda:all"
+ALL_CUDA = "cuda:all"
 """The name of all CUDA devices together."""
 
 
@@ -28,17 +28,17 @@ def resolve_devices(device: str | Sequence[str]) -> tuple[str, ...]:
     (('auto',), ('cpu',))
     """
     names = [name.strip() for name in (device.split(",") if isinstance(device, str) else device)]
-    if names == [EVERY_CUDA]:
+    if names == [ALL_CUDA]:
         names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         if not names:
-            raise SettingsError(f"inference.device = {EVERY_CUDA!r}: there is no CUDA device here; use auto or cpu")
+            raise SettingsError(f"inference.device = {ALL_CUDA!r}: there is no CUDA device here; use auto or cpu")
     if len(names) == 1:
         return (names[0],)
     _check_several(names)
     return tuple(names)
 
 
-def resolve_workers(devices: Sequence[str], workers: int) -> tuple[str, ...]:
+def resolve_worker_devices(devices: Sequence[str], workers: int) -> tuple[str, ...]:
     """The device of each worker process of this machine; none, where this process does the work.
 
     Args:
@@ -48,7 +48,7 @@ def resolve_workers(devices: Sequence[str], workers: int) -> tuple[str, ...]:
     Raises:
         SettingsError: several processes are wanted for one CUDA device, or another number of them than of devices.
 
-    >>> resolve_workers(["cpu"], 0), resolve_workers(["cpu"], 2)
+    >>> resolve_worker_devices(["cpu"], 0), resolve_worker_devices(["cpu"], 2)
     ((), ('cpu', 'cpu'))
     """
     if len(devices) > 1:
@@ -81,19 +81,19 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def kind_of(device: str) -> str:
+def device_type(device: str) -> str:
     """The kind of a device, which decides results: `cuda:1` -> `cuda`."""
     return device.partition(":")[0]
 
 
-def environment_for(device: str, surroundings: Mapping[str, str] = os.environ) -> dict[str, str]:
+def device_environment(device: str, surroundings: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Environment of a process that shall see one device only, and see it as the first of its kind.
 
     Args:
         device: `cpu`, `cuda`, or `cuda:N`, as this process numbers it.
         surroundings: this process's environment.
 
-    >>> environment_for("cuda:1", {"CUDA_VISIBLE_DEVICES": "4,6"}), environment_for("cpu")
+    >>> device_environment("cuda:1", {"CUDA_VISIBLE_DEVICES": "4,6"}), device_environment("cpu")
     ({'CUDA_VISIBLE_DEVICES': '6'}, {})
     """
     kind, _, index = device.partition(":")
@@ -103,10 +103,10 @@ def environment_for(device: str, surroundings: Mapping[str, str] = os.environ) -
     return {"CUDA_VISIBLE_DEVICES": visible[int(index)] if visible else index}
 
 
-def share_of(threads: int, processes: int) -> int:
+def threads_per_process(threads: int, processes: int) -> int:
     """Threads of each of several processes on one machine, at least 1.
 
-    >>> share_of(16, 3), share_of(2, 8)
+    >>> threads_per_process(16, 3), threads_per_process(2, 8)
     (5, 1)
     """
     return max(1, threads // processes)
@@ -117,10 +117,8 @@ def _check_several(names: Sequence[str]) -> None:
     if {*names} == {"cpu"}:
         raise SettingsError(f"{place}: for several processes on the CPU set distribute.workers={len(names)}")
     if not names or any(name != "cpu" and not name.removeprefix("cuda:").isdecimal() for name in names):
-        raise SettingsError(
-            f"{place}: several devices are named as cuda:0,cuda:1 (or {EVERY_CUDA}), each with a number"
-        )
-    if len({kind_of(name) for name in names}) > 1:
+        raise SettingsError(f"{place}: several devices are named as cuda:0,cuda:1 (or {ALL_CUDA}), each with a number")
+    if len({device_type(name) for name in names}) > 1:
         raise SettingsError(f"{place}: devices of different kinds give results that differ; name devices of one kind")
     for name in names:
         if names.count(name) > 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError, SettingsError
 from pipeline.model.predictor.compiled import BatchShape
-from pipeline.model.predictor.ensemble_card import joint_card
+from pipeline.model.predictor.ensemble_card import merge_cards
 from pipeline.model.predictor.protocol import (
     ArrayFunction,
     Augment,
@@ -72,7 +72,7 @@ class TTAPredictor:
 
     def __init__(self, model: LoadedModel, augment: Augment) -> None:
         """Bind a model to a set of symmetries."""
-        self.card, self.device, self.turn = model.card, model.device, model.turn
+        self.card, self.device, self.lock = model.card, model.device, model.lock
         self.passes = len(SYMMETRIES[augment])
         """Passes of the network per tile."""
         self._model, self._augment = model, augment
@@ -94,22 +94,22 @@ class TTAPredictor:
         """`(N, bands, H, W)` normalised float32 -> `(N, classes, h, w)` probabilities, float32 in 0..1."""
         return _mean(SYMMETRIES[self._augment], lambda symmetry: symmetry.undo(self._model(symmetry.apply(tiles))))
 
-    def prove(self, tiles: Tensor) -> PrecisionCheck:
+    def check_precision(self, tiles: Tensor) -> PrecisionCheck:
         """The model's own proof: a mean of probabilities changes by no more than they do."""
-        return self._model.prove(tiles)
+        return self._model.check_precision(tiles)
 
-    def ready(self, work: BatchShape) -> Runnable:
-        """See `LoadedModel.ready`; tiles that are not square also need the model ready for them lying on their side."""
+    def runnable(self, work: BatchShape) -> Runnable:
+        """See `LoadedModel.runnable`; tiles that are not square need the model for both orientations."""
         symmetries, shape = SYMMETRIES[self._augment], work.shape
         work = replace(work, batches=work.batches * len(symmetries))
-        upright = turned = self._model.ready(work)
+        upright = turned = self._model.runnable(work)
         if shape is not None and shape[2] != shape[3] and any(symmetry.transpose for symmetry in symmetries):
-            turned = self._model.ready(replace(work, shape=(*shape[:2], shape[3], shape[2])))
+            turned = self._model.runnable(replace(work, shape=(*shape[:2], shape[3], shape[2])))
         return _AugmentedReady(upright, turned, symmetries)
 
 
 class _AugmentedReady:
-    """What `TTAPredictor.ready` hands out: no state, so as many threads may call it as may call the network."""
+    """What `TTAPredictor.runnable` hands out: no state, so as many threads may call it as may call the network."""
 
     def __init__(self, upright: Runnable, turned: Runnable, symmetries: Sequence[DihedralTransform]) -> None:
         self.dtype, self.layout, self.device = upright.dtype, upright.layout, upright.device
@@ -157,8 +157,8 @@ class EnsemblePredictor:
             SettingsError: their thresholds differ and none is given.
         """
         self.members = tuple(member for model in models for member in model.members)
-        self.card = joint_card([model.card for model in models], threshold=threshold)
-        self.device, self.turn = models[0].device, models[0].turn
+        self.card = merge_cards([model.card for model in models], threshold=threshold)
+        self.device, self.lock = models[0].device, models[0].lock
         self._threshold = threshold
 
     @property
@@ -175,18 +175,18 @@ class EnsemblePredictor:
         self._check_normalized_alike()
         return running_mean([member(tiles) for member in self.members])
 
-    def prove(self, tiles: Tensor) -> PrecisionCheck:
+    def check_precision(self, tiles: Tensor) -> PrecisionCheck:
         """The proof of the member that suffers most; one that steps back takes all along."""
         self._check_normalized_alike()
-        return combine_checks([member.prove(tiles) for member in self.members])
+        return combine_checks([member.check_precision(tiles) for member in self.members])
 
-    def ready(self, work: BatchShape) -> Runnable:
-        """See `LoadedModel.ready`; of members that normalise alike."""
+    def runnable(self, work: BatchShape) -> Runnable:
+        """See `LoadedModel.runnable`; of members that normalise alike."""
         self._check_normalized_alike()
-        return _EnsembleReady([member.ready(work) for member in self.members])
+        return _EnsembleReady([member.runnable(work) for member in self.members])
 
-    def augmented(self, augment: Augment) -> EnsemblePredictor:
-        """The ensemble of the augmented members."""
+    def with_tta(self, augment: Augment) -> EnsemblePredictor:
+        """The ensemble of the with_tta members."""
         return EnsemblePredictor([TTAPredictor(member, augment) for member in self.members], threshold=self._threshold)
 
     def _check_normalized_alike(self) -> None:
@@ -217,7 +217,7 @@ def running_mean(terms: Sequence[Tensor]) -> Tensor:
     return mean
 
 
-def augmented(predictor: Predictor | ArrayFunction, augment: Augment) -> Predictor | ArrayFunction:
+def with_tta(predictor: Predictor | ArrayFunction, augment: Augment) -> Predictor | ArrayFunction:
     """A predictor with the setting `inference.augment` carried out.
 
     Raises:
@@ -226,7 +226,7 @@ def augmented(predictor: Predictor | ArrayFunction, augment: Augment) -> Predict
     if augment == "none":
         return predictor
     if isinstance(predictor, EnsemblePredictor):
-        return predictor.augmented(augment)
+        return predictor.with_tta(augment)
     if not isinstance(predictor, LoadedModel):
         raise SettingsError(
             f"inference.augment: {augment} needs a loaded checkpoint; a plain function can average by itself"

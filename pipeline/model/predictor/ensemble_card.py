@@ -13,7 +13,7 @@ SAME = ("bands", "classes", "activation", "background", "dtype", "resolution_m",
 """Fields of the card in which the models of an ensemble must agree."""
 
 
-def joint_card(cards: Sequence[ModelCard], *, threshold: float | None) -> ModelCard:
+def merge_cards(cards: Sequence[ModelCard], *, threshold: float | None) -> ModelCard:
     """The card of an ensemble: what all agree on, sizes that suit all, and probabilities as output.
 
     Its normalisation is the first model's; members keep their own.

@@ -15,10 +15,10 @@ from pipeline.errors import ModelError, SettingsError
 from pipeline.model.card import ModelCard
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.exported.conformance import ROUNDING, trial_tiles
-from pipeline.model.exported.load import SUFFIX, ExternalModel, load_external
-from pipeline.model.predictor.compiled import MOST_CHANGE, BatchShape, CompiledNetwork, CompiledVariants
+from pipeline.model.exported.load import SUFFIX, ExportedModel, load_exported
+from pipeline.model.predictor.compiled import MAX_CHANGE, BatchShape, CompiledNetwork, CompiledVariants
 from pipeline.model.predictor.devices import best_device
-from pipeline.model.predictor.optimize import Arithmetic, converted, fold_batch_norm, settle_convolutions
+from pipeline.model.predictor.optimize import Arithmetic, converted, fold_batch_norm, pin_convolution_kernels
 from pipeline.model.predictor.protocol import LoadedModel, Precision, PrecisionCheck, Runnable
 
 log = logging.getLogger(__name__)
@@ -32,16 +32,16 @@ class LoadedPredictor:
     process.
     """
 
-    def __init__(self, model: Checkpoint | ExternalModel, *, device: str, precision: Precision):
+    def __init__(self, model: Checkpoint | ExportedModel, *, device: str, precision: Precision):
         """Bring a network to its device; its batch norm is folded in place."""
         self.card, self.sha256 = model.card, model.sha256
-        self.turn = threading.Lock()
+        self.lock = threading.Lock()
         self.device = resolve_device(device)
         self._source = (model.path, device, precision)
         network = fold_batch_norm(model.network.eval()).to(self.device)
         if self.device.type == "cpu":
-            settle_convolutions(network)
-        foreign = isinstance(model, ExternalModel)
+            pin_convolution_kernels(network)
+        foreign = isinstance(model, ExportedModel)
         self._asked = precision
         self._candidates = _candidates(precision, self.device, foreign=foreign)
         layout = _find_layout(network, self.card, self.device) if foreign else torch.channels_last
@@ -49,7 +49,7 @@ class LoadedPredictor:
         self._proof: PrecisionCheck | None = None
         self._proving = threading.Lock()
         if foreign:
-            self.prove(trial_tiles(self.card))
+            self.check_precision(trial_tiles(self.card))
 
     @property
     def identity(self) -> str:
@@ -73,11 +73,11 @@ class LoadedPredictor:
         """
         with self._proving:
             if self._proof is None:
-                self._proof = self.prove(tiles)
-                self._proof.tell(str(self._source[0]))
-        return self.ready(BatchShape(precision=self._proof.precision))(tiles)
+                self._proof = self.check_precision(tiles)
+                self._proof.log_fallback(str(self._source[0]))
+        return self.runnable(BatchShape(precision=self._proof.precision))(tiles)
 
-    def prove(self, tiles: Tensor) -> PrecisionCheck:
+    def check_precision(self, tiles: Tensor) -> PrecisionCheck:
         """Run tiles in float32 and in the precision asked for; only `auto` steps back when they differ.
 
         Args:
@@ -91,7 +91,7 @@ class LoadedPredictor:
         expected, tried = self._forms.reference()(tiles), dict[str, float]()
         for precision in self._candidates:
             change = self._change(precision, tiles, expected)
-            if change <= MOST_CHANGE or self._asked != "auto":
+            if change <= MAX_CHANGE or self._asked != "auto":
                 return PrecisionCheck(precision=precision, change=change, note=_note(tried, precision))
             tried[precision] = change
         return PrecisionCheck(precision="float32", change=change, note=_note(tried, "float32"))
@@ -99,16 +99,16 @@ class LoadedPredictor:
     def _change(self, precision: str, tiles: Tensor, expected: Tensor) -> float:
         """Largest change of a probability; the form is kept, for it will most likely be used."""
         try:
-            return float((self.ready(BatchShape(precision=precision))(tiles) - expected).abs().max())
+            return float((self.runnable(BatchShape(precision=precision))(tiles) - expected).abs().max())
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise SettingsError(
                 f"inference.precision: {self._asked} does not suit this network ({reason}); use float32"
             ) from error
 
-    def ready(self, work: BatchShape) -> Runnable:
-        """See `LoadedModel.ready`; made once and kept."""
-        return self._forms.ready(work)
+    def runnable(self, work: BatchShape) -> Runnable:
+        """See `LoadedModel.runnable`; made once and kept."""
+        return self._forms.runnable(work)
 
 
 def _note(tried: Mapping[str, float], used: str) -> str:
@@ -116,7 +116,7 @@ def _note(tried: Mapping[str, float], used: str) -> str:
     if not tried:
         return ""
     changes = ", ".join(f"{change:.3g} in {precision}" for precision, change in tried.items())
-    return f"a probability would change by more than {MOST_CHANGE} ({changes}): {used} is used"
+    return f"a probability would change by more than {MAX_CHANGE} ({changes}): {used} is used"
 
 
 def _candidates(precision: Precision, device: torch.device, *, foreign: bool) -> tuple[str, ...]:
@@ -174,9 +174,9 @@ def load_predictor(path: str | Path, device: str = "auto", *, precision: Precisi
     return LoadedPredictor(open_model(Path(path)), device=device, precision=precision)
 
 
-def open_model(path: Path) -> Checkpoint | ExternalModel:
+def open_model(path: Path) -> Checkpoint | ExportedModel:
     """Read and verify a checkpoint or an imported network; raises ModelError."""
-    return load_external(path) if path.suffix == SUFFIX else load_checkpoint(path)
+    return load_exported(path) if path.suffix == SUFFIX else load_checkpoint(path)
 
 
 @lru_cache(maxsize=8)

@@ -31,12 +31,12 @@ from pipeline.model.networks.layers import Residual
 from pipeline.model.networks.unet import UNet
 from pipeline.model.predictor.optimized_layers import (
     CudnnConvolution,
-    HalvingMaximum,
+    HalvingMaxPool,
     OneDnnConvolution,
-    OneDnnUpsampling,
+    OneDnnTransposedConvolution,
+    SkipPair,
     SplitConvolution,
-    Unjoined,
-    Wider,
+    UpcastBlock,
 )
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Arithmetic:
     """Where."""
     dtype: torch.dtype = torch.float32
     """Number format of weights and features."""
-    early: torch.dtype | None = None
+    first_blocks_dtype: torch.dtype | None = None
     """Number format of tiles and of arithmetic in a network's first two blocks; None is that of all."""
     layout: torch.memory_format = torch.channels_last
     """Memory order of weights and features."""
@@ -65,16 +65,16 @@ class Arithmetic:
     """True: CUDA may round the factors of float32 products to 10 bits (TF32)."""
     deterministic: bool = False
     """True: CUDA takes only algorithms that give the same bytes every time."""
-    search: bool = False
+    benchmark: bool = False
     """True: cuDNN times its algorithms for each new shape, which takes seconds; False: it goes by its own rules."""
 
     @property
     def input(self) -> torch.dtype:
         """Number format of tiles."""
-        return self.early or self.dtype
+        return self.first_blocks_dtype or self.dtype
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def cudnn_flags(self) -> Iterator[None]:
         """Have cuDNN compute in this way inside the body; the former way comes back after it.
 
         cuDNN's settings belong to the process, so one thread at a time may be inside; a CPU knows none of them.
@@ -82,7 +82,7 @@ class Arithmetic:
         if self.device.type != "cuda":
             yield
             return
-        chosen = {"deterministic": self.deterministic, "benchmark": self.search}
+        chosen = {"deterministic": self.deterministic, "benchmark": self.benchmark}
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.tf32, **chosen):
             yield
 
@@ -106,7 +106,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     return network
 
 
-def settle_convolutions(network: nn.Module) -> None:
+def pin_convolution_kernels(network: nn.Module) -> None:
     """Make results independent of the number of CPU threads, in place.
 
     torch gives float32 1x1 convolutions to oneDNN only when it has more than one thread (`use_mkldnn` in
@@ -117,11 +117,11 @@ def settle_convolutions(network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
             module.dilation = (2, 2)
         if isinstance(module, ExportedNetwork):
-            module.settle_convolutions()
+            module.pin_convolution_kernels()
 
 
 @torch.inference_mode()
-def prepare(network: nn.Module, arithmetic: Arithmetic, trial: Tensor) -> nn.Module:
+def optimize_network(network: nn.Module, arithmetic: Arithmetic, trial: Tensor) -> nn.Module:
     """A copy of a network in the fastest form that says the same.
 
     Args:
@@ -137,7 +137,7 @@ def prepare(network: nn.Module, arithmetic: Arithmetic, trial: Tensor) -> nn.Mod
     if fuse is None or isinstance(network, ExportedNetwork):
         return plain
     tiles = as_input(trial, arithmetic)
-    with arithmetic.applied():
+    with arithmetic.cudnn_flags():
         expected = plain(tiles).float()
         try:
             fused = _changed(network, arithmetic, partial(_fused, fuse=fuse))
@@ -161,14 +161,18 @@ def _changed(
 ) -> nn.Module:
     """A copy of a network, its early blocks changed for one number format and all else for another."""
     changed = copy.deepcopy(network)
-    places = [] if arithmetic.early is None else float32_blocks(changed)
+    places = [] if arithmetic.first_blocks_dtype is None else float32_blocks(changed)
     blocks = [parent.get_submodule(name) for parent, name in places]
     for parent, name in places:
         setattr(parent, name, nn.Identity())
     changed = change(changed, arithmetic.dtype)
     for (parent, name), block in zip(places, blocks, strict=True):
-        assert arithmetic.early is not None
-        setattr(parent, name, Wider(change(block, arithmetic.early), arithmetic.early, arithmetic.dtype))
+        assert arithmetic.first_blocks_dtype is not None
+        setattr(
+            parent,
+            name,
+            UpcastBlock(change(block, arithmetic.first_blocks_dtype), arithmetic.first_blocks_dtype, arithmetic.dtype),
+        )
     return changed.to(memory_format=arithmetic.layout)  # type: ignore[call-overload, no-any-return]
 
 
@@ -213,7 +217,7 @@ def compile_network(network: nn.Module, arithmetic: Arithmetic) -> Callable[[Ten
 def split_joins(network: nn.Module) -> nn.Module:
     """Let a U-Net's decoder convolve skip and signal without joining them, in place; other networks stay."""
     if isinstance(network, UNet):
-        network.join = Unjoined()
+        network.join = SkipPair()
         for block in network.decoder:
             for layers in (block.body, block.shortcut) if isinstance(block, Residual) else (block,):
                 assert isinstance(layers, nn.Sequential)
@@ -238,9 +242,9 @@ def _fusing(arithmetic: Arithmetic) -> Fuse | None:
 
 def _for_cpu(layer: nn.Module, rectified: bool, dtype: torch.dtype) -> nn.Module | None:
     if isinstance(layer, nn.MaxPool2d) and _halves(layer):
-        return HalvingMaximum()
+        return HalvingMaxPool()
     if isinstance(layer, nn.ConvTranspose2d):
-        return None if rectified else OneDnnUpsampling(layer, dtype)
+        return None if rectified else OneDnnTransposedConvolution(layer, dtype)
     return OneDnnConvolution(layer, dtype, rectified=rectified) if _pads_zeros(layer) else None
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Wider(nn.Module):
+class UpcastBlock(nn.Module):
     """A block that computes in a wider number format than its neighbours; `(N, C, H, W) -> (N, C', H', W')`."""
 
     def __init__(self, block: nn.Module, inside: torch.dtype, outside: torch.dtype) -> None:
@@ -46,7 +46,7 @@ class OneDnnConvolution(nn.Module):
         return result
 
 
-class OneDnnUpsampling(nn.Module):
+class OneDnnTransposedConvolution(nn.Module):
     """A transposed convolution that always computes with oneDNN; `(N, C, H, W) -> (N, C', H', W')`.
 
     torch's own goes elsewhere for one small tile than for several, and rounds differently there.
@@ -90,7 +90,7 @@ class CudnnConvolution(nn.Module):
         return result
 
 
-class HalvingMaximum(nn.Module):
+class HalvingMaxPool(nn.Module):
     """Max pooling by two without the indices that torch's keeps; `(N, C, H, W) -> (N, C, H / 2, W / 2)`, even sizes."""
 
     def forward(self, features: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class SplitConvolution(nn.Module):
         return joined
 
 
-class Unjoined(nn.Module):
+class SkipPair(nn.Module):
     """Hands over skip and signal as they are, for split convolutions."""
 
     def forward(self, skip: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ class LoadedModel(Protocol):
     """What goes in and comes out."""
     device: torch.device
     """Where it runs."""
-    turn: threading.Lock
+    lock: threading.Lock
     """Held while a scene uses the device: of several scenes in one process, one at a time does."""
 
     @property
@@ -84,11 +84,11 @@ class LoadedModel(Protocol):
         """`(N, bands, H, W)` normalised float32 -> probabilities; the first call proves the precision."""
         ...
 
-    def prove(self, tiles: Tensor) -> PrecisionCheck:
+    def check_precision(self, tiles: Tensor) -> PrecisionCheck:
         """Choose the precision on real tiles, `(N, bands, H, W)` normalised float32."""
         ...
 
-    def ready(self, work: BatchShape) -> Runnable:
+    def runnable(self, work: BatchShape) -> Runnable:
         """The model in the precision of a proof, ready for so much work."""
         ...
 
@@ -104,7 +104,7 @@ class PrecisionCheck:
     note: str = ""
     """Why `auto` stepped back, in one sentence; empty when it did not."""
 
-    def tell(self, place: str) -> None:
+    def log_fallback(self, place: str) -> None:
         """Log that `auto` stepped back, and of what: as a warning where that costs much speed."""
         if self.note:
             log.log(logging.WARNING if self.precision == "float32" else logging.INFO, "%s: %s", place, self.note)
@@ -152,9 +152,9 @@ def identity_of(predictor: Predictor | ArrayFunction) -> str | None:
     return predictor.identity if isinstance(predictor, LoadedModel) else None
 
 
-def exclusive(predictor: Predictor | ArrayFunction) -> AbstractContextManager[object]:
+def device_lock(predictor: Predictor | ArrayFunction) -> AbstractContextManager[object]:
     """Hold a loaded predictor's device: of several scenes in one process, one at a time uses it."""
-    return predictor.turn if isinstance(predictor, LoadedModel) else nullcontext()
+    return predictor.lock if isinstance(predictor, LoadedModel) else nullcontext()
 
 
 def as_predictor(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predictor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.errors import SettingsError
-from pipeline.model import MOST_CLASSES, Activation, NetworkSpec
+from pipeline.model import MAX_CLASSES, Activation, NetworkSpec
 from pipeline.scene import ReadingSpec
 from pipeline.training.labels.class_map import NONE, UNLABELLED_WORD
 from pipeline.training.settings.artifacts import ArtifactsSpec
@@ -76,8 +76,8 @@ class TrainSpec:
         self._check_tile_size()
 
     def _check_classes(self) -> None:
-        if not 1 <= len(self.classes) <= MOST_CLASSES or len(set(self.classes)) != len(self.classes):
-            raise SettingsError(f"classes must be 1 to {MOST_CLASSES} different names, not {self.classes}")
+        if not 1 <= len(self.classes) <= MAX_CLASSES or len(set(self.classes)) != len(self.classes):
+            raise SettingsError(f"classes must be 1 to {MAX_CLASSES} different names, not {self.classes}")
         taken = sorted({NONE, UNLABELLED_WORD, BACKGROUND} & set(self.classes))
         if taken:
             raise SettingsError(
