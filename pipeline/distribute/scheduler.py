@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.distribute.client import TaskQueue, translate_worker_errors, workers_of
 from pipeline.distribute.worker_tasks import TaskResult, dumps, fetch_files, restore_quicklook, run_region
 from pipeline.inference import Region, RegionJob, RegionResult
-from pipeline.inference.region import Watch
+from pipeline.inference.region import PixelProgress
 from pipeline.model import ArrayFunction, Predictor
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def run_on_cluster(
     regions: Sequence[Region],
     predictor: Predictor | ArrayFunction,
     client: Client,
-    progress: Watch | None,
+    progress: PixelProgress | None,
 ) -> Generator[RegionResult]:
     """Run regions and yield results as they finish; see `run_regions`."""
     suspects: list[Region] = []
@@ -48,7 +48,7 @@ def _run_bounded(
     regions: Sequence[Region],
     predictor: Predictor | ArrayFunction,
     client: Client,
-    progress: Watch | None,
+    progress: PixelProgress | None,
     *,
     max_running: int,
     suspects: list[Region] | None = None,
@@ -95,7 +95,7 @@ def _submit_shared(content: bytes, client: Client) -> bytes | Future[bytes]:
     return content if len(content) <= MAX_INLINE_BYTES else client.submit(bytes, content, pure=False)
 
 
-def _receive(job: RegionJob, returned: TaskResult[RegionResult], progress: Watch | None) -> RegionResult:
+def _receive(job: RegionJob, returned: TaskResult[RegionResult], progress: PixelProgress | None) -> RegionResult:
     """Download a region's rasters into the job's folder, and return its result with its quicklook."""
     if job.exchange is not None:
         fetch_files(returned.files, job.exchange, job.folder.parent)
