@@ -18,11 +18,13 @@
 #
 # Or a container for every run, by a worker of a docker pool outside: see prefect.docker.yaml.
 #
-# On Linux x86-64 the torch wheel of PyPI brings its CUDA libraries along; the host needs only the NVIDIA
-# driver and the NVIDIA container toolkit. A smaller image without CUDA, or another CUDA version:
+# On Linux x86-64 the default torch wheel includes its CUDA libraries; the host needs only the NVIDIA driver and the
+# NVIDIA container toolkit. For a smaller image without CUDA, or another CUDA version, give the address of the PyTorch
+# index that has such wheels (see the installation page of PyTorch):
 #
-#   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu -t scenemill:cpu .
-#   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 -t scenemill:cu130 .
+#   docker build --build-arg TORCH_INDEX=ADDRESS -t scenemill:cpu .
+#
+# Packages come from pip's default index. --build-arg PIP_INDEX_URL=ADDRESS and PIP_EXTRA_INDEX_URL=ADDRESS name others.
 
 ARG PYTHON=3.11
 
@@ -31,8 +33,11 @@ FROM python:${PYTHON}-slim-bookworm AS build
 
 # The torch to install; keep it equal to the pin in constraints.txt.
 ARG TORCH=torch==2.13.0
-# The index torch alone is taken from.
-ARG TORCH_INDEX=https://pypi.org/simple
+# An additional index, for torch alone; its builds with a local version (+cpu, +cu130) are preferred.
+ARG TORCH_INDEX=
+# pip reads these two from the environment and ignores them while they are empty.
+ARG PIP_INDEX_URL=
+ARG PIP_EXTRA_INDEX_URL=
 
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
@@ -42,9 +47,8 @@ ENV PATH=/opt/scenemill/bin:$PATH
 
 WORKDIR /src
 COPY constraints.txt ./
-# torch first and alone: its layer is large and changes rarely. The PyTorch index has torch's own
-# dependencies; everything else comes from PyPI below.
-RUN pip install --index-url "${TORCH_INDEX}" --extra-index-url https://pypi.org/simple "${TORCH}" -c constraints.txt
+# torch first and alone: its layer is large and changes rarely.
+RUN pip install ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} "${TORCH}" -c constraints.txt
 
 # The dependencies next, from the constraints alone: source changes do not reinstall them.
 COPY pyproject.toml README.md LICENSE ./

@@ -31,6 +31,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 ROW = re.compile(r"^\| `([\w.]+)`(?: °)? \| `([^`]*)` \|", re.MULTILINE)
 CONSTANT = re.compile(r"`(pipeline(?:\.\w+)+)\.([A-Z_]+)` \| ([\d,]+)")
+PACKAGE_INDEX = re.compile(r"https?://\S*(?:pypi\.|/simple|/whl)")
 MACHINE_PATH = re.compile(r"(?<![\w.$])/(?:work|home|root|tmp|Users|mnt)/\w")
 
 
@@ -129,6 +130,11 @@ def test_constants_that_are_quoted_have_the_quoted_value(document: Path) -> None
 @pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "configs").iterdir())], **IDS)
 def test_no_document_names_a_path_of_some_machine(path: Path) -> None:
     assert MACHINE_PATH.findall(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "Dockerfile", ROOT / "Makefile"], **IDS)
+def test_no_document_names_the_address_of_a_package_index(path: Path) -> None:
+    assert PACKAGE_INDEX.findall(path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("record", DECISIONS, **IDS)
