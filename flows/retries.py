@@ -23,7 +23,7 @@ def task_options(spec: RunSpec) -> dict[str, Any]:
     """Options of every task: transient errors of disk, network and workers are retried; results lie on the disk."""
     return {
         "retries": spec.retries,
-        "retry_delay_seconds": [*spec.pauses_s],
+        "retry_delay_seconds": [*spec.retry_policy.pauses_s],
         "retry_condition_fn": _is_transient_failure,
         "cache_policy": NO_CACHE,
         "persist_result": False,

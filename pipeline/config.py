@@ -26,6 +26,7 @@ from pipeline.model import InferenceSpec
 from pipeline.mosaic import MosaicSpec
 from pipeline.polygons import PolygonSpec
 from pipeline.scene import ReadingSpec
+from pipeline.storage import RetryPolicy
 
 MAX_RETRIES = 50
 """Prefect's limit of retry delays of a task."""
@@ -57,14 +58,9 @@ class RunSpec:
             raise SettingsError(f"max_failures must be at least 0 (no limit), not {self.max_failures}")
 
     @property
-    def pauses_s(self) -> tuple[float, ...]:
-        """Seconds before each retry.
-
-        >>> RunSpec(retries=4, retry_delay_s=100).pauses_s
-        (100.0, 200.0, 300.0, 300.0)
-        """
-        longest = max(MAX_PAUSE_S, float(self.retry_delay_s))
-        return tuple(min(self.retry_delay_s * 2.0**retry, longest) for retry in range(self.retries))
+    def retry_policy(self) -> RetryPolicy:
+        """Retries of a scene."""
+        return RetryPolicy.exponential(self.retries, float(self.retry_delay_s), max_s=MAX_PAUSE_S)
 
 
 Settings = TypeVar("Settings")

@@ -186,7 +186,7 @@ def _run_with_retries(
         log.warning("%s: %s; trying again in %g s", entry.id, error, pause_s)
 
     try:
-        return retry_transient(work, spec.pauses_s, on_retry=log_retry, sleep=sleep)
+        return retry_transient(work, spec.retry_policy, on_retry=log_retry, sleep=sleep)
     except SettingsError:
         raise
     except Exception as error:

@@ -16,6 +16,9 @@ from .gdal import suppress_georef_warnings as suppress_georef_warnings
 from .location import Location as Location
 from .location import resolve_location as resolve_location
 from .location import sanitize_name as sanitize_name
+from .retries import REQUEST_RETRIES as REQUEST_RETRIES
+from .retries import TRANSIENT_STATUS as TRANSIENT_STATUS
+from .retries import RetryPolicy as RetryPolicy
 from .retries import is_transient as is_transient
 from .retries import retry_transient as retry_transient
 from .s3 import list_keys as list_keys

@@ -18,6 +18,7 @@ from rasterio.session import DummySession
 
 from pipeline.errors import DamagedSceneError, SceneError, TransientError
 from pipeline.storage.remote import SIDECARS, may_have_sidecars, remote_version
+from pipeline.storage.retries import REQUEST_RETRIES
 from pipeline.storage.s3 import store_access
 
 _PREFIX_OF_SCHEME = {"s3": "/vsis3/", "https": "/vsicurl/https://", "http": "/vsicurl/http://"}
@@ -25,8 +26,8 @@ _PREFIX_OF_SCHEME = {"s3": "/vsis3/", "https": "/vsicurl/https://", "http": "/vs
 _REMOTE_OPTIONS = {
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
     "GDAL_HTTP_TIMEOUT": "120",
-    "GDAL_HTTP_MAX_RETRY": "4",
-    "GDAL_HTTP_RETRY_DELAY": "0.5",
+    "GDAL_HTTP_MAX_RETRY": f"{len(REQUEST_RETRIES.pauses_s)}",
+    "GDAL_HTTP_RETRY_DELAY": f"{REQUEST_RETRIES.pauses_s[0]:g}",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
     # No cache of a closed file: it may be replaced, and a worker process runs many scenes.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import urllib.error
 from collections.abc import Mapping
+from functools import partial
 from http.client import HTTPException
 from urllib.parse import urlsplit
 from urllib.request import (
@@ -19,13 +19,11 @@ from urllib.request import (
 )
 
 from pipeline.errors import DamagedSceneError, MissingError, SceneError, TransientError
+from pipeline.storage.retries import REQUEST_RETRIES, TRANSIENT_STATUS, retry_transient
 from pipeline.storage.s3 import list_keys, split_address, store_access, translate_store_errors
 
 TIMEOUT_S = 30
-PAUSES_S = (0.5, 1.0, 2.0, 4.0)
-"""Seconds before each retry after an error of server or network; GDAL is configured alike."""
-TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
-"""HTTP status codes that are retried."""
+
 VERSION_HEADERS = ("ETag", "Last-Modified", "x-amz-version-id")
 """Response headers that change with the file; the version holds these and the size."""
 SIDECARS = (".msk", ".aux.xml")
@@ -44,7 +42,7 @@ def remote_version(address: str) -> str | None:
     """
     if urlsplit(address).scheme.lower() == "s3":
         return _version(_request_store(address))
-    headers = _request_server(address)
+    headers = retry_transient(partial(_request_server, address), REQUEST_RETRIES)
     return _version(headers) if headers is not None else None
 
 
@@ -82,24 +80,24 @@ def _request_store(address: str) -> Mapping[str, str]:
 def _request_server(address: str) -> Mapping[str, str] | None:
     """The headers of a web server's response; None if it denies access, since GDAL may have credentials of its own."""
     request = Request(address, headers={"Range": "bytes=0-0", "User-Agent": "scenemill"})
-    for pause_s in (*PAUSES_S, None):
-        try:
-            with _opener().open(request, timeout=TIMEOUT_S) as response:
-                return {name.lower(): text for name, text in response.headers.items()}
-        except urllib.error.HTTPError as error:
-            reason = f"the server answers {error.code} {error.reason}"
-            error.close()
-            if error.code in (404, 410):
-                raise SceneError(f"{address}: nothing is there ({error.code}); check the address") from error
-            if error.code == 416:
-                raise DamagedSceneError(f"{address}: an empty file (0 bytes); fetch it again") from error
-            if error.code not in TRANSIENT_STATUS:
-                return None
-        except (OSError, HTTPException) as error:
-            reason = str(getattr(error, "reason", error))
-        if pause_s is not None:
-            time.sleep(pause_s)
-    raise TransientError(f"{address}: cannot be reached: {reason}; check the address and the network, and run again")
+    try:
+        with _opener().open(request, timeout=TIMEOUT_S) as response:
+            return {name.lower(): text for name, text in response.headers.items()}
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (404, 410):
+            raise SceneError(f"{address}: nothing is there ({error.code}); check the address") from error
+        if error.code == 416:
+            raise DamagedSceneError(f"{address}: an empty file (0 bytes); fetch it again") from error
+        if error.code not in TRANSIENT_STATUS:
+            return None
+        raise _unreachable(address, f"the server answers {error.code} {error.reason}") from error
+    except (OSError, HTTPException) as error:
+        raise _unreachable(address, str(getattr(error, "reason", error))) from error
+
+
+def _unreachable(address: str, reason: str) -> TransientError:
+    return TransientError(f"{address}: cannot be reached: {reason}; check the address and the network, and run again")
 
 
 def _opener() -> OpenerDirector:

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 from rasterio.session import AWSSession
 
 from pipeline.errors import AccessError, ConflictError, MissingError, SettingsError, TransientError
+from pipeline.storage.retries import REQUEST_RETRIES
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
-TRIES = 5
-"""Attempts of a request that fails with a network error, 429 or 5xx; boto3 grows the pauses."""
+
 CONNECTIONS = 32
 """Maximum concurrent connections."""
 
@@ -145,11 +145,11 @@ def _access(variables: tuple[tuple[str, str], ...]) -> StoreAccess:
     given = dict(variables)
     unsigned = _is_yes(given.get("AWS_NO_SIGN_REQUEST", ""))
     endpoint, style = _endpoint_for_gdal(given)
-    tries = None if "AWS_MAX_ATTEMPTS" in given else {"mode": "standard", "total_max_attempts": TRIES}
+    retries = {"mode": "standard", "total_max_attempts": REQUEST_RETRIES.attempts}
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
-        retries=tries,
+        retries=None if "AWS_MAX_ATTEMPTS" in given else retries,
         max_pool_connections=CONNECTIONS,
         signature_version=UNSIGNED if unsigned else None,
         s3=style,

@@ -28,6 +28,7 @@ from pipeline.catalog.stac.documents import MAX_PREFETCHED, DocumentReader, Json
 from pipeline.catalog.stac.items import ItemRules, item_row
 from pipeline.catalog.stac.links import document_location
 from pipeline.errors import SettingsError, TransientError
+from pipeline.storage.retries import RetryPolicy
 
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 
@@ -35,7 +36,7 @@ COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries without pauses."""
-    monkeypatch.setattr(catalog_documents, "RETRY_PAUSES_S", (0.0,) * 4)
+    monkeypatch.setattr(catalog_documents, "REQUEST_RETRIES", RetryPolicy((0.0,) * 4))
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from pipeline.scene.describe import Scene, describe_scene
 from pipeline.scene.reader import SceneReader
 from pipeline.scene.spec import ReadingSpec
 from pipeline.scene.validity import NodataWhen, finite_pixels, present_pixels
+from pipeline.storage.retries import RetryPolicy
 
 RGB = ModelCard(bands=("red", "green", "blue"), classes=("roof",))
 
@@ -713,6 +714,6 @@ def test_a_server_that_dies_half_way_is_the_worlds_fault(make_scene: MakeScene, 
 
 
 def test_nobody_at_an_address_is_the_worlds_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.remote.PAUSES_S", (0.0,))
+    monkeypatch.setattr("pipeline.storage.remote.REQUEST_RETRIES", RetryPolicy((0.0,)))
     with pytest.raises(TransientError, match=r"cannot be reached: .*refused; check the address and the network"):
         describe_scene("http://127.0.0.1:9/scene.tif")

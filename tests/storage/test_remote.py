@@ -24,7 +24,7 @@ from pipeline.scene.reader import SceneReader
 from pipeline.segment import segment_scene
 from pipeline.storage.location import resolve_location
 from pipeline.storage.remote import remote_version
-from pipeline.storage.retries import is_transient
+from pipeline.storage.retries import RetryPolicy, is_transient
 
 CARD = ModelCard(bands=("red",), classes=("bright",))
 COARSE = Affine(1, 0, 500_000, 0, -1, 5_400_000)
@@ -236,7 +236,7 @@ def test_a_signed_address_is_read_and_known_by_what_its_server_says(
     assert content_key(describe_scene(again), "m", {}) == content_key(before, "m", {})
     store.put("in/far.tif", make_scene(PIXELS + 1, name="other.tif", descriptions=["red"], tiled=256))
     assert describe_scene(address).files[0].fingerprint != before.files[0].fingerprint
-    monkeypatch.setattr("pipeline.storage.remote.PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("pipeline.storage.remote.REQUEST_RETRIES", RetryPolicy((0.0, 0.0)))
     store.fail("GET /in/far.tif 503 2")
     assert describe_scene(address).grid == before.grid
 

@@ -27,7 +27,9 @@ def test_faults_of_the_world_are_tried_again_after_doubling_pauses() -> None:
     told: list[float] = []
     work = Work(TransientError("503"), TransientError("timeout"))
     spec = RunSpec(retries=3, retry_delay_s=1.5)
-    assert retry_transient(work, spec.pauses_s, on_retry=lambda _, pause: told.append(pause), sleep=slept.append) == 3
+    assert (
+        retry_transient(work, spec.retry_policy, on_retry=lambda _, pause: told.append(pause), sleep=slept.append) == 3
+    )
     assert slept == told == [1.5, 3.0]
 
 
@@ -35,7 +37,7 @@ def test_faults_of_the_world_are_tried_again_after_doubling_pauses() -> None:
 def test_the_last_fault_is_raised_when_the_retries_are_used_up(retries: int) -> None:
     work = Work(*(TransientError(f"try {number}") for number in range(9)))
     with pytest.raises(TransientError, match=f"try {retries}"):
-        retry_transient(work, RunSpec(retries=retries).pauses_s, sleep=lambda _: None)
+        retry_transient(work, RunSpec(retries=retries).retry_policy, sleep=lambda _: None)
     assert work.runs == retries + 1
 
 
@@ -43,17 +45,17 @@ def test_the_last_fault_is_raised_when_the_retries_are_used_up(retries: int) -> 
 def test_other_faults_are_raised_at_once(fault: Exception) -> None:
     work = Work(fault)
     with pytest.raises(type(fault)):
-        retry_transient(work, RunSpec().pauses_s, sleep=lambda _: pytest.fail("slept"))
+        retry_transient(work, RunSpec().retry_policy, sleep=lambda _: pytest.fail("slept"))
     assert work.runs == 1
 
 
 def test_pauses_double_up_to_a_limit_and_never_change() -> None:
     spec = RunSpec(retries=50)
-    assert spec.pauses_s[:3] == (2.0, 4.0, 8.0)
-    assert max(spec.pauses_s) == 300.0
-    assert spec.pauses_s == RunSpec(retries=50).pauses_s
-    assert RunSpec(retries=2, retry_delay_s=1000).pauses_s == (1000.0, 1000.0)
-    assert RunSpec(retries=2, retry_delay_s=0).pauses_s == (0.0, 0.0)
+    assert spec.retry_policy.pauses_s[:3] == (2.0, 4.0, 8.0)
+    assert max(spec.retry_policy.pauses_s) == 300.0
+    assert spec.retry_policy.pauses_s == RunSpec(retries=50).retry_policy.pauses_s
+    assert RunSpec(retries=2, retry_delay_s=1000).retry_policy.pauses_s == (1000.0, 1000.0)
+    assert RunSpec(retries=2, retry_delay_s=0).retry_policy.pauses_s == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(

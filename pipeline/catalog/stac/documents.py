@@ -12,19 +12,17 @@ from threading import local
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import AccessError, MissingError, SceneError, TransientError
-from pipeline.storage import read_chunks, resolve_location, retry_transient
+from pipeline.storage import REQUEST_RETRIES, TRANSIENT_STATUS, read_chunks, resolve_location, retry_transient
 
 if TYPE_CHECKING:
     from requests import Response, Session
 
 MAX_DOCUMENT_BYTES = 2**27
 """Maximum size of a document, which is held in memory."""
-RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
-"""Seconds before each retry of an HTTP request; `storage.s3` has the retries of object stores."""
+
 TIMEOUT_S = (10.0, 60.0)
 """Timeouts of an HTTP request: to connect, and between two chunks of the response."""
-TRANSIENT_STATUS = (408, 425, 429)
-"""HTTP status codes that are retried, in addition to those from 500."""
+
 CHUNK_BYTES = 2**20
 
 Json = dict[str, Any]
@@ -68,7 +66,7 @@ class DocumentReader:
 
     def request(self, request: HttpRequest) -> bytes:
         """The body of a web server's response; raises what `read` raises."""
-        return retry_transient(partial(self._request_once, request), RETRY_PAUSES_S)
+        return retry_transient(partial(self._request_once, request), REQUEST_RETRIES)
 
     def _request_once(self, request: HttpRequest) -> bytes:
         from requests import RequestException, Session
