@@ -26,11 +26,9 @@ OnFinish = Callable[[SceneReport], None]
 def resolve_concurrency(spec: SegmentSpec, scenes: int) -> tuple[int, SegmentSpec]:
     """The number of concurrent scenes, and the settings of each, with its share of a cluster's workers."""
     with cluster(spec.distribute) as client:
-        return (
-            (LOCAL_CONCURRENCY, spec)
-            if client is None
-            else split_workers(spec, client, scenes, max_scenes=MAX_CONCURRENCY)
-        )
+        if client is None:
+            return LOCAL_CONCURRENCY, spec
+        return split_workers(spec, client, scenes, max_scenes=MAX_CONCURRENCY)
 
 
 def run_scenes(

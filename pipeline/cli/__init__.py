@@ -1,4 +1,4 @@
-"""The command line: one module for each group of commands. Start reading at `pipeline.cli.app`."""
+"""Command line: one module for each group of commands. Start reading at `pipeline.cli.app`."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
-"""The `scenemill` command: thin; every command is one call into the library and a few lines to show it.
+"""The command line `scenemill`: each command is one call into the library and a few lines that print the result.
 
 Exit codes: 0 all done; 1 some scenes failed, the others are complete; 2 wrong usage or settings; 3 all done but scenes
 in quarantine; 130 and 143 stopped by Ctrl-C and SIGTERM.
-Libraries are imported where a command needs them, so that `--help` answers at once.
+Libraries are imported in the commands that need them, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from pipeline.cli.console import (
     Overrides,
     console,
     escape,
+    option_overrides,
     say,
-    shortcuts,
     show_areas,
 )
 from pipeline.cli.merge import merge
@@ -53,12 +53,12 @@ app.meta.suppress_keyboard_interrupt = False
 def vectorize(
     mosaic: Annotated[Path, Parameter(help="A probability.tif written by scenemill.")],
     *,
-    out: Annotated[Path | None, Parameter(help=".gpkg, .parquet or .fgb; default: vectorized.gpkg beside it.")] = None,
+    out: Annotated[Path | None, Parameter(help=".gpkg, .parquet or .fgb; default: vectorized.gpkg next to it.")] = None,
     config: ConfigFile = None,
     overrides: Overrides = (),
 ) -> int:
     """Make polygons again from an existing mosaic, with other settings and without inference."""
-    from pipeline.cli.progress import progress_bars, scene_watch
+    from pipeline.cli.progress import progress_bars, scene_progress
     from pipeline.config import SegmentSpec, load_settings
     from pipeline.segment import vectorize_mosaic
 
@@ -66,7 +66,7 @@ def vectorize(
     spec = load_settings(SegmentSpec, config, overrides)
     target = out or mosaic.with_name("vectorized.gpkg")
     with progress_bars(console) as bars:
-        totals = vectorize_mosaic(mosaic, target, spec=spec.polygons, watch=scene_watch(bars, mosaic.parent.name))
+        totals = vectorize_mosaic(mosaic, target, spec=spec.polygons, watch=scene_progress(bars, mosaic.parent.name))
     say(f"{target}: {totals.count:,} polygons, {show_areas(totals.area_m2)}")
     return EXIT_DONE
 
@@ -80,12 +80,12 @@ def inspect(
     overrides: Overrides = (),
     crs: Crs = None,
 ) -> int:
-    """Tell what a scene, checkpoint or mosaic is, and whether scene and model fit."""
+    """Describe a scene, checkpoint or mosaic, and check whether scene and model fit."""
     from pipeline.cli.inspect import inspect_path
     from pipeline.config import SegmentSpec, load_settings
 
     _check_exists(path)
-    spec = load_settings(SegmentSpec, config, [*overrides, *shortcuts({"reading.crs": crs})])
+    spec = load_settings(SegmentSpec, config, [*overrides, *option_overrides({"reading.crs": crs})])
     kind, facts = inspect_path(path, spec.reading, model=model)
     table = Table(show_header=False, box=None)
     for name, value in facts:
@@ -105,9 +105,9 @@ def demo(
     *,
     out: Annotated[Path, Parameter(help="Folder for the scene and the results.")] = Path("demo-out"),
     size: Annotated[int, Parameter(help="Side of the generated scene in pixels, at least 256.")] = 4096,
-    seed: Annotated[int, Parameter(help="Which town is generated.")] = 7,
+    seed: Annotated[int, Parameter(help="Seed of the generated town.")] = 7,
 ) -> int:
-    """Generate a town, segment it through the Prefect flow, and score the result against the truth."""
+    """Generate a town, segment it through the Prefect flow, and score the result against the reference."""
     from flows.demo import run_demo
 
     for line in run_demo(out, size=size, seed=seed):
@@ -143,7 +143,7 @@ def _launch(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code."""
     try:
-        with _sigterm_as_an_exception():
+        with _sigterm_as_exception():
             code = app.meta(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
         code = EXIT_USAGE
@@ -154,19 +154,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a run as Ctrl-C does: what is open is closed, and `run.json` written."""
+    """SIGTERM, which ends a run as Ctrl-C does: open files are closed, and `run.json` is written."""
 
 
 @contextmanager
-def _sigterm_as_an_exception() -> Iterator[None]:
+def _sigterm_as_exception() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise _Terminated
 
-    former = signal.signal(signal.SIGTERM, stop)
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _check_exists(path: str) -> None:

@@ -1,4 +1,4 @@
-"""What the commands share: the console, exit codes, and the options that several of them take."""
+"""Console output, exit codes and options that are shared by the commands."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EXIT_DONE, EXIT_SOME_FAILED, EXIT_USAGE = 0, 1, 2
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 console = Console(stderr=True)
-WHOLE_TABLE = 150
-"""Characters that the widest of our tables takes."""
+TABLE_WIDTH = 150
+"""Characters of the widest table."""
 
 ConfigFile = Annotated[Path | None, Parameter(help="YAML file of settings; see docs/guide/configuration.md.")]
 Overrides = Annotated[
@@ -31,29 +31,29 @@ Labels = Annotated[
 
 
 def say(text: str) -> None:
-    """Print a line as it is: square brackets in paths are no markup, and long paths are not wrapped."""
+    """Print a line verbatim: square brackets are not markup, and long paths are not wrapped."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_table(table: Table) -> None:
-    """Print a table whole: where the window is narrow, or there is none, its lines run on."""
-    wide = Console(stderr=True, width=max(console.width, WHOLE_TABLE))
+    """Print a table without cropping, also where the terminal is narrower or absent."""
+    wide = Console(stderr=True, width=max(console.width, TABLE_WIDTH))
     wide.print(table, crop=False, no_wrap=True)
 
 
 def escape(text: str) -> str:
-    """Text in which square brackets are no markup."""
+    """Text whose square brackets are not markup."""
     from rich.markup import escape
 
     return escape(text)
 
 
-def shortcuts(given: Mapping[str, object]) -> list[str]:
-    """Settings, as `section.key=value`, of the options that were given."""
-    return [f"{key}={value}" for key, value in given.items() if value is not None]
+def option_overrides(options: Mapping[str, object]) -> list[str]:
+    """Settings as `section.key=value`, from options that stand for a setting; None = the option was not given."""
+    return [f"{key}={value}" for key, value in options.items() if value is not None]
 
 
 def show_areas(area_m2: object) -> str:
-    """The area of each class, in words."""
+    """The area of each class as text."""
     areas = dict(area_m2) if isinstance(area_m2, dict) else {}
     return ", ".join(f"{name} {area:,.0f} m2" for name, area in areas.items()) or "no area"

@@ -1,4 +1,4 @@
-"""What a path is (scene, checkpoint or mosaic), as rows of facts, and whether scene and model fit."""
+"""Description of a scene, checkpoint or mosaic as rows of facts, and the check whether scene and model fit."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ Fact = tuple[str, str]
 
 
 def inspect_path(path: str, reading: ReadingSpec, *, model: Path | None = None) -> tuple[str, list[Fact]]:
-    """Tell what a path is.
+    """Describe a path.
 
     Args:
         path: a raster, an address, a checkpoint, or an imported network.
-        reading: how a scene would be read.
+        reading: settings for reading a scene.
         model: a checkpoint or an imported network; the scene is checked against it.
 
     Returns:
-        `("checkpoint" | "mosaic" | "scene", facts)`; the last fact of a scene given a model is the verdict.
+        `("checkpoint" | "mosaic" | "scene", facts)`; the last fact of a scene with a model is whether they fit.
 
     Raises:
-        SettingsError: a model is given for something that is no scene.
-        ScenemillError: the path is none of them, or is refused.
+        SettingsError: a model is given for a path that is not a scene.
+        ScenemillError: the path is none of them, or cannot be used.
     """
-    kind, facts = _inspect_made_by_us(path)
+    kind, facts = _inspect_own_file(path)
     if kind and model is not None:
         raise SettingsError(f"{path}: a {kind}; only a scene can be checked against a model, leave --model out")
     if kind:
         return kind, facts
     facts = [*_scene_facts(describe_scene(path, reading))]
     if model is not None:
-        facts.append(("fits model", _verdict(path, reading, _describe_model(model).card)))
+        facts.append(("fits model", _fit(path, reading, _describe_model(model).card)))
     return "scene", facts
 
 
-def _inspect_made_by_us(path: str) -> tuple[str, list[Fact]]:
+def _inspect_own_file(path: str) -> tuple[str, list[Fact]]:
     """Kind and facts of a checkpoint or mosaic; an empty kind for anything else."""
     if path.endswith((".safetensors", SUFFIX)):
         return "checkpoint", [*_checkpoint_facts(Path(path))]
@@ -58,7 +58,7 @@ def _inspect_made_by_us(path: str) -> tuple[str, list[Fact]]:
     return "", []
 
 
-def _verdict(path: str, reading: ReadingSpec, card: ModelCard) -> str:
+def _fit(path: str, reading: ReadingSpec, card: ModelCard) -> str:
     try:
         describe_scene(path, reading, card=card)
     except ScenemillError as error:

@@ -1,4 +1,4 @@
-"""The command that makes one file of the polygons of all scenes."""
+"""The command `merge`: the polygons of all scenes in one file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from pipeline.cli.console import EXIT_DONE, ConfigFile, Overrides, console, say, shortcuts
+from pipeline.cli.console import EXIT_DONE, ConfigFile, Overrides, console, option_overrides, say
 from pipeline.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -24,28 +24,28 @@ def merge(
     config: ConfigFile = None,
     overrides: Overrides = (),
 ) -> int:
-    """Make one file of the polygons of all scenes; what several scenes saw comes out once and whole."""
+    """Combine the polygons of all scenes into one file and deduplicate objects where scenes overlap."""
     from pipeline.config import SegmentSpec, load_settings
 
-    spec = load_settings(SegmentSpec, config, [*overrides, *shortcuts({"merge.into": into})])
+    spec = load_settings(SegmentSpec, config, [*overrides, *option_overrides({"merge.into": into})])
     if show_merge(out, spec.merge, spec.run.work_dir) is None:
         raise SettingsError(f"{out}: holds no whole result of a scene; name the folder that a run wrote with --out")
     return EXIT_DONE
 
 
 def show_merge(out: str, spec: MergeSpec, work_dir: str | None) -> MergeReport | None:
-    """Merge, and say what it came to; None where there is nothing to merge."""
-    from pipeline.cli.progress import merge_watch, progress_bars
+    """Merge and print a summary; None when there is no result to merge."""
+    from pipeline.cli.progress import merge_progress, progress_bars
     from pipeline.merge import merge_scenes
     from pipeline.results import open_results
 
     with progress_bars(console) as bars:
-        found = merge_scenes(out, spec, work_dir=work_dir, watch=merge_watch(bars))
-    if found is not None:
-        state = "" if found.is_new else " (as it was)"
-        file, scenes = open_results(out).address(found.file), len(found.scenes)
+        report = merge_scenes(out, spec, work_dir=work_dir, watch=merge_progress(bars))
+    if report is not None:
+        state = "" if report.is_new else " (as it was)"
+        file, scenes = open_results(out).address(report.file), len(report.scenes)
         say(
-            f"{file}{state}: {found.polygons:,} polygons of {scenes:,} scene{'s' if scenes != 1 else ''}; left out "
-            f"{found.left_out:,} seen twice and {found.lone:,} lone, joined {found.joined:,} into {found.made:,}"
+            f"{file}{state}: {report.polygons:,} polygons of {scenes:,} scene{'s' if scenes != 1 else ''}; left out "
+            f"{report.left_out:,} seen twice and {report.lone:,} lone, joined {report.joined:,} into {report.made:,}"
         )
-    return found
+    return report

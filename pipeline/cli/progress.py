@@ -1,4 +1,4 @@
-"""Progress bars with pixels per second and time left; silent when nobody watches a terminal."""
+"""Progress bars with pixels per second and time left; hidden unless the output is a terminal."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pipeline.training import TrainProgress
 
 COUNTED = {"compare": "pairs of scenes", "merge": "scenes"}
-"""What the stages of a merge are counted in."""
+"""Unit of progress of each stage of a merge."""
 
 
 class PixelRate(ProgressColumn):
-    """Megapixels per second of the stage at hand; how much is done of one that is counted in something else."""
+    """Megapixels per second of the current stage; the count of one that is not counted in pixels."""
 
     def render(self, task: Task) -> Text:
         """The rate, or blank before it is known."""
@@ -33,7 +33,7 @@ class PixelRate(ProgressColumn):
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[Progress]:
-    """A live display on a terminal, nothing elsewhere."""
+    """A live display on a terminal, no output elsewhere."""
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -45,45 +45,45 @@ def progress_bars(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def scene_watch(progress: Progress, scene_id: str, *, beside: bool = False) -> ProgressCallback:
-    """A callback that shows the stage at hand of one scene as a bar.
+def scene_progress(progress: Progress, scene_id: str, *, concurrent: bool = False) -> ProgressCallback:
+    """A callback that shows the current stage of one scene as a bar.
 
     Args:
         progress: the display.
         scene_id: the scene.
-        beside: True: other scenes are in hand; False: bars of former scenes go.
+        concurrent: True = other scenes are in progress; False = the bars of previous scenes are removed.
     """
-    for former in () if beside else progress.task_ids:
-        progress.remove_task(former)
-    return _stage_watch(progress, lambda stage, total: progress.add_task(f"{escape(scene_id)} {stage}", total=total))
+    for previous in () if concurrent else progress.task_ids:
+        progress.remove_task(previous)
+    return _stage_progress(progress, lambda stage, total: progress.add_task(f"{escape(scene_id)} {stage}", total=total))
 
 
-def merge_watch(progress: Progress) -> ProgressCallback:
-    """A callback that shows the stage at hand of a merge as a bar, with how many scenes or pairs of them are done."""
-    return _stage_watch(
+def merge_progress(progress: Progress) -> ProgressCallback:
+    """A callback that shows the current stage of a merge as a bar, with the number of finished scenes or pairs."""
+    return _stage_progress(
         progress, lambda stage, total: progress.add_task(stage, total=total, counted=COUNTED.get(stage, "done"))
     )
 
 
-def _stage_watch(progress: Progress, begin: Callable[[str, int], TaskID]) -> ProgressCallback:
-    """A callback that has a bar for each stage, until it is done."""
+def _stage_progress(progress: Progress, add_bar: Callable[[str, int], TaskID]) -> ProgressCallback:
+    """A callback with a bar for each stage until the stage is done."""
     bars: dict[str, TaskID] = {}
 
-    def watch(stage: str, done: int, total: int) -> None:
+    def update(stage: str, done: int, total: int) -> None:
         bar = bars.get(stage)
         if bar is None:
-            bar = bars[stage] = begin(stage, total)
+            bar = bars[stage] = add_bar(stage, total)
         progress.update(bar, completed=done, visible=done < total)
 
-    return watch
+    return update
 
 
-def train_watch(progress: Progress) -> Callable[[TrainProgress], None]:
-    """A callback that shows the epoch at hand as one bar, with its loss and the best IoU so far."""
+def train_progress(progress: Progress) -> Callable[[TrainProgress], None]:
+    """A callback that shows the current epoch as one bar, with its loss and the best IoU so far."""
     bar = progress.add_task("training", total=None)
     shown = 0
 
-    def watch(step: TrainProgress) -> None:
+    def update(step: TrainProgress) -> None:
         nonlocal shown
         best = "" if step.best_iou is None else f", best IoU {step.best_iou:.3f}"
         if step.epoch != shown:
@@ -92,4 +92,4 @@ def train_watch(progress: Progress) -> Callable[[TrainProgress], None]:
         text = f"epoch {step.epoch}/{step.epochs} loss {step.loss:.3f}{best}"
         progress.update(bar, completed=step.step * step.pixels, description=text)
 
-    return watch
+    return update

@@ -1,4 +1,4 @@
-"""The options of commands over a catalog: where settings are, which scenes are wanted, and how they are read."""
+"""Options shared by commands that take a catalog: settings, selection of scenes, and their CRS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from pipeline.cli.console import ConfigFile, Crs, Overrides, shortcuts
+from pipeline.cli.console import ConfigFile, Crs, Overrides, option_overrides
 from pipeline.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -26,29 +26,27 @@ Bbox = Annotated[
     str | None,
     Parameter(help="Only scenes that touch left,bottom,right,top in degrees.", allow_leading_hyphen=True),
 ]
-AreaFile = Annotated[
-    Path | None, Parameter(help="File of polygons: only what lies in them is done, scenes and pixels.")
-]
+AreaFile = Annotated[Path | None, Parameter(help="File of polygons: only scenes and pixels inside them are processed.")]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class SceneOptions:
-    """What a command over a catalog is told beside the scenes."""
+    """Options of a command over a catalog."""
 
     config: ConfigFile = None
     overrides: Overrides = ()
     crs: Crs = None
-    limit: Annotated[int | None, Parameter(help="Only so many scenes, the first ones.")] = None
+    limit: Annotated[int | None, Parameter(help="Only the first n scenes.")] = None
     bbox: Bbox = None
     since: Annotated[str | None, Parameter(help="Only scenes taken since then, e.g. 2026-05-01, or 7d.")] = None
     area: AreaFile = None
 
     def settings(self, own: Mapping[str, object]) -> SegmentSpec:
-        """The settings of a run: the file's, under those of `--set`, under those of other options.
+        """The settings of a run: the file, overridden by `--set`, overridden by the other options.
 
         Args:
-            own: `section.key` -> value of the options that only this command takes; None: not given.
+            own: `section.key` -> value of the command's own options; None = not given.
 
         Raises:
             SettingsError: the file, a setting or an option is wrong.
@@ -59,7 +57,7 @@ class SceneOptions:
             raise SettingsError(
                 f"--bbox {self.bbox}: must be left,bottom,right,top in degrees, e.g. --bbox 85.2,27.6,85.5,27.8"
             )
-        given = {
+        options = {
             "reading.crs": self.crs,
             "area": None if self.area is None else json.dumps(str(self.area)),  # YAML, whatever characters are in it
             **own,
@@ -67,7 +65,7 @@ class SceneOptions:
             "catalog.bbox": None if self.bbox is None else f"[{self.bbox}]",
             "catalog.since": self.since,
         }
-        return load_settings(SegmentSpec, self.config, [*self.overrides, *shortcuts(given)])
+        return load_settings(SegmentSpec, self.config, [*self.overrides, *option_overrides(options)])
 
 
-NOTHING_TOLD = SceneOptions()
+DEFAULT_OPTIONS = SceneOptions()

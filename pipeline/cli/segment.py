@@ -1,4 +1,4 @@
-"""Commands over a catalog of scenes: what would run, and running it."""
+"""The commands `segment` and `catalog`: run a catalog of scenes, or list what a run would process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pipeline.cli.console import EXIT_DONE, EXIT_SOME_FAILED, console, escape, say, show_areas
 from pipeline.cli.merge import MergeInto, show_merge
-from pipeline.cli.scene_options import NOTHING_TOLD, SceneOptions, Sources
+from pipeline.cli.scene_options import DEFAULT_OPTIONS, SceneOptions, Sources
 
 if TYPE_CHECKING:
     from pipeline.catalog import CatalogEntry
@@ -26,10 +26,10 @@ def segment(
     model: Annotated[list[Path], Parameter(help="Checkpoint (.safetensors) to run; several: the mean of all.")],
     out: Annotated[str, Parameter(help="Where the results go, a folder for each scene.")],
     scheduler: Annotated[str | None, Parameter(help="Address of a dask scheduler, e.g. tcp://host:8786.")] = None,
-    max_failures: Annotated[int | None, Parameter(help="End the run when so many scenes have failed.")] = None,
+    max_failures: Annotated[int | None, Parameter(help="End the run after n failed scenes.")] = None,
     retry_quarantined: Annotated[bool, Parameter(negative="", help="Try scenes in quarantine again.")] = False,
     merge: MergeInto = None,
-    options: SceneOptions = NOTHING_TOLD,
+    options: SceneOptions = DEFAULT_OPTIONS,
 ) -> int:
     """Segment scenes: probability mosaic, mask, polygons, preview and report for each."""
     from pipeline.results import exit_code
@@ -51,21 +51,21 @@ def segment(
 
 
 def _show_run(scenes: Sequence[str], models: Sequence[Path], out: str, spec: SegmentSpec) -> Sequence[SceneReport]:
-    """Run a catalog, and say what becomes of each scene."""
+    """Run a catalog and print the result of each scene."""
     from pipeline.catalog import read_catalog
-    from pipeline.cli.progress import progress_bars, scene_watch
+    from pipeline.cli.progress import progress_bars, scene_progress
     from pipeline.run import load_run_models, segment_catalog, uses_remote_model
 
     entries = [*read_catalog(scenes, spec.catalog, spec.reading, area=spec.area)]
     predictor = load_run_models(models, spec)
-    beside = uses_remote_model(spec.inference, spec.distribute)
+    concurrent = uses_remote_model(spec.inference, spec.distribute)
     with _summary(out) as reports, progress_bars(console) as bars:
         run = segment_catalog(
             entries,
             out,
             predictor=predictor,
             spec=spec,
-            progress_of=lambda entry: scene_watch(bars, entry.id, beside=beside),
+            progress_of=lambda entry: scene_progress(bars, entry.id, concurrent=concurrent),
         )
         with closing(run):
             for report in run:
@@ -77,7 +77,7 @@ def _show_run(scenes: Sequence[str], models: Sequence[Path], out: str, spec: Seg
 
 @contextmanager
 def _summary(out: str) -> Iterator[list[SceneReport]]:
-    """Yield a list for the reports of a run; say of those that were not run, and where the summary is."""
+    """Yield a list for the reports of a run; print afterwards how many were not run, and where the summary is."""
     from pipeline.results import RUN, open_results
 
     reports: list[SceneReport] = []
@@ -106,7 +106,7 @@ def _show_report(report: SceneReport) -> None:
 
 
 def _show_not_run(reports: Sequence[SceneReport]) -> None:
-    """One line for all scenes that were not begun: they have one reason, and may be many."""
+    """One line for all scenes that were not started: they have one reason, and may be many."""
     left_out = [report for report in reports if report.status == "not run"]
     if left_out:
         say(f"not run {len(left_out):,} scenes: {left_out[0].reason}")
@@ -114,11 +114,11 @@ def _show_not_run(reports: Sequence[SceneReport]) -> None:
 
 def catalog(
     *scenes: Sources,
-    model: Annotated[list[Path] | None, Parameter(help="Say which scenes fit this checkpoint, or several.")] = None,
-    out: Annotated[str | None, Parameter(help="Say which scenes are done there; needs --model.")] = None,
-    options: SceneOptions = NOTHING_TOLD,
+    model: Annotated[list[Path] | None, Parameter(help="Show which scenes fit this checkpoint, or several.")] = None,
+    out: Annotated[str | None, Parameter(help="Show which scenes are done there; needs --model.")] = None,
+    options: SceneOptions = DEFAULT_OPTIONS,
 ) -> int:
-    """List the scenes that a run would process, one by one, and why, or why not; processes nothing."""
+    """Dry run: list each scene, whether a run would process it, and why; processes nothing."""
     from pipeline.catalog import read_catalog
     from pipeline.run import plan_run
 
@@ -126,14 +126,14 @@ def catalog(
     output = Console()
     counts = {"runs": 0, "done": 0, "refused": 0, "left out": 0}
 
-    def tell(action: str, entry: CatalogEntry, reason: str) -> None:
+    def show(action: str, entry: CatalogEntry, reason: str) -> None:
         counts[action] += 1
         line = f"{action:7} {entry.id}: {entry.location}: {reason}"
         output.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    left_out = partial(tell, "left out")
+    left_out = partial(show, "left out")
     entries = read_catalog(scenes, spec.catalog, spec.reading, area=spec.area, on_excluded=left_out)
     for each in plan_run(entries, spec, models=model or (), out_dir=out):
-        tell(each.action, each.entry, each.reason)
+        show(each.action, each.entry, each.reason)
     say(", ".join(f"{count} {action}" for action, count in counts.items() if count or action != "left out"))
     return EXIT_SOME_FAILED if counts["refused"] else EXIT_DONE

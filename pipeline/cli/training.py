@@ -1,4 +1,4 @@
-"""The commands around networks: train them, evaluate them, bring them in and hand them on."""
+"""The commands `train`, `evaluate`, `import-model` and `export-onnx`."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def train(
     out: Annotated[Path, Parameter(help="Checkpoint to write, *.safetensors.")],
     config: ConfigFile = None,
     overrides: Overrides = (),
-    resume: Annotated[bool, Parameter(help="Go on where a run of the same settings and data was stopped.")] = True,
+    resume: Annotated[bool, Parameter(help="Resume an interrupted run of the same settings and data.")] = True,
 ) -> int:
-    """Train a network on labelled scenes; the best epoch becomes the checkpoint, OUT.run/ tells the rest."""
-    from pipeline.cli.progress import progress_bars, train_watch
+    """Train a network on labelled scenes; the best epoch becomes the checkpoint, OUT.run/ holds its history."""
+    from pipeline.cli.progress import progress_bars, train_progress
     from pipeline.config import load_settings
     from pipeline.training import TrainSpec
     from pipeline.training import train as train_network
 
     spec = load_settings(TrainSpec, config, overrides)
     with progress_bars(console) as bars:
-        report = train_network(images, labels, out, spec=spec, progress=train_watch(bars), resume=resume)
+        report = train_network(images, labels, out, spec=spec, progress=train_progress(bars), resume=resume)
     _show_history(report)
     _show_parts(report)
     done = "finished before, nothing to do" if report.reused else f"stopped: {report.stopped}"
@@ -61,7 +61,7 @@ def evaluate(
     *,
     images: Images,
     labels: Labels,
-    out: Annotated[Path, Parameter(help="Folder of the evaluation: a page, every number, error maps.")],
+    out: Annotated[Path, Parameter(help="Folder of the evaluation: page, JSON, error maps.")],
     model: Annotated[
         list[Path] | None, Parameter(help="A checkpoint: every scene is segmented first; several: the mean of all.")
     ] = None,
@@ -71,7 +71,7 @@ def evaluate(
     overrides: Overrides = (),
 ) -> int:
     """Compare a model, mosaics or polygons (one of them) with labels: scores with intervals, error maps, a page."""
-    from pipeline.cli.progress import progress_bars, scene_watch
+    from pipeline.cli.progress import progress_bars, scene_progress
     from pipeline.config import load_settings
     from pipeline.evaluation import EvaluateSpec
     from pipeline.evaluation import evaluate as evaluate_results
@@ -86,7 +86,7 @@ def evaluate(
             mosaics=mosaics,
             polygons=polygons,
             spec=spec,
-            progress_of=lambda entry: scene_watch(bars, entry.id),
+            progress_of=lambda entry: scene_progress(bars, entry.id),
         )
     _show_evaluation(report)
     say(f"page: {out / 'evaluation.html'}")
@@ -94,12 +94,12 @@ def evaluate(
 
 
 def import_model(
-    network: Annotated[Path, Parameter(help="What torch.export.save wrote, *.pt2.")],
+    network: Annotated[Path, Parameter(help="File written by torch.export.save, *.pt2.")],
     *,
     card: Annotated[Path, Parameter(help="Model card as YAML or JSON; see docs/guide/models.md.")],
-    out: Annotated[Path, Parameter(help="Model to write, *.pt2; it runs wherever a checkpoint does.")],
+    out: Annotated[Path, Parameter(help="Model to write, *.pt2; it can be used in place of a checkpoint.")],
 ) -> int:
-    """Bring in a network from elsewhere: check it, try it, and join it with its model card in one file."""
+    """Import an exported network: check it, run it once, and write it with its model card into one file."""
     from pipeline.model import import_model as import_network
 
     facts = import_network(network, card, out)
@@ -112,7 +112,7 @@ def export_onnx(
     *,
     out: Annotated[Path, Parameter(help="File to write, *.onnx; it returns probabilities and holds the card.")],
 ) -> int:
-    """Hand a checkpoint on to other runtimes as ONNX."""
+    """Export a checkpoint to ONNX for other runtimes."""
     from pipeline.model import export_onnx as export_network
 
     export_network(model, out)
@@ -130,7 +130,7 @@ def _show_history(report: TrainReport) -> None:
 
 
 def _show_parts(report: TrainReport) -> None:
-    """The kept weights on each held-out part, class by class."""
+    """The scores of the best epoch on each held-out part, class by class."""
     names = ("iou", "f1", "precision", "recall", "accuracy")
     table = Table("part", "class", *names, "ECE before", "ECE", box=None)
     for part, scores in (("validation", report.validation), ("test", report.test)):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.progress import Progress
 
-from pipeline.cli.progress import PixelRate, merge_watch, progress_bars, scene_watch, train_watch
+from pipeline.cli.progress import PixelRate, merge_progress, progress_bars, scene_progress, train_progress
 from pipeline.training.records import TrainProgress
 
 
@@ -20,7 +20,7 @@ def terminal(*, is_terminal: bool) -> tuple[Console, io.StringIO]:
 def test_a_file_or_pipe_gets_nothing() -> None:
     console, sink = terminal(is_terminal=False)
     with progress_bars(console) as bars:
-        watch = scene_watch(bars, "town")
+        watch = scene_progress(bars, "town")
         watch("infer", 50, 100)
         watch("infer", 100, 100)
     assert sink.getvalue() == ""
@@ -31,7 +31,7 @@ def test_a_terminal_shows_scene_stage_share_rate_and_time_left() -> None:
     seconds = iter(range(1000))
     with progress_bars(console) as bars:
         bars.get_time = lambda: float(next(seconds))
-        watch = scene_watch(bars, "[town]")
+        watch = scene_progress(bars, "[town]")
         watch("infer", 10_000_000, 100_000_000)
         watch("infer", 25_000_000, 100_000_000)
         bars.refresh()
@@ -44,7 +44,7 @@ def test_a_terminal_shows_scene_stage_share_rate_and_time_left() -> None:
 
 def test_a_stage_has_a_bar_until_it_is_done() -> None:
     bars = Progress(disable=True)
-    watch = scene_watch(bars, "town")
+    watch = scene_progress(bars, "town")
     watch("infer", 10, 100)
     watch("infer", 100, 100)
     watch("polygons", 30, 100)
@@ -56,15 +56,15 @@ def test_a_stage_has_a_bar_until_it_is_done() -> None:
 
 def test_the_bar_of_a_failed_scene_goes_when_the_next_begins() -> None:
     bars = Progress(disable=True)
-    scene_watch(bars, "broken")("infer", 10, 100)
-    scene_watch(bars, "next")("infer", 20, 100)
+    scene_progress(bars, "broken")("infer", 10, 100)
+    scene_progress(bars, "next")("infer", 20, 100)
     assert [task.description for task in bars.tasks] == ["next infer"]
 
 
 def test_a_merge_is_counted_in_scenes_and_pairs_of_them() -> None:
     console, sink = terminal(is_terminal=True)
     with progress_bars(console) as bars:
-        watch = merge_watch(bars)
+        watch = merge_progress(bars)
         watch("compare", 1200, 4000)
         bars.refresh()
         watch("compare", 4000, 4000)
@@ -84,7 +84,7 @@ def test_the_rate_is_blank_before_it_is_known() -> None:
 
 def test_training_shows_one_bar_that_starts_anew_with_every_epoch() -> None:
     bars = Progress(disable=True)
-    watch = train_watch(bars)
+    watch = train_progress(bars)
     step = TrainProgress(epoch=1, epochs=2, step=1, steps=2, loss=0.75, best_iou=None, pixels=100)
     watch(step)
     watch(replace(step, step=2, loss=0.5))
