@@ -7,13 +7,14 @@ And the result of a network cannot depend on how many threads share its layers.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+
+from pipeline.concurrency import map_ordered
 
 MAX_CPU_WORKERS = 32
 """Worker threads at most; each holds the features of a batch, which bounds the memory of a machine with many CPUs."""
@@ -39,7 +40,7 @@ def resolve_cpu_workers(threads: int, *, plain: bool) -> int:
 
 def map_in_workers(
     compute: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int, threads: int = 1
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Apply `compute` to each item in worker threads and yield results in order.
 
     Args:
@@ -52,30 +53,9 @@ def map_in_workers(
     Raises:
         Exception: of `compute` or `items`, in place of the first item that failed; no later item is started.
     """
-    failed: list[int] = []
-
-    def run(index: int, item: Item) -> Result:
-        if failed and index > min(failed):
-            raise CancelledError
-        try:
-            return compute(item)
-        except BaseException:
-            failed.append(index)
-            raise
-
     pool = ThreadPoolExecutor(workers, "cpu-worker", torch.set_num_threads, (threads,))
     with torch_num_threads(threads), pool:
-        pending: deque[Future[Result]] = deque()
-        try:
-            for index, item in enumerate(items):
-                pending.append(pool.submit(run, index, item))
-                if len(pending) >= ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        yield from map_ordered(compute, items, pool, ahead=ahead - 1)
 
 
 @contextmanager

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.concurrency import map_concurrently
+from pipeline.concurrency import map_concurrently, map_ordered
 
 WAIT_S = 20
 
@@ -64,3 +65,18 @@ def test_closing_starts_no_other_item() -> None:
     next(results)
     results.close()
     assert len(started) <= 3
+
+
+def test_a_shared_pool_stays_open_and_starts_nothing_behind_a_failed_item() -> None:
+    started: list[int] = []
+
+    def fail(item: int) -> int:
+        started.append(item)
+        return 1 // (2 - item)
+
+    with ThreadPoolExecutor(1) as pool:
+        results = map_ordered(fail, range(9), pool, ahead=8)
+        assert [next(results) for _ in range(2)] == [0, 1]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+        assert pool.submit(len, started).result() == 3

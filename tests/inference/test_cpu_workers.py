@@ -36,7 +36,7 @@ def test_work_is_drawn_no_further_than_asked() -> None:
     for taken in range(1, 21):
         next(results)
         assert len(drawn) <= taken + 4
-    results.close()  # type: ignore[attr-defined]
+    results.close()
 
 
 def test_the_first_exception_in_order_is_raised_and_no_later_item_starts() -> None:

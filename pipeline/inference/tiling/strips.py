@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 
 import dask.threaded
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.concurrency import usable_cpus
+from pipeline.concurrency import map_ordered, usable_cpus
 from pipeline.inference.tiling.chunks import RowBand, StripRequest, plan_row_bands
 from pipeline.inference.tiling.tiles import Axis, TilePlan
 from pipeline.scene import Scene, SceneReader
@@ -125,6 +125,10 @@ def read_strips(
     Raises:
         DamagedSceneError: when the strip that holds the damage is due.
     """
+
+    def decode(band: RowBand) -> _Band:
+        return _read_band(reader, band, pool)
+
     across = _mirrored(plan.cols, cols)
     needs = [_need(plan, row, cols, None if wanted is None else wanted[k]) for k, row in enumerate(rows)]
     first_needed = np.minimum.accumulate([need.rows.min() for need in needs][::-1])[::-1]
@@ -133,8 +137,8 @@ def read_strips(
         SceneReader(scene) as reader,
         ThreadPoolExecutor(threads, "decode") as pool,
         ThreadPoolExecutor(1, "read-ahead") as ahead,
+        closing(map_ordered(decode, plan_row_bands(scene, needs), ahead, ahead=PREFETCH_ROW_BANDS)) as bands,
     ):
-        bands = _read_ahead(plan_row_bands(scene, needs), reader, pool, ahead)
         held: deque[_Band] = deque()
         for index, (row, need, keep_from) in enumerate(zip(rows, needs, first_needed, strict=True)):
             while not held or held[-1].bottom <= need.rows.max():
@@ -158,27 +162,6 @@ def _need(plan: TilePlan, row: int, cols: range, wanted: tuple[int, ...] | None)
         rows=_mirrored(plan.rows, range(row, row + 1)),
         spans=tuple((int(span.min()), int(span.max()) + 1) for span in spans),
     )
-
-
-def _read_ahead(
-    bands: Sequence[RowBand],
-    reader: SceneReader,
-    pool: ThreadPoolExecutor,
-    ahead: ThreadPoolExecutor,
-) -> Iterator[_Band]:
-    waiting = iter(bands)
-    pending: deque[Future[_Band]] = deque()
-    try:
-        for chunks in islice(waiting, PREFETCH_ROW_BANDS):
-            pending.append(ahead.submit(_read_band, reader, chunks, pool))
-        while pending:
-            band = pending.popleft().result()
-            for chunks in islice(waiting, 1):
-                pending.append(ahead.submit(_read_band, reader, chunks, pool))
-            yield band
-    finally:
-        for future in pending:
-            future.cancel()
 
 
 def _read_band(reader: SceneReader, band: RowBand, pool: ThreadPoolExecutor) -> _Band:

@@ -6,9 +6,8 @@ blur, noise) run on the network's device where that is CUDA, and otherwise in th
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -18,6 +17,7 @@ from numpy.random import Generator
 from rasterio.windows import Window
 from torch import Tensor
 
+from pipeline.concurrency import map_ordered
 from pipeline.inference import input_transform
 from pipeline.model import Activation, Normalization
 from pipeline.training.augment.geometric import flip_and_turn, warp_reach
@@ -198,18 +198,5 @@ def output_planes(target: Tensor, valid: Tensor, *, activation: Activation) -> t
 
 
 def prefetch(make: Callable[[int], Made], indices: Sequence[int], pool: Executor) -> Iterator[Made]:
-    """Yield `make(index)` for each index in order, computing at most `PREFETCH_BATCHES` in advance.
-
-    An exception of `make` is raised at its position; closing the iterator cancels calls that have not started.
-    """
-    pending: deque[Future[Made]] = deque()
-    try:
-        for index in indices:
-            pending.append(pool.submit(make, index))
-            if len(pending) > PREFETCH_BATCHES:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
+    """Yield `make(index)` for each index in order, with at most `PREFETCH_BATCHES` in advance; see `map_ordered`."""
+    return map_ordered(make, indices, pool, ahead=PREFETCH_BATCHES)
