@@ -77,7 +77,7 @@ class LabelFiles:
                 f"labelled_area: {self._spec.labelled_area} does not touch {scene.location}, so nothing there is "
                 "labelled; leave the scene out, or check the area's CRS and place"
             )
-        area = None if opener.area is None else shapely.union_all(opener.area.on(scene))
+        area = None if opener.area is None else shapely.union_all(opener.area.polygons_touching(scene))
         frames = tuple(opener.tables[path].frame for path in files if path in opener.tables)
         return Reference(labels=labels, grid=scene.grid, classes=classes, frames=frames, area=area)
 

@@ -235,10 +235,10 @@ def test_precision_is_the_one_named_or_the_native_one() -> None:
         (lambda: OptimizationSpec(learning_rate=math.nan), "learning_rate must be above 0"),
         (lambda: OptimizationSpec(weight_decay=2), "weight_decay must be from 0 to 1, not 2"),
         (lambda: OptimizationSpec(optimizer="sgd", momentum=1), "momentum must be at least 0 and below 1, not 1"),
-        (lambda: OptimizationSpec(momentum=0.5), "momentum means nothing to optimizer adamw, only to sgd"),
+        (lambda: OptimizationSpec(momentum=0.5), "momentum has no effect with optimizer adamw, only with sgd"),
         (
             lambda: OptimizationSpec(drop_epochs=5),
-            "drop_epochs means nothing to schedule cosine, only to step and plateau",
+            "drop_epochs has no effect with schedule cosine, only with step and plateau",
         ),
         (lambda: OptimizationSpec(schedule="step", drop_factor=1), "drop_factor must be above 0 and below 1, not 1"),
         (lambda: OptimizationSpec(warmup_epochs=-1), "warmup_epochs must be at least 0"),

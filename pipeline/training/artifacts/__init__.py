@@ -1,4 +1,4 @@
-"""What a training leaves to look at: curves, overlays and the page of the card."""
+"""Artifacts of a training run: curves, overlay pictures and the model card's page."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The free-form `training` facts of a model card, read leniently: a fact of another version or tool may be missing."""
+"""Training facts of a model card, read leniently: other versions or tools may omit any of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ PARTS = ("validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card says about where its network came from."""
+    """Access to the `training` section of a card; missing facts read as None or empty."""
 
     card: ModelCard
-    """The card; only its `training` is read here."""
+    """The card; only `training` and `classes` are read."""
 
     def at(self, *keys: str) -> object:
-        """The fact at a path of keys, None where there is none."""
+        """The value at a path of keys; None where there is none."""
         found: object = self.card.training
         for key in keys:
             if not isinstance(found, Mapping):
@@ -44,7 +44,7 @@ class CardFacts:
         return found if isinstance(found, Mapping) else {}
 
     def scores(self, part: str) -> Mapping[str, object]:
-        """Metrics of a held-out part; cards of version 0.1 hold those of validation alone, without its name."""
+        """Metrics of a held-out part; cards of version 0.1 hold only those of validation, without its name."""
         metrics = self.table("metrics")
         if part == "validation" and part not in metrics and "iou" in metrics:
             return metrics
@@ -73,7 +73,7 @@ def as_number(value: object) -> float | None:
 
 
 def escape(value: object) -> str:
-    r"""Any text on one line of Markdown, in a table too, with nothing in it taken for markup.
+    r"""Any text on one line of Markdown, also in a table, with markup escaped.
 
     >>> print(plain("a|b <i>"))
     a\|b \<i\>
@@ -82,6 +82,6 @@ def escape(value: object) -> str:
 
 
 def join_names(names: Sequence[str], max_names: int = 20) -> str:
-    """Names in one sentence; after so many the rest is counted."""
+    """Names joined by commas; those after `max_names` are only counted."""
     shown = ", ".join(escape(name) for name in names[:max_names])
     return f"{shown} and {len(names) - max_names} more" if len(names) > max_names else shown

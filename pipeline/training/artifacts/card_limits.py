@@ -1,4 +1,4 @@
-"""What a network's own record says against trusting it: honest sentences, each from numbers on its card."""
+"""Known limitations of a network, as sentences for its model card, each derived from numbers on the card."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pipeline.model import ModelCard
 from pipeline.training.artifacts.card_facts import PARTS, CardFacts, as_number, escape, join_names
 
 MIN_SCENES = 5
-"""With fewer training scenes, little is known about other places."""
+"""With fewer training scenes, the page warns about other places."""
 MIN_HELD_OUT_PARTS = 5
-"""With fewer held-out parts, the figures depend on which ones they are."""
+"""With fewer held-out blocks or scenes, the page warns that the figures depend on their choice."""
 MIN_CLASS_SHARE = 0.01
-"""A class of a smaller share of the labelled pixels has been seen rarely."""
+"""A class with a smaller share of the labelled pixels is named as rare."""
 MIN_SCORE = 0.5
-"""A class of a smaller IoU, precision or recall is named."""
+"""A class with a smaller IoU, precision or recall is named."""
 MAX_ECE = 0.05
-"""Probabilities with a larger expected calibration error are not frequencies."""
+"""With a larger expected calibration error, the page warns that probabilities are not frequencies."""
 MAX_IOU_GAP = 0.05
-"""Validation IoU this much above test IoU is pointed out."""
+"""A larger excess of validation IoU over test IoU is reported."""
 TEMPERATURE_BOUNDS = (0.05, 20.0)
-"""The least and the highest temperature that calibration gives, here because a card is read without torch."""
+"""Bounds of the fitted temperature; repeated here because a card is read without torch."""
 MAX_FAULTY_LABELS = 0.01
-"""A larger share of repaired or dropped label features is pointed out."""
+"""A larger share of repaired or dropped label features is reported."""
 
 
 def known_limits(card: ModelCard) -> list[str]:
-    """Sentences in Markdown, the gravest kind first; never empty."""
+    """Sentences in Markdown, the most serious topic first; never empty."""
     facts = CardFacts(card=card)
     return [
         *_about_evidence(facts),

@@ -1,8 +1,7 @@
-"""The model card as a page for people, in Markdown.
+"""Model card as a Markdown page.
 
-Its sections follow Mitchell et al. 2019, Model Cards for Model Reporting (FAT*, section 4), shortened to what
-a network for scenes can say of itself. Everything comes from the card, so the page can be made again from a
-checkpoint alone.
+Its sections follow Mitchell et al. 2019, Model Cards for Model Reporting (FAT*, section 4), as far as the card holds
+their content. Everything comes from the card, so the page can be written again from a checkpoint alone.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ def card_page(
     report: TrainReport | None = None,
     pictures: Sequence[str] = (),
 ) -> str:
-    """The page.
+    """The model card's page in Markdown.
 
     Args:
         card: of the trained network; facts missing from its `training` are left out.
         checkpoint: name of the checkpoint, for the title and the command.
-        report: adds how long the run took and why it ended.
+        report: adds the duration of the run and the reason for its end.
         pictures: addresses of PNGs, relative to the page; their file names become the captions.
     """
     facts = CardFacts(card=card)
@@ -195,8 +194,8 @@ def _settings(facts: CardFacts) -> Iterator[str]:
 
 
 def _changes(settings: Mapping[str, object]) -> Iterator[tuple[str, object, object]]:
-    """`(key, value, default)` of the settings that differ from today's defaults."""
-    from pipeline.training.settings.spec import TrainSpec  # it imports the leaves' own section, so not on top
+    """`(key, value, default)` of the settings that differ from the current defaults."""
+    from pipeline.training.settings.spec import TrainSpec  # heavy, and needed only here
 
     for path, default in _defaults(TrainSpec()):
         found: object = settings

@@ -1,6 +1,6 @@
-"""Pictures of a run's numbers as PNG: curves over epochs, and the reliability of probabilities. No files.
+"""Training curves and reliability diagram as PNG bytes.
 
-Colours are from Okabe and Ito's palette (Wong 2011, Nature Methods 8:441), for colour-blind readers too;
+Colours are from Okabe and Ito's palette (Wong 2011, Nature Methods 8:441), which is safe for colour-blind readers;
 lines also differ by marker.
 """
 
@@ -26,13 +26,13 @@ WIDE = 12.0
 """Width in inches of a figure; 1,200 px at `DPI`."""
 DPI = 100
 MAX_CLASSES_DRAWN = 10
-"""Classes with a curve of their own; those that end worst are drawn when there are more."""
+"""Classes with a curve; of more classes, those with the lowest final score are drawn."""
 MIN_LOG_RATIO = 30.0
-"""Losses are drawn on a logarithmic axis when the largest is so many times the smallest."""
+"""The loss axis is logarithmic when the largest value exceeds the smallest by more than this factor."""
 
 
 def curves_png(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
-    """Loss, mean scores, scores of each class and learning rate over epochs, the best epoch marked.
+    """Loss, mean scores, scores of each class and learning rate over epochs, with the kept epoch marked.
 
     Args:
         history: at least one epoch.
@@ -54,8 +54,8 @@ def curves_png(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
 def reliability_png(before: Reliability, after: Reliability) -> bytes:
     """Observed share against predicted probability before and after calibration, and how many pixels each bin holds.
 
-    On the diagonal, of all pixels given 0.8, 80 % are right (DeGroot and Fienberg 1983, The Statistician 32:12;
-    Guo et al. 2017, ICML).
+    On the diagonal, 80 % of the pixels with probability 0.8 are of the class (DeGroot and Fienberg 1983, The
+    Statistician 32:12; Guo et al. 2017, ICML).
     """
     figure = _figure(10.0, wide=8.0, dpi=150)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -79,7 +79,7 @@ def reliability_png(before: Reliability, after: Reliability) -> bytes:
 
 
 def _draw_losses(axes: Axes, history: Sequence[EpochRecord]) -> None:
-    """Training loss and validation cross-entropy: two quantities, so their levels do not compare, their turns do."""
+    """Training loss and validation cross-entropy: two quantities, of which only the trends compare, not the levels."""
     epochs = [record.epoch for record in history]
     loss, bce = [record.loss for record in history], [record.bce for record in history]
     axes.plot(epochs, loss, color=BLUE, marker="o", label="training loss")
@@ -114,7 +114,7 @@ def _draw_rate(axes: Axes, history: Sequence[EpochRecord]) -> None:
 
 
 def _draw_classes(axes: Axes, history: Sequence[EpochRecord]) -> None:
-    """IoU of each class; of a single class precision and recall, which tell false alarms from misses."""
+    """IoU of each class; for a single class precision and recall."""
     names = list(history[-1].classes)
     axes.set_ylim(0, 1)
     if len(names) == 1:
@@ -139,11 +139,11 @@ def _hex(index: int) -> str:
     return "#{:02x}{:02x}{:02x}".format(*class_colour(index))
 
 
-def _draw_class(axes: Axes, history: Sequence[EpochRecord], name: str, score: str, **look: str) -> None:
+def _draw_class(axes: Axes, history: Sequence[EpochRecord], name: str, score: str, **style: str) -> None:
     """One score of one class over epochs; a gap where it is not defined."""
     values = [record.classes.get(name, {}).get(score) for record in history]
     heights = [np.nan if value is None else value for value in values]
-    axes.plot([record.epoch for record in history], heights, **look)  # type: ignore[arg-type]
+    axes.plot([record.epoch for record in history], heights, **style)  # type: ignore[arg-type]
 
 
 def _figure(height: float, *, wide: float = WIDE, dpi: int = DPI) -> Figure:
@@ -155,7 +155,7 @@ def _figure(height: float, *, wide: float = WIDE, dpi: int = DPI) -> Figure:
 
 
 def _style_axes(axes: Axes, y_label: str, *, x_label: str = "epoch", title: str = "") -> None:
-    """Labels, a pale grid, and no frame but the two axes; all lines of one weight."""
+    """Axis labels, a light grid, and only the left and bottom spine."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(x_label, fontsize=12)
@@ -170,7 +170,7 @@ def _style_axes(axes: Axes, y_label: str, *, x_label: str = "epoch", title: str 
 
 
 def _add_legend(axes: Axes, **place: Any) -> None:
-    """The legend, on a ground that lets curves be guessed behind it; none when no line has a label."""
+    """A semi-transparent legend; none when no line has a label."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(edgecolor="none", framealpha=0.8, fontsize=11, **place)
 

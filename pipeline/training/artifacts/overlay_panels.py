@@ -1,7 +1,7 @@
-"""Arrays of a window -> four coloured panels: picture, truth, probability, errors. No text, no files.
+"""Overlay panels: the arrays of a window as four RGB images, picture, truth, probability and errors.
 
-Colours of errors are from Okabe and Ito's palette (Wong 2011, Nature Methods 8:441), which readers with
-any common colour blindness tell apart; classes have the colours of `mask.tif`.
+Colours of errors are from Okabe and Ito's palette (Wong 2011, Nature Methods 8:441), which is safe for colour-blind
+readers; classes have the colours of `mask.tif`.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ Colour = tuple[int, int, int]
 Value = TypeVar("Value", bound=np.generic)
 
 PERCENTILES = (2.0, 98.0)
-"""Values of valid pixels that become black and white."""
+"""Percentiles of valid pixels that become black and white."""
 FALSE_POSITIVE: Colour = (230, 159, 0)
 FALSE_NEGATIVE: Colour = (86, 180, 233)
 WRONG_CLASS: Colour = (204, 121, 167)
 TRUE_POSITIVE: Colour = (255, 255, 255)
 GAP: tuple[Colour, Colour] = ((205, 205, 205), (170, 170, 170))
-"""Ground and stripes of pixels that do not count."""
+"""Background and stripes of pixels that do not count."""
 STRIPE = 8
-"""Screen pixels from stripe to stripe."""
+"""Screen pixels between stripes."""
 RAMP = "viridis"
 """Perceptually uniform, and legible to colour-blind readers (Smith and van der Walt 2015)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverlayArrays:
-    """What is painted: arrays of one height and width; background planes left out."""
+    """Arrays of one window, all of one height and width, without background planes."""
 
     picture: NDArray[np.uint8]
     """`(H, W, 3)`, RGB of the scene."""
@@ -51,7 +51,7 @@ class OverlayArrays:
     """`(classes, H, W)`, True = valid and labelled."""
 
     def magnified(self, factor: int) -> OverlayArrays:
-        """The same at `(factor H, factor W)`: every pixel a square of its value."""
+        """The same at `(factor H, factor W)`, by nearest neighbour."""
         return OverlayArrays(
             picture=self.picture.repeat(factor, axis=0).repeat(factor, axis=1),
             valid=_magnified(self.valid, factor),
@@ -68,7 +68,7 @@ class OverlayArrays:
 
     @property
     def faded(self) -> NDArray[np.uint8]:
-        """`(H, W, 3)`: the picture in dark greys, so that colour means something else."""
+        """`(H, W, 3)`: the picture in dark greys, as the background of coloured classes or errors."""
         grey = 20 + 0.45 * self.picture.mean(axis=-1, keepdims=True)
         return np.repeat(np.rint(grey).astype(np.uint8), 3, axis=-1)
 
@@ -78,38 +78,38 @@ class LegendKey:
     """One entry of a panel's legend."""
 
     name: str
-    """What it says."""
+    """Text of the entry."""
     colour: Colour
-    """The swatch."""
+    """Colour of the swatch."""
     striped: bool = False
     """Whether the swatch is drawn like pixels that do not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One picture of a sheet."""
+    """One image of a sheet, with title and legend."""
 
     title: str
-    """Above it."""
+    """Text above the image."""
     colours: NDArray[np.uint8]
     """`(H, W, 3)` RGB."""
     keys: tuple[LegendKey, ...] = ()
-    """Below it."""
+    """Legend below the image."""
     ramp: NDArray[np.uint8] | None = None
-    """`(256, 3)` colours of 0 to 1, drawn as a bar below it; None = no bar."""
+    """`(256, 3)` colours of 0 to 1, drawn as a colour bar below the image; None = no bar."""
     mark: float | None = None
-    """Where the bar is marked, 0 to 1: the threshold of the decision."""
+    """Position of the mark on the bar, 0 to 1: the threshold."""
 
 
 def paint_picture(planes: OverlayArrays) -> Panel:
-    """The scene itself."""
+    """The scene's pixels."""
     gap = ~planes.valid
     keys = (LegendKey(name="nodata", colour=GAP[0], striped=True),) if gap.any() else ()
     return Panel(title="picture", colours=striped(planes.picture, gap), keys=keys)
 
 
 def paint_truth(planes: OverlayArrays, names: Sequence[str]) -> Panel:
-    """Labelled objects tinted and outlined on a faded picture."""
+    """Labelled objects, tinted and outlined on a grey picture."""
     colours, keys = planes.faded, []
     for name, colour, inside in zip(names, class_colours(names), planes.truth & planes.weight_mask, strict=True):
         if inside.any():
@@ -120,7 +120,7 @@ def paint_truth(planes: OverlayArrays, names: Sequence[str]) -> Panel:
 
 
 def paint_probability(planes: OverlayArrays, names: Sequence[str], threshold: float | None) -> Panel:
-    """One class: its probability on a uniform ramp. Several: the likeliest one's colour, darker where less likely."""
+    """One class: its probability on a colour ramp. Several: the colour of the likeliest, darker where less likely."""
     probability, gap = np.clip(planes.probability, 0, 1), ~planes.valid
     if len(names) == 1:
         ramp = ramp_colours()
@@ -135,13 +135,14 @@ def paint_probability(planes: OverlayArrays, names: Sequence[str], threshold: fl
 
 
 def paint_errors(planes: OverlayArrays) -> Panel:
-    """Hits whitened, false alarms, misses and mistaken classes coloured, on a faded picture."""
+    """True positives in white, false positives, false negatives and wrong classes in colour, on a grey picture."""
     truth, decided, weight_mask = planes.truth, planes.decided, planes.weight_mask
-    alarm = (decided & ~truth & weight_mask).any(axis=0)
-    miss = (truth & ~decided & weight_mask).any(axis=0)
-    hit = np.asarray((truth & decided & weight_mask).any(axis=0) & ~alarm & ~miss)
-    colours = tinted(planes.faded, hit, TRUE_POSITIVE, 0.7)
-    colours[alarm], colours[miss], colours[alarm & miss] = FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS
+    false_positive = (decided & ~truth & weight_mask).any(axis=0)
+    false_negative = (truth & ~decided & weight_mask).any(axis=0)
+    true_positive = np.asarray((truth & decided & weight_mask).any(axis=0) & ~false_positive & ~false_negative)
+    colours = tinted(planes.faded, true_positive, TRUE_POSITIVE, 0.7)
+    colours[false_positive], colours[false_negative] = FALSE_POSITIVE, FALSE_NEGATIVE
+    colours[false_positive & false_negative] = WRONG_CLASS
     keys = [
         LegendKey(name="hit", colour=TRUE_POSITIVE),
         LegendKey(name="false alarm", colour=FALSE_POSITIVE),
@@ -167,7 +168,7 @@ def display_bands(names: Sequence[str], count: int) -> list[int]:
 def stretch(bands: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """`(1 or 3, H, W)` raw -> `(H, W, 3)`: the `PERCENTILES` of valid pixels, of all bands together, to 0 and 255.
 
-    One stretch for all bands keeps the balance of colours; pixels that are not valid come out black.
+    One stretch for all bands keeps the colour balance; invalid pixels become black.
     """
     raw = bands.astype(np.float32)
     usable = valid & np.isfinite(raw).all(axis=0)
@@ -180,7 +181,7 @@ def stretch(bands: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.
 
 
 def tinted(colours: NDArray[np.uint8], where: NDArray[np.bool_], tint: Colour, strength: float) -> NDArray[np.uint8]:
-    """`(1 - strength) * colours + strength * tint` at some pixels, on a copy."""
+    """A copy with `(1 - strength) * colours + strength * tint` where True."""
     result = colours.copy()
     mixed = (1 - strength) * colours[where] + strength * np.array(tint, np.float32)
     result[where] = np.rint(mixed).astype(np.uint8)
@@ -188,17 +189,17 @@ def tinted(colours: NDArray[np.uint8], where: NDArray[np.bool_], tint: Colour, s
 
 
 def striped(colours: NDArray[np.uint8], where: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Grey diagonal stripes at some pixels, on a copy."""
+    """A copy with grey diagonal stripes where True."""
     rows, cols = np.ogrid[: where.shape[0], : where.shape[1]]
     stripe = (rows + cols) % STRIPE < STRIPE // 4
-    ground, stripes = GAP
+    base, stripes = GAP
     result = colours.copy()
-    result[where & ~stripe], result[where & stripe] = ground, stripes
+    result[where & ~stripe], result[where & stripe] = base, stripes
     return result
 
 
 def edge(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels of `inside` within two of a pixel outside it, counted along rows and columns; borders are no edge."""
+    """Pixels of `inside` at most two rows or columns from a pixel outside it; the window's border is no edge."""
     padded = np.pad(inside, 2, mode="edge")
     height, width = inside.shape
     kept = np.ones_like(inside)

@@ -1,4 +1,4 @@
-"""Coloured panels -> one sheet: side by side, with titles, legends and a caption."""
+"""Overlay sheet: panels side by side with titles, legends and a caption."""
 
 from __future__ import annotations
 
@@ -20,21 +20,15 @@ PAPER, INK, PALE = (255, 255, 255), (32, 32, 32), (110, 110, 110)
 EDGE, BETWEEN = 16, 12
 """Screen pixels around the sheet, and between panels."""
 MIN_COLUMN = 260
-"""Narrowest column, so that its legend fits."""
+"""Smallest width of a column, so that its legend fits."""
 CAPTION, TITLE, LINE = 44, 24, 22
 """Heights in screen pixels: of the caption, a title, a line of a legend."""
 MAX_KEYS = 12
-"""Longest legend; the rest is counted."""
+"""Entries of a legend; further ones are only counted."""
 
 
 def render_sheet(panels: Sequence[Panel], *, caption: str, note: str) -> Image:
-    """The sheet.
-
-    Args:
-        panels: from left to right, all of one height and width.
-        caption: above all of them, bold.
-        note: behind the caption, pale.
-    """
+    """The sheet: panels of one size from left to right, below a bold caption and a pale note."""
     from PIL import Image, ImageDraw
 
     height, width = panels[0].colours.shape[:2]
@@ -51,35 +45,35 @@ def render_sheet(panels: Sequence[Panel], *, caption: str, note: str) -> Image:
         sheet.paste(Image.fromarray(panel.colours), (left, top))
         top += height + 8
         if panel.ramp is not None:
-            _draw_ramp(sheet, panel, (left, top), room=column)
+            _draw_ramp(sheet, panel, (left, top), width=column)
             top += LINE
         _draw_keys(draw, rows, (left, top))
     return sheet
 
 
-def _write_caption(draw: ImageDraw, caption: str, note: str, room: int) -> None:
-    """Caption and note on one line; the caption is shortened when there is no room for both."""
+def _write_caption(draw: ImageDraw, caption: str, note: str, width: int) -> None:
+    """Caption and note on one line; the caption is shortened when both do not fit."""
     bold, plain = _font(16, bold=True), _font(14)
-    left = room - round(plain.getlength(note)) - 2 * BETWEEN
-    caption = _shortened(caption, bold, max(left, room // 3))
+    left = width - round(plain.getlength(note)) - 2 * BETWEEN
+    caption = _shortened(caption, bold, max(left, width // 3))
     draw.text((EDGE, CAPTION - 16), caption, INK, font=bold, anchor="ls")
     draw.text((EDGE + bold.getlength(caption) + 2 * BETWEEN, CAPTION - 16), note, PALE, font=plain, anchor="ls")
 
 
-def _rows(keys: Sequence[LegendKey], room: int) -> list[list[tuple[LegendKey, int]]]:
-    """The legend broken into rows: each key with its place from the left."""
+def _rows(keys: Sequence[LegendKey], width: int) -> list[list[tuple[LegendKey, int]]]:
+    """The legend broken into rows: each entry with its offset from the left."""
     shown = list(keys[:MAX_KEYS])
     if len(keys) > MAX_KEYS:
         shown.append(LegendKey(name=f"and {len(keys) - MAX_KEYS} more", colour=PAPER))
     rows: list[list[tuple[LegendKey, int]]] = []
-    place = room
+    place = width
     for key in shown:
-        wide = 36 + round(_font(13).getlength(_name(key)))
-        if place + wide - 14 > room:
+        length = 36 + round(_font(13).getlength(_name(key)))
+        if place + length - 14 > width:
             rows.append([])
             place = 0
         rows[-1].append((key, place))
-        place += wide
+        place += length
     return rows
 
 
@@ -93,14 +87,14 @@ def _draw_keys(draw: ImageDraw, rows: Sequence[Sequence[tuple[LegendKey, int]]],
             draw.text((left + 20, top + 12), _name(key), INK, font=_font(13), anchor="ls")
 
 
-def _draw_ramp(sheet: Image, panel: Panel, corner: tuple[int, int], *, room: int) -> None:
-    """A bar from 0 to 1, with a notch and its number where the decision changes."""
+def _draw_ramp(sheet: Image, panel: Panel, corner: tuple[int, int], *, width: int) -> None:
+    """A colour bar from 0 to 1, with a mark and its value at the threshold."""
     from PIL import Image, ImageDraw
 
     assert panel.ramp is not None
     draw, font = ImageDraw.Draw(sheet), _font(13)
     left, top = corner[0] + 14, corner[1] + 3
-    length = min(room - 150, 330)
+    length = min(width - 150, 330)
     bar = panel.ramp[np.linspace(0, 255, length).astype(np.uint8)]
     sheet.paste(Image.fromarray(np.repeat(bar[None], 14, axis=0)), (left, top))
     draw.text((corner[0], top + 12), "0", INK, font=font, anchor="ls")
@@ -116,18 +110,18 @@ def _name(key: LegendKey) -> str:
     return _shortened(key.name, _font(13), 200)
 
 
-def _shortened(text: str, font: FreeTypeFont, room: float) -> str:
-    """The text, or its beginning with an ellipsis, no longer than `room` screen pixels."""
-    if font.getlength(text) <= room:
+def _shortened(text: str, font: FreeTypeFont, width: float) -> str:
+    """The text, or its beginning with an ellipsis, at most `width` screen pixels long."""
+    if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > room:
+    while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
 
 
 @cache
 def _font(size: int, *, bold: bool = False) -> FreeTypeFont:
-    """DejaVu Sans, which matplotlib carries and which knows most alphabets."""
+    """DejaVu Sans, which matplotlib ships and which covers most alphabets."""
     import matplotlib
     from PIL import ImageFont
 

@@ -1,4 +1,4 @@
-"""Labelled windows to look at: their counts, which of many are worth a picture, and the picture itself."""
+"""Overlay pictures of held-out windows: scores, the choice of windows, and the PNG."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from pipeline.training.artifacts.overlay_sheet import render_sheet
 Kind = Literal["worst", "best", "any"]
 """Why a window was chosen."""
 PANEL = 512
-"""Screen pixels that the longer side of a window is magnified to, as nearly as a whole factor comes."""
+"""Screen pixels of a window's longer side, as nearly as a whole magnification factor allows."""
 MIN_OBJECT_SHARE = 0.01
-"""A window is a candidate for the best when objects cover this share of what counts."""
+"""A window can rank among the best only if objects cover this share of its labelled pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class PredictedWindow:
     """`(classes, H, W)`, 0 to 1, calibrated."""
 
     def copy(self) -> PredictedWindow:
-        """The same in memory of its own, so that the batch it was cut from can go."""
+        """A copy that does not keep the batch alive."""
         arrays = {
             name: getattr(self, name).copy() for name in ("pixels", "valid", "truth", "weight_mask", "probability")
         }
@@ -64,7 +64,7 @@ class PredictedWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowScore:
-    """Pixels of a window by what became of them, summed over the classes other than background."""
+    """Confusion counts of a window, summed over the classes other than background."""
 
     true_positives: int
     """Labelled and predicted."""
@@ -73,11 +73,11 @@ class WindowScore:
     false_negatives: int
     """Labelled, not predicted."""
     weight_mask: int
-    """All that count, objects or not."""
+    """All valid, labelled pixels."""
 
     @classmethod
     def of(cls, window: PredictedWindow, card: ModelCard) -> WindowScore:
-        """Count one window, decided as the card says."""
+        """Count one window, classified at the card's threshold."""
         truth, predicted, weight_mask = foreground_planes(window, card)
         return cls(
             true_positives=int((truth & predicted & weight_mask).sum()),
@@ -88,7 +88,7 @@ class WindowScore:
 
     @property
     def wrong(self) -> int:
-        """False alarms and misses."""
+        """False positives and false negatives."""
         return self.false_positives + self.false_negatives
 
     @property
@@ -99,7 +99,7 @@ class WindowScore:
 
     @property
     def ranking_score(self) -> float:
-        """IoU of a window that holds enough objects to tell, -1 of others."""
+        """IoU; -1 for a window with too few labelled pixels."""
         if self.iou is None or self.true_positives + self.false_negatives < MIN_OBJECT_SHARE * self.weight_mask:
             return -1.0
         return self.iou
@@ -115,7 +115,7 @@ def classify(probability: NDArray[np.float32], card: ModelCard) -> NDArray[np.bo
 def foreground_planes(
     window: PredictedWindow, card: ModelCard
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Truth, decision and what counts, each `(classes, H, W)`, without the background's plane."""
+    """Truth, classification and weight mask, each `(classes, H, W)`, without the background's plane."""
     planes = [index for index, _, _ in card.foreground]
     decided = classify(window.probability, card)
     return window.truth[planes], decided[planes], window.weight_mask[planes]
@@ -124,15 +124,11 @@ def foreground_planes(
 def choose_windows(
     windows: Iterable[PredictedWindow], card: ModelCard, *, count: int, seed: int
 ) -> list[tuple[Kind, PredictedWindow]]:
-    """The windows worth a picture: a third with the most wrong pixels, a third of the best IoU, the rest drawn.
+    """Windows for pictures: a third with the most wrong pixels, a third with the best IoU, the rest at random.
 
-    No window is chosen twice; one without a pixel that counts never is. At most `2 * count + 2` are kept at a time.
+    No window is chosen twice, and none without a valid labelled pixel. At most `2 * count + 2` are kept in memory.
 
-    Args:
-        windows: walked once.
-        card: how probabilities become decisions.
-        count: pictures wanted; fewer come back when there are fewer windows.
-        seed: of the draw.
+    `windows` are iterated once; fewer than `count` are returned when there are fewer.
     """
     rng, number = np.random.default_rng([seed, 7]), itertools.count()
     third = -(-count // 3)
@@ -152,11 +148,11 @@ def choose_windows(
 
 
 def overlay_png(window: PredictedWindow, card: ModelCard, *, title: str = "") -> bytes:
-    """The picture of a window as PNG: `picture | truth | probability | errors`, with a caption and legends.
+    """The overlay picture of a window as PNG: `picture | truth | probability | errors`, with caption and legends.
 
     Args:
-        window: what is shown; its pixels are magnified by a whole factor, never blurred.
-        card: names of bands and classes, and how probabilities become decisions.
+        window: magnified by a whole factor, without interpolation.
+        card: gives names of bands and classes, and the threshold.
         title: put before the scene's name, e.g. `worst`.
     """
     score = WindowScore.of(window, card)
@@ -194,20 +190,20 @@ def paint_panels(window: PredictedWindow, card: ModelCard) -> tuple[Panel, Panel
 
 
 class _TopK:
-    """The windows of the highest keys among those offered, at most so many; ties go to the first."""
+    """Keeps the windows with the highest keys, at most `limit`."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._heap: list[tuple[tuple[float, int], PredictedWindow]] = []
 
     def offer(self, key: tuple[float, int], window: PredictedWindow) -> None:
-        """Keep a copy of the window when it belongs there; no two keys are equal."""
+        """Keep a copy of the window if its key is among the highest; keys are unique."""
         if len(self._heap) < self.limit:
             heapq.heappush(self._heap, (key, window.copy()))
         elif self._heap and key > self._heap[0][0]:
             heapq.heapreplace(self._heap, (key, window.copy()))
 
     def at_least(self, lowest: float) -> list[tuple[int, PredictedWindow]]:
-        """`(place, window)` of those whose key is at least so high, highest first."""
+        """`(place, window)` of the windows with a key of at least `lowest`, highest first."""
         ordered = sorted(self._heap, key=lambda entry: entry[0], reverse=True)
         return [(-key[1], window) for key, window in ordered if key[0] >= lowest]

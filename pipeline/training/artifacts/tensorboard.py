@@ -1,4 +1,4 @@
-"""Scalars of each epoch for TensorBoard, an option: the same numbers as `history.csv`, as event files."""
+"""TensorBoard event files with the scalars of each epoch, the same values as `history.csv`; optional."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ EVENTS = "tensorboard"
 
 
 class EventLog:
-    """Writes one point per epoch and number; a context manager, for its file."""
+    """Writes one point per epoch and scalar; a context manager that owns its file."""
 
     def __init__(self, folder: Path, *, first_epoch: int = 1) -> None:
         """Open a new event file in `folder / EVENTS`.
 
         Args:
             folder: the run folder.
-            first_epoch: the first that will be told; points that a killed run told of this and later epochs are
-                withdrawn (`purge_step`), so that no epoch is shown twice.
+            first_epoch: the first epoch to be written; points of this and later epochs from a killed run are
+                discarded (`purge_step`), so that no epoch is shown twice.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -38,21 +38,21 @@ class EventLog:
         self._writer.close()
 
     def add(self, record: EpochRecord) -> None:
-        """Add an epoch and flush it to the disk."""
+        """Write the scalars of an epoch and flush them to disk."""
         for name, value in scalars(record):
             self._writer.add_scalar(name, value, record.epoch)
         self._writer.flush()
 
 
 def scalars(record: EpochRecord) -> Iterator[tuple[str, float]]:
-    """`(name, value)` of every number of a record that is defined, but the epoch; maps lead to `a/b/c`."""
+    """`(name, value)` of every defined number of a record but the epoch; nested maps give names like `a/b/c`."""
     for path, value in record_values(record):
         if path != ("epoch",) and isinstance(value, int | float) and value == value:
             yield "/".join(path), float(value)
 
 
 def record_values(record: EpochRecord) -> Iterator[tuple[tuple[str, ...], object]]:
-    """`(path, value)` of everything in a record, maps walked to their ends; the one order of columns and scalars."""
+    """`(path, value)` of every field of a record, nested maps flattened, in the order of columns and scalars."""
     for each in fields(record):
         yield from _walk((each.name,), getattr(record, each.name))
 

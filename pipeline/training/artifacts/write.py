@@ -1,7 +1,7 @@
-"""What a run leaves beside its checkpoint: history, curves, pictures of held-out windows, and the card's page.
+"""Artifacts next to the checkpoint: history, curves, pictures of held-out windows, and the model card's page.
 
 model.run/
-  history.csv         a row per epoch, whole after every epoch
+  history.csv         a row per epoch, rewritten atomically after every epoch
   curves.png          loss, IoU, F1 and learning rate over epochs
   reliability.png     predicted probability against observed share, before and after calibration
   overlays/*.png      held-out windows: picture, truth, probability, errors
@@ -34,15 +34,11 @@ if TYPE_CHECKING:
     from pipeline.training.validation.calibration import Reliability
 
 HISTORY, CURVES, RELIABILITY, OVERLAYS, CARD = "history.csv", "curves.png", "reliability.png", "overlays", "card.md"
-"""Names in a run folder."""
+"""File names in a run folder."""
 
 
 def check_artifacts(spec: ArtifactsSpec) -> None:
-    """Find out before the run whether its leaves can be written.
-
-    Raises:
-        SettingsError: TensorBoard is wanted and not installed.
-    """
+    """Raise SettingsError before the run when TensorBoard is on and not installed."""
     if spec.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise SettingsError(
             "leaves.tensorboard is on, but the package tensorboard is not installed; "
@@ -51,11 +47,7 @@ def check_artifacts(spec: ArtifactsSpec) -> None:
 
 
 def write_history(folder: Path, records: Sequence[EpochRecord]) -> Path:
-    """Write `history.csv` anew: a row per epoch, a column per number; a class's numbers are `classes.<name>.<number>`.
-
-    Raises:
-        TransientError: the disk refuses.
-    """
+    """Write `history.csv`: a row per epoch, a column per number; a class's columns are `classes.<name>.<number>`."""
     rows = [{".".join(path): _cell(value) for path, value in record_values(record)} for record in records]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
@@ -73,20 +65,20 @@ def write_artifacts(
     reliability: tuple[Reliability, Reliability] | None = None,
     windows: Iterable[PredictedWindow] = (),
 ) -> tuple[Path, ...]:
-    """Write everything that is made once, at the end of a run.
+    """Write the artifacts that are made once, at the end of a run.
 
     Args:
-        folder: the run folder, made when missing.
-        report: the finished run; its `checkpoint` lies beside the folder.
-        spec: how much is wanted.
-        reliability: of held-out pixels before and after calibration; None = not measured.
-        windows: held-out windows with the best epoch's probabilities, walked once; only the pictured ones are kept.
+        folder: the run folder, created when missing.
+        report: of the finished run; its `checkpoint` lies next to the folder.
+        spec: which artifacts, and how many pictures.
+        reliability: of held-out pixels before and after calibration; None = no diagram.
+        windows: held-out windows with the kept epoch's probabilities, iterated once.
 
     Returns:
         The files written, the card's page last.
 
     Raises:
-        TransientError: the disk refuses.
+        TransientError: the disk fails.
     """
     history = write_history(folder, report.history)
     pictures = [_written(folder / CURVES, curves_png(report.history, report.best_epoch))]
@@ -99,7 +91,7 @@ def write_artifacts(
 
 
 def _write_overlays(folder: Path, windows: Iterable[PredictedWindow], card: ModelCard, count: int) -> list[Path]:
-    """A picture per chosen window, the worst first; pictures of an earlier run vanish."""
+    """Write a picture per chosen window, the worst first, and delete pictures of an earlier run."""
     seed = CardFacts(card=card).number("settings", "seed") or 0
     chosen = choose_windows(windows, card, count=count, seed=int(seed)) if count else []
     ensure_dir(folder)
@@ -119,7 +111,7 @@ def _written(path: Path, content: bytes | str) -> Path:
 
 
 def _cell(value: object) -> str:
-    """Six digits of a number; nothing where it is not defined."""
+    """A number with six digits; empty where undefined."""
     if value is None or value != value:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,9 +1,9 @@
-"""Changes of place: mirror, quarter turns, and one resampling for rotation, scaling and deformation together.
+"""Geometric augmentation: flip, quarter turns, and one resampling for rotation, scaling and elastic deformation.
 
-Mirror and turns move whole pixels. Everything else is composed into one field of coordinates, so that
-pixels are interpolated once: bilinearly between valid pixels, while target and validity take the nearest.
-What the field finds outside of the window that was read is invalid and unlabelled, never invented; what may
-not count is unlabelled before it is moved, so it counts nowhere after.
+Flip and turns move whole pixels. All other changes are composed into one field of coordinates, so that pixels are
+interpolated once: bilinearly between valid pixels, by nearest neighbour for target and validity. Coordinates outside
+the window that was read give invalid, unlabelled pixels. Pixels that may not count are unlabelled before they are
+moved, so they count nowhere afterwards.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.training.labels.polygon_labels import UNLABELLED
 from pipeline.training.sample import Sample
 
 BICUBIC_GAIN = 1.375**2
-"""Most by which bicubic interpolation (Keys 1981, a = -0.75) exceeds the largest of its values, in two directions."""
+"""Largest ratio of bicubic interpolation (Keys 1981, a = -0.75) to the largest input value, in two dimensions."""
 
 
 def flip_and_turn(sample: Sample, params: AugmentParams) -> Sample:
@@ -37,7 +37,7 @@ def flip_and_turn(sample: Sample, params: AugmentParams) -> Sample:
 
 
 def warp_reach(params: AugmentParams, size: int) -> int:
-    """Pixels that must be read around a window of `size` pixels, so that its warped corners are real ones."""
+    """Pixels that must be read around a window of `size` pixels, so that its warped corners are real data."""
     if not params.warps:
         return 0
     half, angle = (size - 1) / 2, math.radians(params.degrees)
@@ -49,7 +49,7 @@ def warp_reach(params: AugmentParams, size: int) -> int:
 def warp(stack: WindowStack, params: Sequence[AugmentParams], *, size: int) -> WindowStack:
     """Rotate, scale and deform windows about their middle, and return the middle `size` x `size` pixels.
 
-    Windows that nothing warps are cropped, exactly.
+    Windows without a warp are only cropped.
     """
     middle, rows = stack.crop(size), masked_rows(params, lambda each: each.warps)
     if not rows:

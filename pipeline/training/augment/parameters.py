@@ -1,4 +1,4 @@
-"""What is done to one window, as numbers, and the stack of windows that it is done to."""
+"""Augmentation parameters of one window, and the stack of windows that they are applied to."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentParams:
-    """Everything that is done to one window; the defaults do nothing."""
+    """All augmentation parameters of one window; the defaults leave it unchanged."""
 
     mirrored: bool = False
-    """True = left and right are exchanged, after turning."""
+    """True = flipped left-right, after the quarter turns."""
     quarter_turns: int = 0
     """Counter-clockwise, 0 to 3."""
     degrees: float = 0.0
-    """Free rotation, counter-clockwise."""
+    """Rotation, counter-clockwise."""
     scale: float = 1.0
     """Factor of apparent size, above 0; 2 shows half the land at twice the size."""
     elastic: tuple[float, ...] = ()
     """Displacement in pixels of `nodes * nodes` grid nodes along rows, then along columns; empty = none."""
     factor: tuple[float, ...] = ()
-    """What each band of the model input is multiplied by; empty = 1."""
+    """Factor of each band of the model input; empty = 1."""
     shift: tuple[float, ...] = ()
-    """What is then added to each band, in standard deviations; empty = 0."""
+    """Added to each band after the factor, in standard deviations; empty = 0."""
     gamma: float = 1.0
     """Exponent of the middle tones."""
     blur_px: float = 0.0
@@ -42,7 +42,7 @@ class AugmentParams:
 
     @property
     def warps(self) -> bool:
-        """Whether pixels come to lie between pixels, so that the window must be resampled."""
+        """Whether the window must be resampled."""
         return self.degrees != 0 or self.scale != 1 or any(self.elastic)
 
 
@@ -64,11 +64,11 @@ class WindowStack:
         return self._each(lambda tensor: tensor[inner])
 
     def to(self, device: torch.device) -> WindowStack:
-        """On a device; pinned windows are copied while the CPU goes on."""
+        """The same on a device; the copy of pinned windows is asynchronous."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> WindowStack:
-        """In page-locked memory, for copies to a CUDA device."""
+        """The same in page-locked memory, for asynchronous copies to a CUDA device."""
         return self._each(Tensor.pin_memory)
 
     def select(self, rows: Sequence[int]) -> WindowStack:
@@ -82,13 +82,13 @@ class WindowStack:
         return WindowStack(pixels=change(self.pixels), target=change(self.target), valid=change(self.valid))
 
 
-def masked_rows(params: Sequence[AugmentParams], wanted: Callable[[AugmentParams], object]) -> list[int]:
-    """Numbers of the windows whose changes are wanted."""
-    return [row for row, each in enumerate(params) if wanted(each)]
+def masked_rows(params: Sequence[AugmentParams], condition: Callable[[AugmentParams], object]) -> list[int]:
+    """Indices of the windows whose parameters satisfy a condition."""
+    return [row for row, each in enumerate(params) if condition(each)]
 
 
 def where(whole: Tensor, rows: Sequence[int], parts: Tensor) -> Tensor:
-    """`whole` with `parts` in some of its rows; neither is changed."""
+    """A copy of `whole` with `parts` in the given rows."""
     if len(rows) == len(whole):
         return parts
     return whole.index_copy(0, torch.tensor(rows, device=whole.device), parts)

@@ -1,4 +1,4 @@
-"""Changes of light: what happens to the values of the model input. Invalid pixels stay 0 throughout."""
+"""Photometric augmentation: gains, gamma, blur, noise and cutout of the model input. Invalid pixels stay 0."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.inference import InputTransform
 from pipeline.training.augment.parameters import AugmentParams, masked_rows, where
 
 BLUR_REACH_SIGMAS = 3
-"""Deviations of the Gaussian to either side that are summed."""
+"""Standard deviations of the Gaussian kernel on either side of its centre."""
 
 
 def adjust_photometry(transform: InputTransform, params: AugmentParams) -> InputTransform:
-    """Normalisation to another contrast and brightness: `input -> factor * input + shift` per band.
+    """The normalisation with contrast and brightness changed: `input -> factor * input + shift` per band.
 
     Folded into the multiply-add that normalises anyway, so it costs nothing and leaves invalid pixels at 0.
     """
@@ -34,8 +34,8 @@ def adjust_photometry(transform: InputTransform, params: AugmentParams) -> Input
 def apply_gamma(pixels: Tensor, valid: Tensor, params: Sequence[AugmentParams]) -> Tensor:
     """`low + (high - low) * ((x - low) / (high - low)) ** gamma`, `low` and `high` of the band's valid pixels.
 
-    Standardised input has no black and no white of its own, so those of the window are taken (as nnU-Net
-    does: Isensee et al. 2021, Nature Methods 18:203).
+    Standardised input has no fixed black and white level, so the window's own are used (as in nnU-Net: Isensee et al.
+    2021, Nature Methods 18:203).
 
     Args:
         pixels: `(N, bands, H, W)` float32.
@@ -55,7 +55,7 @@ def apply_gamma(pixels: Tensor, valid: Tensor, params: Sequence[AugmentParams]) 
 
 
 def apply_blur(pixels: Tensor, valid: Tensor, params: Sequence[AugmentParams]) -> Tensor:
-    """Gaussian means over valid pixels; nothing outside of the window or of valid data is mixed in."""
+    """Gaussian blur over valid pixels; pixels outside the window or without data have weight 0."""
     rows = masked_rows(params, lambda each: each.blur_px > 0)
     if not rows:
         return pixels
@@ -87,7 +87,7 @@ def _smooth(planes: Tensor, kernels: Tensor) -> Tensor:
 
 
 def apply_noise(pixels: Tensor, valid: Tensor, params: Sequence[AugmentParams]) -> Tensor:
-    """Gaussian noise from each window's own seed; the same on every machine with the same kind of device."""
+    """Gaussian noise from each window's own seed; the same on every machine with the same type of device."""
     rows = masked_rows(params, lambda each: each.noise > 0)
     if not rows:
         return pixels

@@ -1,8 +1,8 @@
-"""Random changes of training windows: drawn as numbers on the CPU, then applied by pure functions.
+"""Data augmentation of training windows: parameters sampled on the CPU, then applied by pure functions.
 
-The order: mirror and quarter turns (whole pixels); rotation, scaling and deformation (one resampling);
-contrast, brightness and band gain (in the multiply-add that normalises); gamma; blur; noise; cutout.
-What is drawn depends on the generator alone; what is applied, on the window and what was drawn.
+The order: flip and quarter turns (whole pixels); rotation, scaling and deformation (one resampling); contrast,
+brightness and band gain (in the multiply-add that normalises); gamma; blur; noise; cutout. The parameters depend on
+the generator alone, the result on the window and the parameters.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from pipeline.training.settings.augment import (
 
 
 def sample_params(rng: Generator, spec: AugmentSpec, *, bands: int) -> AugmentParams:
-    """What to do to one window of so many bands.
+    """Sample the parameters of one window of `bands` bands.
 
-    Every number is drawn whether it is used or not, so that switching one change on leaves the others as they were.
+    Every number is drawn whether it is used or not, so that enabling one change does not alter the others.
     """
     plain = AugmentParams(
         mirrored=_happens(rng, spec.flips),
         quarter_turns=int(rng.integers(1, 4)) * _happens(rng, spec.turns),
-        degrees=_even(rng, spec.rotation.degrees) * _happens(rng, spec.rotation.probability),
-        scale=_between(rng, spec.scaling.low, spec.scaling.high) ** _happens(rng, spec.scaling.probability),
-        gamma=_between(rng, spec.gamma.low, spec.gamma.high) ** _happens(rng, spec.gamma.probability),
+        degrees=_symmetric(rng, spec.rotation.degrees) * _happens(rng, spec.rotation.probability),
+        scale=_log_uniform(rng, spec.scaling.low, spec.scaling.high) ** _happens(rng, spec.scaling.probability),
+        gamma=_log_uniform(rng, spec.gamma.low, spec.gamma.high) ** _happens(rng, spec.gamma.probability),
         blur_px=rng.uniform(0, spec.blur.sigma_px) * _happens(rng, spec.blur.probability),
         noise=rng.uniform(0, spec.noise.deviation) * _happens(rng, spec.noise.probability),
         noise_seed=int(rng.integers(2**63)),
     )
-    factor, shift = _draw_light(rng, spec, bands)
+    factor, shift = _draw_gains(rng, spec, bands)
     return replace(
         plain,
         factor=factor,
@@ -52,12 +52,12 @@ def sample_params(rng: Generator, spec: AugmentSpec, *, bands: int) -> AugmentPa
 def apply_params(
     stack: WindowStack, params: Sequence[AugmentParams], *, size: int, clip: tuple[float, float] | None = None
 ) -> WindowStack:
-    """Warp windows and change their light, on whichever device they are; the input is left as it was.
+    """Apply warp, gamma, blur, noise and cutout on the windows' own device; the input is not changed.
 
     Args:
-        stack: windows already mirrored, turned and normalised to varied light, read with `warp_reach` around.
+        stack: windows already flipped, turned and normalised by `adjust_photometry`, read with `warp_reach` around.
         params: one per window.
-        size: side in pixels of the windows wanted.
+        size: side in pixels of the resulting windows.
         clip: bounds of the model input, or None.
     """
     stack = warp(stack, params, size=size)
@@ -73,22 +73,22 @@ def _happens(rng: Generator, probability: float) -> bool:
     return bool(rng.random() < probability)
 
 
-def _even(rng: Generator, bound: float) -> float:
+def _symmetric(rng: Generator, bound: float) -> float:
     return float(rng.uniform(-bound, bound))
 
 
-def _between(rng: Generator, low: float, high: float) -> float:
-    """Evenly over the logarithm."""
+def _log_uniform(rng: Generator, low: float, high: float) -> float:
+    """Log-uniformly distributed."""
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
-def _draw_light(rng: Generator, spec: AugmentSpec, bands: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Factor and summand per band: contrast, then brightness, then the band's own."""
+def _draw_gains(rng: Generator, spec: AugmentSpec, bands: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Factor and shift per band: contrast, then brightness, then the band's own gain."""
     own = spec.band_gain
-    factor = 1 + _even(rng, spec.contrast.factor) * _happens(rng, spec.contrast.probability)
-    shift = _even(rng, spec.brightness.shift) * _happens(rng, spec.brightness.probability)
+    factor = 1 + _symmetric(rng, spec.contrast.factor) * _happens(rng, spec.contrast.probability)
+    shift = _symmetric(rng, spec.brightness.shift) * _happens(rng, spec.brightness.probability)
     gained = _happens(rng, own.probability)
-    pairs = [(1 + _even(rng, own.factor) * gained, _even(rng, own.shift) * gained) for _ in range(bands)]
+    pairs = [(1 + _symmetric(rng, own.factor) * gained, _symmetric(rng, own.shift) * gained) for _ in range(bands)]
     return tuple(gain * factor for gain, _ in pairs), tuple(gain * shift + more for gain, more in pairs)
 
 

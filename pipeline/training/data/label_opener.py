@@ -42,7 +42,7 @@ class LabelOpener:
 
     def open(self, files: Sequence[Path], scene: Scene, native: RasterGrid) -> Labels | None:
         """The labels of a scene; None when the scene lies outside the labelled area."""
-        inside = None if self.area is None else self.area.on(scene)
+        inside = None if self.area is None else self.area.polygons_touching(scene)
         if inside is not None and not len(inside):
             return None
         labels: Labels

@@ -1,4 +1,4 @@
-"""Labels as polygons or masks, and the scenes they belong to."""
+"""Labels from vector files and mask rasters, and their assignment to scenes."""
 
 import lazy_loader
 

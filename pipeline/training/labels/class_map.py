@@ -1,6 +1,6 @@
-"""What label values mean: a class, looked at and of no class, or not looked at.
+"""Class map: the meaning of label values, as a class, no class, or unlabelled.
 
-A meaning is a number: a class's index from 0, `NO_CLASS` or `UNLABELLED_CLASS`.
+A meaning is a number: the index of a class from 0, `NO_CLASS` or `UNLABELLED_CLASS`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pipeline.errors import LabelError
 
 NONE, UNLABELLED_WORD = "none", "unlabelled"
-"""Words of a class map beside the names of classes."""
+"""Words of a class map in addition to the names of classes."""
 NO_CLASS = -1
-"""Looked at, and of no class."""
+"""Labelled, and of no class."""
 UNLABELLED_CLASS = -2
-"""Counted neither in the loss nor in metrics."""
+"""Not labelled: counted neither in the loss nor in metrics."""
 Meanings = Mapping[str, int]
 """Label value as text -> meaning."""
 
 
 def mask_meanings(classes: Sequence[str] | int, class_map: Mapping[str, str] | None = None) -> Meanings:
-    """Meanings of mask values; without a map, 0 is none and `k` class `k`, counted from 1.
+    """Meanings of mask values; without a map, 0 is no class and `k` is class `k`, counted from 1.
 
-    255 means that nobody looked, unless the map says otherwise.
+    255 is unlabelled unless the map assigns it.
 
     >>> mask_meanings(["roof"], {}), mask_meanings(["cell"], {"255": "cell", "0": "none"})
     ({'0': -1, '1': 0, '255': -2}, {'255': 0, '0': -1})
@@ -34,7 +34,7 @@ def mask_meanings(classes: Sequence[str] | int, class_map: Mapping[str, str] | N
 
 
 def attribute_meanings(classes: Sequence[str], class_map: Mapping[str, str] | None = None) -> Meanings:
-    """Meanings of attribute values: each class by its name, and what the map says.
+    """Meanings of attribute values: each class by its name, plus the entries of the map.
 
     >>> attribute_meanings(["roof"], {"house": "roof", "maybe": "unlabelled"})
     {'roof': 0, 'house': 0, 'maybe': -2}
@@ -62,8 +62,8 @@ def unknown_values_error(place: str, values: Iterable[str], meanings: Meanings, 
     known = ", ".join(f"{value} = {words[meaning]}" for value, meaning in meanings.items())
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     return LabelError(
-        f"{place} the value(s) {', '.join(unknown[:5])}{more}, which have no meaning; known are {known}; say in "
-        f'class_map what they mean, e.g. class_map={{"{unknown[0]}": {NONE}}} (or {UNLABELLED_WORD}, or a class), '
+        f"{place} the value(s) {', '.join(unknown[:5])}{more}, which have no meaning; known are {known}; give their "
+        f'meaning in class_map, e.g. class_map={{"{unknown[0]}": {NONE}}} (or {UNLABELLED_WORD}, or a class), '
         "or recode the file"
     )
 

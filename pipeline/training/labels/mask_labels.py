@@ -1,8 +1,8 @@
-"""Mask rasters as labels: a meaning per pixel value, taken from under the centre of each scene pixel.
+"""Mask rasters as labels: the class of each scene pixel is that of the mask pixel under its centre.
 
     scene pixel -> (its transform) -> scene CRS -> mask CRS -> (inverse of the mask's transform) -> mask pixel
 
-A mask without georeferencing must have the size of its scene's file, and lies on it pixel by pixel.
+A mask without georeferencing must have the size of its scene's file, and is aligned with it pixel by pixel.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from pipeline.training.labels.class_map import (
 from pipeline.training.labels.polygon_labels import UNLABELLED, degrees_text, grid_outline
 
 UNDEFINED = -3
-"""Code of mask values without a meaning."""
+"""Code of mask values without a meaning in the class map."""
 MAX_MASK_PIXELS = 2**24
-"""Mask pixels that are read at once."""
+"""Largest number of mask pixels read at a time."""
 EDGE = 1e-6
-"""A centre so close (in mask pixels) to the edge between two mask pixels always belongs to the second."""
+"""A centre within this distance (in mask pixels) of the edge between two mask pixels belongs to the second."""
 Indices = NDArray[np.int64]
 
 
 class MaskLabels:
-    """A mask raster under a scene; what it does not cover is unlabelled."""
+    """Labels of a scene from a mask raster; pixels that it does not cover are unlabelled."""
 
     def __init__(
         self, mask: Scene, grid: RasterGrid, lookup: MaskPixelLookup, *, meanings: Meanings, names: Sequence[str]
     ) -> None:
-        """`meanings` of mask values lead to indices of `names`, the classes."""
+        """`meanings` map mask values to indices of `names`, the classes."""
         self.grid = grid
         self.classes = len(names)
         self._mask, self._lookup = mask, lookup
@@ -79,7 +79,7 @@ class MaskLabels:
         self._reader.close()
 
     def _burn_halves(self, window: Window) -> NDArray[np.uint8]:
-        """A window in two parts, so that memory does not follow the ratio of pixel sizes."""
+        """Burn a window in two halves, so that memory does not grow with the ratio of pixel sizes."""
         axis = 0 if window.height > 1 else 1
         half = (window.height, window.width)[axis] // 2
         parts = [
@@ -111,15 +111,15 @@ class MaskLabels:
             return None
         info = np.iinfo(dtype)  # type: ignore[type-var]
         table = np.full(int(info.max) - int(info.min) + 1, UNDEFINED, np.int16)
-        told = [text for text in self._meanings if text.lstrip("-").isdecimal()]
+        known = [text for text in self._meanings if text.lstrip("-").isdecimal()]
         nodata = [] if self._nodata is None else [value_text(float(self._nodata))]
-        for value in (int(text) for text in {*told, *nodata} if text.lstrip("-").isdecimal()):
+        for value in (int(text) for text in {*known, *nodata} if text.lstrip("-").isdecimal()):
             if info.min <= value <= info.max:
                 table[value - int(info.min)] = self._code(value)
         return table
 
     def _code(self, value: float) -> int:
-        """The meaning of a value; nodata other than 0 is not looked at, unless the class map says otherwise."""
+        """The meaning of a value; nodata other than 0 is unlabelled unless the class map assigns it."""
         if (text := value_text(float(value))) in self._meanings:
             return self._meanings[text]
         return UNLABELLED_CLASS if self._nodata not in (None, 0) and value == self._nodata else UNDEFINED
@@ -129,20 +129,20 @@ class MaskPixelLookup:
     """Finds the mask pixel under the centre of each scene pixel."""
 
     def __init__(self, grid: RasterGrid, mask: RasterGrid, *, stretched: bool = False) -> None:
-        """By their places on the ground; `stretched`: the mask covers the grid exactly, wherever both lie."""
+        """By map coordinates; `stretched`: the mask covers the grid exactly, without georeferencing."""
         self._to_crs, self._to_mask = grid.transform, ~mask.transform
-        self._between: Transformer | None = None
+        self._to_mask_crs: Transformer | None = None
         if stretched:
             self._to_crs = Affine.scale(mask.width / grid.width, mask.height / grid.height)
             self._to_mask = Affine.identity()
         elif grid.crs != mask.crs:
-            self._between = Transformer.from_crs(grid.crs.to_wkt(), mask.crs.to_wkt(), always_xy=True)
+            self._to_mask_crs = Transformer.from_crs(grid.crs.to_wkt(), mask.crs.to_wkt(), always_xy=True)
 
     def of(self, window: Window) -> tuple[Indices, Indices]:
         """Mask rows and columns, which broadcast to `(height, width)`; may lie outside the mask."""
         rows = np.arange(window.row_off, window.row_off + window.height)[:, None] + 0.5
         cols = np.arange(window.col_off, window.col_off + window.width)[None] + 0.5
-        if self._between is None:
+        if self._to_mask_crs is None:
             direct = self._to_mask @ self._to_crs
             if not direct.b and not direct.d:
                 return _whole(direct.e * rows + direct.f), _whole(direct.a * cols + direct.c)
@@ -150,7 +150,7 @@ class MaskPixelLookup:
                 direct.a * cols + direct.b * rows + direct.c
             )
         there, back = self._to_crs, self._to_mask
-        x, y = self._between.transform(
+        x, y = self._to_mask_crs.transform(
             there.a * cols + there.b * rows + there.c, there.d * cols + there.e * rows + there.f
         )
         return _whole(back.d * x + back.e * y + back.f), _whole(back.a * x + back.b * y + back.c)
@@ -164,17 +164,17 @@ def open_mask_labels(
     classes: int | Sequence[str],
     meanings: Meanings | None = None,
 ) -> MaskLabels:
-    """A mask raster that lies on a scene, or is warped to it by nearest neighbour.
+    """Open a mask raster on the scene's grid, resampled by nearest neighbour where the grids differ.
 
     Args:
         path: a raster of one band.
         scene: the scene as it is read, perhaps resampled.
         native: the grid of the scene's file.
-        classes: their names, or their number.
-        meanings: of mask values; without them 0 is none, `k` is class `k` counted from 1.
+        classes: names of the classes, or their number.
+        meanings: of mask values; by default 0 is no class and `k` is class `k`, counted from 1.
 
     Raises:
-        LabelError: the mask has several bands, does not overlap the scene, or has no place and another size.
+        LabelError: the mask has several bands, does not overlap the scene, or is not georeferenced and of another size.
     """
     names = [f"class {k}" for k in range(1, classes + 1)] if isinstance(classes, int) else classes
     try:
@@ -190,22 +190,22 @@ def open_mask_labels(
         raise LabelError(_other_size(mask, scene, native))
     if not stretched and not _overlap(mask.grid, native):
         raise LabelError(
-            f"{path}: covers {_ground(mask.grid)} and so does not overlap its scene {scene.location}, which covers "
-            f"{_ground(native)}; check the CRS and place of both"
+            f"{path}: covers {_extent_text(mask.grid)} and so does not overlap its scene {scene.location}, "
+            f"which covers {_extent_text(native)}; check the CRS and place of both"
         )
     lookup = MaskPixelLookup(scene.grid, mask.grid, stretched=stretched)
     return MaskLabels(mask, scene.grid, lookup, meanings=meanings or mask_meanings(names), names=names)
 
 
 def _whole(place: NDArray[np.float64]) -> Indices:
-    """The pixel that a place lies in; -1 where there is no such place."""
+    """The index of the pixel that contains a position; -1 where the position is not finite."""
     with np.errstate(invalid="ignore"):
         pixel = np.floor(place + EDGE)
     return np.where(np.abs(pixel) < 2**53, pixel, -1).astype(np.int64)
 
 
 def _box(rows: Indices, cols: Indices, inside: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Top, left, and one past bottom and right, of the mask pixels that are met."""
+    """Top, left, and one past bottom and right, of the mask pixels in use."""
     met = [np.broadcast_to(each, inside.shape)[inside] for each in (rows, cols)]
     return int(met[0].min()), int(met[1].min()), int(met[0].max()) + 1, int(met[1].max()) + 1
 
@@ -224,7 +224,7 @@ def _overlap(mask: RasterGrid, grid: RasterGrid) -> bool:
     )
 
 
-def _ground(grid: RasterGrid) -> str:
+def _extent_text(grid: RasterGrid) -> str:
     return degrees_text(grid.bounds, grid.crs.to_wkt())
 
 

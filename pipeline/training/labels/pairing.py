@@ -1,4 +1,4 @@
-"""Which label files belong to which image, by their names."""
+"""Pairing of label files and images by file name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SUFFIX = re.compile(
 
 
 def pair_labels(files: Sequence[Path], image: str) -> tuple[Path, ...]:
-    """The label files named like an image: of its stem, or else of its stem without suffixes inside it.
+    """The label files with the stem of an image, or else with its stem without inner suffixes.
 
-    Of several, those that share the most folders with the image: `val/masks/1.png` for `val/images/1.png`.
+    Of several, those with the longest common folder path: `val/masks/1.png` for `val/images/1.png`.
 
     Args:
         files: label files; the image itself may be among them.
@@ -34,10 +34,10 @@ def pair_labels(files: Sequence[Path], image: str) -> tuple[Path, ...]:
 
 
 def pair_all(files: Sequence[Path], images: Sequence[str], place: str) -> dict[str, tuple[Path, ...]]:
-    """The one label file of each image, or nothing at all when no image has any.
+    """The label file of each image, or an empty map when no image has one.
 
     Raises:
-        LabelError: some images have one and others none, or an image has several.
+        LabelError: only some images have a label file, or an image has several.
     """
     by_stem: dict[str, list[Path]] = {}
     for path in files:
@@ -57,7 +57,7 @@ def pair_all(files: Sequence[Path], images: Sequence[str], place: str) -> dict[s
 
 
 def stem_of(image: str) -> str:
-    """The file name of an image without folder and suffix; a stem stays itself.
+    """The file name of an image without folder and suffix; a stem is returned unchanged.
 
     >>> stem_of("images/Amazon_5.tiff_50.tiff"), stem_of("Amazon_5.tiff_50"), stem_of("s3://bucket/a.tif")
     ('Amazon_5.tiff_50', 'Amazon_5.tiff_50', 'a')
@@ -69,7 +69,7 @@ def stem_of(image: str) -> str:
 
 
 def plain_stem(stem: str) -> str:
-    """A stem without file suffixes inside it.
+    """A stem without inner file suffixes.
 
     >>> plain_stem("Amazon_5.tiff_50"), plain_stem("a.tif"), plain_stem("b.2024")
     ('Amazon_5_50', 'a', 'b.2024')

@@ -1,7 +1,7 @@
-"""Labels of a scene, burnt onto any window of its grid: how they are found, and polygons of any CRS.
+"""Polygon labels: find label files, read polygons in any CRS, and rasterize them onto any window of a scene's grid.
 
-A target is uint8 `(classes, height, width)`: 1 where the pixel's centre lies in an object of the class,
-0 where it does not, `UNLABELLED` where nobody looked.
+A target is uint8 `(classes, height, width)`: 1 where the pixel's centre lies in an object of the class, 0 where it
+does not, `UNLABELLED` where the label is unknown.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ MASK_SUFFIXES = (".tif", ".tiff", ".gtiff", ".png", ".jpg", ".jpeg")
 
 
 class Labels(Protocol):
-    """What is known about a scene, window by window; safe to use from many threads."""
+    """Labels of a scene, window by window; safe to use from many threads."""
 
     def burn(self, window: Window) -> NDArray[np.uint8]:
         """The target `(classes, height, width)` of a window inside the grid."""
         ...
 
     def close(self) -> None:
-        """Close what is open; no thread may be reading."""
+        """Close all file handles; no thread may be reading."""
         ...
 
 
@@ -63,13 +63,13 @@ class PolygonTable:
     repaired: int
     """Geometries that were invalid and have been repaired."""
     dropped: int
-    """Features without area: empty, points, lines, or nothing left after repair."""
+    """Features without area: empty, points, lines, or empty after repair."""
     path: Path
     """The file."""
 
 
 class PolygonLabels:
-    """Polygons burnt by the pixel-centre rule; where one says that nobody looked, no other counts."""
+    """Polygons rasterized by the pixel-centre rule; an unlabelled polygon overrides all others."""
 
     def __init__(self, polygons: NDArray[np.object_], class_index: NDArray[np.intp], grid: RasterGrid, *, classes: int):
         self.polygons = polygons
@@ -92,11 +92,11 @@ class PolygonLabels:
         return target
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def burn_shapes(shapes: NDArray[np.object_], grid: RasterGrid) -> NDArray[np.bool_]:
-    """Which pixels of a grid, `(height, width)`, have their centre in some of the polygons."""
+    """Which pixels of a grid, `(height, width)`, have their centre in at least one polygon."""
     if not len(shapes):
         return np.zeros(grid.shape, bool)
     with exclusive_warning_filters():  # `rasterize` silences a warning of its own
@@ -115,13 +115,13 @@ def find_labels(labels: str | Path | Sequence[str | Path], images: Sequence[str]
         images: locations of the images, or their stems.
 
     Raises:
-        LabelError: nothing is there, or some images have a label file of their name and others have none.
+        LabelError: there is no label file, or only some images have a label file of their name.
     """
-    given = [Path(p).expanduser() for p in ([labels] if isinstance(labels, str | Path) else labels)]
-    place = ", ".join(map(str, given))
-    files = [file for path in given for file in _label_files(path)]
-    if len(given) == 1 and given[0].is_file():
-        return dict.fromkeys(images, (given[0],))
+    paths = [Path(p).expanduser() for p in ([labels] if isinstance(labels, str | Path) else labels)]
+    place = ", ".join(map(str, paths))
+    files = [file for path in paths for file in _label_files(path)]
+    if len(paths) == 1 and paths[0].is_file():
+        return dict.fromkeys(images, (paths[0],))
     named = pair_all(files, images, place)
     if named:
         return named
@@ -153,8 +153,8 @@ def read_polygons(
     Args:
         path: GeoPackage, GeoJSON, GeoParquet, FlatGeobuf or Shapefile.
         classes: class names in order.
-        class_field: attribute that tells the class; None when there is one class.
-        class_map: attribute value -> class, `none` (the polygon is left out) or `unlabelled`.
+        class_field: attribute that holds the class; None when there is one class.
+        class_map: attribute value -> class, `none` (the polygon is ignored) or `unlabelled`.
 
     Raises:
         LabelError: unreadable, without CRS, without a polygon among its features, without the attribute, with a
@@ -164,8 +164,8 @@ def read_polygons(
     geometry = np.asarray(frame.geometry.array, dtype=object)
     if class_map and class_field is None:
         raise LabelError(
-            f"{path}: class_map says what values mean, but class_field names no attribute that holds them; set "
-            f"class_field (the file has {', '.join(map(str, frame.columns))}), or leave class_map out, and every "
+            f"{path}: class_map gives the meaning of values, but class_field names no attribute that holds them; set "
+            f"class_field (the file has {', '.join(map(str, frame.columns))}), or leave class_map out, so that every "
             "polygon is of the only class"
         )
     frame["class_index"] = _class_index(frame, classes, class_field, attribute_meanings(classes, class_map), path)
@@ -182,16 +182,16 @@ def read_polygons(
 def open_polygon_labels(
     tables: Sequence[PolygonTable], scene: Scene, *, classes: int, allow_empty: bool = False
 ) -> PolygonLabels:
-    """The polygons of some files that touch a scene, in its CRS.
+    """The polygons of several files that touch a scene, in its CRS.
 
     Args:
-        tables: the files.
-        scene: what they label.
+        tables: one per label file.
+        scene: the scene that they label.
         classes: number of classes.
         allow_empty: whether no polygon needs to touch the scene, because `labelled_area` may hold no object.
 
     Raises:
-        LabelError: none touches it though there are some, or the scene has no place on the ground.
+        LabelError: no polygon touches the scene, or the scene is not georeferenced.
     """
     if not is_on_earth(scene.grid.crs):
         raise LabelError(
@@ -221,7 +221,7 @@ def polygons_touching(frame: geopandas.GeoDataFrame, grid: RasterGrid) -> tuple[
 
 
 def _candidates(frame: geopandas.GeoDataFrame, grid: RasterGrid) -> NDArray[np.intp]:
-    """Rows that may touch a grid, found in the labels' own CRS so that few need to be transformed."""
+    """Rows that may touch a grid, found in the labels' own CRS so that only few are transformed."""
     from pyproj import Transformer
 
     to_labels = Transformer.from_crs(grid.crs.to_wkt(), frame.crs, always_xy=True)
@@ -243,7 +243,7 @@ def _class_index(
     if class_field is None:
         if len(classes) > 1:
             raise LabelError(
-                f"{path}: with {len(classes)} classes, class_field must name the attribute that tells them"
+                f"{path}: with {len(classes)} classes, class_field must name the attribute that holds the class"
             )
         return np.zeros(len(frame), np.intp)
     if class_field not in frame.columns:
@@ -256,7 +256,7 @@ def _class_index(
 
 
 def degrees_text(bounds: tuple[float, float, float, float], crs: object) -> str:
-    """Bounds in some CRS as degrees, for messages."""
+    """Bounds in any CRS as longitude and latitude ranges, for messages."""
     from pyproj import Transformer
 
     to_degrees = Transformer.from_crs(crs, 4326, always_xy=True)
@@ -271,5 +271,5 @@ def _no_touch(tables: Sequence[PolygonTable], scene: Scene) -> str:
     return (
         f"no polygon of the labels touches the scene {scene.location}, which covers "
         f"{degrees_text(scene.grid.bounds, scene.grid.crs.to_wkt())}, but {files}; check the CRS of both, leave the "
-        "scene out, or say with labelled_area where somebody looked, if there is nothing to be found in it"
+        "scene out, or give the labelled land with labelled_area if the scene contains no objects"
     )

@@ -1,4 +1,4 @@
-"""Vector files as areas on the ground: read from any format, repaired, and nothing but polygons."""
+"""Vector files as valid polygons: read any supported format, repair geometries, and drop points and lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def read_areas(path: Path) -> tuple[geopandas.GeoDataFrame, int]:
     """The features of a vector file as valid polygons and multipolygons, and how many were invalid.
 
-    What has no area (points, lines, what repair leaves nothing of) is None.
+    Features without area (points, lines, geometries that are empty after repair) become None.
 
     Raises:
         LabelError: unreadable, or without CRS.
@@ -26,7 +26,7 @@ def read_areas(path: Path) -> tuple[geopandas.GeoDataFrame, int]:
     frame = _read_frame(path)
     if frame.crs is None:
         raise LabelError(
-            f"{path}: has no CRS, so its polygons have no place on the ground; assign the true one, "
+            f"{path}: has no CRS, so its polygons cannot be located; assign the correct one, "
             "e.g. ogr2ogr -a_srs EPSG:4326"
         )
     geometry = np.asarray(frame.geometry.array, dtype=object)
@@ -37,7 +37,7 @@ def read_areas(path: Path) -> tuple[geopandas.GeoDataFrame, int]:
 
 
 def polygons_only(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
-    """Polygons and multipolygons as they are, the polygons of collections, None for everything else."""
+    """Polygons and multipolygons unchanged, the polygons of collections, None for all others."""
     kind = shapely.get_type_id(geometry)
     result: NDArray[np.object_] = geometry.copy()
     result[~np.isin(kind, (3, 6))] = None
@@ -62,7 +62,7 @@ def _read_frame(path: Path) -> geopandas.GeoDataFrame:
 
 
 def _only_layer(path: Path) -> str | None:
-    """The one layer of a GeoPackage that has geometries; styles and attribute tables may lie beside it."""
+    """The only layer of a GeoPackage with geometries; style and attribute tables are ignored."""
     import pyogrio
 
     if path.suffix.lower() != ".gpkg":

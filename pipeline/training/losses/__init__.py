@@ -1,1 +1,1 @@
-"""Losses of a training."""
+"""Segmentation losses: cross-entropy, focal, Dice, Tversky and Lovász, and their weighted sum."""

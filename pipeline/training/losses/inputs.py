@@ -1,4 +1,4 @@
-"""What every loss term is given: logits beside the truth, with the parts that several terms need computed once."""
+"""Loss inputs: logits, target, valid mask and class weights, with shared intermediate results computed once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.model import Activation
 from pipeline.training.settings.losses import Balance
 
 MAX_BALANCED_WEIGHT = 100.0
-"""No balanced weight exceeds this: below about half a percent of the pixels, weighing alone makes training unstable."""
+"""Upper bound of balanced weights: below about half a percent of the pixels, higher weights make training unstable."""
 
 SMOOTHING = 1.0
 """Pixels added to both sides of each ratio of overlaps: an empty class that is predicted empty costs nothing."""
@@ -23,7 +23,7 @@ SMOOTHING = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class ClassWeights:
-    """What one pixel counts, by what it truly is; resolved once, before training."""
+    """Weight of one pixel by its label; resolved once, before training."""
 
     present: tuple[float, ...]
     """Per output: weight of pixels that are of it. Also the output's weight in means over classes."""
@@ -32,13 +32,13 @@ class ClassWeights:
 
     @property
     def equal(self) -> bool:
-        """Whether every pixel counts the same, so that nothing needs to be weighed."""
+        """Whether every pixel has the same weight."""
         return len({*self.present, *(each for each in self.absent if each > 0)}) == 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverlapCounts:
-    """Soft counts per output, in pixels: sums over what counts of the whole batch."""
+    """Soft counts per output, in pixels: sums over the valid pixels of the whole batch."""
 
     intersection: Tensor
     """`(outputs,)`: `sum(p t)`."""
@@ -59,24 +59,24 @@ class OverlapCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class LossInput:
-    """Logits and truth of one batch; pixels that do not count hold zeros, so that nothing of them is left."""
+    """Logits and target of one batch; invalid pixels hold zeros, so that they have no influence."""
 
     logits: Tensor
-    """`(N, outputs, H, W)` float32; 0 where not counted, with no gradient there."""
+    """`(N, outputs, H, W)` float32; 0 and without gradient where invalid."""
     target: Tensor
-    """Same shape, float32: 1 or 0; 0 where not counted. Over the outputs of exclusive classes it sums to 1."""
+    """Same shape, float32: 1 or 0; 0 where invalid. Over the outputs of exclusive classes it sums to 1."""
     valid: Tensor
-    """Same shape, bool; equal over the outputs of exclusive classes."""
+    """Same shape, bool: True = the pixel counts; equal over the outputs of exclusive classes."""
     activation: Activation
     """`sigmoid`: independent outputs; `softmax`: exclusive ones, of which the first is the background."""
     weights: ClassWeights
-    """What the classes weigh."""
+    """Weights of the classes."""
 
     @classmethod
     def of(
         cls, logits: Tensor, target: Tensor, valid: Tensor, *, activation: Activation, weights: ClassWeights
     ) -> LossInput:
-        """From what a network returns, in any float type; whatever stands where nothing counts is dropped, NaN too."""
+        """From a network's output in any float type; values at invalid pixels are dropped, NaN included."""
         if not logits.shape == target.shape == valid.shape or logits.shape[1] != len(weights.present):
             raise ValueError(
                 f"logits {tuple(logits.shape)}, target {tuple(target.shape)} and counted {tuple(valid.shape)} "
@@ -102,18 +102,18 @@ class LossInput:
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """`(N, outputs, H, W)`, 0..1: sigmoid or softmax of the logits; 0 where not counted."""
+        """`(N, outputs, H, W)`, 0..1: sigmoid or softmax of the logits; 0 where invalid."""
         return torch.where(self.valid, self.logits.softmax(1) if self.exclusive else self.logits.sigmoid(), 0)
 
     @cached_property
     def overlap(self) -> OverlapCounts:
-        """How far probabilities and truth overlap."""
+        """Soft overlap of probabilities and target."""
         axes, p, t = (0, 2, 3), self.probabilities, self.target
         return OverlapCounts(intersection=(p * t).sum(axes), predicted=p.sum(axes), target=t.sum(axes))
 
     @cached_property
     def pixel_weights(self) -> Tensor:
-        """What each pixel counts, 0 where it does not: `(N, outputs, H, W)`; `(N, 1, H, W)` for exclusive classes."""
+        """Weight of each pixel, 0 where invalid: `(N, outputs, H, W)`; `(N, 1, H, W)` for exclusive classes."""
         if self.exclusive:
             if self.weights.equal:
                 return self.valid[:, :1].float()
@@ -124,7 +124,7 @@ class LossInput:
         return torch.where(self.valid, torch.where(self.target > 0, present, absent), 0)
 
     def mean_over_pixels(self, losses: Tensor) -> Tensor:
-        """`sum(w * losses) / sum(w)` over all pixels, `w` the pixel weights; 0 when nothing counts."""
+        """`sum(w * losses) / sum(w)` over all pixels, `w` the pixel weights; 0 when no pixel is valid."""
         whole = self.pixel_weights.sum()
         return (losses * self.pixel_weights).sum() / torch.where(whole > 0, whole, 1)
 
@@ -140,7 +140,7 @@ class LossInput:
 def resolve_weights(
     wanted: tuple[float, ...] | Balance, class_share: Sequence[float], activation: Activation
 ) -> ClassWeights:
-    """The weights of a setting for measured class shares.
+    """The class weights of a setting for measured class shares.
 
     `balanced` is median frequency balancing (Eigen & Fergus 2015, section 4.3.2): a pixel of kind `c` weighs
     `median(f) / f_c`, `f` being the shares of all kinds. For exclusive classes the kinds are the background
@@ -151,7 +151,7 @@ def resolve_weights(
 
     Args:
         wanted: one weight per class, `equal` or `balanced`.
-        class_share: `(classes,)`, share of counted pixels that are of each class, 0..1, without the background.
+        class_share: `(classes,)`, share of valid pixels that are of each class, 0..1, without the background.
         activation: whether classes are independent or exclude one another.
 
     Raises:

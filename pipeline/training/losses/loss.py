@@ -1,7 +1,7 @@
-"""The loss as a weighted sum of terms: logits and truth in, one number to minimise out.
+"""Loss function as a weighted sum of terms.
 
-Each term is a function with its formula in `pixelwise` and `overlap`. Pixels that do not count
-(nodata, unlabelled) have no influence at all, neither on the value nor on any gradient.
+Each term is a function with its formula in `pixelwise` or `overlap`. Pixels that are nodata or unlabelled influence
+neither the value nor any gradient.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipeline.training.losses.pixelwise import bce, cross_entropy, focal
 from pipeline.training.settings.losses import LossSpec
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`(logits, target, valid) -> scalar`, all `(N, outputs, H, W)`: any float type, 0/1 where counted, bool."""
+"""`(logits, target, valid) -> scalar`, all `(N, outputs, H, W)`: any float type, 0/1 where valid, bool."""
 
 
 def make_loss(spec: LossSpec, *, activation: Activation, class_share: Sequence[float]) -> Loss:
-    """The loss of a training, computed in float32 whatever the network computes in; 0 when nothing counts.
+    """The loss function of `spec`, computed in float32 for any type of logits; 0 when no pixel is valid.
 
     `loss(logits, target, valid) = sum over terms of weight * term`. For exclusive classes (`softmax`) the
     outputs are the background and the classes, and `bce` stands for `cross_entropy`, its counterpart there.
@@ -35,7 +35,7 @@ def make_loss(spec: LossSpec, *, activation: Activation, class_share: Sequence[f
         class_share: `(classes,)`, share of training pixels of each class, 0..1, without the background.
 
     Raises:
-        SettingsError: a term that has no meaning for this activation, or class weights of another number.
+        SettingsError: a term is undefined for this activation, or the number of class weights is wrong.
 
     >>> import torch
     >>> loss = make_loss(LossSpec(terms={"bce": 1}), activation="sigmoid", class_share=[0.5])
@@ -45,7 +45,7 @@ def make_loss(spec: LossSpec, *, activation: Activation, class_share: Sequence[f
     """
     if activation == "sigmoid" and "cross_entropy" in spec.chosen:
         raise SettingsError(
-            "loss.terms: cross_entropy needs classes that exclude one another; set activation to softmax, or take bce"
+            "loss.terms: cross_entropy needs classes that exclude one another; set activation to softmax, or use bce"
         )
     weights = resolve_weights(spec.class_weights, class_share, activation)
     terms = [(weight, _term(name, spec, activation)) for name, weight in spec.chosen.items()]
@@ -59,14 +59,14 @@ def make_loss(spec: LossSpec, *, activation: Activation, class_share: Sequence[f
 
 def _term(name: str, spec: LossSpec, activation: Activation) -> Callable[[LossInput], Tensor]:
     entropy = bce if activation == "sigmoid" else cross_entropy
-    missed = partial(focal_tversky, alpha=spec.tversky_alpha, beta=spec.tversky_beta, gamma=spec.focal_tversky_gamma)
+    alpha, beta = spec.tversky_alpha, spec.tversky_beta
     known: dict[str, Callable[[LossInput], Tensor]] = {
         "bce": partial(entropy, smoothing=spec.label_smoothing),
         "cross_entropy": partial(cross_entropy, smoothing=spec.label_smoothing),
         "dice": dice,
         "focal": partial(focal, gamma=spec.focal_gamma, alpha=spec.focal_alpha),
-        "tversky": partial(tversky, alpha=spec.tversky_alpha, beta=spec.tversky_beta),
-        "focal_tversky": missed,
+        "tversky": partial(tversky, alpha=alpha, beta=beta),
+        "focal_tversky": partial(focal_tversky, alpha=alpha, beta=beta, gamma=spec.focal_tversky_gamma),
         "lovasz": lovasz,
     }
     return known[name]

@@ -1,7 +1,7 @@
-"""Loss terms that judge a class by its overlap with the truth: Dice, Tversky and Lovász.
+"""Overlap losses: Dice, Tversky, focal Tversky and Lovász.
 
-All pool the pixels of the whole batch and are means over classes; the background of exclusive classes has no
-part in the mean (as in nnU-Net, Isensee et al. 2021), since `1 - background` is what the classes say already.
+All pool the pixels of the whole batch and are means over classes. The background of exclusive classes is not part of
+the mean (as in nnU-Net, Isensee et al. 2021), since the classes already determine `1 - background`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.training.losses.inputs import SMOOTHING, LossInput
 
 MIN_MISS = 1e-6
-"""Focal-Tversky takes a smaller miss for none: at 0 its slope is infinite."""
+"""Focal Tversky loss treats smaller values of `1 - TI` as 0, where its slope would be infinite."""
 
 
 def dice(inputs: LossInput) -> Tensor:
@@ -51,13 +51,13 @@ def lovasz(inputs: LossInput) -> Tensor:
     """Lovász extension of the Jaccard loss `1 - IoU` (Berman et al. 2018), mean over classes.
 
     Per class, with the errors `m` in falling order: `sum of relu(m_i) * (J_i - J_{i-1})`, where
-    `J_i = 1 - (T - hits lost among the first i) / (T + false alarms among the first i)` is the Jaccard loss when
+    `J_i = 1 - (T - true pixels among the first i) / (T + false pixels among the first i)` is the Jaccard loss when
     exactly the first `i` pixels are wrong. Errors are hinges `1 - z (2 t - 1)` for independent classes (Lovász
     hinge, equation 8) and `|t - p|` for exclusive ones (Lovász softmax, equation 12). A class without a true pixel
     costs its largest error.
 
-    Costs a sort of the counted pixels of each class (n log n): about 0.06 s per million, forward and back, on one
-    CPU core. Hinges that are satisfied cost nothing and are left out.
+    Costs a sort of the valid pixels of each class (n log n): about 0.06 s per million, forward and backward, on one
+    CPU core. Satisfied hinges contribute 0 and are not sorted.
     """
     rows = range(inputs.logits.shape[1])
     return inputs.mean_over_classes(torch.stack([_lovasz_of_class(inputs, k) for k in rows]))
@@ -76,7 +76,7 @@ def _lovasz_of_class(inputs: LossInput, k: int) -> Tensor:
 
 
 def _descending_order(errors: Tensor, valid: Tensor) -> Tensor:
-    """Indices of the counted errors above 0, largest first; by numpy on the CPU, where torch takes seven times as long.
+    """Indices of the valid errors above 0, largest first; by numpy on the CPU, where torch takes seven times as long.
 
     Both `(n,)`.
     """
@@ -89,11 +89,11 @@ def _descending_order(errors: Tensor, valid: Tensor) -> Tensor:
 def _jaccard_steps(truth: Tensor, total: Tensor) -> Tensor:
     """`J_i - J_{i-1}` for pixels in falling order of error, of which `total` in all are of the class.
 
-    In closed form, as a difference of two numbers near 1 would have no digits left: with the union `U = T + false
-    alarms` and the hits `I` after pixel i, it is `1 / U` for a pixel of the class, else `I / (U (U - 1))`, or 1
-    for the first false alarm of a class that has no pixel.
+    In closed form, to avoid the cancellation of two numbers near 1: with the union `U = T + false positives` and the
+    intersection `I` after pixel i, it is `1 / U` for a pixel of the class, else `I / (U (U - 1))`, or 1 for the first
+    false positive of a class that has no pixel.
     """
     lost = truth.cumsum(0)
     union = total + torch.arange(1, len(truth) + 1, device=truth.device) - lost
-    alarm = (total - lost) / (union * (union - 1).clamp(min=1))
-    return torch.where(truth | (union == 1), 1 / union, alarm)
+    false_positive = (total - lost) / (union * (union - 1).clamp(min=1))
+    return torch.where(truth | (union == 1), 1 / union, false_positive)

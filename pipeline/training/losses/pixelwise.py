@@ -1,7 +1,7 @@
-"""Loss terms that judge each pixel by itself: cross-entropies and focal loss.
+"""Pixelwise losses: binary cross-entropy, cross-entropy and focal loss.
 
-All are weighted means over the pixels that count, `sum(w l) / sum(w)`; with equal weights a plain mean.
-`t` is the truth (0 or 1), `p` the probability, `z` the logit.
+All are weighted means over the valid pixels, `sum(w l) / sum(w)`; with equal weights a plain mean.
+`t` is the target (0 or 1), `p` the probability, `z` the logit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional
 from pipeline.training.losses.inputs import LossInput
 
 MIN_MISS = 1e-12
-"""`1 - p_t` is kept above this in focal loss: below, a power under 1 has no finite slope."""
+"""Lower bound of `1 - p_t` in focal loss: at 0, a power under 1 has an infinite slope."""
 
 
 def bce(inputs: LossInput, *, smoothing: float = 0.0) -> Tensor:
@@ -40,13 +40,13 @@ def cross_entropy(inputs: LossInput, *, smoothing: float = 0.0) -> Tensor:
 def focal(inputs: LossInput, *, gamma: float, alpha: float | None) -> Tensor:
     """Focal loss (Lin et al. 2017, equation 5): `l = -alpha_t (1 - p_t)**gamma log p_t`.
 
-    `p_t` is the probability of what is true: `p` where `t = 1`, `1 - p` where `t = 0`; for exclusive classes
+    `p_t` is the probability of the true label: `p` where `t = 1`, `1 - p` where `t = 0`; for exclusive classes
     that of the true output. `gamma = 0` is cross-entropy. The paper divides by the number of objects; here it
     is a mean over pixels, like the other terms.
 
     Args:
         inputs: the batch.
-        gamma: how strongly easy pixels are played down, at least 0; the paper's best is 2.
+        gamma: how strongly the weight of easy pixels is reduced, at least 0; the paper's best is 2.
         alpha: `alpha_t` is `alpha` where `t = 1` and `1 - alpha` where `t = 0` (the paper's best is 0.25 with
             gamma 2); None, and for exclusive classes always: 1.
     """

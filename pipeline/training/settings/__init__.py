@@ -1,1 +1,1 @@
-"""The settings of a training, one section per module."""
+"""Training settings, one module per section."""

@@ -1,4 +1,4 @@
-"""Settings of what a training leaves to look at."""
+"""Settings of a training run's artifacts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pipeline.errors import SettingsError
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactsSpec:
-    """What is left beside the checkpoint."""
+    """Artifacts written next to the checkpoint."""
 
     overlays: int = 6
-    """Pictures of held-out windows, 0 to 60: a third each of the best, the worst and any; 0 = none."""
+    """Pictures of held-out windows, 0 to 60: a third each of the best, the worst and randomly drawn ones; 0 = none."""
     tensorboard: bool = False
-    """Write scalars of each epoch for TensorBoard too; needs `pip install scenemill[tensorboard]`."""
+    """Also write the scalars of each epoch for TensorBoard; needs `pip install scenemill[tensorboard]`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlays <= 60:

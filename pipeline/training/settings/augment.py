@@ -1,4 +1,4 @@
-"""The settings of each random change: how often it happens and from which range it is drawn."""
+"""Augmentation settings: the probability of each random change, and the range from which it is drawn."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from pipeline.errors import SettingsError
 
 
 def check_range(section: object, **bounds: tuple[float, float]) -> None:
-    """Refuse a value outside its bounds, NaN included.
-
-    Raises:
-        SettingsError: starting with the key.
-    """
+    """Raise SettingsError, starting with the key, for a value outside its bounds or NaN."""
     for key, (lower, upper) in bounds.items():
         value = getattr(section, key)
         if not lower <= value <= upper:
@@ -21,12 +17,12 @@ def check_range(section: object, **bounds: tuple[float, float]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RotationSpec:
-    """Free rotation about the middle of the window."""
+    """Rotation by any angle about the middle of the window."""
 
     probability: float = 0.0
     """Share of windows that are rotated, 0 to 1."""
     degrees: float = 180.0
-    """The angle is drawn evenly from `[-degrees, degrees]`, 0 to 180."""
+    """The angle is drawn uniformly from `[-degrees, degrees]`, 0 to 180."""
 
     def __post_init__(self) -> None:
         check_range(self, probability=(0, 1), degrees=(0, 180))
@@ -34,12 +30,12 @@ class RotationSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingSpec:
-    """Another size of everything, about the middle of the window."""
+    """Scaling about the middle of the window."""
 
     probability: float = 0.0
     """Share of windows that are scaled, 0 to 1."""
     low: float = 0.8
-    """Smallest factor, 0.5 to 2; below 1, objects look smaller and more land is seen."""
+    """Smallest factor, 0.5 to 2; below 1, objects look smaller and the window covers more land."""
     high: float = 1.25
     """Largest factor, 0.5 to 2; halving and doubling are equally likely."""
 
@@ -65,7 +61,7 @@ class ElasticSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastSpec:
-    """Another contrast, the same for all bands."""
+    """Change of contrast, the same for all bands."""
 
     probability: float = 1.0
     """Share of windows that are changed, 0 to 1."""
@@ -78,7 +74,7 @@ class ContrastSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class BrightnessSpec:
-    """Another brightness, the same for all bands."""
+    """Change of brightness, the same for all bands."""
 
     probability: float = 1.0
     """Share of windows that are changed, 0 to 1."""
@@ -91,7 +87,7 @@ class BrightnessSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class BandGainSpec:
-    """Another contrast and brightness of each band: another sensor, sun or haze."""
+    """Change of contrast and brightness of each band, as by another sensor, sun or haze."""
 
     probability: float = 0.0
     """Share of windows that are changed, 0 to 1."""
@@ -106,7 +102,7 @@ class BandGainSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class GammaSpec:
-    """Darker or brighter middle tones; each band keeps its darkest and its brightest value in the window."""
+    """Gamma correction: darker or brighter middle tones; each band keeps its minimum and maximum in the window."""
 
     probability: float = 0.0
     """Share of windows that are changed, 0 to 1."""
@@ -127,7 +123,7 @@ class BlurSpec:
     probability: float = 0.0
     """Share of windows that are blurred, 0 to 1."""
     sigma_px: float = 1.5
-    """The deviation of the Gaussian is drawn evenly from 0 to this, 0 to 5 pixels."""
+    """The standard deviation of the Gaussian is drawn uniformly from 0 to this, 0 to 5 pixels."""
 
     def __post_init__(self) -> None:
         check_range(self, probability=(0, 1), sigma_px=(0, 5))
@@ -140,7 +136,7 @@ class NoiseSpec:
     probability: float = 0.0
     """Share of windows that get noise, 0 to 1."""
     deviation: float = 0.1
-    """The deviation of the noise is drawn evenly from 0 to this, 0 to 1 (in standard deviations of the input)."""
+    """The noise's deviation is drawn uniformly from 0 to this, 0 to 1 (in standard deviations of the input)."""
 
     def __post_init__(self) -> None:
         check_range(self, probability=(0, 1), deviation=(0, 1))
@@ -150,11 +146,11 @@ class NoiseSpec:
 class CutoutSpec:
     """Squares of the input set to 0, the mean of standardised data (DeVries & Taylor 2017).
 
-    Their pixels still count: what lies there must be told from its surroundings.
+    Their pixels still count in the loss: the network must infer them from their surroundings.
     """
 
     probability: float = 0.0
-    """Share of windows that lose squares, 0 to 1."""
+    """Share of windows with squares set to 0, 0 to 1."""
     share: float = 0.25
     """Side of a square as a share of the window's side, 0 to 1; it may reach past the window, as in the paper."""
     count: int = 1
@@ -171,32 +167,32 @@ def _check_order(low: float, high: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSpec:
-    """Random changes of each training window."""
+    """Random augmentation of training windows."""
 
     flips: float = 0.5
-    """Share of windows that are mirrored left-right, 0 to 1."""
+    """Share of windows that are flipped left-right, 0 to 1."""
     turns: float = 0.75
     """Share of windows turned by 90, 180 or 270 degrees, 0 to 1; at 0.75 all four orientations are equally common."""
     rotation: RotationSpec = field(default_factory=RotationSpec)
-    """Free rotation; off."""
+    """Rotation by any angle; off by default."""
     scaling: ScalingSpec = field(default_factory=ScalingSpec)
-    """Larger and smaller; off."""
+    """Scaling; off by default."""
     elastic: ElasticSpec = field(default_factory=ElasticSpec)
-    """Smooth deformation; off."""
+    """Elastic deformation; off by default."""
     contrast: ContrastSpec = field(default_factory=ContrastSpec)
-    """Contrast of all bands; always."""
+    """Contrast of all bands; on by default."""
     brightness: BrightnessSpec = field(default_factory=BrightnessSpec)
-    """Brightness of all bands; always."""
+    """Brightness of all bands; on by default."""
     band_gain: BandGainSpec = field(default_factory=BandGainSpec)
-    """Contrast and brightness of each band; off."""
+    """Contrast and brightness of each band; off by default."""
     gamma: GammaSpec = field(default_factory=GammaSpec)
-    """Middle tones; off."""
+    """Gamma correction; off by default."""
     blur: BlurSpec = field(default_factory=BlurSpec)
-    """Gaussian blur; off."""
+    """Gaussian blur; off by default."""
     noise: NoiseSpec = field(default_factory=NoiseSpec)
-    """Gaussian noise; off."""
+    """Gaussian noise; off by default."""
     cutout: CutoutSpec = field(default_factory=CutoutSpec)
-    """Squares of 0; off."""
+    """Cutout; off by default."""
 
     def __post_init__(self) -> None:
         check_range(self, flips=(0, 1), turns=(0, 1))

@@ -1,4 +1,4 @@
-"""Settings of the data of a training: splits, samples and normalization."""
+"""Settings of training data: split, samples and normalization."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Literal, get_args
 from pipeline.errors import SettingsError
 
 MIN_BLOCK_SIZE = 16
-"""Side in pixels below which no block size is proposed."""
+"""Side in pixels of the smallest block size that an error message proposes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSpec:
-    """Which part of the data validates, and which only tests."""
+    """Which part of the data is held out for validation, and which for the test."""
 
     kind: Literal["auto", "scenes", "blocks"] = "auto"
     """`scenes`: whole scenes are held out; `blocks`: blocks inside them; `auto`: scenes when some are named or there
     are at least 10, otherwise blocks."""
     validation: tuple[str, ...] = ()
-    """Scenes kept for validation: stems, paths, or a text file ending in .txt with one of them on each line."""
+    """Scenes held out for validation: stems, paths, or a text file ending in .txt with one scene per line."""
     test: tuple[str, ...] = ()
-    """Scenes kept for the test, likewise. When validation scenes are named, only named scenes are tested on."""
+    """Scenes held out for the test, likewise. When validation scenes are named, only named scenes are in the test."""
     validation_share: float = 0.1
     """Share of scenes or blocks drawn for validation when none is named; above 0 and at most 0.5."""
     test_share: float = 0.1
     """Share of scenes or blocks drawn for the test when no scene is named; 0 (no test) to 0.5."""
     block_size: int = 512
-    """Side in pixels of held-out blocks, at least 1; a few times the tile, or few training windows fit between."""
+    """Side in pixels of held-out blocks, at least 1; a few times the tile size, or few training windows fit between."""
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
@@ -48,17 +48,17 @@ class SplitSpec:
 
     @property
     def parts(self) -> int:
-        """Parts that are drawn: training, validation and perhaps a test."""
+        """Number of parts: training, validation and, with a `test_share`, the test."""
         return 3 if self.test_share else 2
 
 
 Balance = Literal["area", "scenes"]
-"""How a scene is chosen for a window: by what it has to offer, or each as often."""
+"""How a scene is drawn for a window: in proportion to its pixels, or uniformly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplesSpec:
-    """Which windows of the scenes are seen, and how many."""
+    """Size, number and choice of the training windows."""
 
     tile_size: int = 256
     """Side in pixels of the network input while training; must fit the network's stride."""
@@ -67,17 +67,17 @@ class SamplesSpec:
     windows_per_epoch: int = 512
     """Random windows between two validations, at least 1; rounded up to whole batches."""
     labelled_share: float = 0.5
-    """Share of windows that must hold an object, 0 to 1, each class as often; the others hold any labelled pixel."""
+    """Share of windows that contain an object, 0 to 1, each class equally often; others contain any labelled pixel."""
     balance: Balance = "area"
-    """`area`: each pixel (of the class, where one is wanted) is as likely in all scenes; `scenes`: each scene is."""
+    """`area`: every pixel (of the class, where one is drawn) is equally likely; `scenes`: every scene is."""
     cache_mb: int = 4096
     """Scenes are kept in memory when all of them fit into this many MiB; otherwise windows are read as needed."""
     threads: int = 2
-    """Threads that prepare batches ahead of the network, at least 1."""
+    """Worker threads that prefetch batches, at least 1."""
 
     def __post_init__(self) -> None:
-        least = {"tile_size": 1, "batch_size": 1, "windows_per_epoch": 1, "threads": 1, "cache_mb": 0}
-        for key, bound in least.items():
+        bounds = {"tile_size": 1, "batch_size": 1, "windows_per_epoch": 1, "threads": 1, "cache_mb": 0}
+        for key, bound in bounds.items():
             if getattr(self, key) < bound:
                 raise SettingsError(f"{key} must be at least {bound}, not {getattr(self, key)}")
         if not 0 <= self.labelled_share <= 1:
@@ -95,7 +95,7 @@ class NormalizationSpec:
     """How raw values become model input; measured on valid training pixels and written into the model card."""
 
     kind: Kind = "standard"
-    """`standard`: mean 0 and deviation 1 per band; `percentile`: two percentiles per band to 0 and 1, clipped there."""
+    """`standard`: mean 0 and deviation 1 per band; `percentile`: two percentiles per band become 0 and 1, clipped."""
     low: float = 2.0
     """Percentile that becomes 0, from 0 and below `high`."""
     high: float = 98.0

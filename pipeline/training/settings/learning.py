@@ -1,4 +1,4 @@
-"""Settings of learning: optimizer, schedule and precision."""
+"""Optimization settings: optimizer, learning rate schedule, stopping rules and precision."""
 
 from __future__ import annotations
 
@@ -21,56 +21,56 @@ TrainPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 CHOICES = {"optimizer": OptimizerName, "schedule": Schedule, "keep": Keep, "precision": TrainPrecision}
-"""Keys that name one of several ways."""
+"""Keys with a fixed list of values."""
 
 
-MEANT_FOR: dict[str, tuple[str, tuple[str, ...]]] = {
+REQUIRED_CHOICES: dict[str, tuple[str, tuple[str, ...]]] = {
     "momentum": ("optimizer", ("sgd",)),
     "drop_factor": ("schedule", ("step", "plateau")),
     "drop_epochs": ("schedule", ("step", "plateau")),
 }
-"""Keys that only some choices of another key have; anywhere else they must stay at their default."""
+"""Keys that have an effect only for some values of another key; otherwise they must keep their default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationSpec:
-    """How the weights are learned."""
+    """How the weights are optimized."""
 
     epochs: int = 50
-    """Most rounds of `windows_per_epoch`, at least 1."""
+    """Largest number of epochs of `windows_per_epoch` windows, at least 1."""
     optimizer: OptimizerName = "adamw"
     """`adamw` (Loshchilov & Hutter 2019), `adam` (Kingma & Ba 2015), or `sgd` with momentum."""
     learning_rate: float = 1e-4
     """Peak step size, above 0 and at most 0.1 (for `sgd` 1)."""
     weight_decay: float = 1e-4
-    """Pull of every weight towards 0, 0 to 1: decoupled for `adamw`, added to the gradient for the others."""
+    """Weight decay, 0 to 1: decoupled for `adamw`, added to the gradient for the others."""
     momentum: float = 0.9
-    """Only `sgd`: share of the former step kept in the next, 0 to below 1."""
+    """Only `sgd`: share of the previous step kept in the next, 0 to below 1."""
     schedule: Schedule = "cosine"
     """`cosine` falls to 0 over all epochs, `step` drops every `drop_epochs`, `plateau` when validation stalls."""
     warmup_epochs: float = 1.0
     """Epochs over which the rate rises linearly to its peak, at least 0; at most half of `epochs` is used."""
     drop_factor: float = 0.1
-    """`step` and `plateau`: what the rate is multiplied by at a drop, above 0 and below 1."""
+    """`step` and `plateau`: factor of the rate at each drop, above 0 and below 1."""
     drop_epochs: int = 10
     """`step`: epochs between drops; `plateau`: epochs without a better validation IoU until a drop; at least 1."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to this norm, at least 0; 0 = never."""
+    """Gradients with a larger norm are scaled down to this norm, at least 0; 0 = no clipping."""
     accumulate: int = 1
-    """Batches per optimizer step, at least 1: the step follows the gradient of the mean of their losses."""
+    """Batches per optimizer step, at least 1: the step uses the gradient of the mean of their losses."""
     ema_decay: float = 0.0
-    """Share of the averaged weights kept at each step, 0 to below 1 (0.99 to 0.9999 is usual); 0 = no averaging."""
+    """Decay of the moving average of the weights, 0 to below 1 (0.99 to 0.9999 is usual); 0 = no averaging."""
     keep: Keep = "best"
-    """Whose weights are kept: the epoch of the best validation IoU, or the last, whatever its score: where few scenes
-    validate, their best epoch is a matter of luck, and a cosine ends where the weights have settled."""
+    """Which epoch's weights are kept: `best` validation IoU, or the `last` epoch. With few validation scenes the best
+    epoch is partly chance, and a cosine schedule ends with settled weights."""
     patience: int = 15
     """Epochs without a better validation IoU after which training stops; 0 = never."""
     max_minutes: float | None = None
-    """Training ends with the epoch in which this much time has passed; None = no limit (a limit makes runs differ)."""
+    """Training ends with the epoch in which this much time has passed; None = no limit (with one, runs can differ)."""
     save_minutes: float = 5.0
-    """Most minutes of work that a kill can cost inside an epoch, at least 0; 0 = the state is saved at every step."""
+    """Minutes of work inside an epoch that a kill can lose, at least 0; 0 = the state is saved at every step."""
     precision: TrainPrecision = "auto"
-    """Arithmetic of the network; `auto` takes bfloat16 where the device computes it natively; float16 needs CUDA."""
+    """Number format of the network; `auto`: bfloat16 where the device supports it natively; float16 needs CUDA."""
     device: str = "auto"
     """`auto` (CUDA when there is one), `cpu`, `cuda` or `cuda:N`."""
 
@@ -100,10 +100,10 @@ class OptimizationSpec:
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in get_args(allowed):
                 raise SettingsError(f"{key} must be one of {', '.join(get_args(allowed))}, not {getattr(self, key)!r}")
-        for key, default in ((each.name, each.default) for each in fields(self) if each.name in MEANT_FOR):
-            chooser, having = MEANT_FOR[key]
-            if getattr(self, key) != default and getattr(self, chooser) not in having:
+        for key, default in ((each.name, each.default) for each in fields(self) if each.name in REQUIRED_CHOICES):
+            chooser, allowing = REQUIRED_CHOICES[key]
+            if getattr(self, key) != default and getattr(self, chooser) not in allowing:
                 raise SettingsError(
-                    f"{key} means nothing to {chooser} {getattr(self, chooser)}, only to {' and '.join(having)}; "
+                    f"{key} has no effect with {chooser} {getattr(self, chooser)}, only with {' and '.join(allowing)}; "
                     f"leave it at {default} or choose another {chooser}"
                 )

@@ -1,4 +1,4 @@
-"""Settings of the loss."""
+"""Loss settings: weighted terms, class weights and the constants of each term."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Balance = Literal["equal", "balanced"]
 
 
 TERMS = ("bce", "cross_entropy", "dice", "focal", "tversky", "focal_tversky", "lovasz")
-"""What a loss can be made of."""
+"""The available terms of a loss."""
 
 
 USED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -27,23 +27,23 @@ USED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "label_smoothing": ("bce", "cross_entropy"),
     }
 )
-"""The terms that read a key; a key that none of the chosen terms reads must keep its default."""
+"""The terms that use a key; a key that none of the chosen terms uses must keep its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSpec:
-    """What is minimised: `sum of weight * term`."""
+    """The loss to minimise: `sum of weight * term`."""
 
     terms: dict[str, float] = field(default_factory=lambda: {"bce": 1.0, "dice": 1.0})
-    """Weight per term, each at least 0 and one above; `bce` of exclusive classes is their cross-entropy."""
+    """Weight per term, each at least 0 and one above 0; `bce` of exclusive classes is their cross-entropy."""
     class_weights: tuple[float, ...] | Balance = "equal"
-    """What a pixel of each class weighs (one of none: 1), above 0; or `equal`, or `balanced` by measured shares."""
+    """Weight of a pixel of each class (1 for no class), above 0; or `equal`, or `balanced` by measured shares."""
     label_smoothing: float = 0.0
-    """Share of certainty taken from the labels in `bce` and `cross_entropy`, 0 to 0.5."""
+    """Label smoothing in `bce` and `cross_entropy`, 0 to 0.5."""
     focal_gamma: float = 2.0
-    """How strongly focal loss plays down easy pixels, 0 to 5; 0 is cross-entropy."""
+    """How strongly focal loss reduces the weight of easy pixels, 0 to 5; 0 is cross-entropy."""
     focal_alpha: float | None = 0.25
-    """Weight of true pixels in focal loss, 1 minus it that of the others, in 0..1; None: none. Independent classes."""
+    """Weight of the class's pixels in focal loss, 0 to 1; others get 1 minus it; None = no weights. Only `sigmoid`."""
     tversky_alpha: float = 0.3
     """Weight of false positives, 0 to 1."""
     tversky_beta: float = 0.7

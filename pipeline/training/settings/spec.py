@@ -1,4 +1,4 @@
-"""The settings of training: one section per module, put together here."""
+"""Training settings (`TrainSpec`): all sections in one dataclass."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
-    """Everything that can be set about training."""
+    """All settings of a training run."""
 
     classes: tuple[str, ...] = ("object",)
     """Names of the classes; without a `class_map`, mask value `k` is class `k`, counted from 1."""
     activation: Activation = "sigmoid"
     """`sigmoid`: classes are independent and may overlap; `softmax`: one class or the background wins."""
     class_field: str | None = None
-    """Attribute of vector labels that tells the class; None = every polygon is of the only class."""
+    """Attribute of vector labels that holds the class; None = every polygon is of the only class."""
     class_map: dict[str, str] = field(default_factory=dict)
     """Label value of attribute or mask, as text, -> class name, `none` or `unlabelled`; empty: see `classes`."""
     labelled_area: str | None = None
-    """Polygon file of the land that was looked at; outside of it nothing is counted. None = everywhere."""
+    """Polygon file of the land that was labelled; pixels outside do not count. None = everywhere."""
     bands: tuple[str, ...] = ()
     """Bands to use, by name, in this order; empty = all bands of the first scene but alpha."""
     resolution_m: float | None = None
-    """Ground pixel side in true metres that all scenes are brought to; None = as they are, when they agree."""
+    """Ground pixel side in true metres to which all scenes are resampled; None = no resampling, if they agree."""
     seed: int = 0
-    """Of every random choice; the same seed gives the same checkpoint on the same CPU."""
+    """Seed of every random choice; the same seed gives the same checkpoint on the same CPU."""
     reading: ReadingSpec = field(default_factory=ReadingSpec)
     """How scenes are read."""
     split: SplitSpec = field(default_factory=SplitSpec)
-    """What is held out."""
+    """Held-out data."""
     network: NetworkSpec = field(default_factory=NetworkSpec)
     """The network."""
     samples: SamplesSpec = field(default_factory=SamplesSpec)
-    """The windows."""
+    """Training windows."""
     normalization: NormalizationSpec = field(default_factory=NormalizationSpec)
-    """How their pixels become model input."""
+    """Normalization of the model input."""
     augment: AugmentSpec = field(default_factory=AugmentSpec)
-    """Their random changes."""
+    """Random augmentation."""
     loss: LossSpec = field(default_factory=LossSpec)
-    """What is minimised."""
+    """The loss."""
     learning: OptimizationSpec = field(default_factory=OptimizationSpec)
-    """How it is minimised."""
+    """Optimizer, schedule and stopping rules."""
     leaves: ArtifactsSpec = field(default_factory=ArtifactsSpec)
-    """What the run leaves beside its checkpoint."""
+    """Artifacts written next to the checkpoint."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What each plane of the network's output means: the classes, after the background where they are exclusive."""
+        """Names of the network's output planes: the classes, preceded by the background where they are exclusive."""
         return (BACKGROUND, *self.classes) if self.activation == "softmax" else self.classes
 
     def __post_init__(self) -> None:
@@ -80,13 +80,11 @@ class TrainSpec:
             raise SettingsError(f"classes must be 1 to {MAX_CLASSES} different names, not {self.classes}")
         taken = sorted({NONE, UNLABELLED_WORD, BACKGROUND} & set(self.classes))
         if taken:
+            raise SettingsError(f"classes must not be named {', '.join(taken)}: these words are reserved")
+        unknown = sorted(set(self.class_map.values()) - {*self.classes, NONE, UNLABELLED_WORD})
+        if unknown:
             raise SettingsError(
-                f"classes must not be named {', '.join(taken)}: these words have a meaning of their own"
-            )
-        strange = sorted(set(self.class_map.values()) - {*self.classes, NONE, UNLABELLED_WORD})
-        if strange:
-            raise SettingsError(
-                f"class_map leads to {', '.join(strange)}, which is not among classes {list(self.classes)}, "
+                f"class_map leads to {', '.join(unknown)}, which is not among classes {list(self.classes)}, "
                 f"{NONE} and {UNLABELLED_WORD}"
             )
         weights = self.loss.class_weights

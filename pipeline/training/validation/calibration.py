@@ -1,4 +1,4 @@
-"""Calibration: one temperature that makes probabilities mean what they say, and the diagram that shows it."""
+"""Temperature scaling and reliability diagram: calibration of predicted probabilities."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pipeline.model import Activation
 from pipeline.training.data.reservoir import LogitSample
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
-"""Temperatures outside are not believed: a sample that asks for them is all right or all wrong."""
+"""Bounds of the temperature: only a sample that is all right or all wrong would lead outside."""
 MAX_LOGIT = math.log(0.99 / 0.01)
-"""A threshold further out leaves fewer than three of a mosaic's 255 levels beyond it."""
+"""Logit of the largest threshold; a higher one leaves fewer than three of a mosaic's 255 levels above it."""
 BINS = 15
 """Bins of equal width of the reliability diagram, as in Guo et al. (2017)."""
 ROUNDING = 2.0**-21
 """Relative error of a float32 probability, four of its steps."""
 STEP_BELOW_ONE = 2.0**-24
-"""Distance below 1 of the largest float32 that is less."""
+"""Distance from 1 to the next smaller float32."""
 TOLERANCE = 1e-6
 """Relative step at which the search for the temperature ends."""
 MAX_STEPS = 60
@@ -30,12 +30,12 @@ MAX_STEPS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """How often predictions of a confidence are right (Guo et al. 2017, section 2)."""
+    """Reliability diagram: share of correct predictions per confidence bin (Guo et al. 2017, section 2)."""
 
     confidence: NDArray[np.float64]
     """`(15,)`: mean confidence in each bin, 0..1; NaN where the bin is empty."""
     accuracy: NDArray[np.float64]
-    """`(15,)`: share that is right in each bin, 0..1; NaN where the bin is empty."""
+    """`(15,)`: share of correct predictions in each bin, 0..1; NaN where the bin is empty."""
     count: NDArray[np.int64]
     """`(15,)`: predictions in each bin; bin m holds confidences in `(m / 15, (m + 1) / 15]`, the first also 0."""
 
@@ -55,9 +55,9 @@ class Reliability:
 def fit_temperature(sample: LogitSample, activation: Activation) -> float:
     """The temperature T whose probabilities `activation(logits / T)` have the least cross-entropy on a sample.
 
-    Temperature scaling (Guo et al. 2017, section 4.2): one number for all classes, above 1 where the network was too
-    sure. It never changes which class is likeliest. The cross-entropy is convex in `1 / T`, so Newton's method, kept
-    inside a shrinking bracket, finds its only minimum. 1 when nothing was sampled or no temperature matters.
+    Temperature scaling (Guo et al. 2017, section 4.2): one number for all classes, above 1 for an overconfident
+    network. It never changes which class is likeliest. The cross-entropy is convex in `1 / T`, so Newton's method,
+    kept inside a shrinking bracket, finds its only minimum. 1 when the sample is empty or every temperature is equal.
     """
     low, high, inverse = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, 1.0
     if abs(_slope(sample, activation, inverse)[0]) < 1e-12:
@@ -77,9 +77,9 @@ def fit_temperature(sample: LogitSample, activation: Activation) -> float:
 
 
 def reliability(sample: LogitSample, activation: Activation, temperature: float = 1.0) -> Reliability:
-    """Reliability at a temperature.
+    """Reliability diagram at a temperature.
 
-    Independent classes: the confidence is the probability of the class, "right" means the pixel is of it, all
+    Independent classes: the confidence is the probability of the class, correct means the pixel is of it, all
     classes pooled (`sample.output(k)` gives one). Exclusive classes: the confidence is that of the likeliest class.
     """
     logits, target = _valid_pairs(sample, activation)
@@ -103,15 +103,15 @@ def bin_of(confidence: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
 
 
 def resolvable_temperature(temperature: float, threshold: float) -> float:
-    """The temperature nearest to a fitted one at which mosaics of bytes still tell the threshold's two sides apart.
+    """The temperature nearest to a fitted one at which mosaics of bytes still separate the two sides of the threshold.
 
-    A network that is too unsure gets a temperature below 1, which can push a high threshold beyond the last byte: the
-    mosaic would then decide otherwise than validation did. Decisions are worth more than calibration, so the scaled
-    threshold stays within 0.01 to 0.99: `abs(logit(threshold)) / T <= logit(0.99)`.
+    An underconfident network gets a temperature below 1, which can push a high threshold beyond the last byte: the
+    mosaic would then classify differently from validation. Classification has priority over calibration, so the
+    scaled threshold stays within 0.01 to 0.99: `abs(logit(threshold)) / T <= logit(0.99)`.
 
     Args:
         temperature: as fitted.
-        threshold: of bare probabilities, above 0 and below 1.
+        threshold: of uncalibrated probabilities, above 0 and below 1.
 
     >>> resolvable_temperature(0.3, 0.6), round(resolvable_temperature(0.3, 0.97), 3)
     (0.3, 0.756)
@@ -120,18 +120,18 @@ def resolvable_temperature(temperature: float, threshold: float) -> float:
 
 
 def scaled_threshold(threshold: float, temperature: float) -> float:
-    """The threshold of calibrated probabilities that decides as `threshold` does of bare ones.
+    """The threshold of calibrated probabilities that is equivalent to `threshold` of uncalibrated ones.
 
     `sigmoid(z / T) >= sigmoid(logit(t) / T)  <=>  sigmoid(z) >= t`: calibration never changes the order, so the best
-    threshold is the best one still. Float32 probabilities are rounded, before and after, so the threshold is taken a
-    few of their steps lower: a pixel exactly on it stays of the class. 0.5, at which a temperature turns, is exact.
+    threshold stays the best. Float32 probabilities are rounded, before and after, so the threshold is lowered by a
+    few of their steps: a pixel exactly at it stays in the class. 0.5, which no temperature changes, is exact.
 
     Args:
         threshold: above 0 and below 1.
         temperature: above 0.
 
     Returns:
-        Above 0 and below 1, also where the probability would be rounded to either.
+        Above 0 and below 1, also where the probability would be rounded to 0 or 1.
 
     >>> scaled_threshold(0.5, 3.0), scaled_threshold(0.3, 1.0), round(scaled_threshold(0.8, 2.0), 4)
     (0.5, 0.3, 0.6667)
@@ -159,7 +159,7 @@ def _slope(sample: LogitSample, activation: Activation, inverse: float) -> tuple
 
 
 def _valid_pairs(sample: LogitSample, activation: Activation) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Logits and truth of what counts: `(n,)` decisions of independent classes, `(n, outputs)` of exclusive ones."""
+    """Logits and target where valid: `(n,)` decisions of independent classes, `(n, outputs)` of exclusive ones."""
     which = sample.valid if activation == "sigmoid" else sample.valid[:, 0]
     return sample.logits[which], sample.target[which]
 

@@ -1,7 +1,7 @@
-"""Pixel metrics from one pass over predictions and truth: counts first, ratios last.
+"""Pixel metrics (IoU, precision, recall, F1, accuracy) from confusion counts.
 
-Independent classes are counted one by one; of exclusive ones the whole matrix of confusions is kept, from which
-the same counts follow.
+Independent classes are counted one by one; of exclusive ones the whole confusion matrix is kept, from which the same
+counts follow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RATIOS = ("iou", "precision", "recall", "f1", "accuracy")
-"""Metrics per class, in the order in which they are told."""
+"""Metrics per class, in the order of records and tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class Confusion:
     matrix: NDArray[np.int64] | None = None
     """`(classes, classes)` of exclusive classes: pixels of row's class taken for column's; None if independent."""
     background: bool = False
-    """True: the first class is the absence of all others and has no part in means."""
+    """True: the first class is the absence of all others and is excluded from means."""
 
     @classmethod
     def zero(cls, classes: int, *, exclusive: bool = False, background: bool = False) -> Confusion:
-        """Nothing counted yet."""
+        """The confusion of no pixels."""
         if exclusive:
             return cls.of_matrix(np.zeros((classes, classes), np.int64), background=background)
         nothing = np.zeros(classes, np.int64)

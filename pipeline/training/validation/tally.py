@@ -1,4 +1,4 @@
-"""One pass over validation: confusions at every threshold, cross-entropy and a sample, in constant memory."""
+"""Validation counts: confusion at every threshold, cross-entropy and a logit sample in one pass and constant memory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ BINS = 1024
 
 
 class ValidationCounts:
-    """Counts batches of logits and truth; ask when all are added.
+    """Accumulates batches of logits and targets; read the results after the last one.
 
-    Independent classes: a histogram of probabilities per class and truth, whose cumulative sums are the counts at
+    Independent classes: a histogram of probabilities per class and label, whose cumulative sums are the counts at
     every threshold that is a multiple of 1/1024. Exclusive classes: the confusion matrix of the likeliest class.
     """
 
@@ -35,7 +35,7 @@ class ValidationCounts:
 
     @torch.no_grad()
     def add(self, logits: Tensor, target: Tensor, valid: Tensor) -> None:
-        """Count one batch, all `(N, outputs, H, W)` and on one device: any float type, 0/1 where counted, bool."""
+        """Add one batch, all `(N, outputs, H, W)` and on one device: any float type, 0/1 where valid, bool."""
         logits = logits.contiguous().float()
         self._reservoir.add(logits, target, valid)
         if self.activation == "softmax":
@@ -46,31 +46,31 @@ class ValidationCounts:
 
     @property
     def best_threshold(self) -> float:
-        """The threshold of the highest mean IoU over the classes that truly occur, above 0 and below 1.
+        """The threshold with the highest mean IoU over the classes that occur in the labels, above 0 and below 1.
 
-        Of equals the nearest to 0.5; 0.5 when no class occurs, or for exclusive classes.
+        Ties go to the one nearest to 0.5; 0.5 when no class occurs, and for exclusive classes.
         """
         if self.activation == "softmax":
             return 0.5
-        found, true = self._found_and_true()
+        found, true = self._predicted_and_labelled()
         occurring = true[:, 1, 0] > 0
         if not occurring.any():
             return 0.5
-        hits, alarms, total = found[occurring, 1], found[occurring, 0], true[occurring, 1]
-        mean = (hits / (total + alarms)).mean(axis=0)[1:BINS]
+        true_positives, false_positives, total = found[occurring, 1], found[occurring, 0], true[occurring, 1]
+        mean = (true_positives / (total + false_positives)).mean(axis=0)[1:BINS]
         steps = np.arange(1, BINS)
         best = steps[mean >= mean.max() - 1e-12]
         return float(best[np.argmin(np.abs(best - BINS / 2))] / BINS)
 
     def confusion(self, threshold: float | None = None) -> Confusion:
-        """The counts when `probability >= threshold` decides, by default `best_threshold`.
+        """The confusion of `probability >= threshold`, by default at `best_threshold`.
 
-        The threshold is taken to the nearest multiple of 1/1024. Exclusive classes are decided by the likeliest.
+        The threshold is rounded to a multiple of 1/1024. For exclusive classes the likeliest one is predicted.
         """
         if self.activation == "softmax":
             count = len(self.outputs)
             return Confusion.of_matrix(self._counts.reshape(count, count).copy(), background=True)
-        found, true = self._found_and_true()
+        found, true = self._predicted_and_labelled()
         at = round((self.best_threshold if threshold is None else threshold) * BINS)
         return Confusion(
             true_positive=found[:, 1, at],
@@ -81,19 +81,19 @@ class ValidationCounts:
 
     @property
     def bce(self) -> float:
-        """Mean binary cross-entropy over counted pixels and classes; of exclusive classes their cross-entropy.
+        """Mean binary cross-entropy over valid pixels and classes; of exclusive classes their cross-entropy.
 
-        In nats, without class weights or smoothing, summed in float64; NaN when nothing was counted.
+        In nats, without class weights or smoothing, summed in float64; NaN when no pixel was valid.
         """
         return self._entropy / self._decisions if self._decisions else float("nan")
 
     @property
     def sample(self) -> LogitSample:
-        """At most 500,000 pixels, drawn evenly from all that count; the same for the same seed and batches."""
+        """At most 500,000 pixels, drawn uniformly from all valid ones; the same for the same seed and batches."""
         return self._reservoir.sample
 
     def _add_class(self, k: int, logits: Tensor, target: Tensor, valid: Tensor) -> None:
-        """Histogram of `(N, H, W)` probabilities; what does not count falls into a bin of its own, which is dropped."""
+        """Add a histogram of `(N, H, W)` probabilities; invalid pixels fall into an extra bin, which is dropped."""
         label = target > 0
         bins = (logits.sigmoid() * BINS).int().clamp_(0, BINS - 1) + label * BINS
         bins.masked_fill_(~valid, 2 * BINS)
@@ -103,7 +103,7 @@ class ValidationCounts:
         self._add_entropy(losses, valid)
 
     def _add_exclusive(self, logits: Tensor, target: Tensor, valid: Tensor) -> None:
-        """Matrix of true and likeliest outputs of `(N, outputs, H, W)`; of equally likely ones the first."""
+        """Add the matrix of true and likeliest outputs of `(N, outputs, H, W)`; ties go to the first."""
         count = len(self.outputs)
         true, found = _first_largest(target), _first_largest(logits)
         pairs = (true * count + found).masked_fill_(~valid, count * count)
@@ -114,8 +114,8 @@ class ValidationCounts:
         self._entropy += float(torch.where(valid, losses, 0).sum(dtype=torch.float64))
         self._decisions += int(valid.sum())
 
-    def _found_and_true(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Pixels per class, truth (0, 1) and bin: those with `p >= bin / 1024` (bins 0 to 1024), and all of them."""
+    def _predicted_and_labelled(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pixels per class, label (0, 1) and bin: those with `p >= bin / 1024` (bins 0 to 1024), and all of them."""
         histogram = self._counts.reshape(len(self.outputs), 2, BINS)
         found = np.zeros((len(self.outputs), 2, BINS + 1), np.int64)
         found[:, :, :BINS] = histogram[:, :, ::-1].cumsum(axis=2)[:, :, ::-1]
