@@ -92,7 +92,7 @@ def test_labels_that_cannot_be_used_say_why(town: Town, tmp_path: Path) -> None:
         read_polygons(town.labels, ("pool",), "kind")
     with pytest.raises(LabelError, match="with 2 classes, class_field must name"):
         read_polygons(town.labels, ("pool", "roof"))
-    with pytest.raises(LabelError, match=r"class_map says .* but class_field names no attribute.*has kind, geometry"):
+    with pytest.raises(LabelError, match=r"class_map gives .* but class_field names no attribute.*has kind, geometry"):
         read_polygons(town.labels, ("roof",), None, {"roof": "roof"})
     geopandas.GeoDataFrame(geometry=town.frame.centroid).to_file(tmp_path / "points.gpkg")
     with pytest.raises(LabelError, match=r"points\.gpkg: holds no polygon: none of its 18 features has an area"):
@@ -189,7 +189,7 @@ def test_nothing_counts_outside_the_labelled_area(town: Town, tmp_path: Path) ->
     looked = [shapely.box(10, 20, 50, 60), shapely.box(40, 50, 90, 90).difference(shapely.box(60, 60, 70, 70))]
     geopandas.GeoDataFrame(geometry=place(looked)).to_crs(4326).to_file(tmp_path / "area.geojson")
     scene = describe_scene(town.image)
-    area = LabelledArea(tmp_path / "area.geojson").on(scene)
+    area = LabelledArea(tmp_path / "area.geojson").polygons_touching(scene)
     inside = np.zeros((96, 96), bool)
     inside[20:60, 10:50] = inside[50:90, 40:90] = True
     inside[60:70, 60:70] = False
@@ -208,7 +208,7 @@ def test_a_labelled_area_lets_scenes_be_empty_and_leaves_out_those_that_it_misse
     )
     area = tmp_path / "area.gpkg"
     geopandas.GeoDataFrame(geometry=place([shapely.box(10, 20, 300, 60)])).to_file(area)
-    with pytest.raises(LabelError, match=r"touches the scene .*bare\.tif.* or say with labelled_area"):
+    with pytest.raises(LabelError, match=r"touches the scene .*bare\.tif.* or give the labelled land with labelled_area"):
         open_data([town.image, bare], town.labels, SMALL)
     spec = replace(SMALL, labelled_area=str(area))
     data = open_data([town.image, bare, far], town.labels, spec)
