@@ -208,7 +208,9 @@ def test_a_labelled_area_lets_scenes_be_empty_and_leaves_out_those_that_it_misse
     )
     area = tmp_path / "area.gpkg"
     geopandas.GeoDataFrame(geometry=place([shapely.box(10, 20, 300, 60)])).to_file(area)
-    with pytest.raises(LabelError, match=r"touches the scene .*bare\.tif.* or give the labelled land with labelled_area"):
+    with pytest.raises(
+        LabelError, match=r"touches the scene .*bare\.tif.* or give the labelled land with labelled_area"
+    ):
         open_data([town.image, bare], town.labels, SMALL)
     spec = replace(SMALL, labelled_area=str(area))
     data = open_data([town.image, bare, far], town.labels, spec)

@@ -1,13 +1,14 @@
-"""Invented towns: realistic four-band scenes whose true buildings are known, for the demo, training and tests.
+"""Synthetic scenes: four-band images of generated towns with known buildings, for the demo, training and tests.
 
-plan      districts, streets, lots, fields, river, trees: where things are, in metres
-quarters  kinds of built-up district, as a table
-houses    one building on one lot: footprint, roof faces, height
-looks     reflectances and textures of surfaces
-paint     shapes and looks -> a raster of shape numbers and a table
-light     sun, shadows, clouds, smooth noise
-render    strips of pixels as a sensor would deliver them, and where leaves hide the ground
-town      the whole: `build_town`, `write_town`
+plan            layout in metres: districts, streets, lots, fields, river
+district_types  types of built-up district, as a table
+houses          one building on one lot: footprint, roof planes, height
+materials       reflectances and textures of surfaces
+paint           shapes with materials -> a raster of shape numbers and a table
+scenery         the painted layout, with buildings and trees
+light           sun, shadows, clouds, smooth noise
+render          pixels as a sensor would deliver them, in strips, and where tree crowns cover the ground
+town            the complete scene: `build_town`, `write_town`
 """
 
 import lazy_loader

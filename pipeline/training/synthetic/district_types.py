@@ -1,18 +1,18 @@
-"""Kinds of built-up district: the sizes of their lots and streets, and what stands on them."""
+"""District types: lot and street sizes, surfaces and buildings of each type of built-up district."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.training.synthetic.houses import Form
+from pipeline.training.synthetic.houses import BuildingStyle
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistrictType:
-    """How a kind of built-up district is cut into streets and lots; lengths in metres, ranges (low, high)."""
+    """Streets, lots and buildings of a type of built-up district; lengths in metres, ranges (low, high)."""
 
-    form: Form
-    """What stands on a lot."""
+    style: BuildingStyle
+    """The building of a lot."""
     lot_width: tuple[float, float]
     """Along the street."""
     lot_depth: tuple[float, float]
@@ -20,7 +20,7 @@ class DistrictType:
     street_width: float
     """Carriageway of the local streets."""
     street: str
-    """Their surface, a name in `GROUND`."""
+    """Surface of the local streets, a name in `GROUND`."""
     cross_every: tuple[float, float]
     """Distance between cross streets."""
     yards: tuple[str, ...]
@@ -37,7 +37,7 @@ PITCHED = {"gable": 0.6, "hip": 0.3, "flat": 0.1}
 
 DISTRICT_TYPES: dict[str, DistrictType] = {
     "houses": DistrictType(
-        form=Form(
+        style=BuildingStyle(
             shapes={"bar": 0.5, "L": 0.32, "T": 0.18},
             roofs=PITCHED,
             materials=("red tiles", "brown tiles", "earth tiles", "slate", "bitumen", "dull metal", "red tiles"),
@@ -59,7 +59,7 @@ DISTRICT_TYPES: dict[str, DistrictType] = {
         sheds=0.4,
     ),
     "terraces": DistrictType(
-        form=Form(
+        style=BuildingStyle(
             shapes={"bar": 0.8, "L": 0.2},
             roofs={"gable": 0.75, "flat": 0.25},
             materials=("brown tiles", "red tiles", "slate", "bitumen", "gravel roof"),
@@ -80,7 +80,7 @@ DISTRICT_TYPES: dict[str, DistrictType] = {
         trees_per_lot=2.0,
     ),
     "dense": DistrictType(
-        form=Form(
+        style=BuildingStyle(
             shapes={"bar": 0.75, "L": 0.25},
             roofs={"gable": 0.55, "flat": 0.45},
             materials=(
@@ -105,7 +105,7 @@ DISTRICT_TYPES: dict[str, DistrictType] = {
         trees_per_lot=0.35,
     ),
     "blocks": DistrictType(
-        form=Form(
+        style=BuildingStyle(
             shapes={"bar": 0.45, "L": 0.2, "U": 0.2, "court": 0.15},
             roofs={"flat": 0.85, "hip": 0.15},
             materials=("gravel roof", "grey concrete", "white membrane", "bitumen", "planted", "red tiles"),
@@ -126,7 +126,7 @@ DISTRICT_TYPES: dict[str, DistrictType] = {
         trees_per_lot=7.0,
     ),
     "works": DistrictType(
-        form=Form(
+        style=BuildingStyle(
             shapes={"bar": 0.75, "L": 0.25},
             roofs={"flat": 0.5, "saw": 0.5},
             materials=("white membrane", "bright metal", "dull metal", "gravel roof", "bitumen", "green metal"),
@@ -147,9 +147,9 @@ DISTRICT_TYPES: dict[str, DistrictType] = {
         trees_per_lot=1.0,
     ),
 }
-"""Kinds of built-up district."""
+"""The types of built-up district by name."""
 
-SHED = Form(
+SHED = BuildingStyle(
     shapes={"bar": 1.0},
     roofs={"gable": 0.5, "flat": 0.5},
     materials=("dull metal", "brown tiles", "bitumen", "grey concrete"),

@@ -1,4 +1,4 @@
-"""One building on one lot: rectangles make the footprint, roof planes catch the light, height casts the shadow."""
+"""Synthetic buildings: footprint from rectangles, lit roof planes, and a shadow from the height."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.training.synthetic.materials import ROOFS, Material
 
 Points = NDArray[np.float64]
 Box = tuple[float, float, float, float]
-"""`(left, front, right, back)` in metres, in a house's own axes."""
+"""`(left, front, right, back)` in metres, in the lot's own axes."""
 Plane = tuple[list[tuple[float, float]], tuple[float, float], float]
 """Corners, downslope unit vector (zero: flat) and pitch of a roof plane, in a house's own axes."""
 
@@ -57,13 +57,13 @@ class Lot:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Form:
-    """How buildings of a kind of district are drawn."""
+class BuildingStyle:
+    """Distributions of shape, size and roof of the buildings of a district type."""
 
     shapes: dict[str, float]
-    """Ground plans and their odds: bar, L, T, U, court."""
+    """Ground plans and their relative frequencies: bar, L, T, U, court."""
     roofs: dict[str, float]
-    """Roof forms and their odds: gable, hip, flat, saw."""
+    """Roof forms and their relative frequencies: gable, hip, flat, saw."""
     materials: tuple[str, ...]
     """Names in `ROOFS`, equally likely."""
     width: tuple[float, float]
@@ -75,44 +75,46 @@ class Form:
     setback: tuple[float, float]
     """Range of distances from the street front, metres."""
     gap: float
-    """Least distance to the other borders of the lot, metres."""
+    """Minimum distance to the other borders of the lot, metres."""
     turn: float
     """Standard deviation of the rotation against the street, radians."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Building:
-    """A building as it stands."""
+    """One building in scene coordinates."""
 
     footprint: shapely.Polygon
-    """Outline of the roof, the truth, in metres east and south."""
+    """Outline of the roof, which is the reference label, in metres east and south."""
     shadow: shapely.Geometry
-    """Where it keeps the sun from the ground; includes the footprint."""
+    """Area in its shadow; includes the footprint."""
     planes: list[tuple[shapely.Polygon, Material]] = field(default_factory=list)
-    """Roof planes and details in painting order, lit."""
+    """Roof planes and details in painting order, with their illuminated materials."""
 
 
-def build(lot: Lot, form: Form, sun: Sun, generator: np.random.Generator) -> Building | None:
-    """A building of this form, or None when the lot is too small for the form's least size."""
-    turn = float(np.clip(generator.normal(0, form.turn), -0.15, 0.15))
-    setback = generator.uniform(*form.setback)
-    width, depth = _fitting(lot, form, turn, setback, generator)
-    if width < 0.8 * form.width[0] or depth < 0.8 * form.depth[0]:
+def build(lot: Lot, style: BuildingStyle, sun: Sun, generator: np.random.Generator) -> Building | None:
+    """A building of this style, or None when the lot is too small for the style's smallest size."""
+    turn = float(np.clip(generator.normal(0, style.turn), -0.15, 0.15))
+    setback = generator.uniform(*style.setback)
+    width, depth = _fitting(lot, style, turn, setback, generator)
+    if width < 0.8 * style.width[0] or depth < 0.8 * style.depth[0]:
         return None
-    boxes = _boxes(_pick(form.shapes, generator), width, depth, generator)
-    slack = lot.width - 2 * form.gap - width * math.cos(turn) - depth * abs(math.sin(turn))
+    boxes = _boxes(_pick(style.shapes, generator), width, depth, generator)
+    slack = lot.width - 2 * style.gap - width * math.cos(turn) - depth * abs(math.sin(turn))
     centre = (lot.width / 2 + generator.uniform(-0.5, 0.5) * max(slack, 0.0), setback + depth / 2)
     at = replace(lot, corner=tuple(lot.place([centre])[0].tolist()), angle=lot.angle + turn)
-    return _raise(at, boxes, form, sun, generator)
+    return _raise(at, boxes, style, sun, generator)
 
 
-def _fitting(lot: Lot, form: Form, turn: float, setback: float, generator: np.random.Generator) -> tuple[float, float]:
-    """Drawn width and depth, shrunk until the turned rectangle stays inside the lot's gaps."""
-    width, depth = generator.uniform(*form.width), generator.uniform(*form.depth)
+def _fitting(
+    lot: Lot, style: BuildingStyle, turn: float, setback: float, generator: np.random.Generator
+) -> tuple[float, float]:
+    """Random width and depth, reduced until the rotated rectangle keeps the lot's gaps."""
+    width, depth = generator.uniform(*style.width), generator.uniform(*style.depth)
     spill = abs(math.sin(turn))
-    room_x, room_y = lot.width - 2 * form.gap, lot.depth - setback - form.gap
-    width = min(width, room_x - spill * depth)
-    depth = min(depth, room_y - spill * width)
+    space_x, space_y = lot.width - 2 * style.gap, lot.depth - setback - style.gap
+    width = min(width, space_x - spill * depth)
+    depth = min(depth, space_y - spill * width)
     return width, depth
 
 
@@ -143,15 +145,17 @@ def _boxes(shape: str, width: float, depth: float, generator: np.random.Generato
     return [(left, front, right, front + thick), (left, back - thick, right, back), *arms[1:]]
 
 
-def _raise(at: Lot, boxes: list[Box], form: Form, sun: Sun, generator: np.random.Generator) -> Building:
-    """The building on its ground plan: outline, shadow, planes and details."""
-    roof = _pick(form.roofs, generator)
-    material = ROOFS[form.materials[int(generator.integers(len(form.materials)))]].varied(generator, 0.12)
-    height = generator.uniform(*form.height)
+def _raise(at: Lot, boxes: list[Box], style: BuildingStyle, sun: Sun, generator: np.random.Generator) -> Building:
+    """The building on its ground plan: footprint, shadow, roof planes and details."""
+    roof = _pick(style.roofs, generator)
+    material = ROOFS[style.materials[int(generator.integers(len(style.materials)))]].varied(generator, 0.12)
+    height = generator.uniform(*style.height)
     parts = [at.box(box) for box in boxes]
     footprint = shapely.union_all(parts) if len(parts) > 1 else parts[0]
-    fall = sun.shadow(height)
-    swept = [shapely.convex_hull(shapely.union(part, shapely.transform(part, lambda xy: xy + fall))) for part in parts]
+    offset = sun.shadow(height)
+    swept = [
+        shapely.convex_hull(shapely.union(part, shapely.transform(part, lambda xy: xy + offset))) for part in parts
+    ]
     planes = [
         (shapely.Polygon(at.place(corners)), _lit(material, at, downslope, pitch, sun))
         for box in boxes
@@ -162,7 +166,7 @@ def _raise(at: Lot, boxes: list[Box], form: Form, sun: Sun, generator: np.random
 
 
 def _lit(material: Material, at: Lot, downslope: tuple[float, float], pitch: float, sun: Sun) -> Material:
-    """The roof's look on one plane: its light, and courses of tiles or sheets along the contour lines."""
+    """The roof's material on one plane: its illumination, and rows of tiles or sheets along the contour lines."""
     direction = np.asarray(downslope) @ at.axes
     lit = material.scaled(sun.brightness((float(direction[0]), float(direction[1])), pitch))
     if not pitch:
@@ -188,7 +192,7 @@ def _flat(box: Box) -> list[Plane]:
 
 
 def _gable(box: Box, pitch: float = 0.5, *, ridge_across: bool | None = None) -> list[Plane]:
-    """Two planes that meet over the middle; the ridge runs along the longer side unless told."""
+    """Two planes that meet over the middle; by default the ridge runs along the longer side."""
     left, front, right, back = box
     if ridge_across is None:
         ridge_across = right - left < back - front
@@ -219,7 +223,7 @@ def _hip(box: Box, pitch: float = 0.45) -> list[Plane]:
 
 
 def _saw(box: Box) -> list[Plane]:
-    """Low gables side by side, as on halls."""
+    """Low gables side by side, as on factory halls."""
     left, front, right, back = box
     bays = max(2, round((right - left) / 9))
     edges = np.linspace(left, right, bays + 1).tolist()
@@ -231,7 +235,7 @@ def _saw(box: Box) -> list[Plane]:
 def _details(
     at: Lot, box: Box, roof: str, material: Material, generator: np.random.Generator
 ) -> Iterator[tuple[shapely.Polygon, Material]]:
-    """Machines on flat roofs, skylights on halls, windows and solar panels on pitched ones."""
+    """Machines on flat roofs, skylights on halls, windows and solar panels on pitched roofs."""
     left, front, right, back = box
     width, depth = right - left, back - front
     dark = Material(dark=(0.05, 0.055, 0.065, 0.07), light=(0.07, 0.075, 0.09, 0.09))

@@ -1,4 +1,4 @@
-"""Sun, slope shading, smooth noise and thin cloud: everything that modulates a surface's own colour."""
+"""Illumination: sun, slope shading, smooth noise and thin cloud."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Metres = NDArray[np.floating]
 """Coordinates along one axis, east or south."""
 
 AMBIENT = 0.3
-"""Share of the light on a flat surface that comes from the sky; it also reaches shadows."""
+"""Share of diffuse skylight in the light on a flat surface; it also reaches shadows."""
 NOISE_CELLS = 256
 """Side of a noise grid; noise repeats after this many cells."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sun:
-    """Where the light comes from."""
+    """Direction of the sunlight."""
 
     azimuth: float
     """Radians clockwise from north."""
@@ -33,12 +33,12 @@ class Sun:
         return math.sin(self.azimuth), -math.cos(self.azimuth)
 
     def shadow(self, height_m: float) -> tuple[float, float]:
-        """Where the shadow of a point at `height_m` falls, `(east, south)` metres from its foot."""
+        """Offset of the shadow of a point at `height_m`, `(east, south)` in metres."""
         length = height_m / math.tan(self.elevation)
         return -self.toward[0] * length, -self.toward[1] * length
 
     def brightness(self, downslope: tuple[float, float], pitch: float) -> float:
-        """Light on a plane that falls towards the unit vector `downslope` by `pitch` radians; flat ground is 1."""
+        """Light on a plane that slopes by `pitch` radians towards the unit vector `downslope`; flat ground is 1."""
         towards_sun = downslope[0] * self.toward[0] + downslope[1] * self.toward[1]
         incidence = math.cos(pitch) * math.sin(self.elevation) + math.sin(pitch) * math.cos(self.elevation) * (
             towards_sun
@@ -50,7 +50,7 @@ class Noise:
     """Smooth seeded noise over the plane, about standard normal: quadratic B-splines on coarse random grids."""
 
     def __init__(self, generator: np.random.Generator, octaves: tuple[tuple[float, float], ...]) -> None:
-        """Take `(cell size in metres, weight)` pairs; weights are scaled to unit variance."""
+        """`octaves` are `(cell size in metres, weight)`; weights are scaled to unit variance."""
         norm = math.sqrt(sum(weight**2 for _, weight in octaves)) * 0.55  # 0.55: variance lost to the spline
         self._octaves = [
             (cell, generator.standard_normal((NOISE_CELLS, NOISE_CELLS), dtype=np.float32) * np.float32(weight / norm))

@@ -1,7 +1,7 @@
-"""Reflectances and textures of surfaces: what grass, asphalt and roof tiles look like in four bands.
+"""Surface materials: reflectances and textures of ground, crops, roofs, cars and tree crowns in four bands.
 
-Colours are reflectances `(red, green, blue, near infrared)` in 0..1, typical of the literature's spectral
-libraries and tuned by eye. Several roofs are deliberately close to soil, gravel or asphalt.
+Colours are reflectances `(red, green, blue, near infrared)` in 0..1, typical of spectral libraries in the literature
+and tuned by eye. Several roofs are deliberately close to soil, gravel or asphalt.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ Colour = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Material:
-    """Surface colour and texture; noise moves the colour between `dark` and `light`."""
+    """Surface colour and texture; smooth noise varies the colour between `dark` and `light`."""
 
     dark: Colour
     """Reflectance where the smooth noise is low."""
     light: Colour
     """Reflectance where the smooth noise is high."""
     contrast: float = 0.35
-    """How far one standard deviation of the noise moves from the middle towards an end, 0..1."""
+    """Shift of the colour per standard deviation of the noise, as a share of the range, 0..1."""
     grain: float = 0.03
-    """Standard deviation of pixel to pixel variation, relative."""
+    """Relative standard deviation of white noise per pixel."""
     stripe_m: float = 0.0
     """Period of parallel stripes in metres; 0 = none."""
     stripe_angle: float = 0.0
@@ -33,7 +33,7 @@ class Material:
     """Amplitude of the stripes, relative."""
 
     def varied(self, generator: np.random.Generator, spread: float = 0.1) -> Material:
-        """The same surface elsewhere: brightness and tint drawn anew, `spread` relative."""
+        """A random variant of the material: brightness and tint changed by about `spread`, relative."""
         gain = np.exp(generator.normal(0, spread) + generator.normal(0, spread / 3, 4))
         return self.scaled(gain)
 

@@ -1,4 +1,4 @@
-"""Shapes in metres, painted over each other: a raster of shape numbers and a table of their looks."""
+"""Rasterization of overlapping shapes: a raster of shape numbers, and a table of their materials."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ PIXEL_M = 0.5
 """Ground size of a pixel."""
 Cover = Literal["ground", "building", "road", "water", "tree", "car"]
 COVERS: tuple[Cover, ...] = get_args(Cover)
-"""What a pixel of a town can be; the position is its value in `Town.cover`."""
+"""Land cover classes of a pixel; the position is the value in `Town.cover`."""
 
 
 @dataclass(kw_only=True)
 class Painting:
-    """Shapes with looks in painting order; shape number 0 is the ground below all of them."""
+    """Shapes with materials in painting order; shape number 0 is the ground below all shapes."""
 
     ground: Material
-    """The look where nothing is painted."""
+    """The material where no shape is painted."""
     shapes: list[shapely.Geometry] = field(default_factory=list)
     """Polygons in metres east and south of the scene's upper left corner."""
     materials: list[Material] = field(default_factory=list)
-    """The look of each shape."""
+    """The material of each shape."""
     covers: list[Cover] = field(default_factory=list)
-    """What each shape is."""
+    """The land cover of each shape."""
 
     def add(self, shape: shapely.Geometry, material: Material, cover: Cover = "ground") -> None:
-        """Paint one shape over everything so far; an empty one leaves no trace."""
+        """Paint one shape over the previous ones; an empty shape is ignored."""
         if not shape.is_empty:
             self.shapes.append(shape)
             self.materials.append(material)
@@ -44,16 +44,16 @@ class Painting:
     def extend(
         self, shapes: Iterable[shapely.Geometry], materials: Sequence[Material], cover: Cover = "ground"
     ) -> None:
-        """Paint several shapes, one look each."""
+        """Paint several shapes, each with its own material."""
         for shape, material in zip(shapes, materials, strict=True):
             self.add(shape, material, cover)
 
     def cover_values(self) -> NDArray[np.uint8]:
-        """The place in `COVERS` of what each shape is, by shape number; 0 is ground."""
+        """The index in `COVERS` of each shape, by shape number; number 0 is the ground."""
         return np.array([0, *(COVERS.index(cover) for cover in self.covers)], np.uint8)
 
     def table(self) -> Table:
-        """The looks as arrays, indexed by shape number."""
+        """The materials as arrays, indexed by shape number."""
         materials = [self.ground, *self.materials]
         dark = np.array([material.dark for material in materials], np.float32)
         light = np.array([material.light for material in materials], np.float32)
@@ -72,16 +72,16 @@ class Painting:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Looks as arrays; the first axis is the shape number."""
+    """Materials as arrays; the first axis is the shape number."""
 
     dark: NDArray[np.float32]
     """Dark colour, `(n, 4)`."""
     span: NDArray[np.float32]
     """Light minus dark colour, `(n, 4)`."""
     contrast: NDArray[np.float32]
-    """Movement of the colour per standard deviation of noise, `(n,)`."""
+    """Shift of the colour per standard deviation of the noise, `(n,)`."""
     grain: NDArray[np.float32]
-    """Relative pixel variation, `(n,)`."""
+    """Relative deviation of the white noise per pixel, `(n,)`."""
     stripe_depth: NDArray[np.float32]
     """Relative amplitude of stripes, `(n,)`."""
     wave_x: NDArray[np.float32]
@@ -99,7 +99,7 @@ def burn(
         shapes: polygons in metres east and south of the upper left corner.
         height: rows.
         width: columns.
-        values: the number of each shape, when not its position + 1.
+        values: the number of each shape; by default its position + 1.
 
     Returns:
         int32 of shape `(height, width)`.

@@ -1,4 +1,4 @@
-"""Where things are: districts, streets, lots, fields, a river, in metres east and south of the upper left corner."""
+"""Layout of a town: districts, streets, lots, fields and a river, in metres east and south of the upper left corner."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KINDS: dict[str, float] = {
     "woods": 0.06,
     "park": 0.05,
 }
-"""Kinds of district and their odds."""
+"""Kinds of district and their relative frequencies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class District:
     kind: str
     """A key of `KINDS`."""
     area: shapely.Polygon
-    """Its land between the middle lines of the main roads, metres."""
+    """Its land between the centre lines of the main roads, metres."""
     angle: float
     """Direction of its streets or rows, radians from east towards south."""
 
@@ -49,15 +49,15 @@ class Streets:
     """The streets and lots of one district."""
 
     lines: shapely.Geometry
-    """Middle lines of local streets, up to the main roads."""
+    """Centre lines of local streets, up to the main roads."""
     free: shapely.Geometry
-    """Land that may be built on: off the main roads and the river."""
+    """Buildable land: outside the main roads and the river."""
     lots: tuple[Lot, ...]
-    """Lots whose middle lies in `free`; parts of them may not."""
+    """Lots whose centre lies in `free`; parts of them may lie outside."""
 
 
 def plan_districts(generator: np.random.Generator, height_m: float, width_m: float) -> tuple[District, ...]:
-    """Cells around jittered centres; together they cover the scene, and the middle one has houses."""
+    """Voronoi cells of jittered centres; they cover the scene, and the middle one has houses."""
     rows, cols = (math.ceil(side / DISTRICT_M) + 2 for side in (height_m, width_m))
     ys, xs = np.mgrid[-1 : rows - 1, -1 : cols - 1] + 0.5
     centres = np.stack([xs.ravel(), ys.ravel()], axis=1) + generator.uniform(-0.38, 0.38, (rows * cols, 2))
@@ -77,7 +77,7 @@ def plan_districts(generator: np.random.Generator, height_m: float, width_m: flo
 
 
 def _warp(generator: np.random.Generator) -> Callable[[shapely.Polygon], shapely.Polygon]:
-    """A gentle bending of the plane, the same for all cells: straight borders become winding roads."""
+    """A smooth deformation of the plane, the same for all cells: straight borders become winding roads."""
     phase = generator.uniform(0, 2 * math.pi, 4)
 
     def bend(xy: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -90,7 +90,7 @@ def _warp(generator: np.random.Generator) -> Callable[[shapely.Polygon], shapely
 
 
 def plan_river(generator: np.random.Generator, height_m: float, width_m: float) -> shapely.Polygon:
-    """A winding river that crosses the scene somewhere; scenes with a side under 300 m have none."""
+    """A winding river across the scene; empty for scenes with a side under 300 m."""
     if min(height_m, width_m) < 300:
         return shapely.Polygon()
     side = max(height_m, width_m)
@@ -106,11 +106,11 @@ def plan_river(generator: np.random.Generator, height_m: float, width_m: float) 
 
 
 def plan_streets(district: District, banks: shapely.Geometry, generator: np.random.Generator) -> Streets:
-    """Cut a built-up district into streets and lots, in a frame turned with its streets.
+    """Divide a built-up district into streets and lots, in a frame rotated with its streets.
 
     Args:
         district: one whose kind is in `DISTRICT_TYPES`.
-        banks: the river with its banks, which stays free.
+        banks: the river with its banks, which is not built on.
         generator: draws the sizes.
     """
     district_type = DISTRICT_TYPES[district.kind]
@@ -148,7 +148,7 @@ def _walk(start: float, stop: float, step: tuple[float, float], generator: np.ra
 def _row_of_lots(
     district_type: DistrictType, crossings: list[float], first: Lot, generator: np.random.Generator
 ) -> Iterator[Lot]:
-    """Lots like `first`, side by side between cross streets in the turned frame, with widths drawn."""
+    """Lots like `first`, side by side between cross streets in the rotated frame, with random widths."""
     clear = district_type.street_width / 2 + 2
     for start, stop in pairwise(crossings):
         x = start + clear
@@ -169,7 +169,7 @@ def _turn(lot: Lot, angle: float, pivot: shapely.Point) -> Lot:
 
 
 def plan_parcels(district: District, generator: np.random.Generator) -> tuple[shapely.Polygon, ...]:
-    """Fields of a farming district: strips in rows, a track's width apart."""
+    """Fields of a farming district: rows of strips with a track between them."""
     pivot = district.area.centroid
     left, top, right, bottom = rotate(district.area, -district.angle, origin=pivot, use_radians=True).bounds
     boxes = []

@@ -1,4 +1,4 @@
-"""Strips of pixels as a sensor would deliver them: surfaces, shadows, trees, cloud, blur, noise."""
+"""Rendering of pixels as a sensor would deliver them: surfaces, shadows, trees, cloud, blur, noise."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from pipeline.training.synthetic.paint import PIXEL_M, Table, burn
 from pipeline.training.synthetic.scenery import Scenery, Trees
 
 STRIP_ROWS = 256
-"""Rows rendered at once; also the unit of the noise seeds, so never change it lightly."""
+"""Rows rendered at a time; the noise is seeded per strip, so another value changes the pixels."""
 HALO = 1
-"""Rows around a strip that its blur needs."""
+"""Rows around a strip that the blur needs."""
 SHADE = np.array([0.28, 0.33, 0.42, 0.24], np.float32)
-"""Light that is left in a full shadow, per band: the sky is blue."""
+"""Relative light in a full shadow, per band: skylight is blue."""
 PATH = np.array([0.012, 0.019, 0.030, 0.005], np.float32)
-"""Reflectance that the air adds, per band."""
+"""Path radiance: reflectance that the atmosphere adds, per band."""
 CLOUD_WHITE = np.array([0.60, 0.61, 0.63, 0.58], np.float32)
 """Reflectance of dense cloud, per band."""
 CLOUD_HEIGHT_M = 190.0
 """Height of the cloud above the ground."""
 POINT_SPREAD = (0.22, 0.56, 0.22)
-"""The optics: a separable kernel, sigma about 0.66 px."""
+"""Point spread of the optics: a separable kernel, sigma about 0.66 px."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sky:
-    """The light of one scene and the noise that textures it."""
+    """Illumination of one scene, and the noise of its textures."""
 
     sun: Sun
     """Direction of the light."""
     cloud: Cloud
     """Thin cloud."""
     texture: Noise
-    """Moves surface colours between dark and light."""
+    """Varies surface colours between dark and light."""
     broad: Noise
-    """Slow change of brightness over the scene."""
+    """Low-frequency variation of brightness over the scene."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """What is where, per pixel; all `(height, width)`."""
+    """Raster layers of a scene, each `(height, width)`."""
 
     ids: NDArray[np.int32]
     """Shape number in the painting."""
@@ -55,42 +55,42 @@ class Layers:
     shadow: NDArray[np.bool_]
     """True in the shadow of a building or a tree."""
     table: Table
-    """Looks by shape number."""
+    """Materials by shape number."""
     trees: Trees
     """The trees."""
 
 
 def draw_sky(generator: np.random.Generator, sun: Sun, cloud: Cloud) -> Sky:
-    """Draw the noises of a scene."""
+    """Draw the noise fields of a scene."""
     texture = Noise(generator, ((120.0, 0.5), (28.0, 0.8), (7.0, 0.8), (1.8, 0.6)))
     return Sky(sun=sun, cloud=cloud, texture=texture, broad=Noise(generator, ((500.0, 1.0),)))
 
 
 def layer(scenery: Scenery, sun: Sun) -> Layers:
-    """Burn crowns and shadows beside the painting."""
+    """Rasterize crowns and shadows in addition to the painting."""
     height, width = scenery.ids.shape
     trees = scenery.trees
     crowns = shapely.buffer(shapely.points(trees[:, :2]), trees[:, 2] * 1.1, quad_segs=3)
-    falls = [sun.shadow(1.2 * radius) for radius in trees[:, 2]]
-    cast = shapely.buffer(shapely.points(trees[:, :2] + np.array(falls).reshape(-1, 2)), trees[:, 2], quad_segs=2)
-    below = burn([building.shadow for building in scenery.buildings], height, width) > 0
-    below &= scenery.ids < scenery.first_roof
-    below |= burn(list(cast), height, width) > 0
+    offsets = [sun.shadow(1.2 * radius) for radius in trees[:, 2]]
+    cast = shapely.buffer(shapely.points(trees[:, :2] + np.array(offsets).reshape(-1, 2)), trees[:, 2], quad_segs=2)
+    shadow = burn([building.shadow for building in scenery.buildings], height, width) > 0
+    shadow &= scenery.ids < scenery.first_roof
+    shadow |= burn(list(cast), height, width) > 0
     return Layers(
         ids=scenery.ids,
         crowns=burn(list(crowns), height, width),
-        shadow=below,
+        shadow=shadow,
         table=scenery.painting.table(),
         trees=trees,
     )
 
 
 def render(layers: Layers, sky: Sky, seed: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-    """All pixels, and which of them show leaves.
+    """All pixels, and which of them show a tree crown.
 
     Returns:
         `10000 * reflectance` plus noise, at least 1, uint16 of shape `(4, height, width)`; and
-        `(height, width)`, True where a crown covers what is below it.
+        `(height, width)`, True where a crown covers the ground.
     """
     height, width = layers.ids.shape
     pixels = np.empty((4, height, width), np.uint16)
@@ -109,7 +109,7 @@ def render(layers: Layers, sky: Sky, seed: int) -> tuple[NDArray[np.uint16], NDA
 def _strip(
     layers: Layers, sky: Sky, rows: NDArray[np.intp], generator: np.random.Generator
 ) -> tuple[list[Floats], NDArray[np.bool_]]:
-    """Reflectance of some rows at the top of the air, one array per band; and where crowns are."""
+    """Top-of-atmosphere reflectance of some rows, one array per band; and which pixels show a crown."""
     ys, xs = (rows + 0.5) * PIXEL_M, (np.arange(layers.ids.shape[1]) + 0.5) * PIXEL_M
     ids, table = layers.ids[rows], layers.table
     texture = sky.texture.at(ys, xs)
@@ -135,7 +135,7 @@ def _strip(
 
 
 def _texture(table: Table, ids: NDArray[np.int32], white: Floats, ys: Metres, xs: Metres) -> Floats:
-    """Relative brightness around 1: grain everywhere, stripes where a look has them."""
+    """Relative brightness around 1: grain everywhere, stripes where the material has them."""
     texture = 1 + table.grain[ids] * white
     striped = np.nonzero(table.stripe_depth[ids])
     which = ids[striped]
@@ -150,7 +150,7 @@ def _texture(table: Table, ids: NDArray[np.int32], white: Floats, ys: Metres, xs
 def _crowns(
     layers: Layers, sun: Sun, rows: NDArray[np.intp], texture: Floats, white: Floats
 ) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], Floats, NDArray[np.intp]]:
-    """Pixels covered by ragged, round crowns, `(rows, cols)`, with the light and the species of each."""
+    """Pixels covered by round, ragged crowns, `(rows, cols)`, with the light and the species of each."""
     at_row, at_col = np.nonzero(layers.crowns[rows])
     tree = layers.trees[layers.crowns[rows[at_row], at_col] - 1].astype(np.float32)
     dx = ((at_col + 0.5) * PIXEL_M - tree[:, 0]) / tree[:, 2]
@@ -167,7 +167,7 @@ def _crowns(
 
 
 def _cloud(sky: Sky, ys: Metres, xs: Metres) -> tuple[Floats, Floats]:
-    """Opacity above each pixel, and how much of the sun the cloud takes from it, both 0..1."""
+    """Opacity of the cloud above each pixel, and the share of sunlight that the cloud blocks there, both 0..1."""
     east, south = sky.sun.shadow(CLOUD_HEIGHT_M)
     opacity = sky.cloud.opacity(ys, xs)
     dimming = np.clip(1.1 * sky.cloud.opacity(ys - south, xs - east), 0, 0.75)
@@ -175,7 +175,7 @@ def _cloud(sky: Sky, ys: Metres, xs: Metres) -> tuple[Floats, Floats]:
 
 
 def _blur(reflectance: Floats) -> Floats:
-    """The optics' point spread; loses `HALO` rows at top and bottom, repeats the edge columns."""
+    """Apply the point spread; removes `HALO` rows at top and bottom, repeats the edge columns."""
     side, middle, _ = POINT_SPREAD
     rows = side * (reflectance[:-2] + reflectance[2:]) + middle * reflectance[1:-1]
     wide = np.pad(rows, ((0, 0), (1, 1)), mode="edge")
@@ -184,7 +184,7 @@ def _blur(reflectance: Floats) -> Floats:
 
 
 def _expose(reflectance: Floats, generator: np.random.Generator) -> NDArray[np.uint16]:
-    """Digital numbers with read-out and photon noise."""
+    """Digital numbers with read noise and photon noise."""
     signal = np.clip(reflectance * 10_000, 0, 60_000)
     noise = generator.standard_normal(signal.shape, dtype=np.float32)
     signal += noise * np.sqrt(14.0**2 + 0.7 * signal)

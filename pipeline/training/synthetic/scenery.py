@@ -1,4 +1,4 @@
-"""The plan made visible: fills a painting with ground, streets, lots, cars and roofs, and plants the trees."""
+"""Scene content: paint ground, streets, lots, cars and roofs of a layout, and place the trees."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.training.synthetic.plan import (
 )
 
 BASES = {"fields": "dirt road", "woods": "forest floor", "park": "lawn", "dense": "soil", "works": "dry grass"}
-"""What lies under everything else in a kind of district; meadow where not named."""
+"""Ground material of a kind of district; meadow where not named."""
 TREES_PER_M2 = {"woods": 0.035, "park": 0.003, "fields": 0.00012}
 """Mean number of free-standing trees."""
 
@@ -36,7 +36,7 @@ Trees = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Scenery:
-    """Everything that stands or lies in a scene."""
+    """Surfaces, buildings and trees of a scene."""
 
     painting: Painting
     """Ground and roofs, in painting order."""
@@ -45,13 +45,13 @@ class Scenery:
     ids: NDArray[np.int32]
     """Shape number of each pixel, `(height, width)`."""
     buildings: tuple[Building, ...]
-    """All buildings, also those outside the frame."""
+    """All buildings, including those outside the frame."""
     trees: Trees
     """All trees, small ones first."""
 
 
 def populate(generator: np.random.Generator, sun: Sun, height: int, width: int) -> Scenery:
-    """Plan and paint a scene of `height` x `width` pixels."""
+    """Lay out and paint a scene of `height` x `width` pixels."""
     height_m, width_m = height * PIXEL_M, width * PIXEL_M
     districts = plan_districts(generator, height_m, width_m)
     river = plan_river(generator, height_m, width_m)
@@ -116,7 +116,7 @@ def _paint_lots(painting: Painting, district: District, plan: Streets, generator
 
 
 def _patch(lot: Lot, sizes: tuple[float, float], generator: np.random.Generator) -> shapely.Polygon:
-    """A small rectangle somewhere in the back half of the lot."""
+    """A small rectangle at a random position in the back half of the lot."""
     width, depth = generator.uniform(*sizes, 2)
     x, y = generator.uniform(0, max(lot.width - width, 0.1)), generator.uniform(0.3 * lot.depth, 0.98 * lot.depth)
     return lot.box((x, y, min(x + width, lot.width), min(y + depth, lot.depth)))
@@ -131,7 +131,7 @@ def _in_lot(lot: Lot, mean: float, generator: np.random.Generator) -> Trees:
 
 
 def _plant(area: shapely.Geometry, per_m2: float, kind: str, generator: np.random.Generator) -> Trees:
-    """Trees all over an area; the crowns of a wood are larger and of fewer kinds."""
+    """Trees at random positions in an area; crowns of a wood are larger."""
     if area.is_empty:
         return np.empty((0, 4))
     left, top, right, bottom = area.bounds
@@ -146,7 +146,7 @@ def _plant(area: shapely.Geometry, per_m2: float, kind: str, generator: np.rando
 
 
 def _keep_rooted(trees: Trees, ids: NDArray[np.int32], first_hard: int) -> Trees:
-    """Trees whose foot is not in water, on a road or under a roof, the small ones first."""
+    """Trees that do not stand in water, on a road or under a roof, sorted by size, the small ones first."""
     rows, cols = (trees[:, 1] // PIXEL_M).astype(int), (trees[:, 0] // PIXEL_M).astype(int)
     height, width = ids.shape
     near = (rows > -20) & (rows < height + 20) & (cols > -20) & (cols < width + 20)
@@ -185,7 +185,7 @@ def _paint_streets(
 
 
 def _dashes(line: shapely.LineString) -> tuple[list[shapely.Polygon], list[Material]]:
-    """The broken middle line: 4 m painted, 8 m not."""
+    """The dashed centre line: 4 m painted, 8 m not."""
     starts = np.arange(2, max(line.length - 6, 2), 12.0)
     ends = shapely.line_interpolate_point(line, starts + 4)
     strokes = shapely.linestrings(
@@ -200,7 +200,7 @@ def _dashes(line: shapely.LineString) -> tuple[list[shapely.Polygon], list[Mater
 def _cars(
     lines: shapely.Geometry, every_m: float, generator: np.random.Generator
 ) -> tuple[list[shapely.Polygon], list[Material]]:
-    """Cars to the right of the middle of the lines, one per `every_m` on average."""
+    """Cars to the right of the lines, one per `every_m` on average."""
     boxes: list[shapely.Polygon] = []
     for line in shapely.get_parts(lines):
         if not isinstance(line, shapely.LineString):
@@ -219,7 +219,7 @@ def _cars(
 def _paint_buildings(
     painting: Painting, streets: Sequence[tuple[District, Streets]], sun: Sun, generator: np.random.Generator
 ) -> tuple[Building, ...]:
-    """Put up what fits on the free land and paint the roofs, which come last."""
+    """Place the buildings that fit on the free land, and paint their roofs last."""
     buildings: list[Building] = []
     for district, plan in streets:
         shapely.prepare(plan.free)
@@ -236,8 +236,8 @@ def _paint_buildings(
 def _build_on_lot(
     lot: Lot, district_type: DistrictType, sun: Sun, generator: np.random.Generator
 ) -> Iterator[Building]:
-    """The building of a lot and, at its back border, sometimes a shed that keeps two metres off."""
-    house = build(lot, district_type.form, sun, generator)
+    """The building of a lot and, at its back border, sometimes a shed at least two metres away."""
+    house = build(lot, district_type.style, sun, generator)
     if house is None:
         return
     yield house

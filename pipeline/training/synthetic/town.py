@@ -1,4 +1,4 @@
-"""A whole invented town: its pixels, its grid and its true buildings."""
+"""Synthetic town: pixels, grid, reference buildings and land cover of one generated scene."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from pipeline.training.synthetic.scenery import populate
 BANDS = ("red", "green", "blue", "nir")
 """Band descriptions of a town, in order."""
 NODATA = 0
-"""Pixel value outside the slanted border."""
+"""Pixel value outside the valid area."""
 COVER_NODATA = 255
-"""Cover value there."""
+"""Land cover value outside the valid area."""
 MIN_SIDE = 256
 """Smallest height and width in pixels."""
 MIN_AREA_M2 = 4.0
-"""Pieces of buildings smaller than this are not left at the border of the valid area."""
+"""Parts of buildings cut off at the border of the valid area are dropped when smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Town:
-    """An invented scene with its truth."""
+    """A synthetic scene with its reference labels."""
 
     seed: int
-    """What it was drawn from: the same seed and size give the same bytes."""
+    """Seed of the generator: the same seed and size give the same bytes."""
     grid: RasterGrid
     """Half a metre per pixel in UTM zone 33 north."""
     pixels: NDArray[np.uint16]
@@ -51,7 +51,7 @@ class Town:
     buildings: tuple[shapely.Polygon, ...]
     """Outlines of all roofs in CRS coordinates, cut off at the border of the valid area; they do not overlap."""
     cover: NDArray[np.uint8]
-    """What a pixel's centre shows from above, `(height, width)`: a position in `COVERS`; 255 = nodata."""
+    """Land cover at each pixel's centre, `(height, width)`: an index in `COVERS`; 255 = nodata."""
 
     def mask(self) -> NDArray[np.uint8]:
         """1 where a pixel's centre lies in a building, 0 elsewhere, `(height, width)`."""
@@ -62,7 +62,7 @@ class Town:
         return mask
 
     def write(self, path: Path) -> None:
-        """Write the pixels as a Cloud-Optimized GeoTIFF with overviews; the file appears whole or not at all."""
+        """Write the pixels atomically as a Cloud-Optimized GeoTIFF with overviews."""
         options = {
             "driver": "COG",
             "compress": "ZSTD",
@@ -72,8 +72,8 @@ class Town:
             "overview_resampling": "average",
             "num_threads": "ALL_CPUS",
         }
-        form = self._profile(count=len(BANDS), dtype="uint16", nodata=NODATA)
-        with atomic_path(path) as partial, rasterio.open(partial, "w", **form, **options) as dataset:
+        profile = self._profile(count=len(BANDS), dtype="uint16", nodata=NODATA)
+        with atomic_path(path) as partial, rasterio.open(partial, "w", **profile, **options) as dataset:
             dataset.write(self.pixels)
             dataset.descriptions = BANDS
             dataset.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.undefined]
@@ -94,23 +94,23 @@ class Town:
         atomic_write(path, json.dumps(collection))
 
     def write_cover(self, path: Path) -> None:
-        """Write `cover` as a GeoTIFF on the scene's grid, nodata 255; the file appears whole or not at all."""
-        form = self._profile(count=1, dtype="uint8", nodata=COVER_NODATA)
+        """Write `cover` atomically as a GeoTIFF on the scene's grid, nodata 255."""
+        profile = self._profile(count=1, dtype="uint8", nodata=COVER_NODATA)
         options = {"driver": "GTiff", "compress": "ZSTD", "tiled": True}
-        with atomic_path(path) as partial, rasterio.open(partial, "w", **form, **options) as file:
+        with atomic_path(path) as partial, rasterio.open(partial, "w", **profile, **options) as file:
             file.write(self.cover, 1)
 
     def _profile(self, *, count: int, dtype: str, nodata: int) -> dict[str, Any]:
-        """Of a raster on the town's grid."""
+        """Creation options of a raster on the town's grid."""
         grid = self.grid
-        place = {"crs": grid.crs, "transform": grid.transform, "height": grid.height, "width": grid.width}
-        return place | {"count": count, "dtype": dtype, "nodata": nodata}
+        georeference = {"crs": grid.crs, "transform": grid.transform, "height": grid.height, "width": grid.width}
+        return georeference | {"count": count, "dtype": dtype, "nodata": nodata}
 
 
 def build_town(seed: int, height: int = 4096, width: int = 4096) -> Town:
-    """Invent a town.
+    """Generate a town.
 
-    Roofs, streets, fields, trees, water, consistent shadows, thin cloud, blur, noise and a slanted
+    It has roofs, streets, fields, trees, water, consistent shadows, thin cloud, blur, noise and a slanted
     border without data.
 
     Args:
@@ -142,14 +142,14 @@ def build_town(seed: int, height: int = 4096, width: int = 4096) -> Town:
 
 
 def write_town(path: Path, seed: int, height: int = 4096, width: int = 4096) -> Town:
-    """Invent a town and write its scene; see `build_town` and `Town.write`."""
+    """Generate a town and write its scene; see `build_town` and `Town.write`."""
     town = build_town(seed, height, width)
     town.write(path)
     return town
 
 
 def _valid_area(generator: np.random.Generator, height: int, width: int) -> shapely.Polygon:
-    """The valid area: the frame, inset and turned by a few degrees, as after orthorectification."""
+    """The valid area: the frame, inset and rotated by a few degrees, as after orthorectification."""
     height_m, width_m = height * PIXEL_M, width * PIXEL_M
     inset = 0.02 * min(height_m, width_m)
     frame = shapely.box(0, 0, width_m, height_m)
@@ -158,7 +158,7 @@ def _valid_area(generator: np.random.Generator, height: int, width: int) -> shap
 
 
 def _grid(generator: np.random.Generator, height: int, width: int) -> RasterGrid:
-    """Somewhere in UTM zone 33 north."""
+    """A grid at a random position in UTM zone 33 north."""
     left, top = generator.integers(300_000, 700_000), generator.integers(4_200_000, 6_500_000)
     transform = Affine(PIXEL_M, 0, float(left), 0, -PIXEL_M, float(top))
     return RasterGrid(crs=CRS.from_epsg(32633), transform=transform, height=height, width=width)
@@ -167,7 +167,7 @@ def _grid(generator: np.random.Generator, height: int, width: int) -> RasterGrid
 def _visible_footprints(
     buildings: tuple[Building, ...], valid_area: shapely.Polygon, grid: RasterGrid
 ) -> tuple[shapely.Polygon, ...]:
-    """Footprints within the valid area, moved from metres below the upper left corner to the CRS."""
+    """Footprints within the valid area, transformed from metres below the upper left corner to the CRS."""
     outlines = shapely.intersection([building.footprint for building in buildings], valid_area)
     parts = shapely.get_parts(outlines)
     kept = parts[(shapely.area(parts) >= MIN_AREA_M2) & (shapely.get_type_id(parts) == 3)]
