@@ -11,7 +11,7 @@ from benchmarks.demo_model import CHECKPOINT
 from benchmarks.trials.records import Options, Table
 from benchmarks.trials.towns import TEST, draw, learn
 from pipeline.config import build_settings
-from pipeline.evaluation import EvaluateSpec, evaluate
+from pipeline.evaluation import EvaluateSpec, EvaluationRequest, evaluate
 from pipeline.model.predictor.ensemble import SYMMETRIES
 from pipeline.model.predictor.protocol import Augment
 
@@ -55,13 +55,13 @@ def _scores(
     images, covers = draw(out.parent / "towns-drawn")
     segment = {"inference": {"augment": augment}, "polygons": {"threshold": threshold}}
     settings = {"segment": segment, "class_map": COVERS, "bootstrap": {"resamples": 0}}
-    report = evaluate(
-        [images / f"town{seed}.tif" for seed in TEST],
-        covers,
-        out / "evaluation" / f"{name}-{augment}".replace(" ", "-"),
+    request = EvaluationRequest(
+        images=[images / f"town{seed}.tif" for seed in TEST],
+        labels=covers,
+        out=out / "evaluation" / f"{name}-{augment}".replace(" ", "-"),
         model=models,
-        spec=build_settings(EvaluateSpec, settings, place="the trial of averages"),
     )
+    report = evaluate(request, build_settings(EvaluateSpec, settings, place="the trial of averages"))
     assert report.overall is not None, "every town has buildings"
     (building,) = report.overall.classes
     scores = {title: building.metrics[metric].value for title, metric in METRICS.items()}

@@ -73,21 +73,13 @@ def evaluate(
     """Compare a model, mosaics or polygons (one of them) with labels: scores with intervals, error maps, a page."""
     from pipeline.cli.progress import progress_bars, scene_progress
     from pipeline.config import load_settings
-    from pipeline.evaluation import EvaluateSpec
-    from pipeline.evaluation import evaluate as evaluate_results
+    from pipeline.evaluation import EvaluateSpec, EvaluationRequest
+    from pipeline.evaluation import evaluate as evaluate_request
 
     spec = load_settings(EvaluateSpec, config, overrides)
+    request = EvaluationRequest(images, labels, out, model=model, mosaics=mosaics, polygons=polygons)
     with progress_bars(console) as bars:
-        report = evaluate_results(
-            images,
-            labels,
-            out,
-            model=model,
-            mosaics=mosaics,
-            polygons=polygons,
-            spec=spec,
-            progress_of=lambda entry: scene_progress(bars, entry.id),
-        )
+        report = evaluate_request(request, spec, progress_of=lambda entry: scene_progress(bars, entry.id))
     _show_evaluation(report)
     say(f"page: {out / 'evaluation.html'}")
     return EXIT_SOME_FAILED if any(scene.reason for scene in report.scenes) else EXIT_DONE

@@ -1,4 +1,5 @@
 from .plan import EvaluationPlan as EvaluationPlan
+from .plan import EvaluationRequest as EvaluationRequest
 from .plan import find_label_files as find_label_files
 from .plan import load_plan_model as load_plan_model
 from .plan import on_plan_devices as on_plan_devices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,27 @@ SCENES = "scenes"
 """Folder of the scenes, in the evaluation's folder."""
 
 
+Paths = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """The inputs of an evaluation: scenes, labels, an output folder, and exactly one kind of prediction."""
+
+    images: Sequence[str | Path]
+    """Scenes: files, folders, globs or addresses."""
+    labels: Paths
+    """As for training: a vector file or mask raster for all scenes, or a folder of them."""
+    out: str | Path
+    """Folder of the evaluation."""
+    model: Paths | None = None
+    """A checkpoint, or several whose probabilities are averaged; every scene is segmented into `out/scenes/<id>/`."""
+    mosaics: str | Path | None = None
+    """The folder of a run, or one `probability.tif`."""
+    polygons: str | Path | None = None
+    """One vector file for all scenes, a folder with one of each scene's stem, or the folder of a run."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
     """Scenes, labels and the predictions to compare; plain data."""
@@ -55,35 +76,26 @@ class EvaluationPlan:
         return self.compared[0]
 
 
-def plan_evaluation(
-    images: Sequence[str | Path],
-    labels: str | Path | Sequence[str | Path],
-    out: str | Path,
-    *,
-    model: str | Path | Sequence[str | Path] | None = None,
-    mosaics: str | Path | None = None,
-    polygons: str | Path | None = None,
-    spec: EvaluateSpec,
-) -> EvaluationPlan:
+def plan_evaluation(request: EvaluationRequest, spec: EvaluateSpec) -> EvaluationPlan:
     """Resolve and check the inputs, before any work.
 
     Raises:
         SettingsError: none or several of model, mosaics and polygons are given, a path is missing, or one
             mosaic is given for several scenes.
     """
-    kind, paths = _resolve_compared({"model": model, "mosaics": mosaics, "polygons": polygons})
-    entries = list_images(images).entries
+    kind, paths = _resolve_compared(request)
+    entries = list_images(request.images).entries
     if kind == "mosaics" and paths[0].is_file() and len(entries) > 1:
         raise SettingsError(
             f"mosaics: {paths[0]} is one mosaic, but {len(entries)} scenes are named; name its scene alone, or the "
             "folder that holds a result for each"
         )
-    out = Path(out)
+    out = Path(request.out)
     if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
         raise SettingsError(f"out: {out} must be a folder, but there is a file; name another")
     return EvaluationPlan(
         entries=entries,
-        labels=tuple(map(Path, [labels] if isinstance(labels, str | Path) else labels)),
+        labels=_paths(request.labels),
         kind=kind,
         compared=paths,
         out=out,
@@ -156,8 +168,13 @@ def open_comparison(plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles
     return Comparison(on_grid, prediction, reference)
 
 
-def _resolve_compared(paths: Mapping[Kind, str | Path | Sequence[str | Path] | None]) -> tuple[Kind, tuple[Path, ...]]:
-    given = [(kind, _paths(path)) for kind, path in paths.items() if path is not None]
+def _resolve_compared(request: EvaluationRequest) -> tuple[Kind, tuple[Path, ...]]:
+    predictions: dict[Kind, Paths | None] = {
+        "model": request.model,
+        "mosaics": request.mosaics,
+        "polygons": request.polygons,
+    }
+    given = [(kind, _paths(paths)) for kind, paths in predictions.items() if paths is not None]
     if len(given) != 1:
         kinds = " and ".join(kind for kind, _ in given) or "none of them"
         raise SettingsError(f"exactly one of model, mosaics and polygons must be given to compare, not {kinds}")
@@ -168,8 +185,8 @@ def _resolve_compared(paths: Mapping[Kind, str | Path | Sequence[str | Path] | N
     return kind, compared
 
 
-def _paths(path: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
-    return (Path(path),) if isinstance(path, str | Path) else tuple(map(Path, path))
+def _paths(paths: Paths) -> tuple[Path, ...]:
+    return (Path(paths),) if isinstance(paths, str | Path) else tuple(map(Path, paths))
 
 
 def _open_prediction(plan: EvaluationPlan, entry: CatalogEntry) -> Prediction:

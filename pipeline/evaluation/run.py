@@ -19,7 +19,6 @@ from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 from pipeline import __version__
 from pipeline.catalog import CatalogEntry
@@ -33,6 +32,7 @@ from pipeline.evaluation.page import write_page
 from pipeline.evaluation.plan import (
     SCENES,
     EvaluationPlan,
+    EvaluationRequest,
     check_labels,
     find_label_files,
     load_plan_model,
@@ -59,14 +59,9 @@ ERRORS, COUNTS = "errors.tif", "counts.npz"
 
 
 def evaluate(
-    images: Sequence[str | Path],
-    labels: str | Path | Sequence[str | Path],
-    out: str | Path,
-    *,
-    model: str | Path | Sequence[str | Path] | None = None,
-    mosaics: str | Path | None = None,
-    polygons: str | Path | None = None,
+    request: EvaluationRequest,
     spec: EvaluateSpec | None = None,
+    *,
     progress_of: Callable[[CatalogEntry], ProgressCallback | None] = lambda _: None,
 ) -> EvaluationReport:
     """Compare a model, mosaics or polygons (exactly one of them) with labels, per scene and over all scenes.
@@ -74,14 +69,8 @@ def evaluate(
     A scene that cannot be evaluated is reported with its reason and does not stop the others.
 
     Args:
-        images: scenes: files, folders, globs or addresses.
-        labels: as for training: a vector file or mask raster for all scenes, or a folder of them.
-        out: folder of the evaluation.
-        model: a checkpoint, or several whose probabilities are averaged; every scene is segmented into
-            `out/scenes/<id>/` first.
-        mosaics: the folder of a run, or one `probability.tif`.
-        polygons: one vector file for all scenes, a folder with one of each scene's stem, or the folder of a run.
-        spec: settings.
+        request: scenes, labels, the output folder, and what is compared.
+        spec: settings; the defaults by default.
         progress_of: returns the progress callback of a scene.
 
     Raises:
@@ -90,9 +79,7 @@ def evaluate(
         ModelError: before any scene, when the checkpoint cannot be used.
         TransientError: the disk refuses.
     """
-    plan = plan_evaluation(
-        images, labels, out, model=model, mosaics=mosaics, polygons=polygons, spec=spec or EvaluateSpec()
-    )
+    plan = plan_evaluation(request, spec or EvaluateSpec())
     files = find_label_files(plan)
     predictor = load_plan_model(plan)
     started, scenes = time.perf_counter(), []

@@ -34,6 +34,7 @@ from pipeline.evaluation.metrics.matching import score_object_curve
 from pipeline.evaluation.metrics.objects import place_objects
 from pipeline.evaluation.metrics.scores import OBJECT_RATIOS, PIXEL_RATIOS, score_counts
 from pipeline.evaluation.page import render_page
+from pipeline.evaluation.plan import EvaluationRequest
 from pipeline.evaluation.records import METRICS, BootstrapSpec, ClassPlanes, EvaluateSpec, EvaluationReport
 from pipeline.evaluation.run import evaluate
 from pipeline.model.card import ModelCard
@@ -90,8 +91,11 @@ class Case:
         frame.to_crs(4326).to_file(self.polygons / f"{name}.geojson")
 
     def evaluate(self, *, labels: Path | None = None, spec: EvaluateSpec = SPEC, **compared: Any) -> EvaluationReport:
+        return evaluate(self.request(labels, **compared), spec)
+
+    def request(self, labels: Path | None = None, **compared: Any) -> EvaluationRequest:
         compared = compared or {"mosaics": self.run}
-        return evaluate(self.images, labels or self.polygons, self.folder / "eval", spec=spec, **compared)
+        return EvaluationRequest(self.images, labels or self.polygons, self.folder / "eval", **compared)
 
 
 @pytest.fixture
@@ -524,7 +528,7 @@ def test_a_window_is_read_the_same_however_it_is_cut(case: Case) -> None:
     from pipeline.evaluation.plan import find_label_files, open_comparison, plan_evaluation
 
     case.add("a", found=SQUARES[2:])
-    plan = plan_evaluation(case.images, case.polygons, case.folder / "eval", mosaics=case.run, spec=SPEC)
+    plan = plan_evaluation(case.request(), SPEC)
     comparison = open_comparison(plan, plan.entries[0], find_label_files(plan))
     whole, _ = comparison.read(Window(0, 0, SIDE, SIDE))
     part, _ = comparison.read(Window(7, 11, 40, 50))
