@@ -23,6 +23,7 @@ from pipeline.evaluation import (
     EvaluateSpec,
     EvaluationPlan,
     EvaluationReport,
+    EvaluationRequest,
     SceneEvaluation,
     aggregate,
     failed_evaluation,
@@ -70,7 +71,8 @@ def evaluate_scenes(
         LabelError: before any scene, when there are no labels.
         ModelError: before any scene, when the checkpoint cannot be used.
     """
-    plan = plan_evaluation(scenes, labels, out, model=model, mosaics=mosaics, polygons=polygons, spec=settings)
+    request = EvaluationRequest(scenes, labels, out, model=model, mosaics=mosaics, polygons=polygons)
+    plan = plan_evaluation(request, settings)
     done = []
     with _hold_devices_of(plan), on_plan_devices(plan) as running:
         files, predictor = find_label_files(plan), load_plan_model(plan)
@@ -92,6 +94,6 @@ def _hold_devices_of(plan: EvaluationPlan) -> AbstractContextManager[None]:
 
 
 if __name__ == "__main__":
-    from flows.ad_hoc_evaluate import command
+    from flows.command_line import evaluate_command
 
-    command(evaluate_scenes)()
+    evaluate_command(evaluate_scenes)()

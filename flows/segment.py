@@ -104,6 +104,6 @@ def apply_overrides(
 
 
 if __name__ == "__main__":
-    from flows.ad_hoc_segment import command
+    from flows.command_line import segment_command
 
-    command(segment_catalog)()
+    segment_command(segment_catalog)()

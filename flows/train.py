@@ -69,6 +69,6 @@ def _row(record: EpochRecord) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from flows.ad_hoc_train import command
+    from flows.command_line import train_command
 
-    command(train_network)()
+    train_command(train_network)()

@@ -35,7 +35,7 @@ import pipeline.inference.region.run
 from benchmarks.prefect_server import ROOT
 from flows import artifacts
 from flows import tasks as flow_tasks
-from flows.ad_hoc_segment import command
+from flows.command_line import segment_command
 from flows.concurrency import run_scenes
 from flows.device_limits import MACHINE, hold_devices
 from flows.hooks import WEBHOOK, notify_end
@@ -55,7 +55,7 @@ from pipeline.run.quarantine import Quarantine
 pytestmark = pytest.mark.usefixtures("ephemeral")
 SETTINGS = {"tiling": {"tile_size": 32, "overlap": 8}, "reading": {"threads": 1}, "inference": {"device": "cpu"}}
 
-from_command_line = command(segment_catalog)
+from_command_line = segment_command(segment_catalog)
 
 
 def test_a_damaged_scene_fails_the_run_and_stops_no_other_scene(

@@ -12,7 +12,7 @@ from support.labelled import SMALL, Town
 
 from flows import tasks as flow_tasks
 from flows import train as flow_train
-from flows.ad_hoc_train import command
+from flows.command_line import train_command
 from flows.train import train_network
 from pipeline.cli import main
 from pipeline.errors import DivergedError, LabelError, SettingsError, TransientError
@@ -21,7 +21,7 @@ from pipeline.training.records import TrainReport
 
 pytestmark = pytest.mark.usefixtures("ephemeral")
 
-from_command_line = command(train_network)
+from_command_line = train_command(train_network)
 
 
 def test_the_flow_trains_what_the_library_trains_and_shows_the_card(town: Town, tmp_path: Path) -> None:
