@@ -24,7 +24,7 @@ from pipeline.inference import Region, RegionJob, RegionResult, TilePlan, choose
 from pipeline.model import ArrayFunction, ModelCard, Predictor
 from pipeline.model.predictor import PrecisionCheck
 from pipeline.scene import Scene
-from pipeline.storage import Exchange
+from pipeline.storage import Exchange, is_missing
 
 Answer = TypeVar("Answer")
 TASK_FOLDER_PREFIX = "scenemill-"
@@ -138,7 +138,7 @@ def fetch_files(files: Mapping[str, int], exchange: Exchange, folder: Path) -> N
 
 def check_scene_visible(scene: Scene) -> None:
     """Raise SettingsError when a scene on a disk is not visible from this machine."""
-    missing = [file.location for file in scene.files if file.location.is_missing]
+    missing = [file.location for file in scene.files if is_missing(file.location)]
     if missing:
         raise SettingsError(
             f"{missing[0]}: the worker on {socket.gethostname()} does not see this scene; workers open scenes by "

@@ -16,6 +16,7 @@ import shapely
 from pipeline.grid import FULL_CIRCLE_DEG, RasterGrid, outline_polygon, unwrap_longitudes
 from pipeline.mosaic import MosaicReader
 from pipeline.results import REPORT, Results, SceneReport
+from pipeline.storage import gdal_env
 
 NEAR = 1e-3
 """Scenes whose outlines are nearer than this share of a degree may meet; whether they do, their pixels tell."""
@@ -107,7 +108,7 @@ def _finished(results: Results, scene_id: str) -> MergedScene | None:
     if found.inputs.content_key is not None and results.finished(scene_id, found.inputs.content_key) is None:
         return None
     place = results.location(f"{scene_id}/{names['probability']}")
-    with place.environment(ignore_sidecars=True), MosaicReader(Path(place.gdal_path)) as mosaic:
+    with gdal_env(place, ignore_sidecars=True), MosaicReader(Path(place.gdal_path)) as mosaic:
         grid, card = mosaic.grid, mosaic.card
     size, key = str(sizes[names["polygons"]]), found.inputs.content_key or hashlib.sha256(content).hexdigest()
     return MergedScene(

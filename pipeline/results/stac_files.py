@@ -13,6 +13,7 @@ from pipeline.results.local import Results
 from pipeline.results.publish import FindFinished
 from pipeline.results.report import SceneReport
 from pipeline.results.stac_item import COLLECTION, ITEM, KEY, ItemSource, build_item, collection_of, grid_description
+from pipeline.storage import gdal_env
 
 MERGE_RECORD = "merge.json"
 """Name of the record of the merged polygons of all scenes."""
@@ -36,7 +37,7 @@ def write_item(results: Results, report: SceneReport) -> None:
     if grid is not None and _to_json(build_item(report, grid, sizes)) == previous:
         return
     location = results.location(f"{report.scene}/{report.outputs.names['probability']}")
-    with location.environment(ignore_sidecars=True), MosaicReader(Path(location.gdal_path)) as mosaic:
+    with gdal_env(location, ignore_sidecars=True), MosaicReader(Path(location.gdal_path)) as mosaic:
         grid = mosaic.grid
     with results.lock():
         results.write(name, _to_json(build_item(report, grid, sizes)))

@@ -166,7 +166,7 @@ def remote_fingerprint(place: Location, drivers: Sequence[str]) -> str:
         TransientError: the network fails.
     """
     with open_header(place, drivers, alone=True) as file:
-        return fingerprint(file.dataset, file.version)
+        return fingerprint(file.dataset, file.facts.version)
 
 
 def _describe_whole(place: Location, terms: ReadingTerms, told: BandFile | None) -> SceneFile:
@@ -246,6 +246,7 @@ def _is_unchanged(file: SceneFile) -> bool:
     if place.is_remote:
         return remote_fingerprint(place, [file.driver]) == file.fingerprint
     try:
-        return (place.size_bytes, place.modified_ns) == (file.size_bytes, file.modified_ns)
+        stat = Path(place.gdal_path).stat()
     except OSError:
         return False
+    return (stat.st_size, stat.st_mtime_ns) == (file.size_bytes, file.modified_ns)

@@ -30,7 +30,15 @@ from pipeline.scene.validity import (
     resolve_mask,
     resolve_nodata,
 )
-from pipeline.storage import Location, suppress_georef_warnings
+from pipeline.storage import (
+    FileFacts,
+    Location,
+    gdal_env,
+    is_missing,
+    probe_file,
+    suppress_georef_warnings,
+    unreadable_error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +104,8 @@ class OpenFile:
     """The handle."""
     location: Location
     """Where it lies."""
-    version: str | None
-    """Of a remote file, as its server told it before it was opened."""
+    facts: FileFacts
+    """Size, time and version before it was opened."""
 
 
 @contextmanager
@@ -113,10 +121,10 @@ def open_header(place: Location, drivers: Sequence[str], *, alone: bool = False)
         SceneError: no raster that these drivers open, or a damaged one.
         TransientError: the network fails.
     """
-    version = place.check_exists()
-    alone = alone or not place.may_have_sidecars()
-    with place.environment(ignore_sidecars=alone), _translate_header_errors(place), _open(place, drivers) as dataset:
-        yield OpenFile(dataset=dataset, location=place, version=version)
+    facts = probe_file(place, sidecars=not alone)
+    environment = gdal_env(place, ignore_sidecars=not facts.may_have_sidecars)
+    with environment, _translate_header_errors(place), _open(place, drivers) as dataset:
+        yield OpenFile(dataset=dataset, location=place, facts=facts)
 
 
 def describe_file(
@@ -155,9 +163,9 @@ def describe_file(
         nodata=tuple(resolve_nodata(dataset, n, spec, nodata[n - 1]) for n in chosen),
         alpha_number=resolve_alpha(dataset, spec, numbers, place),
         mask=resolve_mask(dataset, chosen),
-        size_bytes=place.size_bytes,
-        modified_ns=place.modified_ns,
-        fingerprint=fingerprint(dataset, file.version) if place.is_remote else None,
+        size_bytes=file.facts.size_bytes,
+        modified_ns=file.facts.modified_ns,
+        fingerprint=fingerprint(dataset, file.facts.version) if place.is_remote else None,
         acquired=parse_tiff_date(dataset.tags().get("TIFFTAG_DATETIME")),
     )
 
@@ -235,7 +243,7 @@ def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
             return dataset
     if place.is_remote:
         raise TransientError(f"{place}: cannot be opened: {errors[0]}; check the address, credentials and network")
-    raise place.unreadable_error(drivers, errors)
+    raise unreadable_error(place, drivers, errors)
 
 
 def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
@@ -249,7 +257,7 @@ def _read_error(place: Location, window: Window, error: Exception) -> DamagedSce
     where = f"rows {window.row_off}..{window.row_off + window.height - 1}, columns {window.col_off}.."
     where += str(window.col_off + window.width - 1)
     cause = str(error.__cause__ or error).strip().rstrip(".")
-    if place.is_missing or (place.is_remote and not _is_undecodable(error)):
+    if is_missing(place) or (place.is_remote and not _is_undecodable(error)):
         return TransientError(f"{place}: reading {where} failed: {cause}; check the network or disk and run again")
     return DamagedSceneError(
         f"{place}: damaged at {where}: {cause}; fetch or write the file again, nothing of it was published"

@@ -13,7 +13,7 @@ from rasterio.windows import Window
 from pipeline.scene.file import Pixels, SceneFile, read_stored, reopen_file, translate_read_errors
 from pipeline.scene.resample import Taps, plan_nested, plan_taps, resample, resample_plane
 from pipeline.scene.validity import NodataWhen, combine_finite, combine_present
-from pipeline.storage import ThreadHandles
+from pipeline.storage import ThreadHandles, gdal_env
 
 if TYPE_CHECKING:
     from pipeline.scene.alignment import Layer
@@ -100,7 +100,7 @@ class _LayerReader:
 
     def _read_file(self, file: SceneFile, handles: ThreadHandles, window: Window) -> Pixels:
         alone = file.mask == "none"  # of what may lie beside it, only a mask is read with the pixels
-        with translate_read_errors(file, window), file.location.environment(ignore_sidecars=alone):
+        with translate_read_errors(file, window), gdal_env(file.location, ignore_sidecars=alone):
             return read_stored(handles.get(), file, window, dtype=self._dtype, when=self._when)
 
     def _read_halves(self, window: Window) -> Pixels:

@@ -11,11 +11,15 @@ from .files import sha256_of_json as sha256_of_json
 from .files import try_lock as try_lock
 from .gdal import ThreadHandles as ThreadHandles
 from .gdal import exclusive_warning_filters as exclusive_warning_filters
+from .gdal import gdal_env as gdal_env
 from .gdal import limit_block_cache as limit_block_cache
 from .gdal import suppress_georef_warnings as suppress_georef_warnings
 from .location import Location as Location
 from .location import resolve_location as resolve_location
 from .location import sanitize_name as sanitize_name
+from .probe import FileFacts as FileFacts
+from .probe import is_missing as is_missing
+from .probe import probe_file as probe_file
 from .retries import REQUEST_RETRIES as REQUEST_RETRIES
 from .retries import TRANSIENT_STATUS as TRANSIENT_STATUS
 from .retries import RetryPolicy as RetryPolicy
@@ -30,3 +34,4 @@ from .s3_folder import StoredDocument as StoredDocument
 from .s3_folder import StoredFile as StoredFile
 from .s3_folder import StoreFolder as StoreFolder
 from .signatures import check_signature as check_signature
+from .signatures import unreadable_error as unreadable_error

@@ -1,4 +1,4 @@
-"""GDAL dataset handles per thread, a small block cache, and thread-safe suppression of NotGeoreferencedWarning.
+"""GDAL options, dataset handles per thread, and thread-safe suppression of NotGeoreferencedWarning.
 
 Handles are neither thread-safe nor picklable. Every block is decoded once by design, so GDAL's cache
 (5 % of the machine's memory by default) would only hold blocks that are not read again.
@@ -11,13 +11,64 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
+import rasterio
 from rasterio import DatasetReader
 from rasterio.env import set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning
+from rasterio.session import DummySession
 
+from pipeline.storage.location import Location
+from pipeline.storage.remote import SIDECARS
+from pipeline.storage.retries import REQUEST_RETRIES
+from pipeline.storage.s3 import store_access
+
+_REMOTE_OPTIONS = {
+    "GDAL_HTTP_CONNECTTIMEOUT": "10",
+    "GDAL_HTTP_TIMEOUT": "120",
+    "GDAL_HTTP_MAX_RETRY": f"{len(REQUEST_RETRIES.pauses_s)}",
+    "GDAL_HTTP_RETRY_DELAY": f"{REQUEST_RETRIES.pauses_s[0]:g}",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
+    # No cache of a closed file: it may be replaced, and a worker process runs many scenes.
+    "CPL_VSIL_CURL_NON_CACHED": "/vsis3/:/vsicurl/",
+    "VSI_CACHE": "TRUE",
+    "VSI_CACHE_SIZE": "67108864",
+}
 CACHE_BYTES = 128 * 2**20
 """GDAL's block cache of the process, unless the environment variable GDAL_CACHEMAX is set."""
+
+
+def gdal_env(location: Location, *, ignore_sidecars: bool = False) -> rasterio.Env:
+    """GDAL options for reading a file; use as a context manager around every GDAL call.
+
+    Args:
+        location: the file.
+        ignore_sidecars: do not look for sidecars of a remote file; a local file is read with them all the same.
+
+    Raises:
+        AccessError: there are no credentials.
+    """
+    if not location.is_remote:
+        return rasterio.Env(session=DummySession())
+    options = _REMOTE_OPTIONS | _sidecar_options(location, ignore_sidecars)
+    if not location.gdal_path.startswith("/vsis3/"):
+        return rasterio.Env(session=DummySession(), **options)
+    access = store_access()
+    return rasterio.Env(session=access.session, **options, **access.options)
+
+
+def _sidecar_options(location: Location, ignore_sidecars: bool) -> dict[str, str]:
+    """Restrict GDAL's search to the sidecars that change a scene: a mask and georeferencing, not thirty others."""
+    if not location.ends_in_suffix:
+        return {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+    suffix = PurePosixPath(urlsplit(location.text).path).suffix
+    return {
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR" if ignore_sidecars else "TRUE",
+        "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ",".join((suffix, *SIDECARS)),
+    }
 
 
 def limit_block_cache() -> None:

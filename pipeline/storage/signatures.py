@@ -1,10 +1,12 @@
-"""File signatures of vector formats, checked against the suffix before any library opens the file."""
+"""File signatures: vector files are checked before any library opens them, and raster files that GDAL cannot open."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import SettingsError
+from pipeline.errors import DamagedSceneError, SceneError, SettingsError
+from pipeline.storage.location import Location
 
 FILE_SIGNATURES = {
     ".gpkg": b"SQLite format 3\0",
@@ -15,6 +17,22 @@ FILE_SIGNATURES = {
     ".shp": b"\x00\x00\x27\x0a",
 }
 """First bytes by suffix. GDAL goes by content, and could open a file of another format that refers to other files."""
+
+_RASTER_SIGNATURES = {
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"II+\0": "a BigTIFF",
+    b"MM\0+": "a BigTIFF",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x89PNG": "a PNG picture",
+    b"<VRT": "a GDAL virtual raster (VRT)",
+    b"\0\0\0\x0cjP": "a JPEG 2000 file",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run git lfs pull",
+    b"PK\x03\x04": "a zip archive",
+    b"\x89HDF": "an HDF5 file",
+    b"<!DOCTYPE": "a web page, perhaps an error page saved under this name",
+    b"<html": "a web page, perhaps an error page saved under this name",
+}
 
 
 def check_signature(path: Path) -> None:
@@ -33,3 +51,21 @@ def check_signature(path: Path) -> None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip() if suffix == ".geojson" else head
     if not text.startswith(signature):
         raise SettingsError(f"{path}: does not begin like a {suffix} file; write it again, or rename it")
+
+
+def unreadable_error(location: Location, drivers: Sequence[str], errors: Sequence[str]) -> SceneError:
+    """The error for a local raster that none of the allowed drivers opens, with GDAL's error of each."""
+    with Path(location.gdal_path).open("rb") as file:
+        head = file.read(64).lstrip()
+    kind = next((name for signature, name in _RASTER_SIGNATURES.items() if head.startswith(signature)), None)
+    if kind in ("a TIFF", "a BigTIFF"):
+        is_codec = "codec" in errors[0] or "compression" in errors[0]
+        hint = ", with a codec this build has (e.g. DEFLATE or ZSTD)" if is_codec else ""
+        return DamagedSceneError(
+            f"{location}: {kind} that cannot be opened: {errors[0]}; write or fetch it again{hint}"
+        )
+    problem = f"is {kind}" if kind else "is not a raster this system knows"
+    return SceneError(
+        f"{location}: {problem}; allowed drivers are {', '.join(drivers)}. If you trust the file, convert it to "
+        "GeoTIFF or add its GDAL driver to reading.drivers"
+    )

@@ -130,7 +130,7 @@ def test_finished_scenes_are_looked_up_side_by_side(
     for seed, name in enumerate(scenes):
         store.put(f"in/{name}.tif", make_scene(name=f"{name}.tif", seed=seed))
     run(store, model)
-    monkeypatch.setattr("pipeline.storage.location.remote_version", asked_together)
+    monkeypatch.setattr("pipeline.storage.probe.remote_version", asked_together)
     assert [(report.scene, report.status) for report in run(store, model)] == [(name, "skipped") for name in scenes]
 
 

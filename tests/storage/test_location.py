@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SceneError, TransientError
 from pipeline.storage.location import Location, resolve_location, sanitize_name
+from pipeline.storage.probe import probe_file
 
 
 @pytest.mark.parametrize(
@@ -64,18 +65,18 @@ def test_gdals_virtual_paths_are_refused_however_they_are_spelt(text: str) -> No
 )
 def test_what_is_no_file_is_no_scene_whatever_gdal_would_make_of_it(text: str) -> None:
     with pytest.raises((SceneError, TransientError), match=r"no such file|File name too long"):
-        resolve_location(text).check_exists()
+        probe_file(resolve_location(text))
 
 
 def test_a_driver_prefix_before_a_real_file_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(b"II*\0")
     with pytest.raises(SceneError, match="no such file"):
-        resolve_location(f"GTIFF_DIR:1:{tmp_path}/a.tif").check_exists()
+        probe_file(resolve_location(f"GTIFF_DIR:1:{tmp_path}/a.tif"))
 
 
 def test_a_folder_is_no_raster(tmp_path: Path) -> None:
     with pytest.raises(SceneError, match="a folder, not a raster file"):
-        resolve_location(tmp_path).check_exists()
+        probe_file(resolve_location(tmp_path))
 
 
 def test_a_local_path_is_made_absolute_so_that_workers_elsewhere_find_it(

@@ -114,7 +114,7 @@ def test_the_headers_of_a_scenes_files_are_read_side_by_side(
         store.put(f"{name}.tif", make_scene(bands=1, name=f"{name}.tif", seed=seed))
     card, files = ModelCard(bands=("c", "a", "b"), classes=("bright",)), band_files(store, "abc")
     alone = [describe_scene(file.location).files[0].fingerprint for file in files]
-    monkeypatch.setattr("pipeline.storage.location.remote_version", asked_together)
+    monkeypatch.setattr("pipeline.storage.probe.remote_version", asked_together)
     scene = describe_scene(files[0].location, card=card, files=files)
     assert scene.bands == ("c", "a", "b")
     assert [file.location.stem for file in scene.files] == ["a", "b", "c"]
@@ -137,7 +137,7 @@ def test_of_several_files_that_are_not_there_the_first_is_named(
                 answered.set()
 
     store.put("a.tif", make_scene(bands=1, name="a.tif"))
-    monkeypatch.setattr("pipeline.storage.location.remote_version", answered_late)
+    monkeypatch.setattr("pipeline.storage.probe.remote_version", answered_late)
     files, card = band_files(store, "abc"), ModelCard(bands=("a", "b", "c"), classes=("bright",))
     with pytest.raises(SceneError, match=r"b\.tif: nothing is there"):
         describe_scene(files[0].location, card=card, files=files)

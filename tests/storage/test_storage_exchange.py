@@ -26,7 +26,6 @@ from pipeline.model.predictor.loading import LoadedPredictor
 from pipeline.scene.spec import ReadingSpec
 from pipeline.segment import segment_scene
 from pipeline.storage.exchange import open_exchange
-from pipeline.storage.location import Location
 
 
 @pytest.fixture
@@ -149,7 +148,7 @@ def test_a_scene_made_through_the_exchange_place_is_the_same(
 def test_a_scene_that_a_worker_does_not_see_is_no_fault_of_its_data(
     threads: Client, make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Location, "is_missing", True)
+    monkeypatch.setattr(distribute_tasks, "is_missing", lambda location: True)
     scene = make_scene(bands=1, descriptions=["red"])
     with pytest.raises(SettingsError, match="does not see this scene; workers open scenes by the same path") as caught:
         segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, client=threads)
