@@ -17,14 +17,12 @@ class Faces(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         """Adapt the loaded package in place."""
-        for module in [pkg, *pkg.modules.values()]:
+        for module in filter(lambda each: each.is_init_module, [pkg, *pkg.modules.values()]):
             imported = [name for name, member in module.members.items() if member.is_alias]
             module.exports = [name for name in imported if module[name].target_path.startswith(pkg.path)] or None
         for each in _defined_in(pkg):
             if each.docstring:
                 each.docstring.value = EXAMPLE.sub(r"```pycon\n\g<0>\n```\n", each.docstring.value)
-            elif each.name.startswith("__") and each.is_function:
-                each.public = False
 
 
 def _defined_in(parent: griffe.Object) -> Iterator[griffe.Object]:
