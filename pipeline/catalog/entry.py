@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SceneError
-from pipeline.scene import BandFile, ReadingSpec, Scene, describe_scene
+from pipeline.scene import BandFile, ReadingSpec, Scene, SceneSource, describe_scene
 
 if TYPE_CHECKING:
     from pipeline.model import ModelCard
@@ -39,6 +39,5 @@ def describe_entry(entry: CatalogEntry, reading: ReadingSpec, *, card: ModelCard
     """
     if entry.refused is not None:
         raise SceneError(entry.refused)
-    return describe_scene(
-        entry.location, reading, card=card, scene_id=entry.id, files=entry.files, acquired=entry.acquired
-    )
+    source = SceneSource(files=entry.files, acquired=entry.acquired)
+    return describe_scene(entry.location, reading, card=card, scene_id=entry.id, source=source)

@@ -13,3 +13,4 @@ from .identity import identity_facts as identity_facts
 from .reader import SceneReader as SceneReader
 from .resample import AxisMapping as AxisMapping
 from .spec import ReadingSpec as ReadingSpec
+from .spec import SceneSource as SceneSource

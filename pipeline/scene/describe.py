@@ -25,7 +25,7 @@ from pipeline.scene.bands import BandFile, offered_bands
 from pipeline.scene.checks import find_bands, fingerprint
 from pipeline.scene.file import SceneFile, describe_file, open_header
 from pipeline.scene.georeference import resolve_grid
-from pipeline.scene.spec import ReadingSpec, ReadingTerms
+from pipeline.scene.spec import ReadingSpec, ReadingTerms, SceneSource
 from pipeline.scene.validity import NodataWhen
 from pipeline.storage import Location, resolve_location
 
@@ -114,33 +114,28 @@ def describe_scene(
     *,
     card: ModelCard | None = None,
     scene_id: str | None = None,
-    placed: bool = True,
-    files: Sequence[BandFile] = (),
-    acquired: str | None = None,
+    source: SceneSource | None = None,
 ) -> Scene:
-    """Read a scene's headers and settle how it is read, or refuse it.
+    """Read a scene's headers and resolve how it is read, or refuse it.
 
     Args:
-        location: a path, or an `s3://`, `https://` or `http://` address; names the scene where `files` hold it.
+        location: a path, or an `s3://`, `https://` or `http://` address; names the scene where `source` lists files.
         spec: corrections and permissions.
         card: the model that will see it; None takes every band that is not alpha.
         scene_id: name of the scene; the file's stem when None.
-        placed: False lets a picture without georeferencing be a plane of its own pixels, for training alone.
-        files: the raster files that hold its bands, as a catalog tells them; only those with bands of the model are
-            opened. None: the raster at `location` is the scene.
-        acquired: when it was taken, ISO 8601 in UTC; None: as the files say.
+        source: what a catalog knows of it; of its files only those with bands of the model are opened.
 
     Raises:
         SceneError: the scene cannot be processed correctly, or does not fit the model.
         DamagedSceneError: a header cannot be decoded.
         TransientError: a remote file cannot be reached.
     """
-    spec = spec or ReadingSpec()
+    spec, source = spec or ReadingSpec(), source or SceneSource()
     place = resolve_location(location)
     name = _folder_name(scene_id or place.stem)
-    files = apply_own_names(files, card.bands) if card is not None else files
-    # Several files are laid on one another by their places.
-    terms = ReadingTerms(spec=spec, card=card, placed=placed or len(files) > 1)
+    files = apply_own_names(source.files, card.bands) if card is not None else source.files
+    # Several files are aligned by their georeferencing.
+    terms = ReadingTerms(spec=spec, card=card, georeferenced=source.georeferenced or len(files) > 1)
     if len(files) > 1:
         found, bands = _describe_files(files, place, terms)
     else:
@@ -154,7 +149,7 @@ def describe_scene(
         bands=bands,
         dtype=np.result_type(*(file.dtype for file in found)).name,
         nodata_when=spec.nodata_when,
-        acquired=acquired or next((file.acquired for file in found if file.acquired), None),
+        acquired=source.acquired or next((file.acquired for file in found if file.acquired), None),
     )
 
 

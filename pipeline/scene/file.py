@@ -147,7 +147,7 @@ def describe_file(
     check_type(dataset, numbers, terms.card, place)
     check_size(dataset, spec, place)
     reopen = partial(rasterio.open, place.gdal_path, driver=dataset.driver)
-    grid = file_grid(dataset, spec, place, reopen=reopen, placed=terms.placed)
+    grid = file_grid(dataset, spec, place, reopen=reopen, georeferenced=terms.georeferenced)
     scales, offsets, nodata = (_catalog_values(told, fact, dataset.count) for fact in ("scales", "offsets", "nodata"))
     chosen = [*numbers.values()]
     return SceneFile(

@@ -33,7 +33,7 @@ PLANE = (
 
 
 def file_grid(
-    dataset: DatasetReader, spec: ReadingSpec, place: Location, *, reopen: Reopen, placed: bool = True
+    dataset: DatasetReader, spec: ReadingSpec, place: Location, *, reopen: Reopen, georeferenced: bool = True
 ) -> RasterGrid:
     """The grid of a file.
 
@@ -42,13 +42,13 @@ def file_grid(
         spec: corrections.
         place: for messages.
         reopen: opens it once more.
-        placed: False lets a file without georeferencing have a plane of its own pixels.
+        georeferenced: False accepts a file without georeferencing, on a plane of its own pixels.
 
     Raises:
         SceneError: it has no geotransform, no CRS, or two that contradict each other.
     """
     has_transform = _has_transform(dataset, reopen)
-    if not placed and not (has_transform and (is_on_earth(dataset.crs) or spec.crs)):
+    if not georeferenced and not (has_transform and (is_on_earth(dataset.crs) or spec.crs)):
         plane = CRS.from_wkt(PLANE)
         return RasterGrid(crs=plane, transform=Affine.identity(), height=dataset.height, width=dataset.width)
     if not has_transform:

@@ -13,6 +13,7 @@ import rasterio
 from pipeline.errors import SettingsError
 from pipeline.grid import parse_crs
 from pipeline.model import ModelCard
+from pipeline.scene.bands import BandFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +65,27 @@ class ReadingSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SceneSource:
+    """What a catalog or a training set knows of a scene in addition to its location."""
+
+    files: tuple[BandFile, ...] = ()
+    """The raster files that hold its bands; empty: the raster at its location is the scene."""
+    acquired: str | None = None
+    """Acquisition time, ISO 8601 in UTC; None: as the files say."""
+    georeferenced: bool = True
+    """False accepts an image without georeferencing, on a plane of its own pixels; for training only."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadingTerms:
-    """On what terms the files of one scene are read."""
+    """How the files of one scene are read."""
 
     spec: ReadingSpec
     """Corrections and permissions."""
     card: ModelCard | None = None
     """The model that will see it; None takes every band that is not alpha."""
-    placed: bool = True
-    """False lets a picture without georeferencing be a plane of its own pixels, for training alone."""
+    georeferenced: bool = True
+    """False accepts an image without georeferencing, on a plane of its own pixels."""
 
 
 def _check_driver(name: str) -> None:

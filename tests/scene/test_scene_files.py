@@ -43,7 +43,7 @@ from pipeline.scene.bands import BandFile
 from pipeline.scene.describe import Scene, describe_scene
 from pipeline.scene.reader import SceneReader
 from pipeline.scene.resample import AxisMapping, plan_nested, plan_taps
-from pipeline.scene.spec import ReadingSpec
+from pipeline.scene.spec import ReadingSpec, SceneSource
 from pipeline.segment import segment_scene
 
 NAMES = ("blue", "green", "red")
@@ -59,7 +59,9 @@ def band_file(path: Path | str, *names: str | None, **told: Sequence[float | Non
 
 
 def describe(files: Sequence[BandFile], card: ModelCard | None = CARD, **reading: Any) -> Scene:
-    return describe_scene(files[0].location, ReadingSpec(**reading), card=card, scene_id="s", files=files)
+    return describe_scene(
+        files[0].location, ReadingSpec(**reading), card=card, scene_id="s", source=SceneSource(files=tuple(files))
+    )
 
 
 def read(scene: Scene, window: Window | None = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -546,7 +548,7 @@ def test_a_catalogs_date_goes_before_the_files(make_scene: MakeScene) -> None:
     with rasterio.open(path, "r+") as dataset:
         dataset.update_tags(TIFFTAG_DATETIME="2020:01:02 03:04:05")
     assert describe_scene(path).acquired == "2020-01-02T03:04:05Z"
-    assert describe_scene(path, acquired="2024-05-06T00:00:00Z").acquired == "2024-05-06T00:00:00Z"
+    assert describe_scene(path, source=SceneSource(acquired="2024-05-06T00:00:00Z")).acquired == "2024-05-06T00:00:00Z"
 
 
 def test_a_run_follows_every_file_of_a_scene(make_scene: MakeScene, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pipeline.run.quarantine import is_data_error
 from pipeline.scene.bands import BandFile
 from pipeline.scene.describe import describe_scene, remote_fingerprint
 from pipeline.scene.reader import SceneReader
+from pipeline.scene.spec import SceneSource
 from pipeline.segment import segment_scene
 from pipeline.storage.location import resolve_location
 from pipeline.storage.remote import remote_version
@@ -81,7 +82,7 @@ def test_a_scene_of_several_files_on_s3_reads_like_the_local_one(
             BandFile(location=f"{folder}/{name}.tif", names=(band,), nodata=(None,), scales=(None,), offsets=(None,))
             for name, band in (("fine", "red"), ("unwanted", "blue"), ("coarse", "nir"))
         ]
-        scene = describe_scene(files[0].location, card=card, scene_id="s", files=files)
+        scene = describe_scene(files[0].location, card=card, scene_id="s", source=SceneSource(files=tuple(files)))
         with SceneReader(scene) as reader:
             read.append(reader.read(Window(30, 50, 300, 200)))
     np.testing.assert_array_equal(read[0][0], read[1][0])
@@ -115,7 +116,7 @@ def test_the_headers_of_a_scenes_files_are_read_side_by_side(
     card, files = ModelCard(bands=("c", "a", "b"), classes=("bright",)), band_files(store, "abc")
     alone = [describe_scene(file.location).files[0].fingerprint for file in files]
     monkeypatch.setattr("pipeline.storage.probe.remote_version", asked_together)
-    scene = describe_scene(files[0].location, card=card, files=files)
+    scene = describe_scene(files[0].location, card=card, source=SceneSource(files=tuple(files)))
     assert scene.bands == ("c", "a", "b")
     assert [file.location.stem for file in scene.files] == ["a", "b", "c"]
     assert [file.fingerprint for file in scene.files] == alone
@@ -140,7 +141,7 @@ def test_of_several_files_that_are_not_there_the_first_is_named(
     monkeypatch.setattr("pipeline.storage.probe.remote_version", answered_late)
     files, card = band_files(store, "abc"), ModelCard(bands=("a", "b", "c"), classes=("bright",))
     with pytest.raises(SceneError, match=r"b\.tif: nothing is there"):
-        describe_scene(files[0].location, card=card, files=files)
+        describe_scene(files[0].location, card=card, source=SceneSource(files=tuple(files)))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pipeline.catalog import CatalogEntry
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid import RasterGrid, is_on_earth
 from pipeline.model import ModelCard
-from pipeline.scene import Scene, describe_scene
+from pipeline.scene import Scene, SceneSource, describe_scene
 from pipeline.training.images import reading_for
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ def check_consistent(entries: Sequence[CatalogEntry], spec: TrainSpec) -> tuple[
     natives: list[Scene] = []
     for entry in entries:
         scene = describe_scene(
-            entry.location, reading[_suffix(entry.location)], card=expected, scene_id=entry.id, placed=False
+            entry.location,
+            reading[_suffix(entry.location)],
+            card=expected,
+            scene_id=entry.id,
+            source=SceneSource(georeferenced=False),
         )
         expected = expected or _band_card(scene.bands)
         _check_same_kind(scene, natives[0] if natives else scene)

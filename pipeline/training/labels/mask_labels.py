@@ -20,7 +20,7 @@ from rasterio.windows import Window
 
 from pipeline.errors import LabelError, SceneError
 from pipeline.grid import RasterGrid, is_on_earth
-from pipeline.scene import Scene, describe_scene
+from pipeline.scene import Scene, SceneSource, describe_scene
 from pipeline.training.images import open_reader, reading_for
 from pipeline.training.labels.class_map import (
     UNLABELLED_CLASS,
@@ -178,7 +178,7 @@ def open_mask_labels(
     """
     names = [f"class {k}" for k in range(1, classes + 1)] if isinstance(classes, int) else classes
     try:
-        mask = describe_scene(path, reading_for(path), placed=False)
+        mask = describe_scene(path, reading_for(path), source=SceneSource(georeferenced=False))
     except SceneError as error:
         raise LabelError(f"the mask of the scene {scene.id} cannot be used: {error}") from error
     if len(mask.bands) != 1:
