@@ -196,7 +196,7 @@ def test_room_for_vertices_grows():
 def test_compiled_functions_call_only_those_of_their_own_file():
     """Numba keeps machine code until the file changes; it does not see that a function of another file did."""
     strangers = []
-    for path in sorted((ROOT / "pipeline").glob("*.py")):
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         kernels = {name for name, node in functions.items() if "compiled" in map(ast.unparse, node.decorator_list)}

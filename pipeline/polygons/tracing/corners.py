@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.polygons.tracing.kernels import Bytes, Corners, Sums, VertexRule, allocate_row, link_vertices
+from pipeline.polygons.tracing.kernels import link_vertices
+from pipeline.polygons.tracing.records import Bytes, Corners, Sums, VertexRule, allocate_row
 
 INITIAL_CAPACITY = 1 << 14
 """Vertices that there is room for at first, beyond those of one row."""

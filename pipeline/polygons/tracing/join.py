@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.polygons.tracing.components import compiled
 from pipeline.polygons.tracing.outlines import Rings
+from pipeline.polygons.tracing.records import RingArrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def join_rings(rings: Rings, block_size: int, open_row: int = -1) -> Rings:
     n = len(rings.xy) - int(cancelled.sum())
     xy, joinable = np.empty((n, 2), np.int32), np.empty(n, np.bool_)
     start, first = np.empty(n // 3 + 2, np.int64), np.empty(n // 3 + 2, np.int64)
-    found = _collect((rings.xy, rings.joinable), following, done, open_row, xy, joinable, start, first)
+    found = _collect(rings.arrays, following, done, open_row, RingArrays(xy, joinable, start), first)
     owner = rings.owner[np.searchsorted(rings.start, first[:found], side="right") - 1]
     used = int(start[found])
     return Rings(xy=xy[:used], joinable=joinable[:used], start=start[: found + 1], owner=owner)
@@ -155,26 +156,25 @@ def _turn(arriving: NDArray[np.int32], leaving: NDArray[np.int32]) -> NDArray[np
 
 @compiled
 def _collect(
-    vertices: tuple[NDArray[np.int32], NDArray[np.bool_]],
+    rings: RingArrays,
     following: NDArray[np.int32],
     done: NDArray[np.bool_],
     open_row: int,
-    xy: NDArray[np.int32],
-    joinable: NDArray[np.bool_],
-    start: NDArray[np.int64],
+    out: RingArrays,
     first: NDArray[np.int64],
 ) -> int:
     """Walk the edges that are not done, and write the ends of those that end in a corner; returns the number of rings.
 
-    Ring `k` is `xy[start[k]:start[k + 1]]`, and `first[k]` one of its edges.
+    `first[k]` is one of the edges of ring `k`.
     """
-    old_xy, old_loose = vertices
-    used = rings = 0
+    old_xy, old_joinable = rings.xy, rings.joinable
+    xy, joinable, start = out.xy, out.joinable, out.start
+    used = found = 0
     start[0] = 0
     for edge in range(len(following)):
         if done[edge]:
             continue
-        first[rings] = edge
+        first[found] = edge
         at = edge
         while not done[at]:
             done[at] = True
@@ -184,9 +184,9 @@ def _collect(
             in_row = old_xy[at, 1] == y and old_xy[beyond, 1] == y
             in_column = old_xy[at, 0] == x and old_xy[beyond, 0] == x
             if not (in_row or in_column) or y == open_row:
-                xy[used, 0], xy[used, 1], joinable[used] = x, y, old_loose[to]
+                xy[used, 0], xy[used, 1], joinable[used] = x, y, old_joinable[to]
                 used += 1
             at = to
-        rings += 1
-        start[rings] = used
-    return rings
+        found += 1
+        start[found] = used
+    return found

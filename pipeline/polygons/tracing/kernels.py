@@ -16,16 +16,20 @@ tuples, which numba takes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.polygons.tracing.components import compiled
-
-Bytes = NDArray[np.uint8]
-Numbers = NDArray[np.int32]
-Sums = NDArray[np.int64]
+from pipeline.polygons.tracing.records import (
+    Bytes,
+    Corners,
+    Numbers,
+    RowBuffers,
+    Sums,
+    Totals,
+    VertexOwners,
+    VertexRule,
+)
 
 OUTSIDE = 255
 """Code of a pixel of no component: nodata, beyond the block, and of no class unless those are wanted."""
@@ -35,65 +39,6 @@ LEFT_SIDE = 2
 """Of a vertex: the outline arrives along the left side of a pixel, from below."""
 ONES = np.uint64(0x0101010101010101)
 """Eight bytes of 1."""
-
-
-class Corners(NamedTuple):
-    """Vertices of all outlines of a block, sorted by `(y, x)`, and the links between them."""
-
-    xy: Numbers
-    """`(n, 2)`: column and row."""
-    following: Numbers
-    """`(n,)`: the next vertex of the ring."""
-    kind: Bytes
-    """`(n,)`: sums of `ON_SEAM` and `LEFT_SIDE`."""
-    touching: Numbers
-    """`(k, 2)`: vertices of two equal pixels that meet in a corner and share no side with a third; both turn right."""
-
-
-class VertexRule(NamedTuple):
-    """What is outlined, and where vertices are made that are no corners."""
-
-    with_none: bool
-    """True to make components of the pixels of value 0, too."""
-    junctions: bool
-    """True to make a vertex also where two neighbours of a straight side meet."""
-    seams: Sums
-    """Rows or columns of the seams, see `Seams.positions`; along them every pixel corner is a vertex."""
-
-
-class RowBuffers(NamedTuple):
-    """Room in which a row of a block is worked on."""
-
-    codes: Bytes
-    """`(2, width + 2)`: two rows of pixels, with what lies beside them."""
-    marks: Bytes
-    """`(>= width + 1,)`: the places at which something changes."""
-    words: NDArray[np.uint64]
-    """The same memory, eight marks at a time."""
-    slots: Numbers
-    """`(2, width + 1)`: what is open in each column."""
-
-
-class Totals(NamedTuple):
-    """What the components of a block add up to, as it is filled in."""
-
-    sums: Sums
-    """`(3, components)`: pixels, sum of their levels, greatest level."""
-    sides: tuple[Sums, Sums, Sums, Sums]
-    """The component of each pixel along the top, right, bottom and left side of the block."""
-    labels: Numbers
-    """`(height, width)`: 1 + the component, 0 = none; empty when not painted."""
-
-
-def allocate_row(width: int) -> RowBuffers:
-    """Room for the rows of a block, with empty slots."""
-    marks = np.zeros((width + 8) // 8 * 8, np.uint8)
-    return RowBuffers(
-        codes=np.empty((2, width + 2), np.uint8),
-        marks=marks,
-        words=marks.view(np.uint64),
-        slots=np.full((2, width + 1), -1, np.int32),
-    )
 
 
 @compiled
@@ -224,7 +169,7 @@ def measure_runs(
     mask: Bytes,
     level: NDArray[np.unsignedinteger],
     with_none: bool,
-    vertices: tuple[Corners, Numbers, Numbers],
+    vertices: VertexOwners,
     buffers: RowBuffers,
     totals: Totals,
 ) -> None:
@@ -237,7 +182,7 @@ def measure_runs(
         mask: of the block.
         level: the same shape, what is summed.
         with_none: as in the rule of the vertices.
-        vertices: of the block, the ring of each, and the component that each ring bounds, -1 for holes; filled in.
+        vertices: of the block; the owners of holes are filled in.
         buffers: for a row.
         totals: filled in.
     """

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.polygons.tracing.components import Components, compiled, unique_rows
 from pipeline.polygons.tracing.corners import link_corners
-from pipeline.polygons.tracing.kernels import Corners
+from pipeline.polygons.tracing.records import Corners, RingArrays, VertexOwners
 from pipeline.polygons.tracing.rings import RingIndex, close_rings, gather
 from pipeline.polygons.tracing.statistics import measure_components
 
@@ -66,6 +66,11 @@ class Rings:
         """Vertices of each ring."""
         sizes: NDArray[np.int64] = np.diff(self.start)
         return sizes
+
+    @property
+    def arrays(self) -> RingArrays:
+        """The vertices, as compiled kernels take them."""
+        return RingArrays(self.xy, self.joinable, self.start)
 
     def shifted(self, by: int) -> Rings:
         """The same rings with `by` added to the numbers of their components."""
@@ -113,7 +118,7 @@ class Rings:
         """The rings `order`; ring `k` begins with the vertex `first[k]`."""
         start = np.concatenate(([0], np.cumsum(self.sizes[order])))
         xy, joinable = np.empty((int(start[-1]), 2), np.int32), np.empty(int(start[-1]), np.bool_)
-        _copy(self.xy, self.joinable, self.start, order, first, xy, joinable)
+        _copy(self.arrays, order, first, RingArrays(xy, joinable, start))
         return Rings(xy=xy, joinable=joinable, start=start, owner=self.owner[order])
 
 
@@ -189,7 +194,7 @@ def trace_outlines(
     corners = link_corners(mask, seams.positions(*mask.shape), with_none=with_none, junctions=junctions)
     index = close_rings(corners)
     owner = np.where(index.is_shell, np.cumsum(index.is_shell, dtype=np.int32) - 1, -1)
-    runs = measure_components(mask, level, index.ring, owner, corners, with_none=with_none, painted=with_none)
+    runs = measure_components(mask, level, VertexOwners(corners, index.ring, owner), with_none=with_none)
     col, row = corners.xy[index.first[index.is_shell]].astype(np.int64).T
     table = Components(
         value=mask[row, col],
@@ -247,19 +252,12 @@ def _areas_and_first_vertices(
 
 
 @compiled
-def _copy(
-    xy: NDArray[np.int32],
-    joinable: NDArray[np.bool_],
-    start: NDArray[np.int64],
-    order: NDArray[np.intp],
-    first: NDArray[np.int64],
-    new_xy: NDArray[np.int32],
-    new_loose: NDArray[np.bool_],
-) -> None:
+def _copy(rings: RingArrays, order: NDArray[np.intp], first: NDArray[np.int64], out: RingArrays) -> None:
     """Write the rings `order` one after the other, each from its vertex `first` on."""
+    xy, joinable, start, new_xy, new_joinable = rings.xy, rings.joinable, rings.start, out.xy, out.joinable
     at = 0
     for k in order:
         for begin, end in ((first[k], start[k + 1]), (start[k], first[k])):
             for i in range(begin, end):
-                new_xy[at, 0], new_xy[at, 1], new_loose[at] = xy[i, 0], xy[i, 1], joinable[i]
+                new_xy[at, 0], new_xy[at, 1], new_joinable[at] = xy[i, 0], xy[i, 1], joinable[i]
                 at += 1

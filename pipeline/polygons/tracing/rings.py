@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.polygons.tracing.components import compiled
-from pipeline.polygons.tracing.kernels import ON_SEAM, Bytes, Corners, Numbers
+from pipeline.polygons.tracing.kernels import ON_SEAM
+from pipeline.polygons.tracing.records import Corners, Flags, Numbers
 
 MEETS = 4
 """Of a vertex: another component of the same value touches it."""
@@ -38,7 +39,7 @@ def close_rings(corners: Corners) -> RingIndex:
     """Number the rings; where a component touches itself, the links are changed so that its outline turns left."""
     n = len(corners.following)
     ring, first, size = np.full(n, UNKNOWN, np.int32), np.empty(n // 4 + 1, np.int32), np.empty(n // 4 + 1, np.int32)
-    found = _close_rings(corners.following, corners.kind, corners.touching, ring, first, size)
+    found = _close_rings(corners, ring, first, size)
     first, size = first[:found], size[:found]
     is_shell = corners.xy[first, 1] == corners.xy[corners.following[first], 1]
     return RingIndex(ring=ring, first=first, size=size, is_shell=is_shell)
@@ -58,19 +59,18 @@ def gather(
     first, size = index.first[order], index.size[order]
     n = int(size.sum())
     xy, joinable = np.empty((n, 2), np.int32), np.empty(n, np.bool_)
-    _gather((corners.xy, corners.following, corners.kind), first, size, origin[1], origin[0], xy, joinable)
+    _gather(corners, (first, size), origin, xy, joinable)
     return xy, joinable
 
 
 @compiled
-def _close_rings(
-    following: Numbers, kind: Bytes, touching: Numbers, ring: Numbers, first: Numbers, size: Numbers
-) -> int:
+def _close_rings(corners: Corners, ring: Numbers, first: Numbers, size: Numbers) -> int:
     """Number the rings, and those that touch themselves anew once they turn left; returns how many there are.
 
     Two empty pixels that meet in such a corner are parted by the component, but the ring that turns right passes both:
     two equal pixels that meet there are of one component exactly if one ring comes by both.
     """
+    following, kind, touching = corners.following, corners.kind, corners.touching
     found = _number_rings(following, ring, first, size)
     changed = False
     for k in range(len(touching)):
@@ -107,15 +107,11 @@ def _number_rings(following: Numbers, ring: Numbers, first: Numbers, size: Numbe
 
 @compiled
 def _gather(
-    vertices: tuple[Numbers, Numbers, Bytes],
-    first: Numbers,
-    size: Numbers,
-    left: int,
-    top: int,
-    out: Numbers,
-    joinable: NDArray[np.bool_],
+    corners: Corners, rings: tuple[Numbers, Numbers], origin: tuple[int, int], out: Numbers, joinable: Flags
 ) -> None:
-    xy, following, kind = vertices
+    """Write the vertices of rings, given by first vertex and size, one ring after the other."""
+    (first, size), (top, left) = rings, origin
+    xy, following, kind = corners.xy, corners.following, corners.kind
     at = 0
     for k in range(len(first)):
         v = first[k]

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pipeline.mosaic import NO_CLASS, NODATA
 from pipeline.polygons.tracing.components import compiled
 from pipeline.polygons.tracing.outlines import Rings, Seams
+from pipeline.polygons.tracing.records import Arcs, ChordRule, RingArrays, VertexMap
 
 FREE = -1
 """In the map of vertices: no vertex here."""
@@ -48,19 +49,16 @@ def simplify(
         pinned: `(k,)` pixels, as in `Components.first`, whose top-left corners stay if they are vertices.
     """
     height, width = mask.shape
-    place = np.full((height + 1, width + 1), FREE, np.int32)
-    position = np.empty((height + 1, width + 1), np.int32)
+    places = VertexMap(np.full((height + 1, width + 1), FREE, np.int32), np.empty((height + 1, width + 1), np.int32))
     fixed = rings.joinable | _is_junction(rings.xy, np.pad(np.where(mask == NODATA, NO_CLASS, mask), 1))
     if pinned is not None and len(pinned):
         fixed |= np.isin((rings.xy[:, 1].astype(np.int64) << 32) + rings.xy[:, 0], pinned)
-    arcs, edges = _cut(rings.xy, rings.start, fixed, place, position)
-    must_keep = _must_keep(rings.xy, rings.start, arcs, edges, width + 1)
-    scale = np.array([1 / tolerance[0], 1 / tolerance[1]])
+    spans, edges = _cut(rings.arrays, fixed, places)
+    arcs = Arcs(spans, _must_keep(rings, spans, edges, width + 1))
+    rule = ChordRule(seams.positions(height, width), np.array([1 / tolerance[0], 1 / tolerance[1]]))
     kept = fixed.copy()
     on_grid = np.zeros((height + 1, width + 1), np.bool_)
-    _simplify_arcs(
-        rings.xy, rings.start, arcs, must_keep, place, position, seams.positions(height, width), scale, on_grid
-    )
+    _simplify_arcs(rings.arrays, arcs, places, rule, on_grid)
     kept |= on_grid[rings.xy[:, 1], rings.xy[:, 0]]
     running = np.concatenate(([0], np.cumsum(kept)))
     return Rings(xy=rings.xy[kept], joinable=rings.joinable[kept], start=running[rings.start], owner=rings.owner)
@@ -83,19 +81,14 @@ def _is_junction(xy: NDArray[np.int32], shown: NDArray[np.uint8]) -> NDArray[np.
 
 
 @compiled
-def _cut(
-    xy: NDArray[np.int32],
-    start: NDArray[np.int64],
-    fixed: NDArray[np.bool_],
-    place: NDArray[np.int32],
-    position: NDArray[np.int32],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _cut(rings: RingArrays, fixed: NDArray[np.bool_], places: VertexMap) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Cut rings into arcs, each once though it bounds two components; map the vertices to them.
 
     Returns:
-        `(arcs, 3)`: ring, first vertex within the ring, number of vertices with both ends; only arcs that
-        have vertices between their ends. `(edges, 2)`: vertices of the arcs that are single edges.
+        `Arcs.spans` of the arcs that have vertices between their ends; `(edges, 2)`: vertices of the arcs that
+        are single edges.
     """
+    xy, start, place, position = rings.xy, rings.start, places.arc, places.position
     arcs, edges = np.empty((len(xy) + len(start), 3), np.int64), np.empty((len(xy), 2), np.int64)
     n = m = 0
     for i in range(len(xy)):
@@ -131,11 +124,9 @@ def _cut(
     return arcs[:n].copy(), edges[:m].copy()
 
 
-def _must_keep(
-    xy: NDArray[np.int32], start: NDArray[np.int64], arcs: NDArray[np.int64], edges: NDArray[np.int64], width: int
-) -> NDArray[np.bool_]:
+def _must_keep(rings: Rings, arcs: NDArray[np.int64], edges: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
     """True for arcs that share both ends with another arc: as single chords they would fall together."""
-    point = xy[:, 1].astype(np.int64) * width + xy[:, 0]
+    start, point = rings.start, rings.xy[:, 1].astype(np.int64) * width + rings.xy[:, 0]
     size = np.diff(start)[arcs[:, 0]]
     tail = point[start[arcs[:, 0]] + (arcs[:, 1] + arcs[:, 2] - 1) % size]
     head = point[start[arcs[:, 0]] + arcs[:, 1]]
@@ -148,29 +139,20 @@ def _must_keep(
 
 
 @compiled
-def _simplify_arcs(
-    xy: NDArray[np.int32],
-    start: NDArray[np.int64],
-    arcs: NDArray[np.int64],
-    must_keep: NDArray[np.bool_],
-    place: NDArray[np.int32],
-    position: NDArray[np.int32],
-    seams: NDArray[np.int64],
-    scale: NDArray[np.float64],
-    kept: NDArray[np.bool_],
-) -> None:
+def _simplify_arcs(rings: RingArrays, arcs: Arcs, places: VertexMap, rule: ChordRule, kept: NDArray[np.bool_]) -> None:
     """Mark the vertices that stay, arc by arc."""
+    xy, start, spans, scale = rings.xy, rings.start, arcs.spans, rule.scale
     longest = 2
-    for arc in range(len(arcs)):
-        longest = max(longest, arcs[arc, 2])
+    for arc in range(len(spans)):
+        longest = max(longest, spans[arc, 2])
     stack = np.empty((longest + 2, 3), np.int64)
     extent = np.empty((kept.shape[0], 2), np.int64)
-    for arc in range(len(arcs)):
-        begin, size = start[arcs[arc, 0]], start[arcs[arc, 0] + 1] - start[arcs[arc, 0]]
-        n = arcs[arc, 2]
+    for arc in range(len(spans)):
+        begin, size = start[spans[arc, 0]], start[spans[arc, 0] + 1] - start[spans[arc, 0]]
+        n = spans[arc, 2]
         line = np.empty((n, 2), np.int64)
         for k in range(n):
-            line[k] = xy[begin + (arcs[arc, 1] + k) % size]
+            line[k] = xy[begin + (spans[arc, 1] + k) % size]
         top = 0
         kept[line[0, 1], line[0, 0]] = True
         if line[0, 0] == line[n - 1, 0] and line[0, 1] == line[n - 1, 1]:
@@ -181,7 +163,7 @@ def _simplify_arcs(
             stack[1, 0], stack[1, 1], stack[1, 2] = far, n - 1, 1
             top = 2
         else:
-            stack[0, 0], stack[0, 1], stack[0, 2] = 0, n - 1, must_keep[arc]
+            stack[0, 0], stack[0, 1], stack[0, 2] = 0, n - 1, arcs.must_keep[arc]
             top = 1
         while top > 0:
             top -= 1
@@ -192,8 +174,8 @@ def _simplify_arcs(
             if (
                 distance > 1.0
                 or must == 1
-                or _along_seam(line[i], line[j], seams)
-                or _is_blocked(line, i, j, arc, place, position, extent)
+                or _along_seam(line[i], line[j], rule.seams)
+                or _is_blocked(line, (i, j), arc, places, extent)
             ):
                 kept[line[far, 1], line[far, 0]] = True
                 stack[top, 0], stack[top, 1], stack[top, 2] = i, far, 0
@@ -228,15 +210,10 @@ def _along_seam(a: NDArray[np.int64], b: NDArray[np.int64], seams: NDArray[np.in
 
 @compiled
 def _is_blocked(
-    line: NDArray[np.int64],
-    i: int,
-    j: int,
-    arc: int,
-    place: NDArray[np.int32],
-    position: NDArray[np.int32],
-    extent: NDArray[np.int64],
+    line: NDArray[np.int64], span: tuple[int, int], arc: int, places: VertexMap, extent: NDArray[np.int64]
 ) -> bool:
     """Whether a vertex that is not of `line[i:j + 1]` lies between it and its chord, or on the chord."""
+    (i, j), place, position = span, places.arc, places.position
     low, high = _row_extents(line, i, j, extent)
     for y in range(low, high + 1):
         for x in range(extent[y, 0], extent[y, 1] + 1):

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.polygons.tracing.components import NO_COMPONENT
-from pipeline.polygons.tracing.kernels import Bytes, Corners, Numbers, Sums, Totals, allocate_row, measure_runs
+from pipeline.polygons.tracing.kernels import measure_runs
+from pipeline.polygons.tracing.records import Bytes, Numbers, Sums, Totals, VertexOwners, allocate_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,28 +31,22 @@ class ComponentStatistics:
 def measure_components(
     mask: Bytes,
     level: NDArray[np.unsignedinteger],
-    ring: Numbers,
-    owner: Numbers,
-    corners: Corners,
+    vertices: VertexOwners,
     *,
     with_none: bool,
-    painted: bool,
 ) -> ComponentStatistics:
     """Measure the components, and find out which of them each hole is in.
 
     Args:
         mask: `(height, width)` class values, contiguous.
         level: `(height, width)` levels that are summed, contiguous.
-        ring: `(vertices,)`: the ring of each vertex, numbered by first vertex.
-        owner: `(rings,)`: the component that each ring bounds, -1 for holes; those are filled in.
-        corners: of the block.
-        with_none: as for `link_corners`.
-        painted: True to number every pixel.
+        vertices: of the block; the owners of holes are filled in.
+        with_none: as for `link_corners`; True also labels every pixel.
     """
-    n, (height, width) = int(owner.max(initial=-1)) + 1, mask.shape
+    n, (height, width) = int(vertices.owner.max(initial=-1)) + 1, mask.shape
     sums = np.zeros((3, n), np.int64)
     top, right, bottom, left = (np.full(size, NO_COMPONENT, np.int64) for size in (width, height, width, height))
-    labels = np.zeros((height, width) if painted else (0, 0), np.int32)
+    labels = np.zeros((height, width) if with_none else (0, 0), np.int32)
     totals = Totals(sums=sums, sides=(top, right, bottom, left), labels=labels)
-    measure_runs(mask, level, with_none, (corners, ring, owner), allocate_row(width), totals)
+    measure_runs(mask, level, with_none, vertices, allocate_row(width), totals)
     return ComponentStatistics(count=sums[0], total=sums[1], peak=sums[2], lines=totals.sides, labels=labels)
