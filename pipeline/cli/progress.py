@@ -14,7 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.segment import ProgressCallback
+    from pipeline.distribute import ProgressCallback
     from pipeline.training import TrainProgress
 
 COUNTED = {"compare": "pairs of scenes", "merge": "scenes"}

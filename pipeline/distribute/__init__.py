@@ -1,4 +1,4 @@
-"""Work of a scene on a dask cluster. Start reading at `pipeline.distribute.connect`."""
+"""Work of a scene on a dask cluster. Start reading at `pipeline.distribute.executor`."""
 
 import lazy_loader
 

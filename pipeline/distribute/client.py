@@ -119,6 +119,14 @@ class TaskQueue(Generic[Answer]):
         future.add_done_callback(self._finished.put)
         return future
 
+    def run(self, function: Callable[..., Answer], *args: object, name: str, device: bool) -> Answer:
+        """Run one task before all that wait, and return its result."""
+        try:
+            self.submit(function, *args, name=name, device=device, urgent=True)
+            return self.next().result()
+        finally:
+            self.cancel()
+
     def next(self) -> Future[Answer]:
         """Wait for a task to end, without a limit while the cluster has workers.
 

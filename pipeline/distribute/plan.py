@@ -45,21 +45,30 @@ def scene_count(spec: DistributeSpec, client: Client | None, scenes: int) -> int
     return max(1, min(scenes, spec.scenes or threads_of(client) + 1))
 
 
-def plan_work(
-    job: RegionJob, predictor: Predictor | ArrayFunction, spec: DistributeSpec, client: Client | None
-) -> tuple[Region, ...]:
-    """The regions of a scene: one or more per worker, or in this process a size that limits what a kill loses."""
-    plan, alone = job.plan, job.blend in CROP
-    widest = max_region_columns(job.scene, plan, job.card, job.mosaic)
-    if client is None and not spec.regions:
-        on_cpus = not isinstance(predictor, LoadedModel) or predictor.device.type == "cpu"
-        pixels = PART_PIXELS if on_cpus else PART_PIXELS_ON_DEVICE
-        return plan_parts(plan, pixels=pixels, max_columns=widest, core_only=alone)
-    rows = spec.regions
-    if client is not None and not rows:
-        largest = plan.rows.length * min(plan.cols.length, widest) / PART_PIXELS_ON_DEVICE
+def plan_local_regions(job: RegionJob, predictor: Predictor | ArrayFunction, *, rows: int = 0) -> tuple[Region, ...]:
+    """The regions of a scene in this process; without a number of rows, of a size that limits what a kill loses."""
+    if rows:
+        return _plan_rows(job, rows)
+    on_cpus = not isinstance(predictor, LoadedModel) or predictor.device.type == "cpu"
+    pixels = PART_PIXELS if on_cpus else PART_PIXELS_ON_DEVICE
+    return plan_parts(job.plan, pixels=pixels, max_columns=_max_columns(job), core_only=job.blend in CROP)
+
+
+def plan_cluster_regions(job: RegionJob, spec: DistributeSpec, client: Client) -> tuple[Region, ...]:
+    """The regions of a scene on a cluster: one or more per worker, unless the settings say how many."""
+    rows, plan = spec.regions, job.plan
+    if not rows:
+        largest = plan.rows.length * min(plan.cols.length, _max_columns(job)) / PART_PIXELS_ON_DEVICE
         rows = max(region_count(len(plan.rows.starts), workers_of(client), spec.scenes), ceil(largest))
-    return plan_regions(plan, rows=rows, max_columns=widest, core_only=alone)
+    return _plan_rows(job, rows)
+
+
+def _plan_rows(job: RegionJob, rows: int) -> tuple[Region, ...]:
+    return plan_regions(job.plan, rows=rows, max_columns=_max_columns(job), core_only=job.blend in CROP)
+
+
+def _max_columns(job: RegionJob) -> int:
+    return max_region_columns(job.scene, job.plan, job.card, job.mosaic)
 
 
 def region_count(tile_rows: int, workers: int, scenes: int) -> int:

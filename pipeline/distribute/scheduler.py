@@ -16,6 +16,7 @@ from pipeline.distribute.worker_tasks import TaskResult, dumps, fetch_files, res
 from pipeline.inference import Region, RegionJob, RegionResult
 from pipeline.inference.region import PixelProgress
 from pipeline.model import ArrayFunction, Predictor
+from pipeline.storage import Exchange
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -26,82 +27,87 @@ MAX_INLINE_BYTES = 2**18
 """Maximum size of pickled arguments that are sent with every region: a job, and a model as path and hash."""
 
 
-def run_on_cluster(
-    job: RegionJob,
-    regions: Sequence[Region],
-    predictor: Predictor | ArrayFunction,
-    client: Client,
-    progress: PixelProgress | None,
-) -> Generator[RegionResult]:
-    """Run regions and yield results as they finish; see `run_regions`."""
-    suspects: list[Region] = []
-    yield from _run_bounded(
-        job, regions, predictor, client, progress, max_running=2 * workers_of(client), suspects=suspects
-    )
-    if suspects:
-        log.warning("%s: %d region(s) lost their workers; each is tried again alone", job.scene.location, len(suspects))
-        yield from _run_bounded(job, suspects, predictor, client, progress, max_running=1)
+class RegionScheduler:
+    """Runs the regions of a scene on a cluster."""
 
+    def __init__(self, client: Client, staging: Exchange | None, progress: PixelProgress | None) -> None:
+        """Start with no task.
 
-def _run_bounded(
-    job: RegionJob,
-    regions: Sequence[Region],
-    predictor: Predictor | ArrayFunction,
-    client: Client,
-    progress: PixelProgress | None,
-    *,
-    max_running: int,
-    suspects: list[Region] | None = None,
-) -> Generator[RegionResult]:
-    """Run regions, at most `max_running` at once; add those that lose their workers to `suspects`, if that is given."""
-    from distributed.scheduler import KilledWorker
+        Args:
+            client: of the cluster.
+            staging: staging area of the scene; None: workers see the job's folder.
+            progress: called with finished pixels, and with 0 every second; cancels by raising.
+        """
+        self._client, self._staging, self._progress = client, staging, progress
 
-    tasks: TaskQueue[TaskResult[RegionResult]] = TaskQueue(client, progress=progress)
-    with translate_worker_errors(f"{job.scene.location}: the scene"):
-        content = _submit_shared(dumps(job, predictor), client)
-    waiting, running = iter(regions), dict["Future[TaskResult[RegionResult]]", Region]()
+    def run(
+        self, job: RegionJob, regions: Sequence[Region], predictor: Predictor | ArrayFunction
+    ) -> Generator[RegionResult]:
+        """Run regions and yield results as they finish, with their rasters in the job's folder."""
+        suspects: list[Region] = []
+        scene = job.scene.location
+        with translate_worker_errors(f"{scene}: the scene"):
+            content = self._submit_shared(dumps(job, predictor, self._staging))
+        yield from self._run_bounded(job, regions, content, 2 * workers_of(self._client), suspects)
+        if suspects:
+            log.warning("%s: %d region(s) lost their workers; each is tried again alone", scene, len(suspects))
+            with translate_worker_errors(f"{scene}: the scene"):
+                content = self._submit_shared(dumps(job, predictor, self._staging))
+            yield from self._run_bounded(job, suspects, content, 1)
 
-    def submit(count: int) -> None:
-        for region in islice(waiting, count):
-            name = f"region-{job.scene.id}-{region.index}"
-            running[tasks.submit(run_region, content, region, name=name, device=True)] = region
+    def _run_bounded(
+        self,
+        job: RegionJob,
+        regions: Sequence[Region],
+        content: bytes | Future[bytes],
+        max_running: int,
+        suspects: list[Region] | None = None,
+    ) -> Generator[RegionResult]:
+        """Run regions, at most `max_running` at once; add those that lose their workers to `suspects`, if given."""
+        from distributed.scheduler import KilledWorker
 
-    try:
-        with translate_worker_errors(f"{job.scene.location}: the first region"):
-            submit(max_running)
-        while running:
-            future = tasks.next()
-            region = running.pop(future)
-            with translate_worker_errors(f"{job.scene.location}: the region of {_rows_and_columns(region)}"):
-                try:
-                    returned = future.result()
-                except KilledWorker:
-                    if suspects is None:
-                        raise
-                    suspects.append(region)
-                    returned = None
-                submit(1)
-            if returned is not None:
-                yield _receive(job, returned, progress)
-    finally:
-        tasks.cancel()
+        tasks: TaskQueue[TaskResult[RegionResult]] = TaskQueue(self._client, progress=self._progress)
+        waiting, running = iter(regions), dict["Future[TaskResult[RegionResult]]", Region]()
 
+        def submit(count: int) -> None:
+            for region in islice(waiting, count):
+                name = f"region-{job.scene.id}-{region.index}"
+                running[tasks.submit(run_region, content, region, name=name, device=True)] = region
 
-def _submit_shared(content: bytes, client: Client) -> bytes | Future[bytes]:
-    """The arguments of all regions. Small ones are sent with each: dask prefers the worker that holds shared data.
+        try:
+            with translate_worker_errors(f"{job.scene.location}: the first region"):
+                submit(max_running)
+            while running:
+                future = tasks.next()
+                region = running.pop(future)
+                with translate_worker_errors(f"{job.scene.location}: the region of {_rows_and_columns(region)}"):
+                    try:
+                        returned = future.result()
+                    except KilledWorker:
+                        if suspects is None:
+                            raise
+                        suspects.append(region)
+                        returned = None
+                    submit(1)
+                if returned is not None:
+                    yield self._receive(job, returned)
+        finally:
+            tasks.cancel()
 
-    Large ones are a task, since scattered data would be lost with the worker that holds it.
-    """
-    return content if len(content) <= MAX_INLINE_BYTES else client.submit(bytes, content, pure=False)
+    def _submit_shared(self, content: bytes) -> bytes | Future[bytes]:
+        """The arguments of all regions. Small ones are sent with each: dask prefers the worker that holds shared data.
 
+        Large ones are a task, since scattered data would be lost with the worker that holds it.
+        """
+        return content if len(content) <= MAX_INLINE_BYTES else self._client.submit(bytes, content, pure=False)
 
-def _receive(job: RegionJob, returned: TaskResult[RegionResult], progress: PixelProgress | None) -> RegionResult:
-    """Download a region's rasters into the job's folder, and return its result with its quicklook."""
-    if job.exchange is not None:
-        fetch_files(returned.files, job.exchange, job.folder.parent)
-    if progress is not None:
-        progress(returned.answer.region.pixels)
-    return restore_quicklook(returned.answer, job.folder)
+    def _receive(self, job: RegionJob, returned: TaskResult[RegionResult]) -> RegionResult:
+        """Download a region's rasters into the job's folder, and return its result with its quicklook."""
+        if self._staging is not None:
+            fetch_files(returned.files, self._staging, job.folder.parent)
+        if self._progress is not None:
+            self._progress(returned.answer.region.pixels)
+        return restore_quicklook(returned.answer, job.folder)
 
 
 def _rows_and_columns(region: Region) -> str:

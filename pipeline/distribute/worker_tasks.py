@@ -77,17 +77,18 @@ def check_precision(
 
 
 def run_region(content: bytes, region: Region) -> TaskResult[RegionResult]:
-    """Run a region; `content` pickles the job and the predictor."""
-    job, predictor = loads(content)
+    """Run a region; `content` pickles the job, the predictor and the staging area."""
+    arguments: tuple[RegionJob, Predictor | ArrayFunction, Exchange | None] = loads(content)
+    job, predictor, staging = arguments
     check_scene_visible(job.scene)
-    if job.exchange is None:
+    if staging is None:
         _check_visible(job.folder)
         return TaskResult(answer=_save_quicklook(infer_region(job, region, predictor), job.folder), files={})
     with TemporaryDirectory(prefix=TASK_FOLDER_PREFIX) as temporary:
         folder = Path(temporary) / job.folder.name
         folder.mkdir()
         result = _save_quicklook(infer_region(replace(job, folder=folder), region, predictor), folder)
-        return TaskResult(answer=result, files=_upload(folder, job.exchange, under=f"{folder.name}/"))
+        return TaskResult(answer=result, files=_upload(folder, staging, under=f"{folder.name}/"))
 
 
 def _save_quicklook(result: RegionResult, folder: Path) -> RegionResult:
@@ -109,25 +110,21 @@ def _quicklook(result: RegionResult, folder: Path) -> Path:
 
 
 def run_outputs(content: bytes) -> TaskResult[Any]:
-    """Make the outputs of a scene from its regions.
+    """Run the output stages of a scene.
 
-    `content` pickles the arguments of `run_finish` (function, regions' results, settings, output folder) and the files
-    of the staging area that the function needs, with their bytes.
+    `content` pickles the `OutputTask`, the output folder, the staging area, and the input files there with their bytes.
     """
-    function, inferred, spec, folder, names = loads(content)
-    job: RegionJob = inferred.job
-    exchange = job.exchange
-    if exchange is None:
-        _check_visible(folder)
-        return TaskResult(answer=function(inferred, spec, folder), files={})
+    task, result, staging, names = loads(content)
+    if staging is None:
+        _check_visible(result)
+        return TaskResult(answer=task.run(result, None), files={})
     with TemporaryDirectory(prefix=TASK_FOLDER_PREFIX) as temporary:
         own = Path(temporary)
-        job, folder = replace(job, folder=own / job.folder.name), own / folder.name
-        job.folder.mkdir()
-        folder.mkdir()
-        fetch_files(names, exchange, own)
-        answer = function(replace(inferred, job=job), spec, folder)
-        return TaskResult(answer=answer, files=_upload(folder, exchange))
+        folder = own / result.name
+        for needed in {folder, *((own / name).parent for name in names)}:
+            needed.mkdir(exist_ok=True)
+        fetch_files(names, staging, own)
+        return TaskResult(answer=task.run(folder, None), files=_upload(folder, staging))
 
 
 def fetch_files(files: Mapping[str, int], exchange: Exchange, folder: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from pipeline.distribute import ProgressCallback
 from pipeline.evaluation.error_map import error_map_profile
 from pipeline.evaluation.metrics.calibration import CalibrationSums
 from pipeline.evaluation.metrics.counts import (
@@ -28,7 +29,6 @@ from pipeline.evaluation.reference import Reference
 from pipeline.model import ModelCard
 from pipeline.mosaic import cog_writer
 from pipeline.scene import Scene, SceneReader
-from pipeline.segment import ProgressCallback
 from pipeline.storage import atomic_path
 from pipeline.training.artifacts import PredictedWindow
 from pipeline.training.labels import UNLABELLED

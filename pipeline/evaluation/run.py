@@ -22,7 +22,7 @@ from importlib.metadata import version
 
 from pipeline import __version__
 from pipeline.catalog import CatalogEntry
-from pipeline.distribute import cluster
+from pipeline.distribute import ProgressCallback, cluster
 from pipeline.errors import LabelError, ScenemillError, SettingsError
 from pipeline.evaluation.comparison import SceneCounter
 from pipeline.evaluation.metrics.calibration import join_bins
@@ -45,7 +45,7 @@ from pipeline.evaluation.reference import LabelFiles
 from pipeline.evaluation.worst import draw_worst, find_worst
 from pipeline.model.predictor import LoadedModel
 from pipeline.scene import describe_scene
-from pipeline.segment import ProgressCallback, segment_scene
+from pipeline.segment import segment_scene
 from pipeline.storage import ensure_dir
 
 __all__ = ["EvaluateSpec", "EvaluationReport", "evaluate"]

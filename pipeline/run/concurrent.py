@@ -12,8 +12,8 @@ from threading import Event
 from typing import Generic, TypeVar
 
 from pipeline.catalog import CatalogEntry
+from pipeline.distribute import ProgressCallback
 from pipeline.results import SceneReport
-from pipeline.segment import ProgressCallback
 
 Outcome = TypeVar("Outcome")
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.catalog import CatalogEntry, describe_entry
 from pipeline.config import SegmentSpec
-from pipeline.distribute import cluster
+from pipeline.distribute import cluster, scene_executor
 from pipeline.errors import ScenemillError, SettingsError
 from pipeline.model.predictor import LoadedModel
 from pipeline.results import open_results
 from pipeline.run.models import load_run_models, on_devices
 from pipeline.run.scenes import check_settings
 from pipeline.scene import Scene
-from pipeline.segment import find_existing
+from pipeline.stages import find_existing
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -83,7 +83,8 @@ def _plan_scene(
         scene = describe_entry(entry, spec.reading, card=card)
         if predictor is None or out_dir is None:
             return PlannedScene(entry=entry, action="runs", reason=_facts(scene, fits=card is not None))
-        existing = find_existing(scene, out_dir, predictor=predictor, spec=spec, client=client)
+        executor = scene_executor(spec.distribute, client)
+        existing = find_existing(scene, out_dir, predictor=predictor, spec=spec, executor=executor)
     except ScenemillError as error:
         return PlannedScene(entry=entry, action="refused", reason=str(error))
     if existing.finished is not None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.catalog import CatalogEntry, describe_entry
 from pipeline.config import SegmentSpec
+from pipeline.distribute import ProgressCallback
 from pipeline.model.predictor import LoadedModel
 from pipeline.results import SceneReport, open_results, write_item
-from pipeline.segment import ProgressCallback, find_existing, segment_scene
+from pipeline.segment import segment_scene
+from pipeline.stages import find_committed
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -41,7 +43,7 @@ def skip_entry(
     if entry.refused is not None or not is_remote(entry):
         return None
     scene = describe_entry(entry, spec.reading, card=predictor.card)
-    found = find_existing(scene, out_dir, predictor=predictor, spec=spec, committed=True).finished
+    found = find_committed(scene, out_dir, predictor=predictor, spec=spec)
     return None if found is None else _with_item(found, entry, out_dir, spec)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline.catalog import CatalogEntry
 from pipeline.concurrency import map_concurrently
 from pipeline.config import RunSpec, SegmentSpec
-from pipeline.distribute import cluster, is_lost, share_workers
+from pipeline.distribute import ProgressCallback, cluster, is_lost, share_workers
 from pipeline.errors import SettingsError, TransientError
 from pipeline.grid import load_area
 from pipeline.model.predictor import LoadedModel
@@ -27,7 +27,6 @@ from pipeline.run.concurrent import ConcurrentScenes, RunCancelledError, cancell
 from pipeline.run.ledger import RunLedger, open_ledger
 from pipeline.run.models import on_devices
 from pipeline.run.one_scene import is_remote, segment_entry, skip_entry
-from pipeline.segment import ProgressCallback
 from pipeline.stages import resolve_settings
 from pipeline.storage import retry_transient
 

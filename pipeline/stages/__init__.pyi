@@ -1,11 +1,10 @@
 from .inputs import Inputs as Inputs
-from .inputs import area_on as area_on
-from .inputs import card_of as card_of
 from .inputs import region_job as region_job
+from .inputs import resolve_inputs as resolve_inputs
 from .inputs import resolve_settings as resolve_settings
 from .outputs import OUTPUTS as OUTPUTS
-from .outputs import QUICKLOOK as QUICKLOOK
 from .outputs import InferenceResult as InferenceResult
+from .outputs import OutputStages as OutputStages
 from .outputs import SceneOutputs as SceneOutputs
 from .outputs import SceneStages as SceneStages
 from .outputs import find_inference as find_inference
@@ -13,9 +12,9 @@ from .outputs import make_polygons as make_polygons
 from .outputs import make_preview as make_preview
 from .outputs import make_rasters as make_rasters
 from .outputs import record_inference as record_inference
-from .outputs import record_outputs as record_outputs
 from .previous import ExistingResult as ExistingResult
-from .previous import describe_reusable as describe_reusable
+from .previous import find_committed as find_committed
+from .previous import find_existing as find_existing
 from .previous import reuse_previous_stages as reuse_previous_stages
 from .region_records import RegionPlan as RegionPlan
 from .region_records import RegionRecords as RegionRecords

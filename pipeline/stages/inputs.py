@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.config import SegmentSpec
+from pipeline.distribute import Executor
 from pipeline.errors import ModelError
 from pipeline.grid import AreaPixels, load_area, rasterize_area
 from pipeline.inference import RegionJob, plan_tiles
 from pipeline.inference.tiling import Tiling, resolve_tiling
 from pipeline.model import ArrayFunction, ModelCard, Predictor
-from pipeline.model.predictor import LoadedModel
+from pipeline.model.predictor import LoadedModel, forward_passes
 from pipeline.mosaic import TOP_LEVEL, resolve_threshold
-from pipeline.scene import Scene
-from pipeline.stages.outputs import SceneStages
-from pipeline.storage import Exchange
+from pipeline.scene import Scene, describe_scene
+from pipeline.stages.outputs import REGIONS, SceneStages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,10 @@ class Inputs:
     """The settings."""
     identity: str | None
     """Identity of the model where it runs; None for a plain function."""
+    tiling: Tiling
+    """How the scene is cut into tiles, resolved against the model."""
+    passes: int
+    """Forward passes per tile."""
     area: AreaPixels | None
     """The pixels that the result is restricted to; None: all of the scene."""
 
@@ -69,29 +74,53 @@ def resolve_settings(spec: SegmentSpec, card: ModelCard) -> Tiling:
     return resolve_tiling(spec.tiling, card, exact=spec.blend == "exact")
 
 
-def region_job(
-    inputs: Inputs,
-    tiling: Tiling,
-    work: SceneStages,
-    *,
-    key: str | None,
-    tags: Mapping[str, str],
-    exchange: Exchange | None,
-) -> RegionJob:
+def resolve_inputs(
+    scene: str | Path | Scene,
+    predictor: Predictor | ArrayFunction,
+    card: ModelCard | None,
+    spec: SegmentSpec,
+    executor: Executor,
+) -> Inputs:
+    """Describe the scene, and check and complete the settings against scene and model.
+
+    Args:
+        scene: a path or address, or a described scene.
+        predictor: the model.
+        card: for a plain function.
+        spec: settings.
+        executor: of the scene; its devices decide the identity of the model.
+
+    Raises:
+        ModelError, SettingsError, SceneError: model, settings or scene are invalid, or do not fit each other.
+    """
+    card = card_of(predictor, card)
+    tiling = resolve_settings(spec, card)
+    if not isinstance(scene, Scene):
+        scene = describe_scene(scene, spec.reading, card=card)
+    return Inputs(
+        scene=scene,
+        card=card,
+        spec=spec,
+        tiling=tiling,
+        identity=executor.identity(predictor, scene),
+        passes=forward_passes(predictor),
+        area=area_on(scene, spec),
+    )
+
+
+def region_job(inputs: Inputs, work: SceneStages, *, key: str | None, tags: Mapping[str, str]) -> RegionJob:
     """What the regions of a scene have in common; the precision is not chosen yet.
 
     Args:
         inputs: of the result.
-        tiling: resolved against the model.
         work: the work folder.
         key: identity of the mosaic.
         tags: provenance, stored in the rasters.
-        exchange: staging area for the rasters of workers on other machines.
     """
     spec = inputs.spec
     return RegionJob(
         scene=inputs.scene,
-        plan=plan_tiles(inputs.scene.grid.shape, tiling),
+        plan=plan_tiles(inputs.scene.grid.shape, inputs.tiling),
         card=inputs.card,
         identity=inputs.identity,
         precision="",
@@ -102,7 +131,6 @@ def region_job(
         threads=spec.reading.threads,
         tags=tags,
         area=inputs.area,
-        folder=work.folder / "regions",
-        exchange=exchange,
+        folder=work.folder / REGIONS,
         key=key,
     )

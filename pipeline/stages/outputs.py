@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.distribute import ProgressCallback
 from pipeline.inference import RegionJob, RegionResult, plan_blend_weights
 from pipeline.inference.region import join_regions, merge_quicklooks, raster_profiles, read_quicklook, wanted_tiles
 from pipeline.model.predictor import PrecisionCheck
 from pipeline.mosaic import read_mask, write_mask
 from pipeline.polygons import PolygonSpec, PolygonTotals
 from pipeline.results import StageRecords, stage_key, write_preview
+from pipeline.scene import Scene
 
 OUTPUTS = {
     "probability": "probability.tif",
@@ -34,6 +36,10 @@ COUNTS = ("tiles_run", "tiles_skipped", "valid_pixels", "regions_split")
 """Counters that are summed over the regions."""
 QUICKLOOK = "glance.npy"
 """The scene at screen size, in the work folder."""
+REGIONS = "regions"
+"""Folder of the regions' rasters, in the work folder."""
+MakeOutputs = Callable[["InferenceResult", PolygonSpec, "SceneStages", ProgressCallback | None], "SceneOutputs"]
+"""Runs the output stages in a work folder; pickles by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +113,60 @@ class SceneStages:
         return {name: (self.result / name).stat().st_size for name in OUTPUTS.values()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class OutputStages:
+    """The output stages of a scene as a task of an executor, see `OutputTask`."""
+
+    make: MakeOutputs
+    """Runs the stages."""
+    inferred: InferenceResult
+    """The result of the regions."""
+    spec: PolygonSpec
+    """Threshold and shaping."""
+
+    @property
+    def scene(self) -> Scene:
+        """See `OutputTask`."""
+        return self.inferred.job.scene
+
+    def input_files(self) -> Sequence[Path]:
+        """See `OutputTask`: the rasters of the regions, and the quicklook."""
+        folder = self.inferred.job.folder
+        attempts = {raster.attempt for result in self.inferred.results for raster in result.rasters}
+        if not attempts:
+            return ()
+        rasters = [path for path in sorted(folder.iterdir()) if _attempt_of(path) in attempts]
+        return (*rasters, folder.parent / QUICKLOOK)
+
+    def run(self, result: Path, progress: ProgressCallback | None) -> SceneOutputs:
+        """See `OutputTask`."""
+        job = replace(self.inferred.job, folder=result.parent / REGIONS)  # a worker may have a folder of its own
+        return self.make(replace(self.inferred, job=job), self.spec, SceneStages(result), progress)
+
+    def record(self, result: Path, outputs: SceneOutputs) -> None:
+        """See `OutputTask`.
+
+        Raises:
+            TransientError: the disk refuses.
+        """
+        work, job = SceneStages(result), self.inferred.job
+        of_mask, totals = mask_key(job.key, self.spec.threshold), asdict(outputs.totals)
+        work.stages.record("mosaic", job.key, {}, [work.output("probability")])
+        work.stages.record("mask", of_mask, {}, [work.output("mask")])
+        work.stages.record("polygons", polygons_key(job.key, self.spec), totals, [work.output("polygons")])
+        work.stages.record("preview", of_mask, {}, [work.output("preview")])
+        _discard_regions(work, job)
+
+
+def _attempt_of(path: Path) -> str:
+    """The attempt in a file name that `RegionJob.path` made.
+
+    >>> _attempt_of(Path("probability-00001-1a2b3c4d.2.tif"))
+    '1a2b3c4d'
+    """
+    return path.name.partition(".")[0].rpartition("-")[2]
+
+
 def find_inference(work: SceneStages, job: RegionJob) -> InferenceResult | None:
     """The recorded result of inference, if the mosaic exists already."""
     facts: Mapping[str, Any] | None = work.stages.find("infer", job.key)
@@ -171,20 +231,6 @@ def make_preview(work: SceneStages, inferred: InferenceResult, threshold: float 
         write_preview(work.output("preview"), image, *read_mask(work.output("mask"), image.shape[1:]))
 
     work.run_or_reuse("preview", mask_key(inferred.job.key, threshold), make, work.output("preview"))
-
-
-def record_outputs(work: SceneStages, job: RegionJob, spec: PolygonSpec, totals: PolygonTotals) -> None:
-    """Record all output stages that a worker on another machine has run.
-
-    Raises:
-        TransientError: the disk refuses.
-    """
-    of_mask = mask_key(job.key, spec.threshold)
-    work.stages.record("mosaic", job.key, {}, [work.output("probability")])
-    work.stages.record("mask", of_mask, {}, [work.output("mask")])
-    work.stages.record("polygons", polygons_key(job.key, spec), asdict(totals), [work.output("polygons")])
-    work.stages.record("preview", of_mask, {}, [work.output("preview")])
-    _discard_regions(work, job)
 
 
 def _discard_regions(work: SceneStages, job: RegionJob) -> None:

@@ -8,10 +8,17 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.config import SegmentSpec
+from pipeline.distribute import Executor, LocalExecutor
+from pipeline.model import ArrayFunction, Predictor
+from pipeline.model.predictor import with_tta
 from pipeline.polygons import PolygonSpec, PolygonTotals
-from pipeline.results import REPORT, SceneReport, StageRecords, work_folder
+from pipeline.results import REPORT, Results, SceneReport, StageRecords, open_results, work_folder
+from pipeline.scene import Scene
+from pipeline.stages.inputs import resolve_inputs
 from pipeline.stages.outputs import COUNTS, OUTPUTS, SceneStages, mask_key, polygons_key
 from pipeline.stages.region_records import count_done_regions
+from pipeline.stages.scene_report import opening_report
 from pipeline.storage import sha256_file
 
 
@@ -23,6 +30,40 @@ class ExistingResult:
     """The finished result, with which the scene is skipped; None: the scene runs."""
     reusable: str = ""
     """The completed work that a run reuses, in words; empty: none."""
+
+
+def find_existing(
+    scene: Scene,
+    out_dir: str | Path,
+    *,
+    predictor: Predictor | ArrayFunction,
+    spec: SegmentSpec,
+    executor: Executor,
+) -> ExistingResult:
+    """The existing result that `segment_scene` would skip or reuse; raises what `segment_scene` raises."""
+    results = open_results(out_dir, spec.run.work_dir)
+    report = _expected_report(scene, results, predictor, spec, executor)
+    if found := results.finished(scene.id, report.inputs.content_key):
+        return ExistingResult(finished=SceneReport.from_json(found).as_skipped(report))
+    return ExistingResult(reusable=describe_reusable(results.folder(scene.id), report.inputs.mosaic_key))
+
+
+def find_committed(
+    scene: Scene, out_dir: str | Path, *, predictor: Predictor | ArrayFunction, spec: SegmentSpec
+) -> SceneReport | None:
+    """The report of a finished result, unless it needs cleanup after a killed run, see `Results.committed`."""
+    results = open_results(out_dir, spec.run.work_dir)
+    report = _expected_report(scene, results, predictor, spec, LocalExecutor())
+    found = results.committed(scene.id, report.inputs.content_key)
+    return SceneReport.from_json(found).as_skipped(report) if found else None
+
+
+def _expected_report(
+    scene: Scene, results: Results, predictor: Predictor | ArrayFunction, spec: SegmentSpec, executor: Executor
+) -> SceneReport:
+    """The report that a run would begin with."""
+    predictor = with_tta(predictor, spec.inference.augment)
+    return opening_report(resolve_inputs(scene, predictor, None, spec, executor), results.address(scene.id))
 
 
 def reuse_previous_stages(work: SceneStages, previous: Path | None, report: SceneReport, spec: PolygonSpec) -> None:

@@ -12,14 +12,8 @@ from pipeline.stages.inputs import Inputs
 from pipeline.stages.outputs import COUNTS, OUTPUTS, InferenceResult, SceneOutputs, SceneStages
 
 
-def opening_report(inputs: Inputs, folder: str, passes: int) -> SceneReport:
-    """The report before the run: inputs, settings and content keys.
-
-    Args:
-        inputs: of the result.
-        folder: of the result.
-        passes: forward passes per tile.
-    """
+def opening_report(inputs: Inputs, folder: str) -> SceneReport:
+    """The report before the run: inputs, settings and content keys; `folder` is the address of the result."""
     scene, area, identity = inputs.scene, inputs.area, inputs.identity
     settings = {**inputs.spec.result_settings(), "card": inputs.card.to_json()}
     pixels = scene.grid.height * scene.grid.width
@@ -31,7 +25,7 @@ def opening_report(inputs: Inputs, folder: str, passes: int) -> SceneReport:
         content_key=content_key(scene, identity, settings) if identity else None,
         mosaic_key=content_key(scene, identity, of_mosaic) if identity else None,
         model=identity.split()[0] if identity else "function",
-        passes=passes,
+        passes=inputs.passes,
         settings=settings,
         version=__version__,
         area="" if area is None else area.name,

@@ -24,8 +24,9 @@ from support.models import ROOF, brightness, write_checkpoint
 
 from pipeline.config import SegmentSpec
 from pipeline.distribute import client as distribute_client
-from pipeline.distribute import connect as distribute
+from pipeline.distribute import executor as executors
 from pipeline.distribute import plan as distribute_plan
+from pipeline.distribute.cluster_executor import ClusterExecutor
 from pipeline.distribute.connect import cluster
 from pipeline.distribute.local_workers import device_workers
 from pipeline.distribute.remote_predictor import RemotePredictor
@@ -36,6 +37,7 @@ from pipeline.inference.region.run import infer_region
 from pipeline.inference.tiling.regions import Region
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
+from pipeline.scene.describe import describe_scene
 from pipeline.scene.spec import ReadingSpec
 from pipeline.segment import segment_scene
 
@@ -141,7 +143,7 @@ def test_an_attempt_elsewhere_that_was_thought_lost_disturbs_nothing(
             with pytest.raises(ZeroDivisionError):
                 infer_region(job, region, _our_fault)
 
-    monkeypatch.setattr(distribute, "infer_stack", twice)
+    monkeypatch.setattr(executors, "infer_stack", twice)
     report = segment_scene(scene, tmp_path / "twice", predictor=brightness, card=ROOF, spec=SPEC)
     assert contents(Path(report.folder)) == contents(Path(calm.folder))
 
@@ -331,16 +333,19 @@ def _die() -> None:
 
 
 @pytest.mark.slow
-def test_a_model_that_kills_whoever_loads_it_is_a_fault_of_the_world(processes: Any, tmp_path: Path) -> None:
+def test_a_model_that_kills_whoever_loads_it_is_a_fault_of_the_world(
+    processes: Any, scene: Path, tmp_path: Path
+) -> None:
     fatal = Fatal(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
     with processes() as client, pytest.raises(TransientError, match="loading the model killed its workers repeatedly"):
-        distribute.predictor_identity(fatal, client)
+        ClusterExecutor(client).identity(fatal, describe_scene(scene))
 
 
-def test_the_identity_of_a_result_is_that_of_the_workers(threads: Client, tmp_path: Path) -> None:
+def test_the_identity_of_a_result_is_that_of_the_workers(threads: Client, scene: Path, tmp_path: Path) -> None:
     predictor = load_predictor(write_checkpoint(tmp_path / "model.safetensors"), "cpu", precision="float32")
-    assert distribute.predictor_identity(predictor, threads) == predictor.identity
-    assert distribute.predictor_identity(brightness, threads) is None
+    executor, described = ClusterExecutor(threads), describe_scene(scene)
+    assert executor.identity(predictor, described) == predictor.identity
+    assert executor.identity(brightness, described) is None
 
 
 def test_a_worker_that_runs_the_model_in_another_way_is_refused(
@@ -348,7 +353,7 @@ def test_a_worker_that_runs_the_model_in_another_way_is_refused(
 ) -> None:
     scene = make_scene(name="town.tif", descriptions=["red", "green", "blue"])
     predictor = load_predictor(write_checkpoint(tmp_path / "model.safetensors"), "cpu", precision="float32")
-    monkeypatch.setattr("pipeline.segment.predictor_identity", lambda *_: f"{predictor.sha256} torch.float16 cuda")
+    monkeypatch.setattr(executors.LocalExecutor, "identity", lambda *_: f"{predictor.sha256} torch.float16 cuda")
     with pytest.raises(ModelError, match=r"in different ways.*name inference\.precision"):
         segment_scene(scene, tmp_path / "out", predictor=predictor, spec=SPEC)
     assert not (tmp_path / "out" / "town").exists()

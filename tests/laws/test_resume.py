@@ -15,16 +15,18 @@ from support.models import write_checkpoint
 from pipeline import segment
 from pipeline.catalog.entry import CatalogEntry
 from pipeline.config import SegmentSpec, load_settings
+from pipeline.distribute.cluster_executor import ClusterExecutor
+from pipeline.distribute.executor import LocalExecutor
 from pipeline.errors import DamagedSceneError, TransientError
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
 from pipeline.results.report import SceneReport
 from pipeline.results.stage_records import StageRecords
 from pipeline.run.scenes import segment_catalog
 from pipeline.scene.describe import describe_scene
-from pipeline.segment import find_existing, segment_scene
+from pipeline.segment import segment_scene
 from pipeline.stages import previous as segment_former
 from pipeline.stages.outputs import OUTPUTS
-from pipeline.stages.previous import ExistingResult
+from pipeline.stages.previous import ExistingResult, find_existing
 from pipeline.storage.files import sha256_file
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ def test_regions_that_are_done_are_not_run_again(
     else:
         stop_after_regions(monkeypatch, scene, predictor, tmp_path / "out", regions)
     told: list[tuple[str, int, int]] = []
-    monkeypatch.setattr(segment, "check_precision", never)
+    monkeypatch.setattr(LocalExecutor, "check_precision", never)
     if regions == 4:
         monkeypatch.setattr("pipeline.inference.region.run._RegionRun", never)
     again = segment_scene(
@@ -275,7 +277,7 @@ def test_other_polygons_of_a_finished_result_run_no_network(
     segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
     before = (tmp_path / "out" / "town" / "probability.tif").stat().st_ino
     monkeypatch.setattr("pipeline.inference.region.run._RegionRun", never)
-    monkeypatch.setattr(segment, "check_precision", never)
+    monkeypatch.setattr(LocalExecutor, "check_precision", never)
     again = segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of(change))
     assert tuple(again.statistics.reused) == reused
     assert (tmp_path / "out" / "town" / "probability.tif").stat().st_ino == before
@@ -402,12 +404,13 @@ def test_what_workers_have_done_is_not_done_again_here(
     def stop(*_: object, **__: object) -> None:
         raise Stop
 
-    for function in ("run_finish", "write_report"):
+    for owner, function in ((ClusterExecutor, "run_outputs"), (segment, "write_report")):
         with monkeypatch.context() as patch:
-            patch.setattr(segment, function, stop)
+            patch.setattr(owner, function, stop)
             with pytest.raises(Stop):
                 segment_scene(scene, tmp_path / "out", predictor=predictor, spec=there, client=threads)
-        monkeypatch.setattr(segment, "check_precision", never)
+        for executor in (LocalExecutor, ClusterExecutor):
+            monkeypatch.setattr(executor, "check_precision", never)
     report = segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
     assert report.statistics.reused == ["mosaic", "mask", "polygons", "preview"]
     assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
@@ -423,7 +426,7 @@ def test_it_is_foreseen_what_will_not_be_done_again(
     out, described = tmp_path / "out", describe_scene(scene, card=predictor.card)
 
     def found(*overrides: str) -> ExistingResult:
-        return find_existing(described, out, predictor=predictor, spec=spec_of(*overrides))
+        return find_existing(described, out, predictor=predictor, spec=spec_of(*overrides), executor=LocalExecutor())
 
     assert found() == ExistingResult()
     stop_after_regions(monkeypatch, scene, predictor, out, 3)

@@ -13,6 +13,7 @@ from conftest import Call, MakeScene
 from support.object_stores import Store
 
 import pipeline.segment
+from pipeline.distribute.executor import LocalExecutor
 from pipeline.errors import TransientError
 from pipeline.stages.outputs import OUTPUTS
 
@@ -106,14 +107,14 @@ def test_a_run_that_failed_after_inference_goes_on_from_there(
     more = ["--set", f"run.work_dir={work}"]
     run = ["segment", make_scene(name="town.tif"), "--model", model, "--out", f"s3://{store.bucket}/out", *FAST, *more]
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline.segment, "run_output_stages", lost)
+        patched.setattr(LocalExecutor, "run_outputs", lost)
         assert call(*run)[0] == 1
     assert [*work.glob("*/.town.partial")]
-    infer = pipeline.distribute.connect.run_regions
+    infer = LocalExecutor.run_regions
     monkeypatch.setattr(
-        pipeline.segment,
+        LocalExecutor,
         "run_regions",
-        lambda job, regions, *args, **given: pytest.fail("again") if regions else infer(job, regions, *args, **given),
+        lambda self, job, regions, model: pytest.fail("again") if regions else infer(self, job, regions, model),
     )
     assert call(*run)[0] == 0
     assert statuses(store) == {"town": "done"}
@@ -138,7 +139,7 @@ def test_what_is_made_of_results_in_a_store_is_what_is_made_of_those_in_a_folder
     assert {"polygons.parquet", "merge.json"} <= {*store.names("out/")}
     assert "polygons.gpkg" not in store.names("out/")
 
-    monkeypatch.setattr(pipeline.segment, "run_regions", lambda *_, **__: pytest.fail("inferred again"))
+    monkeypatch.setattr(LocalExecutor, "run_regions", lambda *_, **__: pytest.fail("inferred again"))
     other = ["--set", "polygons.min_area_m2=2"]
     for each in (near, out):
         assert call("segment", *scenes, "--model", model, "--out", each, *FAST, *other)[0] == 0

@@ -27,6 +27,7 @@ from support.models import ROOF, brightness, write_checkpoint
 import pipeline
 from pipeline import segment
 from pipeline.config import SegmentSpec
+from pipeline.distribute.executor import LocalExecutor
 from pipeline.errors import ModelError, SettingsError, TransientError
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.card import ModelCard
@@ -349,11 +350,9 @@ def test_what_polygons_need_is_loaded_while_regions_run_and_not_while_the_precis
     red_scene: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    for name in ("check_precision", "_load_polygon_kernels"):
-        function = getattr(segment, name)
-        monkeypatch.setattr(
-            segment, name, lambda *given, n=name, f=function, **more: told.append(n) or f(*given, **more)
-        )
+    for owner, name in ((LocalExecutor, "check_precision"), (segment, "_load_polygon_kernels")):
+        function = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, n=name, f=function, **more: told.append(n) or f(*given, **more))
     segment_scene(red_scene(), tmp_path, predictor=brightness, card=ROOF, spec=SMALL)
     assert told == ["check_precision", "_load_polygon_kernels"]
 

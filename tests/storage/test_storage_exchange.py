@@ -16,13 +16,16 @@ from support.object_stores import Store
 from pipeline.config import SegmentSpec
 from pipeline.distribute import remote_predictor as distant
 from pipeline.distribute import worker_tasks as distribute_tasks
-from pipeline.distribute.connect import predictor_identity, staging_area
+from pipeline.distribute.cluster_executor import ClusterExecutor
+from pipeline.distribute.connect import staging_area
+from pipeline.distribute.executor import LocalExecutor
 from pipeline.distribute.remote_predictor import RemotePredictor
 from pipeline.distribute.spec import DistributeSpec
 from pipeline.distribute.versions import check_versions, code_versions
 from pipeline.errors import ModelError, SettingsError, TransientError
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.predictor.loading import LoadedPredictor
+from pipeline.scene.describe import describe_scene
 from pipeline.scene.spec import ReadingSpec
 from pipeline.segment import segment_scene
 from pipeline.storage.exchange import open_exchange
@@ -78,21 +81,24 @@ def test_a_machine_that_does_not_see_the_place_does_not_make_it(tmp_path: Path) 
     assert not (tmp_path / "exchange").exists()
 
 
-def test_places_of_different_results_do_not_meet(threads: Client, tmp_path: Path) -> None:
+def test_places_of_different_results_do_not_meet(tmp_path: Path) -> None:
     spec = DistributeSpec(exchange=str(tmp_path / "exchange"))
     (tmp_path / "a").touch()
     with (
-        staging_area(spec, tmp_path / "out" / ".town.partial", threads) as one,
-        staging_area(spec, tmp_path / "other" / ".town.partial", threads) as other,
+        staging_area(spec, tmp_path / "out" / ".town.partial") as one,
+        staging_area(spec, tmp_path / "other" / ".town.partial") as other,
     ):
         assert one is not None
         assert other is not None
         one.upload(tmp_path / "a", "a")
         assert not other.exists("a")
-        with staging_area(spec, tmp_path / "out" / ".town.partial", threads):  # after a kill, the place is not empty
+        with staging_area(spec, tmp_path / "out" / ".town.partial"):  # after a kill, the place is not empty
             assert not one.exists("a")
-    with staging_area(spec, tmp_path, None) as nothing:
+    with staging_area(DistributeSpec(), tmp_path) as nothing:
         assert nothing is None
+    places = [*(tmp_path / "exchange").iterdir()]
+    with LocalExecutor(spec).workspace(tmp_path, lambda: None):
+        assert [*(tmp_path / "exchange").iterdir()] == places
 
 
 def test_only_some_addresses_can_be_exchange_places() -> None:
@@ -155,7 +161,9 @@ def test_a_scene_that_a_worker_does_not_see_is_no_fault_of_its_data(
     assert not isinstance(caught.value, ModelError)
 
 
-def test_workers_of_other_versions_are_refused(threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_other_versions_are_refused(
+    threads: Client, make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     facts = code_versions()
     check_versions(facts, dict(facts))
     with pytest.raises(SettingsError, match=r"the worker tcp://a:1 has torch 9, and the command torch .*; install"):
@@ -165,4 +173,5 @@ def test_workers_of_other_versions_are_refused(threads: Client, monkeypatch: pyt
     monkeypatch.setattr(distribute_tasks, "code_versions", lambda: {**facts, "GDAL": "2.4"})
     with pytest.raises(SettingsError, match=r"has GDAL 2\.4"):
         distribute_tasks.call(sent)
-    assert predictor_identity(brightness, threads) is None
+    scene = describe_scene(make_scene())
+    assert ClusterExecutor(threads).identity(brightness, scene) is None

@@ -23,7 +23,6 @@ from pipeline.inference.tiling.tiles import TilePlan
 from pipeline.model import InferenceSpec, ModelCard
 from pipeline.mosaic import WRITE_QUEUE_DEPTH, MosaicSpec, RasterProfile, mask_profile, probability_profile, write_cog
 from pipeline.scene import Scene
-from pipeline.storage import Exchange
 
 REGION_BYTES = 3 * 2**27
 """What the strips of a region may take, in the host's memory and in the device's."""
@@ -59,8 +58,6 @@ class RegionJob:
     """The pixels that the result is restricted to; None: all of the scene."""
     folder: Path
     """An existing folder for region rasters alone."""
-    exchange: Exchange | None = None
-    """The place through which rasters travel from workers elsewhere; None: every worker sees the folder."""
     key: str | None = None
     """Identity of the mosaic: scene, model, and all settings but those of polygons; None for a plain function."""
 
