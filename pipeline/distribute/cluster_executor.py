@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING
 
 from pipeline.distribute import worker_tasks
 from pipeline.distribute.client import Answer, TaskQueue, translate_worker_errors
-from pipeline.distribute.connect import staging_area
-from pipeline.distribute.executor import Outputs, OutputTask, check_cancelled, regions_progress
+from pipeline.distribute.executor import (
+    Outputs,
+    OutputTask,
+    ProgressCallback,
+    check_cancelled,
+    regions_progress,
+    stage_progress,
+)
 from pipeline.distribute.plan import plan_cluster_regions
-from pipeline.distribute.progress import ProgressCallback, stage_progress
 from pipeline.distribute.remote_predictor import RemotePredictor
 from pipeline.distribute.scheduler import RegionScheduler
 from pipeline.distribute.spec import DistributeSpec
+from pipeline.distribute.staging import staging_area
 from pipeline.distribute.worker_tasks import TaskResult, call, dumps, fetch_files
 from pipeline.inference import Region, RegionJob, RegionResult, choose_precision
 from pipeline.model import ArrayFunction, Predictor

@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from threading import Lock
+from typing import Protocol, TypeVar
 
 from pipeline.distribute.plan import plan_local_regions
-from pipeline.distribute.progress import ProgressCallback, stage_progress
 from pipeline.distribute.spec import DistributeSpec
+from pipeline.grid import RasterGrid
 from pipeline.inference import Region, RegionJob, RegionResult, choose_precision
 from pipeline.inference.region import infer_stack
 from pipeline.inference.tiling import group_adjacent
@@ -25,10 +26,9 @@ from pipeline.model import ArrayFunction, Predictor
 from pipeline.model.predictor import PrecisionCheck, device_lock, identity_of
 from pipeline.scene import Scene
 
-if TYPE_CHECKING:
-    from distributed import Client
-
 Outputs = TypeVar("Outputs")
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with `(stage, finished pixels, all pixels)`; cancels the work by raising."""
 
 
 class OutputTask(Protocol[Outputs]):
@@ -93,17 +93,6 @@ class Executor(Protocol):
         """
 
 
-def scene_executor(
-    spec: DistributeSpec, client: Client | None = None, progress: ProgressCallback | None = None
-) -> Executor:
-    """The executor of a scene: tasks of the client's cluster, or this process without a client."""
-    if client is None:
-        return LocalExecutor(spec, progress)
-    from pipeline.distribute.cluster_executor import ClusterExecutor
-
-    return ClusterExecutor(client, spec, progress)
-
-
 class LocalExecutor:
     """Runs the work of a scene in this process."""
 
@@ -163,3 +152,20 @@ def check_cancelled(progress: ProgressCallback | None, scene: Scene) -> None:
     """Call the progress callback, which may cancel: the run may have ended while the scene waited for a device."""
     if (report := stage_progress(progress, "infer", scene.grid)) is not None:
         report(0)
+
+
+def stage_progress(
+    progress: ProgressCallback | None, stage: str, grid: RasterGrid, *, done: int = 0
+) -> Callable[[int], None] | None:
+    """A thread-safe counter of a stage's pixels that reports to `progress`; `done` of them are finished already."""
+    if progress is None:
+        return None
+    total, lock = grid.height * grid.width, Lock()
+
+    def advance(pixels: int) -> None:
+        nonlocal done
+        with lock:
+            done += pixels
+            progress(stage, done, total)
+
+    return advance

@@ -17,10 +17,10 @@ from pipeline.config import SegmentSpec
 from pipeline.distribute import remote_predictor as distant
 from pipeline.distribute import worker_tasks as distribute_tasks
 from pipeline.distribute.cluster_executor import ClusterExecutor
-from pipeline.distribute.connect import staging_area
 from pipeline.distribute.executor import LocalExecutor
 from pipeline.distribute.remote_predictor import RemotePredictor
 from pipeline.distribute.spec import DistributeSpec
+from pipeline.distribute.staging import staging_area
 from pipeline.distribute.versions import check_versions, code_versions
 from pipeline.errors import ModelError, SettingsError, TransientError
 from pipeline.inference.tiling.tiles import TilingSpec
