@@ -33,7 +33,7 @@ from pipeline.training.validation.tally import ValidationCounts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class PartResult:
     """Scores and calibration of the kept weights on one held-out part."""
 
     scores: PartScores
@@ -44,45 +44,45 @@ class Judgement:
     """Of the calibrated probabilities."""
 
 
-def finish(setup: Setup, state: StateStore, standing: TrainingState, stopped: Stop) -> TrainReport:
+def finish(setup: Setup, store: StateStore, state: TrainingState, stopped: Stop) -> TrainReport:
     """Write the final checkpoint of the kept epoch, the artifacts of the run, and its report.
 
     Raises:
         TransientError: the disk fails.
         ModelError: the kept epoch's checkpoint is damaged on the disk.
     """
-    kept = standing.kept_epoch(setup.spec.learning.keep)
-    assert kept is not None
-    assert state.best is not None
-    setup.trainer.checkpoint_network.load_state_dict(load_checkpoint(state.best).network.state_dict())
-    tally = setup.count(setup.cores("validation"))
-    threshold = tally.best_threshold  # of uncalibrated probabilities
-    temperature = resolvable_temperature(fit_temperature(tally.sample, setup.spec.activation), threshold)
-    parts = {"validation": judge(tally, threshold, temperature)}
+    record = state.kept_epoch(setup.spec.learning.keep)
+    assert record is not None
+    assert store.best is not None
+    setup.trainer.checkpoint_network.load_state_dict(load_checkpoint(store.best).network.state_dict())
+    counts = setup.count(setup.cores("validation"))
+    threshold = counts.best_threshold  # of uncalibrated probabilities
+    temperature = resolvable_temperature(fit_temperature(counts.sample, setup.spec.activation), threshold)
+    parts = {"validation": score_part(counts, threshold, temperature)}
     if tests := setup.cores("test"):
-        parts["test"] = judge(setup.count(tests), threshold, temperature)
-    card = _final_card(setup.card, kept, parts, threshold=threshold, temperature=temperature)
+        parts["test"] = score_part(setup.count(tests), threshold, temperature)
+    card = _final_card(setup.card, record, parts, threshold=threshold, temperature=temperature)
     sha256 = save_checkpoint(setup.out, setup.trainer.checkpoint_network, card)
     report = TrainReport(
         checkpoint=setup.out,
         sha256=sha256,
         card=card,
-        best_epoch=kept.epoch,
-        best_iou=kept.iou,
+        best_epoch=record.epoch,
+        best_iou=record.iou,
         stopped=stopped,
-        history=standing.history,
-        seconds=standing.seconds,
-        pixels_per_second=_pixels(setup, standing) / standing.learning_s if standing.learning_s else 0.0,
-        folder=state.folder,
+        history=state.history,
+        seconds=state.seconds,
+        pixels_per_second=_pixels(setup, state) / state.learning_s if state.learning_s else 0.0,
+        folder=store.folder,
         validation=parts["validation"].scores,
         test=parts["test"].scores if "test" in parts else None,
     )
-    shown = show(setup, setup.cores("validation"), card) if setup.spec.leaves.overlays else ()
+    windows = predict_windows(setup, setup.cores("validation"), card) if setup.spec.leaves.overlays else ()
     curves = parts["validation"].before, parts["validation"].after
-    write_artifacts(state.folder, report, spec=setup.spec.leaves, reliability=curves, windows=shown)
-    write_report(report, state.identity)
+    write_artifacts(store.folder, report, spec=setup.spec.leaves, reliability=curves, windows=windows)
+    write_report(report, store.identity)
     if stopped != "time":  # a later command may allow more time
-        state.clear()
+        store.clear()
     return report
 
 
@@ -93,32 +93,32 @@ def provisional_card(card: ModelCard, record: EpochRecord) -> ModelCard:
     return replace(card, threshold=record.threshold, training={**card.training, "metrics": metrics})
 
 
-def judge(tally: ValidationCounts, threshold: float, temperature: float) -> Judgement:
+def score_part(counts: ValidationCounts, threshold: float, temperature: float) -> PartResult:
     """Scores of one held-out part at a threshold of the uncalibrated probabilities."""
-    confusion = tally.confusion(threshold)
-    before = reliability(tally.sample, tally.activation, 1.0)
-    after = reliability(tally.sample, tally.activation, temperature)
+    confusion = counts.confusion(threshold)
+    before = reliability(counts.sample, counts.activation, 1.0)
+    after = reliability(counts.sample, counts.activation, temperature)
     scores = PartScores(
         iou=confusion.mean_iou,
         f1=confusion.mean_f1,
-        bce=tally.bce,
+        bce=counts.bce,
         ece_before=before.ece,
         ece=after.ece,
-        classes=confusion.as_record(tally.outputs),
+        classes=confusion.as_record(counts.outputs),
     )
-    return Judgement(scores=scores, before=before, after=after)
+    return PartResult(scores=scores, before=before, after=after)
 
 
-def show(setup: Setup, cores: Sequence[TrainingWindow], card: ModelCard) -> Iterator[PredictedWindow]:
+def predict_windows(setup: Setup, cores: Sequence[TrainingWindow], card: ModelCard) -> Iterator[PredictedWindow]:
     """Held-out windows with the predictions of the kept weights, one by one."""
     rest = iter(cores)
     for batch in setup.loader.validation(cores):
         probabilities = activate(setup.trainer.predict(batch)[0], card)
         for row, core in zip(range(len(probabilities)), rest, strict=False):
-            yield _shown(core, batch, row, probabilities[row])
+            yield _predicted_window(core, batch, row, probabilities[row])
 
 
-def _shown(core: TrainingWindow, batch: Batch, row: int, probability: Tensor) -> PredictedWindow:
+def _predicted_window(core: TrainingWindow, batch: Batch, row: int, probability: Tensor) -> PredictedWindow:
     sample = read_padded(core.source, core.row, core.col, probability.shape[-1])
     return PredictedWindow(
         scene=core.source.scene.id,
@@ -133,16 +133,16 @@ def _shown(core: TrainingWindow, batch: Batch, row: int, probability: Tensor) ->
 
 
 def _final_card(
-    card: ModelCard, kept: EpochRecord, parts: dict[str, Judgement], *, threshold: float, temperature: float
+    card: ModelCard, record: EpochRecord, parts: dict[str, PartResult], *, threshold: float, temperature: float
 ) -> ModelCard:
-    metrics = {part: _plain(asdict(judgement.scores)) for part, judgement in parts.items()}
+    metrics = {part: _plain(asdict(result.scores)) for part, result in parts.items()}
     return replace(
         card,
         temperature=temperature,
         threshold=scaled_threshold(threshold, temperature),
         training={
             **card.training,
-            "metrics": {"epoch": kept.epoch, **metrics},
+            "metrics": {"epoch": record.epoch, **metrics},
             "calibration": {"temperature": temperature, "threshold_before": threshold},
         },
     )
@@ -156,7 +156,7 @@ def _plain(scores: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _pixels(setup: Setup, standing: TrainingState) -> int:
+def _pixels(setup: Setup, state: TrainingState) -> int:
     """Pixels trained on in all epochs."""
-    batches = len(standing.history) * setup.loader.batches_per_epoch + standing.batch
+    batches = len(state.history) * setup.loader.batches_per_epoch + state.batch
     return batches * setup.spec.samples.batch_size * setup.spec.samples.tile_size**2

@@ -91,9 +91,9 @@ def _short(value: object) -> str:
 
 def _scenes(data: LabelledData) -> dict[str, str]:
     """SHA-256 of the identity of each scene, and the part that the settings assign it to."""
-    kept = dict.fromkeys(data.validation, " validation") | dict.fromkeys(data.test, " test")
+    part = dict.fromkeys(data.validation, " validation") | dict.fromkeys(data.test, " test")
     scenes = [source.scene for source in data.sources]
-    return {scene.id: sha256_of_json(identity_facts(scene)) + kept.get(scene.id, "") for scene in scenes}
+    return {scene.id: sha256_of_json(identity_facts(scene)) + part.get(scene.id, "") for scene in scenes}
 
 
 def _files(path: Path) -> Iterator[tuple[str, str]]:

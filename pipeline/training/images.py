@@ -51,10 +51,10 @@ def list_images(images: Sequence[str | Path], validation: Sequence[str] = (), te
     if not images:
         raise SettingsError("images must name at least one scene: a file, a folder, a glob or an address")
     known = list_scenes(_expand(images))
-    kept = {"validation": _find(validation, known, "validation"), "test": _find(test, known, "test")}
-    entries = list_scenes([*(e.location for e in known), *kept["validation"], *kept["test"]])
+    named = {"validation": _find(validation, known, "validation"), "test": _find(test, known, "test")}
+    entries = list_scenes([*(e.location for e in known), *named["validation"], *named["test"]])
     ids = {entry.location: entry.id for entry in entries}
-    held = {key: tuple(dict.fromkeys(ids[location] for location in found)) for key, found in kept.items()}
+    held = {key: tuple(dict.fromkeys(ids[location] for location in found)) for key, found in named.items()}
     twice = sorted(set(held["validation"]) & set(held["test"]))
     if twice:
         raise SettingsError(f"split.test: {', '.join(twice)} is also named for validation; name each scene once")

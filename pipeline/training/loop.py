@@ -71,13 +71,13 @@ def train(
         if resume and (done := read_report(out, folder, identity, max_minutes=spec.learning.max_minutes)):
             return done
         remove_stale_partials(out)
-        state = StateStore(folder, identity)
+        store = StateStore(folder, identity)
         with set_up(cache(data, spec.samples.cache_mb, len(spec.classes)), spec, out) as setup:
-            loop = _Loop(setup, state, progress)
+            loop = _Loop(setup, store, progress)
             if resume:
                 loop.resume()
             stopped = loop.run()
-            return finish(setup, state, loop.standing, stopped)
+            return finish(setup, store, loop.state, stopped)
 
 
 def run_folder(out: Path) -> Path:
@@ -88,20 +88,20 @@ def run_folder(out: Path) -> Path:
 class _Loop:
     """Train an epoch, validate, keep the best epoch, save the state; starts from any saved state."""
 
-    def __init__(self, setup: Setup, state: StateStore, progress: Callable[[TrainProgress], None] | None) -> None:
-        self.setup, self.state, self.progress = setup, state, progress
+    def __init__(self, setup: Setup, store: StateStore, progress: Callable[[TrainProgress], None] | None) -> None:
+        self.setup, self.store, self.progress = setup, store, progress
         self.learning = setup.spec.learning
         self.validation = setup.cores("validation")
-        self.standing = TrainingState()
+        self.state = TrainingState()
         self.clock = time.perf_counter()
 
     def resume(self) -> None:
         """Load the saved state, if there is one."""
-        found = self.state.read()
+        found = self.store.read()
         if found is not None:
-            self.standing, tensors = found
+            self.state, tensors = found
             self.setup.trainer.load_state_dict(tensors)
-            at = self.standing
+            at = self.state
             log.info("%s: continues in epoch %d after batch %d", self.setup.out, at.epoch, at.batch)
 
     def run(self) -> Stop:
@@ -113,14 +113,14 @@ class _Loop:
                 record = self.validate()
                 if events is not None:
                     events.add(record)
-                if self.state.is_worth_writing:
+                if self.store.is_worth_writing:
                     self.save()
         self.save()
         return stop
 
     def reason_to_stop(self) -> Stop | None:
         """Checked between two epochs; depends on the training state alone, so a continued run decides the same."""
-        at, best, minutes = self.standing, self.standing.best, self.learning.max_minutes
+        at, best, minutes = self.state, self.state.best, self.learning.max_minutes
         if at.epoch > self.learning.epochs:
             return "finished"
         if best is not None and 0 < self.learning.patience <= at.epoch - 1 - best.epoch:
@@ -131,49 +131,49 @@ class _Loop:
 
     def train_epoch(self) -> bool:
         """Train on the remaining batches of the epoch; False when loss or weights are no longer finite."""
-        loader, trainer, begin = self.setup.loader, self.setup.trainer, self.standing
+        loader, trainer, begin = self.setup.loader, self.setup.trainer, self.state
         batches = loader.training(self.setup.split.training, begin.epoch, start=begin.batch)
         for index, batch in enumerate(batches, start=begin.batch):
             loss = trainer.step(batch, epoch=begin.epoch, index=index, scores=begin.scores)
-            self.standing = self.standing.after_batch(loss, self.lap())
+            self.state = self.state.after_batch(loss, self.lap())
             if not math.isfinite(loss):
                 return False
             self.report(batch)
-            if trainer.is_between_steps(index + 1) and self.state.unsaved_s >= 60 * self.learning.save_minutes:
+            if trainer.is_between_steps(index + 1) and self.store.unsaved_s >= 60 * self.learning.save_minutes:
                 self.save()
         return trainer.is_finite()
 
     def validate(self) -> EpochRecord:
         """End the epoch: record its metrics, and write the checkpoint when it is the epoch to keep so far."""
-        at, tally = self.standing, self.setup.count(self.validation)
-        confusion = tally.confusion()
+        at, counts = self.state, self.setup.count(self.validation)
+        confusion = counts.confusion()
         record = EpochRecord(
             epoch=at.epoch,
             loss=at.loss_sum / at.batch,
             learning_rate=self.setup.trainer.learning_rate(at.epoch, at.batch - 1, at.scores),
-            bce=tally.bce,
-            threshold=tally.best_threshold,
+            bce=counts.bce,
+            threshold=counts.best_threshold,
             iou=confusion.mean_iou,
             f1=confusion.mean_f1,
-            classes=confusion.as_record(tally.outputs),
+            classes=confusion.as_record(counts.outputs),
             seconds=at.epoch_s + self.lap(),
         )
-        self.standing = at.after_epoch(record)
-        if self.standing.kept_epoch(self.learning.keep) is record:
+        self.state = at.after_epoch(record)
+        if self.state.kept_epoch(self.learning.keep) is record:
             card = provisional_card(self.setup.card, record)
             sha256 = save_checkpoint(self.setup.out, self.setup.trainer.checkpoint_network, card)
-            self.state.keep_best(self.setup.out, sha256)
-        write_history(self.state.folder, self.standing.history)
+            self.store.keep_best(self.setup.out, sha256)
+        write_history(self.store.folder, self.state.history)
         return record
 
     def save(self) -> None:
         """Save the state from which an interrupted run continues."""
-        self.state.write(self.standing, self.setup.trainer.state_dict())
+        self.store.write(self.state, self.setup.trainer.state_dict())
         self.lap()
 
     def diverge(self) -> Stop:
         """Log where the training diverged and end it with the epoch kept so far; DivergedError when there is none."""
-        at, kept = self.standing, self.standing.kept_epoch(self.learning.keep)
+        at, kept = self.state, self.state.kept_epoch(self.learning.keep)
         what = "weights" if math.isfinite(at.loss_sum) else "loss"
         reason = f"the {what} became NaN or infinite in epoch {at.epoch}, step {at.batch}"
         advice = f"lower learning.learning_rate (now {self.learning.learning_rate:g}) and check the pixels"
@@ -186,13 +186,13 @@ class _Loop:
         """The TensorBoard log of the run; None unless `leaves.tensorboard` is on."""
         if not self.setup.spec.leaves.tensorboard:
             return nullcontext()
-        return EventLog(self.state.folder, first_epoch=self.standing.epoch)
+        return EventLog(self.store.folder, first_epoch=self.state.epoch)
 
     def report(self, batch: Batch) -> None:
         """Call the progress callback after a batch."""
         if self.progress is None:
             return
-        at, best = self.standing, self.standing.best
+        at, best = self.state, self.state.best
         self.progress(
             TrainProgress(
                 epoch=at.epoch,

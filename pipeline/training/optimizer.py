@@ -58,16 +58,16 @@ def make_optimizer(parameters: Iterable[nn.Parameter], spec: OptimizationSpec) -
     return kind(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay)
 
 
-def resolve_autocast_dtype(wanted: TrainPrecision, device: torch.device) -> torch.dtype:
+def resolve_autocast_dtype(precision: TrainPrecision, device: torch.device) -> torch.dtype:
     """The number format of convolutions; weights, loss and batch statistics stay float32.
 
     Raises:
         SettingsError: float16 on another device than CUDA, because it needs CUDA's gradient scaling.
     """
-    if wanted == "float16" and device.type != "cuda":
+    if precision == "float16" and device.type != "cuda":
         raise SettingsError(f"learning.precision float16 needs a CUDA device, not {device}; use bfloat16 or auto")
-    if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)

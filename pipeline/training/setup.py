@@ -50,10 +50,10 @@ class Setup:
 
     def count(self, cores: Sequence[TrainingWindow]) -> ValidationCounts:
         """Count the predictions of `checkpoint_network` on held-out windows, for all thresholds at once."""
-        tally = ValidationCounts(self.spec.outputs, self.spec.activation)
+        counts = ValidationCounts(self.spec.outputs, self.spec.activation)
         for batch in self.loader.validation(cores):
-            tally.add(*self.trainer.predict(batch))
-        return tally
+            counts.add(*self.trainer.predict(batch))
+        return counts
 
 
 @contextmanager

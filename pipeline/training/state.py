@@ -152,7 +152,7 @@ class StateStore:
             return None
         return found
 
-    def write(self, standing: TrainingState, tensors: Mapping[str, Tensor]) -> None:
+    def write(self, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
         """Save this state; TransientError when the disk fails."""
         from safetensors.torch import save
 
@@ -160,7 +160,7 @@ class StateStore:
         content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
         best = self.best.name if self.best else ""
-        record = {"identity": self.identity, "standing": asdict(standing), "tensors": name, "best": best}
+        record = {"identity": self.identity, "standing": asdict(state), "tensors": name, "best": best}
         ensure_dir(self._inner)
         atomic_write(self._inner / name, content)
         atomic_write(self._inner / "state.json", json.dumps(record, indent=1))

@@ -202,10 +202,10 @@ def edge(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Pixels of `inside` at most two rows or columns from a pixel outside it; the window's border is no edge."""
     padded = np.pad(inside, 2, mode="edge")
     height, width = inside.shape
-    kept = np.ones_like(inside)
+    inner = np.ones_like(inside)
     for row, col in ((0, 2), (1, 2), (3, 2), (4, 2), (2, 0), (2, 1), (2, 3), (2, 4)):
-        kept &= padded[row : row + height, col : col + width]
-    return inside & ~kept
+        inner &= padded[row : row + height, col : col + width]
+    return inside & ~inner
 
 
 def class_colours(names: Sequence[str]) -> list[Colour]:

@@ -173,8 +173,8 @@ def presence(source: SampleSource, window: Window) -> NDArray[np.bool_]:
     found: NDArray[np.bool_] | None = None
     for block in plan_blocks((window.height, window.width), CACHE_ROWS):
         here = Window(window.col_off + block.col_off, window.row_off + block.row_off, block.width, block.height)
-        met = (source.target(here) == 1).any(axis=(1, 2))
-        found = met if found is None else found | met
+        present = (source.target(here) == 1).any(axis=(1, 2))
+        found = present if found is None else found | present
         if found.all():
             break
     assert found is not None

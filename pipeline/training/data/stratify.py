@@ -49,8 +49,8 @@ def _quota(count: int, held_shares: Sequence[float]) -> list[int]:
     """Units of a class for each part: at least one each when there are enough, otherwise training first."""
     held = [max(1, round(share * count)) if share else 0 for share in held_shares]
     left = max(0, count - 1)
-    for k, wanted in enumerate(held):
-        held[k] = min(wanted, left)
+    for k, quota in enumerate(held):
+        held[k] = min(quota, left)
         left -= held[k]
     return [count - sum(held), *held]
 

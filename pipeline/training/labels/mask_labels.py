@@ -206,8 +206,8 @@ def _whole(place: NDArray[np.float64]) -> Indices:
 
 def _box(rows: Indices, cols: Indices, inside: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """Top, left, and one past bottom and right, of the mask pixels in use."""
-    met = [np.broadcast_to(each, inside.shape)[inside] for each in (rows, cols)]
-    return int(met[0].min()), int(met[1].min()), int(met[0].max()) + 1, int(met[1].max()) + 1
+    used = [np.broadcast_to(each, inside.shape)[inside] for each in (rows, cols)]
+    return int(used[0].min()), int(used[1].min()), int(used[0].max()) + 1, int(used[1].max()) + 1
 
 
 def _overlap(mask: RasterGrid, grid: RasterGrid) -> bool:

@@ -175,8 +175,8 @@ def read_polygons(
             f"{path}: holds no polygon: none of its {len(frame)} features has an area; draw outlines, or turn points "
             "and lines into areas, e.g. by a buffer"
         )
-    kept = ~empty & (frame["class_index"] != NO_CLASS).to_numpy()
-    return PolygonTable(frame=frame[kept], repaired=repaired, dropped=int(empty.sum()), path=path)
+    usable = ~empty & (frame["class_index"] != NO_CLASS).to_numpy()
+    return PolygonTable(frame=frame[usable], repaired=repaired, dropped=int(empty.sum()), path=path)
 
 
 def open_polygon_labels(

@@ -138,7 +138,7 @@ class LossInput:
 
 
 def resolve_weights(
-    wanted: tuple[float, ...] | Balance, class_share: Sequence[float], activation: Activation
+    setting: tuple[float, ...] | Balance, class_share: Sequence[float], activation: Activation
 ) -> ClassWeights:
     """The class weights of a setting for measured class shares.
 
@@ -150,7 +150,7 @@ def resolve_weights(
     Given numbers are the weights of pixels that are of a class, against 1 for those of none.
 
     Args:
-        wanted: one weight per class, `equal` or `balanced`.
+        setting: one weight per class, `equal` or `balanced`.
         class_share: `(classes,)`, share of valid pixels that are of each class, 0..1, without the background.
         activation: whether classes are independent or exclude one another.
 
@@ -158,9 +158,9 @@ def resolve_weights(
         SettingsError: the number of weights is not that of the classes.
     """
     count, exclusive = len(class_share), activation == "softmax"
-    if wanted == "balanced":
+    if setting == "balanced":
         return _balanced_exclusive(class_share) if exclusive else _balanced_independent(class_share)
-    present = (1.0,) * count if wanted == "equal" else tuple(float(each) for each in wanted)
+    present = (1.0,) * count if setting == "equal" else tuple(float(each) for each in setting)
     if len(present) != count:
         raise SettingsError(f"loss.class_weights must be one number per class, {count} in all, not {len(present)}")
     if exclusive:

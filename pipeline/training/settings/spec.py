@@ -97,8 +97,8 @@ class TrainSpec:
         network = self.network.shape(bands=1, classes=len(self.outputs))
         size = self.samples.tile_size
         if size % network.stride != network.size_offset or size <= 2 * network.margin:
-            least = 2 * network.margin + 1
-            fitting = max(size, least) + (network.size_offset - max(size, least)) % network.stride
+            smallest = 2 * network.margin + 1
+            fitting = max(size, smallest) + (network.size_offset - max(size, smallest)) % network.stride
             raise SettingsError(
                 f"samples.tile_size must be {network.size_offset} modulo {network.stride} and above "
                 f"{2 * network.margin} for this network, not {size}; the next that fits is {fitting}"

@@ -135,8 +135,8 @@ def plan_streets(district: District, banks: shapely.Geometry, generator: np.rand
     land = district.area.difference(banks)
     free = land.buffer(-MAIN_ROAD_M / 2 - 3).difference(banks)
     shapely.prepare(free)
-    kept = [lot for lot in placed if shapely.contains_xy(free, *lot.place([(lot.width / 2, lot.depth / 2)])[0])]
-    return Streets(lines=turned.intersection(land), free=free, lots=tuple(kept))
+    usable_lots = [lot for lot in placed if shapely.contains_xy(free, *lot.place([(lot.width / 2, lot.depth / 2)])[0])]
+    return Streets(lines=turned.intersection(land), free=free, lots=tuple(usable_lots))
 
 
 def _walk(start: float, stop: float, step: tuple[float, float], generator: np.random.Generator) -> list[float]:

@@ -151,9 +151,9 @@ def _keep_rooted(trees: Trees, ids: NDArray[np.int32], first_hard: int) -> Trees
     height, width = ids.shape
     near = (rows > -20) & (rows < height + 20) & (cols > -20) & (cols < width + 20)
     ground = ids[np.clip(rows, 0, height - 1), np.clip(cols, 0, width - 1)]
-    kept: Trees = trees[near & (ground < first_hard)]
-    order = np.argsort(kept[:, 2], kind="stable")
-    return kept[order, :]
+    standing_trees: Trees = trees[near & (ground < first_hard)]
+    order = np.argsort(standing_trees[:, 2], kind="stable")
+    return standing_trees[order, :]
 
 
 def _paint_streets(

@@ -170,6 +170,6 @@ def _visible_footprints(
     """Footprints within the valid area, transformed from metres below the upper left corner to the CRS."""
     outlines = shapely.intersection([building.footprint for building in buildings], valid_area)
     parts = shapely.get_parts(outlines)
-    kept = parts[(shapely.area(parts) >= MIN_AREA_M2) & (shapely.get_type_id(parts) == 3)]
+    large_parts = parts[(shapely.area(parts) >= MIN_AREA_M2) & (shapely.get_type_id(parts) == 3)]
     to_crs = (1, 0, 0, -1, grid.transform.c, grid.transform.f)
-    return tuple(affine_transform(polygon, to_crs) for polygon in kept)
+    return tuple(affine_transform(polygon, to_crs) for polygon in large_parts)
