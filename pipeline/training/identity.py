@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,9 +17,7 @@ from pipeline.scene import identity_facts
 from pipeline.storage import sha256_of_json
 from pipeline.training.data.samples import LabelledData
 from pipeline.training.optimizer import resolve_autocast_dtype
-
-if TYPE_CHECKING:
-    from pipeline.training.settings.spec import TrainSpec
+from pipeline.training.settings.spec import TrainSpec
 
 TRAINING_FORMAT = 1
 """Increased whenever the same settings and data give other weights, or the format of the saved state changes."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,11 +20,9 @@ from pipeline.training.data.statistics import DatasetStatistics, compute_statist
 from pipeline.training.data.windows import TrainingWindow, tile_windows
 from pipeline.training.identity import versions
 from pipeline.training.losses.loss import make_loss
+from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.trainer import Trainer
 from pipeline.training.validation.tally import ValidationCounts
-
-if TYPE_CHECKING:
-    from pipeline.training.settings.spec import TrainSpec
 
 
 @dataclass(frozen=True, kw_only=True)

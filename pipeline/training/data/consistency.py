@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.catalog import CatalogEntry
 from pipeline.errors import SceneError, SettingsError
@@ -13,9 +12,7 @@ from pipeline.grid import RasterGrid, is_on_earth
 from pipeline.model import ModelCard
 from pipeline.scene import Scene, SceneSource, describe_scene
 from pipeline.training.images import reading_for
-
-if TYPE_CHECKING:
-    from pipeline.training.settings.spec import TrainSpec
+from pipeline.training.settings.spec import TrainSpec
 
 MAX_RESOLUTION_RATIO = 1.1
 """Largest over smallest ground resolution of scenes that may be trained together without `resolution_m`."""

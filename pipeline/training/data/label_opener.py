@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.errors import LabelError
 from pipeline.grid import RasterGrid
@@ -21,9 +20,7 @@ from pipeline.training.labels.polygon_labels import (
     open_polygon_labels,
     read_polygons,
 )
-
-if TYPE_CHECKING:
-    from pipeline.training.settings.spec import TrainSpec
+from pipeline.training.settings.spec import TrainSpec
 
 log = logging.getLogger(__name__)
 

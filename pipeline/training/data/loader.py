@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -29,9 +29,7 @@ from pipeline.training.data.splits import Area
 from pipeline.training.data.windows import MAX_DRAWS, TrainingWindow, WindowSampler
 from pipeline.training.labels.polygon_labels import UNLABELLED
 from pipeline.training.sample import Sample
-
-if TYPE_CHECKING:
-    from pipeline.training.settings.spec import TrainSpec
+from pipeline.training.settings.spec import TrainSpec
 
 PREFETCH_BATCHES = 4
 """Batches prepared in advance; bounds memory."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,7 @@ from pipeline.training.data.label_opener import LabelOpener
 from pipeline.training.images import list_images, open_reader
 from pipeline.training.labels.polygon_labels import UNLABELLED, Labels, find_labels
 from pipeline.training.sample import Sample
-
-if TYPE_CHECKING:
-    from pipeline.training.settings.spec import TrainSpec
+from pipeline.training.settings.spec import TrainSpec
 
 CACHE_ROWS = 1024
 """Rows read at a time when a scene is loaded into memory."""
