@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.records import CalibrationBins
-from pipeline.training.validation import BINS, Reliability, bin_of
+from pipeline.training.validation import BINS, Reliability, bin_of, divide_or_nan
 
 
 class CalibrationSums:
@@ -65,7 +65,7 @@ def _bins(
     total = int(count.sum())
     if not total:
         return None
-    confidence, accuracy = (_mean_per_bin(sums.astype(np.float64), count) for sums in (probability, true))
+    confidence, accuracy = (divide_or_nan(sums.astype(np.float64), count) for sums in (probability, true))
     bins = Reliability(confidence=confidence, accuracy=accuracy, count=count)
     return CalibrationBins(
         count=tuple(count.tolist()),
@@ -73,12 +73,6 @@ def _bins(
         accuracy=_nan_to_none(accuracy),
         ece=round(bins.ece, 6),
     )
-
-
-def _mean_per_bin(sums: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
-    means = np.full(BINS, np.nan)
-    np.divide(sums, count, out=means, where=count > 0)
-    return means
 
 
 def _nan_to_none(values: NDArray[np.float64]) -> tuple[float | None, ...]:

@@ -14,6 +14,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from pipeline.training.validation import confusion_ratio
+
 Polygons = Sequence[shapely.Geometry] | NDArray[np.object_]
 THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))
 """IoU thresholds 0.50, 0.55, ..., 0.95 over which object scores are averaged, as in COCO (Lin et al. 2014)."""
@@ -35,17 +37,17 @@ class ObjectScore:
     @property
     def precision(self) -> float:
         """`matched / predicted`; 1 when nothing is predicted."""
-        return _ratio(self.matched, self.predicted)
+        return _object_score("precision", self, self.matched)
 
     @property
     def recall(self) -> float:
         """`matched / reference`; 1 when there is no reference object."""
-        return _ratio(self.matched, self.reference)
+        return _object_score("recall", self, self.matched)
 
     @property
     def f1(self) -> float:
         """`2 * matched / (reference + predicted)`; 1 when both are empty."""
-        return _ratio(2 * self.matched, self.reference + self.predicted)
+        return _object_score("f1", self, self.matched)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,17 +76,17 @@ class ObjectCurve:
     @property
     def precision(self) -> tuple[float, ...]:
         """Per threshold, `matched / predicted`; 1 when nothing is predicted."""
-        return tuple(_ratio(matched, self.predicted) for matched in self.matched)
+        return tuple(_object_score("precision", self, matched) for matched in self.matched)
 
     @property
     def recall(self) -> tuple[float, ...]:
         """Per threshold, `matched / reference`; 1 when there is no reference object."""
-        return tuple(_ratio(matched, self.reference) for matched in self.matched)
+        return tuple(_object_score("recall", self, matched) for matched in self.matched)
 
     @property
     def f1(self) -> tuple[float, ...]:
         """Per threshold, `2 * matched / (reference + predicted)`; 1 when both are empty."""
-        return tuple(_ratio(2 * matched, self.reference + self.predicted) for matched in self.matched)
+        return tuple(_object_score("f1", self, matched) for matched in self.matched)
 
     @property
     def mean_precision(self) -> float:
@@ -135,22 +137,22 @@ class PixelScore:
     @property
     def iou(self) -> float:
         """Intersection over union; 1 when both masks are empty."""
-        return _ratio(self.true_positives, self.true_positives + self.false_positives + self.false_negatives)
+        return _score("iou", self.true_positives, self.false_positives, self.false_negatives)
 
     @property
     def precision(self) -> float:
         """`tp / (tp + fp)`; 1 when nothing is predicted."""
-        return _ratio(self.true_positives, self.true_positives + self.false_positives)
+        return _score("precision", self.true_positives, self.false_positives, self.false_negatives)
 
     @property
     def recall(self) -> float:
         """`tp / (tp + fn)`; 1 when no pixel is of the class."""
-        return _ratio(self.true_positives, self.true_positives + self.false_negatives)
+        return _score("recall", self.true_positives, self.false_positives, self.false_negatives)
 
     @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall, the Dice coefficient; 1 when both masks are empty."""
-        return _ratio(2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.false_negatives)
+        return _score("f1", self.true_positives, self.false_positives, self.false_negatives)
 
 
 def score_polygons(reference: Polygons, predicted: Polygons, *, min_iou: float = 0.5) -> ObjectScore:
@@ -268,5 +270,11 @@ def _overlaps(
     return reference_index, predicted_index, np.divide(intersection, union, out=np.zeros(len(union)), where=union > 0)
 
 
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else 1.0
+def _object_score(name: str, objects: ObjectScore | ObjectCurve, matched: int) -> float:
+    return _score(name, matched, objects.predicted - matched, objects.reference - matched)
+
+
+def _score(name: str, true_positives: int, false_positives: int, false_negatives: int) -> float:
+    """`confusion_ratio` of one class; 1 where it is undefined."""
+    ratio = float(confusion_ratio(name, (true_positives, false_positives, false_negatives, 0)))
+    return 1.0 if math.isnan(ratio) else ratio

@@ -33,15 +33,17 @@ from pipeline.evaluation.records import (
     Estimate,
     Scores,
 )
+from pipeline.training.validation import FORMULAS, divide_or_nan
 
+ColumnWeights = dict[int, int]
+_CONFUSION_COLUMNS = (TP, FP, FN, TN)
 _REFERENCE_COLUMNS = range(MATCHED_REFERENCE, MATCHED_PREDICTED)
 _PREDICTED_COLUMNS = range(MATCHED_PREDICTED, OBJECT_COLUMNS)
-PIXEL_RATIOS = {
-    "iou": ({TP: 1}, {TP: 1, FP: 1, FN: 1}),
-    "f1": ({TP: 2}, {TP: 2, FP: 1, FN: 1}),
-    "precision": ({TP: 1}, {TP: 1, FP: 1}),
-    "recall": ({TP: 1}, {TP: 1, FN: 1}),
-    "accuracy": ({TP: 1, TN: 1}, {TP: 1, FP: 1, FN: 1, TN: 1}),
+PIXEL_RATIOS: dict[str, tuple[ColumnWeights, ColumnWeights]] = {
+    **{
+        name: (dict(zip(_CONFUSION_COLUMNS, part, strict=True)), dict(zip(_CONFUSION_COLUMNS, whole, strict=True)))
+        for name, (part, whole) in FORMULAS.items()
+    },
     "boundary_iou": ({BOUNDARY_INTERSECTION: 1}, {BOUNDARY_UNION: 1}),
 }
 """Score -> weights of the columns of `BlockCounts.pixels` in numerator and denominator; F1 is the Dice coefficient."""
@@ -135,32 +137,23 @@ def _scores_of(sums: NDArray[np.generic], shape: _Shape) -> tuple[NDArray[np.flo
     mean = _mean_over_planes(each[:, shape.first :])
     if shape.exclusive:
         counted, wrong = sums[:, -2].astype(np.float64), sums[:, -1].astype(np.float64)
-        mean[:, METRICS.index("accuracy")] = _ratio(counted - wrong, counted)
+        mean[:, METRICS.index("accuracy")] = divide_or_nan(counted - wrong, counted)
     return each, mean
 
 
-def _ratios(
-    counts: NDArray[np.float64], table: dict[str, tuple[dict[int, int], dict[int, int]]]
-) -> NDArray[np.float64]:
+def _ratios(counts: NDArray[np.float64], table: dict[str, tuple[ColumnWeights, ColumnWeights]]) -> NDArray[np.float64]:
     """`(..., columns)` -> `(..., ratios)`."""
     weights = np.zeros((2, counts.shape[-1], len(table)))
     for ratio, sides in enumerate(table.values()):
         for side, columns in enumerate(sides):
             for column, weight in columns.items():
                 weights[side, column, ratio] = weight
-    return _ratio(counts @ weights[0], counts @ weights[1])
-
-
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """NaN where the denominator is 0."""
-    result = np.full(part.shape, np.nan)
-    np.divide(part, whole, out=result, where=whole > 0)
-    return result
+    return divide_or_nan(counts @ weights[0], counts @ weights[1])
 
 
 def _mean_over_planes(each: NDArray[np.float64]) -> NDArray[np.float64]:
     defined = np.isfinite(each)
-    return _ratio(np.where(defined, each, 0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
+    return divide_or_nan(np.where(defined, each, 0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
 
 
 def _estimates(value: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> dict[str, Estimate]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import io
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -24,6 +25,7 @@ from pipeline.training.artifacts.overlay_panels import (
     stretch,
 )
 from pipeline.training.artifacts.overlay_sheet import render_sheet
+from pipeline.training.validation import confusion_ratio
 
 Kind = Literal["worst", "best", "any"]
 """Why a window was chosen."""
@@ -94,8 +96,8 @@ class WindowScore:
     @property
     def iou(self) -> float | None:
         """`tp / (tp + fp + fn)`; None where neither labelled nor predicted."""
-        either = self.true_positives + self.wrong
-        return self.true_positives / either if either else None
+        iou = float(confusion_ratio("iou", (self.true_positives, self.false_positives, self.false_negatives, 0)))
+        return None if math.isnan(iou) else iou
 
     @property
     def ranking_score(self) -> float:

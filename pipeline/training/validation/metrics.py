@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.training.validation.ratios import confusion_ratio
+
 RATIOS = ("iou", "precision", "recall", "f1", "accuracy")
 """Metrics per class, in the order of records and tables."""
 
@@ -97,28 +99,27 @@ class Confusion:
     @property
     def iou(self) -> NDArray[np.float64]:
         """Intersection over union per class, `tp / (tp + fp + fn)`; NaN where neither predicted nor labelled."""
-        return _ratio(self.true_positive, self.true_positive + self.false_positive + self.false_negative)
+        return self._ratio("iou")
 
     @property
     def precision(self) -> NDArray[np.float64]:
         """`tp / (tp + fp)` per class; NaN where nothing was predicted."""
-        return _ratio(self.true_positive, self.true_positive + self.false_positive)
+        return self._ratio("precision")
 
     @property
     def recall(self) -> NDArray[np.float64]:
         """`tp / (tp + fn)` per class; NaN where nothing is labelled."""
-        return _ratio(self.true_positive, self.true_positive + self.false_negative)
+        return self._ratio("recall")
 
     @property
     def f1(self) -> NDArray[np.float64]:
         """`2 tp / (2 tp + fp + fn)` per class, which is also the Dice coefficient."""
-        return _ratio(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
+        return self._ratio("f1")
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
         """Share of counted pixels that are right, per class."""
-        right = self.true_positive + self.true_negative
-        return _ratio(right, right + self.false_positive + self.false_negative)
+        return self._ratio("accuracy")
 
     @property
     def overall_accuracy(self) -> float:
@@ -143,6 +144,10 @@ class Confusion:
         """Per class name its IoU, precision, recall, F1 and accuracy, rounded, None where undefined."""
         values = {name: getattr(self, name) for name in RATIOS}
         return {label: {name: _rounded(values[name][k]) for name in RATIOS} for k, label in enumerate(classes)}
+
+    def _ratio(self, name: str) -> NDArray[np.float64]:
+        counts = (self.true_positive, self.false_positive, self.false_negative, self.true_negative)
+        return confusion_ratio(name, counts)
 
     def _mean(self, values: NDArray[np.float64]) -> float:
         classes = values[int(self.background) :]
@@ -203,12 +208,6 @@ def _full_matrix(confusion: Confusion) -> NDArray[np.int64]:
         raise ValueError(f"{len(confusion.true_positive)} independent classes have no common confusion matrix")
     rows = (confusion.true_negative, confusion.false_positive), (confusion.false_negative, confusion.true_positive)
     return np.array(rows, np.int64).reshape(2, 2)
-
-
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    ratio = np.full(len(whole), np.nan)
-    np.divide(part, whole, out=ratio, where=whole > 0)
-    return ratio
 
 
 def _rounded(value: float) -> float | None:
