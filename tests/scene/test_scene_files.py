@@ -564,7 +564,7 @@ def test_a_run_follows_every_file_of_a_scene(make_scene: MakeScene, tmp_path: Pa
 
     assert (run().status, run().status) == ("done", "skipped")
     (outlook,) = plan_run([entry], spec, models=[tmp_path / "m.safetensors"], out_dir=tmp_path / "out")
-    assert (outlook.verdict, run().inputs.date) == ("done", "2024-05-06T07:08:09Z")
+    assert (outlook.action, run().inputs.date) == ("done", "2024-05-06T07:08:09Z")
     (outlook,) = plan_run([entry], spec)
     assert outlook.reason == "64 x 64 px of 10 m, 3 bands of uint8 in 3 files"
     os.utime(paths[2], ns=(0, 0))
