@@ -19,9 +19,9 @@ COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 
 
 def asset(href: str, *common_names: str | None, **more: Any) -> dict[str, Any]:
-    """An asset that tells common names of its bands as STAC 1.0 does."""
-    told = {"eo:bands": [{"common_name": name} for name in common_names]} if common_names else {}
-    return {"href": href, "type": COG, "roles": ["data"], **told, **more}
+    """An asset with common names of its bands, as in STAC 1.0."""
+    described = {"eo:bands": [{"common_name": name} for name in common_names]} if common_names else {}
+    return {"href": href, "type": COG, "roles": ["data"], **described, **more}
 
 
 def find(
@@ -62,7 +62,7 @@ def test_each_band_may_be_a_file_and_pictures_masks_and_records_are_none() -> No
     assert names(assets, chosen=["B08", "scl"]) == {"B08.tif": ("nir",), "SCL.tif": ("scl",)}
 
 
-def test_facts_about_bands_are_told_as_stac_1_0_and_1_1_tell_them() -> None:
+def test_band_metadata_is_read_from_stac_1_0_and_1_1() -> None:
     old = asset("a.tif", "red", "nir", **{"raster:bands": [{"nodata": 0, "scale": 0.1, "offset": -1}, {}]})
     new = {
         **asset("a.tif"),
@@ -89,14 +89,14 @@ def test_facts_about_bands_are_told_as_stac_1_0_and_1_1_tell_them() -> None:
     assert find({"x": single}).files[0].names == ("red",)
 
 
-def test_a_file_of_which_nothing_is_told_tells_its_bands_itself() -> None:
+def test_a_single_file_without_band_metadata_names_its_bands_itself() -> None:
     assert find({"image": asset("a.tif")}) == BandFiles(location="/data/a.tif", files=())
-    told = find({"image": asset("a.tif", **{"raster:bands": [{"nodata": 0}, {"nodata": 1}]})})
-    assert told.files[0].names == (None, None)
-    assert told.files[0].nodata == (0, 1)
+    described = find({"image": asset("a.tif", **{"raster:bands": [{"nodata": 0}, {"nodata": 1}]})})
+    assert described.files[0].names == (None, None)
+    assert described.files[0].nodata == (0, 1)
 
 
-def test_files_of_which_nothing_is_told_hold_a_band_each_by_the_key_of_the_asset() -> None:
+def test_several_files_without_band_metadata_hold_a_band_each_named_by_asset_key() -> None:
     assert names({"B02": asset("2.tif"), "B03": asset("3.tif")}) == {"2.tif": ("B02",), "3.tif": ("B03",)}
 
 
@@ -135,19 +135,19 @@ def test_bands_of_one_name_that_nothing_tells_apart_go_by_their_own_names() -> N
 
 
 def test_a_model_may_want_bands_by_the_names_of_their_provider() -> None:
-    def told(common: str, name: str) -> dict[str, object]:
+    def described(common: str, name: str) -> dict[str, object]:
         return {"eo:bands": [{"common_name": common, "name": name}]}
 
-    assets = {"a": asset("4.tif", **told("red", "B04")), "b": asset("8.tif", **told("nir", "B08"))}
+    assets = {"a": asset("4.tif", **described("red", "B04")), "b": asset("8.tif", **described("nir", "B08"))}
     found = find(assets).files
     assert [file.names for file in apply_own_names(found, ("b08", "red"))] == [("red",), ("b08",)]
     assert [file.names for file in apply_own_names(found, ("B04", "B08"))] == [("B04",), ("B08",)]
     assert apply_own_names(found, ("red", "B04", "B03")) == found
-    twins = find({**assets, "c": asset("9.tif", **told("nir09", "B08"))}).files
+    twins = find({**assets, "c": asset("9.tif", **described("nir09", "B08"))}).files
     assert apply_own_names(twins, ("B08",)) == twins
 
 
-def test_bands_of_one_name_in_several_resolutions_are_told_apart_and_the_finest_of_each_counts() -> None:
+def test_bands_of_one_name_in_several_resolutions_are_distinguished_and_the_finest_of_each_counts() -> None:
     def edge(name: str, size: int) -> dict[str, object]:
         bands = [{"name": name, "eo:common_name": "rededge"}]
         return asset(f"{name}_{size}.tif", bands=bands, **{"proj:transform": [size, 0, 0, 0, -size, 0]})
@@ -157,12 +157,16 @@ def test_bands_of_one_name_in_several_resolutions_are_told_apart_and_the_finest_
 
 
 def test_an_own_name_that_is_a_common_one_elsewhere_or_several_bands_have_gives_way_to_the_key() -> None:
-    def told(*names: str, **more: Any) -> dict[str, object]:
+    def described(*names: str, **more: Any) -> dict[str, object]:
         return {"eo:bands": [{"name": name} for name in names], **more}
 
-    assets = {"a": asset("a.tif", **told("red")), "b": asset("b.tif", "red"), "c": asset("c.tif", **told("1", gsd=10))}
+    assets = {
+        "a": asset("a.tif", **described("red")),
+        "b": asset("b.tif", "red"),
+        "c": asset("c.tif", **described("1", gsd=10)),
+    }
     assert names(assets) == {"a.tif": ("a",), "b.tif": ("red",), "c.tif": ("1",)}
-    assets["d"] = asset("d.tif", **told("1", "2", gsd=20))
+    assets["d"] = asset("d.tif", **described("1", "2", gsd=20))
     assert names(assets)["c.tif"] == ("c",)
     assert names(assets)["d.tif"] == ("d_1", "2")
 

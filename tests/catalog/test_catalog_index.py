@@ -1,4 +1,4 @@
-"""Lists and tables of scenes: read row by row, each row judged by itself, none leading where nobody pointed."""
+"""Lists and tables of scenes: read row by row, errors refuse single rows, relative paths stay inside the root."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_lists_are_read_no_further_than_scenes_are_asked_for(tmp_path: Path) -> 
     index = write(tmp_path / "list.txt", "".join(f"scene{k}.tif\n" for k in range(200_000)))
     entries = read_catalog([index])
     assert [entry.id for entry in islice(entries, 2)] == ["scene0", "scene1"]
-    index.write_bytes(b"")  # what was not read yet is gone, but for what the system had in hand
+    index.write_bytes(b"")  # what was not read yet is gone, except for the buffered part
     assert sum(1 for _ in entries) < 2_000
 
 
@@ -132,7 +132,7 @@ def test_csv_may_be_cut_by_commas_semicolons_or_tabs(tmp_path: Path, text: str) 
     assert read(write(tmp_path / "t.csv", text)) == [CatalogEntry(id="x", location=f"{tmp_path}/a.tif")]
 
 
-def test_a_layer_without_paths_may_lie_beside_the_one_with(tmp_path: Path) -> None:
+def test_a_layer_without_paths_may_lie_next_to_the_one_with(tmp_path: Path) -> None:
     index = table(tmp_path / "t.gpkg", ["a.tif"])
     styles = geopandas.GeoDataFrame({"style": ["x"]}, geometry=[shapely.Point(0, 0)], crs="EPSG:4326")
     styles.to_file(index, layer="styles")
@@ -176,7 +176,7 @@ def test_lists_behind_addresses_are_not_fetched() -> None:
         read_catalog(["https://host/list.csv?sig=1"])
 
 
-# Rows at fault
+# Rows with errors
 
 
 def test_a_broken_row_is_refused_with_its_line_and_the_others_run(tmp_path: Path) -> None:

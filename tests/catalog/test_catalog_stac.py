@@ -106,7 +106,7 @@ def test_an_item_is_a_scene_of_its_files_with_its_date_and_its_address(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["items.json", "items.geojson"])
-def test_a_collection_of_items_is_told_from_a_table_by_its_content(tmp_path: Path, name: str) -> None:
+def test_an_item_collection_is_distinguished_from_a_table_by_content(tmp_path: Path, name: str) -> None:
     items = pystac.ItemCollection([make_item("a"), make_item("b", day=2)])
     path = write(tmp_path / name, items.to_dict())
     assert ids(path) == ["a", "b"]
@@ -319,7 +319,7 @@ def test_an_address_without_stac_is_said_at_once(
         read_catalog([f"stac+{api.address.removesuffix('/v1')}{path}"])
 
 
-def test_a_server_that_is_not_there_is_a_fault_of_the_world() -> None:
+def test_a_missing_server_is_a_transient_error() -> None:
     with pytest.raises(TransientError, match="cannot be fetched"):
         read_catalog(["stac+http://127.0.0.1:9/v1"])
 
@@ -384,7 +384,7 @@ def test_a_local_document_leads_by_relative_links_only_into_the_folder_of_the_so
     assert "leads out of" in str(read(tmp_path / "cat" / "catalog.json")[0].refused)
 
 
-def test_items_at_fault_are_refused_by_their_place_and_the_others_run(tmp_path: Path) -> None:
+def test_items_with_errors_are_refused_by_location_and_the_others_run(tmp_path: Path) -> None:
     good = make_item("good").to_dict()
     broken: list[Any] = [
         {**good, "id": 7},
@@ -419,7 +419,7 @@ JUNK = (None, -1, True, math.inf, 10**400, "x", "\0", "../../x", [], [None], {},
 
 
 @pytest.mark.parametrize("junk", JUNK, ids=lambda junk: ascii(junk)[:20])
-def test_an_item_spoilt_anywhere_is_a_scene_or_a_fault_and_nothing_else(junk: Any) -> None:
+def test_a_malformed_item_is_a_scene_or_an_error_and_nothing_else(junk: Any) -> None:
     item = make_item("a", clouds=5).to_dict()
     item["assets"]["B04"] |= {
         "raster:bands": [{"nodata": 0, "scale": 1}],

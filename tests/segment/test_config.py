@@ -46,7 +46,7 @@ def keys_of(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 # What is right
 
 
-def test_nothing_said_means_the_defaults() -> None:
+def test_no_settings_mean_the_defaults() -> None:
     assert load_settings(SegmentSpec) == SegmentSpec()
 
 
@@ -168,7 +168,7 @@ def test_a_wrong_override_is_refused(override: str, said: str) -> None:
     assert said in refusal(None, override)
 
 
-def test_a_broken_rule_names_the_override_beside_the_file(settings_file: Path) -> None:
+def test_a_violated_rule_names_the_override_next_to_the_file(settings_file: Path) -> None:
     message = refusal(settings_file, "tiling.overlap=300", text="tiling: {tile_size: 256}")
     assert message.startswith(f"{settings_file} and --set: tiling.overlap must be")
 

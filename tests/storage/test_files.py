@@ -1,4 +1,4 @@
-"""A file is the old one or the whole new one at every moment, and nothing half-written stays beside it."""
+"""Atomic writes: a file is the old one or the whole new one at every moment, and no partial file stays."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ print(step)
 @given(content=st.one_of(st.binary(max_size=200), st.text(max_size=200)))
 def test_what_is_written_replaces_what_was_there(content: bytes | str, tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("durable") / "file.bin"
-    path.write_bytes(b"former")
+    path.write_bytes(b"previous")
     atomic_write(path, content)
     assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
     assert list(path.parent.iterdir()) == [path]
@@ -93,7 +93,7 @@ def test_a_full_disk_is_named_with_its_file_and_leaves_the_old_one(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_missing_folder_is_a_fault_of_the_world_until_it_is_made(tmp_path: Path):
+def test_a_missing_folder_is_a_transient_error_until_it_is_created(tmp_path: Path):
     path = tmp_path / "absent" / "below" / "file"
     with pytest.raises(TransientError, match="absent"):
         atomic_write(path, b"")
@@ -111,7 +111,7 @@ def test_a_kill_between_any_two_steps_leaves_the_old_file_or_the_new_one(tmp_pat
     assert int(run.stdout) > 3
 
 
-def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path):
+def test_partial_files_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Path):
     script = (
         "import os, signal, sys; from pathlib import Path; from pipeline.storage.files import atomic_path\n"
         "with atomic_path(Path(sys.argv[1]), ending='.csv') as partial:\n"

@@ -1,4 +1,4 @@
-"""Silence is for many threads at once, and ends for all when the last one leaves."""
+"""NotGeoreferencedWarning is suppressed for many threads at once, until the last one leaves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.storage.gdal import exclusive_warning_filters, suppress_georef_war
 
 
 def warns() -> bool:
-    """Whether rasterio's warning is heard, here as an error."""
+    """Whether rasterio's warning is raised, here as an error."""
     try:
         warnings.warn("no place", NotGeoreferencedWarning, stacklevel=1)
     except NotGeoreferencedWarning:
@@ -21,7 +21,7 @@ def warns() -> bool:
     return False
 
 
-def test_nothing_is_heard_until_the_last_has_left() -> None:
+def test_the_warning_is_suppressed_until_the_last_thread_has_left() -> None:
     before = warnings.filters
     first, second = ExitStack(), ExitStack()
     first.enter_context(suppress_georef_warnings())
@@ -34,21 +34,21 @@ def test_nothing_is_heard_until_the_last_has_left() -> None:
     assert warnings.filters is before
 
 
-def test_a_fault_ends_the_silence() -> None:
+def test_an_exception_restores_the_warning_filters() -> None:
     with pytest.raises(KeyError), suppress_georef_warnings():
         raise KeyError
     assert warns()
 
 
-def test_who_catches_warnings_waits_for_silence_to_end() -> None:
-    entered, told = threading.Event(), []
+def test_exclusive_filters_wait_until_no_thread_suppresses_the_warning() -> None:
+    entered, recorded = threading.Event(), []
 
     def catch() -> None:
         entered.set()
         with exclusive_warning_filters(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warnings.warn("no place", NotGeoreferencedWarning, stacklevel=1)
-            told.extend(caught)
+            recorded.extend(caught)
 
     with suppress_georef_warnings():
         thread = threading.Thread(target=catch)
@@ -56,6 +56,6 @@ def test_who_catches_warnings_waits_for_silence_to_end() -> None:
         assert entered.wait(10)
         thread.join(0.05)
         assert thread.is_alive()
-        assert not told
+        assert not recorded
     thread.join(10)
-    assert len(told) == 1
+    assert len(recorded) == 1

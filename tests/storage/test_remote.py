@@ -1,4 +1,4 @@
-"""Scenes behind `s3://`, on a local S3 server: read by ranges, tried again, known by version, refused with reason."""
+"""Scenes in an S3 store: range reads, retries, versions and errors, on a local S3 server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def red(address: str) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
 
 
 def signers(store: Store) -> set[str]:
-    """Whose keys signed the requests for the scene."""
+    """Access keys that signed the requests for the scene."""
     return {line.split()[-1] for line in store.requests if line.startswith(f"GET /{store.bucket}/in/far.tif")}
 
 
@@ -181,7 +181,7 @@ def test_what_is_public_is_asked_for_without_a_signature(
     assert signers(store) == {"nobody"}
 
 
-def test_who_pays_is_said_with_every_request(store: Store, far: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_request_names_the_payer(store: Store, far: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
     before = len(store.requests)
     assert (red(next(read_catalog([f"s3://{store.bucket}/in/"])).location) == PIXELS).all()
@@ -242,7 +242,7 @@ def test_a_signed_address_is_read_and_known_by_what_its_server_says(
     assert describe_scene(address).grid == before.grid
 
 
-# Faults
+# Errors
 
 
 def test_a_store_that_is_busy_is_asked_again(store: Store, far: str) -> None:
@@ -271,7 +271,7 @@ def test_an_empty_object_is_refused(store: Store) -> None:
         describe_scene(store.put("in/empty.tif", b""))
 
 
-def test_who_may_not_read_is_told_so_and_neither_retried_nor_held_against_the_scene(store: Store, far: str) -> None:
+def test_denied_access_is_neither_retried_nor_an_error_of_the_scene(store: Store, far: str) -> None:
     store.fail("GET /in/far.tif 403 99")
     with pytest.raises(AccessError, match=r"far\.tif: the store refuses .*; check the credentials") as caught:
         describe_scene(far)
@@ -279,7 +279,7 @@ def test_who_may_not_read_is_told_so_and_neither_retried_nor_held_against_the_sc
     assert not is_data_error(caught.value)
 
 
-def test_nobodys_credentials_are_told_before_anything_is_asked(
+def test_missing_credentials_are_reported_before_any_request(
     store: Store, far: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -288,13 +288,13 @@ def test_nobodys_credentials_are_told_before_anything_is_asked(
         describe_scene(far)
 
 
-def test_an_endpoint_that_is_no_url_is_told(far: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_is_not_a_url_is_refused(far: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
     with pytest.raises(SettingsError, match=r"the endpoint of the object store is not a URL: .*localhost:9000"):
         describe_scene(far)
 
 
-def test_a_store_that_fails_for_good_is_the_worlds_fault(
+def test_a_store_that_fails_after_all_retries_is_a_transient_error(
     store: Store, far: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

@@ -1,4 +1,4 @@
-"""Faults of the world are tried again, after known pauses and not for ever; all others are told at once."""
+"""Transient errors are retried after the pauses of the policy; other errors are raised at once."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from pipeline.storage.retries import retry_transient
 class Work:
     """Raises what it is given, one by one, and then returns how often it ran."""
 
-    def __init__(self, *faults: Exception) -> None:
-        self.faults, self.runs = [*faults], 0
+    def __init__(self, *errors: Exception) -> None:
+        self.errors, self.runs = [*errors], 0
 
     def __call__(self) -> int:
         self.runs += 1
-        if self.faults:
-            raise self.faults.pop(0)
+        if self.errors:
+            raise self.errors.pop(0)
         return self.runs
 
 
-def test_faults_of_the_world_are_tried_again_after_doubling_pauses() -> None:
+def test_transient_errors_are_retried_after_doubling_pauses() -> None:
     slept: list[float] = []
-    told: list[float] = []
+    reported: list[float] = []
     work = Work(TransientError("503"), TransientError("timeout"))
     spec = RunSpec(retries=3, retry_delay_s=1.5)
     assert (
-        retry_transient(work, spec.retry_policy, on_retry=lambda _, pause: told.append(pause), sleep=slept.append) == 3
+        retry_transient(work, spec.retry_policy, on_retry=lambda _, pause: reported.append(pause), sleep=slept.append)
+        == 3
     )
-    assert slept == told == [1.5, 3.0]
+    assert slept == reported == [1.5, 3.0]
 
 
 @pytest.mark.parametrize("retries", [0, 1, 4])
-def test_the_last_fault_is_raised_when_the_retries_are_used_up(retries: int) -> None:
+def test_the_last_error_is_raised_when_the_retries_are_used_up(retries: int) -> None:
     work = Work(*(TransientError(f"try {number}") for number in range(9)))
     with pytest.raises(TransientError, match=f"try {retries}"):
         retry_transient(work, RunSpec(retries=retries).retry_policy, sleep=lambda _: None)
     assert work.runs == retries + 1
 
 
-@pytest.mark.parametrize("fault", [SceneError("no CRS"), ModelError("no logits"), ZeroDivisionError()])
-def test_other_faults_are_raised_at_once(fault: Exception) -> None:
-    work = Work(fault)
-    with pytest.raises(type(fault)):
+@pytest.mark.parametrize("error", [SceneError("no CRS"), ModelError("no logits"), ZeroDivisionError()])
+def test_other_errors_are_raised_at_once(error: Exception) -> None:
+    work = Work(error)
+    with pytest.raises(type(error)):
         retry_transient(work, RunSpec().retry_policy, sleep=lambda _: pytest.fail("slept"))
     assert work.runs == 1
 

@@ -1,4 +1,4 @@
-"""Files that travel: whole or not at all, by the names and bytes that were sent, and the model by its hash."""
+"""Staging areas: files arrive complete or not at all, and the model by its hash."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pipeline.storage.exchange import open_exchange
 
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A temporary folder of this machine that is no other's, and no model loaded yet; returns the exchange place."""
+    """A temporary folder of this machine that is no other's, and no model loaded yet; returns the staging area."""
     own = tmp_path / "own"
     own.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(own))
@@ -43,19 +43,19 @@ def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["folder", "store"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where files are exchanged."""
+    """A staging area's address."""
     if request.param == "folder":
         return str(tmp_path / "exchange")
     return f"s3://{request.getfixturevalue('store').bucket}/exchange"
 
 
-def test_files_arrive_as_they_were_sent_or_not_at_all(address: str, tmp_path: Path) -> None:
+def test_files_arrive_complete_or_not_at_all(address: str, tmp_path: Path) -> None:
     root = open_exchange(address)
-    place, beside = root.child("town"), root.child("town-2")
+    place, sibling = root.child("town"), root.child("town-2")
     assert pickle.loads(pickle.dumps(place)) == place
-    assert hash(place) != hash(beside)
+    assert hash(place) != hash(sibling)
     (tmp_path / "a").write_bytes(b"levels")
-    for each in (place, beside):
+    for each in (place, sibling):
         assert each.upload(tmp_path / "a", "regions/1.tif") == 6
     assert root.exists("town/regions/1.tif")
     assert not place.exists("regions/2.tif")
@@ -69,10 +69,10 @@ def test_files_arrive_as_they_were_sent_or_not_at_all(address: str, tmp_path: Pa
     place.delete()
     place.delete()
     assert not place.exists("regions/1.tif")
-    assert beside.exists("regions/1.tif")
+    assert sibling.exists("regions/1.tif")
 
 
-def test_a_machine_that_does_not_see_the_place_does_not_make_it(tmp_path: Path) -> None:
+def test_a_machine_without_the_staging_area_does_not_create_it(tmp_path: Path) -> None:
     place = open_exchange(str(tmp_path / "exchange")).child("town")
     (tmp_path / "exchange").rmdir()
     (tmp_path / "a").touch()
@@ -81,7 +81,7 @@ def test_a_machine_that_does_not_see_the_place_does_not_make_it(tmp_path: Path) 
     assert not (tmp_path / "exchange").exists()
 
 
-def test_places_of_different_results_do_not_meet(tmp_path: Path) -> None:
+def test_staging_areas_of_different_results_are_separate(tmp_path: Path) -> None:
     spec = DistributeSpec(exchange=str(tmp_path / "exchange"))
     (tmp_path / "a").touch()
     with (
@@ -92,7 +92,7 @@ def test_places_of_different_results_do_not_meet(tmp_path: Path) -> None:
         assert other is not None
         one.upload(tmp_path / "a", "a")
         assert not other.exists("a")
-        with staging_area(spec, tmp_path / "out" / ".town.partial"):  # after a kill, the place is not empty
+        with staging_area(spec, tmp_path / "out" / ".town.partial"):  # not empty after a kill
             assert not one.exists("a")
     with staging_area(DistributeSpec(), tmp_path) as nothing:
         assert nothing is None
@@ -101,12 +101,12 @@ def test_places_of_different_results_do_not_meet(tmp_path: Path) -> None:
         assert [*(tmp_path / "exchange").iterdir()] == places
 
 
-def test_only_some_addresses_can_be_exchange_places() -> None:
+def test_only_some_addresses_can_be_staging_areas() -> None:
     with pytest.raises(SettingsError, match=r"files cannot be exchanged through ftp://; name a folder, or s3://"):
         open_exchange("ftp://host/place")
 
 
-def test_a_store_that_is_not_there_is_said_at_once(store: Store) -> None:
+def test_a_missing_store_is_reported_at_once(store: Store) -> None:
     with pytest.raises(TransientError, match="there is no bucket nowhere"):
         open_exchange("s3://nowhere/exchange")
 
@@ -125,7 +125,7 @@ def test_a_model_travels_by_its_hash(apart: Path, tmp_path: Path) -> None:
     assert pickle.loads(sent) is pickle.loads(sent)
 
 
-def test_a_worker_without_the_model_says_who_it_is(apart: Path, tmp_path: Path) -> None:
+def test_a_worker_without_the_model_is_named(apart: Path, tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model.safetensors")
     sent = pickle.dumps(RemotePredictor(model, "cpu", precision="float32"))
     model.unlink()
@@ -133,7 +133,7 @@ def test_a_worker_without_the_model_says_who_it_is(apart: Path, tmp_path: Path) 
         pickle.loads(sent)
 
 
-def test_a_scene_made_through_the_exchange_place_is_the_same(
+def test_a_scene_made_through_a_staging_area_is_the_same(
     address: str, threads: Client, apart: Path, make_scene: MakeScene, tmp_path: Path
 ) -> None:
     scene = make_scene(name="town.tif", bands=1, descriptions=["red"], height=200, nodata=0)
@@ -151,7 +151,7 @@ def test_a_scene_made_through_the_exchange_place_is_the_same(
     assert [*(tmp_path / "own").iterdir()] == []
 
 
-def test_a_scene_that_a_worker_does_not_see_is_no_fault_of_its_data(
+def test_a_scene_missing_on_a_worker_is_not_an_error_of_its_data(
     threads: Client, make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distribute_tasks, "is_missing", lambda location: True)
