@@ -43,17 +43,7 @@ class SceneFilter:
     def __init__(
         self, spec: CatalogSpec, reading: ReadingSpec, *, area: str | Path | None, on_excluded: Excluded
     ) -> None:
-        """Load the area.
-
-        Args:
-            spec: dates, cloud cover and box.
-            reading: how scenes are opened whose date or footprint is not in the catalog.
-            area: file of polygons.
-            on_excluded: called with each scene that is excluded, and the reason.
-
-        Raises:
-            SettingsError: the area cannot be read.
-        """
+        """Load the area; `reading` opens scenes whose date or footprint is not in the catalog."""
         self.reading, self._on_excluded = reading, on_excluded
         self._as_stored = replace(reading, resolution_m="native")
         self._area = None if area is None else load_area(area)

@@ -26,11 +26,7 @@ BATCH_ROWS = 1024
 
 
 def open_layer(index: Path, spec: CatalogSpec) -> Iterator[Row]:
-    """The rows of a file of footprints; columns are checked before the first row, footprints read only for a bbox.
-
-    Raises:
-        SettingsError: the signature contradicts the suffix, or a column is missing.
-    """
+    """The rows of a file of footprints; columns are checked before the first row, footprints read only for a bbox."""
     check_signature(index)
     with_footprints = spec.bbox is not None
     try:

@@ -67,11 +67,7 @@ class Columns:
 
 
 def choose_columns(names: Sequence[str], spec: CatalogSpec, index: Path) -> Columns:
-    """Choose the columns by the settings, else by their default names.
-
-    Raises:
-        SettingsError: a column that the settings name is missing, or no or several columns could hold the paths.
-    """
+    """The columns by the settings, else by their default names; SettingsError if one is missing or ambiguous."""
     settings = {"path_column": spec.path_column, "id_column": spec.id_column, "date_column": spec.date_column}
     for key, column in settings.items():
         if column is not None and names.count(column) != 1:
@@ -109,11 +105,7 @@ def read_list(index: Path) -> Iterator[Row]:
 
 
 def open_csv(index: Path, spec: CatalogSpec) -> Iterator[Row]:
-    """The rows of a CSV file; its header is checked before the first row is requested.
-
-    Raises:
-        SettingsError: a column is missing.
-    """
+    """The rows of a CSV file; its header is checked before the first row is requested."""
     with _open(index) as file:
         first = file.readline()
     delimiter = max(DELIMITERS, key=first.count)
@@ -210,11 +202,7 @@ def locate(row: Row, folder: Path, root: Path | None = None) -> str:
 
 
 def check_id(name: str, taken: Collection[str]) -> str:
-    """Return an id that can name a folder; `taken` are the ids before it, in lower case.
-
-    Raises:
-        SceneError: it is not a safe folder name, or it is taken.
-    """
+    """Return the id; SceneError if it is not a safe folder name, or is in `taken`, in lower case."""
     if name != sanitize_name(name) or name.lower().endswith(RESERVED_SUFFIXES):
         raise SceneError(
             f"the id {name!r} cannot name a folder; use letters, digits, dash and underscore, and dots inside, "

@@ -67,12 +67,9 @@ def split_address(address: str) -> tuple[str, str]:
 
 
 def list_keys(bucket: str, prefix: str, *, flat: bool) -> Iterator[str]:
-    """Yield the keys that begin with a prefix, in order, page by page; flat: without keys that have a further slash.
+    """Yield the keys that begin with a prefix, in order, page by page; raises what `translate_store_errors` does.
 
-    Raises:
-        MissingError: no such bucket.
-        AccessError: the credentials may not list it.
-        TransientError: the store or the network failed.
+    Flat: without keys that have a further slash.
     """
     access, more = store_access(), {"Delimiter": "/"} if flat else {}
     with translate_store_errors(f"s3://{bucket}/{prefix}"):

@@ -56,16 +56,13 @@ def find_band_files(
     """The files that hold bands of an Item's scene, in the order of its assets.
 
     If some assets describe their bands, the others are left out. If none does, each asset has one band, named by its
-    key; the bands of a single file are named by the file.
+    key; the bands of a single file are named by the file. SceneError if there are none, or the Item is wrong.
 
     Args:
         item: the Item.
         document: the location of the document that contains it.
         drivers: allowed GDAL drivers, the preferred first.
         keys: keys of the assets to use, the preferred first; empty: the rule of this module.
-
-    Raises:
-        SceneError: no asset counts, one of `keys` is missing, a link is not allowed, or band metadata is invalid.
     """
     candidates = _by_keys(item, keys) if keys else [*_by_format(item, drivers)]
     assets = candidates if keys else [asset for asset in candidates if asset.has_bands] or candidates

@@ -33,11 +33,7 @@ def is_item_table(names: Collection[str], spec: CatalogSpec) -> bool:
 
 
 def column_names(table: Path) -> list[str]:
-    """The columns of a Parquet file.
-
-    Raises:
-        SettingsError: it is not a Parquet file.
-    """
+    """The columns of a Parquet file; SettingsError if it is not one."""
     from pyarrow.parquet import ParquetFile
 
     check_signature(table)

@@ -33,11 +33,7 @@ def document_location(address: str, root: str | None = None) -> DocumentLocation
 
 
 def follow_link(href: object, document: DocumentLocation) -> DocumentLocation:
-    """The location of a linked document.
-
-    Raises:
-        SceneError: the link cannot be resolved, or is not allowed.
-    """
+    """The location of a linked document; raises what `resolve_href` raises."""
     address = resolve_href(href, document)
     if "://" not in address and document.root is not None and _is_inside(Path(address), document.root):
         return DocumentLocation(address=address, root=document.root)
@@ -50,11 +46,7 @@ def canonical_path(address: str) -> str:
 
 
 def resolve_href(href: object, document: DocumentLocation) -> str:
-    """The absolute path or address of a link in `document`.
-
-    Raises:
-        SceneError: the link cannot be resolved, or is not allowed.
-    """
+    """The absolute path or address of a link in `document`; SceneError if it is invalid or not allowed."""
     if not isinstance(href, str) or not href.strip() or not href.isprintable():
         raise SceneError(f"its link {href!r} is not an address; correct the document")
     address = _resolved(href.strip(), document)

@@ -45,15 +45,7 @@ def open_search(
 ) -> Iterator[Row]:
     """The rows of a search, oldest Items first where the server can sort; pages are fetched lazily.
 
-    Args:
-        content: the API's landing page.
-        document: the location of the landing page.
-        collections: the collections to search.
-        rules: filters, and how the files of an Item are chosen.
-        documents: sends the requests.
-
-    Raises:
-        SettingsError: the API cannot be searched, or no collection is named.
+    `content` is the API's landing page, and `document` its location. SettingsError if it cannot be searched.
     """
     if not collections:
         raise SettingsError(

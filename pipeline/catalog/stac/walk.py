@@ -64,12 +64,7 @@ def _has_marker(path: Path) -> bool:
 
 
 def open_stac(source: str, rules: ItemRules) -> Iterator[Row]:
-    """The rows of a STAC source; its first document is read before the first row is requested.
-
-    Raises:
-        SettingsError: that document is missing, or not STAC.
-        TransientError: disk, network or server failed.
-    """
+    """The rows of a STAC source; SettingsError if its first document, which is read at once, is missing or not STAC."""
     from pipeline.catalog.stac.search import open_search, split_collections
 
     documents = DocumentReader()
