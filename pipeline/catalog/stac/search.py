@@ -24,7 +24,7 @@ PAGE_ITEMS = 100
 def split_collections(address: str) -> tuple[str, tuple[str, ...]]:
     """Split the query parameter `collections` from an address.
 
-    >>> collections_of("https://host/v1?collections=a,b&key=1")
+    >>> split_collections("https://host/v1?collections=a,b&key=1")
     ('https://host/v1?key=1', ('a', 'b'))
     """
     if "://" not in address or "collections=" not in address:
