@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BeforeValidator, TypeAdapter, WithJsonSchema
 
-from pipeline.config import build_settings
+from pipeline.config import aliases_of, build_settings
 from pipeline.errors import SettingsError
 
 PLACE = "flow parameter settings"
@@ -52,6 +52,10 @@ def section_schema(section: Any) -> dict[str, Any]:
         "properties": {
             each.name: {**_field_schema(section, each.name, hints[each.name]), "description": sentences[each.name]}
             for each in dataclasses.fields(kind)
+        },
+        # Earlier names of keys are accepted and not shown.
+        "patternProperties": {
+            f"^{alias}$": _field_schema(section, name, hints[name]) for alias, name in aliases_of(kind).items()
         },
         "additionalProperties": False,
     }

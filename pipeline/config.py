@@ -116,15 +116,15 @@ def load_settings(
     Raises:
         SettingsError: with file, key, value and rule.
     """
-    values = _read_yaml(file) if file else {}
+    values = _without_aliases(kind, _read_yaml(file), str(file)) if file else {}
     _check_keys(kind, values, place=str(file) if file else "settings")
     for override in overrides:
         path, value = _parse_override(override)
-        addition = _nested(path, value)
+        addition = _without_aliases(kind, _nested(path, value), f"--set {override}")
         _check_keys(kind, addition, place=f"--set {override}")
         values = _merge(values, addition)
     for name, section in sections.items():
-        values = _merge(values, {name: section})
+        values = _merge(values, _without_aliases(kind, {name: section}, "settings"))
     origins = [str(file)] * (file is not None) + ["--set"] * bool(overrides)
     return build_settings(kind, values, place=" and ".join(origins) or "settings")
 
@@ -135,6 +135,7 @@ def build_settings(kind: type[Settings], values: Mapping[str, object], *, place:
     Raises:
         SettingsError: an unknown key, a value of the wrong type, or a violated rule.
     """
+    values = _without_aliases(kind, values, place)
     _check_keys(kind, values, place=place)
     settings: Settings = _build(kind, values, place, ())
     return settings
@@ -163,6 +164,27 @@ def _build(kind: Any, values: Mapping[str, object], place: str, path: tuple[str,
         prefix = "".join(f"{name}." for name in path)
         text = str(error)
         raise SettingsError(f"{place}: {text if prefix and text.startswith(prefix) else prefix + text}") from error
+
+
+def aliases_of(kind: Any) -> dict[str, str]:
+    """Earlier name of a key -> its name, of a settings dataclass; a field declares it as `metadata={"alias": ...}`."""
+    return {each.metadata["alias"]: each.name for each in dataclasses.fields(kind) if "alias" in each.metadata}
+
+
+def _without_aliases(kind: Any, values: Mapping[str, object], place: str, path: str = "") -> dict[str, object]:
+    """Values with each key under its current name."""
+    hints, aliases = get_type_hints(kind), aliases_of(kind)
+    renamed: dict[str, object] = {}
+    for key, value in values.items():
+        name = aliases.get(key, key)
+        if name in renamed:
+            former = next(alias for alias, current in aliases.items() if current == name)
+            raise SettingsError(f"{place}: {path}{former} is the former name of {path}{name}; set only {path}{name}")
+        hint = hints.get(name)
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            value = _without_aliases(hint, value, place, f"{path}{name}.")
+        renamed[name] = value
+    return renamed
 
 
 def _section(value: object, place: str, path: tuple[str, ...]) -> Mapping[str, object]:

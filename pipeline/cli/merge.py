@@ -27,7 +27,7 @@ def merge(
     """Combine the polygons of all scenes into one file and deduplicate objects where scenes overlap."""
     from pipeline.config import SegmentSpec, load_settings
 
-    spec = load_settings(SegmentSpec, config, [*overrides, *option_overrides({"merge.into": into})])
+    spec = load_settings(SegmentSpec, config, [*overrides, *option_overrides({"merge.output": into})])
     if show_merge(out, spec.merge, spec.run.work_dir) is None:
         raise SettingsError(f"{out}: holds no whole result of a scene; name the folder that a run wrote with --out")
     return EXIT_DONE
@@ -40,9 +40,9 @@ def show_merge(out: str, spec: MergeSpec, work_dir: str | None) -> MergeReport |
     from pipeline.results import open_results
 
     with progress_bars(console) as bars:
-        report = merge_scenes(out, spec, work_dir=work_dir, watch=merge_progress(bars))
+        report = merge_scenes(out, spec, work_dir=work_dir, progress=merge_progress(bars))
     if report is not None:
-        state = "" if report.is_new else " (as it was)"
+        state = "" if report.changed else " (as it was)"
         file, scenes = open_results(out).address(report.file), len(report.scenes)
         say(
             f"{file}{state}: {report.polygons:,} polygons of {scenes:,} scene{'s' if scenes != 1 else ''}; left out "

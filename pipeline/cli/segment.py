@@ -39,11 +39,11 @@ def segment(
             "distribute.scheduler": scheduler,
             "run.max_failures": max_failures,
             "run.retry_quarantined": retry_quarantined or None,
-            "merge.into": merge,
+            "merge.output": merge,
         }
     )
     reports = _show_run(scenes, model, out, spec)
-    if spec.merge.into is not None:
+    if spec.merge.output is not None:
         show_merge(out, spec.merge, spec.run.work_dir)
     if not reports:
         say("no scene to process")

@@ -1,4 +1,4 @@
-"""The ground that a scene has seen: its valid pixels, as an area on its own pixel plane."""
+"""Valid-data coverage of a scene: the polygon around its valid pixels, in pixel coordinates."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from rasterio.windows import Window
 from pipeline.merge.scenes import MergedScene
 from pipeline.mosaic import MASK_NODATA, read_mask_blocks
 
-SIDE = 2048
-"""Pixels on each side of a block that is read at once."""
-KEPT = 32
-"""So many scenes' grounds stay in memory."""
+BLOCK_PX = 2048
+"""Side of the blocks in which a mask is read, pixels."""
+CACHE_SIZE = 32
+"""Scenes whose coverage stays in memory."""
 
 
 class CoverageCache:
-    """The grounds of scenes, read when asked for; the last ones are kept."""
+    """Least-recently-used cache of scenes' coverages."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, shapely.Geometry] = OrderedDict()
+        self._cache: OrderedDict[str, shapely.Geometry] = OrderedDict()
 
-    def of(self, scene: MergedScene) -> shapely.Geometry:
-        """The ground of a scene on its pixel plane.
+    def get(self, scene: MergedScene) -> shapely.Geometry:
+        """The coverage of a scene, `x = col, y = row`.
 
         Raises:
             SceneError: its mask is damaged.
         """
-        if scene.id not in self._kept:
-            self._kept[scene.id] = scene_coverage(scene)
-            if len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(scene.id)
-        return self._kept[scene.id]
+        if scene.id not in self._cache:
+            self._cache[scene.id] = scene_coverage(scene)
+            if len(self._cache) > CACHE_SIZE:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(scene.id)
+        return self._cache[scene.id]
 
 
 def scene_coverage(scene: MergedScene) -> shapely.Geometry:
-    """The union of a scene's valid pixels, `x = col, y = row`; empty where there are none."""
+    """The union of a scene's valid pixels, `x = col, y = row`; empty if there are none."""
     if scene.is_full:
         return shapely.box(0, 0, scene.grid.width, scene.grid.height)
-    return shapely.union_all([*_pieces(scene)])
+    return shapely.union_all([*_valid_areas(scene)])
 
 
-def _pieces(scene: MergedScene) -> Iterator[shapely.Geometry]:
-    for window, values in read_mask_blocks(scene.mask, SIDE):
+def _valid_areas(scene: MergedScene) -> Iterator[shapely.Geometry]:
+    for window, values in read_mask_blocks(scene.mask, BLOCK_PX):
         valid = values != MASK_NODATA
         if valid.all():
             yield _box(window)

@@ -1,4 +1,4 @@
-"""Polygons of finished scenes, read in parts: near a place, by number, or all in a stream."""
+"""Readers of finished scenes' polygons: by bounds, by feature id, or as a stream."""
 
 from __future__ import annotations
 
@@ -19,38 +19,34 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FID = "fid"
-"""Column of the numbers that tell the polygons of a file apart."""
-BATCH = 16_384
-"""Polygons of a stream that are held at once."""
-AT_ONCE = 4096
-"""Polygons that are asked for by number at once."""
+"""Column of feature ids, unique in a file."""
+BATCH_ROWS = 16_384
+"""Polygons in one batch of a stream."""
+FIDS_PER_QUERY = 4096
+"""Feature ids in one query."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outlines:
-    """Polygons of a scene with what matching needs; one row per polygon."""
+    """Polygons of a scene with the columns that matching needs; one row per polygon."""
 
     fid: NDArray[np.int64]
-    """Their numbers in the file."""
+    """Feature ids."""
     class_name: NDArray[np.object_]
-    """Names of their classes."""
+    """Class names."""
     geometry: NDArray[np.object_]
     """In CRS coordinates."""
 
 
 def read_outlines(scene: MergedScene, bounds: tuple[float, float, float, float]) -> Outlines:
-    """Polygons whose boxes touch bounds.
-
-    Args:
-        scene: whose polygons.
-        bounds: `(left, bottom, right, top)` in its CRS.
+    """Polygons whose bounding boxes intersect `bounds`, `(left, bottom, right, top)` in the scene's CRS.
 
     Raises:
-        SceneError: the file is damaged or gone.
+        SceneError: the file is damaged or missing.
     """
     from pyogrio.raw import read_arrow
 
-    with _told(scene):
+    with _translate_errors(scene):
         _, table = read_arrow(scene.polygons, layer=LAYER, columns=["class"], bbox=bounds, return_fids=True)
     return Outlines(
         fid=table[FID].to_numpy().astype(np.int64),
@@ -60,31 +56,34 @@ def read_outlines(scene: MergedScene, bounds: tuple[float, float, float, float])
 
 
 def read_rows(scene: MergedScene, fids: Sequence[int]) -> Iterator[tuple[pa.Table, NDArray[np.object_]]]:
-    """Yield polygons of these numbers with all columns, and their geometry in CRS coordinates.
+    """Yield polygons by feature id with all columns, and their geometry in CRS coordinates.
 
     Raises:
-        SceneError: the file is damaged or gone.
+        SceneError: the file is damaged or missing.
     """
     from pyogrio.raw import read_arrow
 
-    for first in range(0, len(fids), AT_ONCE):
-        with _told(scene):
-            wanted = [*fids[first : first + AT_ONCE]]
-            _, table = read_arrow(scene.polygons, layer=LAYER, fids=wanted, return_fids=True)
+    for first in range(0, len(fids), FIDS_PER_QUERY):
+        with _translate_errors(scene):
+            selected = [*fids[first : first + FIDS_PER_QUERY]]
+            _, table = read_arrow(scene.polygons, layer=LAYER, fids=selected, return_fids=True)
         yield table, _geometry_of(table[GEOMETRY].to_pylist())
 
 
 def stream_rows(scene: MergedScene) -> Iterator[pa.RecordBatch]:
-    """Yield all polygons of a scene with all columns, in the order of the file.
+    """Yield all polygons of a scene with all columns, in file order.
 
     Raises:
-        SceneError: the file is damaged or gone.
+        SceneError: the file is damaged or missing.
     """
     from pyogrio.raw import open_arrow
 
     with (
-        _told(scene),
-        open_arrow(scene.polygons, layer=LAYER, return_fids=True, batch_size=BATCH, use_pyarrow=True) as (_, reader),
+        _translate_errors(scene),
+        open_arrow(scene.polygons, layer=LAYER, return_fids=True, batch_size=BATCH_ROWS, use_pyarrow=True) as (
+            _,
+            reader,
+        ),
     ):
         yield from reader
 
@@ -95,8 +94,8 @@ def _geometry_of(wkb: Sequence[bytes]) -> NDArray[np.object_]:
 
 
 @contextmanager
-def _told(scene: MergedScene) -> Iterator[None]:
-    """Faults of a file as one of ours."""
+def _translate_errors(scene: MergedScene) -> Iterator[None]:
+    """Raise a SceneError for errors of the file."""
     from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 
     try:

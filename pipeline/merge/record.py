@@ -1,28 +1,28 @@
-"""The record beside a merged file: what went in, what became of it, and whether it is up to date."""
+"""Record of a merged file, `merge.json`: its inputs and counts, and whether it is up to date."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from pipeline.merge.scenes import MergedScene
 from pipeline.merge.spec import MergeSpec
 from pipeline.results import MERGE_RECORD, Results
 
 MERGE_FORMAT = 1
-"""Raised whenever the same results of scenes give another file than before."""
+"""Raised whenever the same results of scenes give a different file than before."""
 FILES = {"gpkg": "polygons.gpkg", "parquet": "polygons.parquet"}
 """Name of each kind of file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """What a merge came to; small and JSON-able."""
+    """The outcome of a merge; small and JSON-able."""
 
     key: str
-    """Identity of the result: scenes with their results, and settings."""
+    """Identity of the file: scenes with their results, and settings."""
     file: str
     """Name of the file."""
     file_bytes: int = 0
@@ -30,52 +30,58 @@ class MergeReport:
     crs: str
     """Its CRS."""
     settings: Mapping[str, object]
-    """The rule, as set."""
+    """Settings of the merge, under the names of `recorded_settings`."""
     scenes: Sequence[str]
-    """Ids of the scenes that went in, in the order of preference."""
+    """Ids of the merged scenes, in order of priority."""
     read: int = 0
-    """Polygons of all scenes."""
+    """Polygons read, of all scenes."""
     polygons: int = 0
     """Polygons written."""
     area_m2: Mapping[str, float] = field(default_factory=dict)
     """True area of the polygons of each class."""
     left_out: int = 0
-    """Polygons of which another scene shows the same."""
+    """Polygons dropped as duplicates of another scene's."""
     lone: int = 0
-    """Polygons left out where a preferred scene saw all and shows nothing like them."""
+    """Polygons dropped since a preferred scene covers them fully and does not show them."""
     joined: int = 0
-    """Polygons that became parts of others."""
+    """Polygons that were joined into others."""
     made: int = 0
-    """Polygons that were made of these."""
-    is_new: bool = field(default=True, compare=False)
-    """False when the file was there already."""
+    """Polygons that the joined ones became."""
+    changed: bool = field(default=True, compare=False)
+    """False when the file already existed; not in `merge.json`."""
 
 
 def merge_key(scenes: Sequence[MergedScene], spec: MergeSpec) -> str:
-    """Identity of a merged file: the results of the scenes and the rule.
+    """Identity of a merged file: hash of the scenes' results and the settings.
 
     Returns:
         64 hexadecimal digits.
     """
-    what = {
+    identity = {
         "format": MERGE_FORMAT,
         "scenes": sorted(scene.identity for scene in scenes),
-        "settings": asdict(replace(spec, into=None)),
+        "settings": recorded_settings(spec),
     }
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def former_merge(results: Results) -> MergeReport | None:
-    """What the last merge of a folder came to; None where there is no record, or none of ours."""
+def recorded_settings(spec: MergeSpec) -> dict[str, object]:
+    """The settings that affect the content, under their first names, so that keys of existing files stay valid."""
+    values = asdict(replace(spec, output=None))
+    return {each.metadata.get("alias", each.name): values[each.name] for each in fields(spec)}
+
+
+def previous_merge(results: Results) -> MergeReport | None:
+    """The record of the last merge into a folder; None without a valid one."""
     try:
-        former = MergeReport(**json.loads(results.read(MERGE_RECORD) or b""))
+        previous = MergeReport(**json.loads(results.read(MERGE_RECORD) or b""))
     except (ValueError, TypeError):
         return None
-    return former if former.file in FILES.values() else None
+    return previous if previous.file in FILES.values() else None
 
 
-def is_there(results: Results, report: MergeReport) -> bool:
-    """Whether the file of a record lies beside it."""
+def file_exists(results: Results, report: MergeReport) -> bool:
+    """Whether the file of a record exists with the recorded size."""
     return results.size(report.file) == report.file_bytes
 
 
@@ -83,7 +89,7 @@ def write_record(results: Results, report: MergeReport) -> None:
     """Write `merge.json`.
 
     Raises:
-        TransientError: disk or network refuse.
+        TransientError: disk or network fail.
     """
-    record = {name: value for name, value in asdict(report).items() if name != "is_new"}
+    record = {name: value for name, value in asdict(report).items() if name != "changed"}
     results.write(MERGE_RECORD, json.dumps(record, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The rows of a merged file, as Arrow batches: polygons that stay as they are, and those that were joined."""
+"""Arrow batches of a merged file: unchanged polygons of each scene, and joined ones."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from pipeline.merge.joining import join_pieces
-from pipeline.merge.projection import to_result
+from pipeline.merge.projection import to_target_crs
 from pipeline.merge.reading import FID, stream_rows
 from pipeline.merge.record import MergeReport
 from pipeline.merge.scenes import MergedScene
-from pipeline.merge.selection import FID_BITS, Choice
+from pipeline.merge.selection import FID_BITS, Selection
 from pipeline.polygons import GEOMETRY, polygon_schema, to_wkb
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Watch = Callable[[str, int, int], None]
-"""Told the stage and how much of how much of it is done."""
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with the stage, the steps done and all steps."""
 
 
 class MergedRows:
-    """The rows of the merged file, scene by scene in the order of their ids; counts what it passes on."""
+    """The rows of the merged file, scene by scene in the order of their ids, with counts."""
 
-    def __init__(self, scenes: Sequence[MergedScene], choice: Choice, crs: CRS, *, watch: Watch | None = None) -> None:
-        """Scenes in order of preference, what was chosen of their polygons, and the CRS of the file."""
+    def __init__(
+        self, scenes: Sequence[MergedScene], selection: Selection, crs: CRS, *, progress: ProgressCallback | None = None
+    ) -> None:
+        """Scenes in order of priority, the selection of their polygons, and the CRS of the file."""
         import pyarrow as pa
 
-        self._scenes, self._choice, self._crs, self._watch = scenes, choice, crs, watch
+        self._scenes, self._selection, self._crs, self._progress = scenes, selection, crs, progress
         self.schema = polygon_schema()
         self.schema = self.schema.append(pa.field("date", pa.timestamp("ms", tz="UTC")))
         self.schema = self.schema.append(pa.field("pieces", pa.int32()))
-        members = np.concatenate([*choice.joined, np.empty(0, np.int64)])
-        self._without = np.sort(np.concatenate([choice.left_out, choice.lone, members]))
+        members = np.concatenate([*selection.merged, np.empty(0, np.int64)])
+        self._excluded = np.sort(np.concatenate([selection.dropped, selection.unmatched, members]))
         self._groups: dict[int, list[NDArray[np.int64]]] = defaultdict(list)
-        for group in choice.joined:
+        for group in selection.merged:
             self._groups[int(group[0]) >> FID_BITS].append(group)
         self._read = self._polygons = 0
         self.legend = _legend(scenes)
@@ -51,47 +53,47 @@ class MergedRows:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows."""
-        order = sorted(range(len(self._scenes)), key=lambda place: self._scenes[place].id)
-        for done, place in enumerate(order, start=1):
-            for batch in chain(self._kept(place), self._joined(place)):
+        order = sorted(range(len(self._scenes)), key=lambda index: self._scenes[index].id)
+        for done, index in enumerate(order, start=1):
+            for batch in chain(self._kept(index), self._joined(index)):
                 self._count(batch)
                 yield batch
-            if self._watch is not None:
-                self._watch("merge", done, len(order))
+            if self._progress is not None:
+                self._progress("merge", done, len(order))
 
-    def counted(self, report: MergeReport) -> MergeReport:
-        """A report that tells what became of all polygons."""
+    def with_counts(self, report: MergeReport) -> MergeReport:
+        """A report with the counts of all polygons."""
         return replace(
             report,
             read=self._read,
             polygons=self._polygons,
             area_m2=self._area_m2,
-            left_out=len(self._choice.left_out),
-            lone=len(self._choice.lone),
-            joined=sum(map(len, self._choice.joined)),
-            made=len(self._choice.joined),
+            left_out=len(self._selection.dropped),
+            lone=len(self._selection.unmatched),
+            joined=sum(map(len, self._selection.merged)),
+            made=len(self._selection.merged),
         )
 
-    def _kept(self, place: int) -> Iterator[pa.RecordBatch]:
-        """A scene's polygons that stay as they are."""
-        scene = self._scenes[place]
-        first, last = np.searchsorted(self._without, [place << FID_BITS, (place + 1) << FID_BITS])
-        without = self._without[first:last] - (place << FID_BITS)
+    def _kept(self, index: int) -> Iterator[pa.RecordBatch]:
+        """A scene's unchanged polygons."""
+        scene = self._scenes[index]
+        first, last = np.searchsorted(self._excluded, [index << FID_BITS, (index + 1) << FID_BITS])
+        excluded = self._excluded[first:last] - (index << FID_BITS)
         for batch in stream_rows(scene):
             self._read += batch.num_rows
-            stays = ~np.isin(batch[FID].to_numpy(zero_copy_only=False), without)
-            if stays.any():
-                yield self._as_rows(scene, batch.filter(_mask(stays)))
+            is_kept = ~np.isin(batch[FID].to_numpy(zero_copy_only=False), excluded)
+            if is_kept.any():
+                yield self._as_rows(scene, batch.filter(_mask(is_kept)))
 
-    def _joined(self, place: int) -> Iterator[pa.RecordBatch]:
-        """Polygons made of several, whose most preferred part is this scene's."""
+    def _joined(self, index: int) -> Iterator[pa.RecordBatch]:
+        """Joined polygons whose most preferred part is this scene's."""
         import pyarrow as pa
 
-        scene = self._scenes[place]
-        for lot in join_pieces(self._members(group) for group in self._groups.get(place, ())):
-            columns = [pa.array([row.get(each.name) for row in lot.rows], each.type) for each in self.schema]
+        scene = self._scenes[index]
+        for joined in join_pieces(self._members(group) for group in self._groups.get(index, ())):
+            columns = [pa.array([row.get(each.name) for row in joined.rows], each.type) for each in self.schema]
             batch = pa.RecordBatch.from_arrays(columns, schema=self.schema)
-            yield self._dated(scene, _with_geometry(batch, to_result(lot.geometry, scene.grid, self._crs)))
+            yield self._dated(scene, _with_geometry(batch, to_target_crs(joined.geometry, scene.grid, self._crs)))
 
     def _members(self, group: NDArray[np.int64]) -> list[tuple[MergedScene, int]]:
         return [(self._scenes[int(each) >> FID_BITS], int(each) & ((1 << FID_BITS) - 1)) for each in group]
@@ -99,16 +101,16 @@ class MergedRows:
     def _as_rows(self, scene: MergedScene, batch: pa.RecordBatch) -> pa.RecordBatch:
         import pyarrow as pa
 
-        own = {"date", "pieces"}
+        added = {"date", "pieces"}
         columns = [
-            pa.nulls(batch.num_rows, each.type) if each.name in own else batch[each.name].cast(each.type)
+            pa.nulls(batch.num_rows, each.type) if each.name in added else batch[each.name].cast(each.type)
             for each in self.schema
         ]
         columns[self.schema.get_field_index("pieces")] = pa.array(np.ones(batch.num_rows), pa.int32())
         rows = pa.RecordBatch.from_arrays(columns, schema=self.schema)
         if scene.grid.crs != self._crs:
             geometry = shapely.from_wkb(np.asarray(rows[GEOMETRY].to_pylist(), dtype=object))
-            rows = _with_geometry(rows, to_result(geometry, scene.grid, self._crs))
+            rows = _with_geometry(rows, to_target_crs(geometry, scene.grid, self._crs))
         return self._dated(scene, rows)
 
     def _dated(self, scene: MergedScene, rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -120,16 +122,16 @@ class MergedRows:
 
     def _count(self, batch: pa.RecordBatch) -> None:
         self._polygons += batch.num_rows
-        names, places = np.unique(batch["class"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-        sums = np.bincount(places, batch["area_m2"].to_numpy(), minlength=len(names))
+        names, indices = np.unique(batch["class"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+        sums = np.bincount(indices, batch["area_m2"].to_numpy(), minlength=len(names))
         for name, area_m2 in zip(names.tolist(), sums.tolist(), strict=True):
             self._area_m2[name] = self._area_m2.get(name, 0.0) + area_m2
 
 
-def _mask(stays: NDArray[np.bool_]) -> pa.BooleanArray:
+def _mask(is_kept: NDArray[np.bool_]) -> pa.BooleanArray:
     import pyarrow as pa
 
-    return pa.array(stays)
+    return pa.array(is_kept)
 
 
 def _with_geometry(batch: pa.RecordBatch, geometry: NDArray[np.object_]) -> pa.RecordBatch:
@@ -140,6 +142,6 @@ def _with_geometry(batch: pa.RecordBatch, geometry: NDArray[np.object_]) -> pa.R
 
 
 def _legend(scenes: Sequence[MergedScene]) -> dict[int, str]:
-    """Class value -> name over all scenes; of two models that give a name different values the first counts."""
+    """Class value -> name over all scenes; a name with different values in two models gets the first."""
     names = sorted({(value, name) for scene in scenes for value, name in scene.classes.items()})
     return dict(enumerate(dict.fromkeys(name for _, name in names), start=1))

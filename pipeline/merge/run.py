@@ -1,8 +1,8 @@
-"""One file of polygons over all scenes of a folder, in which what several scenes saw comes out once and whole.
+"""Merge of the polygons of all scenes into one file, without duplicates where scenes overlap.
 
-scenes --compare two by two--> links --choose--> polygons that stay, and those that are joined --stream--> one file
+scenes --match pairs--> matches --select--> polygons to keep, drop and join --stream--> one file
 
-No polygon is ever cut. Each one stays as it is, is left out since another stands for it, or is joined with others.
+No polygon is ever cut: each is kept unchanged, dropped as a duplicate, or joined with others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,18 @@ from rasterio.errors import CRSError
 from pipeline.errors import SettingsError, TransientError
 from pipeline.merge.coverage import CoverageCache
 from pipeline.merge.matching import match_scenes
-from pipeline.merge.record import FILES, MergeReport, former_merge, is_there, merge_key, write_record
-from pipeline.merge.rows import MergedRows, Watch
-from pipeline.merge.scenes import MergedScene, finished_scenes, in_order, localized, meeting
-from pipeline.merge.selection import Choice, choose, polygon_ids
+from pipeline.merge.record import (
+    FILES,
+    MergeReport,
+    file_exists,
+    merge_key,
+    previous_merge,
+    recorded_settings,
+    write_record,
+)
+from pipeline.merge.rows import MergedRows, ProgressCallback
+from pipeline.merge.scenes import MergedScene, by_priority, finished_scenes, localized, overlapping_pairs
+from pipeline.merge.selection import Selection, polygon_ids, select_polygons
 from pipeline.merge.spec import MergeSpec
 from pipeline.polygons import write_layer
 from pipeline.results import COLLECTION, Results, open_results, write_collection
@@ -33,113 +41,132 @@ from pipeline.storage import try_lock
 __all__ = ["MergeReport", "MergeSpec", "compare_scenes", "merge_scenes"]
 
 LOCK = ".merge.lock"
-"""Name of the file that one process at a time holds."""
+"""Name of the lock file that excludes concurrent merges of a folder."""
 
 
 def merge_scenes(
-    out_dir: str | Path, spec: MergeSpec, *, work_dir: str | Path | None = None, watch: Watch | None = None
+    out_dir: str | Path,
+    spec: MergeSpec,
+    *,
+    work_dir: str | Path | None = None,
+    progress: ProgressCallback | None = None,
 ) -> MergeReport | None:
-    """Merge the polygons of all whole results of a folder; a file that is there and up to date is left as it is.
+    """Merge the polygons of all complete results in a folder, unless the file is up to date.
 
     Args:
         out_dir: folder or `s3://` address of a run's results.
-        spec: kind of file, and the rule; GeoPackage when it names none.
-        work_dir: where results of an object store are brought meanwhile; None: the system's temporary folder.
-        watch: told about progress.
+        spec: format and rules; GeoPackage when it names no format.
+        work_dir: folder for downloads from an object store; None: the system's temporary folder.
+        progress: called with the stage, the steps done and all steps.
 
     Returns:
-        What it came to; None where there is no whole result.
+        The record of the merge; None without any complete result.
 
     Raises:
-        SettingsError: the CRS of the settings is none, or nothing can be written there.
-        SceneError: a result is damaged, or the CRS has no place for a scene.
-        TransientError: disk or network refuse, or another process is merging the same folder.
+        SettingsError: `merge.crs` is invalid, or the folder cannot be written.
+        SceneError: a result is damaged, or the CRS does not reach a scene.
+        TransientError: disk or network fail, or another process is merging the same folder.
     """
     results = open_results(out_dir, work_dir)
     results.check()
-    scenes = in_order(finished_scenes(results), spec.prefer)
+    scenes = by_priority(finished_scenes(results), spec.priority)
     if not scenes:
         return None
     crs = _resolve_crs(scenes, spec.crs)
     report = MergeReport(
         key=merge_key(scenes, spec),
-        file=FILES[spec.into or "gpkg"],
+        file=FILES[spec.output or "gpkg"],
         crs=crs.to_string(),
-        settings=asdict(replace(spec, into=None)),
+        settings=recorded_settings(spec),
         scenes=[scene.id for scene in scenes],
     )
-    with _workplace(results, work_dir) as folder:
-        former = former_merge(results)
-        if former is not None and (former.key, former.file) == (report.key, report.file) and is_there(results, former):
-            return replace(former, is_new=False)
-        report = _write(localized(scenes, results, folder), folder / report.file, crs, spec, report, watch)
+    with _work_folder(results, work_dir) as folder:
+        previous = previous_merge(results)
+        if (
+            previous is not None
+            and (previous.key, previous.file) == (report.key, report.file)
+            and file_exists(results, previous)
+        ):
+            return replace(previous, changed=False)
+        report = _write(localized(scenes, results, folder), folder / report.file, crs, spec, report, progress)
         results.upload(report.file, folder / report.file)
         write_record(results, report)
-        if former is not None and former.file != report.file:
-            results.remove(former.file)
+        if previous is not None and previous.file != report.file:
+            results.remove(previous.file)
         if results.read(COLLECTION) is not None:
             write_collection(results)
     return report
 
 
 def _write(
-    scenes: Sequence[MergedScene], path: Path, crs: CRS, spec: MergeSpec, report: MergeReport, watch: Watch | None
+    scenes: Sequence[MergedScene],
+    path: Path,
+    crs: CRS,
+    spec: MergeSpec,
+    report: MergeReport,
+    progress: ProgressCallback | None,
 ) -> MergeReport:
-    """Write the file; returns the report with what it came to."""
-    rows = MergedRows(scenes, compare_scenes(scenes, spec, watch=watch), crs, watch=watch)
+    """Write the file; returns the report with its counts."""
+    rows = MergedRows(scenes, compare_scenes(scenes, spec, progress=progress), crs, progress=progress)
     write_layer(path, rows.batches(), rows.schema, crs=crs, classes=rows.legend)
-    return replace(rows.counted(report), file_bytes=path.stat().st_size)
+    return replace(rows.with_counts(report), file_bytes=path.stat().st_size)
 
 
-def compare_scenes(scenes: Sequence[MergedScene], spec: MergeSpec, *, watch: Watch | None = None) -> Choice:
-    """Which polygons stay, by ids that `polygon_ids` makes.
+def compare_scenes(
+    scenes: Sequence[MergedScene], spec: MergeSpec, *, progress: ProgressCallback | None = None
+) -> Selection:
+    """Select polygons, by ids of `polygon_ids`.
 
     Args:
-        scenes: in order of preference.
-        spec: the rule.
-        watch: told about progress.
+        scenes: in order of priority.
+        spec: rules.
+        progress: called with the stage, the pairs done and all pairs.
     """
-    grounds = CoverageCache()
-    stands_for, joins, lone = [np.empty((0, 2), np.int64)], [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
-    pairs = meeting(scenes)
+    coverages = CoverageCache()
+    replacements, merges, unmatched = (
+        [np.empty((0, 2), np.int64)],
+        [np.empty((0, 2), np.int64)],
+        [np.empty(0, np.int64)],
+    )
+    pairs = overlapping_pairs(scenes)
     for done, (first, second) in enumerate(pairs, start=1):
-        links = match_scenes(scenes[first], scenes[second], grounds, spec)
+        matches = match_scenes(scenes[first], scenes[second], coverages, spec)
         ends = np.array([first, second])
-        stands_for += [polygon_ids(ends, links.beats), polygon_ids(ends, links.yields)[:, ::-1]]
-        joins.append(polygon_ids(ends, links.joins))
-        if spec.lone == "drop":
-            lone.append(polygon_ids(second, links.lone))
-        if watch is not None:
-            watch("compare", done, len(pairs))
-    return choose(np.concatenate(stands_for), np.concatenate(joins), np.concatenate(lone))
+        replacements += [polygon_ids(ends, matches.kept), polygon_ids(ends, matches.dropped)[:, ::-1]]
+        merges.append(polygon_ids(ends, matches.merged))
+        if spec.unmatched == "drop":
+            unmatched.append(polygon_ids(second, matches.unmatched))
+        if progress is not None:
+            progress("compare", done, len(pairs))
+    return select_polygons(np.concatenate(replacements), np.concatenate(merges), np.concatenate(unmatched))
 
 
-def _resolve_crs(scenes: Sequence[MergedScene], wanted: str | None) -> CRS:
-    """The CRS of the result: as set, else that of all scenes, else degrees."""
-    if wanted is not None:
+def _resolve_crs(scenes: Sequence[MergedScene], requested: str | None) -> CRS:
+    """The CRS of the file: as set, else that of all scenes, else EPSG:4326."""
+    if requested is not None:
         try:
-            return CRS.from_user_input(wanted)
+            return CRS.from_user_input(requested)
         except CRSError as error:
-            raise SettingsError(f"merge.crs = {wanted!r} is no CRS: {error}; give one such as EPSG:3035") from error
+            raise SettingsError(f"merge.crs = {requested!r} is no CRS: {error}; give one such as EPSG:3035") from error
     first = scenes[0].grid.crs
     return first if all(scene.grid.crs == first for scene in scenes) else CRS.from_epsg(4326)
 
 
 @contextmanager
-def _workplace(results: Results, work_dir: str | Path | None) -> Iterator[Path]:
-    """Where the file is written: the folder of the results, or one that passes, for results in a store."""
+def _work_folder(results: Results, work_dir: str | Path | None) -> Iterator[Path]:
+    """The folder to write the file in: that of the results, or a temporary one for results in a store."""
     folder = results.folder("")
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="scenemill-merge-", dir=work_dir) as name:
             yield Path(name)
         return
-    with _alone(folder):
+    with _exclusive(folder):
         yield folder
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep other processes from merging the same folder meanwhile."""
+def _exclusive(out: Path) -> Iterator[None]:
+    """Hold the lock of a folder."""
     try:
         handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The scenes that a merge is made of: whole results in a folder, in order of preference, and which of them meet."""
+"""Input scenes of a merge: complete results in a folder, their order of priority, and which of them overlap."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from pipeline.mosaic import MosaicReader
 from pipeline.results import REPORT, Results, SceneReport
 from pipeline.storage import gdal_env
 
-NEAR = 1e-3
-"""Scenes whose outlines are nearer than this share of a degree may meet; whether they do, their pixels tell."""
+NEAR_DEG = 1e-3
+"""Scenes whose outlines are within this distance are candidates for an overlap; degrees."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergedScene:
-    """One whole result."""
+    """One complete result."""
 
     id: str
-    """The scene, the name of its folder."""
+    """Scene id, the name of its folder."""
     polygons: Path
     """File of its polygons."""
     mask: Path
-    """File of its classes, which knows where the scene has data."""
+    """File of its class mask, whose nodata gives the coverage."""
     grid: RasterGrid
-    """Its pixel plane."""
+    """Grid of its rasters."""
     is_full: bool
     """Whether every pixel is valid."""
     classes: Mapping[int, str]
-    """Class value -> name of what its model looks for."""
+    """Class value -> name, of the classes that its model predicts."""
     date: str
-    """Of the scene, ISO 8601 in UTC; empty when unknown."""
+    """Date of the scene, ISO 8601 in UTC; empty when unknown."""
     identity: tuple[str, ...]
     """Changes whenever the polygons do."""
 
 
 def finished_scenes(results: Results) -> tuple[MergedScene, ...]:
-    """All whole results under an address, in the order of their ids; `localized` fetches their files.
+    """All complete results under an address, in the order of their ids; `localized` downloads their files.
 
     Raises:
         SceneError: a mosaic among them is damaged.
-        TransientError: disk or network refuse.
+        TransientError: disk or network fail.
     """
     found = (_finished(results, scene_id) for scene_id in results.scenes())
     return tuple(sorted((scene for scene in found if scene is not None), key=lambda scene: scene.id))
 
 
 def localized(scenes: Iterable[MergedScene], results: Results, folder: Path) -> tuple[MergedScene, ...]:
-    """The scenes with their files on this machine, copies below a folder where they lie elsewhere.
+    """The scenes with their files on this machine; those in an object store are downloaded to a folder.
 
     Raises:
-        TransientError: disk or network refuse.
+        TransientError: disk or network fail.
     """
     return tuple(
         replace(
@@ -71,26 +71,28 @@ def localized(scenes: Iterable[MergedScene], results: Results, folder: Path) -> 
     )
 
 
-def in_order(scenes: Sequence[MergedScene], prefer: Literal["newest", "oldest", "finest"]) -> tuple[MergedScene, ...]:
-    """Scenes by preference, the best first: by date or pixel size, then by the other, then by id."""
+def by_priority(
+    scenes: Sequence[MergedScene], priority: Literal["newest", "oldest", "finest"]
+) -> tuple[MergedScene, ...]:
+    """Scenes in order of priority: by date or pixel size, then by the other, then by id."""
     by_id = sorted(scenes, key=lambda scene: scene.id)
     by_size = sorted(by_id, key=lambda scene: scene.grid.resolution_m)
-    if prefer == "finest":
+    if priority == "finest":
         newest = sorted(by_id, key=lambda scene: scene.date, reverse=True)
         return tuple(sorted(newest, key=lambda scene: scene.grid.resolution_m))
-    return tuple(sorted(by_size, key=lambda scene: scene.date, reverse=prefer == "newest"))
+    return tuple(sorted(by_size, key=lambda scene: scene.date, reverse=priority == "newest"))
 
 
-def meeting(scenes: Sequence[MergedScene]) -> list[tuple[int, int]]:
-    """Pairs of places of scenes whose outlines meet or nearly do, the first before the second."""
+def overlapping_pairs(scenes: Sequence[MergedScene]) -> list[tuple[int, int]]:
+    """Index pairs of scenes whose outlines overlap or nearly do, the first before the second."""
     outlines = [outline_polygon(scene.grid) for scene in scenes]
-    # What ends at one side of the antimeridian goes on at the other.
-    turned = [
+    # Scenes on both sides of the antimeridian are neighbours.
+    shifted = [
         shapely.transform(each, partial(unwrap_longitudes, by=by))
         for by in (-FULL_CIRCLE_DEG, 0, FULL_CIRCLE_DEG)
         for each in outlines
     ]
-    left, right = shapely.STRtree(turned).query(outlines, predicate="dwithin", distance=NEAR)
+    left, right = shapely.STRtree(shifted).query(outlines, predicate="dwithin", distance=NEAR_DEG)
     pairs = np.column_stack([left, right % max(1, len(scenes))])
     ordered = np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
     return [(int(first), int(second)) for first, second in ordered]
@@ -107,8 +109,8 @@ def _finished(results: Results, scene_id: str) -> MergedScene | None:
         return None
     if found.inputs.content_key is not None and results.finished(scene_id, found.inputs.content_key) is None:
         return None
-    place = results.location(f"{scene_id}/{names['probability']}")
-    with gdal_env(place, ignore_sidecars=True), MosaicReader(Path(place.gdal_path)) as mosaic:
+    location = results.location(f"{scene_id}/{names['probability']}")
+    with gdal_env(location, ignore_sidecars=True), MosaicReader(Path(location.gdal_path)) as mosaic:
         grid, card = mosaic.grid, mosaic.card
     size, key = str(sizes[names["polygons"]]), found.inputs.content_key or hashlib.sha256(content).hexdigest()
     return MergedScene(

@@ -1,8 +1,8 @@
-"""Which polygons stay: one of those that are the same thing, and those that go on in each other together.
+"""Selection of polygons as a graph problem: which duplicates to drop, and which polygons to join.
 
-Polygons are places in an order; an edge says that one stands for another. A polygon is left out when one that stays
-stands for it, and stays when all that could stand for it are left out. The result depends on nothing but the edges:
-not on the order in which scenes were compared, nor on anything far away.
+A directed edge means that one polygon replaces another. A polygon is dropped when a kept one replaces it, and kept
+when all that could replace it are dropped. The result depends on the edges alone: not on the order in which scenes
+were compared, nor on unconnected polygons.
 """
 
 from __future__ import annotations
@@ -17,52 +17,52 @@ Ids = NDArray[np.int64]
 Pairs = NDArray[np.int64]
 
 FID_BITS = 40
-"""An id of a polygon is the place of its scene, and in so many bits its number in the file."""
-UNDECIDED, STAYS, LEFT_OUT = 0, 1, 2
+"""Bits of a polygon's id that hold its feature id; the index of its scene is above them."""
+UNDECIDED, KEPT, DROPPED = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What becomes of the polygons that meet others; all the rest stay as they are."""
+class Selection:
+    """The polygons to drop and to join; all others are kept unchanged."""
 
-    left_out: Ids
-    """Ids of those that others stand for, in ascending order."""
-    lone: Ids
-    """Ids of those that are left out since a preferred scene shows nothing like them, in ascending order."""
-    joined: tuple[Ids, ...]
-    """Ids of those that become one, each group in ascending order; the groups by their first id."""
-
-
-def polygon_ids(place: Ids | int, fid: Ids) -> Ids:
-    """Ids of polygons: the place of their scene, and their number in its file; in this order they are preferred."""
-    return (np.asarray(place, np.int64) << FID_BITS) | fid
+    dropped: Ids
+    """Ids of polygons that others replace, in ascending order."""
+    unmatched: Ids
+    """Ids of polygons dropped since a preferred scene does not show them, in ascending order."""
+    merged: tuple[Ids, ...]
+    """Ids of polygons to join, each group in ascending order; the groups by their first id."""
 
 
-def choose(stands_for: Pairs, joins: Pairs, lone: Ids) -> Choice:
-    """Decide about polygons by their ids; a smaller id is a more preferred one.
+def polygon_ids(index: Ids | int, fid: Ids) -> Ids:
+    """Ids of polygons, of scene index and feature id; a smaller id is preferred."""
+    return (np.asarray(index, np.int64) << FID_BITS) | fid
+
+
+def select_polygons(replacements: Pairs, merges: Pairs, unmatched: Ids) -> Selection:
+    """Select polygons by their ids; a smaller id is preferred.
 
     Args:
-        stands_for: `(n, 2)` ids: the first stands for the second.
-        joins: `(n, 2)` ids of polygons that go on in each other.
-        lone: ids of polygons that are left out whatever the others do.
+        replacements: `(n, 2)` ids: the first replaces the second.
+        merges: `(n, 2)` ids of polygons that continue in each other.
+        unmatched: ids of polygons to drop in any case.
 
     >>> rows = np.array([(1, 2), (2, 3)])
-    >>> choose(rows, np.empty((0, 2), int), np.empty(0, int)).left_out
+    >>> select_polygons(rows, np.empty((0, 2), int), np.empty(0, int)).dropped
     array([2])
     """
-    lone = np.unique(lone)
-    rows = stands_for[~np.isin(stands_for, lone).any(axis=1)]
-    ids, places = np.unique(rows, return_inverse=True)
-    state = _settle(places.reshape(-1, 2), len(ids))
-    left_out = ids[state == LEFT_OUT]
-    open_ends = joins[~np.isin(joins, np.concatenate([lone, left_out])).any(axis=1)]
-    return Choice(left_out=left_out, lone=lone, joined=tuple(_groups(open_ends)))
+    unmatched = np.unique(unmatched)
+    rows = replacements[~np.isin(replacements, unmatched).any(axis=1)]
+    ids, indices = np.unique(rows, return_inverse=True)
+    state = _resolve(indices.reshape(-1, 2), len(ids))
+    dropped = ids[state == DROPPED]
+    merges_left = merges[~np.isin(merges, np.concatenate([unmatched, dropped])).any(axis=1)]
+    return Selection(dropped=dropped, unmatched=unmatched, merged=tuple(_groups(merges_left)))
 
 
-def _settle(edges: Pairs, count: int) -> NDArray[np.int8]:
-    """The state of each place, `STAYS` or `LEFT_OUT`; no two that stay have an edge between them.
+def _resolve(edges: Pairs, count: int) -> NDArray[np.int8]:
+    """The state of each node, `KEPT` or `DROPPED`; no two kept nodes have an edge between them.
 
-    Edges that lead round in a circle are broken at the most preferred place of it.
+    Cycles are broken at their most preferred node.
     """
     state = np.zeros(count, np.int8)
     while len(edges):
@@ -72,16 +72,16 @@ def _settle(edges: Pairs, count: int) -> NDArray[np.int8]:
         staying = (state == UNDECIDED) & ~challenged
         if not staying[winners].any():
             staying = _most_preferred(edges, count)
-            state[winners[staying[losers]]] = LEFT_OUT
-        state[staying] = STAYS
-        state[losers[staying[winners]]] = LEFT_OUT
+            state[winners[staying[losers]]] = DROPPED
+        state[staying] = KEPT
+        state[losers[staying[winners]]] = DROPPED
         edges = edges[(state[edges] == UNDECIDED).all(axis=1)]
-    state[state == UNDECIDED] = STAYS
+    state[state == UNDECIDED] = KEPT
     return state
 
 
 def _most_preferred(edges: Pairs, count: int) -> NDArray[np.bool_]:
-    """Places that are more preferred than all that they have edges with."""
+    """Nodes that are preferred to all their neighbours."""
     best = np.full(count, count)
     np.minimum.at(best, edges[:, 0], edges[:, 1])
     np.minimum.at(best, edges[:, 1], edges[:, 0])
@@ -89,24 +89,24 @@ def _most_preferred(edges: Pairs, count: int) -> NDArray[np.bool_]:
 
 
 def _groups(pairs: Pairs) -> Iterable[Ids]:
-    """Ids that pairs connect, together."""
-    ids, places = np.unique(pairs, return_inverse=True)
-    label = _connected(places.reshape(-1, 2), len(ids))
+    """Connected components of pairs, as groups of ids."""
+    ids, indices = np.unique(pairs, return_inverse=True)
+    label = _connected(indices.reshape(-1, 2), len(ids))
     order = np.argsort(label, kind="stable")
     starts = np.flatnonzero(np.diff(label[order], prepend=-1))
     return [ids[group] for group in np.split(order, starts[1:])] if len(ids) else []
 
 
 def _connected(edges: Pairs, count: int) -> NDArray[np.int64]:
-    """The smallest place that each place is connected with."""
+    """Connected components: the smallest node that each node is connected with."""
     label = np.arange(count)
     while len(edges):
-        former = label.copy()
+        previous = label.copy()
         low = label[edges].min(axis=1)
         for end in (0, 1):
             np.minimum.at(label, label[edges[:, end]], low)
             np.minimum.at(label, edges[:, end], low)
         label = label[label]
-        if np.array_equal(label, former):
+        if np.array_equal(label, previous):
             break
     return label

@@ -449,7 +449,7 @@ def test_the_ad_hoc_entry_gives_the_same_files_as_the_command(
     make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     scenes = [str(make_scene(name=name)) for name in ("town.tif", "village.tif", "wood.tif")]
-    settings = ["tiling.tile_size=32", "catalog.limit=2", "merge.into=gpkg", f"area={write_half(Path(scenes[0]))}"]
+    settings = ["tiling.tile_size=32", "catalog.limit=2", "merge.output=gpkg", f"area={write_half(Path(scenes[0]))}"]
     arguments = [*scenes, "--model", model, *(f"--set={setting}" for setting in settings)]
     assert from_command_line([*arguments, "--out", str(tmp_path / "flow")], result_action="return_value") == 0
     with pytest.raises(SystemExit) as done:

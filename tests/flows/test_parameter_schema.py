@@ -105,6 +105,14 @@ def test_a_server_refuses_what_the_settings_refuse(values: dict[str, Any]) -> No
     assert refused(SegmentSpec, values)
 
 
+def test_a_form_accepts_former_keys_and_shows_them_nowhere() -> None:
+    schema = section_schema(SegmentSpec())
+    former = {"merge": {"into": "gpkg", "prefer": "oldest", "same": 0.25, "lone": "keep"}}
+    assert validate(former, schema) == []
+    assert validate({"merge": {"into": "shp"}}, schema) != []
+    assert not former["merge"].keys() & schema["properties"]["merge"]["properties"].keys()
+
+
 @pytest.mark.parametrize("name", FLOWS)
 def test_the_settings_files_and_the_required_parameters_pass_the_form_of_their_flow(name: str) -> None:
     flow, kind = FLOWS[name], dict(zip(FLOWS, KINDS, strict=True))[name]

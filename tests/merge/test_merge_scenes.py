@@ -1,7 +1,8 @@
-"""Polygons of overlapping scenes as one file: the rule as laws, and what becomes of the files."""
+"""Merging polygons of overlapping scenes: the rules as properties, and the files."""
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import tempfile
@@ -34,8 +35,8 @@ from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.merge.extent import PreparedExtent
 from pipeline.merge.rows import MergedRows
 from pipeline.merge.run import compare_scenes, merge_scenes
-from pipeline.merge.scenes import MergedScene, in_order
-from pipeline.merge.selection import choose
+from pipeline.merge.scenes import MergedScene, by_priority
+from pipeline.merge.selection import select_polygons
 from pipeline.merge.spec import MergeSpec
 from pipeline.model.card import ModelCard
 from pipeline.polygons.export import write_polygons
@@ -96,7 +97,7 @@ def merged(
 ) -> geopandas.GeoDataFrame:
     """The merged polygons, read back."""
     spec = MergeSpec(**rule)  # type: ignore[arg-type]
-    ordered = in_order(scenes, spec.prefer)
+    ordered = by_priority(scenes, spec.priority)
     target = CRS.from_user_input(crs) if crs else scenes[0].grid.crs
     path = path or scenes[0].polygons.parents[1] / "polygons.parquet"
     rows = MergedRows(ordered, compare_scenes(ordered, spec), target)
@@ -167,7 +168,7 @@ def shapes_of(table: geopandas.GeoDataFrame) -> set[tuple[str, int, bytes]]:
     return set(zip(table["class"], table.pixel_count, shapely.to_wkb(geometry), strict=True))
 
 
-RULES = {"prefer": st.sampled_from(["newest", "oldest", "finest"]), "margin_px": st.sampled_from([0.0, 2.0])}
+RULES = {"priority": st.sampled_from(["newest", "oldest", "finest"]), "margin_px": st.sampled_from([0.0, 2.0])}
 
 
 @given(ground=grounds(), rule=st.fixed_dictionaries(RULES))
@@ -214,7 +215,7 @@ def test_scenes_on_lattices_of_their_own_make_valid_polygons_of_true_size(seed: 
         origin = Affine.translation(place.x, place.y) @ turned
         scenes.append(write_result(tmp_path, mask, name=f"s{number}", crs=crs, origin=origin, shaped=shaped))
     for crs in (UTM33, "EPSG:4326"):
-        found = merged(scenes, crs=crs, margin_px=2.0, lone="keep")
+        found = merged(scenes, crs=crs, margin_px=2.0, unmatched="keep")
         assert found.is_valid.all()
         assert {*found.geom_type} == {"MultiPolygon"}
         assert found.to_crs(UTM33).area.to_numpy() == pytest.approx(found.area_m2.to_numpy(), rel=2e-3)
@@ -234,10 +235,10 @@ def test_scenes_that_contradict_each_other_show_nothing_twice_in_any_order(seeds
         assert files[0].read_bytes() == files[1].read_bytes()
         assert (found.pieces == 1).all()
         newest = max(scenes, key=lambda scene: scene.date)
-        stays = geopandas.read_file(in_order(scenes, "newest")[0].polygons, layer="polygons")
+        stays = geopandas.read_file(by_priority(scenes, "newest")[0].polygons, layer="polygons")
         assert {*found.scene} == {newest.id}
         assert shapes_of(found) == shapes_of(stays)
-        everything = merged(scenes, margin_px=0, lone="keep")
+        everything = merged(scenes, margin_px=0, unmatched="keep")
         assert most_in_common(everything) < 0.5
 
 
@@ -285,12 +286,12 @@ def two(
     ("old", "new", "col", "rule", "expected"),
     [
         (roof((5, 5, 6, 6)), roof((5, 6, 6, 6)), 0, {}, [("new", 36, 1)]),  # both saw it whole: the newer
-        (roof((5, 5, 6, 6)), roof((5, 6, 6, 6)), 0, {"prefer": "oldest"}, [("old", 36, 1)]),
-        (roof((5, 5, 6, 6)), roof((5, 9, 6, 6)), 0, {"lone": "keep"}, [("new", 36, 1), ("old", 36, 1)]),  # a third
-        (roof((5, 5, 6, 6)), roof((5, 8, 6, 6)), 0, {"lone": "keep"}, [("new", 36, 1)]),  # half of it in common
+        (roof((5, 5, 6, 6)), roof((5, 6, 6, 6)), 0, {"priority": "oldest"}, [("old", 36, 1)]),
+        (roof((5, 5, 6, 6)), roof((5, 9, 6, 6)), 0, {"unmatched": "keep"}, [("new", 36, 1), ("old", 36, 1)]),  # a third
+        (roof((5, 5, 6, 6)), roof((5, 8, 6, 6)), 0, {"unmatched": "keep"}, [("new", 36, 1)]),  # half of it in common
         (roof((5, 5, 6, 6)), roof(), 0, {}, []),  # demolished
-        (roof((5, 5, 6, 6)), roof(), 0, {"lone": "keep"}, [("old", 36, 1)]),
-        (roof((5, 5, 6, 6)), roof(), 0, {"prefer": "oldest"}, [("old", 36, 1)]),
+        (roof((5, 5, 6, 6)), roof(), 0, {"unmatched": "keep"}, [("old", 36, 1)]),
+        (roof((5, 5, 6, 6)), roof(), 0, {"priority": "oldest"}, [("old", 36, 1)]),
         (roof((5, 5, 6, 6)), roof(), 0, {"margin_px": 6.0}, [("old", 36, 1)]),  # too near to the new scene's edge
         (roof((5, 5, 6, 6)), roof(), 6, {}, [("old", 36, 1)]),  # the new scene saw a part of the place
         (roof((5, 7, 6, 8)), roof((5, 0, 6, 5)), 10, {}, [("old", 48, 1)]),  # cut by the newer, whole in the older
@@ -298,7 +299,7 @@ def two(
         (roof((5, 2, 6, 18)), roof((5, 0, 6, 9)), 20, {}, [("new", 162, 2)]),  # the scenes only meet
         (roof((5, 2, 6, 18)), roof((5, 1, 6, 9)), 20, {}, [("new", 54, 1), ("old", 108, 1)]),
         (roof((5, 5, 6, 6)), roof((5, 5, 6, 6), value=2), 0, {}, [("new", 36, 1)]),  # of another class now
-        (roof((5, 5, 6, 6)), roof((5, 5, 6, 6), value=2), 0, {"lone": "keep"}, [("new", 36, 1), ("old", 36, 1)]),
+        (roof((5, 5, 6, 6)), roof((5, 5, 6, 6), value=2), 0, {"unmatched": "keep"}, [("new", 36, 1), ("old", 36, 1)]),
         (roof((0, 0, 20, 20)), roof((3, 0, 2, 2)), 10, {}, [("old", 400, 1)]),  # the newer saw a corner of it
         (roof((5, 5, 6, 6)), roof((5, 5, 6, 2), (5, 8, 6, 3)), 0, {}, [("new", 12, 1), ("new", 18, 1)]),
         (roof((5, 5, 6, 2), (5, 8, 6, 3)), roof((5, 5, 6, 6)), 0, {}, [("new", 36, 1)]),
@@ -444,25 +445,28 @@ def sheets(make_scene: MakeScene, tmp_path: Path) -> Path:
 def test_a_merge_is_made_again_only_when_something_has_changed(sheets: Path, make_scene: MakeScene):
     first = merge_scenes(sheets, MergeSpec())
     assert first is not None
-    assert first.is_new
+    assert first.changed
+    recorded = json.loads((sheets / "merge.json").read_text())
+    assert [*recorded["settings"]] == ["into", "prefer", "same", "margin_px", "lone", "crs"]
+    assert "changed" not in recorded
     content = (sheets / "polygons.gpkg").read_bytes()
     again = merge_scenes(sheets, MergeSpec())
     assert again == first
-    assert not again.is_new
-    changed = merge_scenes(sheets, MergeSpec(lone="keep"))
+    assert not again.changed
+    changed = merge_scenes(sheets, MergeSpec(unmatched="keep"))
     assert changed is not None
-    assert changed.is_new
+    assert changed.changed
     back = merge_scenes(sheets, MergeSpec())
     assert back == first
     assert (sheets / "polygons.gpkg").read_bytes() == content
     (sheets / "polygons.gpkg").unlink()
     restored = merge_scenes(sheets, MergeSpec())
     assert restored is not None
-    assert restored.is_new
+    assert restored.changed
     segmented(sheets, make_scene, np.full((40, 40), 251, np.uint8), name="third", row=0, col=40)
     third = merge_scenes(sheets, MergeSpec())
     assert third is not None
-    assert third.is_new
+    assert third.changed
     assert sorted(third.scenes) == ["left", "right", "third"]
 
 
@@ -478,17 +482,17 @@ def test_scenes_in_a_store_are_merged_as_in_a_folder(sheets: Path, store: Store,
     assert store.get("out/polygons.gpkg") == (sheets / "polygons.gpkg").read_bytes()
     again = merge_scenes(away, MergeSpec())
     assert again == far
-    assert not again.is_new
-    merge_scenes(away, MergeSpec(into="parquet"), work_dir=tmp_path)
+    assert not again.changed
+    merge_scenes(away, MergeSpec(output="parquet"), work_dir=tmp_path)
     assert {*store.names("out/")} >= {"polygons.parquet", "merge.json"}
     assert "polygons.gpkg" not in store.names("out/")
     assert [*tmp_path.glob("scenemill-merge-*")] == []
 
 
 def test_another_kind_of_file_takes_the_place_of_the_former(sheets: Path):
-    merge_scenes(sheets, MergeSpec(into="gpkg"))
+    merge_scenes(sheets, MergeSpec(output="gpkg"))
     table = geopandas.read_file(sheets / "polygons.gpkg", layer="polygons")
-    merge_scenes(sheets, MergeSpec(into="parquet"))
+    merge_scenes(sheets, MergeSpec(output="parquet"))
     assert not (sheets / "polygons.gpkg").exists()
     stored = geopandas.read_parquet(sheets / "polygons.parquet")
     assert shapes_of(stored) == shapes_of(table)
@@ -514,7 +518,7 @@ def test_a_damaged_file_is_named_and_the_former_result_stays(sheets: Path):
     broken = sheets / "left" / "polygons.gpkg"
     broken.write_bytes(b"no geopackage" + broken.read_bytes()[13:])
     with pytest.raises(SceneError, match=r"left/polygons\.gpkg.*delete the folder"):
-        merge_scenes(sheets, MergeSpec(lone="keep"))
+        merge_scenes(sheets, MergeSpec(unmatched="keep"))
     assert (sheets / "polygons.gpkg").read_bytes() == content
     assert [path.name for path in sheets.glob(".*partial*")] == []
 
@@ -527,7 +531,7 @@ def test_two_processes_do_not_merge_the_same_folder(sheets: Path):
 
 
 def test_settings_that_make_no_sense_are_refused(sheets: Path):
-    for wrong in ({"same": 0.0}, {"same": 1.5}, {"margin_px": -1.0}, {"margin_px": float("nan")}):
+    for wrong in ({"min_overlap": 0.0}, {"min_overlap": 1.5}, {"margin_px": -1.0}, {"margin_px": float("nan")}):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             MergeSpec(**wrong)
     with pytest.raises(SettingsError, match=r"merge\.crs"):
@@ -544,13 +548,13 @@ def test_an_extent_says_of_each_polygon_what_the_whole_area_says(seed: int, shar
     polygons = np.array([*boxes, shapely.MultiPolygon([boxes[0], shapely.box(20, 20, 21, 21)])])
     extent = PreparedExtent(area)
     assert (extent.covers(polygons) == shapely.covers(area, polygons)).all()
-    assert (extent.meets(polygons) >= shapely.intersects(area, polygons)).all()
+    assert (extent.intersects(polygons) >= shapely.intersects(area, polygons)).all()
     parts, owner = extent.clip(polygons)
     assert {*shapely.get_type_id(parts)} <= {shapely.GeometryType.POLYGON}
     sizes = np.bincount(owner, shapely.area(parts), minlength=len(polygons))
     assert sizes == pytest.approx(shapely.area(shapely.intersection(area, polygons)))
     wide = shapely.buffer(area, 0.25, join_style="mitre")
-    assert (extent.widened(0.25).covers(polygons) == shapely.covers(wide, polygons)).all()
+    assert (extent.expanded(0.25).covers(polygons) == shapely.covers(wide, polygons)).all()
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).filter(lambda pair: pair[0] != pair[1])), st.randoms())
@@ -559,11 +563,11 @@ def test_whoever_is_left_out_has_one_that_stays_and_no_two_that_stay_contend(
 ):
     rows = np.array(edges, np.int64).reshape(-1, 2)
     none = np.empty(0, np.int64)
-    left_out = {*choose(rows, np.empty((0, 2), np.int64), none).left_out.tolist()}
+    left_out = {*select_polygons(rows, np.empty((0, 2), np.int64), none).dropped.tolist()}
     assert all(left_out & {*edge} for edge in edges)
     assert all(any({one} < {*edge} and len({*edge} - left_out) == 1 for edge in edges) for one in left_out)
     shuffled = np.array(order.sample(edges, len(edges)), np.int64).reshape(-1, 2)
-    assert left_out == {*choose(shuffled, np.empty((0, 2), np.int64), none).left_out.tolist()}
+    assert left_out == {*select_polygons(shuffled, np.empty((0, 2), np.int64), none).dropped.tolist()}
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30))))
@@ -573,6 +577,6 @@ def test_groups_are_what_pairs_connect(pairs: list[tuple[int, int]]):
     _, label = connected_components(graph, directed=False)
     mentioned = {each for pair in pairs for each in pair}
     expected = {tuple(sorted(each for each in mentioned if label[each] == k)) for k in label} - {()}
-    groups = choose(np.empty((0, 2), np.int64), rows, np.empty(0, np.int64)).joined
+    groups = select_polygons(np.empty((0, 2), np.int64), rows, np.empty(0, np.int64)).merged
     assert {tuple(group.tolist()) for group in groups} == expected
     assert [*groups] == sorted(groups, key=lambda group: int(group[0]))

@@ -100,7 +100,7 @@ def test_the_polygons_of_all_scenes_are_an_asset_of_the_collection(
     run: Run, make_scene: MakeScene, tmp_path: Path
 ) -> None:
     run(make_scene(name="town.tif"), make_scene(name="isle.tif", crs="EPSG:4326", transform=DEGREES))
-    merge_scenes(tmp_path / "out", MergeSpec(into="parquet"))
+    merge_scenes(tmp_path / "out", MergeSpec(output="parquet"))
     collection = pystac.Collection.from_file(str(tmp_path / "out" / "collection.json"))
     check_core(collection.to_dict(include_self_link=False))
     (asset,) = collection.assets.values()

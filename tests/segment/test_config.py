@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline.config import SegmentSpec, build_settings, load_settings
 from pipeline.errors import SettingsError
 from pipeline.inference.tiling.tiles import TilingSpec
+from pipeline.merge.spec import MergeSpec
 from pipeline.scene.spec import ReadingSpec
 from pipeline.training.settings.spec import TrainSpec
 
@@ -41,6 +42,41 @@ def keys_of(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
             yield from keys_of(hint, (*path, name))
         else:
             yield (*path, name)
+
+
+# Former names of keys
+
+
+FORMER = {"into": ("output", "parquet"), "prefer": ("priority", "finest"), "same": ("min_overlap", 0.25),
+          "lone": ("unmatched", "keep")}  # fmt: skip
+
+
+@pytest.mark.parametrize("former", FORMER)
+def test_a_former_key_is_accepted_in_files_overrides_sections_and_mappings(settings_file: Path, former: str) -> None:
+    name, value = FORMER[former]
+    expected = SegmentSpec(merge=MergeSpec(**{name: value}))  # type: ignore[arg-type]
+    settings_file.write_text(f"merge: {{{former}: {value}}}\n")
+    assert load_settings(SegmentSpec, settings_file) == expected
+    assert load_settings(SegmentSpec, None, [f"merge.{former}={value}"]) == expected
+    assert load_settings(SegmentSpec, None, merge={former: value}) == expected
+    assert build_settings(SegmentSpec, {"merge": {former: value}}, place="a form") == expected
+    assert load_settings(SegmentSpec, None, [f"merge.{name}={value}"]) == expected
+
+
+def test_an_override_replaces_a_former_key_of_the_file_and_the_other_way_round(settings_file: Path) -> None:
+    settings_file.write_text("merge: {prefer: oldest, min_overlap: 0.25}\n")
+    settings = load_settings(SegmentSpec, settings_file, ["merge.priority=finest", "merge.same=0.75"])
+    assert settings.merge == MergeSpec(priority="finest", min_overlap=0.75)
+
+
+def test_a_key_and_its_former_name_together_are_refused(settings_file: Path) -> None:
+    said = refusal(settings_file, text="merge: {output: gpkg, into: parquet}\n")
+    assert said == f"{settings_file}: merge.into is the former name of merge.output; set only merge.output"
+
+
+def test_a_broken_rule_is_said_with_the_current_key(settings_file: Path) -> None:
+    said = refusal(settings_file, text="merge: {same: 2}\n")
+    assert said == f"{settings_file}: merge.min_overlap must be above 0 and at most 1, not 2.0"
 
 
 # What is right
