@@ -81,18 +81,18 @@ def segment_scene(
     inputs = resolve_inputs(scene, predictor, card, spec, executor)
     scene_id, grid = inputs.scene.id, inputs.scene.grid
     results = open_results(out_dir, spec.run.work_dir)
-    report = opening_report(inputs, results.address(scene_id))
+    report = opening_report(inputs, results.documents.address(scene_id))
     key, mosaic_key = report.inputs.content_key, report.inputs.mosaic_key
 
     # An equal result is there: skip.
-    if found := results.recover(scene_id, key):
+    if found := results.scenes.recover(scene_id, key):
         return SceneReport.from_json(found).as_skipped(report)
 
     # Run the stages in a work folder, which becomes the scene's folder at the end.
     preload = partial(_load_polygon_kernels, grid, spec)
-    with results.publishing(scene_id) as folder, executor.workspace(folder.parent.absolute(), preload):
+    with results.scenes.publishing(scene_id) as folder, executor.workspace(folder.parent.absolute(), preload):
         work = SceneStages(folder)
-        reuse_previous_stages(work, results.previous_result(scene_id, mosaic_key), report, spec.polygons)
+        reuse_previous_stages(work, results.scenes.previous_result(scene_id, mosaic_key), report, spec.polygons)
         job = region_job(inputs, work, key=mosaic_key, tags=provenance(report))
         inferred = infer_scene(job, predictor, work, executor)
         stages = OutputStages(make=make_outputs, inferred=inferred, spec=spec.polygons)

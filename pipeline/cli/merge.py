@@ -43,7 +43,7 @@ def show_merge(out: str, spec: MergeSpec, work_dir: str | None) -> MergeReport |
         report = merge_scenes(out, spec, work_dir=work_dir, progress=merge_progress(bars))
     if report is not None:
         state = "" if report.changed else " (as it was)"
-        file, scenes = open_results(out).address(report.file), len(report.scenes)
+        file, scenes = open_results(out).documents.address(report.file), len(report.scenes)
         say(
             f"{file}{state}: {report.polygons:,} polygons of {scenes:,} scene{'s' if scenes != 1 else ''}; left out "
             f"{report.left_out:,} seen twice and {report.lone:,} lone, joined {report.joined:,} into {report.made:,}"

@@ -86,7 +86,7 @@ def _summary(out: str) -> Iterator[list[SceneReport]]:
         _show_not_run(reports)
     finally:
         if reports:
-            say(f"summary: {open_results(out).address(RUN)}")
+            say(f"summary: {open_results(out).documents.address(RUN)}")
 
 
 def _show_report(report: SceneReport) -> None:

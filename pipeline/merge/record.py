@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 from pipeline.merge.scenes import MergedScene
 from pipeline.merge.spec import MergeSpec
-from pipeline.results import MERGE_RECORD, Results
+from pipeline.results import MERGE_RECORD, Documents
 
 MERGE_FORMAT = 1
 """Raised whenever the same results of scenes give a different file than before."""
@@ -71,25 +71,25 @@ def recorded_settings(spec: MergeSpec) -> dict[str, object]:
     return {each.metadata.get("alias", each.name): values[each.name] for each in fields(spec)}
 
 
-def previous_merge(results: Results) -> MergeReport | None:
+def previous_merge(documents: Documents) -> MergeReport | None:
     """The record of the last merge into a folder; None without a valid one."""
     try:
-        previous = MergeReport(**json.loads(results.read(MERGE_RECORD) or b""))
+        previous = MergeReport(**json.loads(documents.read(MERGE_RECORD) or b""))
     except (ValueError, TypeError):
         return None
     return previous if previous.file in FILES.values() else None
 
 
-def file_exists(results: Results, report: MergeReport) -> bool:
+def file_exists(documents: Documents, report: MergeReport) -> bool:
     """Whether the file of a record exists with the recorded size."""
-    return results.size(report.file) == report.file_bytes
+    return documents.size(report.file) == report.file_bytes
 
 
-def write_record(results: Results, report: MergeReport) -> None:
+def write_record(documents: Documents, report: MergeReport) -> None:
     """Write `merge.json`.
 
     Raises:
         TransientError: disk or network fail.
     """
     record = {name: value for name, value in asdict(report).items() if name != "changed"}
-    results.write(MERGE_RECORD, json.dumps(record, indent=2) + "\n")
+    documents.write(MERGE_RECORD, json.dumps(record, indent=2) + "\n")

@@ -35,7 +35,7 @@ from pipeline.merge.scenes import MergedScene, by_priority, finished_scenes, loc
 from pipeline.merge.selection import Selection, polygon_ids, select_polygons
 from pipeline.merge.spec import MergeSpec
 from pipeline.polygons import write_layer
-from pipeline.results import COLLECTION, Results, open_results, write_collection
+from pipeline.results import COLLECTION, Documents, open_results, write_collection
 from pipeline.storage import try_lock
 
 __all__ = ["MergeReport", "MergeSpec", "compare_scenes", "merge_scenes"]
@@ -68,7 +68,8 @@ def merge_scenes(
         TransientError: disk or network fail, or another process is merging the same folder.
     """
     results = open_results(out_dir, work_dir)
-    results.check()
+    documents = results.documents
+    documents.check()
     scenes = by_priority(finished_scenes(results), spec.priority)
     if not scenes:
         return None
@@ -80,20 +81,20 @@ def merge_scenes(
         settings=recorded_settings(spec),
         scenes=[scene.id for scene in scenes],
     )
-    with _work_folder(results, work_dir) as folder:
-        previous = previous_merge(results)
+    with _work_folder(documents, work_dir) as folder:
+        previous = previous_merge(documents)
         if (
             previous is not None
             and (previous.key, previous.file) == (report.key, report.file)
-            and file_exists(results, previous)
+            and file_exists(documents, previous)
         ):
             return replace(previous, changed=False)
-        report = _write(localized(scenes, results, folder), folder / report.file, crs, spec, report, progress)
-        results.upload(report.file, folder / report.file)
-        write_record(results, report)
+        report = _write(localized(scenes, documents, folder), folder / report.file, crs, spec, report, progress)
+        documents.upload(report.file, folder / report.file)
+        write_record(documents, report)
         if previous is not None and previous.file != report.file:
-            results.remove(previous.file)
-        if results.read(COLLECTION) is not None:
+            documents.remove(previous.file)
+        if documents.read(COLLECTION) is not None:
             write_collection(results)
     return report
 
@@ -153,9 +154,9 @@ def _resolve_crs(scenes: Sequence[MergedScene], requested: str | None) -> CRS:
 
 
 @contextmanager
-def _work_folder(results: Results, work_dir: str | Path | None) -> Iterator[Path]:
+def _work_folder(documents: Documents, work_dir: str | Path | None) -> Iterator[Path]:
     """The folder to write the file in: that of the results, or a temporary one for results in a store."""
-    folder = results.folder("")
+    folder = documents.folder
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="scenemill-merge-", dir=work_dir) as name:
             yield Path(name)

@@ -15,7 +15,7 @@ import shapely
 
 from pipeline.grid import FULL_CIRCLE_DEG, RasterGrid, outline_polygon, unwrap_longitudes
 from pipeline.mosaic import MosaicReader
-from pipeline.results import REPORT, Results, SceneReport
+from pipeline.results import REPORT, Documents, Results, SceneReport
 from pipeline.storage import gdal_env
 
 NEAR_DEG = 1e-3
@@ -51,11 +51,11 @@ def finished_scenes(results: Results) -> tuple[MergedScene, ...]:
         SceneError: a mosaic among them is damaged.
         TransientError: disk or network fail.
     """
-    found = (_finished(results, scene_id) for scene_id in results.scenes())
+    found = (_finished(results, scene_id) for scene_id in results.scenes.ids())
     return tuple(sorted((scene for scene in found if scene is not None), key=lambda scene: scene.id))
 
 
-def localized(scenes: Iterable[MergedScene], results: Results, folder: Path) -> tuple[MergedScene, ...]:
+def localized(scenes: Iterable[MergedScene], documents: Documents, folder: Path) -> tuple[MergedScene, ...]:
     """The scenes with their files on this machine; those in an object store are downloaded to a folder.
 
     Raises:
@@ -64,8 +64,8 @@ def localized(scenes: Iterable[MergedScene], results: Results, folder: Path) -> 
     return tuple(
         replace(
             scene,
-            polygons=results.download(str(scene.polygons), folder),
-            mask=scene.mask if scene.is_full else results.download(str(scene.mask), folder),
+            polygons=documents.download(str(scene.polygons), folder),
+            mask=scene.mask if scene.is_full else documents.download(str(scene.mask), folder),
         )
         for scene in scenes
     )
@@ -99,17 +99,17 @@ def overlapping_pairs(scenes: Sequence[MergedScene]) -> list[tuple[int, int]]:
 
 
 def _finished(results: Results, scene_id: str) -> MergedScene | None:
-    content = results.read(f"{scene_id}/{REPORT}") or b""
+    content = results.documents.read(f"{scene_id}/{REPORT}") or b""
     try:
         found = SceneReport.from_json(json.loads(content), ignore_unknown=True)
     except (ValueError, TypeError):
         return None
-    names, sizes = found.outputs.names, results.sizes(scene_id)
+    names, sizes = found.outputs.names, results.documents.sizes(scene_id)
     if not {"polygons", "mask", "probability"} <= {*names} or not {*names.values()} <= {*sizes}:
         return None
-    if found.inputs.content_key is not None and results.finished(scene_id, found.inputs.content_key) is None:
+    if found.inputs.content_key is not None and results.scenes.finished(scene_id, found.inputs.content_key) is None:
         return None
-    location = results.location(f"{scene_id}/{names['probability']}")
+    location = results.documents.location(f"{scene_id}/{names['probability']}")
     with gdal_env(location, ignore_sidecars=True), MosaicReader(Path(location.gdal_path)) as mosaic:
         grid, card = mosaic.grid, mosaic.card
     size, key = str(sizes[names["polygons"]]), found.inputs.content_key or hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""Results of scenes in a folder or an object store, published atomically. Start reading at `pipeline.results.local`."""
+"""Results of a run in a folder or an object store, published atomically. Start with `results`."""
 
 import lazy_loader
 

@@ -1,5 +1,4 @@
-from .local import Results as Results
-from .local import open_results as open_results
+from .documents import Documents as Documents
 from .publish import REPORT as REPORT
 from .publish import RESULT_FORMAT as RESULT_FORMAT
 from .publish import content_key as content_key
@@ -14,6 +13,9 @@ from .report import Stopwatch as Stopwatch
 from .report import exit_code as exit_code
 from .report import write_preview as write_preview
 from .report import write_report as write_report
+from .results import Results as Results
+from .results import open_results as open_results
+from .scenes import SceneResults as SceneResults
 from .stac_files import MERGE_RECORD as MERGE_RECORD
 from .stac_files import write_collection as write_collection
 from .stac_files import write_item as write_item

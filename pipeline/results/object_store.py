@@ -1,71 +1,33 @@
-"""Results in an object store: written to a local work folder, uploaded, then published (see `stored_scene`)."""
+"""Results of scenes in an object store: written to a local work folder, uploaded, then published.
+
+See `stored_scene` for the protocol.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from pipeline.errors import AccessError, MissingError, SettingsError, TransientError
+from pipeline.errors import TransientError
+from pipeline.results.documents import work_folder_of
 from pipeline.results.lease import Lease, hold_lease
 from pipeline.results.publish import FindFinished, finished_report, publishing
 from pipeline.results.stored_scene import StoredScene
-from pipeline.storage import (
-    LocalFile,
-    Location,
-    StoredFile,
-    StoreFolder,
-    directory_lock,
-    ensure_dir,
-    resolve_location,
-    sha256_file,
-    store_access,
-)
+from pipeline.storage import StoredFile, StoreFolder
 
 log = logging.getLogger(__name__)
 
 
-class StoreResults:
-    """Results under an `s3://` address."""
+class StoreScenes:
+    """Results of scenes under an `s3://` address."""
 
-    def __init__(self, text: str, work_dir: str | Path | None = None) -> None:
-        """Parse the address; sends no request.
-
-        Args:
-            text: the address, as the operator wrote it.
-            work_dir: local work folder; None: below the system's temporary folder.
-
-        Raises:
-            SettingsError: not a valid address of a bucket.
-        """
-        self._store, self._work_dir = StoreFolder(text), work_dir
-        self.text = self._store.text
-
-    def check(self, *, writing: bool = True) -> None:
-        """Raise SettingsError when the bucket does not exist, or these credentials may not use it."""
-        try:
-            self._store.check_reading()
-            if writing:
-                name = f".writable-{os.urandom(8).hex()}"
-                self._store.write(name, b"")
-                self._store.remove([name])
-                ensure_dir(self._local)
-        except (MissingError, AccessError) as error:
-            raise SettingsError(f"--out {error}") from error
-
-    def address(self, name: str) -> str:
-        """The `s3://` address of a file or folder."""
-        return self._store.address(name)
-
-    def location(self, name: str) -> Location:
-        """The location of a raster, for opening it."""
-        return resolve_location(self._store.address(name))
+    def __init__(self, store: StoreFolder, work_dir: str | Path | None = None) -> None:
+        """`work_dir` holds results until they are uploaded, see `work_folder_of`."""
+        self._store, self._work_dir = store, work_dir
 
     def folder(self, scene_id: str) -> Path | None:
         """None: a published result is not on this machine."""
@@ -123,58 +85,18 @@ class StoreResults:
                 shutil.rmtree(self._fetch_folder(scene_id), ignore_errors=True)
             self._upload(scene_id, local, lease)
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Excludes other runs on this machine only."""
-        return directory_lock(self._local)
-
-    def scenes(self) -> Iterator[str]:
+    def ids(self) -> Iterator[str]:
         """Names of folders that may be scenes' results, in order."""
         return self._store.list_folders()
 
     def iter_finished(self) -> Iterator[tuple[str, FindFinished]]:
         """The same, each with its own `finished`, which reads the report and lists no folder."""
         listed = self._store.list_by_folder()
-        return ((name, partial(self._found_among, listed.get(name), name)) for name in self.scenes())
-
-    def sizes(self, scene_id: str) -> Mapping[str, int]:
-        """Bytes of each file in a scene's folder."""
-        listed = self._store.list_files(scene_id).items()
-        return {name: file.size_bytes for name, file in listed if not name.startswith(".")}
-
-    def read(self, name: str) -> bytes | None:
-        """The content of a document; None if it does not exist."""
-        found = self._store.read(name)
-        return None if found is None else found.content
-
-    def write(self, name: str, content: bytes | str) -> None:
-        """Write a document, text as UTF-8; writes in a store are atomic."""
-        self._store.write(name, content.encode() if isinstance(content, str) else content)
-
-    def size(self, name: str) -> int | None:
-        """Bytes of a file; None if it does not exist."""
-        return self._store.size_of(name)
-
-    def remove(self, name: str) -> None:
-        """Remove a file, if it exists."""
-        self._store.remove([name])
-
-    def download(self, name: str, folder: Path) -> Path:
-        """Download a file into a folder, under its name."""
-        path = folder / name
-        ensure_dir(path.parent)
-        self._store.download(name, path)
-        return path
-
-    def upload(self, name: str, path: Path) -> None:
-        """Upload a file; writes in a store are atomic."""
-        self._store.upload({name: LocalFile(path=path, sha256=sha256_file(path))})
+        return ((name, partial(self._found_among, listed.get(name), name)) for name in self.ids())
 
     @property
     def _local(self) -> Path:
-        """The local work folder of this address, the same in every run."""
-        identity = f"{store_access().endpoint} {self.text}"
-        parent = _private_folder() if self._work_dir is None else Path(self._work_dir)
-        return parent / hashlib.sha256(identity.encode()).hexdigest()[:16]
+        return work_folder_of(self._store, self._work_dir)
 
     def _fetch_folder(self, scene_id: str) -> Path:
         """Folder of a downloaded previous result."""
@@ -214,13 +136,3 @@ class StoreResults:
         self._scene(scene_id).stage(local, lease)
         self._scene(scene_id).complete(lease)
         shutil.rmtree(local, ignore_errors=True)
-
-
-def _private_folder() -> Path:
-    """A folder of this user in the system's temporary one, where any user can create folders of any name."""
-    folder = Path(tempfile.gettempdir()) / f"scenemill-{os.getuid()}"
-    ensure_dir(folder)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise SettingsError(f"{folder}: belongs to another user; set run.work_dir to another folder")
-    folder.chmod(0o700)
-    return folder

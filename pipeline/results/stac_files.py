@@ -9,9 +9,10 @@ from pathlib import Path
 from pipeline.concurrency import map_concurrently
 from pipeline.errors import TransientError
 from pipeline.mosaic import MosaicReader
-from pipeline.results.local import Results
+from pipeline.results.documents import Documents
 from pipeline.results.publish import FindFinished
 from pipeline.results.report import SceneReport
+from pipeline.results.results import Results
 from pipeline.results.stac_item import COLLECTION, ITEM, KEY, ItemSource, build_item, collection_of, grid_description
 from pipeline.storage import gdal_env
 
@@ -21,7 +22,7 @@ MAX_CONCURRENT_READS = 16
 """Results that are read concurrently."""
 
 
-def write_item(results: Results, report: SceneReport) -> None:
+def write_item(documents: Documents, report: SceneReport) -> None:
     """Write a complete result's `item.json` into its folder; the mosaic is not opened if the Item is up to date.
 
     Raises:
@@ -30,17 +31,17 @@ def write_item(results: Results, report: SceneReport) -> None:
     """
     name = f"{report.scene}/{ITEM}"
     outputs = {*report.outputs.names.values()}
-    sizes = report.outputs.sizes or results.sizes(report.scene)
+    sizes = report.outputs.sizes or documents.sizes(report.scene)
     sizes = {file: size for file, size in sizes.items() if file in outputs}
-    previous = results.read(name)
+    previous = documents.read(name)
     grid = grid_description(_parse(previous))
     if grid is not None and _to_json(build_item(report, grid, sizes)) == previous:
         return
-    location = results.location(f"{report.scene}/{report.outputs.names['probability']}")
+    location = documents.location(f"{report.scene}/{report.outputs.names['probability']}")
     with gdal_env(location, ignore_sidecars=True), MosaicReader(Path(location.gdal_path)) as mosaic:
         grid = mosaic.grid
-    with results.lock():
-        results.write(name, _to_json(build_item(report, grid, sizes)))
+    with documents.lock():
+        documents.write(name, _to_json(build_item(report, grid, sizes)))
 
 
 def write_collection(results: Results) -> None:
@@ -52,30 +53,33 @@ def write_collection(results: Results) -> None:
     Raises:
         TransientError: disk or network fail.
     """
-    with results.lock():
+    documents = results.documents
+    with documents.lock():
         if described := [*_described(results)]:
-            _write(results, COLLECTION, collection_of(described, _read(results, MERGE_RECORD)))
+            _write(documents, COLLECTION, collection_of(described, _read(documents, MERGE_RECORD)))
 
 
 def _described(results: Results) -> Iterator[ItemSource]:
     """The complete results, in order; several are read concurrently, since stores have a high latency."""
     found = map_concurrently(
-        lambda scene: _describe(results, *scene), results.iter_finished(), max_workers=MAX_CONCURRENT_READS
+        lambda scene: _describe(results.documents, *scene),
+        results.scenes.iter_finished(),
+        max_workers=MAX_CONCURRENT_READS,
     )
     yield from (each for each in found if each is not None)
 
 
-def _describe(results: Results, scene_id: str, find_finished: FindFinished) -> ItemSource | None:
-    item = _read(results, f"{scene_id}/{ITEM}")
+def _describe(documents: Documents, scene_id: str, find_finished: FindFinished) -> ItemSource | None:
+    item = _read(documents, f"{scene_id}/{ITEM}")
     key = _key_of(item)
     found = find_finished(key) if key else None
     return None if found is None else ItemSource(item=item, report=SceneReport.from_json(found))
 
 
-def _read(results: Results, name: str) -> Mapping[str, object]:
+def _read(documents: Documents, name: str) -> Mapping[str, object]:
     """A JSON object; an empty one if it is missing or invalid."""
     try:
-        return _parse(results.read(name))
+        return _parse(documents.read(name))
     except TransientError:
         return {}
 
@@ -95,11 +99,11 @@ def _key_of(item: Mapping[str, object]) -> str | None:
     return key if isinstance(key, str) else None
 
 
-def _write(results: Results, name: str, document: Mapping[str, object]) -> None:
+def _write(documents: Documents, name: str, document: Mapping[str, object]) -> None:
     """Write a document if it changed."""
     content = _to_json(document)
-    if results.read(name) != content:
-        results.write(name, content)
+    if documents.read(name) != content:
+        documents.write(name, content)
 
 
 def _to_json(document: Mapping[str, object]) -> bytes:

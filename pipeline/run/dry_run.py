@@ -63,7 +63,7 @@ def plan_run(
     if out_dir is None:
         yield from (_plan_scene(entry, spec, predictor) for entry in entries)
         return
-    open_results(out_dir).check(writing=False)
+    open_results(out_dir).documents.check(writing=False)
     with on_devices(spec) as spec, cluster(spec.distribute) as client:
         for entry in entries:
             yield _plan_scene(entry, spec, predictor, out_dir, client)
@@ -89,7 +89,7 @@ def _plan_scene(
         return PlannedScene(entry=entry, action="refused", reason=str(error))
     if existing.finished is not None:
         return PlannedScene(entry=entry, action="done", reason=f"an equal result is in {existing.finished.folder}")
-    previous = open_results(out_dir).sizes(entry.id)
+    previous = open_results(out_dir).documents.sizes(entry.id)
     other = "the result in its folder is of other inputs" if previous else "there is no result yet"
     return PlannedScene(entry=entry, action="runs", reason=f"{_facts(scene, fits=True)}; {existing.reusable or other}")
 

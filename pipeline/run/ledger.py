@@ -67,7 +67,7 @@ class RunLedger:
             clock: seconds; limits how often `run.json` is written.
         """
         self._entries, self._results, self._spec = tuple(entries), open_results(out_dir, spec.work_dir), spec
-        self._quarantine, self._record = quarantine, RunRecord(self._results, clock=clock)
+        self._quarantine, self._record = quarantine, RunRecord(self._results.documents, clock=clock)
         self._started: set[str] = set()
         self._recorded: dict[str, SceneReport] = {}
         self._failures = 0

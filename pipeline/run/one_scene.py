@@ -55,6 +55,6 @@ def is_remote(entry: CatalogEntry) -> bool:
 def _with_item(report: SceneReport, entry: CatalogEntry, out_dir: str | Path, spec: SegmentSpec) -> SceneReport:
     """Write the STAC Item of a result, and return its report with the source of the catalog."""
     report = replace(report, inputs=replace(report.inputs, source=entry.source))
-    write_item(open_results(out_dir, spec.run.work_dir), report)
+    write_item(open_results(out_dir, spec.run.work_dir).documents, report)
     log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.inputs.passes)
     return report

@@ -101,7 +101,7 @@ class Quarantine:
         Raises:
             SettingsError: the file exists but is invalid.
         """
-        self._results, self._inputs = open_results(out_dir, work_dir), inputs
+        self._documents, self._inputs = open_results(out_dir, work_dir).documents, inputs
         self._drivers, self._now = drivers, now
         self._scenes = self._read()
         self._started: dict[str, Mapping[str, str]] = {}
@@ -137,7 +137,7 @@ class Quarantine:
             source=source,
             inputs=self._inputs,
         )
-        with self._results.lock():
+        with self._documents.lock():
             self._write({**self._read(), entry.id: scene})
 
     def remove(self, entry: CatalogEntry) -> None:
@@ -148,7 +148,7 @@ class Quarantine:
         """
         self._started.pop(entry.id, None)
         if entry.id in self._scenes:
-            with self._results.lock():
+            with self._documents.lock():
                 self._write({name: scene for name, scene in self._read().items() if name != entry.id})
 
     def _source_facts(self, entry: CatalogEntry) -> dict[str, str]:
@@ -175,13 +175,13 @@ class Quarantine:
 
     def _read(self) -> dict[str, QuarantinedScene]:
         try:
-            content = self._results.read(QUARANTINE)
+            content = self._documents.read(QUARANTINE)
             if content is None:
                 return {}
             scenes = [QuarantinedScene(**scene) for scene in json.loads(content)["scenes"]]
         except (TransientError, ValueError, TypeError, KeyError) as error:
             raise SettingsError(
-                f"{self._results.address(QUARANTINE)}: no readable list of scenes in quarantine: {error}; repair it, "
+                f"{self._documents.address(QUARANTINE)}: no readable list of scenes in quarantine: {error}; repair it, "
                 "or delete it, and all scenes are retried"
             ) from error
         return {scene.scene: scene for scene in scenes}
@@ -189,7 +189,7 @@ class Quarantine:
     def _write(self, scenes: dict[str, QuarantinedScene]) -> None:
         self._scenes = scenes
         listed = {"scenes": [asdict(scene) for scene in scenes.values()]}
-        self._results.write(QUARANTINE, json.dumps(listed, indent=2) + "\n")
+        self._documents.write(QUARANTINE, json.dumps(listed, indent=2) + "\n")
 
 
 def _locations(entry: CatalogEntry) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 from uuid import uuid4
 
-from pipeline.results import RUN, Results, SceneReport, Status
+from pipeline.results import RUN, Documents, SceneReport, Status
 
 MIN_INTERVAL_S = 1.0
 """Minimum time between writes ..."""
@@ -29,13 +29,13 @@ class RunRecord:
 
     def __init__(
         self,
-        results: Results,
+        documents: Documents,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write nothing yet; `now` is the time of day, `clock` counts seconds."""
-        self._results, self._now, self._clock = results, now, clock
+        self._documents, self._now, self._clock = documents, now, clock
         self._run, self._began = uuid4().hex[:8], self._time()
         self._before: int | None = None
         self._due_s = 0.0
@@ -56,14 +56,14 @@ class RunRecord:
             TransientError: disk or network refuse.
         """
         start = self._clock()
-        with self._results.lock():
-            previous = _parsed(self._results.read(RUN))
+        with self._documents.lock():
+            previous = _parsed(self._documents.read(RUN))
             if self._before is None:
                 self._before = previous["writes"]
             state = "ended" if ended else "running"
             this = {"run": self._run, "state": state, "began": self._began, "written": self._time()}
             document = _joined(this, [_row(report, self._run) for report in reports], previous, self._before)
-            self._results.write(RUN, json.dumps(document, indent=2) + "\n")
+            self._documents.write(RUN, json.dumps(document, indent=2) + "\n")
         self._due_s = self._clock() + max(MIN_INTERVAL_S, MIN_INTERVAL_PER_WRITE_S * (self._clock() - start))
 
     def _time(self) -> str:

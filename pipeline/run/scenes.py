@@ -202,4 +202,4 @@ def check_settings(spec: SegmentSpec, predictor: LoadedModel) -> None:
 
 def check_out(out_dir: str | Path, work_dir: str | None = None) -> None:
     """Raise SettingsError when results cannot be written to `out_dir`, before any work."""
-    open_results(out_dir, work_dir).check()
+    open_results(out_dir, work_dir).documents.check()

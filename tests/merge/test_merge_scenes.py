@@ -43,7 +43,7 @@ from pipeline.polygons.export import write_polygons
 from pipeline.polygons.shaping import PolygonSpec, shape_polygons
 from pipeline.polygons.stream import vectorize
 from pipeline.polygons.writer import write_layer
-from pipeline.results.local import open_results
+from pipeline.results.results import open_results
 from pipeline.scene.spec import ReadingSpec
 from pipeline.segment import segment_scene
 from pipeline.storage.files import try_lock
@@ -473,7 +473,7 @@ def test_a_merge_is_made_again_only_when_something_has_changed(sheets: Path, mak
 def test_scenes_in_a_store_are_merged_as_in_a_folder(sheets: Path, store: Store, tmp_path: Path):
     away = f"s3://{store.bucket}/out"
     for name in ("left", "right"):
-        with open_results(away, tmp_path / "work").publishing(name) as work:
+        with open_results(away, tmp_path / "work").scenes.publishing(name) as work:
             shutil.copytree(sheets / name, work, dirs_exist_ok=True)
     near, far = merge_scenes(sheets, MergeSpec()), merge_scenes(away, MergeSpec(), work_dir=tmp_path)
     assert far is not None

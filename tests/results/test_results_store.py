@@ -15,16 +15,16 @@ from support.object_stores import Store
 
 from pipeline.errors import AccessError, SettingsError, TransientError
 from pipeline.results import lease as results_lease
-from pipeline.results.object_store import StoreResults
+from pipeline.results.results import Results, open_results
 from pipeline.storage.s3 import store_access
 
 
-def open_store(store: Store, work: Path | None = None, prefix: str = "out") -> StoreResults:
-    return StoreResults(f"s3://{store.bucket}/{prefix}", work)
+def open_store(store: Store, work: Path | None = None, prefix: str = "out") -> Results:
+    return open_results(f"s3://{store.bucket}/{prefix}", work)
 
 
-def publish(results: StoreResults, text: str, *, names: str = "ab") -> None:
-    with results.publishing("town") as work:
+def publish(results: Results, text: str, *, names: str = "ab") -> None:
+    with results.scenes.publishing("town") as work:
         publish_into(work, text, names)
 
 
@@ -46,10 +46,10 @@ def test_a_result_is_in_the_store_and_no_longer_on_the_disk(store: Store, tmp_pa
     publish(results, "x")
     assert contents(store) == {"a": "xxx", "b": "xxx"}
     assert [path.name for path in (tmp_path / "work").rglob("*") if path.is_file()] == ["owner"]
-    assert results.finished("town", "x") == {"content_key": "x", "outputs": {"a": "a", "b": "b"}}
-    assert (results.finished("town", "y"), results.finished("town", None)) == (None, None)
-    assert results.sizes("town").keys() == {"a", "b", "report.json"}
-    assert [*results.scenes()] == ["town"]
+    assert results.scenes.finished("town", "x") == {"content_key": "x", "outputs": {"a": "a", "b": "b"}}
+    assert (results.scenes.finished("town", "y"), results.scenes.finished("town", None)) == (None, None)
+    assert results.documents.sizes("town").keys() == {"a", "b", "report.json"}
+    assert [*results.scenes.ids()] == ["town"]
 
 
 def test_a_report_names_size_digest_and_version_of_what_it_vouches_for(store: Store) -> None:
@@ -69,10 +69,10 @@ def test_a_result_that_is_not_as_its_report_says_is_not_believed(store: Store, h
         store.client.delete_object(Bucket=store.bucket, Key=f"out/town/{name}")
     else:
         store.put(f"out/town/{name}", {"torn": b"x", "same size": b"yyy", "torn report": b"{"}[harm])
-    assert results.finished("town", "x") is None
-    assert results.recover("town", "x") is None
+    assert results.scenes.finished("town", "x") is None
+    assert results.scenes.recover("town", "x") is None
     publish(results, "x")
-    assert results.finished("town", "x") is not None
+    assert results.scenes.finished("town", "x") is not None
 
 
 def test_a_new_result_replaces_the_former_and_leaves_foreign_objects(store: Store) -> None:
@@ -89,14 +89,14 @@ def test_a_failure_leaves_nothing_and_spares_the_former_result(store: Store, fau
     publish(results, "old")
 
     def fail() -> None:
-        with results.publishing("town") as work:
+        with results.scenes.publishing("town") as work:
             (work / "a").write_text("new")
             raise fault
 
     with pytest.raises(fault):
         fail()
     assert contents(store) == {"a": "oldoldold", "b": "oldoldold"}
-    assert results.finished("town", "old") is not None
+    assert results.scenes.finished("town", "old") is not None
 
 
 # Kills
@@ -127,7 +127,7 @@ def cut_off_after(requests: int) -> Iterator[list[int]]:
 OLD, NEW = {"a": "old" * 3, "b": "old" * 3, "c": "old" * 3}, {"a": "new" * 3, "b": "new" * 3}
 
 
-def stopped_after(requests: int, store: Store, work: Path) -> tuple[StoreResults, bool]:
+def stopped_after(requests: int, store: Store, work: Path) -> tuple[Results, bool]:
     """A store in which a run was killed that replaced an old result; whether it came through."""
     results = open_store(store, work, prefix=f"{requests}")
     publish(results, "old", names="abc")
@@ -140,18 +140,18 @@ def stopped_after(requests: int, store: Store, work: Path) -> tuple[StoreResults
     return results, True
 
 
-def check_and_resume(results: StoreResults, store: Store, prefix: str) -> None:
+def check_and_resume(results: Results, store: Store, prefix: str) -> None:
     """What is believed is whole; a rerun leaves the new result and nothing else, and makes nothing twice."""
     found = contents(store, prefix)
     visible = {name: text for name, text in found.items() if not name.startswith(".")}
-    found_keys = {key for key in ("old", "new") if results.finished("town", key)}
+    found_keys = {key for key in ("old", "new") if results.scenes.finished("town", key)}
     assert (found_keys == {"old"} and visible == OLD) or (found_keys == {"new"} and visible == NEW) or not found_keys
-    recovered = results.recover("town", "new")
+    recovered = results.scenes.recover("town", "new")
     assert recovered or found_keys == {"old"}
     if not recovered:
         publish(results, "new")
     assert contents(store, prefix) in (NEW, NEW | {".lock": found.get(".lock")})
-    assert results.finished("town", "new") is not None
+    assert results.scenes.finished("town", "new") is not None
 
 
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
@@ -174,7 +174,7 @@ def test_what_was_made_is_not_made_again_and_what_was_sent_is_not_sent_again(sto
     assert store.names("out/town/") == [".partial/a", ".partial/b"]
     store.fail()
     sent = len(store.requests)
-    assert results.recover("town", "x") is not None
+    assert results.scenes.recover("town", "x") is not None
     uploads = [line for line in store.requests[sent:] if line.startswith("PUT") and "/.partial/" in line]
     assert [line.split("?")[0].rpartition("/")[2] for line in uploads] == ["report.json"]
     assert contents(store) == {"a": "xxx", "b": "xxx"}
@@ -187,8 +187,8 @@ def test_a_staged_result_is_completed_on_a_machine_that_has_no_part_of_it(store:
         publish(results, "x")
     store.fail()
     other = open_store(store, tmp_path / "other")
-    assert other.finished("town", "x") is None
-    assert other.recover("town", "x") is not None
+    assert other.scenes.finished("town", "x") is None
+    assert other.scenes.recover("town", "x") is not None
     assert contents(store) == {"a": "xxx", "b": "xxx"}
 
 
@@ -205,7 +205,7 @@ def test_parts_of_uploads_that_never_ended_are_removed(store: Store) -> None:
 
 def test_two_runs_never_write_one_result(store: Store, tmp_path: Path) -> None:
     one, two = (open_store(store, tmp_path / name) for name in ("one", "two"))
-    with one.publishing("town") as work:
+    with one.scenes.publishing("town") as work:
         with pytest.raises(TransientError, match=r"town: another run is writing this result \(.*process \d+, since 20"):
             publish(two, "second")
         with pytest.raises(TransientError, match="another run on this machine"):
@@ -222,15 +222,15 @@ def test_a_lock_that_was_left_behind_is_taken_over(
     one, two = (open_store(store, tmp_path / name) for name in ("one", "two"))
 
     def overtaken() -> None:
-        with one.publishing("town") as work:
+        with one.scenes.publishing("town") as work:
             publish_into(work, "first")
             monkeypatch.setattr(results_lease, "LEASE_S", -1.0)
             publish(two, "second")
 
     with pytest.raises(TransientError, match="another run has taken over the lock"):
         overtaken()
-    assert two.finished("town", "second") is not None
-    assert two.recover("town", "second") is not None  # and sweeps up what the other had sent
+    assert two.scenes.finished("town", "second") is not None
+    assert two.scenes.recover("town", "second") is not None  # and sweeps up what the other had sent
     assert contents(store) == {"a": "second" * 3, "b": "second" * 3}
 
 
@@ -249,7 +249,7 @@ def test_where_a_store_knows_no_conditions_locks_hold_all_the_same(store: Store,
 
     store_access().client.meta.events.register("before-call.s3.PutObject", plainly)
     one, two = (open_store(store, tmp_path / name) for name in ("one", "two"))
-    with one.publishing("town") as work:
+    with one.scenes.publishing("town") as work:
         with pytest.raises(TransientError, match="another run is writing"):
             publish(two, "second")
         publish_into(work, "first")
@@ -261,39 +261,39 @@ def test_where_a_store_knows_no_conditions_locks_hold_all_the_same(store: Store,
 def test_a_store_that_refuses_conditions_is_written_without(store: Store) -> None:
     store.fail("PUT /out/town/.lock 501 1")
     publish(open_store(store), "x")
-    assert open_store(store).finished("town", "x") is not None
+    assert open_store(store).scenes.finished("town", "x") is not None
 
 
 def test_a_lock_that_somebody_removed_is_lost(store: Store) -> None:
     results = open_store(store)
 
     def robbed() -> None:
-        with results.publishing("town") as work:
+        with results.scenes.publishing("town") as work:
             publish_into(work, "x")
             store.client.delete_object(Bucket=store.bucket, Key="out/town/.lock")
 
     with pytest.raises(TransientError, match="another run has taken over the lock"):
         robbed()
-    assert results.finished("town", "x") is None
-    assert results.recover("town", "x") is not None
+    assert results.scenes.finished("town", "x") is None
+    assert results.scenes.recover("town", "x") is not None
 
 
 # What is said of an address that cannot be used
 
 
 def test_an_address_is_refused_before_any_work(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_store(store).check()
+    open_store(store).documents.check()
     assert store.names() == []
     with pytest.raises(SettingsError, match="there is no bucket nowhere; check the address"):
-        StoreResults("s3://nowhere/out").check()
+        open_results("s3://nowhere/out").documents.check()
     store.fail("PUT /out/.writable 403 1")
     with pytest.raises(SettingsError, match=r"the store refuses .* check the credentials"):
-        open_store(store).check()
-    open_store(store).check(writing=False)
+        open_store(store).documents.check()
+    open_store(store).documents.check(writing=False)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with pytest.raises(SettingsError, match="no usable credentials"):
-        open_store(store).check()
+        open_store(store).documents.check()
 
 
 @pytest.mark.parametrize(
@@ -301,11 +301,11 @@ def test_an_address_is_refused_before_any_work(store: Store, monkeypatch: pytest
 )
 def test_an_address_that_no_bucket_has_is_refused(address: str) -> None:
     with pytest.raises(SettingsError, match="must read s3://bucket/prefix"):
-        StoreResults(address)
+        open_results(address)
 
 
 def test_a_store_that_fails_for_a_moment_is_asked_again(store: Store) -> None:
     store.fail("PUT /out/run.json 503 2", "GET /out/run.json 0 1")
     results = open_store(store)
-    results.write("run.json", "{}")
-    assert results.read("run.json") == b"{}"
+    results.documents.write("run.json", "{}")
+    assert results.documents.read("run.json") == b"{}"

@@ -32,8 +32,8 @@ from pipeline.merge.spec import MergeSpec
 from pipeline.model.card import ModelCard, Normalization
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
 from pipeline.mosaic.writer import MosaicSpec
-from pipeline.results.local import open_results
 from pipeline.results.report import SceneReport
+from pipeline.results.results import open_results
 from pipeline.results.stac_files import write_collection
 from pipeline.results.stac_item import ASSETS, EXTENSIONS
 from pipeline.results.stac_model import architecture_of, model_fields

@@ -14,8 +14,8 @@ import pytest
 from pipeline.catalog.entry import CatalogEntry
 from pipeline.config import RunSpec
 from pipeline.errors import SceneError, TransientError
-from pipeline.results.local import open_results
 from pipeline.results.report import SceneReport, SceneStatistics
+from pipeline.results.results import open_results
 from pipeline.run.ledger import RunLedger
 from pipeline.run.quarantine import QUARANTINE, Quarantine
 from pipeline.run.record import RunRecord
@@ -28,7 +28,7 @@ WAITING = SceneReport(scene="late", location="/data/late.tif", status="not run",
 
 
 def record_in(out: Path, clock: Callable[[], float] = lambda: 0.0) -> RunRecord:
-    return RunRecord(open_results(out), clock=clock)
+    return RunRecord(open_results(out).documents, clock=clock)
 
 
 def read(out: Path) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from pipeline.catalog.read import read_catalog
 from pipeline.config import RunSpec, SegmentSpec
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.predictor.protocol import InferenceSpec
-from pipeline.results.local import open_results
 from pipeline.results.report import SceneReport
+from pipeline.results.results import open_results
 from pipeline.results.stac_files import write_collection
 from pipeline.run.models import load_run_models
 from pipeline.run.scenes import segment_catalog
@@ -214,7 +214,7 @@ def test_what_else_begins_like_a_scene_is_no_sidecar(store: Store, make_scene: M
 def test_a_result_that_came_after_the_look_at_all_is_found(store: Store, make_scene: MakeScene, model: str) -> None:
     store.put("in/town.tif", make_scene(name="town.tif", seed=0))
     key = run(store, model)[0].inputs.content_key
-    found = dict(open_results(f"s3://{store.bucket}/out").iter_finished())
+    found = dict(open_results(f"s3://{store.bucket}/out").scenes.iter_finished())
     store.put("in/town.tif", make_scene(name="town.tif", seed=1))
     later = run(store, model)[0].inputs.content_key
     assert found["town"](later) is not None
@@ -239,6 +239,6 @@ def test_folders_of_thousands_are_not_gone_through(
 
     monkeypatch.setattr(StoreFolder, "_pages", one_by_one)
     results = open_results(f"s3://{store.bucket}/out")
-    results.remove("collection.json")
+    results.documents.remove("collection.json")
     write_collection(results)
     assert store.get("out/collection.json") == collection
