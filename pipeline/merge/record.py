@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pipeline.merge.scenes import MergedScene
 from pipeline.merge.spec import MergeSpec
 from pipeline.results import MERGE_RECORD, Documents
+from pipeline.storage import sha256_of_json
 
 MERGE_FORMAT = 1
 """Raised whenever the same results of scenes give a different file than before."""
@@ -62,7 +62,7 @@ def merge_key(scenes: Sequence[MergedScene], spec: MergeSpec) -> str:
         "scenes": sorted(scene.identity for scene in scenes),
         "settings": recorded_settings(spec),
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(identity)
 
 
 def recorded_settings(spec: MergeSpec) -> dict[str, object]:
@@ -80,9 +80,10 @@ def previous_merge(documents: Documents) -> MergeReport | None:
     return previous if previous.file in FILES.values() else None
 
 
-def file_exists(documents: Documents, report: MergeReport) -> bool:
-    """Whether the file of a record exists with the recorded size."""
-    return documents.size(report.file) == report.file_bytes
+def is_up_to_date(documents: Documents, previous: MergeReport, report: MergeReport) -> bool:
+    """Whether the previous merge has the same inputs, and its file still has the recorded size."""
+    same = (previous.key, previous.file) == (report.key, report.file)
+    return same and documents.size(previous.file) == previous.file_bytes
 
 
 def write_record(documents: Documents, report: MergeReport) -> None:

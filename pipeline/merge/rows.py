@@ -38,7 +38,7 @@ class MergedRows:
         """Scenes in order of priority, the selection of their polygons, and the CRS of the file."""
         import pyarrow as pa
 
-        self._scenes, self._selection, self._crs, self._progress = scenes, selection, crs, progress
+        self._scenes, self._selection, self.crs, self._progress = scenes, selection, crs, progress
         self.schema = polygon_schema()
         self.schema = self.schema.append(pa.field("date", pa.timestamp("ms", tz="UTC")))
         self.schema = self.schema.append(pa.field("pieces", pa.int32()))
@@ -93,7 +93,7 @@ class MergedRows:
         for joined in join_pieces(self._members(group) for group in self._groups.get(index, ())):
             columns = [pa.array([row.get(each.name) for row in joined.rows], each.type) for each in self.schema]
             batch = pa.RecordBatch.from_arrays(columns, schema=self.schema)
-            yield self._dated(scene, _with_geometry(batch, to_target_crs(joined.geometry, scene.grid, self._crs)))
+            yield self._dated(scene, _with_geometry(batch, to_target_crs(joined.geometry, scene.grid, self.crs)))
 
     def _members(self, group: NDArray[np.int64]) -> list[tuple[MergedScene, int]]:
         return [(self._scenes[int(each) >> FID_BITS], int(each) & ((1 << FID_BITS) - 1)) for each in group]
@@ -108,9 +108,9 @@ class MergedRows:
         ]
         columns[self.schema.get_field_index("pieces")] = pa.array(np.ones(batch.num_rows), pa.int32())
         rows = pa.RecordBatch.from_arrays(columns, schema=self.schema)
-        if scene.grid.crs != self._crs:
+        if scene.grid.crs != self.crs:
             geometry = shapely.from_wkb(np.asarray(rows[GEOMETRY].to_pylist(), dtype=object))
-            rows = _with_geometry(rows, to_target_crs(geometry, scene.grid, self._crs))
+            rows = _with_geometry(rows, to_target_crs(geometry, scene.grid, self.crs))
         return self._dated(scene, rows)
 
     def _dated(self, scene: MergedScene, rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -24,7 +24,7 @@ from pipeline.merge.matching import match_scenes
 from pipeline.merge.record import (
     FILES,
     MergeReport,
-    file_exists,
+    is_up_to_date,
     merge_key,
     previous_merge,
     recorded_settings,
@@ -83,13 +83,11 @@ def merge_scenes(
     )
     with _work_folder(documents, work_dir) as folder:
         previous = previous_merge(documents)
-        if (
-            previous is not None
-            and (previous.key, previous.file) == (report.key, report.file)
-            and file_exists(documents, previous)
-        ):
+        if previous is not None and is_up_to_date(documents, previous, report):
             return replace(previous, changed=False)
-        report = _write(localized(scenes, documents, folder), folder / report.file, crs, spec, report, progress)
+        scenes = localized(scenes, documents, folder)
+        selection = compare_scenes(scenes, spec, progress=progress)
+        report = _write(MergedRows(scenes, selection, crs, progress=progress), folder / report.file, report)
         documents.upload(report.file, folder / report.file)
         write_record(documents, report)
         if previous is not None and previous.file != report.file:
@@ -99,17 +97,9 @@ def merge_scenes(
     return report
 
 
-def _write(
-    scenes: Sequence[MergedScene],
-    path: Path,
-    crs: CRS,
-    spec: MergeSpec,
-    report: MergeReport,
-    progress: ProgressCallback | None,
-) -> MergeReport:
+def _write(rows: MergedRows, path: Path, report: MergeReport) -> MergeReport:
     """Write the file; returns the report with its counts."""
-    rows = MergedRows(scenes, compare_scenes(scenes, spec, progress=progress), crs, progress=progress)
-    write_layer(path, rows.batches(), rows.schema, crs=crs, classes=rows.legend)
+    write_layer(path, rows.batches(), rows.schema, crs=rows.crs, classes=rows.legend)
     return replace(rows.with_counts(report), file_bytes=path.stat().st_size)
 
 
@@ -124,11 +114,8 @@ def compare_scenes(
         progress: called with the stage, the pairs done and all pairs.
     """
     coverages = CoverageCache()
-    replacements, merges, unmatched = (
-        [np.empty((0, 2), np.int64)],
-        [np.empty((0, 2), np.int64)],
-        [np.empty(0, np.int64)],
-    )
+    no_pairs = np.empty((0, 2), np.int64)
+    replacements, merges, unmatched = [no_pairs], [no_pairs], [no_pairs[:, 0]]
     pairs = overlapping_pairs(scenes)
     for done, (first, second) in enumerate(pairs, start=1):
         matches = match_scenes(scenes[first], scenes[second], coverages, spec)

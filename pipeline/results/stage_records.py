@@ -6,12 +6,11 @@ rejected. It holds the key of the stage's inputs: another key is another stage.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pipeline.storage import atomic_write, ensure_dir, sha256_file
+from pipeline.storage import atomic_write, ensure_dir, sha256_file, sha256_of_json
 
 RECORDS = "stages"
 """Folder of the records in a work folder."""
@@ -35,7 +34,7 @@ class StageRecords:
         digests = {str(file.relative_to(self._folder)): sha256_file(file) for file in files}
         content = {"key": key, "facts": facts, "files": digests}
         ensure_dir(self._folder / RECORDS)
-        atomic_write(self._path(stage), json.dumps({"sha256": _sha256(content), **content}) + "\n")
+        atomic_write(self._path(stage), json.dumps({"sha256": sha256_of_json(content), **content}) + "\n")
 
     def find(self, stage: str, key: str | None) -> Mapping[str, object] | None:
         """The facts of a stage that was completed with this key and whose files are unchanged; None otherwise."""
@@ -43,7 +42,7 @@ class StageRecords:
             return None
         try:
             content = json.loads(self._path(stage).read_bytes())
-            whole = content.pop("sha256") == _sha256(content) and content["key"] == key
+            whole = content.pop("sha256") == sha256_of_json(content) and content["key"] == key
             if whole and all(sha256_file(self._folder / name) == known for name, known in content["files"].items()):
                 facts: Mapping[str, object] = content["facts"]
                 return facts
@@ -83,7 +82,7 @@ def stage_key(*parts: object) -> str | None:
     """Hash of a stage's inputs, 64 hexadecimal digits; None if a part, such as the previous stage's key, is None."""
     if any(part is None for part in parts):
         return None
-    return _sha256(parts)
+    return sha256_of_json(parts)
 
 
 def _files_of(record: Path) -> dict[str, str]:
@@ -91,7 +90,3 @@ def _files_of(record: Path) -> dict[str, str]:
         return dict(json.loads(record.read_bytes())["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _sha256(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
