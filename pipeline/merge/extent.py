@@ -101,26 +101,26 @@ def _without_islands(holes: Geometries, shells: Geometries) -> Geometries:
     """Holes without the shells inside them."""
     holed = np.array(holes, dtype=object)
     hole, shell = shapely.STRtree(shells).query(holes, predicate="covers")
-    for place, island in zip(hole, shell, strict=True):
-        holed[place] = shapely.difference(holed[place], shells[island])
+    for index, island in zip(hole, shell, strict=True):
+        holed[index] = shapely.difference(holed[index], shells[island])
     return holed
 
 
 def _each_with(operation: Operation, geometry: Geometries, tree: shapely.STRtree) -> Geometries:
     """Polygons of an operation on each geometry and the union of the geometries of a tree that intersect it."""
-    place, found = tree.query(geometry, predicate="intersects")
-    ends = np.searchsorted(place, np.arange(len(geometry) + 1))
-    made = np.array(geometry, dtype=object)
-    for here in range(len(geometry)):
-        others = shapely.union_all(tree.geometries[found[ends[here] : ends[here + 1]]])
-        made[here] = shapely.multipolygons(_polygons_of(np.array([operation(geometry[here], others)]))[0])
-    return made
+    index, found = tree.query(geometry, predicate="intersects")
+    ends = np.searchsorted(index, np.arange(len(geometry) + 1))
+    results = np.array(geometry, dtype=object)
+    for row in range(len(geometry)):
+        others = shapely.union_all(tree.geometries[found[ends[row] : ends[row + 1]]])
+        results[row] = shapely.multipolygons(_polygons_of(np.array([operation(geometry[row], others)]))[0])
+    return results
 
 
 def _polygons_of(geometry: Geometries, owner: NDArray[np.intp] | None = None) -> tuple[Geometries, NDArray[np.intp]]:
     """The polygons in geometries, each with the index of its geometry, mapped by `owner`."""
-    parts, place = shapely.get_parts(geometry, return_index=True)
+    parts, index = shapely.get_parts(geometry, return_index=True)
     parts, nested = shapely.get_parts(parts, return_index=True)
-    place = place[nested]
+    index = index[nested]
     kept = shapely.get_dimensions(parts) == 2
-    return parts[kept], (place if owner is None else owner[place])[kept]
+    return parts[kept], (index if owner is None else owner[index])[kept]

@@ -178,8 +178,8 @@ def _common_area(one: Geometries, other: Geometries) -> NDArray[np.float64]:
     """The common area of pairs of polygons; those with equal vertices, which are most, need no intersection."""
     area: NDArray[np.float64] = shapely.area(one)
     for first in range(0, len(one), PAIRS_PER_BATCH):
-        lot = slice(first, first + PAIRS_PER_BATCH)
-        differ = first + np.flatnonzero(~shapely.equals_exact(one[lot], other[lot], 0))
+        batch = slice(first, first + PAIRS_PER_BATCH)
+        differ = first + np.flatnonzero(~shapely.equals_exact(one[batch], other[batch], 0))
         area[differ] = shapely.area(shapely.intersection(one[differ], other[differ]))
     return area
 
@@ -213,10 +213,10 @@ def _lines(geometry: shapely.Geometry) -> shapely.Geometry:
 def _shared_lines(geometry: Geometries, seam: shapely.Geometry) -> tuple[Geometries, NDArray[np.int64]]:
     """The parts of polygons' boundaries on a line, each with the index of its polygon."""
     shapely.prepare(seam)
-    place = np.flatnonzero(shapely.intersects(seam, geometry))
-    found = shapely.intersection(shapely.boundary(geometry[place]), seam)
+    index = np.flatnonzero(shapely.intersects(seam, geometry))
+    found = shapely.intersection(shapely.boundary(geometry[index]), seam)
     long = shapely.length(found) > MIN_AREA_PX2
-    return found[long], place[long]
+    return found[long], index[long]
 
 
 def _coverage_levels(geometry: Geometries, by: SceneOverlap) -> NDArray[np.int64]:

@@ -173,7 +173,7 @@ RULES = {"priority": st.sampled_from(["newest", "oldest", "finest"]), "margin_px
 
 @given(ground=grounds(), rule=st.fixed_dictionaries(RULES))
 @settings(max_examples=25)
-def test_scenes_that_agree_make_the_polygons_of_one_scene_that_saw_it_all(
+def test_scenes_that_agree_give_the_polygons_of_one_scene_that_covers_all(
     ground: tuple[NDArray[np.uint8], list[Look]], rule: dict[str, object]
 ):
     check_agreeing(*ground, **rule)
@@ -182,7 +182,7 @@ def test_scenes_that_agree_make_the_polygons_of_one_scene_that_saw_it_all(
 @pytest.mark.slow
 @given(ground=grounds(), rule=st.fixed_dictionaries(RULES))
 @settings(max_examples=100)
-def test_many_scenes_that_agree_make_the_polygons_of_one_scene_that_saw_it_all(
+def test_many_scenes_that_agree_give_the_polygons_of_one_scene_that_covers_all(
     ground: tuple[NDArray[np.uint8], list[Look]], rule: dict[str, object]
 ):
     check_agreeing(*ground, **rule)
@@ -489,7 +489,7 @@ def test_scenes_in_a_store_are_merged_as_in_a_folder(sheets: Path, store: Store,
     assert [*tmp_path.glob("scenemill-merge-*")] == []
 
 
-def test_another_kind_of_file_takes_the_place_of_the_former(sheets: Path):
+def test_another_kind_of_file_replaces_the_previous_one(sheets: Path):
     merge_scenes(sheets, MergeSpec(output="gpkg"))
     table = geopandas.read_file(sheets / "polygons.gpkg", layer="polygons")
     merge_scenes(sheets, MergeSpec(output="parquet"))
@@ -512,7 +512,7 @@ def test_scenes_that_are_not_whole_are_left_out(sheets: Path):
     assert merge_scenes(sheets, MergeSpec()) is None
 
 
-def test_a_damaged_file_is_named_and_the_former_result_stays(sheets: Path):
+def test_a_damaged_file_is_named_and_the_previous_result_stays(sheets: Path):
     merge_scenes(sheets, MergeSpec())
     content = (sheets / "polygons.gpkg").read_bytes()
     broken = sheets / "left" / "polygons.gpkg"
@@ -558,7 +558,7 @@ def test_an_extent_says_of_each_polygon_what_the_whole_area_says(seed: int, shar
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).filter(lambda pair: pair[0] != pair[1])), st.randoms())
-def test_whoever_is_left_out_has_one_that_stays_and_no_two_that_stay_contend(
+def test_every_dropped_polygon_has_a_kept_one_and_no_two_kept_ones_match(
     edges: list[tuple[int, int]], order: random.Random
 ):
     rows = np.array(edges, np.int64).reshape(-1, 2)
@@ -571,7 +571,7 @@ def test_whoever_is_left_out_has_one_that_stays_and_no_two_that_stay_contend(
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30))))
-def test_groups_are_what_pairs_connect(pairs: list[tuple[int, int]]):
+def test_groups_are_connected_components(pairs: list[tuple[int, int]]):
     rows = np.array(pairs, np.int64).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(rows)), rows.T), (31, 31)) if pairs else coo_matrix((31, 31))
     _, label = connected_components(graph, directed=False)

@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
-# Whole or not at all
+# Atomic
 
 
 def test_a_folder_appears_with_everything_in_it(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_folder_appears_with_everything_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_failure_leaves_nothing_and_spares_the_former_result(tmp_path: Path, fault: type[BaseException]) -> None:
+def test_a_failure_leaves_no_file_and_keeps_the_previous_result(tmp_path: Path, fault: type[BaseException]) -> None:
     publish(tmp_path / "scene", a="old")
 
     def fail() -> None:
@@ -56,7 +56,7 @@ def test_a_failure_leaves_nothing_and_spares_the_former_result(tmp_path: Path, f
     assert os.listdir(tmp_path) == ["scene"]
 
 
-def test_a_new_result_replaces_the_former_and_carries_foreign_files_over(tmp_path: Path) -> None:
+def test_a_new_result_replaces_the_previous_one_and_keeps_foreign_files(tmp_path: Path) -> None:
     publish(tmp_path / "scene", a="old")
     (tmp_path / "scene" / "notes.txt").write_text("mine")
     (tmp_path / "scene" / "project").mkdir()
@@ -66,7 +66,7 @@ def test_a_new_result_replaces_the_former_and_carries_foreign_files_over(tmp_pat
     assert contents(tmp_path / "scene") == {"a": "new", "b": "new", "notes.txt": "mine"}
 
 
-def test_the_remains_of_a_killed_run_are_swept_away(tmp_path: Path) -> None:
+def test_files_of_a_killed_run_are_deleted(tmp_path: Path) -> None:
     work = tmp_path / ".scene.partial"
     work.mkdir()
     (work / "half").write_text("half")
@@ -93,7 +93,7 @@ def test_runs_write_different_folders_side_by_side(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["one", "two"]
 
 
-def test_a_disk_that_refuses_is_the_worlds_fault(tmp_path: Path) -> None:
+def test_a_disk_error_is_transient(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with (
         pytest.raises(TransientError, match=r"cannot be written: .*check the disk"),
@@ -105,7 +105,7 @@ def test_a_disk_that_refuses_is_the_worlds_fault(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_the_former_result_comes_back_when_the_last_rename_fails(
+def test_the_previous_result_is_restored_when_the_last_rename_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(tmp_path / "scene", a="old")
@@ -174,7 +174,7 @@ def test_a_kill_between_any_two_steps_leaves_one_whole_result_and_all_foreign_fi
     assert int(run.stdout) > 6
 
 
-# Recognised by content
+# Found by content key
 
 
 def write_report(folder: Path, **facts: object) -> None:
@@ -198,7 +198,7 @@ def test_a_result_that_lost_an_output_is_not_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"k"', "null", '{"content_key": "k"}', "\udcff"])
-def test_a_report_that_is_not_ours_vouches_for_nothing(tmp_path: Path, text: str) -> None:
+def test_an_invalid_report_verifies_no_result(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     assert finished_report(tmp_path, "k") is None
 
@@ -245,7 +245,7 @@ def test_every_setting_that_changes_the_result_changes_the_key(make_scene: MakeS
     "override",
     ["reading.threads=3", "inference.batch_size=2", "distribute.regions=5", "distribute.scheduler=tcp://a:1"],
 )
-def test_how_the_work_is_spread_does_not_change_the_key(make_scene: MakeScene, override: str) -> None:
+def test_how_the_work_is_distributed_does_not_change_the_key(make_scene: MakeScene, override: str) -> None:
     scene = describe_scene(make_scene())
     assert key(scene, override) == key(scene)
 
@@ -286,7 +286,7 @@ def test_a_header_read_otherwise_is_another_scene(make_scene: MakeScene) -> None
     assert content_key(replace(one, id="other"), "m", {}) != content_key(one, "m", {})
 
 
-def test_a_work_folder_goes_even_while_a_worker_still_adds_to_it(
+def test_a_work_folder_is_deleted_even_while_a_worker_adds_files_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remove, late = publish_module.shutil.rmtree, ["region-2.tif", "region-3.tif"]

@@ -41,7 +41,7 @@ def test_documents_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "run.json").read_text() == "{}"
 
 
-def test_a_document_that_cannot_be_read_is_a_fault_of_the_world(tmp_path: Path) -> None:
+def test_a_document_that_cannot_be_read_is_a_transient_error(tmp_path: Path) -> None:
     (tmp_path / "run.json").mkdir()
     with pytest.raises(TransientError, match=r"run\.json: cannot be read: .*check the disk"):
         open_results(tmp_path).documents.read("run.json")

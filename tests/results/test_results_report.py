@@ -75,7 +75,7 @@ def test_unknown_keys_are_refused_or_ignored() -> None:
     assert SceneReport.from_json(record, ignore_unknown=True) == DONE
 
 
-def test_a_report_found_again_tells_where_things_are_now() -> None:
+def test_a_skipped_report_has_the_current_paths() -> None:
     files = ["/moved/red.tif", "/moved/nir.tif"]
     moved = replace(
         DONE,
@@ -122,7 +122,7 @@ def test_the_preview_outlines_classes_and_leaves_their_inside(tmp_path: Path) ->
     assert (red == outline).all()
 
 
-def test_nodata_is_white_and_does_not_sway_the_contrast(tmp_path: Path) -> None:
+def test_nodata_is_white_and_does_not_change_the_contrast(tmp_path: Path) -> None:
     pixels = np.arange(100, 200, dtype=np.uint16).reshape(1, 10, 10)
     pixels[0, 0] = 65_000
     mask = np.zeros((10, 10), np.uint8)
@@ -149,7 +149,7 @@ def test_nan_pixels_and_scenes_without_valid_pixels_make_pictures_too(tmp_path: 
     assert draw(tmp_path / "b.png", pixels, np.zeros((4, 4), np.uint8)).max() == 255
 
 
-def test_a_preview_is_stretched_by_valid_pixels_and_stands_the_largest_floats(tmp_path: Path) -> None:
+def test_a_preview_is_stretched_by_valid_pixels_even_with_the_largest_floats(tmp_path: Path) -> None:
     pixels = np.tile(np.linspace(10, 20, 50, dtype=np.float32), (1, 40, 1))
     pixels[0, :3] = np.array([np.finfo(np.float32).min, np.nan, np.inf])[:, None]
     mask = np.zeros((40, 50), np.uint8)

@@ -38,7 +38,7 @@ def contents(store: Store, prefix: str = "out/town/") -> dict[str, str]:
     return {name: store.get(prefix + name).decode() for name in store.names(prefix) if name != "report.json"}
 
 
-# Whole or not believed
+# Complete or not found
 
 
 def test_a_result_is_in_the_store_and_no_longer_on_the_disk(store: Store, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_result_is_in_the_store_and_no_longer_on_the_disk(store: Store, tmp_pa
     assert [*results.scenes.ids()] == ["town"]
 
 
-def test_a_report_names_size_digest_and_version_of_what_it_vouches_for(store: Store) -> None:
+def test_a_report_names_size_digest_and_etag_of_every_file(store: Store) -> None:
     publish(open_store(store), "x")
     expected = json.loads(store.get("out/town/report.json"))["objects"]
     etag = store.client.head_object(Bucket=store.bucket, Key="out/town/a")["ETag"]
@@ -61,7 +61,7 @@ def test_a_report_names_size_digest_and_version_of_what_it_vouches_for(store: St
 
 
 @pytest.mark.parametrize("harm", ["gone", "torn", "same size", "no report", "torn report"])
-def test_a_result_that_is_not_as_its_report_says_is_not_believed(store: Store, harm: str) -> None:
+def test_a_result_that_differs_from_its_report_is_not_found(store: Store, harm: str) -> None:
     results = open_store(store)
     publish(results, "x")
     name = "report.json" if "report" in harm else "a"
@@ -75,7 +75,7 @@ def test_a_result_that_is_not_as_its_report_says_is_not_believed(store: Store, h
     assert results.scenes.finished("town", "x") is not None
 
 
-def test_a_new_result_replaces_the_former_and_leaves_foreign_objects(store: Store) -> None:
+def test_a_new_result_replaces_the_previous_one_and_keeps_foreign_objects(store: Store) -> None:
     results = open_store(store)
     publish(results, "old", names="abc")
     store.put("out/town/notes.txt", b"mine")
@@ -84,7 +84,7 @@ def test_a_new_result_replaces_the_former_and_leaves_foreign_objects(store: Stor
 
 
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
-def test_a_failure_leaves_nothing_and_spares_the_former_result(store: Store, fault: type[BaseException]) -> None:
+def test_a_failure_leaves_no_file_and_keeps_the_previous_result(store: Store, fault: type[BaseException]) -> None:
     results = open_store(store)
     publish(results, "old")
 
@@ -108,7 +108,7 @@ class CutOffError(Exception):
 
 @contextmanager
 def cut_off_after(requests: int) -> Iterator[list[int]]:
-    """Let so many requests through, and none after them; yields how many are left."""
+    """Let `requests` requests through, and none after them; yields the remaining number."""
     left = [requests]
 
     def send(**_: object) -> None:
@@ -128,7 +128,7 @@ OLD, NEW = {"a": "old" * 3, "b": "old" * 3, "c": "old" * 3}, {"a": "new" * 3, "b
 
 
 def stopped_after(requests: int, store: Store, work: Path) -> tuple[Results, bool]:
-    """A store in which a run was killed that replaced an old result; whether it came through."""
+    """A store in which a run that replaced an old result was killed; and whether the run finished."""
     results = open_store(store, work, prefix=f"{requests}")
     publish(results, "old", names="abc")
     with cut_off_after(requests) as left:
@@ -141,7 +141,7 @@ def stopped_after(requests: int, store: Store, work: Path) -> tuple[Results, boo
 
 
 def check_and_resume(results: Results, store: Store, prefix: str) -> None:
-    """What is believed is whole; a rerun leaves the new result and nothing else, and makes nothing twice."""
+    """A result that is found is complete; a rerun leaves the new result alone, and computes nothing twice."""
     found = contents(store, prefix)
     visible = {name: text for name, text in found.items() if not name.startswith(".")}
     found_keys = {key for key in ("old", "new") if results.scenes.finished("town", key)}
@@ -155,7 +155,7 @@ def check_and_resume(results: Results, store: Store, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_kill_between_any_two_requests_leaves_one_whole_result_or_none_that_is_believed(
+def test_a_kill_between_any_two_requests_leaves_one_complete_result_or_none(
     store: Store, tmp_path: Path, every: int
 ) -> None:
     for requests in itertools.count(0, every):
@@ -166,7 +166,7 @@ def test_a_kill_between_any_two_requests_leaves_one_whole_result_or_none_that_is
     assert requests > 20
 
 
-def test_what_was_made_is_not_made_again_and_what_was_sent_is_not_sent_again(store: Store, tmp_path: Path) -> None:
+def test_nothing_is_computed_or_uploaded_twice(store: Store, tmp_path: Path) -> None:
     results = open_store(store, tmp_path)
     store.fail("PUT \\.partial/report 403 9")
     with pytest.raises(AccessError, match="refuses"):
@@ -180,7 +180,7 @@ def test_what_was_made_is_not_made_again_and_what_was_sent_is_not_sent_again(sto
     assert contents(store) == {"a": "xxx", "b": "xxx"}
 
 
-def test_a_staged_result_is_completed_on_a_machine_that_has_no_part_of_it(store: Store, tmp_path: Path) -> None:
+def test_a_staged_result_is_completed_by_another_machine(store: Store, tmp_path: Path) -> None:
     results = open_store(store, tmp_path / "one")
     store.fail("PUT out/town/[ab] 403 9")
     with pytest.raises(AccessError):
@@ -216,9 +216,7 @@ def test_two_runs_never_write_one_result(store: Store, tmp_path: Path) -> None:
     assert contents(store)["a"] == "fourth" * 3
 
 
-def test_a_lock_that_was_left_behind_is_taken_over(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stale_lock_is_taken_over(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = (open_store(store, tmp_path / name) for name in ("one", "two"))
 
     def overtaken() -> None:
@@ -230,11 +228,11 @@ def test_a_lock_that_was_left_behind_is_taken_over(
     with pytest.raises(TransientError, match="another run has taken over the lock"):
         overtaken()
     assert two.scenes.finished("town", "second") is not None
-    assert two.scenes.recover("town", "second") is not None  # and sweeps up what the other had sent
+    assert two.scenes.recover("town", "second") is not None  # and deletes the files staged by the other
     assert contents(store) == {"a": "second" * 3, "b": "second" * 3}
 
 
-def test_a_run_that_is_started_again_holds_the_lock_at_once(store: Store, tmp_path: Path) -> None:
+def test_a_restarted_run_holds_the_lock_immediately(store: Store, tmp_path: Path) -> None:
     results, _ = stopped_after(4, store, tmp_path)
     assert ".lock" in store.names("4/town/")
     with pytest.raises(TransientError, match="another run is writing"):
@@ -242,7 +240,7 @@ def test_a_run_that_is_started_again_holds_the_lock_at_once(store: Store, tmp_pa
     publish(results, "new")
 
 
-def test_where_a_store_knows_no_conditions_locks_hold_all_the_same(store: Store, tmp_path: Path) -> None:
+def test_locks_hold_in_a_store_without_conditional_writes(store: Store, tmp_path: Path) -> None:
     def plainly(params: dict[str, Any], **_: object) -> None:
         params["headers"].pop("If-None-Match", None)
         params["headers"].pop("If-Match", None)
@@ -258,13 +256,13 @@ def test_where_a_store_knows_no_conditions_locks_hold_all_the_same(store: Store,
     assert contents(store)["a"] == "second" * 3
 
 
-def test_a_store_that_refuses_conditions_is_written_without(store: Store) -> None:
+def test_a_store_that_refuses_conditional_writes_is_written_without_them(store: Store) -> None:
     store.fail("PUT /out/town/.lock 501 1")
     publish(open_store(store), "x")
     assert open_store(store).scenes.finished("town", "x") is not None
 
 
-def test_a_lock_that_somebody_removed_is_lost(store: Store) -> None:
+def test_a_lock_that_another_process_deleted_is_lost(store: Store) -> None:
     results = open_store(store)
 
     def robbed() -> None:
@@ -278,7 +276,7 @@ def test_a_lock_that_somebody_removed_is_lost(store: Store) -> None:
     assert results.scenes.recover("town", "x") is not None
 
 
-# What is said of an address that cannot be used
+# Addresses that cannot be used
 
 
 def test_an_address_is_refused_before_any_work(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +302,7 @@ def test_an_address_that_no_bucket_has_is_refused(address: str) -> None:
         open_results(address)
 
 
-def test_a_store_that_fails_for_a_moment_is_asked_again(store: Store) -> None:
+def test_a_transient_error_of_a_store_is_retried(store: Store) -> None:
     store.fail("PUT /out/run.json 503 2", "GET /out/run.json 0 1")
     results = open_store(store)
     results.documents.write("run.json", "{}")

@@ -1,4 +1,4 @@
-"""A run's results in STAC: pystac agrees, links hold wherever the folder lies, reruns change nothing."""
+"""STAC documents of results: valid for pystac, with relative links, and unchanged by reruns."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ def test_failed_scenes_are_not_in_the_collection(run: Run, make_scene: MakeScene
     assert [item.id for item in collection.get_items()] == ["a"]
 
 
-def test_results_of_former_runs_stay_in_the_collection_until_they_are_removed(
+def test_results_of_earlier_runs_stay_in_the_collection_until_they_are_removed(
     run: Run, make_scene: MakeScene, tmp_path: Path
 ) -> None:
     run(make_scene(name="a.tif"))
@@ -353,7 +353,7 @@ def test_results_of_former_runs_stay_in_the_collection_until_they_are_removed(
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"properties": {"scenemill:key": "0"}}'], ids=["torn", "list", "foreign", "outdated"]
 )
-def test_an_item_that_does_not_belong_to_its_folder_is_not_believed(
+def test_an_item_that_does_not_belong_to_its_folder_is_ignored(
     run: Run, make_scene: MakeScene, tmp_path: Path, content: str
 ) -> None:
     run(make_scene(name="a.tif"), make_scene(name="b.tif", seed=1))
