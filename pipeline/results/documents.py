@@ -145,6 +145,7 @@ class LocalDocuments:
         """Copy a file to its path, unless it is the same file."""
         target = self._folder / name
         if path != target:
+            ensure_dir(target.parent)
             with atomic_path(target, ending=target.suffix) as partial_path:
                 shutil.copyfile(path, partial_path)
 
