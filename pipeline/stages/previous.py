@@ -43,18 +43,18 @@ def find_existing(
     """The existing result that `segment_scene` would skip or reuse; raises what `segment_scene` raises."""
     results = open_results(out_dir, spec.run.work_dir)
     report = _expected_report(scene, results, predictor, spec, executor)
-    if found := results.finished(scene.id, report.inputs.content_key):
+    if found := results.scenes.finished(scene.id, report.inputs.content_key):
         return ExistingResult(finished=SceneReport.from_json(found).as_skipped(report))
-    return ExistingResult(reusable=describe_reusable(results.folder(scene.id), report.inputs.mosaic_key))
+    return ExistingResult(reusable=describe_reusable(results.scenes.folder(scene.id), report.inputs.mosaic_key))
 
 
 def find_committed(
     scene: Scene, out_dir: str | Path, *, predictor: Predictor | ArrayFunction, spec: SegmentSpec
 ) -> SceneReport | None:
-    """The report of a finished result, unless it needs cleanup after a killed run, see `Results.committed`."""
+    """The report of a finished result, unless it needs cleanup after a killed run, see `SceneResults.committed`."""
     results = open_results(out_dir, spec.run.work_dir)
     report = _expected_report(scene, results, predictor, spec, LocalExecutor())
-    found = results.committed(scene.id, report.inputs.content_key)
+    found = results.scenes.committed(scene.id, report.inputs.content_key)
     return SceneReport.from_json(found).as_skipped(report) if found else None
 
 
@@ -63,7 +63,7 @@ def _expected_report(
 ) -> SceneReport:
     """The report that a run would begin with."""
     predictor = with_tta(predictor, spec.inference.augment)
-    return opening_report(resolve_inputs(scene, predictor, None, spec, executor), results.address(scene.id))
+    return opening_report(resolve_inputs(scene, predictor, None, spec, executor), results.documents.address(scene.id))
 
 
 def reuse_previous_stages(work: SceneStages, previous: Path | None, report: SceneReport, spec: PolygonSpec) -> None:
