@@ -48,7 +48,7 @@ from pipeline.model import ModelCard
 from pipeline.mosaic import Classification
 from pipeline.polygons import PolygonSpec, shape_polygons, vectorize, write_polygons
 from pipeline.polygons.shaping import PolygonBatch
-from pipeline.polygons.stream import vectorize_classifications
+from pipeline.polygons.stream import ClassifiedScene, vectorize_classifications
 
 ZOO = Path(__file__).parents[2] / "shared" / "data" / "zoo"
 CLOUDS = "S2A_MSIL2A_20170725T142751_N9999_R053_T19GBQ_20240410T040247_expected_output.tif"
@@ -183,7 +183,7 @@ def load(name: str, *, toy: bool = False) -> NDArray[np.uint8]:
 def by_scenemill(source: MaskSource, method: str, workers: int) -> Polygons:
     spec = PolygonSpec()
     batches = (
-        vectorize_classifications(source.read_decisions, source.grid, TOP, spec, workers=workers)
+        vectorize_classifications(ClassifiedScene(source.read_decisions, source.grid, TOP), spec, workers=workers)
         if method == "mask"
         else vectorize(source, spec, workers=workers)
     )
@@ -245,7 +245,7 @@ def export(count: int, folder: Path) -> Export:
     source = MaskSource(pattern, -(-copies // across), across)
 
     def batches() -> Iterator[PolygonBatch]:
-        return vectorize_classifications(source.read_decisions, source.grid, TOP, PolygonSpec())
+        return vectorize_classifications(ClassifiedScene(source.read_decisions, source.grid, TOP), PolygonSpec())
 
     next(iter(batches()))  # compile, or load what was compiled
     loaded = _forget_peak()

@@ -72,8 +72,7 @@ def trace_block(
         rule: how.
     """
     traced = trace_outlines(
-        classification.mask,
-        classification.level,
+        classification,
         seams,
         origin=origin,
         with_none=rule.holes is not None,
@@ -90,7 +89,7 @@ def trace_block(
     is_piece = is_class & np.isin(feature, feature[on_seam])
     boundaries, holes = np.empty((0, 2), np.int64), np.empty((0, 2), np.int64)
     if rule.holes is not None:
-        boundaries = find_boundaries(traced, seams, rule.holes.max_pixels)
+        boundaries = find_boundaries(traced, rule.holes.max_pixels)
         is_followed = ~is_class & (table.count <= rule.holes.max_pixels)
         holes, undecided = fillable_holes(boundaries, is_followed, on_seam, is_piece)
         holes = holes[rule.holes.fits(table.select(holes[:, 0]))]
@@ -98,9 +97,8 @@ def trace_block(
         boundaries = boundaries[is_piece[boundaries[:, 0]]]
     is_whole = is_class & ~is_piece
     pieces = consecutive_numbers(is_piece)
-    outlines = _outlines(
-        traced, classification.mask, seams, origin, rule, consecutive_numbers(is_whole), np.where(is_class, pieces, -1)
-    )
+    numbers = consecutive_numbers(is_whole), np.where(is_class, pieces, -1)
+    outlines = _outlines(traced, classification.mask, rule, *numbers)
     in_piece = is_piece[holes[:, 1]]
     content = table.first[holes[:, 0]]
     return BlockPieces(
@@ -122,22 +120,20 @@ def trace_block(
 def _outlines(
     traced: BlockOutlines,
     mask: NDArray[np.uint8],
-    seams: Seams,
-    origin: tuple[int, int],
     rule: TracingRule,
     whole: NDArray[np.int64],
     pieces: NDArray[np.int64],
 ) -> tuple[Rings, Rings]:
     """The rings of whole components and of pieces, numbered as given, on the scene's pixel plane, simplified or not."""
     if rule.tolerance is None:
-        return traced.rings(whole, origin), traced.rings(pieces, origin)
+        return traced.rings(whole, traced.origin), traced.rings(pieces, traced.origin)
     corners = None
     table = traced.table
     if rule.holes is not None:
         followed = (table.value == 0) & (table.count <= rule.holes.max_pixels)
-        corners = table.first[followed] - ((origin[0] << 32) + origin[1])
+        corners = table.first[followed] - ((traced.origin[0] << 32) + traced.origin[1])
     rings = traced.rings_in_scan_order(np.where(table.value != 0, np.arange(len(table)), -1))
-    rings = simplify(rings, mask, seams, rule.tolerance, corners).moved(origin)
+    rings = simplify(rings, mask, traced.seams, rule.tolerance, corners).moved(traced.origin)
     return rings.renumbered(whole).arranged(), rings.renumbered(pieces)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.grid import RasterGrid, measure_on_ground
 from pipeline.polygons.shaping import pixels_to_map
 from pipeline.polygons.tracing.components import NO_COMPONENT, Components, compiled, unique_rows
-from pipeline.polygons.tracing.outlines import BlockOutlines, Rings, Seams
+from pipeline.polygons.tracing.outlines import BlockOutlines, Rings
 
 SLACK = 4
 """Components of no class that are this many times larger than the limit at the centre are not followed."""
@@ -51,19 +51,18 @@ class HoleFilter:
         return small
 
 
-def find_boundaries(traced: BlockOutlines, seams: Seams, max_pixels: int) -> NDArray[np.int64]:
+def find_boundaries(traced: BlockOutlines, max_pixels: int) -> NDArray[np.int64]:
     """What surrounds the components of no class.
 
     Args:
         traced: a block, with the pixels of no class.
-        seams: its borders that are seams; what lies beyond them is not known here.
         max_pixels: larger components are left out.
 
     Returns:
         `(k, 2)` pairs, each once: a component of no class, and one that it shares an edge with, or `NO_COMPONENT`
         for nodata and the border of the scene.
     """
-    table = traced.table
+    table, seams = traced.table, traced.seams
     followed = np.concatenate(([False], (table.value == 0) & (table.count <= max_pixels)))
     beyond = np.array([seams.top, seams.right, seams.bottom, seams.left])
     return unique_rows(_scan_boundaries(np.pad(traced.labels, 1), followed, beyond))

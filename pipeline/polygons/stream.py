@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import shapely
@@ -41,7 +41,16 @@ BATCH_VERTICES = 200_000
 MAX_WORKERS = 8
 """Threads that are of use: the polygons of finished components are built by one."""
 
-ClassificationReader = Callable[[Window], Sequence[Classification]]
+
+class ClassifiedScene(NamedTuple):
+    """Pixels that are classified already."""
+
+    read: Callable[[Window], Sequence[Classification]]
+    """The classifications of a window, the same number for each; called from several threads at once."""
+    grid: RasterGrid
+    """Of the scene."""
+    top: int
+    """The level of probability 1."""
 
 
 class LevelSource(Protocol):
@@ -86,24 +95,17 @@ def vectorize(
     def read(window: Window) -> list[Classification]:
         return list(classify_multilabel(source.read_levels(window), source.card, spec.threshold, top=source.levels))
 
-    return vectorize_classifications(read, source.grid, source.levels, spec, block_size=block_size, workers=workers)
+    scene = ClassifiedScene(read, source.grid, source.levels)
+    return vectorize_classifications(scene, spec, block_size=block_size, workers=workers)
 
 
 def vectorize_classifications(
-    read: ClassificationReader,
-    grid: RasterGrid,
-    top: int,
-    spec: PolygonSpec,
-    *,
-    block_size: int = 2048,
-    workers: int = 0,
+    scene: ClassifiedScene, spec: PolygonSpec, *, block_size: int = 2048, workers: int = 0
 ) -> Iterator[PolygonBatch]:
     """The whole polygons of pixels that are decided already; otherwise as `vectorize`.
 
     Args:
-        read: the decisions of a window, equally many for each; called from several threads at once.
-        grid: of the scene.
-        top: the level of probability 1.
+        scene: its classified pixels.
         spec: holes, simplifying, connectivity.
         block_size: as for `vectorize`.
         workers: as for `vectorize`.
@@ -111,7 +113,7 @@ def vectorize_classifications(
     if block_size < 1 or workers < 0:
         raise SettingsError(f"block_size must be >= 1 and workers >= 0, not {block_size} and {workers}")
     workers = workers or min(usable_cpus(), MAX_WORKERS)
-    return _batches(read, grid, top, spec, SIMPLIFY_BLOCK if spec.simplify_m else block_size, workers)
+    return _batches(scene, spec, SIMPLIFY_BLOCK if spec.simplify_m else block_size, workers)
 
 
 def compile_kernels(grid: RasterGrid, spec: PolygonSpec, kind: LevelType) -> None:
@@ -132,18 +134,16 @@ def compile_kernels(grid: RasterGrid, spec: PolygonSpec, kind: LevelType) -> Non
         rows, cols = window.toslices()
         return [Classification(mask=mask[rows, cols], level=level[rows, cols])]
 
-    for _ in _batches(read, grid, TOP_LEVEL[kind], spec, block_size=3, workers=1):
+    for _ in _batches(ClassifiedScene(read, grid, TOP_LEVEL[kind]), spec, block_size=3, workers=1):
         pass
 
 
-def _batches(
-    read: ClassificationReader, grid: RasterGrid, top: int, spec: PolygonSpec, block_size: int, workers: int
-) -> Iterator[PolygonBatch]:
-    rule = _resolve_rule(grid, spec)
+def _batches(scene: ClassifiedScene, spec: PolygonSpec, block_size: int, workers: int) -> Iterator[PolygonBatch]:
+    rule = _resolve_rule(scene.grid, spec)
     joiners: dict[int, SeamJoiner] = {}
     with ThreadPoolExecutor(workers, "vectorize") as pool:
-        rows = _block_rows(read, grid, rule, block_size, pool)
-        count = -(-grid.height // block_size)
+        rows = _block_rows(scene, rule, block_size, pool)
+        count = -(-scene.grid.height // block_size)
         try:
             for row, blocks in enumerate(rows, start=1):
                 finished = []
@@ -151,7 +151,7 @@ def _batches(
                     joiner = joiners.setdefault(layer, SeamJoiner(block_size, rule))
                     finished += [block.whole for block in pieces]
                     finished.append(joiner.add_row(pieces, is_last=row == count))
-                yield from build_batches(finished, top, spec.connectivity)
+                yield from build_batches(finished, scene.top, spec.connectivity)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -176,33 +176,33 @@ def pixel_sides_m(grid: RasterGrid) -> tuple[float, float]:
 
 
 def _block_rows(
-    read: ClassificationReader, grid: RasterGrid, rule: TracingRule, block_size: int, pool: Executor
+    scene: ClassifiedScene, rule: TracingRule, block_size: int, pool: Executor
 ) -> Iterator[list[list[BlockPieces]]]:
     """The pieces of each block of a row, for each decision; the next row is under way meanwhile."""
-    height, width = grid.shape
+    height, width = scene.grid.shape
     ahead: deque[list[Future[list[BlockPieces]]]] = deque()
     for top in range(0, height, block_size):
         windows = [
             Window(left, top, min(block_size, width - left), min(block_size, height - top))
             for left in range(0, width, block_size)
         ]
-        ahead.append([pool.submit(_trace_window, read, grid, rule, window) for window in windows])
+        ahead.append([pool.submit(_trace_window, scene, rule, window) for window in windows])
         if len(ahead) == 2:
             yield [future.result() for future in ahead.popleft()]
     while ahead:
         yield [future.result() for future in ahead.popleft()]
 
 
-def _trace_window(read: ClassificationReader, grid: RasterGrid, rule: TracingRule, window: Window) -> list[BlockPieces]:
-    """Read one block, and trace each decision."""
+def _trace_window(scene: ClassifiedScene, rule: TracingRule, window: Window) -> list[BlockPieces]:
+    """Read one block, and trace each of its classifications."""
     seams = Seams(
         top=window.row_off > 0,
-        bottom=window.row_off + window.height < grid.height,
+        bottom=window.row_off + window.height < scene.grid.height,
         left=window.col_off > 0,
-        right=window.col_off + window.width < grid.width,
+        right=window.col_off + window.width < scene.grid.width,
     )
     origin = (int(window.row_off), int(window.col_off))
-    return [trace_block(classification, seams, origin, rule) for classification in read(window)]
+    return [trace_block(classification, seams, origin, rule) for classification in scene.read(window)]
 
 
 def build_batches(finished: Sequence[FinishedComponents], top: int, connectivity: int) -> Iterator[PolygonBatch]:

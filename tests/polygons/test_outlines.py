@@ -18,6 +18,7 @@ from rasterio.features import shapes
 from scipy import ndimage
 from support.fake_mosaic import one_class_source, polygons_of
 
+from pipeline.mosaic import Classification
 from pipeline.polygons.shaping import PolygonSpec
 from pipeline.polygons.tracing.components import NO_COMPONENT, union_find
 from pipeline.polygons.tracing.corners import INITIAL_CAPACITY
@@ -117,7 +118,7 @@ def test_every_small_pattern_has_the_features_of_its_8_connected_pixels(side: in
 
 
 def traced(mask: np.ndarray, seams: Seams | None = None, **options: object) -> BlockOutlines:
-    return trace_outlines(mask, mask.astype(np.uint16), seams or Seams(), **options)
+    return trace_outlines(Classification(mask=mask, level=mask.astype(np.uint16)), seams or Seams(), **options)
 
 
 def rings_of(mask: np.ndarray, seams: Seams | None = None) -> Rings:
@@ -146,7 +147,7 @@ def test_seams_have_a_vertex_at_every_pixel_corner():
 )
 def test_components_are_those_of_scipy_with_their_sums(mask: np.ndarray, kind: type[np.unsignedinteger]):
     level = np.arange(mask.size).reshape(mask.shape).astype(kind)
-    found = trace_outlines(mask, level, Seams(), origin=(100, 200), with_none=True)
+    found = trace_outlines(Classification(mask=mask, level=level), Seams(), origin=(100, 200), with_none=True)
     labels, table = found.labels, found.table
     assert ((labels == 0) == (mask == 255)).all()
     expected = sum(ndimage.label(mask == value)[1] for value in (0, 1, 2))

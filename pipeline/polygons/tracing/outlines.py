@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.mosaic import Classification
 from pipeline.polygons.tracing.components import Components, compiled, unique_rows
 from pipeline.polygons.tracing.corners import link_corners
 from pipeline.polygons.tracing.records import Corners, RingArrays, VertexOwners
@@ -140,6 +141,10 @@ class BlockOutlines:
     """How they make rings."""
     owner: NDArray[np.int32]
     """`(rings,)`: the row of `table` that each ring bounds."""
+    seams: Seams
+    """The borders of the block that are seams."""
+    origin: tuple[int, int]
+    """`(row, col)` of the block in the scene."""
 
     def rings(self, number: NDArray[np.int64], origin: tuple[int, int] = (0, 0)) -> Rings:
         """The rings of the components with `number[row] >= 0`, with those numbers, arranged if those ascend.
@@ -169,8 +174,7 @@ class BlockOutlines:
 
 
 def trace_outlines(
-    mask: NDArray[np.uint8],
-    level: NDArray[np.unsignedinteger],
+    block: Classification,
     seams: Seams,
     *,
     origin: tuple[int, int] = (0, 0),
@@ -183,14 +187,13 @@ def trace_outlines(
     sides have the same edges there.
 
     Args:
-        mask: `(height, width)` class values; 0 = none, 255 = nodata.
-        level: `(height, width)` levels that are summed per component.
+        block: its classes, and the levels that are summed per component.
         seams: the borders that are seams.
         origin: `(row, col)` of the block in the scene, added to the first pixels.
         with_none: True to make components of the pixels of value 0, too, and to number all pixels.
         junctions: True to make a vertex also where two neighbours of a straight side meet.
     """
-    mask, level = np.ascontiguousarray(mask), np.ascontiguousarray(level)
+    mask, level = np.ascontiguousarray(block.mask), np.ascontiguousarray(block.level)
     corners = link_corners(mask, seams.positions(*mask.shape), with_none=with_none, junctions=junctions)
     index = close_rings(corners)
     owner = np.where(index.is_shell, np.cumsum(index.is_shell, dtype=np.int32) - 1, -1)
@@ -212,6 +215,8 @@ def trace_outlines(
         corners=corners,
         index=index,
         owner=owner,
+        seams=seams,
+        origin=origin,
     )
 
 
