@@ -5,7 +5,7 @@
     python -m benchmarks.accuracy --out out --json figures.json      everything; keeps checkpoints and run folders
 
 Scored scenes take no part in training, nor in choosing epoch, threshold or temperature. Trials on real
-data need the folder `../shared/data` beside the repository and say so where it is absent.
+data need the folder `../shared/data` next to the repository and are skipped with a message if it is absent.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype, *, toy: bool) -> M
 
 
 def _best_s(device: torch.device, workers: Sequence[Callable[[], Tensor]]) -> float:
-    """Seconds in which every lane does its work once: of a CPU, those of the slowest thread, others' work left out."""
+    """Seconds in which every worker does its work once: on a CPU, those of the slowest thread."""
 
     @torch.inference_mode()
     def seconds_of(work: Callable[[], Tensor]) -> float:
@@ -169,7 +169,7 @@ def stages(base: int, machine: Machine, dtype: torch.dtype, tile: int, reached: 
         "cut": (2.0 * len(BANDS), samples + len(BANDS) * dtype.itemsize),
         "network": (network_operations, network_values * dtype.itemsize),
         "blend, quantise": (3.0, 4 + 2 * 4 + (4 + 1)),  # probability; running mean; mean to level
-        "decide, encode": (1.0, 2 * 1 + 0.5 * 2),  # level to class; both, compressed
+        "classify, encode": (1.0, 2 * 1 + 0.5 * 2),  # level to class; both, compressed
     }
     return [
         Stage(

@@ -5,7 +5,7 @@
     python -m benchmarks.cluster --toy
 
 Scheduler, workers and client are separate processes of this machine. Every figure is taken with processes that have
-run a scene before, so that nothing is imported or compiled meanwhile.
+run one scene first as a warm-up.
 
     scaling   the classic U-Net on a tall scene, on one and on two workers of one thread each, in turns, each cluster
               with the regions that it chooses, while the other sleeps; the best time of each counts
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def settings(tile: int, *, threads: int, regions: int = 0, overlap: int | None = None) -> SegmentSpec:
-    """Settings on a CPU with so many threads."""
+    """Settings on a CPU with `threads` threads."""
     return SegmentSpec(
         tiling=TilingSpec(tile_size=tile, overlap=overlap),
         reading=ReadingSpec(threads=threads),

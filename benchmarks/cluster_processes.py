@@ -50,7 +50,7 @@ class Processes:
         self._ending.close()
 
     def client(self, workers: int) -> Client:
-        """A client, as soon as there are so many workers."""
+        """A client, once `workers` workers are connected."""
         for _ in range(workers - self._workers):
             self._start("dask_worker", *WORKER, "--local-directory", str(self._folder))
         self._workers = workers

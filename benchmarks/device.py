@@ -5,7 +5,7 @@
     python -m benchmarks.device --out figures --device cpu --toy
 
 Needs torch, numpy, rasterio, dask, shapely, pydantic, PyYAML, safetensors and this repository, nothing else; MONAI
-takes part where it is installed. Each part is a command of its own, which is printed above its table and can be run by
+is measured if it is installed. Each part is a command, which is printed above its table and can be run by
 itself. Tables go to the screen, figures to `OUT/<part>.json`.
 """
 
@@ -67,7 +67,7 @@ def describe(device: str) -> dict[str, object]:
 
 
 def run(part: str, arguments: argparse.Namespace) -> bool:
-    """One part in a process of its own; True when it ended well."""
+    """Run one part in a subprocess; True if it succeeded."""
     module, *options = PARTS[part]
     options += ["--device", arguments.device, "--json", str((arguments.out / f"{part}.json").absolute())]
     options += ["--toy"] if arguments.toy else []

@@ -5,7 +5,7 @@
     python -m benchmarks.engine --base 16 --tile 512 --side 8192 --json engine.json
 
 *Model alone* is the prepared network in the precision, batch size and workers that the scene is run with, over and over
-on the same tiles, with no input or output. *File to mosaic* describes and plans the scene, proves the precision, reads,
+on the same tiles, with no input or output. *File to mosaic* describes and plans the scene, checks the precision, reads,
 cuts, runs, blends, quantises and encodes it, and makes COGs with overviews. Both count tile pixels, so pixels under
 overlaps count as often as they are computed. They alternate in one process; each takes the best of its runs.
 The scene has 4 bands of uint16 in ZSTD. A network that CUDA compiles is compiled before, in both.
@@ -71,7 +71,7 @@ class Comparison:
     scene_mpx_s: float
     """Scene pixels per second from file to mosaic, millions."""
     prepare_s: float
-    """Describe, plan, prove the precision."""
+    """Describe, plan, check the precision."""
     infer_s: float
     """First pixel read to last row written."""
     cog_s: float
@@ -147,7 +147,7 @@ def run_path(place: Path, scene: str, predictor: LoadedPredictor, tiling: Tiling
 
 
 def model_alone(ready: Runnable, shape: Shape, tile_mpx: float) -> Alone:
-    """The bare network over about so many millions of tile pixels."""
+    """The bare network over about this number of tile pixels, in millions."""
     batch_mpx = shape[0] * shape[2] * shape[3] / 1e6
     batches = max(1, round(tile_mpx / batch_mpx))
     workers = resolve_cpu_workers(usable_cpus(), plain=False)
@@ -159,7 +159,7 @@ def model_alone(ready: Runnable, shape: Shape, tile_mpx: float) -> Alone:
 
 
 def run_batches(ready: Runnable, shape: Shape, count: int) -> float:
-    """Seconds for so many batches: in the engine's workers on a CPU, one behind the other elsewhere."""
+    """Seconds for these batches: in the engine's workers on a CPU, sequentially on other devices."""
     tiles = model_input(shape[0], shape[2]).to(ready.device, ready.dtype).contiguous(memory_format=ready.layout)
     workers = resolve_cpu_workers(usable_cpus(), plain=False)
     start = time.perf_counter()

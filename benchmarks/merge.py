@@ -1,13 +1,13 @@
 """Polygons of many overlapping scenes to one file: seconds and peak memory.
 
-    python -m benchmarks.merge                       prints a table; some minutes, most of them to write the scenes
+    python -m benchmarks.merge                       prints a table; some minutes, mostly to write the scenes
     python -m benchmarks.merge --scenes 4 16         other numbers of scenes
     python -m benchmarks.merge --json                also writes benchmarks/merge.json
     python -m benchmarks.merge --toy                 few small scenes, only to see that it runs
 
 The scenes lie in a square, each overlaps its neighbours by a tenth of its side and shows nearly the same patches:
-one pixel in a thousand is drawn anew. `stacked` scenes, of as many dates, lie over each other. Every merge has a
-process of its own; memory is the peak of its resident set beyond what it held with its packages loaded.
+one pixel in a thousand is random. `stacked` scenes, of as many dates, cover the same place. Every merge runs in a
+subprocess; memory is the peak of its resident set beyond what it held with its packages loaded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DATES = 9
 SIDE = 1024
 """Pixels on each side of a scene."""
 PATTERN = 1000
-"""After so many pixels the patches repeat."""
+"""Period of the patches, px."""
 CARD = ModelCard(bands=("red",), classes=("patch",))
 
 

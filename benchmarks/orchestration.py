@@ -13,7 +13,7 @@
                  few: what a run costs as such does not count
 
 Server, database and worker are processes of this machine, made for the purpose. What a dask cluster costs per scene and
-region is told by `python -m benchmarks.cluster`.
+region is printed by `python -m benchmarks.cluster`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WAYS = {
     COMMAND: ("-c", "from pipeline.cli import main; main()", "segment"),
     "flow without a server": ("-m", "flows.segment"),
 }
-"""Ways to begin that are a process of their own."""
+"""Ways to start that run in a subprocess."""
 PATIENCE_S = 120
 
 
@@ -82,7 +82,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--folder", type=Path, help="where scenes, results and the server's database go meanwhile")
+    parser.add_argument("--folder", type=Path, help="folder for scenes, results and the server's database")
     parser.add_argument("--toy", action="store_true", help="once, with three scenes; the command and no flow begins")
     parser.add_argument("--child", choices=("library", "flow"), help=argparse.SUPPRESS)
     parser.add_argument("--scenes", nargs="*", help=argparse.SUPPRESS)
@@ -185,7 +185,7 @@ def per_scene(
 
 
 def timed_runs(by: str, scenes: Sequence[str], few: int, model: str, out: str) -> dict[str, dict[str, float]]:
-    """In a process of its own: run few scenes, then many, each new and once more; one before warms everything up."""
+    """In a subprocess: run few scenes, then many, each new and again finished, after one scene as a warm-up."""
     run = run_of(by)
     run(scenes[:1], model, f"{out}-warm")
     return {

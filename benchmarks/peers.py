@@ -4,9 +4,9 @@
     python -m benchmarks.peers                       5 minutes on 2 cores; without .peers/, the plain loop alone
     python -m benchmarks.peers --base 16 --side 8192 --device cuda --json peers.json
 
-File to file: each reads the same GeoTIFF (4 bands of uint16, ZSTD) and leaves a raster of probabilities as uint8 and a
+File to file: each reads the same GeoTIFF (4 bands of uint16, ZSTD) and writes a raster of probabilities as uint8 and a
 mask; ours are COGs with overviews. Loading the network and its first tile are not counted. The peers run as their users
-run them (`benchmarks/rivals.py`), each in a process of its own. MONAI holds the whole scene in memory.
+run them (`benchmarks/peer_methods.py`), each in a subprocess. MONAI holds the whole scene in memory.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def install() -> None:
-    """An environment of its own: the peers bring dependencies that ours must not have."""
+    """A separate environment: the peers have dependencies that Scenemill must not have."""
     subprocess.run([sys.executable, "-m", "venv", PEERS], check=True)
     pip = [PEERS / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "-c", ROOT / "constraints.txt", *PACKAGES], check=True)
@@ -136,7 +136,7 @@ def monai_python() -> Path | None:
 
 
 def run_apart(contestant: str, task: dict[str, Any]) -> dict[str, Any]:
-    """One contestant in a process of its own; returns what it measured."""
+    """Run one contestant in a subprocess and return its measurements."""
     python = monai_python() if contestant == "monai" else None
     command = [python or sys.executable, "-m", "benchmarks.peers", "--run", contestant]
     text = json.dumps(task, default=str)
@@ -149,7 +149,7 @@ def run_here(contestant: str, given: dict[str, Any]) -> dict[str, Any]:
     """One contestant in this process."""
     if contestant == "ours":
         return run_ours(given)
-    from benchmarks.rivals import Task, run_loop, run_monai
+    from benchmarks.peer_methods import Task, run_loop, run_monai
 
     paths = {key: Path(given[key]) for key in ("scene", "model", "out")}
     task = Task(**{**given, **paths})

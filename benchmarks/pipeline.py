@@ -12,11 +12,11 @@ Three bounds are measured in the same run, over the same pixels, with as many th
 
     decode    every block of the scene read into nothing, by rasterio alone
     + encode  then the pixels of both results, from memory, written as tiled GeoTIFFs without overviews
-    + COGs    then the same, written by GDAL's COG driver from memory: the files that the pipeline leaves
+    + COGs    then the same, written by GDAL's COG driver from memory: the files that the pipeline writes
 
-The last is the least that anybody can do with GDAL who leaves the same files behind and computes nothing.
-Each side runs in a process of its own, whose peak resident memory (VmHWM) is reported, polygons and preview
-included, beside that of a scene of 64 px, which is what libraries and compiled code take. Small sides run three
+The last is the minimum with GDAL that writes the same files and computes nothing.
+Each side runs in a subprocess, whose peak resident memory (VmHWM) is reported, polygons and preview
+included, next to that of a scene of 64 px, which shows the memory of libraries and compiled code. Small sides run three
 times, bounds and all, and the best time of each counts.
 """
 
@@ -52,8 +52,8 @@ from pipeline.results import SceneReport
 SIDES = (5_000, 10_000, 20_000, 40_000)
 TOY_SIDES = (300, 700)
 PATTERN = 2048
-LEAST_SIDE = 64
-"""Side of the scene that shows what a run takes at least, px."""
+MIN_SIDE = 64
+"""Side of the scene that shows the minimal memory of a run, px."""
 SPARSE_FROM = 50_000
 """Sides from which scenes are sparse, px."""
 MOST_IN_MEMORY = 20_000
@@ -100,8 +100,8 @@ def main() -> None:
     if arguments.one is not None:
         print(json.dumps(measure(arguments.one, arguments.tile, arguments.folder)))
         return
-    least = run_side(LEAST_SIDE, arguments)
-    print(f"a scene of {LEAST_SIDE} px: {least['peak_mib']:.0f} MiB; {usable_cpus()} CPUs")
+    least = run_side(MIN_SIDE, arguments)
+    print(f"a scene of {MIN_SIDE} px: {least['peak_mib']:.0f} MiB; {usable_cpus()} CPUs")
     print(" ".join(head.rjust(len(form.format(0))) for head, _, form in COLUMNS), flush=True)
     rows = []
     for side in arguments.sides or (TOY_SIDES if arguments.toy else SIDES):
@@ -117,7 +117,7 @@ def shown(value: float | None, form: str) -> str:
 
 
 def run_side(side: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write a scene and measure it in a process of its own."""
+    """Write a scene and measure it in a subprocess."""
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         write_scene(Path(folder) / "scene.tif", side)
         options = ["--one", str(side), "--tile", str(arguments.tile), "--folder", folder]

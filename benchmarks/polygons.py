@@ -7,7 +7,7 @@
 
 Two masks: a dense synthetic one (4096 x 4096 px, 22 % set, smooth patches), and the cloud classes of a
 whole Sentinel-2 tile (10980 x 10980 px; left out where ../shared/data/zoo is not). Every measurement has
-a process of its own: seconds are the best of three, memory is the peak of the resident set beyond
+a subprocess: seconds are the best of three, memory is the peak of the resident set beyond
 what the process held with its input loaded. The polygons must be the same, as a set.
 
 `mask` is given what rasterio is given, the decided pixels. `probabilities` is given what a mosaic holds,
@@ -115,7 +115,7 @@ class MaskSource:
     levels = TOP
 
     def __init__(self, mask: NDArray[np.uint8], down: int = 1, across: int = 1):
-        """Copies of a mask of values 0..k, below and beside each other; k classes."""
+        """Copies of a mask of values 0..k, in a grid; k classes."""
         self._mask = mask
         self._shape = (mask.shape[0] * down, mask.shape[1] * across)
         classes = int(mask.max())
@@ -345,7 +345,7 @@ def exports_table(results: list[Export]) -> str:
 
 
 def apart(*arguments: str) -> dict[str, object]:
-    """Run one measurement in a process of its own."""
+    """Run one measurement in a subprocess."""
     command = [sys.executable, "-m", "benchmarks.polygons", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, object] = json.loads(done.stdout)

@@ -5,7 +5,7 @@
     python -m benchmarks.precision --base 16 --tile 1024 --json precision.json
 
 The first row is the network as torch makes it: float32, default memory layout, batch norm as a layer, torch's own
-threads, no TF32. Each row after it changes what its name says and keeps what the rows before have gained; the last is
+threads, no TF32. Each row adds the change in its name to the rows above it; the last is
 what `load_predictor` hands out. Tiles lie on the device in float32; each form brings them to its own format and returns
 probabilities. *Change* is the largest of a probability against the first row. Weights are random; see `subjects`.
 """
@@ -135,7 +135,7 @@ def measure(base: int, arguments: argparse.Namespace) -> Iterator[Measurement]:
 
 
 def speed(form: Form, tiles: Tensor, seconds: float) -> tuple[float, float]:
-    """Millions of tile pixels per second, and CPU seconds for a million, over about so many seconds."""
+    """Millions of tile pixels per second, and CPU seconds for a million, over about this number of seconds."""
     workers = usable_cpus() if form.workers else 1
     once = elapsed(form, tiles, workers)
     count = workers * max(1, round(seconds / once))
@@ -145,7 +145,7 @@ def speed(form: Form, tiles: Tensor, seconds: float) -> tuple[float, float]:
 
 
 def elapsed(form: Form, tiles: Tensor, count: int) -> float:
-    """Wall seconds for so many batches."""
+    """Wall seconds for these batches."""
     on_cuda, cpus = tiles.device.type == "cuda", usable_cpus()
     if on_cuda:
         torch.cuda.synchronize(tiles.device)
@@ -205,11 +205,11 @@ def _on_cpu(network: torch.nn.Module, device: torch.device, copied: Make, fused:
     yield Form(name="bfloat16, fused", run=fused(bfloat16))
     yield Form(name="mixed, fused", run=fused(mixed))
     disable_malloc_trim()
-    yield Form(name="float32, memory kept", run=fused(float32))
-    yield Form(name="bfloat16, memory kept", run=fused(bfloat16))
-    yield Form(name="float32 in lanes", run=fused(float32), workers=True)
-    yield Form(name="mixed in lanes", run=fused(mixed), workers=True)
-    yield Form(name="bfloat16 in lanes", run=fused(bfloat16), workers=True)
+    yield Form(name="float32, heap kept", run=fused(float32))
+    yield Form(name="bfloat16, heap kept", run=fused(bfloat16))
+    yield Form(name="float32 in worker threads", run=fused(float32), workers=True)
+    yield Form(name="mixed in worker threads", run=fused(mixed), workers=True)
+    yield Form(name="bfloat16 in worker threads", run=fused(bfloat16), workers=True)
 
 
 def _on_cuda(

@@ -31,7 +31,7 @@ PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
 
 @dataclass(kw_only=True)
 class Server:
-    """A server on a port and a database of its own, which can be killed and started again on both."""
+    """A server on its own port and database, which can be killed and restarted on both."""
 
     folder: Path
     """Database, logs and settings."""
@@ -92,7 +92,7 @@ class Server:
             return False
 
     def call(self, *arguments: str, code: int = 0) -> str:
-        """What a command of Prefect says."""
+        """Output of a Prefect command."""
         done = subprocess.run(
             [*PREFECT, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=180
         )
@@ -162,7 +162,7 @@ def free_port() -> int:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process of its own session, and all its children."""
+    """End a process that leads a session, and all its children."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, sign)

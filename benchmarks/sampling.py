@@ -17,7 +17,7 @@ from types import FrameType
 
 import pipeline
 
-ROOMS = Path(pipeline.__file__).parent
+PIPELINE = Path(pipeline.__file__).parent
 STANDARD = Path(threading.__file__).parent
 WAITING = ("threading.py", "queue.py", "concurrent/futures/thread.py", "concurrent/futures/_base.py", "selectors.py")
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -32,7 +32,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
         "model.networks.layers",
     ),
     "blend, quantise": ("inference.blend", "mosaic.levels"),
-    "decide, encode": (
+    "classify, encode": (
         "mosaic.writer",
         "mosaic.strips",
         "mosaic.classify",
@@ -40,10 +40,10 @@ STAGES: Mapping[str, tuple[str, ...]] = {
         "inference.region.quicklook",
     ),
     "COG": ("mosaic.cog",),
-    "prove the precision": ("inference.precision",),
+    "check the precision": ("inference.precision",),
 }
-"""Stage -> rooms of `pipeline/` that do its work; all others are `rest`."""
-_STAGE_OF = {room: stage for stage, rooms in STAGES.items() for room in rooms}
+"""Stage -> modules of `pipeline/` that do its work; all others are `rest`."""
+_STAGE_OF = {module: stage for stage, modules in STAGES.items() for module in modules}
 
 
 class Sampler:
@@ -98,12 +98,12 @@ def stage_of(frame: FrameType) -> str:
     if innermost.is_relative_to(STANDARD) and str(innermost.relative_to(STANDARD)) in WAITING:
         return "waiting"
     step: FrameType | None = frame
-    rooms = []
+    modules = []
     while step is not None:
         path = Path(step.f_code.co_filename)
-        if path.is_relative_to(ROOMS):
-            rooms.append(".".join(path.relative_to(ROOMS).with_suffix("").parts))
+        if path.is_relative_to(PIPELINE):
+            modules.append(".".join(path.relative_to(PIPELINE).with_suffix("").parts))
         step = step.f_back
-    if "inference.precision" in rooms:
-        return "prove the precision"
-    return next((_STAGE_OF[room] for room in rooms if room in _STAGE_OF), "rest")
+    if "inference.precision" in modules:
+        return "check the precision"
+    return next((_STAGE_OF[module] for module in modules if module in _STAGE_OF), "rest")

@@ -4,7 +4,7 @@
     python -m benchmarks.stages --base 64 --device cuda --side 20480 --json stages.json
 
 Threads are sampled (`benchmarks/sampling.py`): seconds of all threads together, waiting left out. Of a CUDA device, the
-profiler of torch says when kernels and copies ran: *busy* is the time during which at least one kernel did.
+torch's profiler reports when kernels and copies ran: *busy* is the time during which at least one kernel ran.
 """
 
 from __future__ import annotations

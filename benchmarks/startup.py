@@ -5,7 +5,7 @@
 
 The run is `scenemill segment` on a CPU, with the classic U-Net and a scene of 4096 x 4096 px; it is stopped when the
 network gets the first tile of the first strip. The flow is `segment-catalog` on a scene of 512 x 512 px without a
-server, so that Prefect starts one of its own. Every figure is the best of some processes. Steps are taken from
+server, so that Prefect starts a temporary one. Every figure is the best of several processes. Steps are taken from
 the interpreter's trace of calls, so nothing of the product is replaced; importing is done beforehand, in the
 order in which a run would meet it.
 """
@@ -26,7 +26,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-MOST_HELP_S, MOST_IMPORT_S, MOST_RUN_S = 0.5, 0.3, 3.0
+MAX_HELP_S, MAX_IMPORT_S, MAX_RUN_S = 0.5, 0.3, 3.0
 """The goals."""
 IMPORTS = {
     "run": ("torch", "rasterio", "pipeline.cli.app", "pipeline.run.scenes", "pipeline.segment"),
@@ -34,12 +34,12 @@ IMPORTS = {
 }
 """Kind of run -> what it imports, the slow ones by themselves."""
 STEPS = {
-    "read_catalog": "begin: settings, and the server of a flow",
+    "read_catalog": "start: settings, and the server of a flow",
     "load_predictor": "load the checkpoint",
     "segment_entry": "start the scene's task",
     "describe_scene": "describe the scene",
-    "choose_precision": "prove the precision",
-    "infer_stack": "begin the region",
+    "choose_precision": "check the precision",
+    "infer_stack": "start the region",
     "read_strips": "read the first strip",
 }
 """Function of ours -> the step that ends with it, in the order of a run."""
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def best_of(repeats: int, command: list[Any]) -> float:
-    """Seconds of the fastest of some runs, one at least."""
+    """Seconds of the fastest of several runs."""
     seconds = []
     for _ in range(max(repeats, 1)):
         start = time.perf_counter()
@@ -120,7 +120,7 @@ def _one_start(kind: str, folder: Path) -> Moments:
 
 
 def begin(kind: str, paths: list[str], since: float) -> None:
-    """In a process of its own: import and run. The command stops at the first tile, the flow has a server to end."""
+    """Import and run, in a subprocess. The command stops at the first tile; the flow must end its server."""
     scene, model, out, moments = paths
     trace = Trace(since, Path(moments), stop=kind == "run")
     trace.note("start Python")
@@ -149,7 +149,7 @@ class Trace:
         self._network: CodeType | None = None
 
     def note(self, name: str) -> None:
-        """Something has just ended."""
+        """Record that a step has just ended."""
         self._moments.append((name, time.time() - self._since))
 
     def __call__(self, frame: FrameType, event: str, value: object) -> None:
@@ -158,7 +158,7 @@ class Trace:
         name = code.co_name
         if event == "call" and code is self._network and "read_strips" in self._seen:
             self._end()
-        elif event == "return" and name == "ready" and value is not None:
+        elif event == "return" and name == "runnable" and value is not None:
             self._network = type(value).__call__.__code__
         elif name in STEPS and name not in self._seen and event == ("call" if name in BEFORE else "return"):
             self._seen.add(name)
@@ -181,15 +181,15 @@ def small_table(figures: Mapping[str, float]) -> str:
             "| what | seconds | goal |",
             "|---|---:|---:|",
             f"| `python -c pass` | {figures['python_s']:.3f} | |",
-            f"| `scenemill --help` | {figures['help_s']:.3f} | {MOST_HELP_S} |",
-            f"| `import pipeline`, without torch | {figures['import_s']:.3f} | {MOST_IMPORT_S} |",
+            f"| `scenemill --help` | {figures['help_s']:.3f} | {MAX_HELP_S} |",
+            f"| `import pipeline`, without torch | {figures['import_s']:.3f} | {MAX_IMPORT_S} |",
         ]
     )
 
 
 def steps_table(kind: str, moments: Moments) -> str:
     """Markdown: each step's own seconds, and the sum."""
-    goal = f"{MOST_RUN_S}" if kind == "run" else ""
+    goal = f"{MAX_RUN_S}" if kind == "run" else ""
     lines = [f"| {kind}: until the first strip starts | seconds | goal |", "|---|---:|---:|"]
     before = 0.0
     for name, at in moments:

@@ -1,4 +1,4 @@
-"""One scene from file to mosaic, step by step and timed: describe, plan, prove the precision, infer, join.
+"""One scene from file to mosaic, step by step and timed: describe, plan, check the precision, infer, join.
 
 It is what `pipeline.segment.segment_scene` does before the polygons, and needs no more than torch, numpy, rasterio,
 dask, shapely, pydantic, PyYAML and safetensors.
@@ -28,7 +28,7 @@ class PathTimes:
     precision: str
     """The number format that the scene's own pixels proved."""
     prepare_s: float
-    """Describe, plan, prove the precision."""
+    """Describe, plan, check the precision."""
     infer_s: float
     """From the first pixel read to the last row of the plain rasters written."""
     cog_s: float

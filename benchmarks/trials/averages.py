@@ -26,7 +26,7 @@ COVERS = {"0": "none", "1": "building", **{str(value): "none" for value in range
 
 
 def run(out: Path, options: Options) -> list[Table]:
-    """Buildings in invented towns: the demo's network, and three alike alone and together, on turned tiles."""
+    """Buildings in invented towns: the demo network and three seeds, alone and averaged, with augmentation."""
     return [turned(out), together(out, options)]
 
 

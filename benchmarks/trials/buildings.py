@@ -44,7 +44,7 @@ LEFT_OUT_EPOCHS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class FlowRun:
-    """One run of the flow, in a process of its own."""
+    """One run of the flow, in a subprocess."""
 
     reports: tuple[SceneReport, ...]
     """One per scene."""
@@ -79,7 +79,7 @@ class Row:
     polygons: int
     """Polygons found."""
     seconds: float
-    """Wall time of the scene's stages, while another scene may be in hand."""
+    """Wall time of the scene's stages, while another scene may run concurrently."""
 
 
 def run(out: Path, options: Options) -> list[Table]:

@@ -64,9 +64,7 @@ def crop_masks(out: Path) -> Path:
     masks.mkdir(parents=True, exist_ok=True)
     for mask in sorted((FOLDER / "train" / "masks").iterdir()):
         target = masks / f"{mask.stem}.png"
-        if (
-            not target.exists()
-        ):  # a file written anew is another label file, and what was trained would be trained again
+        if not target.exists():  # a rewritten file counts as another label file, and its training would start again
             Image.fromarray(read_picture(mask)[0, :SIDE, :SIDE]).save(target)
     return masks
 

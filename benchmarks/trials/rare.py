@@ -17,7 +17,7 @@ LOSSES = {"BCE": "loss.terms={bce: 1}", "focal Tversky": "loss.terms={focal_tver
 
 
 def run(out: Path, options: Options) -> list[Table]:
-    """Cars, under 1 % of the pixels: BCE alone beside focal Tversky, everything else equal."""
+    """Cars, under 1 % of the pixels: BCE alone next to focal Tversky, everything else equal."""
     rows = []
     for name, loss in LOSSES.items():
         print(f"{name}:", flush=True)

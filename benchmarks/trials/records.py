@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line says to every trial."""
+    """Options of the command line that every trial takes."""
 
     overrides: tuple[str, ...] = ()
     """`section.key=value` of training settings."""
@@ -47,7 +47,7 @@ class Table:
 def skipped(folder: Path) -> list[Table]:
     """What a trial returns when its data are not here."""
     return [
-        Table(title=f"skipped: there is no ../shared/data/{folder.relative_to(DATA)} beside the repository", rows=())
+        Table(title=f"skipped: there is no ../shared/data/{folder.relative_to(DATA)} next to the repository", rows=())
     ]
 
 

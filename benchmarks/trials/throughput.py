@@ -13,7 +13,7 @@ from pipeline.config import load_settings
 from pipeline.model import build_network
 from pipeline.model.predictor import resolve_device
 from pipeline.training import TrainSpec, train
-from pipeline.training.optimizer import choose_precision
+from pipeline.training.optimizer import resolve_autocast_dtype
 
 STEPS = 24
 """Bare steps before and after the training, of which the first few are not timed."""
@@ -48,7 +48,7 @@ def bare_rate(spec: TrainSpec) -> float:
     network = network.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     size, side = spec.samples.batch_size, spec.samples.tile_size
     pixels = torch.randn(size, 4, side, side, device=device).to(memory_format=torch.channels_last)
-    precision = choose_precision(spec.learning.precision, device)
+    precision = resolve_autocast_dtype(spec.learning.precision, device)
     start = 0.0
     for step in range(STEPS + WARMUP):
         if step == WARMUP:

@@ -84,7 +84,7 @@ def test_the_startup_benchmark_follows_a_run_to_its_first_tile(run_toy: RunToy) 
     names, moments = zip(*figures["run"], strict=True)
     assert names[0] == "start Python"
     assert names[-1] == "hand the first tile to the network"
-    assert {"import torch", "load the checkpoint", "prove the precision", "read the first strip"} < {*names}
+    assert {"import torch", "load the checkpoint", "check the precision", "read the first strip"} < {*names}
     assert [*moments] == sorted(moments)
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 ENOUGH = {"torch", "numpy", "rasterio", "affine", "dask", "shapely", "pydantic", "pyyaml", "safetensors", "lazy-loader"}
 """All that file to mosaic needs of what pyproject.toml lists; affine comes with rasterio."""
-FOR_RIVALS = {"torch", "numpy", "rasterio", "affine", "safetensors", "lazy-loader"}
+FOR_PEERS = {"torch", "numpy", "rasterio", "affine", "safetensors", "lazy-loader"}
 """What the environment of the peers has, besides MONAI."""
 IMPORTED_AS = {"pyyaml": "yaml", "pillow": "PIL", "lazy-loader": "lazy_loader"}
 
@@ -76,8 +76,10 @@ def test_benchmarks_for_a_gpu_machine_import_with_few_packages() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_rivals_import_in_the_environment_of_the_peers() -> None:
-    done = run_there(f"import pipeline.model.networks.registry\n{EACH_APART}", "peers", "rivals", enough=FOR_RIVALS)
+def test_peer_methods_import_in_the_environment_of_the_peers() -> None:
+    done = run_there(
+        f"import pipeline.model.networks.registry\n{EACH_APART}", "peers", "peer_methods", enough=FOR_PEERS
+    )
     assert done.returncode == 0, done.stderr
 
 

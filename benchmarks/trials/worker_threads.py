@@ -1,9 +1,9 @@
 """How to share the threads of a CPU: workers against one network on all threads, and how many threads decode.
 
-    python -m benchmarks.trials.lanes                    5 minutes on 2 cores
-    python -m benchmarks.trials.lanes --base 16 --side 4096 --repeats 5
+    python -m benchmarks.trials.worker_threads                    5 minutes on 2 cores
+    python -m benchmarks.trials.worker_threads --base 16 --side 4096 --repeats 5
 
-*Bare* runs the network on tiles that are there already. *Disturbed* runs it beside a thread that takes a CPU for half
+*Bare* runs the network on tiles in memory. *Disturbed* runs it next to a thread that takes a CPU for half
 of the time, as decoding and compressing do. *Path* is file to mosaic by the number of decoding threads. All ways
 alternate in one process; each takes the best of its runs. Millions of tile pixels per second.
 """
