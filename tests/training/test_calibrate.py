@@ -1,4 +1,4 @@
-"""Temperatures are recovered, reliability is what it says, and no decision changes."""
+"""Temperature scaling recovers the temperature, reliability is correct, and calibration changes no classification."""
 
 from __future__ import annotations
 

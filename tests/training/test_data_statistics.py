@@ -1,4 +1,4 @@
-"""The survey measures what is learned from, and nothing else."""
+"""Dataset statistics measure the training part only, and exactly where they promise it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches depend on seed, epoch and number alone, and count no held-out pixel whatever is done to a window."""
+"""Batches depend on seed, epoch and number alone, and no augmentation makes a held-out pixel count."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def spec_of(*, threads: int = 1, augment: AugmentSpec = EVERYTHING) -> TrainSpec
 
 
 def batches(spec: TrainSpec, area: Area, epoch: int, start: int = 0, **feed_options: Any) -> list[NDArray[np.float32]]:
-    with BatchLoader(spec, STANDARD, margin=0, **feed_options) as feed:
-        made = feed.training([area], epoch, start=start)
+    with BatchLoader(spec, STANDARD, margin=0, **feed_options) as loader:
+        made = loader.training([area], epoch, start=start)
         return [torch.cat([b.pixels, b.target, b.weight_mask], dim=1).cpu().numpy() for b in made]
 
 
@@ -82,8 +82,8 @@ def test_windows_are_standardised_pixels_of_the_scene_when_nothing_is_changed() 
     area = ramps(90)
     still = replace(WARPED, **{name: replace(getattr(WARPED, name), probability=0.0) for name in WARPS})
     spec = spec_of(augment=replace(still, flips=0.0, turns=0.0))
-    with BatchLoader(spec, Normalization.standard([1.0] * 2, [0.5] * 2), margin=0) as feed:
-        for batch in feed.training([area], 1):
+    with BatchLoader(spec, Normalization.standard([1.0] * 2, [0.5] * 2), margin=0) as loader:
+        for batch in loader.training([area], 1):
             row, col = (batch.pixels / 2).movedim(1, 0).long()
             expected = torch.from_numpy(area.source.whole.target)[0][row, col]
             assert torch.equal(batch.target[:, 0], expected.float())
@@ -97,9 +97,9 @@ def test_no_warped_window_counts_a_held_out_pixel_and_every_other_labelled_one_c
     area.source.whole.target[:, ::7] = 255
     free, truth = area.free_pixels(Window(0, 0, 180, 180)), area.source.whole.target[0]
     inner = slice(margin, 32 - margin)
-    with BatchLoader(spec_of(augment=WARPED), Normalization(), margin=margin) as feed:
+    with BatchLoader(spec_of(augment=WARPED), Normalization(), margin=margin) as loader:
         places, weight_mask, target = [], [], []
-        for batch in feed.training([area], 1):
+        for batch in loader.training([area], 1):
             places.append((batch.pixels[..., inner, inner].movedim(1, -1).numpy() - 1).reshape(-1, 2))
             weight_mask.append(batch.weight_mask.numpy().ravel())
             target.append(batch.target.numpy().ravel())
@@ -133,16 +133,16 @@ def test_a_core_counts_what_is_inside_and_in_no_block(row: int, col: int, seed: 
 
 def test_the_corners_of_a_rotated_window_are_real_pixels_where_the_scene_has_them() -> None:
     area = ramps(180, Window(0, 0, 180, 70), Window(0, 110, 180, 70), Window(0, 70, 70, 40), Window(110, 70, 70, 40))
-    with BatchLoader(spec_of(augment=WARPED), Normalization(), margin=0) as feed:
-        for batch in feed.training([area], 1):
+    with BatchLoader(spec_of(augment=WARPED), Normalization(), margin=0) as loader:
+        for batch in loader.training([area], 1):
             assert (batch.pixels > 0).all()
 
 
 def test_held_out_windows_are_never_changed_and_each_pixel_counts_once() -> None:
     area = ramps(50)
-    with BatchLoader(spec_of(), Normalization(), margin=0) as feed:
+    with BatchLoader(spec_of(), Normalization(), margin=0) as loader:
         rows = []
-        for batch in feed.validation(tile_windows([(area.source, Window(7, 3, 40, 41))], feed.core_size)):
+        for batch in loader.validation(tile_windows([(area.source, Window(7, 3, 40, 41))], loader.core_size)):
             row, col = (plane[batch.weight_mask[:, 0]] for plane in batch.pixels.movedim(1, 0))
             rows += list(zip(row.tolist(), col.tolist(), strict=True))
     assert sorted(rows) == [(row + 1, col + 1) for row in range(3, 44) for col in range(7, 47)]
@@ -187,9 +187,9 @@ def test_threads_of_the_feed_compute_alone_and_leave_others_as_they_were(town: T
     before, spec = torch.get_num_threads(), spec_of(threads=2)
     torch.set_num_threads(2)
     try:
-        with BatchLoader(spec, STANDARD, margin=0) as feed:
-            assert len(list(feed.training([area_of(town)], 1))) == 8
-            assert feed._pool.submit(torch.get_num_threads).result() == 1
+        with BatchLoader(spec, STANDARD, margin=0) as loader:
+            assert len(list(loader.training([area_of(town)], 1))) == 8
+            assert loader._pool.submit(torch.get_num_threads).result() == 1
             assert torch.get_num_threads() == 2
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(torch.get_num_threads).result() == 2
@@ -204,10 +204,10 @@ def test_a_fault_while_preparing_a_batch_comes_out_where_the_batch_is_due() -> N
         return index
 
     with ThreadPoolExecutor(2) as pool:
-        feed = prefetch(make, range(10), pool)
-        assert [next(feed) for _ in range(3)] == [0, 1, 2]
+        loader = prefetch(make, range(10), pool)
+        assert [next(loader) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(LabelError, match="no class"):
-            next(feed)
+            next(loader)
 
 
 @given(first=st.integers(0, 30), threads=st.integers(1, 4))
@@ -219,11 +219,11 @@ def test_batches_are_in_order_whatever_the_threads(first: int, threads: int) -> 
 def test_few_batches_are_prepared_ahead_and_none_after_leaving() -> None:
     made: list[int] = []
     with ThreadPoolExecutor(1) as pool:
-        feed = prefetch(made.append, range(100), pool)
+        loader = prefetch(made.append, range(100), pool)
         for taken in range(1, 11):
-            next(feed)
+            next(loader)
             assert len(made) <= taken + PREFETCH_BATCHES
-        del feed
+        del loader
     assert len(made) <= 10 + PREFETCH_BATCHES
 
 
@@ -238,8 +238,8 @@ def test_a_cuda_device_makes_the_same_batches_but_for_noise(town: Town) -> None:
 
 
 def test_batches_lie_where_they_are_wanted_with_channels_last(town: Town) -> None:
-    with BatchLoader(spec_of(), STANDARD, margin=0, device=torch.device("cpu")) as feed:
-        batch = next(feed.training([area_of(town)], 1))
+    with BatchLoader(spec_of(), STANDARD, margin=0, device=torch.device("cpu")) as loader:
+        batch = next(loader.training([area_of(town)], 1))
     assert {getattr(batch, field.name).device.type for field in fields(Batch)} == {"cpu"}
     assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
     assert batch.pixels.shape == (4, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""Every loss equals a slow reference, counts only what counts, and has finite gradients everywhere."""
+"""Losses equal a slow reference, ignore invalid pixels, and have finite gradients everywhere."""
 
 from __future__ import annotations
 

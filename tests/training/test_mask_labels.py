@@ -1,4 +1,4 @@
-"""Masks lie under their scene, on its grid or on any other, and every value has a meaning."""
+"""Mask labels align with their scene on any grid, and every value has a meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps of learning do what their settings say, and nothing that is not saved decides them."""
+"""Optimizer steps follow their settings, and depend on nothing outside the saved state."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def batch(seed: int, size: int = 2) -> Batch:
     return Batch(pixels=pixels, target=target, weight_mask=torch.ones_like(target, dtype=torch.bool))
 
 
-def learner(spec: OptimizationSpec, *, batches: int = 4, model: nn.Module | None = None, seed: int = 0) -> Trainer:
+def trainer_of(spec: OptimizationSpec, *, batches: int = 4, model: nn.Module | None = None, seed: int = 0) -> Trainer:
     return Trainer(model or network(), squared, spec, batches=batches, seed=seed)
 
 
@@ -50,7 +50,7 @@ def weights(made: Trainer) -> Tensor:
 @given(st.integers(1, 5), st.integers(1, 7))
 def test_accumulated_batches_step_along_the_gradient_of_their_mean_loss(accumulate: int, batches: int) -> None:
     model = nn.Conv2d(2, 1, 3, padding=1)
-    made = learner(replace(PLAIN, accumulate=accumulate), batches=batches, model=model)
+    made = trainer_of(replace(PLAIN, accumulate=accumulate), batches=batches, model=model)
     expected = nn.Conv2d(2, 1, 3, padding=1)
     expected.load_state_dict(model.state_dict())
     data = [batch(k) for k in range(batches)]
@@ -77,13 +77,13 @@ SPECS = {
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("stop", [2, 4])
-def test_a_learner_that_loads_a_state_goes_on_to_the_same_bits(spec: OptimizationSpec, stop: int) -> None:
-    whole, first = learner(spec, model=network(dropout=0.3)), learner(spec, model=network(dropout=0.3))
+def test_a_trainer_that_loads_a_state_continues_to_the_same_bits(spec: OptimizationSpec, stop: int) -> None:
+    whole, first = trainer_of(spec, model=network(dropout=0.3)), trainer_of(spec, model=network(dropout=0.3))
     losses = [whole.step(batch(k), epoch=1, index=k) for k in range(4)]
     for k in range(stop):
         first.step(batch(k), epoch=1, index=k)
     saved = {key: value.clone().contiguous() for key, value in first.state_dict().items()}
-    second = learner(spec, model=nn.Sequential(*network(dropout=0.3).children()), seed=0)
+    second = trainer_of(spec, model=nn.Sequential(*network(dropout=0.3).children()), seed=0)
     second.load_state_dict(saved)
     torch.rand(7)
     assert [second.step(batch(k), epoch=1, index=k) for k in range(stop, 4)] == losses[stop:]
@@ -96,14 +96,14 @@ def test_a_learner_that_loads_a_state_goes_on_to_the_same_bits(spec: Optimizatio
 def test_dropout_is_seeded_by_the_step_and_by_nothing_before_it() -> None:
     def loss(seed: int, index: int) -> float:
         torch.rand(index + 3)
-        return learner(PLAIN, model=network(dropout=0.5), seed=seed).step(batch(0), epoch=1, index=index)
+        return trainer_of(PLAIN, model=network(dropout=0.5), seed=seed).step(batch(0), epoch=1, index=index)
 
     assert loss(0, 0) == loss(0, 0)
     assert len({loss(0, 0), loss(0, 1), loss(1, 0)}) == 3
 
 
 def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were() -> None:
-    made = learner(SPECS["adamw"])
+    made = trainer_of(SPECS["adamw"])
     before = weights(made)
     bad = batch(0)
     bad.target[0, 0, 0, 0] = math.inf
@@ -113,7 +113,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were() -> None:
 
 
 def test_weights_that_are_not_finite_are_noticed() -> None:
-    made = learner(PLAIN)
+    made = trainer_of(PLAIN)
     next(made.network.parameters()).data[0] = math.nan
     assert not made.is_finite()
 
@@ -122,7 +122,7 @@ def test_weights_that_are_not_finite_are_noticed() -> None:
 def test_gradients_longer_than_the_norm_are_cut_to_it(clip: float, moved: float) -> None:
     model = nn.Conv2d(1, 1, 1, bias=False)
     nn.init.constant_(model.weight, 0.0)
-    made = learner(replace(PLAIN, clip_norm=clip), model=model)
+    made = trainer_of(replace(PLAIN, clip_norm=clip), model=model)
     ones = torch.ones(1, 1, 4, 4)
     made.step(Batch(pixels=4 * ones, target=10 * ones, weight_mask=ones > 0), epoch=1, index=0)  # gradient -80
     assert float(model.weight.detach()) == pytest.approx(moved)
@@ -130,7 +130,7 @@ def test_gradients_longer_than_the_norm_are_cut_to_it(clip: float, moved: float)
 
 def test_the_average_follows_its_formula_and_is_what_is_kept() -> None:
     model = network()
-    made = learner(replace(PLAIN, ema_decay=0.5), batches=6, model=model)
+    made = trainer_of(replace(PLAIN, ema_decay=0.5), batches=6, model=model)
     expected = {key: value.clone() for key, value in model.state_dict().items()}
     for index in range(6):
         made.step(batch(index), epoch=1, index=index)
@@ -155,7 +155,7 @@ def test_an_average_of_what_stands_still_is_the_thing_itself() -> None:
 
 
 def test_only_an_optimizer_step_ends_a_state_that_is_whole() -> None:
-    made = learner(replace(PLAIN, accumulate=3), batches=8)
+    made = trainer_of(replace(PLAIN, accumulate=3), batches=8)
     assert [made.is_between_steps(count) for count in range(9)] == [count in (0, 3, 6, 8) for count in range(9)]
 
 
@@ -197,10 +197,10 @@ def test_a_run_without_progress_drops_again_and_again() -> None:
     assert [count_drops([0.5] * n, 2) for n in range(8)] == [0, 0, 0, 1, 1, 2, 2, 3]
 
 
-def test_the_rate_in_use_is_the_one_that_is_told() -> None:
+def test_the_rate_in_use_is_the_one_that_is_reported() -> None:
     model = nn.Conv2d(1, 1, 1, bias=False)
     nn.init.constant_(model.weight, 0.0)
-    made = learner(replace(PLAIN, schedule="plateau", drop_epochs=1), model=model)
+    made = trainer_of(replace(PLAIN, schedule="plateau", drop_epochs=1), model=model)
     ones = torch.ones(1, 1, 4, 4)
     made.step(Batch(pixels=ones, target=ones, weight_mask=ones > 0), epoch=3, index=0, scores=(0.5, 0.4))  # gradient -2
     assert made.learning_rate(3, 0, (0.5, 0.4)) == pytest.approx(0.01)
@@ -257,9 +257,9 @@ def test_bounds_of_learning_are_said(make: Callable[[], object], said: str) -> N
 
 @pytest.mark.gpu
 def test_float16_learns_on_a_gpu_and_its_scale_is_saved(cuda: str) -> None:
-    made = learner(replace(SPECS["adamw"], precision="float16", device=cuda))
+    made = trainer_of(replace(SPECS["adamw"], precision="float16", device=cuda))
     losses = [made.step(batch(0), epoch=1, index=k) for k in range(4)]
     assert losses[-1] < losses[0]
     saved = made.state_dict()
     assert float(saved["scaler.scale"]) > 1
-    learner(replace(SPECS["adamw"], precision="float16", device=cuda)).load_state_dict(saved)
+    trainer_of(replace(SPECS["adamw"], precision="float16", device=cuda)).load_state_dict(saved)

@@ -1,4 +1,4 @@
-"""Pictures of labelled windows: every colour means what the legend says, and the windows shown are the telling ones."""
+"""Overlay pictures: every colour means what the legend says, and the chosen windows are the informative ones."""
 
 from __future__ import annotations
 

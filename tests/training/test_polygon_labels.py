@@ -1,4 +1,4 @@
-"""Labels reach the pixels they are of, from any CRS and format, or are refused with the reason."""
+"""Polygon labels are rasterized from any CRS and format, or refused with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmentation changes pixels and target alike, purely, and only as it is told."""
+"""Augmentation changes pixels and target consistently, without side effects, and only as the settings say."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_rotation_by_right_angles_equals_quarter_turns(turns: int, size: int) ->
     assert torch.allclose(rotated.pixels, torch.rot90(middle.pixels, turns, (-2, -1)), atol=1e-4)
 
 
-def test_a_window_that_nothing_warps_is_cropped_exactly_even_beside_warped_ones() -> None:
+def test_a_window_that_nothing_warps_is_cropped_exactly_even_next_to_warped_ones() -> None:
     stack = random_stack(SIZE + 6, count=3)
     changes = [AugmentParams(), AugmentParams(degrees=30.0), AugmentParams(elastic=(0.0,) * 18)]
     result = warp(stack, changes, size=SIZE)
@@ -267,7 +267,7 @@ def test_what_lies_outside_the_window_read_is_invalid_and_unlabelled(degrees: fl
 # Light
 
 
-def test_light_varies_the_model_input_and_leaves_invalid_pixels_at_zero() -> None:
+def test_photometric_changes_vary_the_model_input_and_leaves_invalid_pixels_at_zero() -> None:
     transform = InputTransform(gain=(0.5, 2.0), bias=(1.0, -1.0))
     pixels = np.random.default_rng(0).integers(0, 99, (2, 4, 4)).astype(np.uint8)
     valid = np.eye(4, dtype=bool)

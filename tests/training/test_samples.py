@@ -1,4 +1,4 @@
-"""Samples of labelled scenes: the same from file and memory, and only of scenes that fit."""
+"""Samples of labelled scenes: the same from file and memory, and only of consistent scenes."""
 
 from __future__ import annotations
 

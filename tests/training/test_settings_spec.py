@@ -1,4 +1,4 @@
-"""The settings of training: commented defaults, and bounds that are said."""
+"""Training settings: commented defaults, and bounds with clear messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invented towns: seeded, valid, georeferenced, and true to their own truth."""
+"""Synthetic towns: seeded, valid, georeferenced, and consistent with their own labels."""
 
 from __future__ import annotations
 

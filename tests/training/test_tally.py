@@ -1,4 +1,4 @@
-"""The tally of validation counts exactly, chooses well, and keeps an even sample in bounded memory."""
+"""Validation counts are exact, choose the best threshold, and keep a uniform sample in bounded memory."""
 
 from __future__ import annotations
 

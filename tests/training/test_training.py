@@ -1,4 +1,4 @@
-"""Training learns from the right pixels only, and leaves an honest checkpoint."""
+"""Training uses only training pixels, and writes a checkpoint with honest metrics."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_same_seed_gives_the_same_checkpoint_cached_or_not(town: Town, tmp_p
     assert train([town.image], town.labels, tmp_path / "d.safetensors", spec=other).sha256 != weights[0].sha256
 
 
-def test_a_run_leaves_history_pictures_and_a_page(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_writes_history_pictures_and_a_page(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.training.finish.write_artifacts", write_artifacts)
     spec = replace(QUICK, leaves=ArtifactsSpec(overlays=1), learning=replace(QUICK.learning, ema_decay=0.5))
     report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=spec)
@@ -109,7 +109,7 @@ def test_a_run_leaves_history_pictures_and_a_page(town: Town, tmp_path: Path, mo
     assert len((report.folder / "history.csv").read_text().splitlines()) == 1 + len(report.history)
 
 
-def test_tensorboard_is_told_of_every_epoch(town: Town, tmp_path: Path) -> None:
+def test_tensorboard_gets_every_epoch(town: Town, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     spec = replace(QUICK, leaves=ArtifactsSpec(tensorboard=True))
     report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=spec)
@@ -230,7 +230,10 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(
     assert load_checkpoint(report.checkpoint).sha256 == report.sha256
     assert "the loss became NaN or infinite in epoch 3, step 4; epoch 2 is kept; lower learning" in caplog.text
     monkeypatch.setattr("pipeline.training.setup.make_loss", nan_after(3))
-    with pytest.raises(DivergedError, match=r"in epoch 1, step 4, before any checkpoint.*lower learning.learning_rate"):
+    with pytest.raises(
+        DivergedError,
+        match=r"in epoch 1, step 4, before the first checkpoint was written; lower learning.learning_rate",
+    ):
         train([town.image], town.labels, tmp_path / "n.safetensors", spec=SMALL)
     assert not (tmp_path / "n.safetensors").exists()
 

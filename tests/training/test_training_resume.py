@@ -1,4 +1,4 @@
-"""A run that was stopped, however and wherever, ends in the very bytes of one that was not."""
+"""An interrupted run, stopped anywhere, ends in the same bytes as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_a_run_of_other_settings_or_data_starts_anew_and_says_why(
     assert f"{out} is trained again: settings.seed was 1, is 0" in caplog.text
 
 
-def test_a_run_can_be_told_to_start_anew(unbroken: TrainReport, town: Town, tmp_path: Path) -> None:
+def test_a_run_can_be_asked_to_start_again(unbroken: TrainReport, town: Town, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     run_until(town, out, stop_after=4)
     told: list[TrainProgress] = []

@@ -1,4 +1,4 @@
-"""Splits share no pixel and give each part its classes; windows keep to their part and find the rarest class."""
+"""Splits share no pixel and give each part its classes; windows stay in their part and reach the rarest class."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_ten_scenes_are_split_as_wholes_with_objects_in_each_part() -> None:
     assert split_data(fakes(9), SplitSpec(block_size=10), seed=0, core_size=8).kind == "blocks"
 
 
-def test_named_scenes_are_held_out_and_nothing_else_is_drawn_beside_named_validation() -> None:
+def test_named_scenes_are_held_out_and_nothing_else_is_drawn_next_to_named_validation() -> None:
     split = split_data(replace(fakes(12), validation=("s3",)), SplitSpec(), seed=0, core_size=8)
     assert [source.scene.id for source, _ in split.validation] == ["s3"]
     assert split.test == ()

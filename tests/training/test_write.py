@@ -1,4 +1,4 @@
-"""What a run leaves beside its checkpoint: history, curves, the card's page, TensorBoard."""
+"""Artifacts next to the checkpoint: history, curves, the card's page, TensorBoard."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_history_has_a_column_for_every_number_of_an_epoch(tmp_path: Path):
     assert rows[1]["classes.roof.iou"] == "0.5"
 
 
-def test_history_is_written_anew_and_leaves_nothing_half_written(tmp_path: Path):
+def test_history_is_rewritten_atomically(tmp_path: Path):
     write_history(tmp_path, records(3))
     write_history(tmp_path, records(2))
     assert len(read_rows(tmp_path / "history.csv")) == 2
@@ -200,19 +200,19 @@ def test_reliability_is_drawn_without_any_prediction():
         ({"labels": {"repaired": 12, "dropped": 1}}, "12 geometries were repaired"),
     ],
 )
-def test_limits_are_told_when_the_record_shows_them(facts: dict[str, object], sentence: str):
+def test_limits_are_stated_when_the_record_shows_them(facts: dict[str, object], sentence: str):
     assert any(sentence in limit for limit in known_limits(card_with(**facts)))
 
 
 @pytest.mark.parametrize(
-    ("temperature", "told"), [(MIN_TEMPERATURE, True), (MAX_TEMPERATURE, True), (19.9, False), (0.3, False)]
+    ("temperature", "reported"), [(MIN_TEMPERATURE, True), (MAX_TEMPERATURE, True), (19.9, False), (0.3, False)]
 )
-def test_a_temperature_at_its_bound_is_told(temperature: float, told: bool):
+def test_a_temperature_at_its_bound_is_reported(temperature: float, reported: bool):
     said = known_limits(replace(card_with(), outputs="logits", temperature=temperature))
-    assert any(f"ran into its bound of {temperature:g}" in limit for limit in said) is told
+    assert any(f"ran into its bound of {temperature:g}" in limit for limit in said) is reported
 
 
-def test_a_card_without_a_fault_tells_only_what_it_takes():
+def test_a_card_without_a_fault_states_only_what_it_takes():
     (only,) = known_limits(card_with())
     assert "the bands red, green, blue" in only
     assert "0.3 m" in only
@@ -255,7 +255,7 @@ def test_no_name_breaks_a_table_or_becomes_markup(name: str):
     assert not re.search(r"(?<!\\)[|<>`*\[\]]", escape(name).replace("\\\\", ""))
 
 
-def test_a_run_leaves_every_file_and_the_page_links_them(tmp_path: Path):
+def test_a_run_writes_every_file_and_the_page_links_them(tmp_path: Path):
     folder = tmp_path / "model.run"
     written = write_artifacts(
         folder,
