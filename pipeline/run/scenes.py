@@ -96,8 +96,14 @@ def segment_catalog(
         cluster(running.distribute) if client is None else nullcontext(client) as workers,
     ):
         if workers is not None:
-            work = partial(segment_entry, out_dir=out_dir, predictor=predictor, client=workers)
-            yield from _segment_on_cluster(entries, ledger, work, running, workers, progress_of)
+
+            def work(entry: CatalogEntry, stop: Event) -> Callable[[SegmentSpec], SceneReport]:
+                progress = cancellable(progress_of(entry), stop)
+                return lambda shared: segment_entry(
+                    entry, out_dir, predictor=predictor, spec=shared, client=workers, progress=progress
+                )
+
+            yield from _segment_on_cluster(entries, ledger, work, running, workers)
             return
 
         def attempt(entry: CatalogEntry) -> SceneReport | Exception:
@@ -135,20 +141,22 @@ def _find_finished_ahead(
 def _segment_on_cluster(
     entries: Sequence[CatalogEntry],
     ledger: RunLedger,
-    work: Callable[..., SceneReport],
+    work: Callable[[CatalogEntry, Event], Callable[[SegmentSpec], SceneReport]],
     spec: SegmentSpec,
     client: Client,
-    progress_of: Callable[[CatalogEntry], ProgressCallback | None],
 ) -> Generator[SceneReport]:
-    """Yield reports of scenes that run concurrently on a cluster."""
+    """Yield reports of scenes that run concurrently on a cluster.
+
+    `work` gives the function that processes a scene with its share of the workers, until the event is set.
+    """
     max_scenes, shared = split_workers(spec, client, len(entries))
 
     def attempt(entry: CatalogEntry, stop: Event) -> SceneReport | Exception:
-        progress = cancellable(progress_of(entry), stop)
+        segment = work(entry, stop)
 
         def once() -> SceneReport:
             try:
-                return work(entry, spec=shared, progress=progress)
+                return segment(shared)
             except TransientError as error:
                 if stop.is_set():  # the cluster may be closed by now, which is not an error
                     raise RunCancelledError from error
