@@ -126,11 +126,11 @@ def _run_missing_regions(
     records = RegionRecords(work.stages, job)
     plan = records.plan()
     if plan is None:
-        proof, regions = executor.check_precision(job, predictor), executor.plan_regions(job, predictor)
-        plan = RegionPlan(proof=proof, threshold=job.threshold, regions=regions)
+        check, regions = executor.check_precision(job, predictor), executor.plan_regions(job, predictor)
+        plan = RegionPlan(check=check, threshold=job.threshold, regions=regions)
         records.begin(plan)
     job.folder.mkdir(exist_ok=True)
-    job = replace(job, precision=plan.proof.precision, threshold=plan.threshold)
+    job = replace(job, precision=plan.check.precision, threshold=plan.threshold)
 
     # Run the regions without a record, and record each at once, so that a kill loses only those in progress.
     results = records.done(plan)
@@ -142,7 +142,7 @@ def _run_missing_regions(
             records.add(result)
             results.append(result)
     check_unchanged(job.scene)
-    return replace(record_inference(work, job, plan.proof, results), reused=reused)
+    return replace(record_inference(work, job, plan.check, results), reused=reused)
 
 
 def make_outputs(

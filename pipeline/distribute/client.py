@@ -19,7 +19,7 @@ from pipeline.errors import SettingsError, TransientError
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 CONNECT_TIMEOUT_S = 10
 """How long a scheduler may take to answer, and its first worker to join."""
@@ -87,22 +87,22 @@ def is_lost(client: Client) -> bool:
     return client.status in ("closing", "closed")
 
 
-class TaskQueue(Generic[Answer]):
+class TaskQueue(Generic[Result]):
     """Running tasks of a cluster, in the order in which they end."""
 
     def __init__(self, client: Client, *, progress: Callable[[int], None] | None = None) -> None:
         """Start with no task; `progress` is called with 0 every second of waiting, and may cancel by raising."""
         self._client, self._progress = client, progress
         self._device: dict[str, int] | None = device_resource(client)
-        self._running: set[Future[Answer]] = set()
-        self._finished: SimpleQueue[Future[Answer]] = SimpleQueue()
+        self._running: set[Future[Result]] = set()
+        self._finished: SimpleQueue[Future[Result]] = SimpleQueue()
 
     def __len__(self) -> int:
         return len(self._running)
 
     def submit(
-        self, function: Callable[..., Answer], *args: object, name: str, device: bool, urgent: bool = False
-    ) -> Future[Answer]:
+        self, function: Callable[..., Result], *args: object, name: str, device: bool, urgent: bool = False
+    ) -> Future[Result]:
         """Submit `function(*args)`.
 
         Args:
@@ -119,7 +119,7 @@ class TaskQueue(Generic[Answer]):
         future.add_done_callback(self._finished.put)
         return future
 
-    def run(self, function: Callable[..., Answer], *args: object, name: str, device: bool) -> Answer:
+    def run(self, function: Callable[..., Result], *args: object, name: str, device: bool) -> Result:
         """Run one task before all that wait, and return its result."""
         try:
             self.submit(function, *args, name=name, device=device, urgent=True)
@@ -127,7 +127,7 @@ class TaskQueue(Generic[Answer]):
         finally:
             self.cancel()
 
-    def next(self) -> Future[Answer]:
+    def next(self) -> Future[Result]:
         """Wait for a task to end, without a limit while the cluster has workers.
 
         Raises:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.distribute import worker_tasks
-from pipeline.distribute.client import Answer, TaskQueue, translate_worker_errors
+from pipeline.distribute.client import Result, TaskQueue, translate_worker_errors
 from pipeline.distribute.executor import (
     Outputs,
     OutputTask,
@@ -99,12 +99,12 @@ class ClusterExecutor:
             returned = tasks.run(worker_tasks.run_outputs, content, name=f"outputs-{task.scene.id}", device=False)
         if area is not None:
             fetch_files(returned.files, area, result)
-            task.record(result, returned.answer)
-        return returned.answer
+            task.record(result, returned.value)
+        return returned.value
 
-    def _ask_worker(self, context: str, scene: Scene, function: Callable[..., Answer], *args: object) -> Answer:
+    def _ask_worker(self, context: str, scene: Scene, function: Callable[..., Result], *args: object) -> Result:
         """Call a function in a worker that reserves its device; `context` begins the messages of errors."""
-        tasks: TaskQueue[Answer] = TaskQueue(self._client, progress=self._waiting("infer", scene))
+        tasks: TaskQueue[Result] = TaskQueue(self._client, progress=self._waiting("infer", scene))
         with translate_worker_errors(context):
             return tasks.run(call, dumps(function, *args), name=function.__name__, device=True)
 

@@ -106,8 +106,8 @@ class RegionScheduler:
         if self._staging is not None:
             fetch_files(returned.files, self._staging, job.folder.parent)
         if self._progress is not None:
-            self._progress(returned.answer.region.pixels)
-        return restore_quicklook(returned.answer, job.folder)
+            self._progress(returned.value.region.pixels)
+        return restore_quicklook(returned.value, job.folder)
 
 
 def _rows_and_columns(region: Region) -> str:

@@ -22,7 +22,7 @@ class DistributeSpec:
     regions: int = 0
     """Regions a scene is cut into; 0: one for 2^25 px here, and on a cluster one or two for each worker."""
     scenes: int = 0
-    """Scenes in hand at once; 0: one here, and on a cluster one more than its workers have threads."""
+    """Concurrent scenes; 0: one in this process, and on a cluster one more than its workers have threads."""
 
     def __post_init__(self) -> None:
         for key in ("workers", "regions", "scenes"):

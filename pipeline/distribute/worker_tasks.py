@@ -26,16 +26,16 @@ from pipeline.model.predictor import PrecisionCheck
 from pipeline.scene import Scene
 from pipeline.storage import Exchange, is_missing
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 TASK_FOLDER_PREFIX = "scenemill-"
 """Prefix of the temporary folders of workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskResult(Generic[Answer]):
+class TaskResult(Generic[Result]):
     """The return value of a task."""
 
-    answer: Answer
+    value: Result
     """Of the function that ran."""
     files: Mapping[str, int]
     """Files in the staging area: name -> bytes; none where the task wrote into the client's folder."""
@@ -83,12 +83,12 @@ def run_region(content: bytes, region: Region) -> TaskResult[RegionResult]:
     check_scene_visible(job.scene)
     if staging is None:
         _check_visible(job.folder)
-        return TaskResult(answer=_save_quicklook(infer_region(job, region, predictor), job.folder), files={})
+        return TaskResult(value=_save_quicklook(infer_region(job, region, predictor), job.folder), files={})
     with TemporaryDirectory(prefix=TASK_FOLDER_PREFIX) as temporary:
         folder = Path(temporary) / job.folder.name
         folder.mkdir()
         result = _save_quicklook(infer_region(replace(job, folder=folder), region, predictor), folder)
-        return TaskResult(answer=result, files=_upload(folder, staging, under=f"{folder.name}/"))
+        return TaskResult(value=result, files=_upload(folder, staging, under=f"{folder.name}/"))
 
 
 def _save_quicklook(result: RegionResult, folder: Path) -> RegionResult:
@@ -117,14 +117,14 @@ def run_outputs(content: bytes) -> TaskResult[Any]:
     task, result, staging, names = loads(content)
     if staging is None:
         _check_visible(result)
-        return TaskResult(answer=task.run(result, None), files={})
+        return TaskResult(value=task.run(result, None), files={})
     with TemporaryDirectory(prefix=TASK_FOLDER_PREFIX) as temporary:
         own = Path(temporary)
         folder = own / result.name
         for needed in {folder, *((own / name).parent for name in names)}:
             needed.mkdir(exist_ok=True)
         fetch_files(names, staging, own)
-        return TaskResult(answer=task.run(folder, None), files=_upload(folder, staging))
+        return TaskResult(value=task.run(folder, None), files=_upload(folder, staging))
 
 
 def fetch_files(files: Mapping[str, int], exchange: Exchange, folder: Path) -> None:

@@ -48,7 +48,7 @@ class InferenceResult:
 
     job: RegionJob
     """What the regions have in common."""
-    proof: PrecisionCheck
+    check: PrecisionCheck
     """The precision of the run, and why it was chosen."""
     results: tuple[RegionResult, ...] = ()
     """One per region; empty if the mosaic exists already."""
@@ -172,12 +172,12 @@ def find_inference(work: SceneStages, job: RegionJob) -> InferenceResult | None:
     facts: Mapping[str, Any] | None = work.stages.find("infer", job.key)
     if facts is None or work.stages.find("mosaic", job.key) is None:
         return None
-    proof = PrecisionCheck(**facts["proof"])
-    return InferenceResult(job=replace(job, precision=proof.precision), proof=proof, seconds={}, **facts["counts"])
+    check = PrecisionCheck(**facts["proof"])
+    return InferenceResult(job=replace(job, precision=check.precision), check=check, seconds={}, **facts["counts"])
 
 
 def record_inference(
-    work: SceneStages, job: RegionJob, proof: PrecisionCheck, results: Sequence[RegionResult]
+    work: SceneStages, job: RegionJob, check: PrecisionCheck, results: Sequence[RegionResult]
 ) -> InferenceResult:
     """Sum the counters of all regions, and merge their quicklooks.
 
@@ -187,8 +187,8 @@ def record_inference(
     counts = {name: sum(getattr(result, name) for result in results) for name in COUNTS}
     quicklook = work.folder / QUICKLOOK
     np.save(quicklook, merge_quicklooks([result.quicklook for result in results]))
-    work.stages.record("infer", job.key, {"proof": asdict(proof), "counts": counts}, [quicklook])
-    return InferenceResult(job=job, proof=proof, results=tuple(map(_without_quicklook, results)), seconds={}, **counts)
+    work.stages.record("infer", job.key, {"proof": asdict(check), "counts": counts}, [quicklook])
+    return InferenceResult(job=job, check=check, results=tuple(map(_without_quicklook, results)), seconds={}, **counts)
 
 
 def _without_quicklook(result: RegionResult) -> RegionResult:

@@ -23,7 +23,7 @@ PLAN = "regions"
 class RegionPlan:
     """The decisions of a scene's first run; a run that resumes it keeps them."""
 
-    proof: PrecisionCheck
+    check: PrecisionCheck
     """The precision, and why it was chosen."""
     threshold: float | None
     """Threshold of the masks of the regions; None is the card's."""
@@ -52,7 +52,7 @@ class RegionRecords:
         self._stages.discard()
         self._stages.remove_unrecorded()
         facts = {
-            "proof": asdict(plan.proof),
+            "proof": asdict(plan.check),
             "threshold": plan.threshold,
             "cores": [_bounds(region.core) for region in plan.regions],
         }
@@ -105,7 +105,7 @@ def _facts_of(result: RegionResult) -> dict[str, object]:
 def _plan_of(facts: Mapping[str, Any]) -> RegionPlan:
     cores = enumerate(facts["cores"])
     return RegionPlan(
-        proof=PrecisionCheck(**facts["proof"]),
+        check=PrecisionCheck(**facts["proof"]),
         threshold=facts["threshold"],
         regions=tuple(Region(index=index, core=Window(*core)) for index, core in cores),
     )

@@ -49,13 +49,13 @@ def closing_report(
     report: SceneReport, inferred: InferenceResult, outputs: SceneOutputs, work: SceneStages
 ) -> SceneReport:
     """The report after the run, with digests, statistics and times."""
-    proof = inferred.proof
+    check = inferred.check
     statistics = replace(
         report.statistics,
         reused=[*inferred.reused, *outputs.reused],
-        precision=proof.precision,
-        precision_change=proof.change,
-        precision_note=proof.note,
+        precision=check.precision,
+        precision_change=check.change,
+        precision_note=check.note,
         polygons=outputs.totals.count,
         area_m2=outputs.totals.area_m2,
         seconds={**inferred.seconds, **outputs.seconds},
