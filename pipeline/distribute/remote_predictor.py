@@ -26,6 +26,7 @@ from pipeline.model.predictor import (
     PrecisionCheck,
     Runnable,
     load_once,
+    model_identity,
     open_model,
 )
 from pipeline.storage import Exchange, ensure_dir
@@ -60,7 +61,7 @@ class RemotePredictor:
         model = open_model(path)
         self.card = model.card
         self.lock = threading.Lock()
-        self.identity = f"{model.sha256} {precision} {device}"
+        self.identity = model_identity(model.sha256, precision, device)
         self.known: dict[tuple[str, str], str | None] = {}
         """Identities that workers reported: (client, identity here) -> identity there."""
         models = None if exchange is None else exchange.child(MODELS)

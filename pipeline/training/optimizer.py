@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from pipeline.errors import SettingsError
+from pipeline.model.predictor import cpu_has_bfloat16
 from pipeline.training.settings.learning import OptimizationSpec, TrainPrecision
 
 
@@ -70,5 +71,4 @@ def resolve_autocast_dtype(precision: TrainPrecision, device: torch.device) -> t
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return torch.bfloat16 if device.type == "cpu" and supports is not None and supports() else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32

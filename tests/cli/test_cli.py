@@ -277,7 +277,7 @@ def test_catalog_without_a_model_lists_what_can_be_read(call: Call, make_scene: 
         (["--set", "polygons.min_area_m2=-1"], "polygons.min_area_m2 must be >= 0, not -1"),
         (["--set", "polygons.threshold=50"], "polygons.threshold must be above 0 and at most 1, not 50"),
         (["--set", "inference.device=abacus"], "inference.device = 'abacus'"),
-        (["--set", "inference.device=cpu,cuda:0"], "devices of different kinds"),
+        (["--set", "inference.device=cpu,cuda:0"], "devices of different types"),
         (["--set", "distribute.workers=2", "--scheduler", "tcp://a:1"], "distribute.scheduler has workers of its own"),
         (["--set", "inference.augment=mirror"], "inference.augment = 'mirror'"),
         (["--crs", "EPSG:1"], "reading.crs"),

@@ -357,7 +357,7 @@ def test_a_model_that_vanishes_during_a_run_is_no_fault_of_the_scene(tmp_path: P
         ({"settings": {"tiling": {"tile_size": 33}}}, SettingsError, "multiple of 4"),
         ({"scenes": ["nowhere/*.tif"]}, SettingsError, "matches no file"),
         ({"device": "abacus"}, SettingsError, "abacus"),
-        ({"device": "cpu,cuda:0"}, SettingsError, "different kinds"),
+        ({"device": "cpu,cuda:0"}, SettingsError, "different types"),
         ({"model": "nowhere.safetensors"}, ModelError, "no such checkpoint"),
         ({"model": []}, SettingsError, "no model is named"),
     ],

@@ -22,9 +22,11 @@ from pipeline.distribute.spec import DistributeSpec
 from pipeline.inference.precision import TRIAL_SIDE, choose_precision
 from pipeline.inference.tiling.tiles import TilingSpec, plan_tiles, resolve_tiling
 from pipeline.model.predictor import loading as predictors
+from pipeline.model.predictor import precision as formats
 from pipeline.model.predictor.ensemble import EnsemblePredictor
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
-from pipeline.model.predictor.protocol import InferenceSpec, Precision, PrecisionCheck
+from pipeline.model.predictor.precision import Precision, PrecisionCheck
+from pipeline.model.predictor.protocol import InferenceSpec
 from pipeline.scene.describe import describe_scene
 from pipeline.scene.spec import ReadingSpec
 from pipeline.segment import segment_scene
@@ -35,7 +37,7 @@ SPEC = SegmentSpec(tiling=TilingSpec(tile_size=64, overlap=16), reading=ReadingS
 
 @pytest.fixture(autouse=True)
 def bfloat16_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictors, "_fast_type", lambda device: "bfloat16")
+    monkeypatch.setattr(formats, "fastest_precision", lambda device: "bfloat16")
 
 
 @pytest.fixture

@@ -76,9 +76,9 @@ def test_devices_are_a_name_or_several(two_gpus: None, device: Any, meant: tuple
 @pytest.mark.parametrize(
     ("device", "reason"),
     [
-        ("cuda:0,cuda:0", "cuda:0 is there twice"),
+        ("cuda:0,cuda:0", "cuda:0 is named twice"),
         ("cuda:0,cuda:2", "there is no cuda:2 here, but 2 CUDA"),
-        ("cuda:0,cpu", "devices of different kinds"),
+        ("cuda:0,cpu", "devices of different types"),
         ("cuda,cuda:1", "each with a number"),
         ("auto,cpu", "each with a number"),
         ("cuda:all,cuda:0", "each with a number"),

@@ -33,7 +33,7 @@ from pipeline.model.exported.graph import read_graph
 from pipeline.model.exported.load import describe_exported, import_model, load_exported, read_card
 from pipeline.model.exported.module import ExportedNetwork, read_tensors
 from pipeline.model.exported.operators import OPERATORS, base_name
-from pipeline.model.predictor import loading as predictors
+from pipeline.model.predictor import precision as formats
 from pipeline.model.predictor.compiled import BatchShape
 from pipeline.model.predictor.loading import load_predictor
 from pipeline.mosaic.writer import MosaicSpec
@@ -262,7 +262,7 @@ def test_probabilities_do_not_depend_on_the_number_of_threads(model: Path) -> No
 
 
 def test_it_runs_in_float32_unless_another_format_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictors, "_fast_type", lambda device: "bfloat16")
+    monkeypatch.setattr(formats, "fastest_precision", lambda device: "bfloat16")
     exact, lower = load_predictor(model, "cpu"), load_predictor(model, "cpu", precision="bfloat16")
     tiles = torch.randn((1, 3, 64, 64))
     assert [each.check_precision(tiles).precision for each in (exact, lower)] == ["float32", "bfloat16"]

@@ -15,9 +15,10 @@ from pipeline.errors import ModelError, SettingsError
 from pipeline.model.card import ModelCard
 from pipeline.model.checkpoint import load_checkpoint
 from pipeline.model.networks.unet import UNetSpec
-from pipeline.model.predictor import loading as predictors
+from pipeline.model.predictor import precision as formats
 from pipeline.model.predictor.compiled import BatchShape, activate
-from pipeline.model.predictor.loading import load_predictor, resolve_device
+from pipeline.model.predictor.devices import resolve_device
+from pipeline.model.predictor.loading import load_predictor
 from pipeline.model.predictor.protocol import InferenceSpec, LoadedModel, Runnable
 
 # Networks
@@ -72,7 +73,7 @@ def test_a_loaded_predictor_says_what_the_plain_network_says(tmp_path: Path) -> 
 
 @pytest.fixture
 def bfloat16_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictors, "_fast_type", lambda device: "bfloat16")
+    monkeypatch.setattr(formats, "fastest_precision", lambda device: "bfloat16")
 
 
 def some_tiles(side: int = 64) -> Tensor:

@@ -3,6 +3,7 @@ from .compiled import activate as activate
 from .devices import best_device as best_device
 from .devices import device_environment as device_environment
 from .devices import device_type as device_type
+from .devices import resolve_device as resolve_device
 from .devices import resolve_devices as resolve_devices
 from .devices import resolve_worker_devices as resolve_worker_devices
 from .devices import threads_per_process as threads_per_process
@@ -12,12 +13,13 @@ from .ensemble import with_tta as with_tta
 from .loading import LoadedPredictor as LoadedPredictor
 from .loading import load_once as load_once
 from .loading import open_model as open_model
-from .loading import resolve_device as resolve_device
+from .precision import Precision as Precision
+from .precision import PrecisionCheck as PrecisionCheck
+from .precision import combine_checks as combine_checks
+from .precision import cpu_has_bfloat16 as cpu_has_bfloat16
 from .protocol import LoadedModel as LoadedModel
 from .protocol import PlainRunnable as PlainRunnable
-from .protocol import Precision as Precision
-from .protocol import PrecisionCheck as PrecisionCheck
 from .protocol import Runnable as Runnable
-from .protocol import combine_checks as combine_checks
 from .protocol import device_lock as device_lock
 from .protocol import identity_of as identity_of
+from .protocol import model_identity as model_identity

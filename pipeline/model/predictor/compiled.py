@@ -26,11 +26,10 @@ from pipeline.model.predictor.optimize import (
     is_compilation_worthwhile,
     optimize_network,
 )
+from pipeline.model.predictor.precision import MAX_CHANGE, torch_dtype
 
 log = logging.getLogger(__name__)
 
-MAX_CHANGE = 0.01
-"""A faster way to compute is kept only while no probability of its trial changes by more."""
 TIMED_BATCHES = 3
 """Batches that run before one is timed."""
 
@@ -121,7 +120,7 @@ class CompiledVariants:
         on_cuda = self._device.type == "cuda"
         return Arithmetic(
             device=self._device,
-            dtype={"exact": torch.float32, "mixed": torch.bfloat16}.get(precision) or getattr(torch, precision),
+            dtype=torch_dtype(precision),
             first_blocks_dtype=torch.float32 if precision == "mixed" else None,
             layout=self._layout,
             tf32=not (on_cuda and precision == "exact"),

@@ -1,6 +1,6 @@
-"""Names of devices -> the devices that are meant, without touching them.
+"""Devices: names of the settings to torch devices, and to one device per worker process.
 
-A process that starts workers must not open a device itself: that alone takes hundreds of megabytes there.
+Only `resolve_device` touches a device. A process that starts workers must not: opening one takes hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ ALL_CUDA = "cuda:all"
 def resolve_devices(device: str | Sequence[str]) -> tuple[str, ...]:
     """The devices of the setting `inference.device`: a name, names with commas between them, or a list of names.
 
-    A single name is returned as it is; whether it exists is seen when it is used.
+    A single name is returned as it is, without checking that the device exists.
 
     Raises:
-        SettingsError: several names that are not of one kind, one of them twice, or a CUDA device that is not there.
+        SettingsError: several names of different types, a name twice, or a CUDA device that does not exist.
 
     >>> resolve_devices("auto"), resolve_devices(["cpu"])
     (('auto',), ('cpu',))
@@ -39,14 +39,14 @@ def resolve_devices(device: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def resolve_worker_devices(devices: Sequence[str], workers: int) -> tuple[str, ...]:
-    """The device of each worker process of this machine; none, where this process does the work.
+    """The device of each worker process of this machine; none if this process does the work.
 
     Args:
-        devices: what `resolve_devices` returned.
-        workers: processes asked for; 0: one for each of several devices.
+        devices: of `resolve_devices`.
+        workers: the setting `distribute.workers`; 0: one process for each of several devices.
 
     Raises:
-        SettingsError: several processes are wanted for one CUDA device, or another number of them than of devices.
+        SettingsError: several processes for one CUDA device, or a number of processes that is not that of the devices.
 
     >>> resolve_worker_devices(["cpu"], 0), resolve_worker_devices(["cpu"], 2)
     ((), ('cpu', 'cpu'))
@@ -60,7 +60,7 @@ def resolve_worker_devices(devices: Sequence[str], workers: int) -> tuple[str, .
         return tuple(devices)
     if not workers:
         return ()
-    device = _cpu_where_nothing_else(devices[0])
+    device = _cpu_if_no_accelerator(devices[0])
     if device != "cpu" and workers > 1:
         raise SettingsError(
             f"distribute.workers = {workers} processes share the CPUs, not a device like {device!r}; "
@@ -69,29 +69,50 @@ def resolve_worker_devices(devices: Sequence[str], workers: int) -> tuple[str, .
     return (device,) * workers
 
 
-def _cpu_where_nothing_else(device: str) -> str:
-    elsewhere = torch.cuda.device_count() or torch.backends.mps.is_available()
-    return "cpu" if device == "auto" and not elsewhere else device
+def _cpu_if_no_accelerator(device: str) -> str:
+    accelerated = torch.cuda.device_count() or torch.backends.mps.is_available()
+    return "cpu" if device == "auto" and not accelerated else device
+
+
+def resolve_device(device: str, *, key: str = "inference.device") -> torch.device:
+    """`auto` -> CUDA, MPS or CPU; any other name is checked to exist.
+
+    Args:
+        device: name of the setting.
+        key: the setting's key, for the message.
+
+    Raises:
+        SettingsError: an unknown or absent device.
+    """
+    if device == "auto":
+        return torch.device(best_device())
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"{key} = {device!r} is not usable here: {reason}; use auto or cpu") from error
+    return found
 
 
 def best_device() -> str:
-    """What `auto` means in this process."""
+    """The device that `auto` means in this process."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def device_type(device: str) -> str:
-    """The kind of a device, which decides results: `cuda:1` -> `cuda`."""
+    """The type of a device, which decides results: `cuda:1` -> `cuda`."""
     return device.partition(":")[0]
 
 
-def device_environment(device: str, surroundings: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Environment of a process that shall see one device only, and see it as the first of its kind.
+def device_environment(device: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Environment variables of a process that sees one device only, as the first of its type.
 
     Args:
         device: `cpu`, `cuda`, or `cuda:N`, as this process numbers it.
-        surroundings: this process's environment.
+        environ: variables of this process.
 
     >>> device_environment("cuda:1", {"CUDA_VISIBLE_DEVICES": "4,6"}), device_environment("cpu")
     ({'CUDA_VISIBLE_DEVICES': '6'}, {})
@@ -99,7 +120,7 @@ def device_environment(device: str, surroundings: Mapping[str, str] = os.environ
     kind, _, index = device.partition(":")
     if kind != "cuda" or not index:
         return {}
-    visible = [each.strip() for each in surroundings.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
+    visible = [each.strip() for each in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
     return {"CUDA_VISIBLE_DEVICES": visible[int(index)] if visible else index}
 
 
@@ -113,15 +134,17 @@ def threads_per_process(threads: int, processes: int) -> int:
 
 
 def _check_several(names: Sequence[str]) -> None:
-    place = f"inference.device = {','.join(names)!r}"
+    setting = f"inference.device = {','.join(names)!r}"
     if {*names} == {"cpu"}:
-        raise SettingsError(f"{place}: for several processes on the CPU set distribute.workers={len(names)}")
+        raise SettingsError(f"{setting}: for several processes on the CPU set distribute.workers={len(names)}")
     if not names or any(name != "cpu" and not name.removeprefix("cuda:").isdecimal() for name in names):
-        raise SettingsError(f"{place}: several devices are named as cuda:0,cuda:1 (or {ALL_CUDA}), each with a number")
+        raise SettingsError(
+            f"{setting}: name several devices as cuda:0,cuda:1 (or {ALL_CUDA}), each with a number"
+        )
     if len({device_type(name) for name in names}) > 1:
-        raise SettingsError(f"{place}: devices of different kinds give results that differ; name devices of one kind")
+        raise SettingsError(f"{setting}: devices of different types give different results; name devices of one type")
     for name in names:
         if names.count(name) > 1:
-            raise SettingsError(f"{place}: {name} is there twice, and would run two regions at once; name it once")
+            raise SettingsError(f"{setting}: {name} is named twice, and would run two regions at once; name it once")
         if int(name.removeprefix("cuda:")) >= torch.cuda.device_count():
-            raise SettingsError(f"{place}: there is no {name} here, but {torch.cuda.device_count()} CUDA device(s)")
+            raise SettingsError(f"{setting}: there is no {name} here, but {torch.cuda.device_count()} CUDA device(s)")

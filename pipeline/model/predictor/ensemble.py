@@ -17,14 +17,13 @@ from torch import Tensor
 from pipeline.errors import ModelError, SettingsError
 from pipeline.model.predictor.compiled import BatchShape
 from pipeline.model.predictor.ensemble_card import merge_cards
+from pipeline.model.predictor.precision import PrecisionCheck, combine_checks
 from pipeline.model.predictor.protocol import (
     ArrayFunction,
     Augment,
     LoadedModel,
-    PrecisionCheck,
     Predictor,
     Runnable,
-    combine_checks,
 )
 
 

@@ -1,15 +1,14 @@
-"""What a predictor is, plain or prepared, and the forms in which all are called.
+"""Predictor protocols: plain functions, loaded models, and networks in one number format.
 
 A predictor is any callable `(N, bands, H, W) float32 -> (N, classes, h, w)`: a loaded checkpoint, a torch
-module, or a plain function on numpy arrays or tensors. A loaded one is `LoadedModel`: it knows its card, proves
-a number format on real tiles, and hands out a form of itself that is `Runnable` for batches in that format.
+module, or a plain function on numpy arrays or tensors. A `LoadedModel` has a card, checks a number format on real
+tiles, and returns a `Runnable` for batches in that format.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -22,18 +21,14 @@ from torch import Tensor, nn
 from pipeline.errors import ModelError, SettingsError
 from pipeline.model.card import ModelCard
 from pipeline.model.predictor.compiled import BatchShape, activate
+from pipeline.model.predictor.precision import Precision, PrecisionCheck
 
-log = logging.getLogger(__name__)
-
-Precision = Literal["auto", "exact", "float32", "mixed", "bfloat16", "float16"]
-"""How numbers are held; `exact` is float32 without TF32, which on a CPU is the same as `float32`; `mixed` is
-bfloat16 after two blocks that compute in float32."""
 Augment = Literal["none", "flips", "rotations", "all"]
-"""Symmetries of a tile that results are averaged over; `averaging` carries it out."""
+"""Symmetries of a tile that results are averaged over; see `pipeline.model.predictor.ensemble`."""
 
 
 class Predictor(Protocol):
-    """What runs a network: normalised tiles in, probabilities (or the card's logits) out."""
+    """A network: normalised tiles in, probabilities (or the card's logits) out."""
 
     def __call__(self, tiles: Tensor, /) -> Tensor:
         """`(N, bands, H, W)` float32 -> `(N, classes, H - 2 margin, W - 2 margin)`."""
@@ -42,12 +37,12 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class Runnable(Protocol):
-    """A network in one number format, ready for batches; many threads may call it at once on a CPU."""
+    """A network in one number format; many threads may call it at once on a CPU."""
 
     dtype: torch.dtype
-    """Format of the tiles it takes without converting them."""
+    """Number format of tiles that need no conversion."""
     layout: torch.memory_format
-    """Memory order of the tiles it takes without rearranging them."""
+    """Memory layout of tiles that need no rearranging."""
     device: torch.device
     """Where it runs."""
 
@@ -61,18 +56,18 @@ class Runnable(Protocol):
 
 @runtime_checkable
 class LoadedModel(Protocol):
-    """A model with its card on one device; what `load_predictor` returns."""
+    """A model with its card on one device; `load_predictor` returns one."""
 
     card: ModelCard
-    """What goes in and comes out."""
+    """Its input and output."""
     device: torch.device
     """Where it runs."""
     lock: threading.Lock
-    """Held while a scene uses the device: of several scenes in one process, one at a time does."""
+    """Held while a scene uses the device: concurrent scenes of one process use it one at a time."""
 
     @property
     def identity(self) -> str:
-        """What decides its results and is known before any work: weights, precision asked for, kind of device."""
+        """All that decides the results and is known before any work; see `model_identity`."""
         ...
 
     @property
@@ -81,7 +76,7 @@ class LoadedModel(Protocol):
         ...
 
     def __call__(self, tiles: Tensor, /) -> Tensor:
-        """`(N, bands, H, W)` normalised float32 -> probabilities; the first call proves the precision."""
+        """`(N, bands, H, W)` normalised float32 -> probabilities; the first call checks the precision."""
         ...
 
     def check_precision(self, tiles: Tensor) -> PrecisionCheck:
@@ -89,35 +84,8 @@ class LoadedModel(Protocol):
         ...
 
     def runnable(self, work: BatchShape) -> Runnable:
-        """The model in the precision of a proof, ready for so much work."""
+        """The model in the precision of a check, compiled for these batches where that is worthwhile."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrecisionCheck:
-    """The precision that a trial on real tiles chose."""
-
-    precision: str
-    """`exact`, `float32`, `mixed`, `bfloat16` or `float16`."""
-    change: float = 0.0
-    """Largest change of a probability against float32 on the trial, in the precision tried last; 0 if none was."""
-    note: str = ""
-    """Why `auto` stepped back, in one sentence; empty when it did not."""
-
-    def log_fallback(self, place: str) -> None:
-        """Log that `auto` stepped back, and of what: as a warning where that costs much speed."""
-        if self.note:
-            log.log(logging.WARNING if self.precision == "float32" else logging.INFO, "%s: %s", place, self.note)
-
-
-def combine_checks(proofs: Sequence[PrecisionCheck]) -> PrecisionCheck:
-    """The precision in which several models run together: that of the most cautious.
-
-    >>> combine_checks([Proof(precision="bfloat16", change=0.002), Proof(precision="mixed")]).precision
-    'mixed'
-    """
-    caution = {"exact": 0, "float32": 0, "mixed": 1}
-    return min(proofs, key=lambda proof: (caution.get(proof.precision, 2), -proof.change))
 
 
 ArrayFunction = Callable[[NDArray[np.float32]], NDArray[np.floating] | Tensor]
@@ -147,18 +115,29 @@ class InferenceSpec:
                 raise SettingsError(f"{key} must be at least 0, not {getattr(self, key)}")
 
 
+def model_identity(sha256: str, precision: str, device: str) -> str:
+    """Identity of a model on a device: equal ones give equal results on the same kind of hardware.
+
+    Args:
+        sha256: content hash of weights and card.
+        precision: the setting; `auto` with the format that is tried first.
+        device: its type.
+    """
+    return f"{sha256} {precision} {device}"
+
+
 def identity_of(predictor: Predictor | ArrayFunction) -> str | None:
-    """What decides a predictor's results; None for a plain function, which has no identity to compare."""
+    """Identity of a loaded model; None for a plain function, which has none to compare."""
     return predictor.identity if isinstance(predictor, LoadedModel) else None
 
 
 def device_lock(predictor: Predictor | ArrayFunction) -> AbstractContextManager[object]:
-    """Hold a loaded predictor's device: of several scenes in one process, one at a time uses it."""
+    """Hold the device of a loaded model: concurrent scenes of one process use it one at a time."""
     return predictor.lock if isinstance(predictor, LoadedModel) else nullcontext()
 
 
 def as_predictor(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predictor:
-    """What returns probabilities as it is; a torch module or plain function wrapped to return them in float32."""
+    """A model as it is; a torch module or plain function wrapped to return probabilities in float32."""
     if isinstance(predictor, LoadedModel | Runnable):
         return predictor
     if isinstance(predictor, nn.Module):
@@ -169,12 +148,12 @@ def as_predictor(predictor: Predictor | ArrayFunction, card: ModelCard) -> Predi
 
 
 class PlainRunnable:
-    """A plain function or torch module in the form of a ready network."""
+    """A plain function or torch module as a `Runnable`."""
 
     dtype, layout, device = torch.float32, torch.contiguous_format, torch.device("cpu")
 
     def __init__(self, predictor: Predictor | ArrayFunction, card: ModelCard) -> None:
-        """`card` says what it returns."""
+        """Bind a function to the card that describes its output."""
         self._predict = as_predictor(predictor, card)
 
     def __call__(self, tiles: Tensor) -> Tensor:
@@ -195,7 +174,7 @@ class _ArrayCall:
         try:
             return self._function(tiles.cpu().numpy())
         except (TypeError, AttributeError) as refused:
-            # What torch says of an array; a fault of the function itself fails with tensors too.
+            # A tensor function refuses arrays in this way; a fault of the function itself fails with tensors too.
             try:
                 result = self._function(tiles)
             except (TypeError, AttributeError):
