@@ -138,9 +138,7 @@ def _check_several(names: Sequence[str]) -> None:
     if {*names} == {"cpu"}:
         raise SettingsError(f"{setting}: for several processes on the CPU set distribute.workers={len(names)}")
     if not names or any(name != "cpu" and not name.removeprefix("cuda:").isdecimal() for name in names):
-        raise SettingsError(
-            f"{setting}: name several devices as cuda:0,cuda:1 (or {ALL_CUDA}), each with a number"
-        )
+        raise SettingsError(f"{setting}: name several devices as cuda:0,cuda:1 (or {ALL_CUDA}), each with a number")
     if len({device_type(name) for name in names}) > 1:
         raise SettingsError(f"{setting}: devices of different types give different results; name devices of one type")
     for name in names:
