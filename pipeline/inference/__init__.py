@@ -1,4 +1,4 @@
-"""Tiles through a network and back into a mosaic. Start reading at `pipeline.inference.engine`."""
+"""Inference: tiles through a network, blended into a mosaic. Start reading at `pipeline.inference.engine`."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Overlapping tile probabilities -> finished strips, as an exact weighted mean.
+"""Blending of overlapping tile probabilities into strips, as an exact weighted mean.
 
 The contract, for every scene pixel p and the tiles k that cover it, with separable weights
 `w_k(p) = u_k(row) * v_k(col) > 0`:
@@ -33,7 +33,7 @@ from pipeline.mosaic import TOP_LEVEL, LevelType
 Blend = Literal["hann", "pyramid", "average", "crop", "exact"]
 """`hann`, `pyramid`: smooth crossfades; `average`: plain mean; `crop`, `exact`: each pixel from one tile."""
 CROP = frozenset[Blend]({"crop", "exact"})
-"""Those where a tile decides the pixels of its core alone, and no others."""
+"""Blends in which each pixel comes from one tile, whose core it lies in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +74,8 @@ def tiles_covering(shares: Sequence[BlendWeights], start: int, stop: int) -> ran
 class StripBlender:
     """Blends the tiles of one region, strip by strip, in two buffers that are allocated once.
 
-    The strip buffer takes the tiles of the strip at hand. Its first rows are then blended with those that the strip
-    above left unfinished; what the next strip will add to is kept aside, and the rows between are finished:
+    The strip buffer takes the tiles of the current strip. Its first rows are then blended with the unfinished rows of
+    the strip above; the rows that the next strip adds to are held, and the rows between are finished:
 
         strip buffer   |<- held from above ->|<------ met first ------>|
         afterwards     |<------------- finished ------------>|<- held ->|
@@ -94,8 +94,8 @@ class StripBlender:
         """Prepare buffers for scene columns `span`, `classes` deep, on a device.
 
         Args:
-            rows: shares of the tile rows.
-            cols: shares of the tile columns.
+            rows: weights of the tile rows.
+            cols: weights of the tile columns.
             span: scene columns of the region.
             classes: number of output classes.
             device: where blending runs.
@@ -112,7 +112,7 @@ class StripBlender:
 
     @torch.inference_mode()
     def add(self, col: int, probabilities: Tensor) -> None:
-        """Blend one tile's output `(classes, H, W)` into the strip at hand; tiles come from left to right."""
+        """Blend one tile's output `(classes, H, W)` into the current strip; tiles come from left to right."""
         share, span = self._cols[col], self._span
         start, stop = max(share.start, span.start), min(share.stop, span.stop)
         met = min(max(start, self._cols[col - 1].stop if col else start), stop)
@@ -128,14 +128,14 @@ class StripBlender:
 
     @torch.inference_mode()
     def end_strip(self, row: int, *, last: bool) -> Tensor:
-        """Blend the strip with the rows held from above it and hand over what is finished.
+        """Blend the strip with the rows held from above it and return the finished rows.
 
         Args:
             row: index of the tile row.
             last: True when the region has no further strip.
 
         Returns:
-            `(classes, rows, columns)` probabilities of the rows from the first of this strip's share on; a view of
+            `(classes, rows, columns)` probabilities of the rows from the first row of this strip on; a view of
             the strip buffer, good until the next tile is added.
         """
         share, overlap = self._rows[row], self._rows_held
@@ -148,7 +148,7 @@ class StripBlender:
         return strip[:, :finished]
 
     def skip_strip(self, row: int, *, last: bool) -> int:
-        """End a strip whose pixels do not matter, nor what neighbours make of them; see `end_strip`.
+        """End a strip without wanted pixels, without blending it; see `end_strip`.
 
         Returns:
             The number of rows that are finished.
@@ -179,7 +179,7 @@ def to_levels(probabilities: Tensor, valid: Tensor | None, level_type: LevelType
         levels, nodata = probabilities.mul(top).add_(0.5).clamp_(0, top + 0.5), top + 1
     if valid is not None:
         levels.masked_fill_(~valid, nodata)
-    # By way of int32, which torch converts to and from several times faster than straight.
+    # torch converts by way of int32 several times faster than directly.
     return levels if level_type == "float32" else levels.to(torch.int32).to(getattr(torch, level_type))
 
 

@@ -1,8 +1,8 @@
-"""Strips in, probabilities of tiles out, on one device.
+"""Inference engine: strips in, probabilities of tiles out, on one device.
 
-Tiles are cut from a strip and normalised on the device, in batches of one size: short ones are filled up, so a
-tile's result never depends on how work was split. A CPU runs batches in several lanes; other devices take them as
-fast as Python can name them. Every output is checked before it is believed.
+Tiles are cut from a strip and normalised on the device, in batches of one size. Short batches are padded, so a tile's
+result never depends on how work was split. A CPU runs batches in several worker threads; on other devices one thread
+submits them. The shape and range of every output are checked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RESULT_BYTES = 256 * 2**20
 """Probabilities of batches that wait to be blended; bounds the memory of many classes."""
 
 Member = tuple[Runnable, InputTransform]
-"""A network of an ensemble, ready to run, and what it makes of this scene's raw pixels."""
+"""A network of an ensemble and the normalisation of the scene's raw pixels for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +49,19 @@ class TileRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TileBatch:
-    """Tiles of one strip that are run together."""
+    """Tiles of one strip in one forward pass."""
 
     strip: DeviceStrip
-    """Where they are cut from."""
+    """The strip."""
     positions: tuple[int, ...]
-    """Which tiles of the row; none when no tile of the strip is wanted and holds a valid pixel."""
+    """Positions of the tiles in the row; empty if the strip has no wanted tile with a valid pixel."""
     ends_strip: bool
     """True for the last batch of a strip."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What the networks made of a batch."""
+    """Output of the networks for a batch."""
 
     batch: TileBatch
     """The batch."""
@@ -79,10 +79,10 @@ class Engine:
 
         Args:
             members: the networks, all on one device; their probabilities are averaged.
-            card: what goes in and comes out.
+            card: of the model.
             row: the tiles of every strip.
             transfer: brings strips to the device.
-            batching: how much is run at once.
+            batching: batch size and worker threads.
         """
         self._card, self._device = card, members[0][0].device
         self._row, self._transfer, self._batching = row, transfer, batching
@@ -96,10 +96,10 @@ class Engine:
         self.range_check = RangeCheck(self._device)
 
     def run(self, strips: Iterable[RawStrip]) -> Iterator[Predicted]:
-        """Predict the tiles that are wanted and hold a valid pixel, in plan order; a strip ends with a batch, if empty.
+        """Predict the wanted tiles that hold a valid pixel, in plan order; every strip ends with a batch, even empty.
 
         Raises:
-            ModelError: an output is of a wrong shape or range.
+            ModelError: an output has a wrong shape or range.
             TransientError: not even one tile fits into memory.
         """
         batches = self._batches(strips)
@@ -131,7 +131,7 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self, batch: TileBatch) -> Predicted:
-        """Run a batch, in parts where memory does not take it as a whole."""
+        """Run a batch, in parts if memory does not suffice."""
         lefts, tiles = self._lefts(batch.strip.raw), list[Tensor]()
         while len(tiles) < len(batch.positions):
             size = self._size
@@ -155,7 +155,7 @@ class Engine:
         return None
 
     def _probabilities(self, strip: DeviceStrip, lefts: Sequence[int], size: int) -> Tensor:
-        """The running mean of what the members say; members that take the same input share it."""
+        """The running mean over the members; members with the same input share it."""
         mean = torch.empty(0)
         cut: dict[TileCutter, Tensor] = {}
         for count, (ready, cutter) in enumerate(self._members, start=1):
@@ -169,7 +169,7 @@ class Engine:
         return mean
 
     def _halve(self, size: int) -> None:
-        """Go on in batches of half the size, unless another lane has seen to it."""
+        """Halve the batch size, unless another worker thread did."""
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

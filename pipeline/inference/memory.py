@@ -1,8 +1,8 @@
-"""Keep the C library from giving memory back to the system between two tiles.
+"""Allocator settings: keep glibc from returning memory to the system between two tiles.
 
-A network on a CPU asks for tens of megabytes per layer and frees them at once. glibc maps every such block anew
-and unmaps it, so each layer's first touch of each page is a fault of the kernel's: a fifth to a third of the time
-of a small network. Told to take blocks from its heap and to keep what is freed, it hands out the same pages again.
+A network on a CPU allocates tens of megabytes per layer and frees them at once. glibc maps and unmaps every such
+block, so each layer's first access to each page is a page fault: a fifth to a third of the time of a small network.
+With these settings glibc takes blocks from its heap and reuses freed pages.
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ import logging
 
 log = logging.getLogger(__name__)
 
-MAP_AT_MOST, TRIM_ABOVE, GROW_BY, ARENAS = -4, -1, -2, -8
+MMAP_MAX, TRIM_THRESHOLD, TOP_PAD, ARENA_MAX = -4, -1, -2, -8
 """M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD and M_ARENA_MAX of glibc's malloc.h."""
-CHOICES = {
-    MAP_AT_MOST: 0,  # no block of its own mapping, however large
-    TRIM_ABOVE: 2**31 - 1,  # bytes free at the heap's end before any go back
-    GROW_BY: 64 * 2**20,  # bytes more than needed whenever the heap grows
-    ARENAS: 1,  # the heaps of further threads are too small for such blocks, and each would keep its own
+MALLOC_OPTIONS = {
+    MMAP_MAX: 0,  # no block is mapped separately, however large
+    TRIM_THRESHOLD: 2**31 - 1,  # bytes free at the heap's end before any are returned
+    TOP_PAD: 64 * 2**20,  # bytes more than needed whenever the heap grows
+    ARENA_MAX: 1,  # the heaps of further threads are too small for such blocks, and each would keep its own
 }
 
 
 @functools.cache
 def disable_malloc_trim() -> bool:
-    """Set up the process's allocator for work on a CPU; returns whether it could be.
+    """Set the allocator's options for work on a CPU; returns whether glibc accepted them.
 
-    The process then holds the most memory it ever needed, until `trim_heap`. Another C library (musl, macOS, Windows)
-    is left alone.
+    The process then keeps its peak memory until `trim_heap`. No effect with another C library (musl, macOS, Windows).
     """
     try:
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version  # noqa: B018 - only glibc has it
-        taken = [library.mallopt(key, value) for key, value in CHOICES.items()]
+        taken = [library.mallopt(key, value) for key, value in MALLOC_OPTIONS.items()]
     except (AttributeError, TypeError, OSError):
         return False
     if not all(taken):
@@ -42,7 +41,7 @@ def disable_malloc_trim() -> bool:
 
 
 def trim_heap() -> None:
-    """Hand what is free back to the system, wherever in the heap it lies, before another kind of work begins."""
+    """Return free memory of the whole heap to the system, before other work starts."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""Raw pixels of a scene -> model input: the one definition, shared by inference and training.
+"""Normalisation of raw pixels to model input; the only definition, shared by inference and training.
 
 `model_input = clip((pixel * scale + offset) * gain + bias)`, where `scale` and `offset` are the
 scene's tags (1 and 0 when absent) and `gain`, `bias`, `clip` come from the ModelCard. Invalid pixels

@@ -1,8 +1,8 @@
-"""The precision of one scene, proven on its own pixels before its regions begin.
+"""Precision of one scene, checked on its own pixels before its regions start.
 
-A lower number format may be harmless for one scene and not for another, so it is tried on a window of the
-scene at hand. The window is found by a fixed search, and every region runs in the precision it chose: the
-result does not depend on who runs which part.
+A lower number format may be harmless for one scene and not for another, so it is checked on a window of the scene.
+A fixed search finds the window, and every region runs in the chosen precision: the result does not depend on how
+the work is split. The candidates are in `pipeline.model.predictor.precision`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 TRIAL_SIDE = 256
 """About the side of the trial window, px: large enough for many textures, small enough to cost little."""
 PLACES = 3
-"""The search looks at the centres of so many by so many parts of the scene, the middle one first ..."""
+"""The search takes the centres of `PLACES x PLACES` parts of the scene, the middle one first ..."""
 ENOUGH_VALID = 0.5
 """... and ends at the first window of which at least this share is valid; else it takes the fullest."""
 
@@ -36,28 +36,28 @@ ENOUGH_VALID = 0.5
 def choose_precision(
     scene: Scene, plan: TilePlan, card: ModelCard, predictor: Predictor | ArrayFunction
 ) -> PrecisionCheck:
-    """Prove the precision in which a scene is run.
+    """Choose the precision in which a scene is run.
 
     Args:
-        scene: its pixels are tried.
+        scene: its pixels are run.
         plan: its tile plan.
-        card: what the predictor takes.
-        predictor: every member proves itself; if one steps back to float32, all do. A plain function or torch
-            module runs as it is.
+        card: of the predictor.
+        predictor: every member is checked; if one falls back to float32, all do. A plain function or torch module
+            runs unchanged.
 
     Raises:
-        SettingsError: the network does not run in the precision that was named.
+        SettingsError: the network does not run in the precision of the settings.
         DamagedSceneError: the window cannot be decoded.
     """
     if not isinstance(predictor, LoadedModel):
         return PrecisionCheck(precision="float32")
     window, pixels, valid = _trial_window(scene, plan, card)
-    proof = combine_checks(
+    check = combine_checks(
         [member.check_precision(_as_tile(scene, member.card, pixels, valid)) for member in predictor.members]
     )
-    proof.log_fallback(scene.location.text)
-    log.debug("%s: precision %s was tried at %s", scene.location, proof.precision, window)
-    return proof
+    check.log_fallback(scene.location.text)
+    log.debug("%s: precision %s was checked at %s", scene.location, check.precision, window)
+    return check
 
 
 def _as_tile(scene: Scene, card: ModelCard, pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Tensor:
@@ -92,8 +92,8 @@ def _trial_side(axis: Axis, card: ModelCard) -> int:
     """A size that the network takes: about `TRIAL_SIDE`, or that of a tile where the scene is smaller."""
     if card.tile_size is not None:
         return card.tile_size
-    least = max(TRIAL_SIDE, 2 * card.margin + 1)
-    side = least + (card.size_offset - least) % card.stride
+    smallest = max(TRIAL_SIDE, 2 * card.margin + 1)
+    side = smallest + (card.size_offset - smallest) % card.stride
     return side if side <= axis.length else min(side, axis.tile)
 
 

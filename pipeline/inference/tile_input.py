@@ -1,4 +1,4 @@
-"""Tiles cut from a strip on the device, normalised, in the number format and memory order that a network takes."""
+"""Tile cutter: normalised tiles of a strip, in the number format and memory layout of a network."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class TileCutter:
     def __init__(
         self, transform: InputTransform, *, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
     ) -> None:
-        """Bind a scene's input transform to what the network takes.
+        """Bind a scene's input transform to the input format of a network.
 
         Args:
             transform: raw pixels to model input.
             device: where strips are.
-            dtype: number format of the tiles; they are normalised in float32 whatever it is.
-            layout: memory order of the tiles.
+            dtype: number format of the tiles; they are normalised in float32 in any case.
+            layout: memory layout of the tiles.
         """
         self._device, self._dtype, self._layout = device, dtype, layout
         self._gain, self._bias = (
             torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
             for values in (transform.gain, transform.bias)
         )
-        self._as_it_is = set(transform.gain) == {1.0} and set(transform.bias) == {0.0}
+        self._is_identity = set(transform.gain) == {1.0} and set(transform.bias) == {0.0}
         self._clip = transform.clip
 
     def cut(self, strip: DeviceStrip, lefts: Sequence[int], width: int, *, size: int) -> Tensor:
@@ -40,7 +40,7 @@ class TileCutter:
             strip: tiles span all of its rows.
             lefts: strip column of each tile's first pixel; at most `size`, at least one.
             width: columns of a tile.
-            size: tiles of the batch; places that are left over repeat the last tile.
+            size: tiles of the batch; the last tile fills the remaining places.
 
         Returns:
             `(size, bands, rows, width)` model input, 0 where pixels are not real data.
@@ -60,13 +60,13 @@ class TileCutter:
         return self._dtype == torch.float32 and self._layout == torch.contiguous_format
 
     def _rearrange(self, strip: DeviceStrip, lefts: Sequence[int], tiles: Tensor) -> None:
-        """Write tiles in the network's form by way of float32 planes, which on a CPU stay in its cache."""
+        """Write tiles in the network's format by way of float32 planes, which stay in a CPU's cache."""
         group = 1 if self._device.type == "cpu" else len(lefts)
         planes = torch.empty((group, *tiles.shape[1:]), device=self._device)
         for first in range(0, len(lefts), group):
             part = lefts[first : first + group]
             self._normalise(strip, part, planes[: len(part)])
-            # Two steps, for torch converts slowly while it rearranges.
+            # Two steps, since torch converts slowly while it rearranges.
             tiles[first : first + len(part)].copy_(planes[: len(part)].to(self._dtype))
 
     def _normalise(self, strip: DeviceStrip, lefts: Sequence[int], planes: Tensor) -> None:
@@ -76,7 +76,7 @@ class TileCutter:
                 rows, dst, src = _overlap(chunk, left, planes.shape[3])
                 if dst.start < dst.stop:
                     plane[:, rows, dst].copy_(chunk.pixels[:, :, src])
-        if not self._as_it_is:
+        if not self._is_identity:
             planes.mul_(self._gain).add_(self._bias)
         if self._clip is not None:
             planes.clamp_(*self._clip)
@@ -86,7 +86,7 @@ class TileCutter:
 
 
 def _blank(strip: DeviceStrip, left: int, plane: Tensor) -> None:
-    """Set what is not real data to 0, the mean of standardised data."""
+    """Set pixels that are not real data to 0, the mean of standardised data."""
     for chunk in strip.chunks:
         rows, dst, src = _overlap(chunk, left, plane.shape[2])
         if chunk.valid is not None and dst.start < dst.stop:

@@ -1,13 +1,13 @@
-"""Strips to the device and finished rows back: the only two times that pixels change places.
+"""Transfer of strips to the device and of finished rows to the host.
 
-On a CPU nothing moves. For CUDA, pixels pass through pinned buffers that are allocated once and reused, on a
-stream of their own, and nobody waits for a copy but who needs the buffer next:
+On a CPU nothing is copied. For CUDA, pixels pass through pinned buffers that are allocated once and reused, on a
+separate stream; only the next user of a buffer waits for its copy:
 
     chunks ──host──▶ pinned strip ──copy stream──▶ device strip ──▶ (the engine) ──▶ levels
                                                                                        │
     writer ◀──host── pinned rows ◀──────────────────copy stream──────────────────────◀─┘
 
-Two strips and a few finished rows are under way at most; that is how far Python may run ahead.
+At most two strips and a few sets of finished rows are in flight, which bounds how far Python runs ahead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.mosaic import LevelType, stored_nodata
 STRIPS_IN_FLIGHT = 2
 """Strips that may be on the device at once."""
 _KEPT_TYPES = ("uint8", "int16", "uint16", "int32", "float32")
-"""Pixel types that torch converts well on every device; others become float32 on the host."""
+"""Pixel types that torch converts on every device; others become float32 on the host."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class DeviceChunk:
     """A rectangle of a strip on the device."""
 
     top: int
-    """Row of the strip at which its first row lies."""
+    """Strip row of its first row."""
     left: int
-    """Column of the strip at which its first column lies."""
+    """Strip column of its first column."""
     pixels: Tensor
     """`(bands, rows, columns)` raw."""
     valid: Tensor | None
@@ -49,7 +49,7 @@ class DeviceStrip:
     """A strip whose pixels are on the device."""
 
     raw: RawStrip
-    """What it was loaded from."""
+    """The strip on the host."""
     chunks: tuple[DeviceChunk, ...]
     """Partition the windows of the tiles that are wanted."""
 
@@ -66,10 +66,10 @@ class DeviceStrip:
 
 
 class FinishedRows(Protocol):
-    """Rows on their way from the device."""
+    """Rows in transfer from the device."""
 
     def wait(self) -> tuple[NDArray[np.generic], tuple[float, float]]:
-        """`(classes, rows, columns)` as stored, and the extremes that came with them."""
+        """`(classes, rows, columns)` as stored, and their smallest and largest probability."""
         ...
 
 
@@ -79,16 +79,16 @@ class Transfer(Protocol):
     device: torch.device
     """The device."""
     rows_in_flight: int
-    """How many sets of finished rows are left to travel while the next are computed."""
+    """Sets of finished rows in transfer while the next are computed."""
 
     def to_device(self, strip: RawStrip) -> DeviceStrip:
-        """Bring a strip to the device; no work on the strip before it may be added after that."""
+        """Copy a strip to the device; no work on the previous strip may be submitted after that."""
         ...
 
     def to_host(self, rows: Tensor, extremes: Tensor) -> FinishedRows:
-        """Bring finished rows `(classes, rows, columns)` back, with the least and largest probability, `(2,)`.
+        """Copy finished rows `(classes, rows, columns)` to the host, with the smallest and largest probability, `(2,)`.
 
-        The memory of a set is used again `behind` + 3 sets later: `behind` may travel, and the writer reads three.
+        The memory of a set is reused `rows_in_flight` + 3 sets later: the writer reads up to three.
         """
         ...
 
@@ -103,12 +103,12 @@ class _HostRows:
 
 
 def blank_rows(shape: tuple[int, int, int], stored: LevelType) -> FinishedRows:
-    """Rows that are all nodata, `(classes, rows, columns)`, which come from no device."""
+    """Rows that are all nodata, `(classes, rows, columns)`, made on the host."""
     return _HostRows(np.full(shape, stored_nodata(stored), stored), (0.0, 1.0))
 
 
 class DirectTransfer:
-    """For devices that share the host's memory, or copy as they are asked: chunks stay as they were decoded."""
+    """Transfer for a CPU, which shares memory, or a device with synchronous copies; chunks stay as decoded."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.rows_in_flight = device, 0
@@ -129,7 +129,7 @@ class DirectTransfer:
 
 
 class CudaTransfer:
-    """Pinned buffers and one copy stream for each direction."""
+    """Transfer for CUDA: pinned buffers and one copy stream per direction."""
 
     def __init__(
         self, device: torch.device, *, strip: tuple[int, int, int], dtype: str, rows: tuple[int, int, int], stored: str
@@ -171,7 +171,7 @@ class CudaTransfer:
 
 
 class _StripBuffer:
-    """Room for one strip on the host and on the device."""
+    """Buffers of one strip on the host and on the device."""
 
     def __init__(self, shape: tuple[int, int, int], dtype: np.dtype[np.generic], device: torch.device) -> None:
         torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
@@ -181,7 +181,7 @@ class _StripBuffer:
         self.copied, self.used = (torch.cuda.Event() for _ in range(2))  # type: ignore[no-untyped-call]
 
     def fill(self, strip: RawStrip, stream: torch.cuda.Stream) -> DeviceChunk:
-        """Copy a strip in, as soon as the strip before it has left."""
+        """Copy a strip to the device, once the previous copy has ended."""
         self.copied.synchronize()
         pixels, valid = self._pinned.numpy(), self._pinned_valid.numpy()
         partly = any(chunk.valid is not None for chunk in strip.chunks)
@@ -201,7 +201,7 @@ class _StripBuffer:
 
 
 class _RowBuffer:
-    """Room for one set of finished rows on the host."""
+    """Buffer of one set of finished rows on the host."""
 
     def __init__(self, shape: tuple[int, int, int], dtype: np.dtype[np.generic]) -> None:
         self._pinned = pinned(shape, torch.from_numpy(np.empty(0, dtype)).dtype)
@@ -210,11 +210,11 @@ class _RowBuffer:
         self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def fill(self, rows: Tensor, extremes: Tensor, stream: torch.cuda.Stream) -> None:
-        """Begin to copy from the device, after the work that makes the rows."""
+        """Start the copy from the device, after the work that computes the rows."""
         self._shape = (rows.shape[0], rows.shape[1], rows.shape[2])
         stream.wait_stream(torch.cuda.current_stream(rows.device))
         with torch.cuda.stream(stream):
-            self._room().copy_(rows, non_blocking=True)
+            self._view().copy_(rows, non_blocking=True)
             self._pinned_extremes.copy_(extremes, non_blocking=True)
             self._copied.record(stream)
         for tensor in (rows, extremes):
@@ -224,20 +224,20 @@ class _RowBuffer:
     def wait(self) -> tuple[NDArray[np.generic], tuple[float, float]]:
         self._copied.synchronize()
         low, high = self._pinned_extremes.tolist()
-        return self._room().numpy(), (low, high)
+        return self._view().numpy(), (low, high)
 
-    def _room(self) -> Tensor:
-        """As much of the buffer as the rows take, without gaps, which would keep the copy from being asynchronous."""
+    def _view(self) -> Tensor:
+        """The contiguous part of the buffer that the rows take; gaps would make the copy synchronous."""
         return self._pinned.view(-1)[: math.prod(self._shape)].view(self._shape)
 
 
 def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory of the host that a CUDA device can copy while others work."""
+    """Page-locked host memory, which a CUDA device copies asynchronously."""
     return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
 def torch_type(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
-    """The type in which pixels of a stored type are handed to torch.
+    """The type in which pixels of a stored type are passed to torch.
 
     >>> torch_type(np.dtype("uint16")).name, torch_type(np.dtype("float64")).name
     ('uint16', 'float32')

@@ -1,6 +1,6 @@
 """The model card: every fact about a network that is needed to use it correctly, as plain data.
 
-A card travels inside the checkpoint (or beside a plain predictor function) and is enforced: a scene
+A card travels inside the checkpoint (or next to a plain predictor function) and is enforced: a scene
 that does not fit it is refused with what is missing. This module imports no torch and opens no files.
 """
 
@@ -62,9 +62,7 @@ class Normalization:
     def standard(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
         """Mean 0 and standard deviation 1: `(raw - mean) / std` per band.
 
-        Args:
-            mean: per band, in raw units.
-            std: per band, in raw units, above 0.
+        Mean and deviation are in raw units.
 
         Raises:
             ModelError: when the lengths differ or a deviation is not above 0.
@@ -78,9 +76,7 @@ class Normalization:
     def value_range(cls, low: Sequence[float], high: Sequence[float]) -> Normalization:
         """`[low, high]` to `[0, 1]` per band, clipped there: `(raw - low) / (high - low)`.
 
-        Args:
-            low: per band, in raw units.
-            high: per band, in raw units, above `low`.
+        Both bounds are in raw units, `low` below `high`.
 
         Raises:
             ModelError: when the lengths differ or a range is empty.
@@ -93,13 +89,13 @@ class Normalization:
 
     @property
     def band_count(self) -> int | None:
-        """Bands it is made for; None when it fits any number."""
+        """Number of bands it fits; None = any."""
         return len(self.gain) or len(self.bias) or None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a network expects of a scene and what its output means; validated on construction."""
+    """Input that a network expects and meaning of its output; validated on construction."""
 
     bands: tuple[str, ...]
     """Names of the bands a scene must offer, in input order; unique."""
@@ -135,7 +131,7 @@ class ModelCard:
     """Pixels around a square with edges at multiples of `stride` that decide it, at most `receptive_field // 2`; None =
     not known to be fewer."""
     training: Mapping[str, object] = field(default_factory=dict, hash=False)
-    """JSON-able facts of where the network came from: data, split, settings, metrics."""
+    """Provenance of the network as JSON values: data, split, settings, metrics."""
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -195,8 +191,8 @@ class ModelCard:
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        least = {"stride": 1, "size_offset": 0, "margin": 0, "receptive_field": 1, "tile_size": 1, "aligned_halo": 0}
-        for key, bound in least.items():
+        minimums = {"stride": 1, "size_offset": 0, "margin": 0, "receptive_field": 1, "tile_size": 1, "aligned_halo": 0}
+        for key, bound in minimums.items():
             value = getattr(self, key)
             if value is None and key in ("receptive_field", "tile_size", "aligned_halo"):
                 continue

@@ -1,4 +1,4 @@
-"""Weights and their model card in one safetensors file: written whole or not at all, verified when read.
+"""Checkpoints: weights and model card in one safetensors file, written atomically and verified when read.
 
 The file's metadata holds the card, the architecture and a SHA-256 of everything else in the file, because
 safetensors notices truncation but loads a flipped bit. No code in a checkpoint is ever executed.
@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 MAX_HEADER_BYTES = 100_000_000
-"""The safetensors format's own bound; a larger figure means that the file is something else."""
+"""The bound of the safetensors format; a larger number means another format."""
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""First bytes of what `torch.save` writes: a zip archive, or formerly a bare pickle."""
+"""First bytes of files of `torch.save`: a zip archive, or in old versions a bare pickle."""
 HOW_TO_CONVERT = (
     "load its state in your own code with torch.load(path, weights_only=True), put it into a network of "
     "pipeline.model.networks.registry and write that with "
@@ -45,14 +45,14 @@ HOW_TO_CONVERT = (
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
-    """What the header of a checkpoint says; its weights are neither read nor verified."""
+    """Contents of a checkpoint's header; its weights are neither read nor verified."""
 
     card: ModelCard
     """Facts needed to use the network."""
     architecture: Mapping[str, object]
     """`name` of the network family and the fields of its spec."""
     sha256: str
-    """Content hash that the file claims, 64 hex digits; loading verifies it."""
+    """Content hash stored in the file, 64 hex digits; loading verifies it."""
     parameters: int
     """Numbers stored, batch statistics included."""
     path: Path
@@ -74,7 +74,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | Path, network: nn.Module, card: ModelCard) -> str:
-    """Write network and card as one file, which appears whole or not at all.
+    """Write network and card as one file, atomically.
 
     Args:
         path: the safetensors file to write or replace; its folder must exist.
@@ -86,7 +86,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, card: ModelCard) -> st
 
     Raises:
         ModelError: when the network is not native, has weights that are not finite, or the card does not fit it.
-        TransientError: when the disk refuses.
+        TransientError: the file cannot be written.
     """
     from safetensors.torch import save
 
@@ -105,7 +105,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, card: ModelCard) -> st
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read and verify a checkpoint; what is loaded is exactly what was verified.
+    """Read and verify a checkpoint; the verified bytes are the ones that are loaded.
 
     Raises:
         ModelError: when the file is missing, of another kind, damaged, or does not describe a network of ours.

@@ -1,4 +1,4 @@
-"""One region of a scene from window to mosaic. Start reading at `pipeline.inference.region.run`."""
+"""Inference of one region of a scene. Start reading at `pipeline.inference.region.run`."""
 
 import lazy_loader
 

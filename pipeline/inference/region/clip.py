@@ -1,4 +1,4 @@
-"""What an area leaves of a region's work: the tiles that add to a pixel in it, and the pixels that are kept."""
+"""Clipping of a region to an area: the tiles that contribute to it, and the pixels that are kept."""
 
 from __future__ import annotations
 
@@ -16,14 +16,7 @@ from pipeline.mosaic import LevelType, stored_nodata
 def wanted_tiles(
     area: AreaPixels, core: Window, rows: Sequence[BlendWeights], cols: Sequence[BlendWeights]
 ) -> list[tuple[int, ...]]:
-    """For each tile row the positions of the tiles that add to a pixel in the area.
-
-    Args:
-        area: pixels of the scene.
-        core: those that are asked for.
-        rows: what the tile rows contribute.
-        cols: what the tile columns contribute.
-    """
+    """For each tile row the positions of the tiles that contribute to a pixel of the area within `core`."""
     left, right, top, bottom = core.col_off, core.col_off + core.width, core.row_off, core.row_off + core.height
     spans = [slice(max(share.start, left), min(share.stop, right)) for share in cols]
     touched = (area.columns(max(share.start, top), min(share.stop, bottom)) for share in rows)
@@ -34,16 +27,16 @@ class RegionClip:
     """Restricts the finished rows of one region to an area, from top to bottom."""
 
     def __init__(self, area: AreaPixels, core: Window, stored: LevelType) -> None:
-        """Bind an area to the pixels that a region delivers, in the type in which they are stored."""
+        """Bind an area to the pixels of a region, in their stored type."""
         self._area, self._nodata = area, stored_nodata(stored)
         self._left, self._right = core.col_off, core.col_off + core.width
         self._done = core.row_off
 
     def keep(self, stored: NDArray[np.generic]) -> int:
-        """Set the pixels of the next finished rows, `(classes, rows, columns)`, to nodata where they lie outside.
+        """Set the pixels of the next finished rows, `(classes, rows, columns)`, to nodata outside the area.
 
         Returns:
-            How many pixels are left that are not nodata.
+            The number of remaining pixels that are not nodata.
         """
         first = self._done
         self._done += stored.shape[1]

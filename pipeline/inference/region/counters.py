@@ -1,4 +1,4 @@
-"""What is counted and kept of one region while its strips pass."""
+"""Counters and quicklook of one region, updated strip by strip."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ from pipeline.inference.tiling.tiles import Axis
 
 
 class RegionCounters:
-    """What is counted of one region on the way; a tile counts where its core begins, however the scene is cut."""
+    """Counters of one region; a tile counts in the region where its core begins, however the scene is divided."""
 
     def __init__(self, job: RegionJob, core: Window) -> None:
-        """`core` is what the region delivers."""
+        """`core`: pixels of the region."""
         self.core = core
         self._clip = None if job.area is None else RegionClip(job.area, core, job.mosaic.dtype)
         self._rows = _starting(job.plan.rows, core.row_off, core.row_off + core.height)
         self._cols = _starting(job.plan.cols, core.col_off, core.col_off + core.width)
-        self._taker = QuicklookSampler(job.scene.grid.shape, core, len(job.scene.bands), job.scene.dtype)
+        self._sampler = QuicklookSampler(job.scene.grid.shape, core, len(job.scene.bands), job.scene.dtype)
         self._valid_pixels = self._tiles_run = 0
 
     def count_tile(self, row: int, col: int) -> None:
-        """Count a tile that went through the network."""
+        """Count a tile that the network ran."""
         self._tiles_run += row in self._rows and col in self._cols
 
     def count_strip(self, strip: RawStrip, top: int) -> None:
-        """Look at a strip whose first pixel row is scene row `top`."""
+        """Sample a strip whose first pixel row is scene row `top`."""
         if top < self.core.row_off + self.core.height and top + strip.shape[0] > self.core.row_off:
-            self._taker.add(strip, top)
+            self._sampler.add(strip, top)
 
     def count_valid(self, strip: RawStrip, rows: slice, cols: slice) -> None:
-        """Count pixels of the core that are not nodata, unless finished rows will tell."""
+        """Count pixels of the core that are not nodata; with an area, `count_stored` does it."""
         if self._clip is None:
             self._valid_pixels += strip.count_valid(rows, cols)
 
     def count_stored(self, stored: NDArray[np.generic]) -> None:
-        """Restrict the next finished rows to the area, if there is one."""
+        """Restrict the next finished rows to the area, if any, and count its pixels."""
         if self._clip is not None:
             self._valid_pixels += self._clip.keep(stored)
 
     def result(self, region: Region, rasters: tuple[RegionRasters, ...]) -> RegionResult:
-        """What it came to."""
+        """The result of the region."""
         return RegionResult(
             region=region,
             rasters=rasters,
             tiles_run=self._tiles_run,
             tiles_skipped=len(self._rows) * len(self._cols) - self._tiles_run,
             valid_pixels=self._valid_pixels,
-            quicklook=self._taker.quicklook,
+            quicklook=self._sampler.quicklook,
         )
 
 

@@ -1,4 +1,4 @@
-"""The engine of one region: its networks, its batches, and how pixels reach its device and come back."""
+"""Setup of a region's engine: networks, batch size and transfer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def device_of(predictor: Predictor | ArrayFunction) -> torch.device:
 
 
 def build_transfer(job: RegionJob, device: torch.device, row: TileRow, finished: tuple[int, int]) -> Transfer:
-    """What moves the strips of a region.
+    """The transfer of a region's strips and rows.
 
     Args:
-        job: the scene's.
-        device: where they go.
+        job: of the scene.
+        device: of the network.
         row: the tiles of every strip.
         finished: rows and columns of the largest set of finished rows.
     """
@@ -50,11 +50,11 @@ def build_engine(
     """The engine of a region.
 
     Args:
-        job: the scene's.
+        job: of the scene.
         predictor: the model, or a plain function.
         row: the tiles of every strip.
-        transfer: brings strips to the predictor's device.
-        tiles: how many are wanted of each strip.
+        transfer: of strips to the predictor's device.
+        tiles: number of wanted tiles of each strip.
     """
     plain = not isinstance(predictor, LoadedModel | nn.Module)
     device = device_of(predictor)
@@ -70,25 +70,25 @@ def build_engine(
         workers=resolve_cpu_workers(threads, plain=plain),
         threads=threads if plain else 1,
     )
-    members = ready_members(job, predictor, (size, len(job.scene.bands), row.height, row.width), batches)
+    members = build_members(job, predictor, (size, len(job.scene.bands), row.height, row.width), batches)
     return Engine(members, job.card, row, transfer, batching)
 
 
-def ready_members(
+def build_members(
     job: RegionJob, predictor: Predictor | ArrayFunction, shape: tuple[int, int, int, int], batches: int
 ) -> list[Member]:
     """The networks of a predictor in the job's precision, each with its own normalisation of the scene.
 
     Args:
-        job: says how they are run.
-        predictor: a model, or a plain function or torch module, which is its own only member.
+        job: precision and settings of inference.
+        predictor: a model, or a plain function or torch module, which has one member.
         shape: `(N, bands, H, W)` of every batch.
-        batches: about how many there will be.
+        batches: their approximate number.
     """
     if not isinstance(predictor, LoadedModel):
         return [(PlainRunnable(predictor, job.card), input_transform(job.scene, job.card.normalization))]
-    exactly = job.inference.deterministic
-    work = BatchShape(precision=job.precision, batches=batches, shape=shape, deterministic=exactly)
+    deterministic = job.inference.deterministic
+    work = BatchShape(precision=job.precision, batches=batches, shape=shape, deterministic=deterministic)
     return [
         (member.runnable(work), input_transform(job.scene, member.card.normalization)) for member in predictor.members
     ]

@@ -1,7 +1,6 @@
-"""What the regions of a scene have in common, what each leaves, and how they become one mosaic again.
+"""Region jobs and results, and joining the rasters of regions into one mosaic.
 
-A RegionJob pickles, so a region runs wherever its job is handed to; what it leaves is a pair of plain GeoTIFFs that
-cover its core.
+A RegionJob pickles, so a region can run in any process; its outputs are two plain GeoTIFFs that cover its core.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from pipeline.mosaic import WRITE_QUEUE_DEPTH, MosaicSpec, RasterProfile, mask_p
 from pipeline.scene import Scene
 
 REGION_BYTES = 3 * 2**27
-"""What the strips of a region may take, in the host's memory and in the device's."""
+"""Memory of a region's strips, on the host and on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionJob:
-    """What every region of a scene has in common."""
+    """Inputs shared by all regions of a scene."""
 
     scene: Scene
     """The scene."""
     plan: TilePlan
     """Its global tile plan."""
     card: ModelCard
-    """What the predictor takes and gives."""
+    """Input and output of the predictor."""
     identity: str | None
-    """What decides the predictor's results, wherever it runs; None for a plain function."""
+    """Identity of the model on every worker; None for a plain function."""
     precision: str
-    """The number format that `choose_precision` proved for this scene, "" before; a plain function runs as it is."""
+    """The number format that `choose_precision` chose for this scene, "" before; ignored for a plain function."""
     blend: Blend
     """How tiles become one mosaic."""
     inference: InferenceSpec
@@ -57,7 +56,7 @@ class RegionJob:
     area: AreaPixels | None = None
     """The pixels that the result is restricted to; None: all of the scene."""
     folder: Path
-    """An existing folder for region rasters alone."""
+    """An existing folder that holds region rasters only."""
     key: str | None = None
     """Identity of the mosaic: scene, model, and all settings but those of polygons; None for a plain function."""
 
@@ -73,17 +72,17 @@ class RegionRasters:
     core: Window
     """The rectangle."""
     attempt: str
-    """Names the files: a worker thought lost may still be writing its own."""
+    """Suffix of the file names: a worker presumed lost may still be writing its own files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionResult:
-    """What one region did."""
+    """Outputs and counters of one region."""
 
     region: Region
-    """Which one."""
+    """The region."""
     rasters: tuple[RegionRasters, ...]
-    """What it left, from left to right; more than one where the device had no room for the whole width."""
+    """Its rasters from left to right; several if the region was split for lack of memory."""
     tiles_run: int
     """Tiles that went through the network."""
     tiles_skipped: int
@@ -95,15 +94,15 @@ class RegionResult:
 
     @property
     def regions_split(self) -> int:
-        """1 where it ran in narrower parts, for the device had no room for strips of its whole width."""
+        """1 if it was split into narrower parts for lack of memory."""
         return int(len(self.rasters) > 1)
 
 
 def max_region_columns(scene: Scene, plan: TilePlan, card: ModelCard, mosaic: MosaicSpec) -> int:
-    """Columns of a region whose strips take about `REGION_BYTES`, from what one column takes.
+    """Columns of a region whose strips take about `REGION_BYTES`.
 
-    Decoded chunks: two bands ahead, one being decoded, and as many as a strip touches. Blending: the strip and what
-    is held from the strip above. Finished rows: as they are quantised, and on their way to the disk.
+    Decoded chunks: two bands ahead, one being decoded, and those that a strip touches. Blending: the strip and the
+    rows held from the strip above. Finished rows: while quantised, and in the write queue.
     """
     tall = chunk_shape(scene)[0]
     bands = (PREFETCH_ROW_BANDS + 2 + -(-plan.rows.tile // tall)) * tall
@@ -129,7 +128,7 @@ def join_regions(
 
 
 def raster_profiles(job: RegionJob, grid: RasterGrid) -> dict[str, RasterProfile]:
-    """What the rasters of a part of the scene are."""
+    """Profiles of the rasters of a part of the scene."""
     return {
         "probability": probability_profile(grid, job.card, job.mosaic, job.tags),
         "mask": mask_profile(grid, job.card, job.mosaic, job.tags),

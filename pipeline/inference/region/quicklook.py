@@ -1,4 +1,4 @@
-"""A scene at screen size, sampled from the strips as they pass, so no block is decoded for it again."""
+"""Quicklook: a scene at screen size, sampled from the strips of inference without decoding blocks again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class QuicklookSampler:
         )
 
     def add(self, strip: RawStrip, top: int) -> None:
-        """Take what is wanted of a strip whose first pixel row is scene row `top` (below 0 where mirrored)."""
+        """Sample a strip whose first pixel row is scene row `top` (below 0 where mirrored)."""
         for chunk in strip.chunks:
             height, width = chunk.pixels.shape[1:]
             down, rows = _shared(self._rows, top + chunk.top, height)
@@ -52,7 +52,7 @@ class QuicklookSampler:
 
 
 def core_index(step: int, first: int) -> int:
-    """How many sampled pixels lie before scene pixel `first`."""
+    """Number of sampled pixels before scene pixel `first`."""
     return len(range(step // 2, first, step))
 
 
@@ -71,19 +71,19 @@ def merge_quicklooks(quicklooks: Sequence[Quicklook]) -> NDArray[np.generic]:
 def read_quicklook(
     scene: Scene, plan: TilePlan, threads: int, wanted: Sequence[tuple[int, ...]] | None = None
 ) -> NDArray[np.generic]:
-    """The quicklook of a scene that no network runs over now, `(bands, rows, columns)`; 0 where nothing is wanted.
+    """The quicklook of a scene without inference, `(bands, rows, columns)`; 0 outside wanted tiles.
 
     Args:
         scene: the scene.
         plan: its tile plan.
-        threads: that decode; 0 = one per CPU.
+        threads: decoding threads; 0 = one per CPU.
         wanted: see `read_strips`.
     """
-    taker = QuicklookSampler(scene.grid.shape, scene.grid.window, len(scene.bands), scene.dtype)
+    sampler = QuicklookSampler(scene.grid.shape, scene.grid.window, len(scene.bands), scene.dtype)
     rows, cols = (range(count) for count in plan.shape)
     for strip in read_strips(scene, plan, rows, cols, wanted=wanted, threads=threads):
-        taker.add(strip, plan.rows.starts[strip.row] - plan.rows.margin)
-    return taker.quicklook.pixels
+        sampler.add(strip, plan.rows.starts[strip.row] - plan.rows.margin)
+    return sampler.quicklook.pixels
 
 
 def _step(shape: tuple[int, int]) -> int:
@@ -96,7 +96,7 @@ def _samples(step: int, start: int, stop: int) -> range:
 
 
 def _shared(samples: range, start: int, length: int) -> tuple[slice, slice]:
-    """Which samples lie in scene pixels `start : start + length`, and where in these.
+    """Slices of the samples within scene pixels `start : start + length`, and of these pixels.
 
     >>> _shared(range(2, 12, 4), 5, 4)
     (slice(1, 2, None), slice(1, 5, 4))

@@ -1,7 +1,7 @@
-"""One region from raster to finished rows: read, predict, blend, store.
+"""Inference of a region: read, predict, blend, store.
 
-A region is what one process with one device does without asking anybody: what it needs and what it leaves is told
-in `job`. Regions that lie one below the other are run in one go: the cut between them costs nothing.
+A region is the work of one process with one device; `job` describes its inputs and outputs. Regions one below the
+other run as one stack: the cut between them costs nothing.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ from pipeline.scene import check_unchanged
 log = logging.getLogger(__name__)
 
 PixelProgress = Callable[[int], None]
-"""Told the number of scene pixels finished since the last call."""
+"""Progress callback: called with the number of scene pixels finished since the last call; cancels by raising."""
 
 
 def infer_region(
-    job: RegionJob, region: Region, predictor: Predictor | ArrayFunction, watch: PixelProgress | None = None
+    job: RegionJob, region: Region, predictor: Predictor | ArrayFunction, progress: PixelProgress | None = None
 ) -> RegionResult:
-    """Run a region and leave its `probability-` and `mask-` rasters in the job's folder."""
-    (result,) = infer_stack(job, [region], predictor, watch)
+    """Run a region and write its `probability-` and `mask-` rasters to the job's folder."""
+    (result,) = infer_stack(job, [region], predictor, progress)
     return result
 
 
 def infer_stack(
-    job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction, watch: PixelProgress | None = None
+    job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction, progress: PixelProgress | None = None
 ) -> Generator[RegionResult]:
-    """Run regions that lie one below the other, and yield each as soon as its rasters are whole.
+    """Run regions one below the other, and yield each result as soon as its rasters are complete.
 
     Raises:
-        TransientError: also when the scene's file was replaced meanwhile.
+        TransientError: also if the scene's file was replaced during the run.
     """
     _check_identity(job, predictor)
     device = device_of(predictor)
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            yield from _infer(job, stack, predictor, watch)
+            yield from _infer(job, stack, predictor, progress)
     except ScenemillError:
         check_unchanged(job.scene)
         raise
@@ -74,9 +74,9 @@ def infer_stack(
 
 
 def _infer(
-    job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction, watch: PixelProgress | None
+    job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction, progress: PixelProgress | None
 ) -> Generator[RegionResult]:
-    """Run regions, in halves where the device has no room for their strips."""
+    """Run regions, split into halves if memory does not suffice for their strips."""
     try:
         run = _RegionRun(job, stack, predictor)
     except (RuntimeError, MemoryError) as error:
@@ -91,24 +91,24 @@ def _infer(
             ) from error
         log.warning("no memory for strips of %d columns: %s; going on with halves", columns, error)
     else:
-        yield from _store(job, stack, run, watch)
+        yield from _store(job, stack, run, progress)
         return
     for region, parts in zip(stack, halves, strict=True):
-        yield _side_by_side(region, [one for half in parts for one in _infer(job, [half], predictor, watch)])
+        yield _side_by_side(region, [one for half in parts for one in _infer(job, [half], predictor, progress)])
 
 
 def _store(
-    job: RegionJob, stack: Sequence[Region], run: _RegionRun, watch: PixelProgress | None
+    job: RegionJob, stack: Sequence[Region], run: _RegionRun, progress: PixelProgress | None
 ) -> Generator[RegionResult]:
-    """Write what a run yields."""
+    """Write the rows of a run."""
     with closing(run.stored_rows()) as finished:
         for position, pieces in groupby(finished, key=itemgetter(0)):
             region, attempt = stack[position], uuid4().hex[:8]
             with _mosaic_writer(job, region, attempt) as writer:
                 for _, stored in pieces:
                     writer.write(stored)
-                    if watch is not None:
-                        watch(stored.shape[1] * stored.shape[2])
+                    if progress is not None:
+                        progress(stored.shape[1] * stored.shape[2])
             check_unchanged(job.scene)
             rasters = (RegionRasters(core=region.core, attempt=attempt),)
             yield run.counters[position].result(region, rasters)
@@ -135,17 +135,17 @@ def _mosaic_writer(job: RegionJob, region: Region, attempt: str) -> MosaicWriter
 
 
 def _check_identity(job: RegionJob, predictor: Predictor | ArrayFunction) -> None:
-    """One scene is one model's work: a worker of another kind would leave seams."""
+    """All regions of a scene need the same model identity: another would leave seams."""
     found = identity_of(predictor)
     if found != job.identity:
         raise ModelError(
-            f"the workers run the model in different ways, here as {found} and elsewhere as {job.identity}; "
+            f"the workers run the model in different ways, here as {found}, for this scene as {job.identity}; "
             "name inference.precision and inference.device, or use workers of one kind"
         )
 
 
 class _RegionRun:
-    """Makes the stored rows of the cores of a stack of regions, top to bottom."""
+    """Computes the stored rows of a stack of regions, top to bottom."""
 
     def __init__(self, job: RegionJob, stack: Sequence[Region], predictor: Predictor | ArrayFunction) -> None:
         plan, first, last = job.plan, stack[0].core, stack[-1].core
@@ -170,23 +170,23 @@ class _RegionRun:
         self.counters = [RegionCounters(job, region.core) for region in stack]
 
     def stored_rows(self) -> Generator[tuple[int, NDArray[np.generic]]]:
-        """Yield a region's place in the stack, and `(classes, rows, columns)` of it as stored.
+        """Yield the position of a region in the stack, and its next `(classes, rows, columns)` as stored.
 
-        An array is good until two more have been asked for.
+        An array is valid until two more have been yielded.
         """
         for position, stored in self._arriving_rows():
             self.counters[position].count_stored(stored)
             yield position, stored
 
     def _arriving_rows(self) -> Iterator[tuple[int, NDArray[np.generic]]]:
-        """Rows from the device, in the order in which they were sent."""
-        travelling: deque[tuple[int, FinishedRows]] = deque()
+        """Rows on the host, in the order in which they were computed."""
+        in_flight: deque[tuple[int, FinishedRows]] = deque()
         for each in self._finished_rows():
-            travelling.append(each)
-            if len(travelling) > self._transfer.rows_in_flight:
-                yield _arrived(*travelling.popleft())
-        while travelling:
-            yield _arrived(*travelling.popleft())
+            in_flight.append(each)
+            if len(in_flight) > self._transfer.rows_in_flight:
+                yield _arrived(*in_flight.popleft())
+        while in_flight:
+            yield _arrived(*in_flight.popleft())
 
     def _finished_rows(self) -> Iterator[tuple[int, FinishedRows]]:
         """Read, predict, blend and quantise."""
@@ -198,8 +198,8 @@ class _RegionRun:
             batch = predicted.batch
             for position, probabilities in zip(batch.positions, predicted.tiles, strict=True):
                 self._blender.add(self._tile_cols[position], probabilities)
-                for seen in self.counters:
-                    seen.count_tile(batch.strip.raw.row, self._tile_cols[position])
+                for counters in self.counters:
+                    counters.count_tile(batch.strip.raw.row, self._tile_cols[position])
             if batch.ends_strip:
                 yield from self._end_strip(batch.strip)
 
@@ -212,17 +212,17 @@ class _RegionRun:
         return wanted_tiles(area, whole, *shares)
 
     def _end_strip(self, strip: DeviceStrip) -> Iterator[tuple[int, FinishedRows]]:
-        """Finished rows of each core, as stored, and what is counted on the way."""
+        """Yield the finished rows of each core, as stored, and count pixels."""
         row, margin = strip.raw.row, self._job.plan.rows.margin
         share, top = self._rows[row], self._job.plan.rows.starts[row] - margin
         last, dtype = row == self._tile_rows[-1], self._job.mosaic.dtype
         mean = self._blender.end_strip(row, last=last) if strip.raw.tiles != () else None
         finished = self._blender.skip_strip(row, last=last) if mean is None else mean.shape[1]
         cols = slice(self._span.start - strip.raw.left, self._span.stop - strip.raw.left)
-        for position, seen in enumerate(self.counters):
-            seen.count_strip(strip.raw, top)
-            first = max(seen.core.row_off - share.start, 0)
-            stop = min(seen.core.row_off + seen.core.height - share.start, finished)
+        for position, counters in enumerate(self.counters):
+            counters.count_strip(strip.raw, top)
+            first = max(counters.core.row_off - share.start, 0)
+            stop = min(counters.core.row_off + counters.core.height - share.start, finished)
             if first >= stop:
                 continue
             if mean is None:
@@ -230,7 +230,7 @@ class _RegionRun:
                 yield position, blank_rows(shape, dtype)
                 continue
             rows = slice(margin + share.skip + first, margin + share.skip + stop)
-            seen.count_valid(strip.raw, rows, cols)
+            counters.count_valid(strip.raw, rows, cols)
             levels = to_levels(mean[:, first:stop], strip.validity(rows, cols), dtype)
             yield position, self._transfer.to_host(levels, self._engine.range_check.take())
 

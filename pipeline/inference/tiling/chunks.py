@@ -1,6 +1,6 @@
-"""Which parts of a scene are decoded together: chunks of whole storage blocks, cut once for all regions.
+"""Chunks of whole storage blocks that are decoded together, the same for all regions.
 
-strips ──need rows, and columns of wanted tiles──▶ row bands of the chunks that they touch
+strips ──rows, and columns of wanted tiles──▶ row bands of the chunks that they touch
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_CHUNK_ROWS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class StripRequest:
-    """What one strip takes of the scene."""
+    """The pixels that one strip needs."""
 
     rows: NDArray[np.intp]
     """Scene row of each of its rows."""
@@ -40,13 +40,13 @@ class RowBand:
     bottom: int
     """One past the band's last scene row."""
     windows: tuple[Window, ...]
-    """Those that a strip needs, from left to right."""
+    """The chunks that a strip needs, from left to right."""
 
 
 def chunk_shape(scene: Scene) -> tuple[int, int]:
     """Rows and columns of a chunk: whole storage blocks of the files that are not resampled, else round figures.
 
-    It is enlarged, to `MAX_CHUNK_ROWS` rows at most, for the blocks of coarser files, so that few are decoded twice.
+    It is enlarged, to `MAX_CHUNK_ROWS` rows at most, for the blocks of coarser files, to decode few of them twice.
     """
     stored = [(layer, file.block_shape) for layer in scene.layers for file in layer.files]
     rows = _whole_blocks(CHUNK_ROWS, MAX_CHUNK_ROWS, [(layer.rows, block[0]) for layer, block in stored])
@@ -54,7 +54,7 @@ def chunk_shape(scene: Scene) -> tuple[int, int]:
     return rows, cols
 
 
-def _whole_blocks(target: int, most: int, blocks: Sequence[tuple[AxisMapping, int]]) -> int:
+def _whole_blocks(target: int, largest: int, blocks: Sequence[tuple[AxisMapping, int]]) -> int:
     """Scene pixels of whole storage blocks along one axis, `target` or somewhat more.
 
     >>> from fractions import Fraction
@@ -65,9 +65,9 @@ def _whole_blocks(target: int, most: int, blocks: Sequence[tuple[AxisMapping, in
     own = sorted({block for axis, block in blocks if axis.is_identity})
     if not own:
         return target
-    step = math.lcm(*own) if math.lcm(*own) <= most else own[-1]
+    step = math.lcm(*own) if math.lcm(*own) <= largest else own[-1]
     others = (math.ceil(block / axis.step) for axis, block in blocks if not axis.is_identity)
-    wanted = max([target, *(size for size in others if size <= most)])
+    wanted = max([target, *(size for size in others if size <= largest)])
     return -(-wanted // step) * step
 
 

@@ -1,7 +1,7 @@
-"""Cut a scene into regions, one for each worker or each stretch of work: integer arithmetic only.
+"""Regions: a scene divided for workers, by integer arithmetic only.
 
-A tile that two regions need is run by both. So regions begin where a tile begins: there one row of tiles is needed on
-both sides, and where every pixel is decided by one tile alone, none is.
+A tile that two regions need is run by both. So regions begin where a tile begins: one row of tiles is then needed on
+both sides, and none where every pixel comes from a single tile.
 
     tile k - 1   |<------------- output ------------->|
     tile k                                 |<------------- output ------------->|
@@ -21,7 +21,7 @@ from pipeline.inference.tiling.tiles import Axis, TilePlan
 from pipeline.mosaic import BLOCK
 
 MIN_PART_ROWS = 4 * BLOCK
-"""Regions that are run in one go begin at multiples of this: blocks of the mosaic and of two overviews stay whole."""
+"""Regions of a stack begin at multiples of this: blocks of the mosaic and of two overviews stay whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +35,14 @@ class Region:
 
     @property
     def pixels(self) -> int:
-        """Their number."""
+        """Number of pixels."""
         return int(self.core.width * self.core.height)
 
 
 def plan_regions(
     plan: TilePlan, *, rows: int = 1, cols: int | None = None, max_columns: int | None = None, core_only: bool = False
 ) -> tuple[Region, ...]:
-    """Cut the scene into about `rows x cols` regions that take nearly equally many tiles, those run twice included.
+    """Divide the scene into about `rows x cols` regions of nearly equal numbers of tiles, including tiles run twice.
 
     More regions than tiles along an axis are reduced to one per tile. Regions that are large enough begin at
     whole storage blocks, so that joining them moves blocks as they are.
@@ -51,8 +51,8 @@ def plan_regions(
         plan: the tiles.
         rows: regions from top to bottom.
         cols: regions from left to right; None takes as few as keep each about as wide as `max_columns` allows.
-        max_columns: columns that the memory of a region allows; None allows any number.
-        core_only: True where every pixel is decided by one tile alone, the one whose core it lies in.
+        max_columns: columns that memory allows; None = no limit.
+        core_only: True if every pixel comes from the tile whose core it lies in.
 
     >>> from pipeline.inference.tiling.tiles import Tiling, plan_tiles
     >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
@@ -66,14 +66,14 @@ def plan_regions(
 def plan_parts(
     plan: TilePlan, *, pixels: int, max_columns: int | None = None, core_only: bool = False
 ) -> tuple[Region, ...]:
-    """Cut the scene into regions of at most about so many pixels, which cost nothing when they run in one go.
+    """Divide the scene into regions of about `pixels`, which cost nothing extra when they run as one stack.
 
-    They begin at whole storage blocks, and so do their first overviews.
+    They begin at whole storage blocks, also of the first overviews.
 
     Args:
         plan: the tiles.
-        pixels: of a region, unless `MIN_PART_ROWS` rows have more.
-        max_columns: columns that the memory of a region allows; None allows any number.
+        pixels: of a region at most, unless `MIN_PART_ROWS` rows have more.
+        max_columns: columns that memory allows; None = no limit.
         core_only: see `plan_regions`.
 
     >>> from pipeline.inference.tiling.tiles import Tiling, plan_tiles
@@ -87,11 +87,11 @@ def plan_parts(
 
 
 def group_adjacent(regions: Sequence[Region]) -> list[list[Region]]:
-    """Regions that can be run in one go: those that lie one below the other without a gap.
+    """Stacks of regions, one below the other without a gap, which run without a cut between them.
 
     >>> from pipeline.inference.tiling.tiles import Tiling, plan_tiles
     >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
-    >>> [[region.index for region in stack] for stack in stacks(plan_regions(plan, cols=2))]
+    >>> [[region.index for region in stack] for stack in group_adjacent(plan_regions(plan, cols=2))]
     [[0], [1]]
     """
     found: list[list[Region]] = []
@@ -106,7 +106,7 @@ def group_adjacent(regions: Sequence[Region]) -> list[list[Region]]:
 
 
 def split_region(plan: TilePlan, region: Region) -> tuple[Region, ...]:
-    """A region as two, left and right; itself where it is one tile wide.
+    """A region split into left and right; itself if it is one tile wide.
 
     >>> from pipeline.inference.tiling.tiles import Tiling, plan_tiles
     >>> plan = plan_tiles((100, 250), Tiling(tile_size=128, overlap=28))
@@ -125,7 +125,7 @@ def split_region(plan: TilePlan, region: Region) -> tuple[Region, ...]:
 
 
 def _columns(plan: TilePlan, max_columns: int | None) -> int:
-    """How many regions lie side by side."""
+    """Number of regions from left to right."""
     return 1 if max_columns is None else -(-plan.cols.length // max_columns)
 
 
@@ -139,10 +139,10 @@ def _regions(tops: Sequence[int], lefts: Sequence[int]) -> tuple[Region, ...]:
 
 
 def _cuts(axis: Axis, count: int, *, core_only: bool) -> list[int]:
-    """Where so many parts of an axis begin, and its end.
+    """Starts of `count` parts of an axis, and its end.
 
-    With `shared` tiles needed on both sides of a cut, the first part takes so many more than it would alone: every
-    other begins with those of the part before it.
+    `shared` tiles are needed on both sides of a cut, so the first part gets `shared` more new tiles: every other part
+    begins with those of the part before it.
     """
     places, tiles = (axis.cuts if core_only else axis.starts), len(axis.starts)
     count = max(1, min(count, tiles))
@@ -159,15 +159,15 @@ def _needs(axis: Axis, *, core_only: bool) -> Callable[[int, int], int]:
 
 
 def _at_blocks(cuts: list[int], needs: Callable[[int, int], int]) -> list[int]:
-    """The cuts moved to whole blocks that are at most a quarter of the smallest region, if there are such.
+    """The cuts moved to whole blocks of at most a quarter of the smallest region, if there are any.
 
-    To where the regions beside it need the fewest tiles, and there to the largest blocks: blocks of overviews cover
-    more pixels, so more levels are moved as they are.
+    Each moves to where the regions on its sides need the fewest tiles, and among these to the largest blocks: blocks
+    of overviews cover more pixels, so more levels are copied block by block.
 
-    >>> alike = lambda start, stop: 1
-    >>> _at_blocks([0, 20_000, 40_000, 60_000], alike), _at_blocks([0, 2100, 4200], alike)
+    >>> equal = lambda start, stop: 1
+    >>> _at_blocks([0, 20_000, 40_000, 60_000], equal), _at_blocks([0, 2100, 4200], equal)
     ([0, 20480, 40960, 60000], [0, 2048, 4200])
-    >>> _at_blocks([0, 900, 1800], alike)
+    >>> _at_blocks([0, 900, 1800], equal)
     [0, 900, 1800]
     """
     sides = [*_block_sides(min(b - a for a, b in pairwise(cuts)) // 4)]
@@ -179,9 +179,9 @@ def _at_blocks(cuts: list[int], needs: Callable[[int, int], int]) -> list[int]:
     return [*moved, cuts[-1]]
 
 
-def _block_sides(most: int) -> Iterator[int]:
-    """Sides of the blocks of the mosaic and its overviews, in pixels of the scene, up to so many."""
+def _block_sides(largest: int) -> Iterator[int]:
+    """Sides of the blocks of the mosaic and its overviews, in pixels of the scene, up to `largest`."""
     side = BLOCK
-    while side <= most:
+    while side <= largest:
         yield side
         side *= 2

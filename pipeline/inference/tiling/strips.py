@@ -1,4 +1,4 @@
-"""Read a region's pixels ahead of the engine, strip by strip; each storage block is decoded once.
+"""Strip reader: prefetches the pixels of a region for the engine; each storage block is decoded once.
 
 The chunks of one row band are decoded in parallel on dask's threaded scheduler while the engine works on
 earlier strips; a strip is made of views of the chunks it touches, uncopied, unless its windows reach past the
@@ -24,26 +24,26 @@ from pipeline.inference.tiling.tiles import Axis, TilePlan
 from pipeline.scene import Scene, SceneReader
 
 MAX_READERS = 12
-"""Threads that decode, unless somebody asks for more; so many feed the fastest device."""
+"""Decoding threads at most by default; enough for the fastest device."""
 PREFETCH_ROW_BANDS = 2
-"""Row bands decoded ahead of the strip at hand; bounds the memory of read-ahead."""
+"""Row bands decoded ahead of the current strip; bounds the memory of prefetching."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedChunk:
-    """Pixels that were decoded together, and where they lie in a larger whole."""
+    """Pixels that were decoded together, and their position in a scene or strip."""
 
     top: int
-    """Row of the whole at which the first row lies."""
+    """Row of its first row in the scene or strip."""
     left: int
-    """Column of the whole at which the first column lies."""
+    """Column of its first column there."""
     pixels: NDArray[np.generic]
     """`(bands, rows, columns)` in the stored type."""
     valid: NDArray[np.bool_] | None
     """`(rows, columns)`, True = real data; None where every pixel is."""
 
     def part(self, rows: slice, cols: slice) -> DecodedChunk | None:
-        """What lies in a window of the whole, placed relative to the window; None if nothing does."""
+        """The part in a window, placed relative to the window; None if they do not overlap."""
         height, width = self.pixels.shape[1:]
         top, bottom = max(self.top, rows.start), min(self.top + height, rows.stop)
         left, right = max(self.left, cols.start), min(self.left + width, cols.stop)
@@ -60,7 +60,7 @@ class DecodedChunk:
 
 @dataclass(frozen=True, kw_only=True)
 class RawStrip:
-    """The input of one row of tiles, as stored in the scene and in the chunks in which it was decoded."""
+    """The input of one row of tiles, as stored in the scene, in the chunks as decoded."""
 
     row: int
     """Index of the tile row."""
@@ -78,7 +78,7 @@ class RawStrip:
         return _window(self.chunks, rows, cols)
 
     def any_valid(self, cols: slice) -> bool:
-        """Whether some columns hold a pixel of real data."""
+        """Whether any pixel of the columns is real data."""
         if all(chunk.valid is None for chunk in self.chunks):
             return True
         parts = self.window(slice(0, self.shape[0]), cols)
@@ -111,19 +111,19 @@ def read_strips(
     wanted: Sequence[tuple[int, ...]] | None = None,
     threads: int = 0,
 ) -> Iterator[RawStrip]:
-    """Yield the input of each tile row of a region, read ahead.
+    """Yield the input of each tile row of a region, prefetched.
 
     Args:
         scene: the scene.
         plan: its tile plan.
         rows: tile rows of the region.
         cols: tile columns of the region.
-        wanted: for each row the positions in `cols` of the tiles that will be asked for; chunks that none of them
-            touches are not read. None: all.
-        threads: that decode; 0 = one per CPU.
+        wanted: for each row the positions in `cols` of the wanted tiles; chunks outside them are not read.
+            None: all tiles.
+        threads: decoding threads; 0 = one per CPU.
 
     Raises:
-        DamagedSceneError: when the strip that holds the damage is due.
+        DamagedSceneError: when the damaged strip is reached.
     """
 
     def decode(band: RowBand) -> _Band:
@@ -207,7 +207,7 @@ def _window(chunks: Sequence[DecodedChunk], rows: slice, cols: slice) -> tuple[D
 
 
 def _lay_out_validity(chunks: Sequence[DecodedChunk], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """`(rows, columns)`, True = real data, of chunks of a window; True where there is none."""
+    """`(rows, columns)`, True = real data, of chunks of a window; True outside the chunks."""
     valid = np.ones(shape, bool)
     for chunk in chunks:
         if chunk.valid is not None:

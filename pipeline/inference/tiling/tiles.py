@@ -1,7 +1,7 @@
-"""Plan a scene into overlapping tiles: integer arithmetic only.
+"""Tile plan: a scene divided into overlapping tiles, by integer arithmetic only.
 
-A plan is global: it depends on the scene's size and the tiling alone, never on who computes which
-part of it, so every split of the work computes the same tiles. Along one axis of a scene:
+A plan is global: it depends on the scene's size and the tiling only, never on how the work
+is split, so every split computes the same tiles. Along one axis of a scene:
 
     scene            |0 ............................................ length|
     tile window   |margin|<------------- output ------------->|margin|
@@ -119,7 +119,7 @@ class TilePlan:
         return len(self.rows.starts), len(self.cols.starts)
 
     def tile(self, row: int, col: int) -> Tile:
-        """The tile at a place of the plan."""
+        """The tile at an index of the plan."""
         (top, bottom), (left, right) = self.rows.cuts[row : row + 2], self.cols.cuts[col : col + 2]
         return Tile(
             row=row,
@@ -142,7 +142,7 @@ class TilePlan:
 
 
 def resolve_tiling(spec: TilingSpec, card: ModelCard, *, exact: bool) -> Tiling:
-    """Combine the settings with what the network needs.
+    """Combine the settings with the needs of the network.
 
     Args:
         spec: the settings.
@@ -160,22 +160,22 @@ def resolve_tiling(spec: TilingSpec, card: ModelCard, *, exact: bool) -> Tiling:
         )
     if (size - card.size_offset) % card.stride or size <= 2 * margin:
         raise SettingsError(_unfit_tile_size(size, card))
-    least = 2 * margin
+    needed = 2 * margin
     align = 1
     if exact:
         align = card.stride
-        least += 2 * _round_up(_halo(card), align)
+        needed += 2 * _round_up(_halo(card), align)
     overlap = spec.overlap
     if overlap is None:
-        wanted = max(least, 2 * margin + (size - 2 * margin) // 8)
+        wanted = max(needed, 2 * margin + (size - 2 * margin) // 8)
         overlap = size - (size - wanted) // align * align
     if overlap >= size:
         raise SettingsError(
-            f"tiling.tile_size must exceed the {least} px of overlap this network needs, not {size}; try {4 * least}"
+            f"tiling.tile_size must exceed the {needed} px of overlap this network needs, not {size}; try {4 * needed}"
         )
-    if overlap < least:
+    if overlap < needed:
         raise SettingsError(
-            f"tiling.overlap must be at least {least} px for this network and blend, not {overlap}; "
+            f"tiling.overlap must be at least {needed} px for this network and blend, not {overlap}; "
             "leave it out to have it chosen"
         )
     if (size - overlap) % align:
@@ -222,9 +222,11 @@ def _halo(card: ModelCard) -> int:
 
 
 def _unfit_tile_size(size: int, card: ModelCard) -> str:
-    least = 2 * card.margin + 1
+    minimum = 2 * card.margin + 1
     below = size - (size - card.size_offset) % card.stride
-    fits = [s for s in (below, below + card.stride) if s >= least] or [least + (card.size_offset - least) % card.stride]
+    fits = [s for s in (below, below + card.stride) if s >= minimum] or [
+        minimum + (card.size_offset - minimum) % card.stride
+    ]
     rule = f"a multiple of {card.stride}" + (f" plus {card.size_offset}" if card.size_offset else "")
     return (
         f"tiling.tile_size must be {rule} px and over {2 * card.margin} px for this network, not {size}; "

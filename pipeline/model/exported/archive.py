@@ -1,9 +1,8 @@
-"""The file of an exported network: a zip archive of plain bytes and JSON, read here and never by torch.
+"""Archive reader of exported networks: a zip file of plain bytes and JSON, never read by torch.
 
 `torch.export.load` unpickles what such an archive calls sample inputs, tensor subclasses and custom objects,
-evaluates its size expressions as Python, and compiles its names into source code. So the archive is read by
-the functions below, which know nothing but members of known names that hold raw numbers or JSON; everything
-else in it is refused by name, or never looked at.
+evaluates its size expressions as Python, and compiles its names into source code. So the functions
+below read only members of known names that hold raw numbers or JSON; all others are refused by name, or ignored.
 
     NAME/archive_format            "pt2"
     NAME/models/model.json         the graph                          see external_graph
@@ -30,7 +29,7 @@ CONSTANTS = "data/constants/model_constants_config.json"
 CARD = "data/extra/scenemill.json"
 SAMPLE = "data/sample_inputs/model.pt"
 FORMAT = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little"}
-"""Members whose content is known beforehand."""
+"""Members with a fixed content."""
 
 READ = re.compile(
     r"archive_format|archive_version|byteorder|models/model\.json|data/extra/scenemill\.json"
@@ -40,7 +39,7 @@ READ = re.compile(
 IGNORED = re.compile(
     r"\.data/(version|serialization_id)|\.format_version|\.storage_alignment|data/(sample_inputs|extra)/.+"
 )
-"""Members that may be there and are never read: sample inputs are pickles, and no network needs them to run."""
+"""Members that are allowed and never read: sample inputs are pickles, and no network needs them to run."""
 PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
 """Members of raw numbers."""
 
@@ -64,7 +63,7 @@ class Archive:
         """Check the archive's directory.
 
         Raises:
-            ModelError: it is missing, no archive of `torch.export.save`, or holds anything else than plain data.
+            ModelError: it is missing, no archive of `torch.export.save`, or holds something other than plain data.
         """
         self.path = path
         with self._open() as file:
@@ -138,10 +137,10 @@ class Archive:
             raise TransientError(f"{self.path}: cannot be read: {error}") from error
 
     def _check_names(self) -> None:
-        strangers = [name for name in self._members if not READ.fullmatch(name) and not IGNORED.fullmatch(name)]
-        if strangers:
+        unknown = [name for name in self._members if not READ.fullmatch(name) and not IGNORED.fullmatch(name)]
+        if unknown:
             raise ModelError(
-                f"{self.path}: holds {strangers[0]!r}, which could run code or is not known, so it is not loaded; "
+                f"{self.path}: holds {unknown[0]!r}, which could run code or is not known, so it is not loaded; "
                 f"only the graph and plain tensors of one network are. {HOW_TO_EXPORT.capitalize()}"
             )
         for name, content in FORMAT.items():

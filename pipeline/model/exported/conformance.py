@@ -1,4 +1,4 @@
-"""Does a network do what its card says? Seeded tiles go through it once, before anybody trusts it."""
+"""Conformance check of an imported network: seeded tiles are run and the outputs compared with the card."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def trial_tiles(card: ModelCard, count: int = 1, *, larger: int = 0) -> Tensor:
     Args:
         card: bands, tile size, stride, size offset and margin.
         count: how many.
-        larger: strides that the side exceeds the least possible one by; nothing where one size only is taken.
+        larger: strides by which the side exceeds the smallest one; no effect where the size is fixed.
     """
     side = card.tile_size
     if side is None:
@@ -34,11 +34,11 @@ def trial_tiles(card: ModelCard, count: int = 1, *, larger: int = 0) -> Tensor:
 
 @torch.inference_mode()
 def check_network(network: ExportedNetwork, card: ModelCard) -> None:
-    """Run a network on trial tiles and compare what it returns with what its card promises.
+    """Run a network on trial tiles and compare its outputs with its card.
 
     Raises:
-        ModelError: it fails, returns another shape, NaN, no probabilities, different results the second time or in
-            company, or sees further than the receptive field.
+        ModelError: it fails, returns another shape, NaN, no probabilities, different results in a second
+            run or a larger batch, or depends on pixels outside the receptive field.
     """
     tiles = trial_tiles(card, 2)
     outputs = _run(network, tiles, card)
@@ -56,9 +56,9 @@ def check_network(network: ExportedNetwork, card: ModelCard) -> None:
 
 
 def _run(network: ExportedNetwork, tiles: Tensor, card: ModelCard) -> Tensor:
-    given = tiles.clone()
+    copied = tiles.clone()
     try:
-        outputs: Tensor = network(given)
+        outputs: Tensor = network(copied)
     except (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
@@ -74,7 +74,7 @@ def _run(network: ExportedNetwork, tiles: Tensor, card: ModelCard) -> Tensor:
             f"{card.size_offset}) promises {expected}; "
             "correct the card, or resize the output inside the network"
         )
-    if not torch.equal(given, tiles):
+    if not torch.equal(copied, tiles):
         raise ModelError("the network overwrites its input; begin its forward with tiles = tiles.clone()")
     return outputs.float()
 

@@ -1,4 +1,4 @@
-"""An exported network with batch norm folded into convolutions: one pass over the features less for each."""
+"""Batch norm folding in the graph of an exported network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FoldedGraph:
     """A graph and the tensors that it takes."""
 
     steps: Steps
-    """What is computed."""
+    """The remaining steps."""
     tensors: Mapping[str, Tensor]
     """Name of a step input -> tensor, for all inputs but the tiles."""
 
@@ -29,7 +29,7 @@ class FoldedGraph:
 def fold_steps(steps: Steps, tensors: Mapping[str, Tensor]) -> FoldedGraph:
     """Fold each batch norm that alone reads a convolution's result into the convolution.
 
-    Left are those whose weights are not stored, those in training mode, and those inside parts of the graph; see
+    Those without stored weights, in training mode or inside parts of the graph stay; see
     `pipeline.model.predictor.optimize.fold_batch_norm` for the arithmetic.
 
     Args:

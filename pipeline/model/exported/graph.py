@@ -1,8 +1,8 @@
-"""The graph of an exported network, from its JSON to a list of steps: only data goes in, only data comes out.
+"""Graph parser of exported networks: from JSON to a list of steps, without evaluating anything.
 
 Every name is matched against a pattern, every operator against `operators`, and every argument is a
-number, a short text, a name or a list of them, or the graph is refused. Nothing is evaluated: the sizes that a
-network takes are read from its size expressions by pattern, and inside the network sizes are plain numbers.
+number, a short text, a name or a list of them, or the graph is refused. Size expressions are
+read by pattern, and inside the network sizes are plain numbers.
 The schema is that of torch/_export/serde/schema.py, major version 8 (torch 2.6 to 2.13).
 """
 
@@ -28,14 +28,14 @@ _PLAIN = ("as_int", "as_float", "as_bool", "as_string", "as_ints", "as_floats", 
 
 @dataclass(frozen=True)
 class Name:
-    """Stands for a value that an earlier step, the input or a weight has under this name."""
+    """Reference to the value of an earlier step, the input or a weight."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class TorchEnum:
-    """Stands for a type, layout or memory format of torch, by the schema's number."""
+    """A type, layout or memory format of torch, by its number in the schema."""
 
     what: str
     number: int
@@ -43,7 +43,7 @@ class TorchEnum:
 
 @dataclass(frozen=True)
 class NetworkDevice:
-    """Stands for the device that the network runs on, whatever device it was exported on."""
+    """Placeholder for the device that the network runs on, whatever device it was exported on."""
 
 
 Value = None | bool | int | float | str | Name | TorchEnum | NetworkDevice | list["Value"]
@@ -61,7 +61,7 @@ class Step:
     keywords: Mapping[str, Value]
     """Arguments by name."""
     results: tuple[str, ...]
-    """Names of what it returns."""
+    """Names of its results."""
     single: bool
     """True: it returns one value; False: a sequence of them."""
     nested: Steps | None = None
@@ -73,11 +73,11 @@ class Steps:
     """A graph or a part of one."""
 
     inputs: tuple[str, ...]
-    """Names of what goes in, in order."""
+    """Names of the inputs, in order."""
     steps: tuple[Step, ...]
     """Calls in the order they run."""
     outputs: tuple[Value, ...]
-    """What comes out."""
+    """Results of the graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class ExportedGraph:
     """An exported network without its weights."""
 
     steps: Steps
-    """What it computes; `steps.inputs` are the weights' names and the input's."""
+    """Its steps; `steps.inputs` are the weights' names and the input's."""
     tensors: Mapping[str, str]
     """Name of a step input -> key of its payload in the weights or constants."""
     tiles: str

@@ -1,9 +1,9 @@
-"""Networks from elsewhere: any module exported with `torch.export`, plus a model card, in one verified file.
+"""Import of exported networks: a `torch.export` archive and a model card in one verified file.
 
-`import_model` reads the archive with our own reader (`archive`, `graph`), which executes
-nothing and takes only operators that `operators` names, runs the network on trial tiles
-(`conformance`), and writes an archive that `torch.export.load` still reads, without pickles, source lines
-and generated code, with the card and a SHA-256 inside. `load_exported` takes such files alone.
+`import_model` reads the archive with our own reader (`archive`, `graph`), which executes nothing and takes only the
+operators in `operators`, runs the network on trial tiles (`conformance`), and writes an archive that
+`torch.export.load` still reads, without pickles, source lines and generated code, with the card and a SHA-256 inside.
+`load_exported` reads only such files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ExportedFacts", "ExportedModel", "describe_exported", "import_model", "load_exported"]
 
 SUFFIX = ".pt2"
-"""How the names of imported networks end."""
+"""File suffix of imported networks."""
 _LEAF = '{"type": null, "context": null, "children_spec": []}'
 _ARGUMENTS = f'{{"type": "builtins.tuple", "context": "null", "children_spec": [{_LEAF}]}}'
 _KEYWORDS = '{"type": "builtins.dict", "context": "[]", "children_spec": []}'
@@ -40,12 +40,12 @@ _ONE_OUTPUT = f"[1, {_LEAF}]"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedFacts:
-    """What an imported file says about itself; its weights are neither read nor verified."""
+    """Contents of an imported file; its weights are neither read nor verified."""
 
     card: ModelCard
     """Facts needed to use the network."""
     sha256: str
-    """Content hash that the file claims, 64 hex digits; loading verifies it."""
+    """Content hash stored in the file, 64 hex digits; loading verifies it."""
     parameters: int
     """Numbers stored, batch statistics included."""
     operators: int
@@ -73,23 +73,20 @@ class ExportedModel:
 
 
 def import_model(network: str | Path, card: str | Path, out: str | Path) -> ExportedFacts:
-    """Join an exported network and its card in one file, which appears whole or not at all.
+    """Write an exported network and its card as one file, atomically.
 
     Args:
-        network: what `torch.export.save` wrote: one module, tiles `(N, bands, H, W)` float32 in, one tensor
+        network: a file of `torch.export.save`: one module, tiles `(N, bands, H, W)` float32 in, one tensor
             `(N, classes, h, w)` out, exported in evaluation mode.
         card: a JSON or YAML file with the keys of `ModelCard`. Without `receptive_field`, it is unbounded; the
             `tile_size` of an export with fixed sizes is filled in.
         out: the `.pt2` file to write or replace; its folder must exist.
 
-    Returns:
-        What was written.
-
     Raises:
         SettingsError: a path is wrong.
-        ModelError: the archive holds something else than plain data and known operators, or the network does not
-            do what its card says.
-        TransientError: the disk refuses.
+        ModelError: the archive holds something other than plain data and known operators, or the network does
+            not match its card.
+        TransientError: the file cannot be written.
     """
     from pipeline.model.exported.conformance import check_network
     from pipeline.model.exported.module import ExportedNetwork, read_tensors
@@ -98,7 +95,7 @@ def import_model(network: str | Path, card: str | Path, out: str | Path) -> Expo
     if target.suffix != SUFFIX or not target.absolute().parent.is_dir():
         raise SettingsError(f"--out {target} must end in {SUFFIX} and lie in a folder that exists")
     archive, found = Archive(source), read_card(Path(card))
-    with _about(source):
+    with _errors_name(source):
         content = archive.read_json(GRAPH)
         graph = read_graph(content)
         found = resolve_card(found, graph.axes)
@@ -114,10 +111,10 @@ def import_model(network: str | Path, card: str | Path, out: str | Path) -> Expo
 
 
 def load_exported(path: str | Path) -> ExportedModel:
-    """Read and verify an imported network; what is loaded is exactly what was verified.
+    """Read and verify an imported network; the verified bytes are the ones that are loaded.
 
     Raises:
-        ModelError: the file is missing, damaged, was not written by `import_model`, or holds what may not run.
+        ModelError: the file is missing, damaged, not of `import_model`, or has an operator that is not allowed.
     """
     from pipeline.model.exported.module import ExportedNetwork, read_tensors
 
@@ -126,7 +123,7 @@ def load_exported(path: str | Path) -> ExportedModel:
     text, sha256 = _label(archive)
     if archive.digest(text) != sha256:
         raise ModelError(f"{path}: the content does not match its SHA-256, so it is damaged; copy or import it again")
-    with _about(path):
+    with _errors_name(path):
         card, graph = ModelCard.from_json(text), read_graph(archive.read_json(GRAPH))
         if resolve_card(card, graph.axes) != card:
             raise ModelError("the card does not fit the network; import it again")
@@ -143,7 +140,7 @@ def describe_exported(path: str | Path) -> ExportedFacts:
     path = Path(path)
     archive = Archive(path)
     text, sha256 = _label(archive)
-    with _about(path):
+    with _errors_name(path):
         card, graph = ModelCard.from_json(text), read_graph(archive.read_json(GRAPH))
     batch, _, height, width = graph.axes
     return ExportedFacts(
@@ -172,7 +169,7 @@ def read_card(path: Path) -> ModelCard:
         raise SettingsError(f"--card {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: no JSON or YAML: {' '.join(str(error).split())}") from error
-    with _about(path):
+    with _errors_name(path):
         if not isinstance(content, dict):
             raise ModelError(f"a model card is a map of keys and values, not {type(content).__name__}")
         try:
@@ -183,7 +180,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def resolve_card(card: ModelCard, axes: tuple[Axis, ...]) -> ModelCard:
-    """The card with what the export decides; equal to `card` when it says so already.
+    """The card completed from the export; equal to `card` if it is complete.
 
     Raises:
         ModelError: bands or sizes of card and export disagree.
@@ -227,7 +224,7 @@ def _check_free_sizes(card: ModelCard, height: Axis, width: Axis) -> None:
 
 
 def _label(archive: Archive) -> tuple[str, str]:
-    """The card's JSON and the SHA-256 that an imported file claims."""
+    """The card's JSON and the SHA-256 stored in an imported file."""
     if CARD not in archive.names:
         raise ModelError(
             f"{archive.path}: an exported network without a model card; join them with "
@@ -250,7 +247,7 @@ def _parameters(archive: Archive) -> int:
 
 
 def _stripped(content: Mapping[str, object]) -> dict[str, object]:
-    """The graph's JSON without what does not compute: source lines, paths of the exporter's machine, guard code."""
+    """The graph's JSON without source lines, paths of the exporting machine and guard code."""
     plain = cast("dict[str, object]", _without_metadata(dict(content)))
     module = cast("dict[str, object]", plain["graph_module"])
     call = {"inputs": [], "outputs": [], "in_spec": _ONE_INPUT, "out_spec": _ONE_OUTPUT}
@@ -265,8 +262,8 @@ def _without_metadata(value: object) -> object:
 
 
 @contextmanager
-def _about(path: Path) -> Iterator[None]:
-    """Name the file in every complaint about its content."""
+def _errors_name(path: Path) -> Iterator[None]:
+    """Begin the messages of errors with the path of the file."""
     try:
         yield
     except ModelError as error:

@@ -1,7 +1,7 @@
-"""An exported network as a torch module that calls the steps of its graph one after another.
+"""Graph interpreter: an exported network as a torch module that calls the steps of its graph in order.
 
-This is what `torch.export.load(path).module()` computes, without generated source code: each step looks its
-operator up in `torch.ops.aten`, so nothing runs but the operators that `operators` names.
+It computes the same as `torch.export.load(path).module()`, without generated source code: each step looks its
+operator up in `torch.ops.aten`, so only the operators in `operators` run.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class ExportedNetwork(nn.Module):
 
     def _bind(self, steps: Steps, tensors: Mapping[str, Tensor]) -> None:
         """Compute these steps with these tensors, by the names of the steps' inputs."""
-        for former in [*self._buffers]:
-            delattr(self, former)
+        for name in [*self._buffers]:
+            delattr(self, name)
         self._buffer_of = {name: f"tensor{index}" for index, name in enumerate(tensors)}
         for name, tensor in tensors.items():
             self.register_buffer(self._buffer_of[name], tensor)
@@ -77,13 +77,13 @@ class ExportedNetwork(nn.Module):
             tiles: `(N, bands, H, W)` of the sizes that the export takes.
 
         Raises:
-            ModelError: it takes no such sizes, or returns something else than a tensor.
+            ModelError: the sizes do not fit, or it does not return a tensor.
         """
         self._check_sizes(tiles)
-        most = self.batch or self.graph.axes[0].high or len(tiles)
-        if len(tiles) <= most and self.batch in (None, len(tiles)):
+        largest = self.batch or self.graph.axes[0].high or len(tiles)
+        if len(tiles) <= largest and self.batch in (None, len(tiles)):
             return self._run(tiles)
-        parts = [self._run_padded(tiles[first : first + most]) for first in range(0, len(tiles), most)]
+        parts = [self._run_padded(tiles[first : first + largest]) for first in range(0, len(tiles), largest)]
         return torch.cat(parts)
 
     def fold_batch_norm(self) -> None:
@@ -122,12 +122,12 @@ class ExportedNetwork(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    """A step whose operator is at hand."""
+    """A step with its operator."""
 
     step: Step
     function: Callable[..., object]
     forget: tuple[str, ...]
-    """Names that no later step uses, whose memory is given back."""
+    """Names that no later step uses; their memory is freed."""
 
 
 class _Program:
@@ -145,7 +145,7 @@ class _Program:
 
     def pin_convolution_kernels(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Give 1x1 convolutions a dilation, which means nothing to them."""
-        self._calls = [replace(call, step=_settled(call.step, shapes)) for call in self._calls]
+        self._calls = [replace(call, step=_with_pinned_kernel(call.step, shapes)) for call in self._calls]
 
     def __call__(self, inputs: Sequence[object], device: torch.device) -> list[object]:
         values = dict(zip(self._steps.inputs, inputs, strict=True))
@@ -230,7 +230,7 @@ def _function(step: Step) -> Callable[..., object]:
     return function
 
 
-def _settled(step: Step, shapes: Mapping[str, tuple[int, ...]]) -> Step:
+def _with_pinned_kernel(step: Step, shapes: Mapping[str, tuple[int, ...]]) -> Step:
     if base_name(step.target) not in ("conv2d", "convolution") or step.keywords.get("transposed"):
         return step
     weight = step.keywords.get("weight")
@@ -240,7 +240,7 @@ def _settled(step: Step, shapes: Mapping[str, tuple[int, ...]]) -> Step:
 
 
 def _resolve(value: Value, values: Mapping[str, object], device: torch.device) -> object:
-    """An argument of the graph -> what the operator gets."""
+    """An argument of the graph -> the value passed to the operator."""
     if isinstance(value, Name):
         if value.text not in values:
             raise ModelError(f"the graph uses {value.text!r} before it is computed; export it again")

@@ -1,4 +1,4 @@
-"""What an exported network may compute: the operators that run, by name, and nothing else.
+"""Allowlist of the operators that an exported network may use.
 
 Each name is one of torch's ATen operators (in any overload, and in place where the archive ends it in `_`).
 All of them turn tensors and numbers into tensors: none opens a file or a socket, runs code, keeps state, draws
@@ -69,7 +69,7 @@ ASSERTIONS = (
     "torch.ops.aten.sym_constrain_range.default",
     "torch.ops.aten.sym_constrain_range_for_size.default",
 )
-"""What the exporter adds to state which sizes it takes; the sizes are checked before a network runs instead."""
+"""Assertions that the exporter adds for input sizes; sizes are checked before a network runs instead."""
 
 SIZE_ARITHMETIC: dict[str, Callable[..., object]] = {
     **{f"_operator.{name}": getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod")},

@@ -1,4 +1,4 @@
-"""The sizes that an exported network takes, read from the exporter's size expressions by pattern."""
+"""Input sizes of an exported network, read from the exporter's size expressions by pattern."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Axis:
     term: int = 0
     """`c`: see `factor`."""
     low: int = 0
-    """Least size."""
+    """Smallest size."""
     high: int | None = None
     """Largest size; None = unbounded."""
 
@@ -93,7 +93,7 @@ def read_axes(meta: Mapping[str, object], ranges: Mapping[str, Mapping[str, obje
 
     Args:
         meta: the schema's `TensorMeta` of the input.
-        ranges: its `range_constraints`: least and largest value of every variable.
+        ranges: its `range_constraints`: smallest and largest value of every variable.
 
     Raises:
         ModelError: the input is no float32 tensor of four axes, or a size expression cannot be read.

@@ -68,7 +68,7 @@ class DeepLabSpec:
 
     def __post_init__(self) -> None:
         choices = {"backbone": Backbone, "output_stride": OutputStride, "norm": Norm}
-        check_settings(self, whole={}, choices=choices)
+        check_settings(self, ranges={}, choices=choices)
 
     @property
     def stride(self) -> int:
@@ -118,7 +118,7 @@ def _rates(spec: DeepLabSpec) -> tuple[int, ...]:
 def _reach(spec: DeepLabSpec, position: int) -> Span:
     """The input pixels of one axis that affect the output pixel at `position`.
 
-    Followed is the way through the widest branch of ASPP, which reads more than the low-level features do.
+    Follows the path through the widest branch of ASPP, which reads more than the low-level features do.
     """
     span = before_interpolation((position, position), LOW_LEVEL_STRIDE)
     span = before_convolution(span, reach=2)
@@ -175,12 +175,12 @@ class PyramidPooling(nn.Module):
         self.project = nn.Sequential(*_pointwise(spec, joined, wide), nn.Dropout(spec.dropout))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features seen at all rates at once."""
-        seen = [branch(features) for branch in self.branches]
+        """Features at all dilation rates."""
+        branches = [branch(features) for branch in self.branches]
         if self.image is not None:
             # Added to zeros rather than expanded, so that the memory format stays that of its neighbours.
-            seen.append(torch.zeros_like(seen[0]) + self.image(features.mean((2, 3), keepdim=True)))
-        joined: Tensor = self.project(torch.cat(seen, dim=1))
+            branches.append(torch.zeros_like(branches[0]) + self.image(features.mean((2, 3), keepdim=True)))
+        joined: Tensor = self.project(torch.cat(branches, dim=1))
         return joined
 
 

@@ -54,7 +54,7 @@ class FCNSpec:
     """Share of activations dropped after fc6 and fc7 while training, 0 to 0.5."""
 
     def __post_init__(self) -> None:
-        check_settings(self, whole={}, choices={"norm": Norm})
+        check_settings(self, ranges={}, choices={"norm": Norm})
 
     @property
     def stride(self) -> int:
@@ -85,7 +85,7 @@ class FCNSpec:
 def _reach(position: int) -> Span:
     """The input pixels of one axis that affect the output pixel at `position`.
 
-    Followed is the way through fc6; the scores of pool3 and pool4 are read at pixels it reads too.
+    Follows the path through fc6; the scores of pool3 and pool4 are read at pixels it reads too.
     """
     span = before_interpolation((position, position), 8)
     for _ in range(2):
@@ -159,7 +159,7 @@ class FCN8s(nn.Module):
 
 
 def _stage(spec: FCNSpec, inner: int, outer: int, convolutions: int) -> nn.Sequential:
-    """So many times 3x3 convolution, normalisation, ReLU."""
+    """3x3 convolution, normalisation and ReLU, `convolutions` times."""
     channels = [inner] + [outer] * convolutions
     layers = [normalized(same_convolution(a, b, 3, norm=spec.norm), spec.norm) for a, b in pairwise(channels)]
     return nn.Sequential(*(layer for each in layers for layer in each))

@@ -1,7 +1,7 @@
-"""The pieces that several networks are built of, in the form in which inference can fuse them.
+"""Layers shared by several networks, arranged so that inference can fuse them.
 
-Batch norm directly follows its convolution inside a Sequential everywhere, so that `fold_batch_norm` of
-`prepare` makes one operation of the two.
+Batch norm directly follows its convolution inside a Sequential everywhere, so that
+`pipeline.model.predictor.optimize.fold_batch_norm` merges the two.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.nn import functional
 Norm = Literal["batch", "group", "none"]
 
 MAX_GROUPS = 8
-"""Group norm uses this many groups, or the largest common divisor with the channels."""
+"""Groups of a group norm, or their greatest common divisor with the channels."""
 SQUEEZE = 16
 """Squeeze-excitation narrows channels by this factor, the paper's choice ..."""
 MIN_SQUEEZED = 8
-"""... but not below so many: of few channels behind a ReLU, all may be dead from the start."""
+"""... but not below this: of few channels behind a ReLU, all may be dead from the start."""
 
 
 def same_convolution(
@@ -43,7 +43,7 @@ def normalized(convolution: nn.Conv2d, norm: Norm, *, relu: bool = True) -> list
 
 
 class ConcatSkip(nn.Module):
-    """Skip and signal side by side, `(N, 2 C, H, W)`; a module, so that a prepared network can do without it."""
+    """Skip and signal side by side, `(N, 2 C, H, W)`; a module, so that inference can replace it."""
 
     def forward(self, skip: Tensor, signal: Tensor) -> Tensor:
         """The skip's channels first."""
@@ -140,7 +140,7 @@ def centre(features: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def initialize(network: nn.Module) -> None:
-    """Start weights that keep the variance of activations from layer to layer.
+    """Initialize weights so that the variance of activations stays the same from layer to layer.
 
     A convolution that a ReLU follows gets twice the variance (He et al. 2015, arXiv:1502.01852, eq. 10),
     any other one unit gain; the latter also suits the two branches of a residual sum, whose variances add

@@ -1,7 +1,7 @@
-"""How far networks see, along one axis: spans of pixels followed backwards from output to input.
+"""Receptive fields along one axis: spans of pixels traced backwards from output to input.
 
-A span `(first, last)` names pixels of one layer, both inclusive. Each function here answers which pixels
-of a layer's input affect a span of its output; what zeros are padded around is not counted.
+A span `(first, last)` names pixels of one layer, both inclusive. Each function returns the pixels of a layer's input
+that affect a span of its output; padding is not counted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The networks there are, under one interface: chosen by name, built from bands and classes.
+"""Registry of networks: chosen by name, built from bands and classes.
 
-Each has a frozen spec, its shape, which says what sizes it takes and how far it sees, and a module that is
-built from the shape alone and carries it as `.spec`.
+Each has a frozen spec, its shape, with the input sizes it takes and its receptive field, and a module that is
+built from the shape and has it as `.spec`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class NetworkSpec:
         self.shape(bands=1, classes=1)
 
     def shape(self, *, bands: int, classes: int) -> Shape:
-        """The full spec of the network for so many bands and classes.
+        """The full spec of the network for a number of bands and classes.
 
         Raises:
             SettingsError: for a value out of bounds, or a key of another network that is not at its default.
@@ -77,15 +77,15 @@ class NetworkSpec:
         if self.name not in SHAPES:
             raise SettingsError(f"name must be one of {', '.join(SHAPES)}, not {self.name!r}")
         kind = SHAPES[self.name]
-        mine = {each.name for each in fields(kind)}
+        own_keys = {each.name for each in fields(kind)}
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.name not in mine | {"name"} and value != each.default:
+            if each.name not in own_keys | {"name"} and value != each.default:
                 raise SettingsError(
                     f"{each.name} = {value!r} has no meaning for {self.name}: it belongs to "
                     f"{' and '.join(_owners(each.name))}; leave it out or choose that network"
                 )
-        own: dict[str, Any] = {key: getattr(self, key) for key in mine - {"bands", "classes"}}
+        own: dict[str, Any] = {key: getattr(self, key) for key in own_keys - {"bands", "classes"}}
         return kind(bands=bands, classes=classes, **own)
 
 
@@ -101,11 +101,7 @@ def build_network(shape: Shape) -> Network:
 
 
 def as_network(module: nn.Module) -> Network:
-    """The module itself, when it is one of the networks here.
-
-    Raises:
-        ModelError: when it is not.
-    """
+    """The module itself; raises ModelError if it is none of the networks here."""
     if isinstance(module, Network):
         return module
     raise ModelError(
@@ -115,7 +111,7 @@ def as_network(module: nn.Module) -> Network:
 
 
 def architecture_of(network: nn.Module) -> dict[str, object]:
-    """What a network can be built again from, as plain JSON values: `name` and the fields of its spec.
+    """Description of a network as plain JSON values: `name` and the fields of its spec.
 
     `network_from(architecture_of(network))` has the same parameters under the same names.
 
@@ -127,7 +123,7 @@ def architecture_of(network: nn.Module) -> dict[str, object]:
 
 
 def network_from(facts: Mapping[str, object]) -> Network:
-    """Build the network that `architecture_of` described; what is left out gets its default.
+    """Build the network that `architecture_of` described; missing keys get their defaults.
 
     Raises:
         ModelError: when the name is unknown, or the facts fit no network of that name.

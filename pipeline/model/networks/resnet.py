@@ -1,4 +1,4 @@
-"""The ResNet (He et al. 2016, arXiv:1512.03385) that DeepLab builds on: features of two depths, dilated at the end."""
+"""ResNet backbone of DeepLab (He et al. 2016, arXiv:1512.03385): features of two depths, dilated at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOW_LEVEL_STRIDE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetShape:
-    """What a backbone is built from; checked by the network that has it."""
+    """Settings of a backbone; validated by the network that has it."""
 
     bands: int
     """Input channels."""

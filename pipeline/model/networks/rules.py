@@ -1,4 +1,4 @@
-"""What every network's shape must keep to: the rules of its settings and of the pixels it takes."""
+"""Validation of network settings and of input sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_DROPOUT = 0.5
 
 
 class Shape(Protocol):
-    """What a network's shape says of itself; the frozen specs of all networks do."""
+    """Properties of every network spec."""
 
     @property
     def bands(self) -> int:
@@ -48,19 +48,19 @@ class Shape(Protocol):
         """Pixels around a core with edges at multiples of `stride` that decide the core; None = all."""
 
 
-def check_settings(spec: Any, *, whole: Mapping[str, tuple[int, int]], choices: Mapping[str, object]) -> None:
-    """The rules of a spec's fields; those that all networks have need not be named.
+def check_settings(spec: Any, *, ranges: Mapping[str, tuple[int, int]], choices: Mapping[str, object]) -> None:
+    """Validate the fields of a spec; those that all networks share are always checked.
 
     Args:
         spec: the frozen dataclass.
-        whole: `(least, most)` of each whole number that is the network's own.
+        ranges: `(min, max)` of each integer field of this network.
         choices: a Literal for each field with named values.
 
     Raises:
         SettingsError: with the key, the rule and the value.
     """
     common = {"bands": (1, MAX_BANDS), "classes": (1, MAX_CLASSES), "base_channels": BASE_CHANNELS}
-    for key, (low, high) in (common | dict(whole)).items():
+    for key, (low, high) in (common | dict(ranges)).items():
         value = getattr(spec, key)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise SettingsError(f"{key} must be a whole number from {low} to {high}, not {value!r}")
@@ -79,7 +79,7 @@ def check_size(spec: Shape, pixels: Tensor) -> None:
     """Refuse `(N, bands, H, W)` pixels whose height or width the network cannot take.
 
     Raises:
-        ModelError: with the sizes it takes.
+        ModelError: naming the sizes that the network takes.
     """
     for size in pixels.shape[-2:]:
         if size % spec.stride != spec.size_offset or size <= 2 * spec.margin:

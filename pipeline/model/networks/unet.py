@@ -1,4 +1,4 @@
-"""The U-Net family: nn.Modules and their geometry, nothing else.
+"""U-Net and its variants: nn.Modules and their geometry.
 
 The U-Net of Ronneberger, Fischer & Brox 2015 (arXiv:1505.04597): an encoder halves the pixels and doubles the
 channels `depth` times, a decoder undoes it, and each decoder level sees the encoder's features of its size by
@@ -10,7 +10,7 @@ concatenation. The network returns logits.
                       pool                      upsample
     level 2             block -> .. and so on .. -> block
 
-Its relatives change one part each, and any of them may be combined: gates on the skips (Attention U-Net),
+Its variants change one part each, and can be combined: gates on the skips (Attention U-Net),
 residual blocks (ResUNet), squeeze-excitation at the end of each block, three ways of upsampling.
 """
 
@@ -76,11 +76,11 @@ class UNetSpec:
     squeeze_excitation: bool = False
     """True: channels reweighted at the end of each block, which makes the receptive field unbounded."""
     convolution_bias: bool = False
-    """True: convolutions before a normalisation keep their bias, which it takes away again; only for counting alike."""
+    """True: convolutions before a normalisation keep their bias, which cancels it; only for equal parameter counts."""
 
     def __post_init__(self) -> None:
         choices = {"norm": Norm, "padding": Padding, "upsampling": Upsampling}
-        check_settings(self, whole={"depth": DEPTHS}, choices=choices)
+        check_settings(self, ranges={"depth": DEPTHS}, choices=choices)
 
     @property
     def stride(self) -> int:
@@ -127,8 +127,8 @@ class UNetSpec:
 def receptive_field(spec: UNetSpec) -> int | None:
     """Side in pixels of the centred square outside of which no input pixel affects an output pixel.
 
-    `max(abs(input - output)) <= receptive_field // 2` over all pairs that affect each other, rows and
-    columns alike, and some pair attains it. An output pixel of an unpadded network lies `margin` pixels
+    `max(abs(input - output)) <= receptive_field // 2` over all pairs that affect each other, in rows
+    and columns, and some pair attains it. An output pixel of an unpadded network lies `margin` pixels
     into the input. The reach depends on the position modulo `stride`; this is the largest.
 
     Returns:
@@ -145,7 +145,7 @@ def _unbounded(spec: UNetSpec) -> bool:
 def _reach(spec: UNetSpec, position: int) -> Span:
     """The input pixels of one axis that affect the output pixel at `position`.
 
-    The way through the bottom reads the most, so it alone is followed. Shortcuts and attention gates add
+    The path through the bottom reads the most, so only it is followed. Shortcuts and attention gates add
     nothing: they are pointwise, on features that the block or the concatenation reads at that pixel anyway.
     """
     span = (position, position)

@@ -1,7 +1,7 @@
-"""A prepared network and the activation behind it, made on demand in each number format and kept.
+"""Compiled variants of a network with its activation, one per number format and batch shape, made on demand.
 
-On CUDA a network is compiled once the batches that it was made ready for, in all runs of the process together,
-repay the time that it takes; until then, and for other shapes, the fused form runs.
+On CUDA a network is compiled once the batches announced in this process save more time than compiling takes; until
+then, and for other shapes, the fused variant runs.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ Shape = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """What a network is made ready for."""
+    """Batches that a network will run, and how."""
 
     precision: str
-    """The number format that a proof chose."""
+    """The number format that a check chose."""
     batches: int = 1
-    """About how many batches will follow; many repay a slower start."""
+    """About how many batches will follow; compiling is worthwhile for many."""
     shape: Shape | None = None
-    """That of every batch, when all are alike."""
+    """Shape of every batch, if all are equal."""
     deterministic: bool = False
-    """True: use only what gives the same bytes run after run; a CPU always does."""
+    """True: use only algorithms that give the same bytes in every run; a CPU always does."""
 
 
 def activate(outputs: Tensor, card: ModelCard) -> Tensor:
@@ -84,16 +84,16 @@ class CompiledNetwork:
 
 
 class CompiledVariants:
-    """The forms of one network: each is made when it is first asked for, and kept."""
+    """The variants of one network, each made on first use and cached."""
 
     def __init__(self, network: nn.Module, card: ModelCard, *, device: torch.device, layout: torch.memory_format):
-        """Bind a network, folded and settled on its device, that stays as it is."""
+        """Bind a network with folded batch norm, on its device; it is not changed."""
         self._network, self._card, self._device, self._layout = network, card, device, layout
-        self._forms: dict[Arithmetic, CompiledNetwork] = {}
+        self._variants: dict[Arithmetic, CompiledNetwork] = {}
         self._compiled: dict[tuple[Arithmetic, Shape], CompiledNetwork] = {}
         self._seconds: dict[tuple[Arithmetic, Shape], float] = {}
         self._batches: Counter[tuple[Arithmetic, Shape]] = Counter()
-        self._making = threading.Lock()
+        self._lock = threading.Lock()
 
     def runnable(self, work: BatchShape) -> CompiledNetwork:
         """The network in a precision; see `pipeline.model.predictor.protocol.LoadedModel.runnable`.
@@ -102,21 +102,21 @@ class CompiledVariants:
             RuntimeError: the network does not run in this precision.
         """
         arithmetic = self._arithmetic(work.precision, deterministic=work.deterministic)
-        with self._making:
-            if arithmetic not in self._forms:
+        with self._lock:
+            if arithmetic not in self._variants:
                 prepared = optimize_network(self._network, arithmetic, trial_tiles(self._card))
-                self._forms[arithmetic] = CompiledNetwork(prepared, self._card, arithmetic)
-            form = self._forms[arithmetic]
+                self._variants[arithmetic] = CompiledNetwork(prepared, self._card, arithmetic)
+            form = self._variants[arithmetic]
             if work.shape is None or not self._may_compile(arithmetic):
                 return form
-            return self._compiled_when_repaid(form, arithmetic, work.shape, work.batches)
+            return self._compiled_if_worthwhile(form, arithmetic, work.shape, work.batches)
 
     def reference(self) -> CompiledNetwork:
-        """The network as it is, in float32: what other precisions are compared with, at no cost of preparing it."""
+        """The unoptimized network in float32, which other precisions are compared with."""
         return CompiledNetwork(self._network, self._card, self._arithmetic("float32", deterministic=False))
 
     def _arithmetic(self, precision: str, *, deterministic: bool) -> Arithmetic:
-        """Only CUDA has more than one way to compute in a number format."""
+        """TF32 and deterministic algorithms are choices of CUDA only."""
         on_cuda = self._device.type == "cuda"
         return Arithmetic(
             device=self._device,
@@ -128,11 +128,11 @@ class CompiledVariants:
         )
 
     def _may_compile(self, arithmetic: Arithmetic) -> bool:
-        """Not where bytes must repeat: when a network is compiled depends on measured time."""
-        foreign = isinstance(self._network, ExportedNetwork)
-        return self._device.type == "cuda" and not arithmetic.deterministic and not foreign
+        """Not if results must repeat: whether a network is compiled depends on measured time."""
+        exported = isinstance(self._network, ExportedNetwork)
+        return self._device.type == "cuda" and not arithmetic.deterministic and not exported
 
-    def _compiled_when_repaid(
+    def _compiled_if_worthwhile(
         self, form: CompiledNetwork, arithmetic: Arithmetic, shape: Shape, batches: int
     ) -> CompiledNetwork:
         key = (arithmetic, shape)
@@ -150,7 +150,7 @@ class CompiledVariants:
 def _compiled(
     network: nn.Module, card: ModelCard, arithmetic: Arithmetic, shape: Shape, fused: CompiledNetwork
 ) -> CompiledNetwork:
-    """The compiled network for batches of one shape, the fused one for all others, or where it fails or differs."""
+    """The compiled network for batches of one shape; the fused one for others, or if that fails or differs."""
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
     compiled = compile_network(network, arithmetic)

@@ -1,8 +1,8 @@
-"""One model asked several times, or several models asked once: the mean of their probabilities.
+"""Test-time augmentation and ensembles: the mean probability of several forward passes.
 
-Turned and mirrored tiles give slightly different answers, and so do networks trained apart; their mean is usually
-the better one (test-time augmentation: Krizhevsky et al. 2012, section 5; ensembles: Hansen & Salamon 1990). Both
-cost what they say: as many passes of a network per tile as there are terms in the mean.
+Transposed and mirrored tiles give slightly different results, and so do separately trained networks; their mean is
+usually better (test-time augmentation: Krizhevsky et al. 2012, section 5; ensembles: Hansen & Salamon 1990). Each
+term of the mean costs a forward pass per tile.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.model.predictor.protocol import (
 
 @dataclass(frozen=True, kw_only=True)
 class DihedralTransform:
-    """One way to lay a square onto itself: transpose it, then mirror its rows, its columns or both."""
+    """A symmetry of the square: transpose it, then mirror its rows, its columns or both."""
 
     transpose: bool = False
     """Swap rows and columns first."""
@@ -37,7 +37,7 @@ class DihedralTransform:
     """Axes mirrored then: -2 is upside down, -1 is left to right."""
 
     def apply(self, tiles: Tensor) -> Tensor:
-        """`(N, bands, H, W)` -> the tiles so laid, `(N, bands, W, H)` when transposed."""
+        """`(N, bands, H, W)` -> the transformed tiles, `(N, bands, W, H)` when transposed."""
         turned = tiles.transpose(-2, -1) if self.transpose else tiles
         return turned.flip(self.mirrored) if self.mirrored else turned
 
@@ -78,7 +78,7 @@ class TTAPredictor:
 
     @property
     def identity(self) -> str:
-        """That of the model, and which symmetries are averaged."""
+        """Identity of the model and the set of symmetries."""
         return f"{self._model.identity} augment-{self._augment}"
 
     @property
@@ -94,7 +94,7 @@ class TTAPredictor:
         return _mean(SYMMETRIES[self._augment], lambda symmetry: symmetry.undo(self._model(symmetry.apply(tiles))))
 
     def check_precision(self, tiles: Tensor) -> PrecisionCheck:
-        """The model's own proof: a mean of probabilities changes by no more than they do."""
+        """The check of the model: a mean of probabilities changes by no more than they do."""
         return self._model.check_precision(tiles)
 
     def runnable(self, work: BatchShape) -> Runnable:
@@ -104,11 +104,11 @@ class TTAPredictor:
         upright = turned = self._model.runnable(work)
         if shape is not None and shape[2] != shape[3] and any(symmetry.transpose for symmetry in symmetries):
             turned = self._model.runnable(replace(work, shape=(*shape[:2], shape[3], shape[2])))
-        return _AugmentedReady(upright, turned, symmetries)
+        return _TTARunnable(upright, turned, symmetries)
 
 
-class _AugmentedReady:
-    """What `TTAPredictor.runnable` hands out: no state, so as many threads may call it as may call the network."""
+class _TTARunnable:
+    """The `Runnable` of a `TTAPredictor`; stateless, so it is as thread-safe as the network."""
 
     def __init__(self, upright: Runnable, turned: Runnable, symmetries: Sequence[DihedralTransform]) -> None:
         self.dtype, self.layout, self.device = upright.dtype, upright.layout, upright.device
@@ -142,7 +142,7 @@ def _sum(symmetries: Sequence[DihedralTransform], run: Callable[[DihedralTransfo
 
 
 class EnsemblePredictor:
-    """Several models as one; its members run each on tiles normalised their own way, and the engine averages them."""
+    """Several models as one; the engine normalises tiles for each member and averages the results."""
 
     def __init__(self, models: Sequence[LoadedModel], *, threshold: float | None = None) -> None:
         """Join models on one device.
@@ -153,7 +153,7 @@ class EnsemblePredictor:
 
         Raises:
             ModelError: their cards contradict each other.
-            SettingsError: their thresholds differ and none is given.
+            SettingsError: their thresholds differ and `threshold` is None.
         """
         self.members = tuple(member for model in models for member in model.members)
         self.card = merge_cards([model.card for model in models], threshold=threshold)
@@ -162,7 +162,7 @@ class EnsemblePredictor:
 
     @property
     def identity(self) -> str:
-        """Those of the members in their order: weights first, then the rest."""
+        """Identities of the members in order: weights first, then the rest."""
         words = [member.identity.split(maxsplit=1) for member in self.members]
         return f"{'+'.join(word[0] for word in words)} {'+'.join(word[1] for word in words)}"
 
@@ -170,30 +170,30 @@ class EnsemblePredictor:
         return _join, (self.members, self._threshold)
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """`(N, bands, H, W)` normalised float32 -> probabilities, of members that normalise alike."""
-        self._check_normalized_alike()
+        """`(N, bands, H, W)` normalised float32 -> probabilities; members must have the same normalisation."""
+        self._check_same_normalization()
         return running_mean([member(tiles) for member in self.members])
 
     def check_precision(self, tiles: Tensor) -> PrecisionCheck:
-        """The proof of the member that suffers most; one that steps back takes all along."""
-        self._check_normalized_alike()
+        """The most accurate precision that a member needs; all members run in it."""
+        self._check_same_normalization()
         return combine_checks([member.check_precision(tiles) for member in self.members])
 
     def runnable(self, work: BatchShape) -> Runnable:
-        """See `LoadedModel.runnable`; of members that normalise alike."""
-        self._check_normalized_alike()
-        return _EnsembleReady([member.runnable(work) for member in self.members])
+        """See `LoadedModel.runnable`; members must have the same normalisation."""
+        self._check_same_normalization()
+        return _EnsembleRunnable([member.runnable(work) for member in self.members])
 
     def with_tta(self, augment: Augment) -> EnsemblePredictor:
-        """The ensemble of the with_tta members."""
+        """The ensemble of the members with test-time augmentation."""
         return EnsemblePredictor([TTAPredictor(member, augment) for member in self.members], threshold=self._threshold)
 
-    def _check_normalized_alike(self) -> None:
+    def _check_same_normalization(self) -> None:
         if len({member.card.normalization for member in self.members}) > 1:
             raise ModelError("the members normalise pixels differently, so no tiles suit all; give each its own")
 
 
-class _EnsembleReady:
+class _EnsembleRunnable:
     """The mean of networks that take the same tiles."""
 
     def __init__(self, members: Sequence[Runnable]) -> None:
@@ -217,10 +217,10 @@ def running_mean(terms: Sequence[Tensor]) -> Tensor:
 
 
 def with_tta(predictor: Predictor | ArrayFunction, augment: Augment) -> Predictor | ArrayFunction:
-    """A predictor with the setting `inference.augment` carried out.
+    """A predictor with test-time augmentation as in the setting `inference.augment`.
 
     Raises:
-        SettingsError: the predictor is a plain function or torch module, which promises too little to be turned.
+        SettingsError: the predictor is a plain function or torch module, which may depend on the orientation of tiles.
     """
     if augment == "none":
         return predictor
@@ -234,7 +234,7 @@ def with_tta(predictor: Predictor | ArrayFunction, augment: Augment) -> Predicto
 
 
 def forward_passes(predictor: Predictor | ArrayFunction) -> int:
-    """How many times a network runs on each tile."""
+    """Number of times a network runs on each tile."""
     if not isinstance(predictor, LoadedModel):
         return 1
     return sum(member.passes if isinstance(member, TTAPredictor) else 1 for member in predictor.members)

@@ -1,4 +1,4 @@
-"""The card of several models that run as one: what all agree on, and what suits all."""
+"""Model card of an ensemble, merged from the cards of its models."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import replace
 from pipeline.errors import ModelError, SettingsError
 from pipeline.model.card import ModelCard
 
-SAME = ("bands", "classes", "activation", "background", "dtype", "resolution_m", "margin")
+MUST_AGREE = ("bands", "classes", "activation", "background", "dtype", "resolution_m", "margin")
 """Fields of the card in which the models of an ensemble must agree."""
 
 
 def merge_cards(cards: Sequence[ModelCard], *, threshold: float | None) -> ModelCard:
-    """The card of an ensemble: what all agree on, sizes that suit all, and probabilities as output.
+    """The card of an ensemble: shared facts, sizes that suit all models, and probabilities as output.
 
     Its normalisation is the first model's; members keep their own.
 
     Args:
         cards: of the models, in order.
-        threshold: stands in for theirs.
+        threshold: replaces theirs.
 
     Raises:
-        ModelError: the models differ in what they take or mean, or no tile size suits all.
+        ModelError: the models differ in input or classes, or no tile size suits all.
         SettingsError: sigmoid models differ in their thresholds, and none is given.
     """
     first = cards[0]
-    for key in SAME:
+    for key in MUST_AGREE:
         _check_same(key, [getattr(card, key) for card in cards])
     stride = math.lcm(*(card.stride for card in cards))
     return replace(

@@ -1,7 +1,7 @@
-"""A checkpoint as an ONNX file, for programs that run networks without torch.
+"""ONNX export of a checkpoint, for programs that run networks without torch.
 
 The file takes normalised tiles and returns probabilities: temperature and activation are inside. The model card,
-which says how pixels become such tiles, lies in its metadata under `scenemill.card`.
+which describes how pixels become such tiles, is in its metadata under `scenemill.card`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ SUFFIX = ".onnx"
 INPUT, OUTPUT = "tiles", "probabilities"
 """Names of the one input and the one output."""
 PACKAGES = ("onnx", "onnxscript")
-_TALKATIVE = "torch.onnx._internal.exporter._registration"
-"""A logger that tells at each export that torchvision, which no network here needs, is not installed."""
+_NOISY_LOGGER = "torch.onnx._internal.exporter._registration"
+"""A logger that warns at each export that torchvision is not installed, which no network here needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxFacts:
-    """What was written."""
+    """The written file."""
 
     path: Path
     """The ONNX file."""
@@ -51,7 +51,7 @@ class OnnxFacts:
 
 
 def export_onnx(checkpoint: str | Path, out: str | Path, *, tile_size: int | None = None) -> OnnxFacts:
-    """Write a checkpoint as an ONNX file, which appears whole or not at all.
+    """Write a checkpoint as an ONNX file, atomically.
 
     Args:
         checkpoint: a `.safetensors` checkpoint of a native network.
@@ -62,7 +62,7 @@ def export_onnx(checkpoint: str | Path, out: str | Path, *, tile_size: int | Non
     Raises:
         SettingsError: a path or the tile size is wrong, or the packages onnx and onnxscript are missing.
         ModelError: the checkpoint is unusable, or the exporter cannot express it.
-        TransientError: the disk refuses.
+        TransientError: the file cannot be written.
     """
     source, target = Path(checkpoint), Path(out)
     _check_arguments(source, target)
@@ -112,7 +112,7 @@ def _export(model: Checkpoint, size: int | None) -> ONNXProgram:
     if size is not None:
         tiles = torch.zeros((2, len(card.bands), size, size))
     try:
-        with _quietly():
+        with _quiet_exporter():
             program = torch.onnx.export(
                 _Probabilities(model.network, card).eval(),
                 (tiles,),
@@ -155,14 +155,14 @@ def _save(program: ONNXProgram, target: Path) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what torch's exporter says of itself: a class it deprecates and uses, and packages it looks for."""
-    talkative = logging.getLogger(_TALKATIVE)
-    level = talkative.level
-    talkative.setLevel(logging.ERROR)
+def _quiet_exporter() -> Iterator[None]:
+    """Suppress messages of torch's exporter: a deprecated class that it uses itself, and packages it looks for."""
+    noisy = logging.getLogger(_NOISY_LOGGER)
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec.. is deprecated", FutureWarning)
             yield
     finally:
-        talkative.setLevel(level)
+        noisy.setLevel(level)

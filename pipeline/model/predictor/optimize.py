@@ -1,13 +1,13 @@
-"""A trained network -> the form in which it runs fastest on one device, saying the same.
+"""Optimization of a trained network for one device: folded batch norm, fused and compiled layers.
 
-Batch norm is folded into the convolutions before it, on every device. What more is done depends on the device:
+Batch norm is folded into the convolutions before it, on every device. Other steps depend on the device:
 
     CPU    each convolution, with the ReLU behind it, is one operator of oneDNN, its weights reordered once;
            2x2 max pooling is two maxima of every second row and column
-    CUDA   each convolution, with the ReLU behind it, is one operator of cuDNN; a run that is long enough to
-           repay it gets a compiled network, whose decoder convolves skip and signal without joining them
+    CUDA   each convolution, with the ReLU behind it, is one operator of cuDNN; long runs
+           get a compiled network, whose decoder convolves skip and signal without joining them
 
-A form is tried against the plain network before it is used, and left where it fails or differs.
+A variant is compared with the plain network before it is used, and dropped if it fails or differs.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from pipeline.model.predictor.optimized_layers import (
 log = logging.getLogger(__name__)
 
 ROUNDINGS = 8
-"""Roundings of a number format, relative to the largest output, by which a fused form may differ from the plain one."""
+"""Tolerance of a fused network in machine epsilons, relative to the largest output."""
 COMPILE_S = 20.0
-"""What compiling a network costs, s: 5 to 20 on one H200."""
+"""Time to compile a network, s: 5 to 20 on one H200."""
 COMPILED_GAIN = 0.11
 """Share of the fused network's time that the compiled one saves: 274 against 309 million pixels a second there."""
 
@@ -54,11 +54,11 @@ class Arithmetic:
     """How a network computes."""
 
     device: torch.device
-    """Where."""
+    """Device of the network."""
     dtype: torch.dtype = torch.float32
     """Number format of weights and features."""
     first_blocks_dtype: torch.dtype | None = None
-    """Number format of tiles and of arithmetic in a network's first two blocks; None is that of all."""
+    """Number format of tiles and of arithmetic in a network's first two blocks; None = `dtype`."""
     layout: torch.memory_format = torch.channels_last
     """Memory order of weights and features."""
     tf32: bool = True
@@ -66,7 +66,7 @@ class Arithmetic:
     deterministic: bool = False
     """True: CUDA takes only algorithms that give the same bytes every time."""
     benchmark: bool = False
-    """True: cuDNN times its algorithms for each new shape, which takes seconds; False: it goes by its own rules."""
+    """True: cuDNN times its algorithms for each new shape, which takes seconds; False: its heuristics choose."""
 
     @property
     def input(self) -> torch.dtype:
@@ -75,9 +75,9 @@ class Arithmetic:
 
     @contextmanager
     def cudnn_flags(self) -> Iterator[None]:
-        """Have cuDNN compute in this way inside the body; the former way comes back after it.
+        """Set cuDNN's flags in the body, and restore the previous ones after it.
 
-        cuDNN's settings belong to the process, so one thread at a time may be inside; a CPU knows none of them.
+        The flags are global, so only one thread at a time may be inside; a CPU has none.
         """
         if self.device.type != "cuda":
             yield
@@ -107,7 +107,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 
 
 def pin_convolution_kernels(network: nn.Module) -> None:
-    """Make results independent of the number of CPU threads, in place.
+    """Choose convolution kernels that do not depend on the number of CPU threads, in place.
 
     torch gives float32 1x1 convolutions to oneDNN only when it has more than one thread (`use_mkldnn` in
     ATen/native/Convolution.cpp), and its other kernel rounds differently. A dilation means nothing to a
@@ -122,12 +122,12 @@ def pin_convolution_kernels(network: nn.Module) -> None:
 
 @torch.inference_mode()
 def optimize_network(network: nn.Module, arithmetic: Arithmetic, trial: Tensor) -> nn.Module:
-    """A copy of a network in the fastest form that says the same.
+    """An optimized copy of a network with the same results.
 
     Args:
-        network: folded and settled, in evaluation mode; stays as it is.
-        arithmetic: number format, memory order and device of the copy.
-        trial: `(N, bands, H, W)` tiles on which fused and plain form must agree.
+        network: with folded batch norm and pinned kernels, in evaluation mode; it is not changed.
+        arithmetic: number format, memory layout and device of the copy.
+        trial: `(N, bands, H, W)` tiles on which the optimized and the plain network must agree.
 
     Raises:
         RuntimeError: the network does not run in this number format.
@@ -159,14 +159,14 @@ def converted(network: nn.Module, arithmetic: Arithmetic) -> nn.Module:
 def _changed(
     network: nn.Module, arithmetic: Arithmetic, change: Callable[[nn.Module, torch.dtype], nn.Module]
 ) -> nn.Module:
-    """A copy of a network, its early blocks changed for one number format and all else for another."""
+    """A copy of a network, its first blocks changed for one number format and the rest for another."""
     changed = copy.deepcopy(network)
-    places = [] if arithmetic.first_blocks_dtype is None else float32_blocks(changed)
-    blocks = [parent.get_submodule(name) for parent, name in places]
-    for parent, name in places:
+    found = [] if arithmetic.first_blocks_dtype is None else float32_blocks(changed)
+    blocks = [parent.get_submodule(name) for parent, name in found]
+    for parent, name in found:
         setattr(parent, name, nn.Identity())
     changed = change(changed, arithmetic.dtype)
-    for (parent, name), block in zip(places, blocks, strict=True):
+    for (parent, name), block in zip(found, blocks, strict=True):
         assert arithmetic.first_blocks_dtype is not None
         setattr(
             parent,
@@ -177,9 +177,9 @@ def _changed(
 
 
 def float32_blocks(network: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Parents and names of the two blocks that see the tiles first.
+    """Parents and names of a network's first two blocks.
 
-    Their rounding does the most harm: they tell small differences between few bands, and all others build on them.
+    Their rounding matters most: they resolve small differences between few bands, and all other layers depend on them.
     """
     if isinstance(network, UNet):
         return [(network.encoder, "0"), (network.encoder, "1")]
@@ -190,12 +190,12 @@ def float32_blocks(network: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def as_input(tiles: Tensor, arithmetic: Arithmetic) -> Tensor:
-    """Tiles as a network takes them; in two steps, which is faster than to convert and rearrange at once."""
+    """Tiles in a network's device, type and layout; two steps are faster than converting and rearranging at once."""
     return tiles.to(arithmetic.device, arithmetic.input).contiguous(memory_format=arithmetic.layout)
 
 
 def is_compilation_worthwhile(batches: int, seconds: float) -> bool:
-    """Whether so many batches of so many seconds each save more time than compiling the network costs.
+    """Whether `batches` of `seconds` each save more time than compiling the network takes.
 
     >>> is_compilation_worthwhile(12_000, 0.015), is_compilation_worthwhile(13_000, 0.015)
     (False, True)
@@ -215,7 +215,7 @@ def compile_network(network: nn.Module, arithmetic: Arithmetic) -> Callable[[Ten
 
 
 def split_joins(network: nn.Module) -> nn.Module:
-    """Let a U-Net's decoder convolve skip and signal without joining them, in place; other networks stay."""
+    """Let a U-Net's decoder convolve skip and signal without concatenating them, in place; no-op for other networks."""
     if isinstance(network, UNet):
         network.join = SkipPair()
         for block in network.decoder:
@@ -231,7 +231,7 @@ Fuse = Callable[[nn.Module, bool, torch.dtype], nn.Module | None]
 
 
 def _fusing(arithmetic: Arithmetic) -> Fuse | None:
-    """How layers are replaced on a device; None where they are not."""
+    """The replacement of layers on a device; None if there is none."""
     if arithmetic.layout != torch.channels_last:
         return None
     if arithmetic.device.type == "cpu":
@@ -265,7 +265,7 @@ def _fused(module: nn.Module, dtype: torch.dtype, *, fuse: Fuse) -> nn.Module:
 
 
 def _fused_layers(layers: nn.Sequential, dtype: torch.dtype, fuse: Fuse) -> Iterator[nn.Module]:
-    """The same layers, with each convolution and the ReLU behind it as one."""
+    """The same layers, each convolution fused with the ReLU behind it."""
     waiting = [layer for layer in layers if not isinstance(layer, nn.Identity | nn.Dropout)][::-1]
     while waiting:
         layer = waiting.pop()
@@ -277,7 +277,7 @@ def _fused_layers(layers: nn.Sequential, dtype: torch.dtype, fuse: Fuse) -> Iter
 
 
 def _pads_zeros(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether it is a convolution with so many zeros around as numbers say."""
+    """Whether it is a convolution padded with a fixed number of zeros."""
     return isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 

@@ -1,4 +1,4 @@
-"""The layers of prepared networks: what stands in for convolutions, poolings, joins and blocks of a trained one."""
+"""Layers of optimized networks: replacements of convolutions, poolings, concatenations and blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class UpcastBlock(nn.Module):
         self.block, self.inside, self.outside = block, inside, outside
 
     def forward(self, features: Tensor) -> Tensor:
-        """The block's results, rounded once."""
+        """The block's result, rounded once."""
         result: Tensor = self.block(features.to(self.inside))
         return result.to(self.outside)
 
@@ -24,9 +24,9 @@ class UpcastBlock(nn.Module):
 class OneDnnConvolution(nn.Module):
     """A convolution, and the ReLU behind it if there is one, as one operator; `(N, C, H, W) -> (N, C', H', W')`.
 
-    Its weights are stored once in the order that oneDNN computes in, which torch otherwise brings them to in every
-    call. It always computes with oneDNN, so results do not depend on the number of threads. The bias stays float32 in
-    every number format: it is added before the sum is rounded.
+    Its weights are stored in the layout of oneDNN, to which torch otherwise reorders them in every call. It always
+    computes with oneDNN, so results do not depend on the number of threads. The bias stays float32 in every number
+    format: it is added before the sum is rounded.
     """
 
     def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype, *, rectified: bool) -> None:
@@ -49,7 +49,7 @@ class OneDnnConvolution(nn.Module):
 class OneDnnTransposedConvolution(nn.Module):
     """A transposed convolution that always computes with oneDNN; `(N, C, H, W) -> (N, C', H', W')`.
 
-    torch's own goes elsewhere for one small tile than for several, and rounds differently there.
+    torch takes another kernel for one small tile than for several, which rounds differently.
     """
 
     def __init__(self, convolution: nn.ConvTranspose2d, dtype: torch.dtype) -> None:
@@ -100,7 +100,7 @@ class HalvingMaxPool(nn.Module):
 
 
 class SplitConvolution(nn.Module):
-    """The convolution of two tensors side by side, without joining them: `W [a, b] = W_a a + W_b b`."""
+    """The convolution of two concatenated tensors, without concatenating them: `W [a, b] = W_a a + W_b b`."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class SplitConvolution(nn.Module):
 
 
 class SkipPair(nn.Module):
-    """Hands over skip and signal as they are, for split convolutions."""
+    """Passes skip and signal on as a pair, for split convolutions."""
 
     def forward(self, skip: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
         """Both."""
