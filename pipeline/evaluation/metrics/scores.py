@@ -84,14 +84,7 @@ def score_counts(
         calibration: part of the result.
     """
     shape = _Shape(counts.pixels.shape[1:], counts.objects.shape[1:], int(planes.background), planes.exclusive)
-    flat = np.concatenate(
-        [
-            counts.pixels.reshape(len(counts), -1),
-            counts.objects.reshape(len(counts), -1),
-            np.stack([counts.counted, counts.wrong], axis=1),
-        ],
-        axis=1,
-    )
+    flat = _flatten(counts)
     total = flat.sum(axis=0, keepdims=True)
     resampled = resample_sums(flat, spec) if len(counts) > 1 else np.zeros((0, flat.shape[1]))
     value, value_mean = _scores_of(total, shape)
@@ -126,6 +119,12 @@ class _Shape(NamedTuple):
     """First plane that counts in means."""
     exclusive: bool
     """True = a pixel is of one class only."""
+
+
+def _flatten(counts: BlockCounts) -> NDArray[np.int64]:
+    """One row of all counts per block, see `_Shape`; pixels counted and wrong come last."""
+    blocks, last = len(counts), np.stack([counts.counted, counts.wrong], axis=1)
+    return np.concatenate([counts.pixels.reshape(blocks, -1), counts.objects.reshape(blocks, -1), last], axis=1)
 
 
 def _scores_of(sums: NDArray[np.generic], shape: _Shape) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
