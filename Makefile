@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## make a town, segment it through the flow, score it against the truth (3 minutes)
+demo: $(STAMP)  ## generate a town, segment it through the flow, score it against the truth (3 minutes)
 	$(BIN)/scenemill demo --out demo-out
 
 test: lint  ## style, types and every test (about 15 minutes on 2 cores)
@@ -55,15 +55,15 @@ bench: $(STAMP) .peers/.installed  ## print the figures of docs/explanation/perf
 	$(BIN)/python -m benchmarks.peers --install
 	@touch $@
 
-docs: $(STAMP)  ## build the site of docs/ into build/site, strictly: a broken link fails
+docs: $(STAMP)  ## build the site of docs/ into build/site, strictly: a broken link is an error
 	$(BIN)/zensical build --clean --strict
 
-pictures: $(STAMP) demo-out/score.json  ## draw docs/images again from the demo (QGIS, if it is installed, draws its own)
+pictures: $(STAMP) demo-out/score.json  ## draw docs/images again from the demo (with QGIS, if it is installed)
 	$(BIN)/python docs/tools/pictures.py demo-out docs/images
 
 demo-out/score.json:
 	$(MAKE) demo
 
-clean:  ## remove what the commands above made, and the environment
+clean:  ## remove all generated files, and the environment
 	rm -rf $(VENV) .cache .peers build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

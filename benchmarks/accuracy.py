@@ -1,4 +1,4 @@
-"""How accurate and how fast training is: each claim of docs/explanation/accuracy.md, reproduced by name.
+"""Accuracy and speed of training: each claim of docs/explanation/accuracy.md, reproduced by name.
 
     python -m benchmarks.accuracy --list              the trials, with what each needs
     python -m benchmarks.accuracy forest membranes    these two; tables on the terminal

@@ -1,13 +1,13 @@
-"""The two numbers of each stage, fewest operations and fewest bytes, against what this machine can do.
+"""Roofline of each stage: its minimum of operations and bytes against the rates of this machine.
 
     python -m benchmarks.bounds                      the classic U-Net, base 16 and 64; two minutes on 2 cores
     python -m benchmarks.bounds --device cuda --side 20480 --json bounds.json
 
 Measured first: how fast the machine multiplies matrices in the network's number format (the better of a matrix product
 and a convolution), and how fast it copies memory larger than its caches, both on all of its cores. A stage cannot be
-faster than its operations at the first rate, nor than its bytes at the second. What is reached comes from a run from
-file to mosaic: seconds that threads spend in the stage, divided by the cores, so as if nothing else ran. On CUDA there
-are bounds only: `benchmarks.stages` measures.
+faster than its operations at the first rate, nor than its bytes at the second. The measured rate comes from a run from
+file to mosaic: thread seconds of the stage, divided by the cores, as if nothing else ran. On CUDA only the bounds are
+printed; `benchmarks.stages` measures.
 
 A stage's bytes are those it must read and write once when nothing stays in a cache from the stage before: of the
 network, the input and output of every convolution, pooling and upsampling.
@@ -47,7 +47,7 @@ SAMPLE_BYTES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What all cores, or the device, do in a second."""
+    """Peak rates of all cores, or of the device, per second."""
 
     operations: float
     """Floating-point operations of matrix products per second; a multiplication and an addition are two."""
@@ -57,7 +57,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What a stage must do, and what it takes."""
+    """Minimum work of a stage, and its measured time."""
 
     name: str
     """As in `benchmarks.sampling`."""

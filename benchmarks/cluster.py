@@ -1,4 +1,4 @@
-"""What a cluster gains and costs: workers side by side, the same bytes, seconds per region, per scene and per task.
+"""Speed-up and overhead of a Dask cluster: scaling, equal bytes, seconds per region, per scene and per task.
 
     python -m benchmarks.cluster                  four tables; about 4 minutes on two quiet cores, 1 GB of disk
     python -m benchmarks.cluster --json out.json
@@ -8,12 +8,12 @@ Scheduler, workers and client are separate processes of this machine. Every figu
 run one scene first as a warm-up.
 
     scaling   the classic U-Net on a tall scene, on one and on two workers of one thread each, in turns, each cluster
-              with the regions that it chooses, while the other sleeps; the best time of each counts
-    overhead  a predictor that looks at single pixels, 10,000 x 10,000 px, in this process, and on one worker that has
+              with its default regions, while the other is stopped; the best time of each counts
+    overhead  a pointwise predictor, 10,000 x 10,000 px, in this process, and on one worker that has
               the same threads; in turns, and the median of the quotients
-    costs     what a region, and a scene, take longer on a cluster than here: many of next to nothing
-    tasks     tasks that do nothing, as the scheduler takes them
-    equal     results of this process, of 1, 2 and 4 workers, to the byte
+    costs     extra time of a region, and of a scene, on a cluster: many tiny ones
+    tasks     empty tasks, as fast as the scheduler runs them
+    equal     whether the results of this process and of 1, 2 and 4 workers are identical bytes
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CARD = ModelCard(bands=BANDS, classes=("blob",), threshold=0.6)
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     base: int = 32
     """Channels of the U-Net's first level."""
@@ -82,7 +82,7 @@ TOY = Sizes(base=8, tall=(256, 64), side=300, tile=64, turns=1, regions=3, scene
 
 
 def main() -> None:
-    """Measure, print, and say what misses its goal."""
+    """Measure, print, and report missed goals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toy", action="store_true", help="next to nothing of each")
     parser.add_argument("--json", type=Path, help="write the figures here too")
@@ -119,7 +119,7 @@ def settings(tile: int, *, threads: int, regions: int = 0, overlap: int | None =
 
 
 def scaling(sizes: Sizes, folder: Path, others: Mapping[Client, Processes]) -> dict[str, Any]:
-    """Seconds of one scene on one and on two workers of one thread, while the processes that are not theirs sleep."""
+    """Seconds of one scene on one and on two workers of one thread, while the other cluster is stopped."""
     scene, model = folder / "tall.tif", folder / "unet.safetensors"
     # No polygons: a network with random weights would find one in every other pixel.
     spec = replace(settings(sizes.tile, threads=1), polygons=PolygonSpec(threshold=1.0))
@@ -171,7 +171,7 @@ def overhead(sizes: Sizes, folder: Path, client: Client) -> dict[str, float]:
 
 
 def costs(sizes: Sizes, folder: Path, cluster: Client) -> dict[str, dict[str, float]]:
-    """Seconds that a region and a scene take which have next to nothing to do, here and on a cluster."""
+    """Seconds of a tiny region and a tiny scene, in this process and on a cluster."""
     write_scene(folder / "rows.tif", SMALL * sizes.regions, SMALL)
     write_scene(folder / "small.tif", SMALL)
     model = folder / "small.safetensors"
@@ -201,7 +201,7 @@ def costs(sizes: Sizes, folder: Path, cluster: Client) -> dict[str, dict[str, fl
 
 
 def trivial_tasks(sizes: Sizes, client: Client) -> dict[str, float]:
-    """Tasks a second that do nothing, all handed out at once; and seconds of one that is waited for."""
+    """Empty tasks per second, all submitted at once; and seconds of a single one, submitted and awaited."""
     client.gather(client.map(_nothing, range(100), pure=False))
     start = time.perf_counter()
     client.gather(client.map(_nothing, range(sizes.tasks), pure=False))
@@ -219,7 +219,7 @@ def _nothing(number: int) -> int:
 
 
 def fresh(folder: Path) -> Path:
-    """An output folder with nothing in it."""
+    """An empty output folder."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 

@@ -62,7 +62,7 @@ class Processes:
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
-        """Stop all processes for a while: even idle ones look at their clocks fifty times a second."""
+        """Suspend all processes: even idle ones wake up fifty times a second."""
         self._send(SIGSTOP)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Train the checkpoint that the demo ships, from towns whose seeds the demo never uses.
+"""Training of the checkpoint that ships with the demo, on towns whose seeds the demo never uses.
 
     python -m benchmarks.demo_model        about 10 minutes on 2 CPU cores; writes pipeline/data/demo.safetensors
 
@@ -22,7 +22,7 @@ TRAINING, VALIDATION = range(100, 112), range(120, 122)
 
 
 def main() -> None:
-    """Draw the towns, train, and say how good it became."""
+    """Generate the towns, train, and print the scores."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=9.0, help="training time")
     parser.add_argument("--out", type=Path, default=CHECKPOINT)

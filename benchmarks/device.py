@@ -1,4 +1,4 @@
-"""All benchmarks of speed on a machine with an accelerator, one behind the other; a part that fails stops no other.
+"""All speed benchmarks on a machine with an accelerator, one after another; the others continue when one fails.
 
     python -m benchmarks.device --out figures                     CUDA, 20,480 x 20,480 px; about 9 minutes
     python -m benchmarks.device --out figures --parts engine peers
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def describe(device: str) -> dict[str, object]:
-    """The machine and the versions that the figures belong to."""
+    """Machine and versions of the measurement."""
     place = torch.device(device)
     return {
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else str(place),

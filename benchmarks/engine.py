@@ -1,4 +1,4 @@
-"""Tiles per second from file to mosaic, against the bare network on tiles that already lie on the device.
+"""Throughput from file to mosaic, against the bare network on tiles that are already on the device.
 
     python -m benchmarks.engine                       the classic U-Net, base 16 and 64; 6 minutes on 2 cores
     python -m benchmarks.engine --device cuda         20,480 x 20,480 px
@@ -8,7 +8,7 @@
 on the same tiles, with no input or output. *File to mosaic* describes and plans the scene, checks the precision, reads,
 cuts, runs, blends, quantises and encodes it, and makes COGs with overviews. Both count tile pixels, so pixels under
 overlaps count as often as they are computed. They alternate in one process; each takes the best of its runs.
-The scene has 4 bands of uint16 in ZSTD. A network that CUDA compiles is compiled before, in both.
+The scene has 4 bands of uint16 in ZSTD. Compilation for CUDA is excluded from both.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def compare(base: int, tile: int, arguments: argparse.Namespace) -> Comparison:
 
 
 def run_path(place: Path, scene: str, predictor: LoadedPredictor, tiling: TilingSpec) -> PathTimes:
-    """File to mosaic, into a folder for the time being."""
+    """File to mosaic, into a temporary folder."""
     with tempfile.TemporaryDirectory(dir=place) as out:
         return file_to_mosaic(place / f"{scene}.tif", predictor, Path(out), tiling=tiling)
 

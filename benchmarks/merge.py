@@ -1,4 +1,4 @@
-"""Polygons of many overlapping scenes to one file: seconds and peak memory.
+"""Merging the polygons of many overlapping scenes into one file: seconds and peak memory.
 
     python -m benchmarks.merge                       prints a table; some minutes, mostly to write the scenes
     python -m benchmarks.merge --scenes 4 16         other numbers of scenes
@@ -67,10 +67,10 @@ class Merge:
     """Peak of the resident set beyond the loaded packages."""
 
 
-def write_scene(folder: Path, world: NDArray[np.uint8], row: int, col: int, number: int, side: int) -> None:
-    """A finished result whose first pixel is `(row, col)` of the world."""
-    rows, cols = np.arange(row, row + side) % len(world), np.arange(col, col + side) % len(world)
-    mask = world[rows[:, None], cols[None, :]]
+def write_scene(folder: Path, pattern: NDArray[np.uint8], row: int, col: int, number: int, side: int) -> None:
+    """A finished result whose first pixel is `(row, col)` of the pattern."""
+    rows, cols = np.arange(row, row + side) % len(pattern), np.arange(col, col + side) % len(pattern)
+    mask = pattern[rows[:, None], cols[None, :]]
     generator = np.random.default_rng(number)
     mask = np.where(generator.random(mask.shape) < 0.001, generator.integers(0, 2, mask.shape), mask).astype(np.uint8)
     mask[0, 0] = 1
@@ -127,7 +127,7 @@ def main() -> None:
     numbers = arguments.scenes or ((4,) if arguments.toy else SCENES)
     layouts = [("side by side", number) for number in numbers]
     layouts.append(("stacked", 2 if arguments.toy else DATES))
-    world = dense_mask(PATTERN if not arguments.toy else 300, sigma=1.5)
+    pattern = dense_mask(PATTERN if not arguments.toy else 300, sigma=1.5)
     print("| layout | scenes | polygons read | in the file | joined | seconds | of cores | peak memory |")
     print("|---|---|---|---|---|---|---|---|")
     merges = []
@@ -135,7 +135,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             for place in range(number):
                 row, col = divmod(place, isqrt(number)) if layout != "stacked" else (0, 0)
-                write_scene(Path(name), world, row * side * 9 // 10, col * side * 9 // 10, place, side)
+                write_scene(Path(name), pattern, row * side * 9 // 10, col * side * 9 // 10, place, side)
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 merge = pool.apply(measure, (Path(name), layout))
         merges.append(merge)

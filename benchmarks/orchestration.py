@@ -1,16 +1,16 @@
-"""What it costs that Prefect runs the scenes: seconds before the first pixel, and seconds per scene.
+"""Overhead of Prefect: seconds before the first pixel, and seconds per scene.
 
     python -m benchmarks.orchestration                 prints two tables; 3 minutes on two idle cores
     python -m benchmarks.orchestration --json orchestration.json
     python -m benchmarks.orchestration --toy
 
-    first pixel  from the call to the moment when the work folder of the first scene is there, so that reading begins:
-                 the command, the flow without a server, the flow as a deployment on a server with a worker; the best
-                 of some starts, looked up every 10 ms
-    per scene    many scenes of 64 x 64 px by the library, and by the flow on a server: once made, and once more, when
-                 all are found finished. A flow has two scenes in hand, so the processor's seconds stand beside those of
-                 the clock; they are of the run's own process, without the server's. What many scenes take longer than a
-                 few: what a run costs as such does not count
+    first pixel  from the call until the work folder of the first scene exists and reading starts: the command, the flow
+                 without a server, the flow as a deployment on a server with a worker; the best of several starts,
+                 polled every 10 ms
+    per scene    many scenes of 64 x 64 px by the library, and by the flow on a server: first processed, then found
+                 finished. A flow processes two scenes concurrently, so CPU seconds are given next to wall seconds;
+                 they are those of the run's process, without the server. The figure is the difference between many
+                 scenes and a few, without the fixed cost of a run
 
 Server, database and worker are processes of this machine, made for the purpose. What a dask cluster costs per scene and
 region is printed by `python -m benchmarks.cluster`.
@@ -34,7 +34,7 @@ from benchmarks.prefect_server import ROOT, Server, end, prefect_server
 SETTINGS = {"inference": {"device": "cpu", "precision": "float32"}, "tiling": {"tile_size": 64}}
 OPTIONS = ("--set", "inference.device=cpu", "--set", "inference.precision=float32", "--set", "tiling.tile_size=64")
 SIDE = 64
-"""Of a scene, px."""
+"""Side of a scene, px."""
 COMMAND = "scenemill segment"
 WAYS = {
     COMMAND: ("-c", "from pipeline.cli import main; main()", "segment"),
@@ -46,16 +46,16 @@ PATIENCE_S = 120
 
 @dataclass(frozen=True, kw_only=True)
 class PerScene:
-    """What one more scene takes."""
+    """Cost of one more scene."""
 
     by: str
     """`library` or `flow on a server`."""
     finished: bool
-    """True: all scenes were there before, and are only recognised."""
+    """True: all scenes were finished before, and are skipped."""
     wall_ms: float
-    """By the clock."""
+    """Wall time."""
     cpu_ms: float
-    """Of the processor, in the run's process."""
+    """CPU time of the run's process."""
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def write_subjects(folder: Path, count: int) -> tuple[list[str], str]:
-    """Scenes of next to nothing, and a small network."""
+    """Tiny scenes, and a small network."""
     from benchmarks.subjects import write_classic_unet, write_scene
 
     scenes = [folder / f"scene-{number:03}.tif" for number in range(count)]
@@ -162,7 +162,7 @@ def seconds_until_read(out: Path, start: float) -> float:
 def per_scene(
     by: str, server: Server, scenes: Sequence[str], few: int, model: str, folder: Path
 ) -> tuple[PerScene, PerScene]:
-    """What one more scene takes, made and found finished."""
+    """Cost of one more scene, processed and found finished."""
     command = [sys.executable, "-m", "benchmarks.orchestration", "--child", by, "--few", str(few), "--model", model]
     environment = {**server.environment, "PREFECT_LOGGING_LEVEL": "ERROR"}
     done = subprocess.run(

@@ -1,7 +1,7 @@
-"""How else a scene becomes a mosaic: MONAI's sliding window, and the plain read, predict, accumulate loop.
+"""Reference implementations: MONAI's sliding window, and the plain read, predict, accumulate loop over windows.
 
 Both as their users write them: float32 weights in default memory layout, autocast to float16 on CUDA. They need torch,
-numpy, rasterio and safetensors, and MONAI where it is asked for.
+numpy, rasterio and safetensors, and MONAI for its own.
 """
 
 from __future__ import annotations

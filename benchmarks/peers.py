@@ -1,4 +1,4 @@
-"""Ours against MONAI's sliding window and the plain loop: the same weights, scene, tile and overlap, in one run.
+"""Comparison with MONAI's sliding window and a plain loop: the same weights, scene, tile and overlap, in one run.
 
     python -m benchmarks.peers --install             makes .peers/ with MONAI and the torch of constraints.txt, once
     python -m benchmarks.peers                       5 minutes on 2 cores; without .peers/, the plain loop alone
@@ -121,9 +121,9 @@ def measure(base: int, arguments: argparse.Namespace) -> list[Measurement]:
 
 
 def contestants(*, toy: bool) -> list[str]:
-    """Who takes part: MONAI only where it is installed."""
+    """Names of the contestants: MONAI only where it is installed."""
     if toy or monai_python() is None:
-        print("MONAI is left out; python -m benchmarks.peers --install brings it", file=sys.stderr)
+        print("MONAI is skipped; python -m benchmarks.peers --install installs it", file=sys.stderr)
         return ["ours", "loop"]
     return ["ours", "loop", "monai"]
 

@@ -6,7 +6,7 @@
 
 Each scene has 4 bands of uint16, ZSTD, 512 px blocks, and repeats one 2048 px pattern of soft blobs, so
 it compresses about fourfold. From 50,000 px on only a diagonal band 10,240 px wide holds data, and the rest
-is sparse: nodata. The predictor looks at single pixels: what is measured is everything but the network.
+is sparse: nodata. The predictor is pointwise: everything but the network is measured.
 
 Three bounds are measured in the same run, over the same pixels, with as many threads as CPUs:
 

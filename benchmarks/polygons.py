@@ -1,4 +1,4 @@
-"""Mask to polygons: ours against `rasterio.features.shapes` + `shapely.geometry.shape`, in the same run.
+"""Vectorizing a mask: Scenemill against `rasterio.features.shapes` + `shapely.geometry.shape`, in the same run.
 
     python -m benchmarks.polygons                    prints two tables; a few minutes
     python -m benchmarks.polygons --counts           also up to 3 million polygons, to finished GeoPackages
@@ -10,10 +10,10 @@ whole Sentinel-2 tile (10980 x 10980 px; left out where ../shared/data/zoo is no
 a subprocess: seconds are the best of three, memory is the peak of the resident set beyond
 what the process held with its input loaded. The polygons must be the same, as a set.
 
-`mask` is given what rasterio is given, the decided pixels. `probabilities` is given what a mosaic holds,
-a byte per class and pixel, and decides. Both also give each polygon its mean and maximum, which rasterio
-does not. One core: the process is bound to a core, with one thread besides its own; seconds are the core's,
-so that other work on the machine does not count. All cores: seconds of the clock.
+`mask` has the same input as rasterio, classified pixels. `probabilities` has the input of a mosaic, a byte
+per class and pixel, and classifies it. Both also compute each polygon's mean and maximum, which rasterio
+does not. One core: the process is bound to a core, with one worker thread; seconds are CPU time,
+so that other work on the machine does not count. All cores: wall time.
 `streamed` does not keep the polygons; the tall mask repeats the dense one 16 times downwards, and shows that its
 memory does not grow.
 """

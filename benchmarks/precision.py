@@ -1,4 +1,4 @@
-"""Each number format and form of the bare network against plain float32: how fast, and how far off.
+"""Speed and error of each number format and variant of the bare network, against plain float32.
 
     python -m benchmarks.precision                          the classic U-Net, base 16 and 64; 5 minutes on 2 cores
     python -m benchmarks.precision --device cuda            all forms that CUDA knows; compiling takes a minute more

@@ -1,4 +1,4 @@
-"""Where the time of a run from file to mosaic goes: the threads of the process, and the device.
+"""Profile of a run from file to mosaic: time of the threads, and of the device.
 
     python -m benchmarks.stages --base 64                          one scene, after a first one
     python -m benchmarks.stages --base 64 --device cuda --side 20480 --json stages.json

@@ -1,7 +1,7 @@
-"""What the benchmarks of speed run on: a square scene, and the classic U-Net with weights drawn from a seed.
+"""Inputs of the speed benchmarks: a square scene, and the classic U-Net with weights drawn from a seed.
 
-The network is that of the 2015 paper with padded convolutions and batch norm. Random weights decide nothing and
-amplify rounding more than trained ones do, so its last layer is scaled: probabilities keep to the middle third.
+The network is that of the 2015 paper with padded convolutions and batch norm. Random weights are indecisive and
+amplify rounding more than trained ones do, so its last layer is scaled: probabilities stay in the middle third.
 """
 
 from __future__ import annotations

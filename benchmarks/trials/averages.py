@@ -1,4 +1,4 @@
-"""Whether several looks at a tile, or several models, find more: means of probabilities on invented towns."""
+"""Accuracy of test-time augmentation and ensembles on synthetic towns."""
 
 from __future__ import annotations
 

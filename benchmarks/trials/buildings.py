@@ -1,7 +1,7 @@
 """Buildings in real aerial scenes: train, segment unseen scenes through the flow, score against the labels.
 
-The scored scenes take no part in training, nor in choosing epoch, threshold or temperature: for that, blocks
-of the training scenes are held out.
+The scored scenes are used neither for training nor for selecting epoch, threshold or temperature: blocks of the
+training scenes are held out for that.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def run_left_out(out: Path, options: Options) -> list[Table]:
 
 
 def learn(stems: Sequence[str], out: Path, options: Options) -> TrainReport:
-    """Train on some of the scenes with our settings file."""
+    """Train on some of the scenes with the settings file of the repository."""
     spec = load_settings(TrainSpec, CONFIGS / "buildings.yaml", options.overrides)
     out.mkdir(parents=True, exist_ok=True)
     images = [FOLDER / "images" / f"{stem}.tif" for stem in stems]
