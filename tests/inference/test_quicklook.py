@@ -25,7 +25,7 @@ def test_a_glance_is_every_nth_pixel_whatever_the_regions(
     quicklooks = []
     for region in plan_regions(plan, rows=rows, cols=cols):
         taker = QuicklookSampler((150, 117), region.core, 4, "uint8")
-        for strip in read_strips(scene, plan, range(plan.shape[0]), range(plan.shape[1]), threads=1):
+        for strip in read_strips(scene, plan, (range(plan.shape[0]), range(plan.shape[1])), threads=1):
             taker.add(strip, plan.rows.starts[strip.row])
         quicklooks.append(taker.quicklook)
     np.testing.assert_array_equal(merge_quicklooks(quicklooks), pixels[:3, 2::4, 2::4])

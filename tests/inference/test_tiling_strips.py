@@ -37,7 +37,7 @@ def test_a_strip_is_the_mirrored_scene_under_its_windows(
     plan = plan_tiles((height, width), Tiling(tile_size=20 + 2 * margin, overlap=6 + 2 * margin, margin=margin))
     beyond = 20 + 2 * margin
     padded = np.pad(pixels, [(0, 0), (beyond, beyond), (beyond, beyond)], mode="reflect")
-    for strip in read_strips(scene, plan, range(plan.shape[0]), range(plan.shape[1]), threads=threads):
+    for strip in read_strips(scene, plan, (range(plan.shape[0]), range(plan.shape[1])), threads=threads):
         top, left = plan.rows.starts[strip.row] - margin + beyond, strip.left + beyond
         rows, cols = strip.shape
         assert rows == plan.rows.tile
@@ -68,7 +68,7 @@ def test_every_block_is_read_exactly_once(
     scene = describe_scene(make_scene(bands=1, height=333, width=401, tiled=block))
     seen = spy_on_reads(monkeypatch)
     plan = plan_tiles((333, 401), Tiling(tile_size=tile, overlap=overlap))
-    for _ in read_strips(scene, plan, range(plan.shape[0]), range(plan.shape[1]), threads=2):
+    for _ in read_strips(scene, plan, (range(plan.shape[0]), range(plan.shape[1])), threads=2):
         pass
     times = np.zeros((333, 401), int)
     for window in seen:
@@ -84,7 +84,7 @@ def test_read_ahead_is_bounded(make_scene: MakeScene, monkeypatch: pytest.Monkey
     scene = describe_scene(make_scene(bands=1, height=32 * 40, width=40, tiled=32))
     seen = spy_on_reads(monkeypatch)
     plan = plan_tiles((32 * 40, 40), Tiling(tile_size=32, overlap=0))
-    strips = read_strips(scene, plan, range(40), range(plan.shape[1]), threads=1)
+    strips = read_strips(scene, plan, (range(40), range(plan.shape[1])), threads=1)
     next(strips)
     furthest = max(window.row_off for window in seen)
     strips.close()  # type: ignore[attr-defined]
@@ -99,7 +99,7 @@ def test_damage_is_raised_when_its_strip_is_due(make_scene: MakeScene) -> None:
         file.write(b"\xff" * 4096)
     scene = describe_scene(path)
     plan = plan_tiles((2048, 512), Tiling(tile_size=512, overlap=0))
-    strips = read_strips(scene, plan, range(4), range(1), threads=2)
+    strips = read_strips(scene, plan, (range(4), range(1)), threads=2)
     assert next(strips).row == 0
     with pytest.raises(DamagedSceneError, match=r"damaged at rows 1536\.\.2047"):
         list(strips)

@@ -130,7 +130,7 @@ def test_each_storage_block_is_decoded_once(make_scene: MakeScene, monkeypatch: 
 
     monkeypatch.setattr(SceneReader, "read", spy)
     plan = plan_tiles(scene.grid.shape, Tiling(tile_size=200, overlap=50))
-    for _ in read_strips(scene, plan, range(plan.shape[0]), range(plan.shape[1])):
+    for _ in read_strips(scene, plan, (range(plan.shape[0]), range(plan.shape[1]))):
         pass
     decoded = np.zeros((-(-700 // 64), -(-1500 // 64)), int)
     for window in windows:

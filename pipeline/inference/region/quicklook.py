@@ -81,7 +81,7 @@ def read_quicklook(
     """
     sampler = QuicklookSampler(scene.grid.shape, scene.grid.window, len(scene.bands), scene.dtype)
     rows, cols = (range(count) for count in plan.shape)
-    for strip in read_strips(scene, plan, rows, cols, wanted=wanted, threads=threads):
+    for strip in read_strips(scene, plan, (rows, cols), wanted=wanted, threads=threads):
         sampler.add(strip, plan.rows.starts[strip.row] - plan.rows.margin)
     return sampler.quicklook.pixels
 

@@ -192,7 +192,7 @@ class _RegionRun:
         """Read, predict, blend and quantise."""
         job = self._job
         strips = read_strips(
-            job.scene, job.plan, self._tile_rows, self._tile_cols, wanted=self._wanted, threads=job.threads
+            job.scene, job.plan, (self._tile_rows, self._tile_cols), wanted=self._wanted, threads=job.threads
         )
         for predicted in self._engine.run(strips):
             batch = predicted.batch

@@ -105,8 +105,7 @@ class _Band:
 def read_strips(
     scene: Scene,
     plan: TilePlan,
-    rows: range,
-    cols: range,
+    tiles: tuple[range, range],
     *,
     wanted: Sequence[tuple[int, ...]] | None = None,
     threads: int = 0,
@@ -116,10 +115,8 @@ def read_strips(
     Args:
         scene: the scene.
         plan: its tile plan.
-        rows: tile rows of the region.
-        cols: tile columns of the region.
-        wanted: for each row the positions in `cols` of the wanted tiles; chunks outside them are not read.
-            None: all tiles.
+        tiles: tile rows and tile columns of the region.
+        wanted: for each row the positions of the wanted tiles in the columns; other chunks are not read. None: all.
         threads: decoding threads; 0 = one per CPU.
 
     Raises:
@@ -129,6 +126,7 @@ def read_strips(
     def decode(band: RowBand) -> _Band:
         return _read_band(reader, band, pool)
 
+    rows, cols = tiles
     across = _mirrored(plan.cols, cols)
     needs = [_need(plan, row, cols, None if wanted is None else wanted[k]) for k, row in enumerate(rows)]
     first_needed = np.minimum.accumulate([need.rows.min() for need in needs][::-1])[::-1]
