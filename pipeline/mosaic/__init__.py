@@ -1,4 +1,4 @@
-"""Mosaics of levels: written strip by strip, read back, with overviews as Cloud-Optimized GeoTIFF."""
+"""Mosaics as Cloud-Optimized GeoTIFFs: levels, classification, strips, overviews, reading."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Probabilities -> class decisions, in exact integers: which pixels are of which class.
+"""Classification of pixels from stored probabilities, in exact integers.
 
 The one definition that `mask.tif` and the polygons share. A level is an integer probability,
 `probability = level / top`; the largest value of its type is invalid (see `pipeline.mosaic.levels`).
@@ -21,19 +21,19 @@ Level = TypeVar("Level", bound=np.uint8 | np.uint16)
 """The type of levels; its largest value is invalid."""
 
 NO_CLASS = 0
-"""Mask value of a valid pixel that is of no class, or of the background."""
+"""Mask value of a valid pixel of no class, or of the background."""
 NODATA = 255
 """Mask value of an invalid pixel."""
 
 CHUNK_PIXELS = 1 << 17
-"""Pixels decided together; a processor's cache holds them."""
+"""Pixels classified together; they fit into a processor's cache."""
 ROUNDING_TOLERANCE = 1e-6
 """Levels; a threshold of `k / top` computed in floating point still means level `k`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """Exclusive classes of one block: what is traced together."""
+    """Exclusive classes of one block, which are traced together."""
 
     mask: NDArray[np.uint8]
     """`(height, width)`: class values, 0 = none, 255 = nodata."""
@@ -42,10 +42,10 @@ class Classification:
 
 
 def resolve_threshold(card: ModelCard, threshold: float | None, top: int) -> int:
-    """The least level that is of a class: `level >= it` equals `probability >= threshold`.
+    """The smallest level that is of a class: `level >= it` equals `probability >= threshold`.
 
     Args:
-        card: says what decides when `threshold` is None.
+        card: gives the threshold when `threshold` is None.
         threshold: in (0, 1], or None for the card's.
         top: the level of probability 1.
 
@@ -59,7 +59,7 @@ def resolve_threshold(card: ModelCard, threshold: float | None, top: int) -> int
     if threshold is not None and card.activation == "softmax":
         raise SettingsError(
             f"threshold {threshold} has no meaning for the exclusive classes {', '.join(card.classes)}: "
-            "the most probable one wins; leave it out"
+            "the most probable class is taken; leave it out"
         )
     value = card.threshold if threshold is None else threshold
     if not 0 < value <= 1:
@@ -98,10 +98,10 @@ def classify(
 def classify_multilabel(
     levels: NDArray[np.uint8 | np.uint16], card: ModelCard, threshold: float | None = None, *, top: int
 ) -> Iterator[Classification]:
-    """The decisions that become polygons: one for all exclusive classes, or one per independent class.
+    """The classifications that become polygons: one for all exclusive classes, or one per independent class.
 
-    The classes of a sigmoid model may overlap, so each is decided on its own. Their number and order
-    depend on the card alone. Arguments and errors as for `classify`.
+    The classes of a sigmoid model may overlap, so each is classified separately. Number and order
+    depend on the card only. Arguments and errors as for `classify`.
     """
     if card.activation == "softmax":
         resolve_threshold(card, threshold, top)

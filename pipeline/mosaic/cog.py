@@ -1,6 +1,6 @@
-"""Tiled TIFFs -> one Cloud-Optimized GeoTIFF, by moving compressed blocks: no pixel is encoded twice.
+"""Cloud-Optimized GeoTIFF from tiled TIFFs, by moving compressed blocks: no pixel is encoded twice.
 
-GDAL writes every block and every tag; here they are only put in the order of a COG: all directories
+GDAL writes every block and every tag; this module puts them in the order of a COG: all directories
 first, largest level first, then the blocks, smallest level first, so that the blocks of the full
 size, which are known first, come last. TIFF 6.0, BigTIFF, and the layout that GDAL's COG driver
 documents (https://gdal.org/drivers/raster/cog.html, "Header ghost area" and "Tile data leader").
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 OFFSETS, BYTE_COUNTS = 324, 325
-"""TIFF tags: where each block lies, and how long it is."""
+"""TIFF tags: offsets and byte counts of blocks."""
 SUBFILE_TYPE = 254
 """TIFF tag: 1 marks an overview."""
 LONG, LONG8 = 4, 16
@@ -53,9 +53,9 @@ class CogLevel:
     """One resolution of a COG."""
 
     template: Path
-    """A TIFF with the level's size and tags; its blocks are not looked at."""
+    """A TIFF with the level's size and tags; its blocks are not read."""
     parts: tuple[TiffPart, ...]
-    """Where the blocks are; together the parts hold each block once."""
+    """The TIFFs with the blocks; together they hold each block once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class _Field:
 
 @dataclass(frozen=True, kw_only=True)
 class _Format:
-    """What classic TIFF and BigTIFF write differently."""
+    """The differences between classic TIFF and BigTIFF."""
 
     header: bytes
     """First bytes of the file, up to the offset of the first directory."""
@@ -106,7 +106,7 @@ class _Blocks:
 
     @property
     def framed(self) -> NDArray[np.int64]:
-        """`(blocks,)` bytes with what stands before and behind."""
+        """`(blocks,)` bytes including leader and trailer."""
         return self.size + 2 * _FRAME
 
 
@@ -134,7 +134,7 @@ def write_levels(target: Path, levels: Sequence[CogLevel], *, max_classic_bytes:
 
 
 def check_blocks(path: Path) -> None:
-    """Make sure that a tiled TIFF holds all of its blocks: a disk that was full for a while may have left some out.
+    """Check that a tiled TIFF holds all of its blocks: some may be missing after the disk was full.
 
     Raises:
         OSError: it does not.
@@ -171,13 +171,13 @@ def _lay_out(
     head = bytearray(form.header + struct.pack(form.pointer, first) + _GHOST)
     head += bytes(first - len(head))
     for index, (tags, each, offset) in enumerate(zip(fields, blocks, offsets, strict=True)):
-        placed = {
+        entries = {
             **tags,
             SUBFILE_TYPE: _field(LONG, np.array([min(index, 1)])),
             OFFSETS: _field(form.offset_kind, offset),
             BYTE_COUNTS: _field(LONG, each.size),
         }
-        head += _directory(placed, len(head), form, last=index == len(fields) - 1)
+        head += _directory(entries, len(head), form, last=index == len(fields) - 1)
     return bytes(head)
 
 
@@ -219,7 +219,7 @@ def _read_fields(path: Path) -> dict[int, _Field]:
 
 
 def _read(file: BinaryIO, size: int, *, at: int | None = None) -> bytes:
-    """Exactly so many bytes: a disk that was full may have left less."""
+    """Exactly `size` bytes; fewer may be there after the disk was full."""
     if at is not None:
         file.seek(at)
     data = file.read(size)

@@ -1,4 +1,4 @@
-"""Probabilities as stored: integer levels, and what they mean.
+"""Quantization of probabilities to integer levels.
 
 `uint8` stores `round(p * 254)` and `uint16` `round(p * 65534)`; the value above the top is nodata.
 `float32` stores `p` itself and NaN. Everything downstream of the mosaic works on one form: uint16
@@ -22,7 +22,7 @@ INVALID = 65535
 """The level of an invalid pixel."""
 
 BLOCK = 512
-"""Side of a storage block of every raster of ours, px."""
+"""Side of a storage block of every raster that is written, px."""
 
 
 def stored_nodata(level_type: LevelType) -> float:

@@ -1,8 +1,8 @@
-"""Overviews of a mosaic: every two by two pixels become one, again and again. Arithmetic only.
+"""Overviews of a mosaic: each level averages two by two pixels of the level before. Arithmetic only.
 
 The pixels of a level are `ceil(n / 2)` of the level before, counted from the scene's first pixel, and a
-quad that reaches past the scene repeats its last row or column. Invalid pixels have no say; a quad of
-them is invalid. So a level depends on the level before alone, not on how it was cut into strips.
+quad that reaches past the scene repeats its last row or column. Invalid pixels are left out; a quad of
+invalid pixels is invalid. So a level depends only on the level before, not on how it was cut into strips.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 SLAB_ROWS = 64
-"""Rows that are halved at once, so that what is in between stays in the CPU's cache."""
+"""Rows that are halved at once, so that intermediate arrays stay in the CPU's cache."""
 
 Halve = Callable[[NDArray[np.generic], float], NDArray[np.generic]]
 """`(bands, rows, columns)` and the value of invalid pixels -> `(bands, ceil(rows / 2), ceil(columns / 2))`."""
 
 
-def overview_count(shape: tuple[int, int], most: int) -> int:
-    """How often a raster of `shape` is halved until neither side exceeds `most` px.
+def overview_count(shape: tuple[int, int], max_side: int) -> int:
+    """How often a raster of `shape` is halved until neither side exceeds `max_side` px.
 
     >>> overview_count((512, 512), 512), overview_count((513, 40), 512), overview_count((10_000, 10_000), 512)
     (0, 1, 5)
     """
-    return max(0, (-(-max(shape) // most) - 1).bit_length())
+    return max(0, (-(-max(shape) // max_side) - 1).bit_length())
 
 
 def halve_slabs(halve: Halve, pixels: NDArray[np.generic], nodata: float) -> NDArray[np.generic]:

@@ -1,4 +1,4 @@
-"""The colour of a class."""
+"""Colour palette of classes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import colorsys
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
-    """RGB of the class at a place in the legend: hues a golden ratio apart, starting at orange.
+    """RGB of the class at an index of the legend: hues a golden ratio apart, starting at orange.
 
     >>> class_colour(0), class_colour(1)
     ((242, 123, 36), (63, 36, 242))

@@ -1,4 +1,4 @@
-"""A mosaic read back: probabilities as levels, window by window, and the classes of its mask."""
+"""Mosaic reader: probabilities as levels, window by window, and the classes of the mask."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class MosaicReader:
     """Reads blocks of a probability mosaic, from any number of threads."""
 
     progress: Callable[[int], None] | None = None
-    """Told the pixels of every block that is read."""
+    """Called with the number of pixels of every block that is read."""
 
     def __init__(self, path: Path):
         """Open `probability.tif`.
 
         Raises:
-            SceneError: the file is not a mosaic of ours.
+            SceneError: the file is not a probability mosaic.
         """
         self._handles = ThreadHandles(lambda: rasterio.open(path, driver="GTiff"))
         try:
@@ -76,7 +76,7 @@ def _card_of(text: str, path: Path) -> ModelCard:
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], dict[int, tuple[int, int, int, int]]]:
-    """`mask.tif` at screen size: `(h, w)` class values and the colour of each value."""
+    """`mask.tif` resampled to `shape`: `(h, w)` class values, and the colour of each value."""
     with rasterio.open(path, driver="GTiff") as dataset:
         return dataset.read(1, out_shape=shape), dataset.colormap(1)
 

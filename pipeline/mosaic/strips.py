@@ -1,8 +1,8 @@
-"""Finished rows -> tiled GeoTIFFs, one for each level of a mosaic, written once and for good.
+"""Streaming GeoTIFF writer: finished rows to tiled GeoTIFFs, one for each level of a mosaic.
 
-Rows arrive top to bottom. Whole rows of blocks go to GDAL, which compresses them as they will stay;
-half their size goes on to the level below, and so on. So memory follows the width, not the height,
-and nothing is decoded again to make overviews.
+Rows arrive top to bottom. Whole rows of blocks go to GDAL, which compresses them in their final form;
+their halved rows go to the next level, and so on. So memory follows the width, not the height,
+and no pixel is decoded again to make overviews.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ EFFORT = {"zstd": {"zstd_level": 1}, "deflate": {"zlevel": 1}}
 
 @dataclass(frozen=True, kw_only=True)
 class RasterProfile:
-    """What a raster of ours is, apart from its pixels."""
+    """Georeferencing, type, bands and tags of a raster that is written."""
 
     grid: RasterGrid
-    """Where it lies."""
+    """Its grid."""
     dtype: str
     """numpy name of the stored type."""
     nodata: float
@@ -49,7 +49,7 @@ class RasterProfile:
     compress: Literal["zstd", "deflate"] = "zstd"
     """How blocks are compressed."""
     scale: float = 1.0
-    """Stored value times this is the quantity meant."""
+    """Quantity = stored value * scale."""
     colours: Mapping[int, tuple[int, int, int, int]] | None = None
     """Value -> RGBA, for class rasters."""
     tags: tuple[tuple[str, str], ...] = ()
@@ -111,7 +111,7 @@ class StripWriter:
                 self._held = 0
 
     def _store(self, rows: NDArray[np.generic]) -> None:
-        """Write a row of blocks, and half its size below."""
+        """Write a row of blocks, and its halved rows to the next level."""
         window = Window(0, self._done, rows.shape[2], rows.shape[1])
         try:
             self._dataset.write(rows, window=window)
@@ -127,7 +127,7 @@ class StripWriter:
             self._store(self._rows[:, : self._held])
 
     def _check(self) -> None:
-        """Tell of what GDAL, which writes late and closes silently, could not write."""
+        """Raise an error for blocks that GDAL, which writes late and closes silently, could not write."""
         try:
             check_blocks(self._path)
         except OSError as error:
@@ -135,12 +135,12 @@ class StripWriter:
 
 
 def on_success(stack: ExitStack, action: Callable[[], None]) -> None:
-    """Have a stack do something on leaving, in its turn, unless an error has come up before."""
+    """Register a callback of an exit stack that runs only if no error has been raised."""
     stack.push(lambda kind, error, trace: None if kind else action())
 
 
 def level_path(path: Path, level: int) -> Path:
-    """Where a level of a raster lies: `x.tif`, `x.1.tif`, `x.2.tif`, ...
+    """Path of a level of a raster: `x.tif`, `x.1.tif`, `x.2.tif`, ...
 
     >>> str(level_path(Path("x.tif"), 0)), str(level_path(Path("x.tif"), 2))
     ('x.tif', 'x.2.tif')
@@ -158,7 +158,7 @@ def level_shape(shape: tuple[int, int], level: int) -> tuple[int, int]:
 
 
 def create_level(path: Path, profile: RasterProfile, level: int, *, empty: bool = False) -> rasterio.io.DatasetWriter:
-    """Create the file of one level; only the full size says where it lies and what it holds.
+    """Create the file of one level; only the full size has georeferencing, band names and tags.
 
     Args:
         path: that of the full size.
@@ -205,14 +205,14 @@ def _write_error(path: Path, error: Exception) -> TransientError:
 
 
 def _predictor(profile: RasterProfile) -> int:
-    """TIFF's predictor: classes as they are, floats by their bytes, levels by their differences."""
+    """TIFF predictor: none for classes, floating point for floats, horizontal differences for levels."""
     if profile.colours is not None:
         return 1
     return 3 if profile.dtype == "float32" else 2
 
 
 def _open_quietly(path: Path, *arguments: str, **profile: Any) -> Any:
-    """Open without rasterio's warning of rasters without a place, and of flipped identities: GeoTIFF keeps them."""
+    """Open without rasterio's warnings of missing georeferencing and of flipped identities: GeoTIFF keeps both."""
     with suppress_georef_warnings():
         return rasterio.open(path, *arguments, **profile)
 

@@ -1,8 +1,8 @@
-"""The mosaic: `probability.tif` and `mask.tif`, written as Cloud-Optimized GeoTIFFs.
+"""Mosaic writer: `probability.tif` and `mask.tif` as Cloud-Optimized GeoTIFFs.
 
-The rows of a region go to plain GeoTIFFs, compressed as they will stay, with overviews beside them
-(`strips`). When all regions are there, their blocks are put in the order of a COG (`cog`), and
-only what straddles two regions is encoded again. The pixels of the result depend on nothing else.
+The rows of a region go to plain GeoTIFFs, compressed in their final form, with overviews in files of
+their own (`strips`). When all regions are done, their blocks are put in the order of a COG (`cog`), and
+only blocks that straddle two regions are encoded again. The result does not depend on the regions.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class MosaicSpec:
 
 
 def probability_profile(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: Mapping[str, str]) -> RasterProfile:
-    """The form of `probability.tif`: a band per class, scaled so that GIS tools show 0..1."""
+    """Profile of `probability.tif`: a band per class, scaled so that GIS tools show 0..1."""
     return RasterProfile(
         grid=grid,
         dtype=spec.dtype,
@@ -62,7 +62,7 @@ def probability_profile(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tag
 
 
 def mask_profile(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: Mapping[str, str]) -> RasterProfile:
-    """The form of `mask.tif`: class values, 0 = none of them, 255 = nodata, with a colour table."""
+    """Profile of `mask.tif`: class values, 0 = no class, 255 = nodata, with a colour table."""
     values = sorted({value for _, value, _ in card.foreground})
     colours = {0: (235, 235, 235, 255), MASK_NODATA: (255, 255, 255, 255)} | {
         v: (*class_colour(k), 255) for k, v in enumerate(values)
@@ -80,7 +80,7 @@ def mask_profile(grid: RasterGrid, card: ModelCard, spec: MosaicSpec, tags: Mapp
 
 
 class MosaicWriter:
-    """Writes the probabilities of a region, and the mask decided from them, a few strips behind whoever computes."""
+    """Writes the probabilities of a region and their mask in threads, with a bounded queue."""
 
     def __init__(
         self,
@@ -94,10 +94,10 @@ class MosaicWriter:
         """Create the files.
 
         Args:
-            probability: where the probabilities go, and what their raster is.
-            mask: the same for the classes.
-            card: decides the classes.
-            threshold: in its place, if any.
+            probability: path and profile of the probabilities.
+            mask: path and profile of the classes.
+            card: gives classes and threshold.
+            threshold: replaces the card's; None = the card's.
             overviews: levels below the full size, as many as the whole scene has.
         """
         self._card, self._threshold = card, threshold
@@ -132,15 +132,15 @@ class MosaicWriter:
     def _classify(self, stored: NDArray[np.generic]) -> None:
         self._mask.write(classify(as_integers(stored), self._card, self._threshold, top=self._top)[None])
 
-    def _wait(self, most: int) -> None:
-        """Wait until at most so many writes are pending."""
-        while len(self._pending) > most:
+    def _wait(self, max_pending: int) -> None:
+        """Wait until at most `max_pending` writes are pending."""
+        while len(self._pending) > max_pending:
             self._pending.popleft().result()
 
 
 @contextmanager
 def cog_writer(target: Path, profile: RasterProfile) -> Iterator[StripWriter]:
-    """A writer of rows, top to bottom, of which `target` is made as a COG when the body ends well.
+    """A writer of rows, top to bottom; when the body ends without an error, they become the COG `target`.
 
     Raises:
         TransientError: the disk is full or not writable.
@@ -156,9 +156,9 @@ def write_cog(parts: Sequence[tuple[Path, Window]], target: Path, profile: Raste
     """Join the rasters of regions, and their overviews, as one COG.
 
     Args:
-        parts: what a StripWriter made of each region, and its window; the windows partition the scene.
+        parts: the raster that a StripWriter made of each region, and its window; the windows partition the scene.
         target: the COG.
-        profile: what the whole is.
+        profile: of the COG.
 
     Raises:
         TransientError: the disk is full or not writable.
@@ -176,7 +176,7 @@ def write_cog(parts: Sequence[tuple[Path, Window]], target: Path, profile: Raste
 
 @contextmanager
 def _temporary_levels(path: Path, overviews: int) -> Iterator[Path]:
-    """The path, whose levels are removed in the end."""
+    """Yield the path; its levels are removed in the end."""
     try:
         yield path
     finally:
@@ -206,7 +206,7 @@ def _copied_level(parts: Sequence[tuple[Path, Window]], whole: Path, profile: Ra
 def _encoded_levels(
     parts: Sequence[tuple[Path, Window]], whole: Path, profile: RasterProfile, levels: range
 ) -> Iterator[CogLevel]:
-    """Levels in which regions meet inside of blocks: the first is joined, the others made of it."""
+    """Levels in which regions meet inside blocks: the first is joined, the others are computed from it."""
     if not levels:
         return
     with StripWriter(whole, profile, overviews=len(levels) - 1, level=levels[0]) as writer:
@@ -218,7 +218,7 @@ def _encoded_levels(
 
 
 def write_mask(mosaic: Path, target: Path, profile: RasterProfile, *, threshold: float | None) -> None:
-    """Decide `mask.tif` anew from a mosaic: the bytes that regions make with this threshold.
+    """Compute `mask.tif` again from a mosaic; the same bytes as inference writes with this threshold.
 
     Raises:
         TransientError: the disk is full or not writable.
@@ -233,9 +233,9 @@ def write_mask(mosaic: Path, target: Path, profile: RasterProfile, *, threshold:
 def _read_joined(parts: Sequence[tuple[Path, Window]], level: int) -> Iterator[NDArray[np.generic]]:
     """Yield `(bands, <= BLOCK, width)` of a level of the whole, top to bottom; regions start on its pixels."""
     for top in sorted({window.row_off for _, window in parts}):
-        beside = sorted((window.col_off, path) for path, window in parts if window.row_off == top)
+        neighbours = sorted((window.col_off, path) for path, window in parts if window.row_off == top)
         with ExitStack() as stack:
-            opened = [stack.enter_context(open_level(path, level)) for _, path in beside]
+            opened = [stack.enter_context(open_level(path, level)) for _, path in neighbours]
             for first in range(0, opened[0].height, BLOCK):
                 rows = min(BLOCK, opened[0].height - first)
                 pieces = [piece.read(window=Window(0, first, piece.width, rows)) for piece in opened]

@@ -1,4 +1,4 @@
-"""Masks in, whole polygons out. Start reading at `pipeline.polygons.stream`."""
+"""Vectorization: from a mosaic to whole polygons and vector files. Start reading at `pipeline.polygons.stream`."""
 
 import lazy_loader
 

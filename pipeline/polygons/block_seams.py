@@ -1,4 +1,4 @@
-"""Pieces of components joined across seams, block row after block row."""
+"""Seam joining: pieces of components are united across blocks, one block row after the other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Line = NDArray[np.int64]
 
 @dataclass
 class SeamJoiner:
-    """Joins the pieces of one decision; holds what is open: what the next block row may add to."""
+    """Joins the pieces of one classification; holds the open components, to which the next block row may add."""
 
     block_size: int
     """Side of a block, px."""
@@ -51,17 +51,17 @@ class SeamJoiner:
     boundaries: NDArray[np.int64] = field(default_factory=lambda: NO_PAIRS)
     """`(k, 2)`: a possible hole and an open component next to it."""
     filled: NDArray[np.int64] = field(default_factory=lambda: NO_PAIRS)
-    """`(k, 2)`: an open component, and `Components.first` of what lies in a hole of it that is filled."""
+    """`(k, 2)`: an open component, and `Components.first` of the component in a hole of it that is filled."""
     bottom: int = 0
     """The row of pixels where the next block row begins."""
     line: Line | None = None
     """The open component of each pixel along the seam below, `NO_COMPONENT` = none; None above the first row."""
 
     def add_row(self, blocks: Sequence[BlockPieces], *, is_last: bool) -> FinishedComponents:
-        """Take the blocks of the next row, left to right; returns the components that this closes.
+        """Add the blocks of the next row, left to right; returns the components that this closes.
 
         Args:
-            blocks: of the row, for one decision.
+            blocks: of the row, for one classification.
             is_last: True for the last row, which closes everything.
         """
         begin = np.cumsum([len(self.table), *(len(block.table) for block in blocks)])[:-1]
@@ -93,7 +93,7 @@ class SeamJoiner:
         return self._close(is_last)
 
     def _close(self, is_last: bool) -> FinishedComponents:
-        """Give up the components whose feature does not touch the seam below."""
+        """Remove and return the components whose feature does not touch the seam below."""
         n = len(self.table)
         on_seam = np.zeros(n, np.bool_)
         if self.line is not None and not is_last:
@@ -119,7 +119,7 @@ class SeamJoiner:
         return finished
 
     def _fill_holes(self, on_seam: NDArray[np.bool_], is_open: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Note the holes that are filled; returns the possible ones that stay undecided."""
+        """Record the holes that are filled; returns the possible ones that stay undecided."""
         rule = self.rule.holes
         if rule is None:
             return np.zeros(len(self.table), np.bool_)
@@ -144,7 +144,7 @@ def _corner_contacts(facing: Sequence[tuple[Line, Line]], value: NDArray[np.uint
 
 
 def _boundaries(facing: Sequence[tuple[Line, Line]], value: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Pieces of value 0 and what faces them across a seam: a piece of a class, or `NO_COMPONENT`."""
+    """Pieces of value 0 and their neighbours across a seam: a piece of a class, or `NO_COMPONENT`."""
     found = [NO_PAIRS]
     for lines in facing:
         for a, b in (lines, lines[::-1]):

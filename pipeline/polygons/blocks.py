@@ -1,4 +1,4 @@
-"""One block of the mask -> whole components, and pieces that touch a seam."""
+"""Block tracing: from one block of the mask to whole components, and pieces that touch a seam."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.polygons.tracing.simplify import simplify
 
 @dataclass(frozen=True, kw_only=True)
 class TracingRule:
-    """What a block needs to know of the settings."""
+    """Settings of tracing, resolved for one scene."""
 
     connectivity: int = 4
     """4 or 8."""
     tolerance: tuple[float, float] | None = None
-    """Most that a border may move along x and along y, px; None = pixel edges."""
+    """Largest shift of a border along x and along y, px; None = pixel edges."""
     holes: HoleFilter | None = None
     """Which holes are filled; None = none."""
 
@@ -37,17 +37,17 @@ class FinishedComponents:
     feature: NDArray[np.int64]
     """`(n,)`: components with the same number are one feature; always different ones when 4-connected."""
     filled: NDArray[np.int64]
-    """`Components.first` of what lies in the holes that are filled."""
+    """`Components.first` of the components in the holes that are filled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPieces:
-    """What one block gives: components that are whole, and pieces."""
+    """Whole components and pieces of components of one block."""
 
     whole: FinishedComponents
     """Components whose feature touches no seam."""
     table: Components
-    """Pieces of components, and what may become a filled hole in one (value 0)."""
+    """Pieces of components, and of possible filled holes in them (value 0)."""
     rings: Rings
     """Outlines of the pieces, with every pixel corner along seams."""
     links: NDArray[np.int64]
@@ -55,7 +55,7 @@ class BlockPieces:
     boundaries: NDArray[np.int64]
     """`(k, 2)`: a piece of no class, and a piece next to it."""
     filled: NDArray[np.int64]
-    """`(k, 2)`: a piece, and `Components.first` of what lies in a hole of it that is filled."""
+    """`(k, 2)`: a piece, and `Components.first` of the component in a hole of it that is filled."""
     lines: dict[str, NDArray[np.int64]]
     """`top`, `bottom`, `left`, `right` -> the piece of each pixel along that side of the block, or `NO_COMPONENT`."""
 
@@ -69,7 +69,7 @@ def trace_block(
         classification: the block's classes.
         seams: its borders that are seams.
         origin: `(row, col)` of the block in the scene.
-        rule: how.
+        rule: settings.
     """
     traced = trace_outlines(
         classification,
@@ -138,7 +138,7 @@ def _outlines(
 
 
 def consecutive_numbers(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """0, 1, 2 ... for the chosen ones, -1 for the others."""
+    """0, 1, 2 ... where `chosen`, -1 elsewhere."""
     return np.where(chosen, np.cumsum(chosen) - 1, -1)
 
 

@@ -1,6 +1,6 @@
-"""The polygons of a scene as a table: a row for each, in a file that GIS tools open.
+"""Polygon table: the columns of a scene's polygons, one row for each.
 
-What a row holds stands here; `writer` writes rows to a GeoPackage, FlatGeobuf or GeoParquet.
+`writer` writes rows to a GeoPackage, FlatGeobuf or GeoParquet.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class PolygonTotals:
-    """What was written."""
+    """Count and areas of the written polygons."""
 
     count: int = 0
     """Polygons."""
@@ -54,7 +54,7 @@ def write_polygons(
 
     Args:
         path: ends in .gpkg, .fgb or .parquet; an existing file is replaced.
-        polygons: batches, consumed lazily; what they raise while being made is raised here.
+        polygons: batches, consumed lazily; their errors are raised here.
         crs: of the coordinates.
         scene_id: of the scene, a column.
         model_id: of the model, a column.

@@ -1,10 +1,9 @@
-"""Which holes may be filled: those that hold valid pixels of no class and nothing else.
+"""Hole filling: finds holes that hold only valid pixels of no class.
 
 The pixels of no class are labelled like a class. Such a component is a whole hole of a polygon exactly
 when it touches one component, and neither nodata nor the border of the scene; so nodata is never
 filled, nor is a hole with an island of any class in it. A component on a seam, or one between pieces
-that may still turn out to be one, is kept until that is known: the outcome does not depend on the
-block size.
+that may still be united, is kept until that is known: the result does not depend on the block size.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class HoleFilter:
 
 
 def find_boundaries(traced: BlockOutlines, max_pixels: int) -> NDArray[np.int64]:
-    """What surrounds the components of no class.
+    """Find the neighbours of the components of no class.
 
     Args:
         traced: a block, with the pixels of no class.

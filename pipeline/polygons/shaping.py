@@ -1,7 +1,7 @@
-"""Polygons on the pixel plane -> polygons on the ground: placed, measured, filtered.
+"""Polygon shaping: pixel coordinates to map coordinates, true areas and lengths, size filter.
 
-Everything here looks at one polygon at a time; what depends on neighbours (joining across seams,
-simplifying shared borders, recognising true holes) has been done by `pipeline.polygons.stream`, so no
+This module handles one polygon at a time; steps that depend on neighbours (joining across seams,
+simplifying shared borders, finding true holes) belong to `pipeline.polygons.stream`, so no
 polygon is filtered or simplified before it is whole.
 """
 
@@ -32,7 +32,7 @@ class PolygonSpec:
     fill_holes_m2: float = 0.0
     """Holes up to this size that hold nothing but valid pixels of no class are filled; square metres, 0 = none."""
     simplify_m: float = 0.0
-    """Borders are simplified by up to this distance, shared borders alike on both sides; metres, 0 = pixel edges."""
+    """Borders are simplified by up to this distance, shared borders equally on both sides; metres, 0 = pixel edges."""
     connectivity: Literal[4, 8] = 4
     """Pixels of one polygon share an edge (4), or an edge or a corner (8)."""
 
@@ -90,12 +90,12 @@ class Polygons:
 
 
 def shape_polygons(batches: Iterable[PolygonBatch], grid: RasterGrid, spec: PolygonSpec) -> Iterator[Polygons]:
-    """Place polygons on the ground, measure them, and leave out the small ones; lazily, batch by batch.
+    """Transform polygons to map coordinates, measure them, and drop the small ones; lazily, batch by batch.
 
     Args:
         batches: from `vectorize`.
         grid: of the scene.
-        spec: says the minimum area.
+        spec: gives the minimum area.
     """
     for batch in batches:
         geometry = pixels_to_map(batch.geometry, grid.transform)
@@ -114,7 +114,7 @@ def shape_polygons(batches: Iterable[PolygonBatch], grid: RasterGrid, spec: Poly
 
 
 def pixels_to_map(geometry: NDArray[np.object_], transform: Affine) -> NDArray[np.object_]:
-    """Polygons on the pixel plane -> CRS coordinates, shells counter-clockwise whichever way the grid lies.
+    """Polygons from pixel to map coordinates, shells counter-clockwise for any orientation of the grid.
 
     >>> square = shapely.box(0, 0, 1, 1, ccw=True)
     >>> print(pixels_to_map(np.array([square]), Affine(2, 0, 100, 0, -2, 50))[0])

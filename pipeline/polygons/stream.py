@@ -1,6 +1,6 @@
-"""Mosaic -> whole polygons, block by block.
+"""Vectorization of a mosaic to whole polygons, block by block.
 
-Blocks are decided, labelled and traced in threads, a block row at a time. Components that touch no
+Blocks are classified, labelled and traced in threads, a block row at a time. Components that touch no
 seam are finished at once; pieces on seams are united by a union-find on the components along the
 seam, wait until no block below can add to them, and are then joined edge by edge. Memory holds two
 block rows and the polygons that are still open, never all polygons. The polygons do not depend on
@@ -39,7 +39,7 @@ BATCH_VERTICES = 200_000
 
 
 MAX_WORKERS = 8
-"""Threads that are of use: the polygons of finished components are built by one."""
+"""Largest useful number of threads: one builds the polygons of finished components."""
 
 
 class ClassifiedScene(NamedTuple):
@@ -54,7 +54,7 @@ class ClassifiedScene(NamedTuple):
 
 
 class LevelSource(Protocol):
-    """Where probabilities come from; `read_levels` is called from several threads at once."""
+    """A source of probabilities; `read_levels` is called from several threads at once."""
 
     @property
     def grid(self) -> RasterGrid:
@@ -62,7 +62,7 @@ class LevelSource(Protocol):
 
     @property
     def card(self) -> ModelCard:
-        """Of the model: classes, and how they are decided."""
+        """Of the model: classes, activation and threshold."""
 
     @property
     def levels(self) -> int:
@@ -83,7 +83,7 @@ def vectorize(
 
     Args:
         source: of the probabilities.
-        spec: threshold, holes, simplifying, connectivity; the minimum area is `shape_polygons`' affair.
+        spec: threshold, holes, simplifying, connectivity; `shape_polygons` applies the minimum area.
         block_size: side of a block in pixels, at least 1.
         workers: threads; 0 = one for each processor that this process may use, up to `MAX_WORKERS`.
 
@@ -102,7 +102,7 @@ def vectorize(
 def vectorize_classifications(
     scene: ClassifiedScene, spec: PolygonSpec, *, block_size: int = 2048, workers: int = 0
 ) -> Iterator[PolygonBatch]:
-    """The whole polygons of pixels that are decided already; otherwise as `vectorize`.
+    """The whole polygons of pixels that are classified already; otherwise as `vectorize`.
 
     Args:
         scene: its classified pixels.
@@ -117,7 +117,7 @@ def vectorize_classifications(
 
 
 def compile_kernels(grid: RasterGrid, spec: PolygonSpec, kind: LevelType) -> None:
-    """Have ready what `vectorize` needs for a mosaic: compiled, or loaded as compiled before.
+    """Compile the kernels that `vectorize` needs for a mosaic, or load them from numba's cache.
 
     It takes seconds once for an installation and a kind of processor; a run does it while it infers.
 
@@ -178,7 +178,7 @@ def pixel_sides_m(grid: RasterGrid) -> tuple[float, float]:
 def _block_rows(
     scene: ClassifiedScene, rule: TracingRule, block_size: int, pool: Executor
 ) -> Iterator[list[list[BlockPieces]]]:
-    """The pieces of each block of a row, for each decision; the next row is under way meanwhile."""
+    """The pieces of each block of a row, for each classification; the next row is traced concurrently."""
     height, width = scene.grid.shape
     ahead: deque[list[Future[list[BlockPieces]]]] = deque()
     for top in range(0, height, block_size):
@@ -209,7 +209,7 @@ def build_batches(finished: Sequence[FinishedComponents], top: int, connectivity
     """Sort whole components by the first pixel of their feature, and build the polygons.
 
     Args:
-        finished: components of any blocks and decisions.
+        finished: components of any blocks and classifications.
         top: the level of probability 1.
         connectivity: 4: a polygon per component; 8: a multipolygon per feature.
     """
@@ -241,7 +241,7 @@ def build_batches(finished: Sequence[FinishedComponents], top: int, connectivity
 
 
 def _joined(finished: Sequence[FinishedComponents]) -> tuple[Components, Rings, NDArray[np.int64]]:
-    """All components, their rings without the holes that are filled, and numbers that only one feature's share."""
+    """All components, their rings without the filled holes, and numbers that are unique to each feature."""
     begin = np.cumsum([0, *(len(part.table) for part in finished)])[:-1]
     placed = list(zip(finished, begin, strict=True))
     rings = Rings.concatenate([part.rings.shifted(at) for part, at in placed])

@@ -1,4 +1,4 @@
-"""The look of the polygons in QGIS: a QML style, one translucent colour per class."""
+"""QGIS style (QML) of the polygons: one translucent colour per class."""
 
 from __future__ import annotations
 

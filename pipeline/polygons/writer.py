@@ -1,8 +1,8 @@
-"""Arrow batches of polygons -> GeoPackage, FlatGeobuf or GeoParquet, whole or not at all.
+"""Vector file writer: Arrow batches of polygons to GeoPackage, FlatGeobuf or GeoParquet, atomically.
 
 Batches flow through an Arrow stream into the file, so memory holds one batch. The file is written
-beside its target, flushed to the disk and renamed: a file at the target is complete. The same
-polygons give the same bytes. Heavy packages are imported when something is written.
+next to its target, flushed to the disk and renamed: a file at the target is complete. The same
+polygons give the same bytes. Heavy packages are imported only when a file is written.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ LAYER = "polygons"
 GEOMETRY = "geom"
 """Name of the geometry column."""
 FIXED_TIMESTAMP = "2000-01-01T00:00:00.000Z"
-"""The time of writing that files carry: always the same, so that equal polygons are equal bytes."""
+"""The time of writing stored in files: constant, so that equal polygons give equal bytes."""
 
 DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".parquet": "Parquet"}
-"""What each file name ending is written as."""
+"""File name suffix -> GDAL driver."""
 
 
 def write_layer(
@@ -73,7 +73,7 @@ def write_layer(
 
 
 class _Stream:
-    """Arrow record batches; counts rows and remembers what went wrong, since a stream through C forgets it."""
+    """Arrow record batches; counts rows and keeps the Python error, which a stream through C loses."""
 
     def __init__(self, rows: Iterable[pa.RecordBatch], schema: pa.Schema):
         self._rows = rows
@@ -149,13 +149,13 @@ def _geoparquet_header(crs: CRS) -> dict[str, object]:
 
 
 def _wkt(crs: CRS) -> str:
-    """The CRS in full: WKT of 2019 holds what older forms drop."""
+    """The CRS as WKT of 2019, which keeps facts that older versions drop."""
     wkt: str = crs.to_wkt(version="WKT2_2019")
     return wkt
 
 
 class _ConstantDate:
-    """While any thread is inside, GDAL writes one date; the option is the process's, so threads share it."""
+    """While any thread is inside, GDAL writes a constant date; the option is global, so threads share it."""
 
     KEY = "OGR_CURRENT_DATE"
 
@@ -195,7 +195,7 @@ CREATE TABLE layer_styles (
 
 
 def _finish_geopackage(path: Path, count: int, qml: str) -> None:
-    """Check what GDAL wrote, and add the style.
+    """Check the rows and the spatial index that GDAL wrote, and add the style.
 
     GDAL builds the spatial index on closing, where a full disk goes unreported. QGIS applies the style on
     opening, and ignores it when the geometry column is not the layer's.

@@ -1,4 +1,4 @@
-"""Scenes as they are read: files, bands, alignment, validity. Start reading at `pipeline.scene.describe`."""
+"""Scenes: raster files, bands, alignment, validity. Start reading at `pipeline.scene.describe`."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""The one grid of a scene's files, and how each file lies on it: arithmetic on grids, no pixels.
+"""Grid alignment of a scene's files: the common grid, and how each file maps to it. Reads no pixels.
 
-The finest file gives the grid, unless settings ask for another resolution; the others lie under it:
+The file of the finest resolution gives the grid, unless settings ask for another; the others are mapped to it:
 
     finest file   |--|--|--|--|--|--|      the scene
     coarser file     |-----|-----|-----|   first = -1/2, last = 5/2 stored pixels
@@ -23,43 +23,43 @@ if TYPE_CHECKING:
     from pipeline.scene.file import SceneFile
 
 MAX_DENOMINATOR = 1000
-"""Positions of files on a grid are rounded to fractions of a pixel with denominators up to this."""
+"""Largest denominator of the fractions of a pixel to which positions on a grid are rounded."""
 AREA_TOLERANCE = 1e-3
-"""Relative difference of pixel areas that are taken for one size."""
+"""Relative difference up to which pixel areas count as equal."""
 MAX_ROTATION_PX = 1e-3
-"""Pixels by which a row of one file may leave the rows of another over its whole length."""
+"""Largest deviation of a row of one file from the rows of another over its whole length, px."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """Files of a scene that store the same pixels, and how these lie on the scene."""
+    """Files of a scene with the same grid, and how it maps to the scene's."""
 
     files: tuple[SceneFile, ...]
     """At least one."""
     rows: AxisMapping
-    """Their rows under the scene's."""
+    """Mapping of their rows to the scene's."""
     cols: AxisMapping
-    """Their columns under the scene's."""
+    """Mapping of their columns to the scene's."""
     planes: tuple[int, ...]
-    """Which of the scene's bands they hold, in the scene's order."""
+    """Indices of their bands among the scene's, ascending."""
     planes_of_files: tuple[tuple[int, ...], ...]
-    """Of each file, which of the layer's bands it holds."""
+    """For each file, the indices of its bands among the layer's."""
 
     @property
     def nodata(self) -> tuple[float | None, ...]:
         """Nodata value of each band of the layer."""
-        told = {
+        values = {
             plane: value
             for file, planes in zip(self.files, self.planes_of_files, strict=True)
             for plane, value in zip(planes, file.nodata, strict=True)
         }
-        return tuple(told[plane] for plane in range(len(self.planes)))
+        return tuple(values[plane] for plane in range(len(self.planes)))
 
 
 def group_layers(files: Sequence[SceneFile], bands: Sequence[str], grid: RasterGrid) -> tuple[Layer, ...]:
-    """The files of a scene by the pixels they store, in order.
+    """Group the files of a scene by their grids, in order.
 
-    Files that all store the same pixels cover the grid exactly; files of several grids lie where they lie.
+    If all files have the same grid, it covers the scene's exactly; otherwise each is mapped by its georeferencing.
     """
     grids: list[RasterGrid] = []
     for file in files:
@@ -83,7 +83,7 @@ def group_layers(files: Sequence[SceneFile], bands: Sequence[str], grid: RasterG
 
 
 def align_files(files: Sequence[SceneFile]) -> tuple[SceneFile, ...]:
-    """The files, with equal grids where they store the same pixels; checked to lie on one another.
+    """The files, with equal grids where these differ by rounding only; checks that they overlap.
 
     Raises:
         SceneError: they differ in CRS or in the direction of their rows, or do not overlap.
@@ -92,7 +92,7 @@ def align_files(files: Sequence[SceneFile]) -> tuple[SceneFile, ...]:
     aligned: list[SceneFile] = []
     for file in files:
         _check_crs(file, files[0])
-        rows, cols = map_axes(file.grid, finest.grid, f"{file.location}, beside {finest.location}")
+        rows, cols = map_axes(file.grid, finest.grid, f"{file.location}, next to {finest.location}")
         if not all(axis.last > 0 and axis.first < axis.stored for axis in (rows, cols)):
             raise SceneError(
                 f"{file.location}: does not overlap {finest.location} of the same scene: it covers {_extent(file)}, "
@@ -109,17 +109,17 @@ def finest_file(files: Sequence[SceneFile]) -> SceneFile:
     return next(file for file, area in zip(files, areas, strict=True) if area <= min(areas) * (1 + AREA_TOLERANCE))
 
 
-def map_axes(stored: RasterGrid, grid: RasterGrid, who: str = "a file") -> tuple[AxisMapping, AxisMapping]:
-    """How the stored pixels lie under the rows and the columns of a grid in the same CRS.
+def map_axes(stored: RasterGrid, grid: RasterGrid, name: str = "a file") -> tuple[AxisMapping, AxisMapping]:
+    """Mappings of the rows and columns of a grid to stored pixels in the same CRS.
 
     Raises:
-        SceneError: their rows do not run in one direction; the message begins with `who`.
+        SceneError: their rows do not run in one direction; the message begins with `name`.
     """
     across = ~stored.transform @ grid.transform
     turn = max(abs(across.b) * grid.height, abs(across.d) * grid.width)
     if turn > MAX_ROTATION_PX or across.a <= 0 or across.e <= 0:
         raise SceneError(
-            f"{who}: the rows of these files of one scene run in different directions ({_directions(stored)}, "
+            f"{name}: the rows of these files of one scene run in different directions ({_directions(stored)}, "
             f"{_directions(grid)}); warp one onto the other first, e.g. gdalwarp"
         )
     (left, top), (right, bottom) = across @ (0, 0), across @ (grid.width, grid.height)
@@ -130,7 +130,7 @@ def map_axes(stored: RasterGrid, grid: RasterGrid, who: str = "a file") -> tuple
 
 
 def map_whole(stored: RasterGrid, grid: RasterGrid) -> tuple[AxisMapping, AxisMapping]:
-    """How pixels lie under a grid of the same extent."""
+    """Mappings of rows and columns between grids of the same extent."""
     return AxisMapping.over(stored.height, grid.height), AxisMapping.over(stored.width, grid.width)
 
 
@@ -138,13 +138,12 @@ def _check_crs(file: SceneFile, first: SceneFile) -> None:
     if file.grid.crs != first.grid.crs:
         raise SceneError(
             f"{file.location}: is in {short_crs(file.grid.crs)}, but {first.location} of the same scene in "
-            f"{short_crs(first.grid.crs)}; warp one to the CRS of the other first, e.g. gdalwarp -t_srs: we would have "
-            "to invent pixels"
+            f"{short_crs(first.grid.crs)}; warp one to the CRS of the other first, e.g. gdalwarp -t_srs"
         )
 
 
 def _snap_to_earlier(file: SceneFile, earlier: Sequence[SceneFile]) -> SceneFile:
-    """The file with the very grid of an earlier one that stores the same pixels, if there is one."""
+    """The file with the grid of an earlier file, if the two differ by rounding only."""
     for other in earlier:
         if all(axis.is_identity for axis in map_axes(file.grid, other.grid)):
             return replace(file, grid=other.grid)

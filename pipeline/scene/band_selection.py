@@ -1,4 +1,4 @@
-"""Which of a scene's several files are needed, and for which of their bands: by name, opening none without need."""
+"""Band selection over several files, by name; files are opened only where a catalog does not name their bands."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pipeline.errors import SceneError
 from pipeline.scene.bands import BandFile, canonical_name
 
 BandPlaces = dict[str, tuple[int, int]]
-"""Name of a band -> index of its file, 1-based number in it."""
+"""Name of a band -> index of its file, 1-based band number."""
 
 
 def catalog_bands(file: BandFile) -> dict[str, int]:
     """`{name: 1-based number}` of the bands that a catalog names; of two equal names the first counts."""
-    told: dict[str, int] = {}
+    named: dict[str, int] = {}
     for number, name in enumerate(file.names, start=1):
         if name is not None:
-            told.setdefault(name, number)
-    return told
+            named.setdefault(name, number)
+    return named
 
 
 def apply_own_names(files: Sequence[BandFile], wanted: Sequence[str]) -> tuple[BandFile, ...]:
-    """The files, in which a band goes by a wanted name when no band is called so, and it alone is by its provider."""
+    """Rename bands to wanted names that no band has and that exactly one band has as its provider's own name."""
     forms = {canonical_name(name): name for name in wanted}
     taken = {canonical_name(name) for file in files for name in file.names if name}
     own = Counter(canonical_name(name) for file in files for name in file.own_names if name)
@@ -46,12 +46,12 @@ def find_in_files(
     own_names: Callable[[BandFile], Mapping[str, int]],
     place: str,
 ) -> BandPlaces:
-    """File and number of each band: in the model's order, or that of the files when it has no wish.
+    """File and number of each band, in the order of `wanted`, or of the files when that is None.
 
-    What the catalog names goes before what files call their bands, and the first file before later ones.
+    Names from the catalog take precedence over names in the files, and earlier files over later ones.
 
     Args:
-        files: what the catalog lists.
+        files: the files that the catalog lists.
         wanted: names of the bands that the model wants; None: all.
         own_names: opens a file and returns `{name: number}` of all its bands.
         place: for messages.
@@ -77,7 +77,7 @@ def find_in_files(
 
 
 def _offer(offered: dict[str, tuple[str, int, int]], index: int, names: Mapping[str, int]) -> None:
-    """Add the bands of a file, by the form in which names are compared, where nobody offered one of that name."""
+    """Add the bands of a file under their canonical names, except names that are offered already."""
     taken = {place[1:] for place in offered.values()}
     for name, number in names.items():
         if (index, number) not in taken:

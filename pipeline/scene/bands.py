@@ -1,4 +1,4 @@
-"""Find a model's bands in a scene by name: descriptions, colour interpretation, or an explicit mapping.
+"""Band names: find a model's bands by description, colour interpretation, or an explicit mapping.
 
 Names are compared in the STAC `common_name` vocabulary (STAC eo extension, table of common band
 names), case and punctuation aside. Sensor numbers such as `B04` are not translated: they mean
@@ -31,7 +31,7 @@ _SYNONYMS = {
 
 
 def canonical_name(name: str) -> str:
-    """The form in which band names are compared.
+    """Canonical form of a band name, in which names are compared.
 
     >>> canonical_name("Near-Infrared"), canonical_name("RED"), canonical_name("B04")
     ('nir', 'red', 'b04')
@@ -47,10 +47,10 @@ def offered_bands(
     explicit: Mapping[str, int],
     use_alpha: bool = False,
 ) -> dict[str, int]:
-    """Names by which each band can be asked for, `{name: 1-based number}`, in file order.
+    """Name of each band, `{name: 1-based number}`, in file order.
 
-    An explicit mapping wins over descriptions, a description over the colour interpretation. A band
-    without either is offered as `band_<number>`; alpha is offered only when `use_alpha`.
+    An explicit mapping takes precedence over descriptions, these over the colour interpretation. A band
+    without either is named `band_<number>`; alpha is included only with `use_alpha`.
     """
     offered = dict(explicit)
     for number, (description, interpretation) in enumerate(zip(descriptions, interpretations, strict=True), start=1):
@@ -64,7 +64,7 @@ def offered_bands(
 
 
 def choose_bands(offered: Mapping[str, int], wanted: Sequence[str] | None, *, place: str) -> dict[str, int]:
-    """The bands a model wants, in its order, or all offered ones when it has no wish.
+    """The bands in the order of `wanted`, or all offered ones when that is None.
 
     Raises:
         SceneError: a wanted band is missing, or there is none to offer.
@@ -87,7 +87,7 @@ def choose_bands(offered: Mapping[str, int], wanted: Sequence[str] | None, *, pl
 
 @dataclass(frozen=True, kw_only=True)
 class BandFile:
-    """A raster file that holds some of a scene's bands; what is None the file itself says."""
+    """A raster file that holds some of a scene's bands; None stands for the value in the file itself."""
 
     location: str
     """Path or address."""
@@ -100,11 +100,11 @@ class BandFile:
     offsets: tuple[float | None, ...]
     """Offset of each band."""
     own_names: tuple[str | None, ...] = ()
-    """What the provider calls each band, by which it is found where none is called so; none: as in `names`."""
+    """The provider's own name of each band, used where no band has a wanted name; empty: as in `names`."""
 
     def __post_init__(self) -> None:
         lengths = {
             len(each) for each in (self.names, self.nodata, self.scales, self.offsets, self.own_names or self.names)
         }
         if len(lengths) != 1 or not self.names:
-            raise ValueError("names, nodata, scales and offsets must be equally many, one per band and at least one")
+            raise ValueError("names, nodata, scales and offsets must have one value per band, and at least one band")

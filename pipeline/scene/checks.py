@@ -1,4 +1,4 @@
-"""What a raster's header promises, held against settings and model before a pixel is read. Opens nothing."""
+"""Header checks of a raster against settings and model, before a pixel is read. Opens nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_BLOCK_BYTES = 2**31
 """A storage block is decoded whole; a header that declares a larger one is refused."""
 MAX_SAMPLED_BLOCKS = 256
-"""Blocks that make the fingerprint of a remote scene."""
+"""Largest number of blocks in the fingerprint of a remote scene."""
 
 
 def find_bands(
@@ -82,7 +82,7 @@ def check_type(dataset: DatasetReader, numbers: Mapping[str, int], card: ModelCa
 
 
 def check_size(dataset: DatasetReader, spec: ReadingSpec, place: Location) -> None:
-    """Refuse sizes that cannot be meant, or not be read by windows."""
+    """Refuse implausible sizes, and blocks too large to be read by windows."""
     pixels = dataset.height * dataset.width
     if pixels > spec.max_pixels:
         raise SceneError(
@@ -99,11 +99,11 @@ def check_size(dataset: DatasetReader, spec: ReadingSpec, place: Location) -> No
 
 
 def fingerprint(dataset: DatasetReader, version: str | None) -> str:
-    """Digest of what a server says of a file's version, and of up to `MAX_SAMPLED_BLOCKS` blocks' places and lengths.
+    """Digest of the version that a server reports, and of offsets and sizes of up to `MAX_SAMPLED_BLOCKS` blocks.
 
     Args:
         dataset: the open file.
-        version: asked before it was opened, so that a file that is replaced meanwhile has another fingerprint later.
+        version: requested before opening, so that a file that is replaced in between gets another fingerprint later.
     """
     (down, across), (rows, cols) = dataset.block_shapes[0], dataset.shape
     per_row, count = -(-cols // across), -(-cols // across) * -(-rows // down)

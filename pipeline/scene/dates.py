@@ -1,4 +1,4 @@
-"""When a scene was taken, as far as its file or its catalog tells."""
+"""Acquisition dates of scenes, from their files or catalogs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Literal
 NANOSECONDS = 1_000_000_000
 
 DATE_PATTERN = re.compile(r"[1-9]\d{3}-\d{2}-\d{2}")
-"""How dates in settings and catalogs begin; bare numbers could mean anything."""
+"""The beginning of dates in settings and catalogs; bare numbers are ambiguous."""
 AGE_PATTERN = re.compile(r"(\d{1,5})(d|h)")
 """Days or hours before now."""
 
 DateOf = Literal["scene", "file", "processing"]
-"""What a date tells: when the scene was taken, when its file last changed, or when it was processed."""
+"""Meaning of a date: when the scene was taken, when its file last changed, or when it was processed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class SceneDate:
     text: str
     """ISO 8601 in UTC, e.g. `2024-06-01T10:30:00Z`."""
     of: DateOf
-    """What happened then."""
+    """Meaning of the date."""
 
 
 def parse_tiff_date(text: str | None) -> str | None:
@@ -63,7 +63,7 @@ def parse_date(text: str | None, *, end: bool = False) -> str | None:
 
 
 def parse_ago(text: str | None, now: datetime) -> str | None:
-    """So many days or hours before now, written as `7d` or `36h`, as `parse_date` writes it; None for other texts.
+    """Days or hours before now, written as `7d` or `36h`, in the format of `parse_date`; None for other texts.
 
     >>> parse_ago("36h", datetime(2024, 6, 2, tzinfo=UTC)), parse_ago("a week", datetime(2024, 6, 2, tzinfo=UTC))
     ('2024-05-31T12:00:00Z', None)

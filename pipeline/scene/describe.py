@@ -1,8 +1,7 @@
-"""Describe a scene: a raster, or several raster files that hold its bands.
+"""Scene description: a raster, or several raster files that hold its bands.
 
-`describe_scene` reads headers once, resolves every question about them (driver, bands, nodata, CRS,
-resolution) or refuses the scene with the reason; `SceneReader` then reads windows of it. The name of the
-room stands for those behind it: settings, files, grid, bands and reader.
+`describe_scene` reads headers once and resolves driver, bands, nodata, CRS and resolution, or refuses the
+scene with the reason; `SceneReader` then reads windows of it.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from pipeline.storage import Location, resolve_location
 __all__ = ["ReadingSpec", "Scene", "SceneFile", "describe_scene", "remote_fingerprint"]
 
 MAX_CONCURRENT_HEADERS = 8
-"""Headers of a remote scene's files that are read side by side."""
+"""Headers of a remote scene's files that are read concurrently."""
 
 Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Everything the pipeline needs to know of one scene; plain data, no open handle."""
+    """Description of one scene; plain data, no open handle."""
 
     id: str
     """Name of the scene and of its output folder."""
@@ -54,7 +53,7 @@ class Scene:
     nodata_when: NodataWhen
     """Whether all bands or any band must hold nodata."""
     acquired: str | None = None
-    """When it was taken, ISO 8601 in UTC; None when nobody says."""
+    """When it was taken, ISO 8601 in UTC; None when unknown."""
 
     @property
     def location(self) -> Location:
@@ -68,12 +67,12 @@ class Scene:
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """Scale of each band, 1 when nobody says."""
+        """Scale of each band, 1 by default."""
         return self._of_each_band([file.scales for file in self.files])
 
     @property
     def offsets(self) -> tuple[float, ...]:
-        """Offset of each band, 0 when nobody says."""
+        """Offset of each band, 0 by default."""
         return self._of_each_band([file.offsets for file in self.files])
 
     @property
@@ -90,7 +89,7 @@ class Scene:
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        """The files by the pixels they store, and how these lie on the grid."""
+        """The files grouped by their grids, with their mappings to the scene's grid."""
         return group_layers(self.files, self.bands, self.grid)
 
     @property
@@ -100,12 +99,12 @@ class Scene:
 
     def _of_each_band(self, facts: Sequence[Sequence[Fact]]) -> tuple[Fact, ...]:
         """Facts of the bands of each file, in the order of the scene's bands."""
-        told = {
+        by_name = {
             name: fact
             for file, each in zip(self.files, facts, strict=True)
             for name, fact in zip(file.bands, each, strict=True)
         }
-        return tuple(told[name] for name in self.bands)
+        return tuple(by_name[name] for name in self.bands)
 
 
 def describe_scene(
@@ -154,7 +153,7 @@ def describe_scene(
 
 
 def remote_fingerprint(place: Location, drivers: Sequence[str]) -> str:
-    """What a remote file is known by now, from its header and its server's word; see `checks.fingerprint`.
+    """Current fingerprint of a remote file, from its header and its server's version; see `checks.fingerprint`.
 
     Raises:
         SceneError: no raster that these drivers open, or a damaged one.
@@ -165,7 +164,7 @@ def remote_fingerprint(place: Location, drivers: Sequence[str]) -> str:
 
 
 def _describe_whole(place: Location, terms: ReadingTerms, told: BandFile | None) -> SceneFile:
-    """The one file of a scene: that which a catalog names, else the one at its place."""
+    """Describe the only file of a scene: the one that a catalog names, else the one at its location."""
     place = resolve_location(told.location) if told else place
     with open_header(place, terms.spec.drivers) as file:
         numbers = find_bands(file.dataset, terms.spec, terms.card, place, catalog_bands(told) if told else None)
@@ -175,7 +174,7 @@ def _describe_whole(place: Location, terms: ReadingTerms, told: BandFile | None)
 def _describe_files(
     files: Sequence[BandFile], place: Location, terms: ReadingTerms
 ) -> tuple[tuple[SceneFile, ...], tuple[str, ...]]:
-    """Those of several files that are needed, on one grid, and the names of their bands in the model's order."""
+    """Describe the files that are needed, on one grid; returns them and their band names in the model's order."""
     if terms.spec.bands:
         raise SceneError(
             f"{place}: reading.bands numbers the bands of one file, and this scene has {len(files)}; leave the setting "
@@ -216,23 +215,23 @@ def _own_names(told: BandFile, spec: ReadingSpec) -> dict[str, int]:
 
 
 def _folder_name(name: str) -> str:
-    """The name, which becomes a folder, or an error when it would lead elsewhere."""
+    """Check a name that becomes a folder: it must not lead outside the parent folder."""
     if name in ("", ".", "..") or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise SettingsError(f"scene_id must be the plain name of a visible folder, not {name!r}")
     return name
 
 
 def check_unchanged(scene: Scene) -> None:
-    """Hold a scene against its files, whose size, time or fingerprint tell of another content.
+    """Check by size, time or fingerprint that the files of a scene have not changed since it was described.
 
     Raises:
-        TransientError: one was replaced, changed or removed since it was described; described anew it can be read.
+        TransientError: one was replaced, changed or removed; a new description can be read.
     """
     for file in scene.files:
         if not _is_unchanged(file):
             raise TransientError(
                 f"{file.location}: was replaced, changed or removed while it was read, so nothing of it was published; "
-                "run again when nobody writes to it"
+                "run again when no process writes to it"
             )
 
 

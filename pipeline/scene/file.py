@@ -1,4 +1,4 @@
-"""One raster file of a scene: opened, described, and read as it is stored. Only here are source rasters opened."""
+"""Raster files of a scene: open, describe, read stored pixels. Only this module opens source rasters."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from pipeline.storage import (
 
 @dataclass(frozen=True, kw_only=True)
 class SceneFile:
-    """A raster file, and what of it belongs to a scene; plain data, no open handle."""
+    """A raster file and its bands that belong to a scene; plain data, no open handle."""
 
     location: Location
     """Where it lies."""
@@ -60,9 +60,9 @@ class SceneFile:
     dtype: str
     """numpy name of the stored type, wide enough for these bands."""
     scales: tuple[float, ...]
-    """Scale of each of them, 1 when nobody says."""
+    """Scale of each of them, 1 by default."""
     offsets: tuple[float, ...]
-    """Offset of each, 0 when nobody says."""
+    """Offset of each, 0 by default."""
     nodata: tuple[float | None, ...]
     """Nodata value of each; None where there is none (NaN is always nodata)."""
     alpha_number: int | None
@@ -74,21 +74,21 @@ class SceneFile:
     modified_ns: int | None
     """Modification time of the file, None when remote."""
     fingerprint: str | None = None
-    """Digest of a remote file's version, if its server tells one, and of where it keeps its blocks; see `header`."""
+    """Digest of a remote file's version, if reported, and of its block offsets; see `checks.fingerprint`."""
     acquired: str | None = None
-    """When it was taken, ISO 8601 in UTC; None when the file does not say."""
+    """When it was taken, ISO 8601 in UTC; None when unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """Pixels of some bands in a window, and where they are data."""
+    """Pixels of some bands in a window, and their validity."""
 
     bands: NDArray[np.generic]
     """`(bands, height, width)`."""
     present: NDArray[np.bool_]
     """`(height, width)`, False = nodata by value, mask or alpha."""
     finite: NDArray[np.bool_] | None
-    """`(height, width)`, False = no number, or past the file; None where all are sound."""
+    """`(height, width)`, False = NaN or infinite, or outside the file; None where all are finite."""
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -98,7 +98,7 @@ class Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenFile:
-    """A raster file that is open for a look at its header."""
+    """A raster file opened for reading its header."""
 
     dataset: rasterio.DatasetReader
     """The handle."""
@@ -110,7 +110,7 @@ class OpenFile:
 
 @contextmanager
 def open_header(place: Location, drivers: Sequence[str], *, alone: bool = False) -> Iterator[OpenFile]:
-    """Open a raster for a look at its header.
+    """Open a raster for reading its header.
 
     Args:
         place: where it lies.
@@ -130,7 +130,7 @@ def open_header(place: Location, drivers: Sequence[str], *, alone: bool = False)
 def describe_file(
     file: OpenFile, terms: ReadingTerms, numbers: Mapping[str, int], told: BandFile | None = None
 ) -> SceneFile:
-    """Settle how a file is read, or refuse it.
+    """Resolve how a file is read, or refuse it.
 
     Args:
         file: the open file.
@@ -171,7 +171,7 @@ def describe_file(
 
 
 def reopen_file(file: SceneFile) -> rasterio.DatasetReader:
-    """A new handle, without the warning where we know that georeferencing is missing."""
+    """A new handle; without rasterio's warning where georeferencing is known to be missing."""
     if is_on_earth(file.grid.crs):
         return rasterio.open(file.location.gdal_path, driver=file.driver)
     return _open_quietly(file.location, file.driver)
@@ -180,7 +180,7 @@ def reopen_file(file: SceneFile) -> rasterio.DatasetReader:
 def read_stored(
     dataset: rasterio.DatasetReader, file: SceneFile, window: Window, *, dtype: str, when: NodataWhen
 ) -> Pixels:
-    """Pixels of a window of the file itself, in the type `dtype`, with what it says of their validity."""
+    """Pixels of a window of the file itself, in the type `dtype`, with their validity."""
     numbers = [*file.band_numbers] + ([file.alpha_number] if file.alpha_number else [])
     pixels = dataset.read(numbers, window=window, out_dtype=dtype)
     bands = pixels[: len(file.band_numbers)]
@@ -197,7 +197,7 @@ def read_stored(
 
 @contextmanager
 def translate_read_errors(file: SceneFile, window: Window) -> Iterator[None]:
-    """What GDAL raises while a window is read, as our errors, which name the file."""
+    """Translate errors of GDAL while a window is read into ours, which name the file."""
     try:
         yield
     except (RasterioError, CPLE_BaseError, OSError) as error:
@@ -207,7 +207,7 @@ def translate_read_errors(file: SceneFile, window: Window) -> Iterator[None]:
 def _catalog_values(
     told: BandFile | None, fact: Literal["scales", "offsets", "nodata"], count: int
 ) -> list[float | None]:
-    """What a catalog says of each band of a file."""
+    """Values of each band of a file that a catalog gives."""
     known: tuple[float | None, ...] = () if told is None else getattr(told, fact)
     return [*known, *[None] * count][:count]
 
@@ -218,7 +218,7 @@ def _first(told: float | None, own: float) -> float:
 
 @contextmanager
 def _translate_header_errors(place: Location) -> Iterator[None]:
-    """GDAL's complaints about single tags reach us as errors of its own or as undecodable text."""
+    """Translate errors of GDAL about single tags, some of which are undecodable text."""
     try:
         yield
     except (CPLE_BaseError, UnicodeDecodeError) as error:
@@ -247,7 +247,7 @@ def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
 
 
 def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
-    """Open without rasterio's warning of missing georeferencing, which we answer with a refusal."""
+    """Open without rasterio's warning of missing georeferencing: such a scene is refused with an error."""
     with suppress_georef_warnings():
         dataset: rasterio.DatasetReader = rasterio.open(place.gdal_path, driver=driver)
     return dataset
@@ -265,10 +265,10 @@ def _read_error(place: Location, window: Window, error: Exception) -> DamagedSce
 
 
 def _is_undecodable(error: BaseException) -> bool:
-    """Whether the bytes of a block came and made no sense; where they did not come, GDAL tells of a read error."""
-    told = []
+    """Whether the bytes of a block arrived and could not be decoded; otherwise GDAL reports a read error."""
+    messages = []
     cause: BaseException | None = error
     while cause is not None:
-        told.append(str(cause))
+        messages.append(str(cause))
         cause = cause.__cause__
-    return any("IReadBlock failed" in text for text in told) and not any("Read error" in text for text in told)
+    return any("IReadBlock failed" in text for text in messages) and not any("Read error" in text for text in messages)

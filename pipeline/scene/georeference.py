@@ -1,6 +1,6 @@
-"""Where a raster lies on the ground: its grid, or the reason why it has none and the way out.
+"""Georeferencing of a raster: its grid, or an error with the reason and the way out.
 
-Files are opened by the caller; `reopen` gives a second handle where a question needs one.
+Files are opened by the caller; `reopen` gives a second handle where one is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLANE = (
     'ENGCRS["picture",EDATUM["corner of the picture"],CS[Cartesian,2],'
     'AXIS["column",east],AXIS["row",south],LENGTHUNIT["metre",1]]'
 )
-"""CRS of a picture that has no place on the ground, where that is allowed: its own pixels, one unit each."""
+"""CRS of an image without georeferencing, where that is allowed: its own pixels, one unit each."""
 
 
 def file_grid(
@@ -62,14 +62,14 @@ def file_grid(
 
 
 def resolve_grid(grid: RasterGrid, spec: ReadingSpec, card: ModelCard | None, place: Location) -> RasterGrid:
-    """The grid that is read: the file's own, or resampled to what settings and model ask for.
+    """The grid that is read: the file's own, or resampled as settings and model ask.
 
     Raises:
-        SceneError: its resolution does not suit the model, or cannot be told.
+        SceneError: its resolution does not suit the model, or cannot be determined.
     """
     wanted = card.resolution_m if card else None
     if (wanted or spec.resolution_m != "native") and not grid.resolution_m > 0:
-        raise SceneError(f"{place}: its middle lies off the Earth in its CRS, so its resolution cannot be told")
+        raise SceneError(f"{place}: its middle lies off the Earth in its CRS, so its resolution cannot be determined")
     if spec.resolution_m == "model":
         return grid.resampled(wanted) if wanted and not _close(grid.resolution_m, wanted, 0.01) else grid
     if spec.resolution_m != "native":
@@ -84,7 +84,7 @@ def resolve_grid(grid: RasterGrid, spec: ReadingSpec, card: ModelCard | None, pl
 
 
 def _has_transform(dataset: DatasetReader, reopen: Reopen) -> bool:
-    """Whether the file has a geotransform; where there is none, GDAL gives one without an origin, and warns."""
+    """Whether the file has a geotransform; without one, GDAL returns a transform without an origin, and warns."""
     if dataset.transform == Affine.identity():
         return False
     if dataset.transform.c or dataset.transform.f:
@@ -99,17 +99,15 @@ def _why_no_transform(dataset: DatasetReader) -> str:
     gcps, _ = dataset.gcps
     if gcps:
         return (
-            f"placed on the ground only by {len(gcps)} control points (GCPs), with no geotransform; "
+            f"georeferenced only by {len(gcps)} control points (GCPs), with no geotransform; "
             "warp it first, e.g. gdalwarp -tps -t_srs EPSG:32633"
         )
     if dataset.rpcs is not None:
         return (
-            "placed on the ground only by a camera model (RPC), with no geotransform; "
+            "georeferenced only by a camera model (RPC), with no geotransform; "
             "orthorectify it first, e.g. gdalwarp -rpc -t_srs EPSG:32633"
         )
-    return (
-        "has no geotransform, so its pixels have no place on the ground; georeference it first, e.g. gdal_edit -a_ullr"
-    )
+    return "has no geotransform, so its pixels have no map coordinates; georeference it first, e.g. gdal_edit -a_ullr"
 
 
 def _check_sidecar(dataset: DatasetReader, place: Location, reopen: Reopen) -> None:
@@ -129,7 +127,7 @@ def _check_sidecar(dataset: DatasetReader, place: Location, reopen: Reopen) -> N
 
 
 def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location) -> CRS:
-    """The scene's CRS; the settings' where it has none, or one that floats free of the Earth."""
+    """The scene's CRS; the settings' where it has none, or a local one."""
     given = None if spec.crs is None else parse_crs(spec.crs)
     if own is None or not is_on_earth(own):
         if given is None:

@@ -1,7 +1,7 @@
-"""Identity of a scene: the facts by which two descriptions are of the same pixels, wherever the file lies.
+"""Identity of a scene: the facts that two descriptions of the same pixels have in common, wherever the file lies.
 
-A local file is known by size and time; a remote one, which has neither, by its address and its fingerprint; a scene
-of several files by all of them, and by what the catalog says of them.
+A local file is identified by size and time; a remote one, which has neither, by address and fingerprint; a scene
+of several files by all of them, and by their values in the catalog.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.scene.file import SceneFile
 
 
 def identity_facts(scene: Scene) -> dict[str, object]:
-    """The facts of a scene that decide its result, as JSON takes them with `default=str`."""
+    """The facts of a scene that determine its result, for JSON with `default=str`."""
     return {**asdict(scene), "grid": _grid_facts(scene.grid), "files": [_file_facts(file) for file in scene.files]}
 
 

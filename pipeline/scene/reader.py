@@ -1,4 +1,4 @@
-"""Read pixels and validity of windows of a scene, from one file or from several on one grid."""
+"""Window reader of a scene: pixels and validity, from one file or several on one grid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.scene.describe import Scene
 
 MAX_RESAMPLED_PIXELS = 2**22
-"""Stored pixels that are held at once while a window is resampled."""
+"""Largest number of stored pixels in memory while a window is resampled."""
 
 
 class SceneReader:
@@ -59,7 +59,7 @@ class SceneReader:
 
 
 class _LayerReader:
-    """Reads those files of a scene that store the same pixels, as if they were one file."""
+    """Reads the files of a scene that have the same grid, as if they were one file."""
 
     def __init__(self, layer: Layer, scene: Scene) -> None:
         self._layer, self._dtype, self._when = layer, scene.dtype, scene.nodata_when
@@ -99,7 +99,7 @@ class _LayerReader:
         return parts[0] if len(parts) == 1 else _stack(parts, self._layer.planes_of_files, self._when)
 
     def _read_file(self, file: SceneFile, handles: ThreadHandles, window: Window) -> Pixels:
-        alone = file.mask == "none"  # of what may lie beside it, only a mask is read with the pixels
+        alone = file.mask == "none"  # of all sidecars, only a mask is read with the pixels
         with translate_read_errors(file, window), gdal_env(file.location, ignore_sidecars=alone):
             return read_stored(handles.get(), file, window, dtype=self._dtype, when=self._when)
 
@@ -130,14 +130,14 @@ class _LayerReader:
         return Pixels(bands=bands, present=enough, finite=resample_plane(finite, rows, cols))
 
     def _empty(self, window: Window) -> Pixels:
-        """A window past the files."""
+        """A window outside the files."""
         shape = int(window.height), int(window.width)
         nowhere = np.zeros(shape, bool)
         return Pixels(bands=np.zeros((len(self._layer.planes), *shape), self._dtype), present=nowhere, finite=nowhere)
 
 
 def _stack(parts: Sequence[Pixels], planes: Sequence[Sequence[int]], when: NodataWhen) -> Pixels:
-    """Bands of parts in the places `planes` of the whole; a pixel is sound where it is in all parts."""
+    """Combine the bands of parts at the indices `planes`; a pixel is finite where it is in all parts."""
     first = parts[0].bands
     bands = np.empty((sum(map(len, planes)), *first.shape[1:]), first.dtype)
     for part, places in zip(parts, planes, strict=True):
@@ -151,7 +151,7 @@ def _stack(parts: Sequence[Pixels], planes: Sequence[Sequence[int]], when: Nodat
 
 
 def _nearest(stored: Pixels, rows: Taps, cols: Taps) -> Pixels:
-    """For each output pixel the stored one in which it lies."""
+    """The stored pixel in which each output pixel lies."""
     down, across = (taps.index[:, 0].clip(*_bounds(taps)) - taps.span[0] for taps in (rows, cols))
     finite = None if stored.finite is None else stored.finite.take(across, axis=1).take(down, axis=0)
     if not (rows.inside.all() and cols.inside.all()):
@@ -170,7 +170,7 @@ def _bounds(taps: Taps) -> tuple[int, int]:
 
 
 def _concatenate(parts: Sequence[Pixels], axis: int) -> Pixels:
-    """Two windows that lie below (0) or beside (1) one another as one."""
+    """Concatenate windows along rows (axis 0) or columns (axis 1)."""
     finites = [np.ones(part.present.shape, bool) if part.finite is None else part.finite for part in parts]
     return Pixels(
         bands=np.concatenate([part.bands for part in parts], axis=axis + 1),

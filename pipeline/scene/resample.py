@@ -1,9 +1,9 @@
-"""Change the pixel size of raw pixels while they are read, with validity: arithmetic only.
+"""Resampling of raw pixels and their validity while they are read: arithmetic only.
 
-Each axis is resampled on its own. An output pixel is a weighted mean of the stored pixels it touches,
-invalid ones left out; it is valid when at least half of its weight fell on valid pixels:
+Each axis is resampled separately. An output pixel is a weighted mean of the valid stored pixels it touches;
+it is valid when at least half of its weight falls on valid pixels:
 
-    by area     weight = length of the stored pixel inside the output pixel   (also what lies past the file has weight)
+    by area     weight = length of the stored pixel inside the output pixel   (pixels outside the file have weight too)
     linear      weight = closeness to the two stored centres around its own   (enlarging a scene of one grid)
 
 Weights follow from the global position of a pixel, so reading by windows equals reading at once.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class AxisMapping:
-    """How the stored pixels of one axis lie under those of a scene, which go in equal steps from `first` to `last`."""
+    """Mapping of one axis of a scene to stored pixels: the scene's pixels go in equal steps from `first` to `last`."""
 
     stored: int
     """Pixels of the file."""
@@ -63,7 +63,7 @@ class AxisMapping:
 
 @dataclass(frozen=True, kw_only=True)
 class Taps:
-    """What each output pixel of one axis is made of; at most `taps` stored pixels each."""
+    """Filter taps of one axis: the stored pixels, at most `taps`, that each output pixel is a mean of."""
 
     index: NDArray[np.intp]
     """`(outputs, taps)` stored pixel, inside the file."""

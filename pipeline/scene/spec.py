@@ -1,4 +1,4 @@
-"""How scenes are read: corrections and permissions of the operator. Opens nothing."""
+"""Reading settings: how scenes are read, and what is corrected about them. Opens nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ReadingSpec:
     ignore_alpha: bool = False
     """Take a band tagged alpha for ordinary data."""
     ignore_scale: bool = False
-    """Give the model stored values, whatever scale and offset the file or its catalog tells."""
+    """Give the model stored values, whatever scale and offset the file or its catalog gives."""
     nodata_when: Literal["all_bands", "any_band"] = "all_bands"
     """A pixel is nodata when all bands the model uses hold nodata, or when any does. NaN in any band always is."""
     resolution_m: float | Literal["native", "model"] = "native"

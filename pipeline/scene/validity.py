@@ -1,4 +1,4 @@
-"""Which pixels hold real data: who has a say, and what pixels say of themselves. Opens nothing."""
+"""Pixel validity: nodata values, alpha bands and masks, and non-finite pixels. Opens nothing."""
 
 from __future__ import annotations
 
@@ -87,20 +87,20 @@ def finite_pixels(pixels: NDArray[np.generic]) -> NDArray[np.bool_] | None:
 
 
 def combine_present(planes: Sequence[NDArray[np.bool_]], when: NodataWhen) -> NDArray[np.bool_]:
-    """Where data is present, from where it is in parts of the bands: in one part at least, or in all."""
+    """Where data is present, from the planes of parts of the bands: in at least one part, or in all."""
     if len(planes) == 1:
         return planes[0]
     return np.asarray((np.logical_or if when == "all_bands" else np.logical_and).reduce(planes))
 
 
 def combine_finite(planes: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
-    """Where every part of the bands is sound; None where that is everywhere."""
+    """Where every part of the bands is finite; None where that is everywhere."""
     known = [plane for plane in planes if plane is not None]
     return np.asarray(np.logical_and.reduce(known)) if known else None
 
 
 def _may_hold(band: NDArray[np.generic], value: float) -> bool:
-    """False where a glance at the extremes shows that no pixel holds the value; cheaper than comparing each."""
+    """False where the extremes rule out that a pixel holds the value; cheaper than comparing each."""
     with np.errstate(over="ignore"):
         return not (band.min() > value or band.max() < value)
 

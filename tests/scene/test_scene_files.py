@@ -491,8 +491,8 @@ def test_files_that_do_not_fit_one_another_are_refused(make_scene: MakeScene) ->
     refused(
         r"blue\.tif: is in EPSG:32634, but .*red\.tif of the same scene in EPSG:32633; .*gdalwarp", crs="EPSG:32634"
     )
-    refused(r"blue\.tif, beside .*red\.tif: the rows .* different directions", transform=TEN @ Affine.rotation(5))
-    refused(r"blue\.tif, beside .*red\.tif: the rows .* different directions", transform=TEN @ Affine.scale(1, -1))
+    refused(r"blue\.tif, next to .*red\.tif: the rows .* different directions", transform=TEN @ Affine.rotation(5))
+    refused(r"blue\.tif, next to .*red\.tif: the rows .* different directions", transform=TEN @ Affine.scale(1, -1))
     far = TEN @ Affine.translation(60, 0)
     refused(r"blue\.tif: does not overlap .*red\.tif.*x 600600 to 601100.*correct the catalog", transform=far)
     refused(r"needs band\(s\) blue, but the 2 files .* offer red \(.*red\.tif\), nir \(.*blue\.tif\)", "nir")

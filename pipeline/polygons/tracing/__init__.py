@@ -1,1 +1,1 @@
-"""Components and outlines of blocks of pixels."""
+"""Raster tracing: connected components of a block and their outlines."""

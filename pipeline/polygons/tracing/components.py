@@ -1,4 +1,4 @@
-"""Tables of components, and what unites components across blocks.
+"""Connected components: their table, and union-find across blocks.
 
 A component is a set of 4-connected pixels of one value. All loops over pixels are compiled by numba and
 run without the GIL.
@@ -47,7 +47,7 @@ class Components:
         return len(self.value)
 
     def select(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Components:
-        """The rows of an index or a selection."""
+        """The rows of an index or a boolean mask."""
         return Components(
             value=self.value[rows],
             count=self.count[rows],
@@ -81,7 +81,7 @@ class Components:
 
 
 def union_find(n: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Union-find: the least member of each one's set, when the members of each pair are in one set.
+    """Union-find: the smallest member of the set of each of `n` elements; each pair is in one set.
 
     >>> union_find(5, np.array([[1, 3], [3, 4]])).tolist()
     [0, 1, 2, 1, 1]

@@ -1,4 +1,4 @@
-"""The vertices of all outlines of a block, linked into rings by a sweep over its places."""
+"""Outline vertices of a block, linked by a sweep over its pixel corners."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.polygons.tracing.kernels import link_vertices
 from pipeline.polygons.tracing.records import Bytes, Corners, Sums, VertexRule, allocate_row
 
 INITIAL_CAPACITY = 1 << 14
-"""Vertices that there is room for at first, beyond those of one row."""
+"""Initial capacity in vertices, in addition to those of one row."""
 
 
 def link_corners(mask: Bytes, seams: Sums, *, with_none: bool, junctions: bool) -> Corners:

@@ -1,11 +1,11 @@
-"""Pieces of one component, traced block by block, joined into its whole outline.
+"""Outline joining: pieces of a component, traced block by block, become its whole outline.
 
 On both sides of a seam, pieces have the same edges of one pixel, walked in opposite directions. Where
 both sides are the same component the two edges cancel:
 
     ring of the left piece  ↓ | ↑  ring of the right piece        both vanish
 
-and the open ends that remain are tied together where they meet. Coordinates are integers, so nothing
+and the remaining open ends are linked where they meet. Coordinates are integers, so nothing
 is snapped and the result does not depend on how the component was cut.
 """
 
@@ -23,7 +23,7 @@ from pipeline.polygons.tracing.records import RingArrays
 
 @dataclass(frozen=True, kw_only=True)
 class JoinableVertices:
-    """The loose vertices of rings, at which other pieces may touch: all that joining looks at."""
+    """The joinable vertices of rings; joining reads no others."""
 
     vertex: NDArray[np.int64]
     """`(n,)` indices of vertices; the edge that leaves a vertex has its index."""
@@ -38,7 +38,7 @@ class JoinableVertices:
 
     @classmethod
     def of(cls, rings: Rings) -> JoinableVertices:
-        """The loose vertices, in order."""
+        """The joinable vertices, in order."""
         vertex = np.flatnonzero(rings.joinable)
         ring = np.searchsorted(rings.start, vertex, side="right") - 1
         begin, end = rings.start[ring], rings.start[ring + 1]
@@ -52,12 +52,12 @@ class JoinableVertices:
 
 
 def remove_seam_edges(rings: Rings, block_size: int, open_row: int) -> Rings:
-    """The rings without the edges along seams that cancel, so that open components do not carry them along.
+    """The rings without the edges along seams that cancel, so that open components stay small.
 
     Args:
         rings: of pieces, as for `join_rings`.
         block_size: of the blocks.
-        open_row: the seam to which nothing has been joined yet; vertices along it stay.
+        open_row: the seam below, not joined yet; vertices along it stay.
     """
     ends = JoinableVertices.of(rings)
     joining = np.zeros(len(rings), np.bool_)

@@ -1,17 +1,17 @@
-"""The two sweeps over the pixels of a block: corners of outlines are linked into rings, and runs are measured.
+"""Compiled kernels of tracing: one sweep links the corners of outlines into rings, another measures runs.
 
 Sides of pixels are walked with the pixel on the right: its top eastwards, its right side southwards, its bottom
 westwards, its left side northwards. From corner to corner an outline is straight, so one link leads from a vertex to
 the next:
 
     a | b      Four pixels meet at a place `(x, y)`. Up to four outlines arrive there, one along each pixel;
-    --+--      each turns left, goes straight on or turns right, as the pixels beyond its two sides tell. Links
+    --+--      each turns left, goes straight on or turns right, depending on the pixels beyond its two sides. Links
     c | d      to the left and upwards lead to vertices that earlier places left in slots.
 
-Eight pixels are passed over at a time where nothing changes, so what costs is the vertices and the runs. Where equal
-pixels meet only in a corner, both outlines turn right, as strangers do; `pipeline.polygons.tracing.rings` finds those
-that are not. All kernels that call each other stand in one file: numba's cache looks at no other. Records are named
-tuples, which numba takes.
+Where nothing changes eight pixels are skipped at a time, so time follows the number of vertices and runs. Where equal
+pixels meet only in a corner, both outlines turn right, as for different components;
+`pipeline.polygons.tracing.rings` finds those of one component. Kernels that call each other must be in one file:
+numba's cache checks no other.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _parts(one: int, other: int) -> bool:
 def link_vertices(
     mask: Bytes, rule: VertexRule, buffers: RowBuffers, corners: Corners, state: tuple[int, int, int]
 ) -> tuple[int, int, int]:
-    """Sweep rows of places while there is room; returns the next row, and how many vertices and pairs there are."""
+    """Sweep rows of places while `corners` has capacity; returns next row and numbers of vertices and pairs."""
     height, width = mask.shape
     above, below, seams = buffers.codes[0], buffers.codes[1], rule.seams
     y, n, pairs = state

@@ -1,7 +1,7 @@
-"""Linked corners walked as rings: which are one ring, which rings are shells, and their vertices in order.
+"""Rings of linked corners: numbering, shells and holes, and their vertices in order.
 
 A ring whose first vertex by `(y, x)` is left eastwards is the shell of a component, and any other ring is a hole: so
-rings tell the components, without a number for every pixel.
+rings give the components, without a label for every pixel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.polygons.tracing.records import Corners, Flags, Numbers
 MEETS = 4
 """Of a vertex: another component of the same value touches it."""
 UNKNOWN = -1
-"""The ring of a vertex that no walk has reached."""
+"""The ring of a vertex that has not been visited."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Simplify the borders of a block so that neighbours keep sharing them and nothing ever crosses.
+"""Topology-preserving simplification of the borders of a block (Douglas-Peucker): neighbours keep sharing them.
 
 Rings are cut into arcs at the vertices where three or more borders meet, and at the seams. An arc is
 simplified once, for the rings on both of its sides, by Douglas and Peucker's splitting (1973), with
@@ -45,7 +45,7 @@ def simplify(
         rings: of the block, on its own pixel plane, traced with junctions.
         mask: `(height, width)` class values of the block; 0 = none, 255 = nodata.
         seams: its borders that are seams.
-        tolerance: most that a border may move along x, and along y, in pixels; above 0.
+        tolerance: largest shift of a border along x, and along y, in pixels; above 0.
         pinned: `(k,)` pixels, as in `Components.first`, whose top-left corners stay if they are vertices.
     """
     height, width = mask.shape
@@ -125,7 +125,7 @@ def _cut(rings: RingArrays, fixed: NDArray[np.bool_], places: VertexMap) -> tupl
 
 
 def _must_keep(rings: Rings, arcs: NDArray[np.int64], edges: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
-    """True for arcs that share both ends with another arc: as single chords they would fall together."""
+    """True for arcs that share both ends with another arc: as single chords they would coincide."""
     start, point = rings.start, rings.xy[:, 1].astype(np.int64) * width + rings.xy[:, 0]
     size = np.diff(start)[arcs[:, 0]]
     tail = point[start[arcs[:, 0]] + (arcs[:, 1] + arcs[:, 2] - 1) % size]

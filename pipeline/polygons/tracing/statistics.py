@@ -1,4 +1,4 @@
-"""What the components of a block add up to, measured run by run by a sweep over its pixels."""
+"""Component statistics of a block, computed run by run in a sweep over its pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.polygons.tracing.records import Bytes, Numbers, Sums, Totals, Vert
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentStatistics:
-    """What the components of a block add up to."""
+    """Statistics of the components of a block."""
 
     count: Sums
     """`(n,)` pixels."""
@@ -35,7 +35,7 @@ def measure_components(
     *,
     with_none: bool,
 ) -> ComponentStatistics:
-    """Measure the components, and find out which of them each hole is in.
+    """Measure the components, and find the component that each hole is in.
 
     Args:
         mask: `(height, width)` class values, contiguous.
