@@ -338,7 +338,7 @@ def test_the_result_of_an_area_is_cut_from_that_of_the_scene(scene: Path, tmp_pa
     assert np.array_equal(cut_probability, np.where(outside, 255, probability))
     assert np.array_equal(cut_mask, np.where(outside, 255, mask))
     assert cut.statistics.valid_pixels == (~outside).sum()
-    assert (cut.area, cut.statistics.area_share) == ("a.gpkg", (~outside).sum() / outside.size)
+    assert (cut.inputs.area, cut.inputs.area_share) == ("a.gpkg", (~outside).sum() / outside.size)
     polygons = geopandas.read_file(Path(cut.folder) / "polygons.gpkg", layer="polygons")
     drawn = rasterize(polygons.geometry, outside.shape, transform=Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000))
     assert np.array_equal(drawn == 1, cut_mask == 1)
@@ -346,12 +346,8 @@ def test_the_result_of_an_area_is_cut_from_that_of_the_scene(scene: Path, tmp_pa
 
 def test_an_area_beside_the_scene_leaves_nothing_and_runs_nothing(scene: Path, tmp_path: Path) -> None:
     report = segment(scene, tmp_path, write(tmp_path / "a.gpkg", [shapely.box(0, 0, 10, 10)]))
-    assert (
-        report.statistics.tiles_run,
-        report.statistics.valid_pixels,
-        report.polygons,
-        report.statistics.area_share,
-    ) == (0, 0, 0, 0.0)
+    statistics = report.statistics
+    assert (statistics.tiles_run, statistics.valid_pixels, report.polygons, report.inputs.area_share) == (0, 0, 0, 0.0)
     assert (rasters(Path(report.folder))[0] == 255).all()
 
 
