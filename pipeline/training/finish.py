@@ -77,9 +77,9 @@ def finish(setup: Setup, store: StateStore, state: TrainingState, stopped: Stop)
         validation=parts["validation"].scores,
         test=parts["test"].scores if "test" in parts else None,
     )
-    windows = predict_windows(setup, setup.cores("validation"), card) if setup.spec.leaves.overlays else ()
+    windows = predict_windows(setup, setup.cores("validation"), card) if setup.spec.artifacts.overlays else ()
     curves = parts["validation"].before, parts["validation"].after
-    write_artifacts(store.folder, report, spec=setup.spec.leaves, reliability=curves, windows=windows)
+    write_artifacts(store.folder, report, spec=setup.spec.artifacts, reliability=curves, windows=windows)
     write_report(report, store.identity)
     if stopped != "time":  # a later command may allow more time
         store.clear()

@@ -64,7 +64,7 @@ def relevant_settings(spec: TrainSpec) -> dict[str, Any]:
     for section, keys in IRRELEVANT_KEYS.items():
         for key in keys:
             plain[section].pop(key, None)
-    for key in ("labelled_area", "leaves"):
+    for key in ("labelled_area", "artifacts"):
         plain.pop(key, None)
     return plain
 

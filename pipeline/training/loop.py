@@ -183,8 +183,8 @@ class _Loop:
         return "diverged"
 
     def open_events(self) -> AbstractContextManager[EventLog | None]:
-        """The TensorBoard log of the run; None unless `leaves.tensorboard` is on."""
-        if not self.setup.spec.leaves.tensorboard:
+        """The TensorBoard log of the run; None unless `artifacts.tensorboard` is on."""
+        if not self.setup.spec.artifacts.tensorboard:
             return nullcontext()
         return EventLog(self.store.folder, first_epoch=self.state.epoch)
 
@@ -218,7 +218,7 @@ def _check(out: Path, spec: TrainSpec) -> None:
     if out.is_dir():
         raise SettingsError(f"out: {out} is a folder; name a file in it")
     resolve_device(spec.learning.device, key="learning.device")
-    check_artifacts(spec.leaves)
+    check_artifacts(spec.artifacts)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -48,3 +48,9 @@ def test_the_commented_settings_file_holds_the_defaults() -> None:
 def test_settings_out_of_bounds_say_which_bound(make: Callable[[], object], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         make()
+
+
+def test_the_section_of_artifacts_is_accepted_by_its_former_name(tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text("leaves: {overlays: 3}\n")
+    spec = load_settings(TrainSpec, file=tmp_path / "train.yaml", overrides=["leaves.tensorboard=true"])
+    assert (spec.artifacts.overlays, spec.artifacts.tensorboard) == (3, True)

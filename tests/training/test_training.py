@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_checkpoint_cached_or_not(town: Town, tmp_p
 
 def test_a_run_writes_history_pictures_and_a_page(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.training.finish.write_artifacts", write_artifacts)
-    spec = replace(QUICK, leaves=ArtifactsSpec(overlays=1), learning=replace(QUICK.learning, ema_decay=0.5))
+    spec = replace(QUICK, artifacts=ArtifactsSpec(overlays=1), learning=replace(QUICK.learning, ema_decay=0.5))
     report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=spec)
     assert report.folder == tmp_path / "m.run"
     names = {path.relative_to(report.folder).as_posix() for path in report.folder.rglob("*") if path.is_file()}
@@ -111,7 +111,7 @@ def test_a_run_writes_history_pictures_and_a_page(town: Town, tmp_path: Path, mo
 
 def test_tensorboard_gets_every_epoch(town: Town, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    spec = replace(QUICK, leaves=ArtifactsSpec(tensorboard=True))
+    spec = replace(QUICK, artifacts=ArtifactsSpec(tensorboard=True))
     report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=spec)
     (events,) = (report.folder / "tensorboard").iterdir()
     assert events.stat().st_size > 200

@@ -312,7 +312,7 @@ def test_a_run_that_goes_on_shows_every_epoch_once(tmp_path: Path):
 def test_a_missing_tensorboard_is_noticed_before_the_run(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_artifacts(ArtifactsSpec())
-    with pytest.raises(SettingsError, match=r"leaves\.tensorboard.*pip install scenemill\[tensorboard\]"):
+    with pytest.raises(SettingsError, match=r"artifacts\.tensorboard.*pip install scenemill\[tensorboard\]"):
         check_artifacts(ArtifactsSpec(tensorboard=True))
 
 

@@ -41,8 +41,8 @@ def check_artifacts(spec: ArtifactsSpec) -> None:
     """Raise SettingsError before the run when TensorBoard is on and not installed."""
     if spec.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise SettingsError(
-            "leaves.tensorboard is on, but the package tensorboard is not installed; "
-            "pip install scenemill[tensorboard], or set leaves.tensorboard=false"
+            "artifacts.tensorboard is on, but the package tensorboard is not installed; "
+            "pip install scenemill[tensorboard], or set artifacts.tensorboard=false"
         )
 
 

@@ -54,7 +54,7 @@ class TrainSpec:
     """The loss."""
     learning: OptimizationSpec = field(default_factory=OptimizationSpec)
     """Optimizer, schedule and stopping rules."""
-    leaves: ArtifactsSpec = field(default_factory=ArtifactsSpec)
+    artifacts: ArtifactsSpec = field(default_factory=ArtifactsSpec, metadata={"alias": "leaves"})
     """Artifacts written next to the checkpoint."""
 
     @property
