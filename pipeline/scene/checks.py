@@ -29,7 +29,7 @@ def find_bands(
     spec: ReadingSpec,
     card: ModelCard | None,
     place: Location,
-    told: Mapping[str, int] | None = None,
+    listed: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Name and 1-based number of each band that is read, in the model's order.
 
@@ -38,12 +38,12 @@ def find_bands(
         spec: corrections.
         card: the model; None takes every band that is not alpha.
         place: for messages.
-        told: names and numbers that a catalog gives; the settings' go before them.
+        listed: names and numbers from a catalog; the settings take precedence.
 
     Raises:
         SceneError: a band is missing, or tagged as something else.
     """
-    explicit = {name: number for name, number in (told or {}).items() if number not in spec.bands.values()}
+    explicit = {name: number for name, number in (listed or {}).items() if number not in spec.bands.values()}
     offered = offered_bands(
         dataset.descriptions,
         [interp.name for interp in dataset.colorinterp],

@@ -159,16 +159,16 @@ def remote_fingerprint(place: Location, drivers: Sequence[str]) -> str:
         SceneError: no raster that these drivers open, or a damaged one.
         TransientError: the network fails.
     """
-    with open_header(place, drivers, alone=True) as file:
+    with open_header(place, drivers, without_sidecars=True) as file:
         return fingerprint(file.dataset, file.facts.version)
 
 
-def _describe_whole(place: Location, terms: ReadingTerms, told: BandFile | None) -> SceneFile:
+def _describe_whole(place: Location, terms: ReadingTerms, listed: BandFile | None) -> SceneFile:
     """Describe the only file of a scene: the one that a catalog names, else the one at its location."""
-    place = resolve_location(told.location) if told else place
+    place = resolve_location(listed.location) if listed else place
     with open_header(place, terms.spec.drivers) as file:
-        numbers = find_bands(file.dataset, terms.spec, terms.card, place, catalog_bands(told) if told else None)
-        return describe_file(file, terms, numbers, told)
+        numbers = find_bands(file.dataset, terms.spec, terms.card, place, catalog_bands(listed) if listed else None)
+        return describe_file(file, terms, numbers, listed)
 
 
 def _describe_files(
@@ -194,24 +194,24 @@ def _describe_files(
     ), tuple(found)
 
 
-def _describe_part(told: BandFile, numbers: Mapping[str, int], terms: ReadingTerms) -> SceneFile:
+def _describe_part(listed: BandFile, numbers: Mapping[str, int], terms: ReadingTerms) -> SceneFile:
     """One of several files."""
-    with open_header(resolve_location(told.location), terms.spec.drivers) as file:
-        return describe_file(file, terms, numbers, told)
+    with open_header(resolve_location(listed.location), terms.spec.drivers) as file:
+        return describe_file(file, terms, numbers, listed)
 
 
-def _own_names(told: BandFile, spec: ReadingSpec) -> dict[str, int]:
+def _own_names(listed: BandFile, spec: ReadingSpec) -> dict[str, int]:
     """`{name: 1-based number}` of all bands of one of several files: its descriptions, else the file's own name.
 
     Colour interpretations are left out: that of a single band is always grey.
     """
-    place = resolve_location(told.location)
+    place = resolve_location(listed.location)
     with open_header(place, spec.drivers) as file:
         dataset = file.dataset
         kinds = ["alpha" if interp.name == "alpha" else "undefined" for interp in dataset.colorinterp]
         stems = [f"{place.stem}_{n + 1}" for n in range(dataset.count)] if dataset.count > 1 else [place.stem]
         plain = [text or stem for text, stem in zip(dataset.descriptions, stems, strict=True)]
-    return offered_bands(plain, kinds, explicit=catalog_bands(told), use_alpha=spec.ignore_alpha)
+    return offered_bands(plain, kinds, explicit=catalog_bands(listed), use_alpha=spec.ignore_alpha)
 
 
 def _folder_name(name: str) -> str:

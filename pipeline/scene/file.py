@@ -109,26 +109,26 @@ class OpenFile:
 
 
 @contextmanager
-def open_header(place: Location, drivers: Sequence[str], *, alone: bool = False) -> Iterator[OpenFile]:
+def open_header(place: Location, drivers: Sequence[str], *, without_sidecars: bool = False) -> Iterator[OpenFile]:
     """Open a raster for reading its header.
 
     Args:
         place: where it lies.
         drivers: the GDAL drivers that may open it.
-        alone: what lies beside a remote file does not matter.
+        without_sidecars: True skips the sidecars of a remote file.
 
     Raises:
         SceneError: no raster that these drivers open, or a damaged one.
         TransientError: the network fails.
     """
-    facts = probe_file(place, sidecars=not alone)
+    facts = probe_file(place, sidecars=not without_sidecars)
     environment = gdal_env(place, ignore_sidecars=not facts.may_have_sidecars)
     with environment, _translate_header_errors(place), _open(place, drivers) as dataset:
         yield OpenFile(dataset=dataset, location=place, facts=facts)
 
 
 def describe_file(
-    file: OpenFile, terms: ReadingTerms, numbers: Mapping[str, int], told: BandFile | None = None
+    file: OpenFile, terms: ReadingTerms, numbers: Mapping[str, int], listed: BandFile | None = None
 ) -> SceneFile:
     """Resolve how a file is read, or refuse it.
 
@@ -136,7 +136,7 @@ def describe_file(
         file: the open file.
         terms: on which it is read.
         numbers: name and 1-based number of each band that is read of it.
-        told: what a catalog says of it; goes before what the file says.
+        listed: the values of a catalog; these take precedence over the file's.
 
     Raises:
         SceneError: it cannot be read correctly, or its type is not the model's.
@@ -148,7 +148,7 @@ def describe_file(
     check_size(dataset, spec, place)
     reopen = partial(rasterio.open, place.gdal_path, driver=dataset.driver)
     grid = file_grid(dataset, spec, place, reopen=reopen, georeferenced=terms.georeferenced)
-    scales, offsets, nodata = (_catalog_values(told, fact, dataset.count) for fact in ("scales", "offsets", "nodata"))
+    scales, offsets, nodata = (_catalog_values(listed, fact, dataset.count) for fact in ("scales", "offsets", "nodata"))
     chosen = [*numbers.values()]
     return SceneFile(
         location=place,
@@ -205,15 +205,15 @@ def translate_read_errors(file: SceneFile, window: Window) -> Iterator[None]:
 
 
 def _catalog_values(
-    told: BandFile | None, fact: Literal["scales", "offsets", "nodata"], count: int
+    listed: BandFile | None, fact: Literal["scales", "offsets", "nodata"], count: int
 ) -> list[float | None]:
     """Values of each band of a file that a catalog gives."""
-    known: tuple[float | None, ...] = () if told is None else getattr(told, fact)
+    known: tuple[float | None, ...] = () if listed is None else getattr(listed, fact)
     return [*known, *[None] * count][:count]
 
 
-def _first(told: float | None, own: float) -> float:
-    return float(own if told is None else told)
+def _first(listed: float | None, own: float) -> float:
+    return float(own if listed is None else listed)
 
 
 @contextmanager

@@ -89,10 +89,10 @@ def _has_transform(dataset: DatasetReader, reopen: Reopen) -> bool:
         return False
     if dataset.transform.c or dataset.transform.f:
         return True
-    with exclusive_warning_filters(), warnings.catch_warnings(record=True) as told:
+    with exclusive_warning_filters(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NotGeoreferencedWarning)
         reopen().close()
-    return not told
+    return not caught
 
 
 def _why_no_transform(dataset: DatasetReader) -> str:

@@ -20,11 +20,11 @@ NodataWhen = Literal["all_bands", "any_band"]
 """Whether all bands or any band must hold nodata for a pixel to be nodata."""
 
 
-def resolve_nodata(dataset: DatasetReader, number: int, spec: ReadingSpec, told: float | None = None) -> float | None:
-    """The nodata value of a band: the settings', the catalog's (`told`), or the file's tag. NaN needs no naming."""
+def resolve_nodata(dataset: DatasetReader, number: int, spec: ReadingSpec, listed: float | None = None) -> float | None:
+    """The nodata value of a band: the settings', the catalog's (`listed`), or the file's tag. NaN needs no naming."""
     if spec.nodata is not None:
         return spec.nodata
-    value = dataset.nodatavals[number - 1] if told is None else told
+    value = dataset.nodatavals[number - 1] if listed is None else listed
     if spec.ignore_nodata or value is None or np.isnan(value):
         return None
     return float(value)
