@@ -72,7 +72,7 @@ def relevant_settings(spec: TrainSpec) -> dict[str, Any]:
 def describe_difference(previous: Identity, current: Identity, *, max_items: int = 3) -> str:
     """The keys that differ between two identities, with both values.
 
-    >>> tell_difference({"settings": {"seed": 0}}, {"settings": {"seed": 1}})
+    >>> describe_difference({"settings": {"seed": 0}}, {"settings": {"seed": 1}})
     'settings.seed was 0, is 1'
     """
     before, after = dict(_flatten(previous)), dict(_flatten(current))

@@ -129,4 +129,5 @@ def _settings(spec: TrainSpec) -> dict[str, object]:
     plain = asdict(spec)
     plain["split"] |= {"validation": validation, "test": test}
     plain["labelled_area"] = Path(spec.labelled_area).name if spec.labelled_area else None
+    plain["leaves"] = plain.pop("artifacts")  # its key in model cards
     return plain
