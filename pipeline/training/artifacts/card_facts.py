@@ -75,7 +75,7 @@ def as_number(value: object) -> float | None:
 def escape(value: object) -> str:
     r"""Any text on one line of Markdown, also in a table, with markup escaped.
 
-    >>> print(plain("a|b <i>"))
+    >>> print(escape("a|b <i>"))
     a\|b \<i\>
     """
     return re.sub(r"([\\`*\[\]<>|#~])", r"\\\1", " ".join(str(value).split()))
