@@ -25,16 +25,7 @@ SETTINGS = ("polygons.min_area_m2=4", "polygons.fill_holes_m2=4")
 
 
 def run_demo(out: Path, *, size: int, seed: int) -> Iterator[str]:
-    """Yield lines for the terminal while the demo runs.
-
-    Args:
-        out: folder for everything.
-        size: side of the town in pixels of half a metre.
-        seed: of the generated town.
-
-    Raises:
-        TransientError: the flow failed.
-    """
+    """Yield lines for the terminal while the demo runs on a town of `size` x `size` pixels of half a metre."""
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     scene, truth = out / "town.tif", out / "truth.geojson"

@@ -30,16 +30,9 @@ LEASE_S = 180.0
 
 @contextmanager
 def hold_devices(device: str | Sequence[str], *, scheduler: str | None = None) -> Iterator[None]:
-    """Wait for the devices of a run, and hold them.
+    """Wait for the devices of a run, and hold them; nothing to hold if workers of a dask scheduler run the model.
 
     A missing limit is created with one slot. A run that holds its devices continues when the server is unreachable.
-
-    Args:
-        device: the setting `inference.device`.
-        scheduler: dask scheduler whose workers run the model; None = this machine's devices run it.
-
-    Raises:
-        SettingsError: the devices contradict each other.
     """
     if scheduler is not None or PREFECT_API_URL.value() is None:
         yield

@@ -69,12 +69,7 @@ def webhook_payload(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) 
 
 
 def post(address: str, content: dict[str, object]) -> None:
-    """POST JSON to a URL.
-
-    Raises:
-        ValueError: not an `http` or `https` URL.
-        OSError: no answer, or not one of success.
-    """
+    """POST JSON to an `http` or `https` URL (else ValueError); OSError without an answer of success."""
     if urlsplit(address).scheme not in ("http", "https"):
         raise ValueError("a webhook must be an http or https URL")
     request = urllib.request.Request(

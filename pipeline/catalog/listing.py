@@ -20,10 +20,6 @@ def list_objects(source: str, suffixes: tuple[str, ...]) -> list[str]:
     """Addresses of a folder's objects with one of the suffixes, without subfolders, or of all that match a glob.
 
     `*` and `?` match anything but a slash, `**/` any number of folders. Hidden names are skipped.
-
-    Raises:
-        SettingsError: nothing matches, the bucket does not exist, or the listing is too long.
-        TransientError: the store denies access or fails.
     """
     bucket, pattern = split_address(source)
     if source.endswith("/"):

@@ -170,13 +170,7 @@ RESERVED_SUFFIXES = (".json", ".gpkg", ".parquet")
 def locate(row: Row, folder: Path, root: Path | None = None) -> str:
     """The path or address of a row's scene: an address, an absolute path, or a file inside the index's folder.
 
-    Args:
-        row: the row.
-        folder: the index's folder; relative paths start here.
-        root: the folder that relative paths must stay in, if it is not `folder`.
-
-    Raises:
-        SceneError: the row has no path, or a relative path that leaves the root, also through a link.
+    A relative path starts at `folder` and must stay in `root` (by default `folder`), also through links.
     """
     if row.error:
         raise SceneError(row.error)

@@ -22,19 +22,10 @@ Fact = tuple[str, str]
 
 
 def inspect_path(path: str, reading: ReadingSpec, *, model: Path | None = None) -> tuple[str, list[Fact]]:
-    """Describe a path.
+    """Describe a raster, an address, a checkpoint or an imported network.
 
-    Args:
-        path: a raster, an address, a checkpoint, or an imported network.
-        reading: settings for reading a scene.
-        model: a checkpoint or an imported network; the scene is checked against it.
-
-    Returns:
-        `("checkpoint" | "mosaic" | "scene", facts)`; the last fact of a scene with a model is whether they fit.
-
-    Raises:
-        SettingsError: a model is given for a path that is not a scene.
-        ScenemillError: the path is none of them, or cannot be used.
+    Returns `("checkpoint" | "mosaic" | "scene", facts)`; with a `model` (checkpoint or imported network), the last fact
+    of a scene is whether they fit. SettingsError if a model is given for a path that is not a scene.
     """
     kind, facts = _inspect_own_file(path)
     if kind and model is not None:

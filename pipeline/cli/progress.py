@@ -48,10 +48,7 @@ def progress_bars(console: Console) -> Iterator[Progress]:
 def scene_progress(progress: Progress, scene_id: str, *, concurrent: bool = False) -> ProgressCallback:
     """A callback that shows the current stage of one scene as a bar.
 
-    Args:
-        progress: the display.
-        scene_id: the scene.
-        concurrent: True = other scenes are in progress; False = the bars of previous scenes are removed.
+    Unless scenes run concurrently, the bars of previous scenes are removed.
     """
     for previous in () if concurrent else progress.task_ids:
         progress.remove_task(previous)

@@ -41,13 +41,6 @@ class Comparison:
     """A prediction and its labels; reads from one thread."""
 
     def __init__(self, scene: Scene, prediction: Prediction, reference: Reference) -> None:
-        """Combine what is compared.
-
-        Args:
-            scene: read on the prediction's grid.
-            prediction: mosaic or polygons.
-            reference: on the same grid, a plane for each class but the background.
-        """
         self.scene, self.prediction, self.reference = scene, prediction, reference
         self.card = prediction.card
         classes = foreground_names(prediction.card)

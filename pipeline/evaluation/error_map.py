@@ -35,18 +35,11 @@ COLOURS: Mapping[int, tuple[int, int, int, int]] = {
 def error_codes(
     predicted: NDArray[np.bool_], labelled: NDArray[np.bool_], counted: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """The code of each pixel, over all classes.
+    """The code `(height, width)` of each pixel over all classes, from planes `(classes, height, width)`.
 
     `wrong class`: a false negative of one class and a false positive of another; `miss` and `false alarm`: only one of
-    them; `hit`: every class is right and at least one present; `right, no class`: every class is right, none present.
-
-    Args:
-        predicted: `(classes, height, width)`, without a background.
-        labelled: same shape.
-        counted: same shape; a pixel that counts for no class is `not counted`.
-
-    Returns:
-        `(height, width)` codes.
+    them; `hit`: every class is right and at least one present; `right, no class`: every class is right, none present;
+    `not counted`: the pixel counts for no class. The planes have no background.
 
     >>> one = np.array([[[True, True, False, False]]])
     >>> error_codes(one, one[..., ::-1], one | True).tolist()

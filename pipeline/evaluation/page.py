@@ -45,11 +45,7 @@ MAP_SIDE_PX = 480
 
 
 def write_page(out: Path, report: EvaluationReport) -> None:
-    """Write `evaluation.json` and `evaluation.html` into the evaluation's folder, each atomically.
-
-    Raises:
-        TransientError: the disk cannot be written, or the pictures cannot be read back.
-    """
+    """Write `evaluation.json` and `evaluation.html` into the evaluation's folder, each atomically."""
     atomic_write(out / JSON, json.dumps(asdict(report), indent=2) + "\n")
     try:
         page = render_page(out, report)
@@ -59,12 +55,7 @@ def write_page(out: Path, report: EvaluationReport) -> None:
 
 
 def render_page(out: Path, report: EvaluationReport) -> str:
-    """The page as HTML, without external resources or scripts.
-
-    Args:
-        out: the folder of the evaluation, with its pictures and error maps.
-        report: the content.
-    """
+    """The page as HTML, without external resources or scripts; pictures and error maps are in the folder `out`."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

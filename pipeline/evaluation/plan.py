@@ -134,12 +134,7 @@ def load_plan_model(plan: EvaluationPlan) -> LoadedModel | None:
 
 
 def check_labels(plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, card: ModelCard) -> None:
-    """Open and close a scene's labels, so that errors in them are raised before a long segmentation.
-
-    Raises:
-        LabelError: the labels cannot be used, or do not touch the scene.
-        SceneError: the scene cannot be read.
-    """
+    """Open and close a scene's labels, so that errors in them are raised before a long segmentation."""
     reading = replace(plan.spec.segment.reading, resolution_m="native")
     scene = describe_scene(entry.location, reading, scene_id=entry.id)
     names = [card.classes[plane] for plane in resolve_planes(card, plan.spec.classes, plan.path)]
@@ -148,13 +143,7 @@ def check_labels(plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles, c
 
 
 def open_comparison(plan: EvaluationPlan, entry: CatalogEntry, files: LabelFiles) -> Comparison:
-    """Open a scene's prediction and labels on the prediction's grid.
-
-    Raises:
-        SceneError: the scene or its prediction cannot be used.
-        LabelError: the labels cannot be used, or do not touch the scene.
-        SettingsError: `classes` names a class that the prediction lacks.
-    """
+    """Open a scene's prediction and labels on the prediction's grid."""
     reading = replace(plan.spec.segment.reading, resolution_m="native")
     scene = describe_scene(entry.location, reading, scene_id=entry.id)
     prediction = _open_prediction(plan, entry)

@@ -71,16 +71,10 @@ class MosaicPrediction:
     """A probability mosaic, and the polygons next to it or vectorized from it."""
 
     def __init__(self, path: Path, classes: tuple[str, ...], polygons: PolygonSpec) -> None:
-        """Open it.
+        """Open a `probability.tif`; no `classes` = all, `polygons` has threshold and shaping.
 
-        Args:
-            path: a `probability.tif`.
-            classes: to compare, empty = all.
-            polygons: threshold and shaping; the defaults stand for those of the run that made the mosaic.
-
-        Raises:
-            SceneError: the file is no mosaic of Scenemill.
-            SettingsError: it has none of the classes, or the threshold does not suit it.
+        The defaults of `polygons` stand for those of the run that made the mosaic. SceneError: no mosaic of Scenemill;
+        SettingsError: it has none of the classes, or the threshold does not suit it.
         """
         self.path = path
         self._reader = MosaicReader(path)
@@ -131,16 +125,9 @@ class PolygonPrediction:
     """Polygons on the grid of a scene; every pixel is valid, so the scene decides which pixels count."""
 
     def __init__(self, path: Path, scene: Scene, classes: tuple[str, ...], field: str | None) -> None:
-        """Read them.
+        """Read a vector file for rasterization onto the scene's grid; `ONE_CLASS` stands for every polygon.
 
-        Args:
-            path: a vector file.
-            scene: the polygons are rasterized onto its grid.
-            classes: to compare; `ONE_CLASS` stands for every polygon.
-            field: attribute with the class; None = there is one class, or the file is Scenemill's own.
-
-        Raises:
-            LabelError: the file cannot be used, see `read_polygons`.
+        `field` is the attribute with the class; None = there is one class, or the file is Scenemill's own.
         """
         self.path, self.grid, self.model = path, scene.grid, ""
         self.card = ModelCard(bands=scene.bands, classes=classes)
@@ -171,15 +158,9 @@ def foreground_names(card: ModelCard) -> tuple[str, ...]:
 
 
 def resolve_planes(card: ModelCard, classes: tuple[str, ...], path: Path) -> tuple[int, ...]:
-    """Indices of the classes to compare among a card's classes; all of exclusive classes.
+    """Indices of the classes to compare among a card's classes; all if `classes` is empty.
 
-    Args:
-        card: of a mosaic or model.
-        classes: to compare, empty = all.
-        path: the mosaic or model, for the message.
-
-    Raises:
-        SettingsError: the card lacks a class, or a class of exclusive ones is left out.
+    SettingsError if the card lacks a class, or a class of exclusive ones is left out; its message names `path`.
     """
     have = foreground_names(card)
     missing = [name for name in classes if name not in have]

@@ -134,11 +134,7 @@ class Reference:
 
 
 def check_same_extent(scene: Scene, grid: RasterGrid, path: Path) -> None:
-    """Reject a prediction whose extent is not that of its scene.
-
-    Raises:
-        SceneError: another CRS or extent.
-    """
+    """Reject a prediction whose CRS or extent is not that of its scene."""
     corners, of_scene = ((shapely.get_coordinates(grid_outline(each))) for each in (grid, scene.grid))
     pixel = abs(grid.transform.determinant) ** 0.5
     shift = float(np.abs(corners - of_scene).max()) / pixel

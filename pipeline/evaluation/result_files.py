@@ -22,11 +22,7 @@ ONE_CLASS = ("object",)
 
 
 def find_mosaic(mosaics: Path, scene_id: str) -> Path:
-    """The mosaic of a scene: `mosaics` itself, or `<scene id>/probability.tif` in it.
-
-    Raises:
-        SceneError: no such file.
-    """
+    """The mosaic of a scene: `mosaics` itself, or `<scene id>/probability.tif` in it."""
     if mosaics.is_file():
         return mosaics
     name = OUTPUTS["probability"]
@@ -40,11 +36,7 @@ def find_mosaic(mosaics: Path, scene_id: str) -> Path:
 
 
 def find_polygons(polygons: Path, scene_id: str, stem: str) -> Path:
-    """The polygon file of a scene: `polygons` itself, a file of the scene's stem, or `<scene id>/polygons.gpkg` in it.
-
-    Raises:
-        SceneError: no such file, or more than one.
-    """
+    """The polygon file of a scene: `polygons` itself, or in it a file of the stem or `<scene id>/polygons.gpkg`."""
     if polygons.is_file():
         return polygons
     of_run = polygons / scene_id / OUTPUTS["polygons"]
@@ -70,11 +62,7 @@ def threshold_of_run(mosaic: Path) -> float | None:
 
 
 def read_objects(path: Path, classes: tuple[str, ...], grid: RasterGrid) -> Objects:
-    """Polygons of a GeoPackage of Scenemill, by class; other classes are left out.
-
-    Raises:
-        LabelError: the file cannot be read.
-    """
+    """Polygons of a GeoPackage of Scenemill, by class; other classes are left out."""
     frame = read_own_polygons(path, classes).frame
     geometry, rows = polygons_touching(frame, grid)
     index = np.asarray(frame["class_index"], np.intp)[rows]
@@ -94,11 +82,7 @@ def is_own_file(path: Path) -> bool:
 
 
 def read_own_polygons(path: Path, classes: tuple[str, ...]) -> PolygonTable:
-    """The polygons of `classes` in a GeoPackage of Scenemill; all polygons for `ONE_CLASS`.
-
-    Raises:
-        LabelError: the file cannot be read.
-    """
+    """The polygons of `classes` in a GeoPackage of Scenemill; all polygons for `ONE_CLASS`."""
     import geopandas
 
     try:

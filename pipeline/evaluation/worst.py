@@ -42,11 +42,7 @@ def find_worst(
 
 
 def draw_worst(plan: EvaluationPlan, files: LabelFiles, worst: Sequence[WorstWindow]) -> tuple[WorstWindow, ...]:
-    """Draw the windows, scene by scene, so that each scene is opened once.
-
-    Raises:
-        TransientError: the disk refuses.
-    """
+    """Draw the windows, scene by scene, so that each scene is opened once."""
     for previous in (plan.out / FOLDER).glob("[0-9][0-9]*-r*-c*.png"):
         previous.unlink()
     if worst:

@@ -26,11 +26,7 @@ class CoverageCache:
         self._cache: OrderedDict[str, shapely.Geometry] = OrderedDict()
 
     def get(self, scene: MergedScene) -> shapely.Geometry:
-        """The coverage of a scene, `x = col, y = row`.
-
-        Raises:
-            SceneError: its mask is damaged.
-        """
+        """The coverage of a scene, `x = col, y = row`."""
         if scene.id not in self._cache:
             self._cache[scene.id] = scene_coverage(scene)
             if len(self._cache) > CACHE_SIZE:

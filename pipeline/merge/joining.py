@@ -45,16 +45,10 @@ class JoinedPolygons:
 
 
 def join_pieces(groups: Iterable[Sequence[tuple[MergedScene, int]]]) -> Iterator[JoinedPolygons]:
-    """Join groups of polygons, each a list of scenes and feature ids, the leading one first.
+    """Yield batches with one polygon per group, in order; a group lists scenes and feature ids.
 
-    Args:
-        groups: with the same leading scene.
-
-    Yields:
-        Batches with one polygon per group, in order.
-
-    Raises:
-        SceneError: a file is damaged, or polygons cannot be transformed to the leading scene's CRS.
+    All groups have the same leading scene, which comes first. SceneError if a file is damaged, or polygons cannot be
+    transformed to the leading scene's CRS.
     """
     batch: list[Sequence[tuple[MergedScene, int]]] = []
     for group in groups:

@@ -65,16 +65,9 @@ class SceneOverlap:
 
 
 def match_scenes(preferred: MergedScene, other: MergedScene, coverages: CoverageCache, spec: MergeSpec) -> Matches:
-    """Match the polygons of two scenes.
+    """Match the polygons of two scenes; those of the preferred one are kept where both cover them.
 
-    Args:
-        preferred: its polygons are kept where both scenes cover them.
-        other: the other scene.
-        coverages: cache of coverages.
-        spec: overlap and margin.
-
-    Raises:
-        SceneError: a file is damaged, or the CRS of one does not reach the other.
+    SceneError if a file is damaged, or the CRS of one does not reach the other.
     """
     plane = preferred.grid
     area = coverages.get(preferred)
@@ -95,13 +88,9 @@ def match_scenes(preferred: MergedScene, other: MergedScene, coverages: Coverage
 def match_overlaps(
     first: SceneOverlap, second: SceneOverlap, *, min_overlap: float, known_classes: set[str]
 ) -> Matches:
-    """Match the polygons of two scenes in one pixel plane.
+    """Match the polygons of two scenes in one pixel plane; the first is preferred, its model predicts `known_classes`.
 
-    Args:
-        first: the preferred scene.
-        second: the other.
-        min_overlap: least common area of two matching parts, as a share of the smaller.
-        known_classes: names of the classes that the model of the first scene predicts.
+    `min_overlap` is the least common area of two matching parts, as a share of the smaller.
     """
     pairs = np.unique(np.vstack([_matching_pairs(first, second, min_overlap), _adjacent_pairs(first, second)]), axis=0)
     in_second = _coverage_levels(first.outlines.geometry, second)[pairs[:, 0]]

@@ -59,13 +59,7 @@ def from_pixel_plane(geometry: Geometries, transform: Affine) -> Geometries:
 def to_target_crs(geometry: Geometries, grid: RasterGrid, target: CRS) -> Geometries:
     """Reproject polygons of a scene; in a geographic CRS they are cut at the antimeridian (RFC 7946).
 
-    Args:
-        geometry: in the scene's CRS.
-        grid: of the scene.
-        target: CRS of the merged file; nothing changes if it is the scene's own.
-
-    Raises:
-        SceneError: there is no transformation between the CRSs, or polygons lie outside the target's domain.
+    Polygons in the target CRS are unchanged. SceneError if there is no transformation, or they lie outside its domain.
     """
     if grid.crs == target or not len(geometry):
         return geometry

@@ -39,11 +39,7 @@ class Outlines:
 
 
 def read_outlines(scene: MergedScene, bounds: tuple[float, float, float, float]) -> Outlines:
-    """Polygons whose bounding boxes intersect `bounds`, `(left, bottom, right, top)` in the scene's CRS.
-
-    Raises:
-        SceneError: the file is damaged or missing.
-    """
+    """Polygons whose bounding boxes intersect `bounds`, `(left, bottom, right, top)` in the scene's CRS."""
     from pyogrio.raw import read_arrow
 
     with _translate_errors(scene):
@@ -56,11 +52,7 @@ def read_outlines(scene: MergedScene, bounds: tuple[float, float, float, float])
 
 
 def read_rows(scene: MergedScene, fids: Sequence[int]) -> Iterator[tuple[pa.Table, NDArray[np.object_]]]:
-    """Yield polygons by feature id with all columns, and their geometry in CRS coordinates.
-
-    Raises:
-        SceneError: the file is damaged or missing.
-    """
+    """Yield polygons by feature id with all columns, and their geometry in CRS coordinates."""
     from pyogrio.raw import read_arrow
 
     for first in range(0, len(fids), FIDS_PER_QUERY):
@@ -71,11 +63,7 @@ def read_rows(scene: MergedScene, fids: Sequence[int]) -> Iterator[tuple[pa.Tabl
 
 
 def stream_rows(scene: MergedScene) -> Iterator[pa.RecordBatch]:
-    """Yield all polygons of a scene with all columns, in file order.
-
-    Raises:
-        SceneError: the file is damaged or missing.
-    """
+    """Yield all polygons of a scene with all columns, in file order."""
     from pyogrio.raw import open_arrow
 
     with (

@@ -52,11 +52,7 @@ class MergeReport:
 
 
 def merge_key(scenes: Sequence[MergedScene], spec: MergeSpec) -> str:
-    """Identity of a merged file: hash of the scenes' results and the settings.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Identity of a merged file: SHA-256 of the scenes' results and the settings, in hexadecimal."""
     identity = {
         "format": MERGE_FORMAT,
         "scenes": sorted(scene.identity for scene in scenes),
@@ -87,10 +83,6 @@ def is_up_to_date(documents: Documents, previous: MergeReport, report: MergeRepo
 
 
 def write_record(documents: Documents, report: MergeReport) -> None:
-    """Write `merge.json`.
-
-    Raises:
-        TransientError: disk or network fail.
-    """
+    """Write `merge.json`."""
     record = {name: value for name, value in asdict(report).items() if name != "changed"}
     documents.write(MERGE_RECORD, json.dumps(record, indent=2) + "\n")

@@ -106,13 +106,7 @@ def _write(rows: MergedRows, path: Path, report: MergeReport) -> MergeReport:
 def compare_scenes(
     scenes: Sequence[MergedScene], spec: MergeSpec, *, progress: ProgressCallback | None = None
 ) -> Selection:
-    """Select polygons, by ids of `polygon_ids`.
-
-    Args:
-        scenes: in order of priority.
-        spec: rules.
-        progress: called with the stage, the pairs done and all pairs.
-    """
+    """Select polygons of scenes in order of priority, by ids of `polygon_ids`; `progress` counts pairs of scenes."""
     coverages = CoverageCache()
     no_pairs = np.empty((0, 2), np.int64)
     replacements, merges, unmatched = [no_pairs], [no_pairs], [no_pairs[:, 0]]

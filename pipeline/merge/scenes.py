@@ -45,22 +45,13 @@ class MergedScene:
 
 
 def finished_scenes(results: Results) -> tuple[MergedScene, ...]:
-    """All complete results under an address, in the order of their ids; `localized` downloads their files.
-
-    Raises:
-        SceneError: a mosaic among them is damaged.
-        TransientError: disk or network fail.
-    """
+    """All complete results under an address, in the order of their ids; `localized` downloads their files."""
     found = (_finished(results, scene_id) for scene_id in results.scenes.ids())
     return tuple(sorted((scene for scene in found if scene is not None), key=lambda scene: scene.id))
 
 
 def localized(scenes: Iterable[MergedScene], documents: Documents, folder: Path) -> tuple[MergedScene, ...]:
-    """The scenes with their files on this machine; those in an object store are downloaded to a folder.
-
-    Raises:
-        TransientError: disk or network fail.
-    """
+    """The scenes with their files on this machine; those in an object store are downloaded to a folder."""
     return tuple(
         replace(
             scene,

@@ -41,10 +41,7 @@ def polygon_ids(index: Ids | int, fid: Ids) -> Ids:
 def select_polygons(replacements: Pairs, merges: Pairs, unmatched: Ids) -> Selection:
     """Select polygons by their ids; a smaller id is preferred.
 
-    Args:
-        replacements: `(n, 2)` ids: the first replaces the second.
-        merges: `(n, 2)` ids of polygons that continue in each other.
-        unmatched: ids of polygons to drop in any case.
+    Of `(n, 2)` ids, the first of `replacements` replaces the second; those of `merges` continue in each other.
 
     >>> rows = np.array([(1, 2), (2, 3)])
     >>> select_polygons(rows, np.empty((0, 2), int), np.empty(0, int)).dropped

@@ -70,11 +70,7 @@ class Lease:
         self._lost: TransientError | None = None
 
     def renew(self) -> None:
-        """Extend the lease; called before each step that requires it.
-
-        Raises:
-            TransientError: another run has taken it over, or the store fails.
-        """
+        """Extend the lease before a step that requires it; TransientError if another run has taken it over."""
         with self._mutex:
             if self._lost is None:
                 self._record = replace(self._record, renewed=self._record.renewed + 1)
@@ -99,15 +95,9 @@ class Lease:
 
 @contextmanager
 def hold_lease(store: StoreFolder, scene_id: str, local: Path) -> Iterator[Lease]:
-    """Hold the lease of a scene's result.
+    """Hold the lease of a scene's result; TransientError if another run holds it.
 
-    Args:
-        store: folder of the results.
-        scene_id: scene to lock.
-        local: local work folder, the same for every run on this machine that writes to this store.
-
-    Raises:
-        TransientError: another run holds it, or the store fails.
+    `local` is the work folder, the same for every run on this machine that writes to this store.
     """
     with _machine_lock(local / f".{scene_id}.lock", store.address(scene_id)):
         lease = _acquire(store, f"{scene_id}/{LOCK}", _owner(local))

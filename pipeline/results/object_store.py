@@ -70,9 +70,6 @@ class StoreScenes:
         """A local work folder that becomes the result on success; the previous one stays until all files are uploaded.
 
         If the upload fails, the work folder is kept for the next run.
-
-        Raises:
-            TransientError: disk or network fail, or another run is writing the same scene.
         """
         local = self._local / scene_id
         with hold_lease(self._store, scene_id, self._local) as lease:

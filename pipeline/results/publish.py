@@ -35,11 +35,7 @@ FindFinished = Callable[[str | None], dict[str, object] | None]
 
 
 def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> str:
-    """Identity of a result: hash of scene (name, size, time, header), model and every setting that affects it.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """SHA-256 of scene (name, size, time, header), model and every setting that affects the result, in hexadecimal."""
     identity = {
         "format": RESULT_FORMAT,
         "scene": identity_facts(scene),
@@ -76,9 +72,6 @@ def publishing(folder: Path) -> Iterator[Path]:
     The previous `folder` stays complete until the new one replaces it; foreign files in it are carried over. The work
     folder still holds the completed stages of an interrupted run. It is kept when the work is interrupted or fails
     with a transient error, and deleted on any other failure, or if no stage is complete.
-
-    Raises:
-        TransientError: the disk fails, or another run is writing the same folder.
     """
     work = work_folder(folder)
     try:

@@ -84,13 +84,7 @@ class ItemSource:
 
 
 def build_item(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> Json:
-    """The Item of one scene, for the scene's folder.
-
-    Args:
-        report: of a complete result.
-        grid: of its rasters.
-        sizes: bytes of each output, by file name; may be incomplete.
-    """
+    """The Item of one complete result, for the scene's folder; `sizes`: bytes of the outputs, as far as known."""
     footprint = resolve_footprint(grid)
     spatial: Json = (
         {"geometry": None} if footprint is None else {"geometry": footprint.geometry, "bbox": footprint.bbox}
@@ -123,12 +117,7 @@ def grid_description(item: Mapping[str, object]) -> RasterGrid | None:
 
 
 def collection_of(results: Sequence[ItemSource], merged: Mapping[str, object] | None = None) -> Json:
-    """The Collection of these results, for the folder above theirs.
-
-    Args:
-        results: at least one.
-        merged: `merge.json`, the record of their merged polygons; None without one.
-    """
+    """The Collection of one or more results, for the folder above theirs; `merged` is the record `merge.json`."""
     items = [result.item for result in results]
     bboxes = [cast("Bbox", tuple(cast("Sequence[float]", item["bbox"]))) for item in items if "bbox" in item]
     dates = sorted(cast("Mapping[str, str]", item["properties"])["datetime"] for item in items)

@@ -22,11 +22,7 @@ Json = dict[str, object]
 
 
 def model_fields(models: Mapping[str, ModelCard]) -> Json:
-    """The fields of a Collection: all of them for one model, the shared ones for several.
-
-    Args:
-        models: SHA-256 of each model, or `function`, -> its card.
-    """
+    """Fields of a Collection, from cards by SHA-256 or `function`: all for one model, the shared ones for several."""
     shared: Json = {"mlm:tasks": list(TASKS), "mlm:framework": "PyTorch", "mlm:accelerator": None}
     if len(models) > 1:
         return {**shared, "scenemill:models": sorted(models)}

@@ -34,11 +34,6 @@ def remote_version(address: str) -> str | None:
     """The version of a remote file by its response headers, e.g. its ETag; None if the server sends none.
 
     It requests one byte instead of HEAD, whose errors have no body and which signed URLs do not allow.
-
-    Raises:
-        SceneError: the file does not exist or is empty.
-        AccessError: a store denies access.
-        TransientError: network or server fail.
     """
     if urlsplit(address).scheme.lower() == "s3":
         return _version(_request_store(address))

@@ -89,14 +89,7 @@ def read_chunks(address: str, chunk_bytes: int) -> Iterator[bytes]:
 
 @contextmanager
 def translate_store_errors(address: str) -> Iterator[None]:
-    """Raise errors of boto3 as our own.
-
-    Raises:
-        MissingError: no such bucket or object.
-        AccessError: the credentials do not suffice, or there are none.
-        ConflictError: a condition of the request does not hold.
-        TransientError: the store or the network failed.
-    """
+    """Raise errors of boto3 as MissingError, AccessError, ConflictError (a condition fails) or TransientError."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -53,16 +53,11 @@ class BandFiles:
 def find_band_files(
     item: Item, document: DocumentLocation, *, drivers: Sequence[str], keys: Sequence[str]
 ) -> BandFiles:
-    """The files that hold bands of an Item's scene, in the order of its assets.
+    """The files that hold bands of an Item's scene, in the order of its assets; `document` contains the Item.
 
     If some assets describe their bands, the others are left out. If none does, each asset has one band, named by its
     key; the bands of a single file are named by the file. SceneError if there are none, or the Item is wrong.
-
-    Args:
-        item: the Item.
-        document: the location of the document that contains it.
-        drivers: allowed GDAL drivers, the preferred first.
-        keys: keys of the assets to use, the preferred first; empty: the rule of this module.
+    `drivers` are the allowed GDAL drivers, and `keys` the assets to use, the preferred first; no keys: the rule above.
     """
     candidates = _by_keys(item, keys) if keys else [*_by_format(item, drivers)]
     assets = candidates if keys else [asset for asset in candidates if asset.has_bands] or candidates

@@ -53,9 +53,7 @@ class DocumentReader:
     def read(self, address: str) -> Json:
         """The JSON object at a local path, or an `s3://`, `https://` or `http://` address.
 
-        Raises:
-            SceneError: it is missing, not readable, too large, or not a JSON object.
-            TransientError: disk, network or server failed, after all retries.
+        SceneError: it is missing, too large, or no JSON object; TransientError: the server failed, after all retries.
         """
         location = resolve_location(address)
         if not location.is_remote:

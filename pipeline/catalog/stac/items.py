@@ -46,15 +46,9 @@ class ItemRules:
 def item_row(
     content: Mapping[str, Any], document: DocumentLocation, rules: ItemRules, *, label: str, itself: bool
 ) -> Row:
-    """The row of an Item, with an error if it cannot be used.
+    """The row of an Item, with an error if it cannot be used; messages begin with `label`.
 
-    Args:
-        content: its JSON.
-        document: the location of the document that contains it.
-        rules: how its files are chosen.
-        label: document and number, for messages.
-        itself: True = the document is the Item; False = the document lists it, and its links are relative to its own
-            `self` link.
+    `itself`: the document is the Item; otherwise it lists the Item, whose links are relative to its own `self` link.
     """
     try:
         item = _parse(content)

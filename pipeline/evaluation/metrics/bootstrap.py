@@ -20,17 +20,10 @@ MAX_WEIGHTS = 2_000_000
 
 
 def resample_sums(counts: NDArray[np.int64], spec: BootstrapSpec) -> NDArray[np.float64]:
-    """Column sums of each resample of the blocks.
+    """Column sums of each resample of the blocks: `(blocks, columns)` -> `(resamples, columns)`, whole numbers.
 
     A resample draws `blocks` blocks with replacement; the number of draws of each block is multinomial, so
     `sums[r] = weights[r] @ counts` with `weights[r].sum() == blocks`.
-
-    Args:
-        counts: `(blocks, columns)`.
-        spec: resamples and seed.
-
-    Returns:
-        `(resamples, columns)`, whole numbers.
     """
     blocks = len(counts)
     if not blocks:
@@ -47,14 +40,9 @@ def resample_sums(counts: NDArray[np.int64], spec: BootstrapSpec) -> NDArray[np.
 def percentile_interval(
     scores: NDArray[np.float64], confidence: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The middle `confidence` of resampled scores.
+    """The middle `confidence` (0..1) of scores `(resamples, ...)`: `(low, high)`, each `scores.shape[1:]`.
 
-    Args:
-        scores: `(resamples, ...)`; NaN where a score is undefined in a resample, which is then left out.
-        confidence: 0..1.
-
-    Returns:
-        `(low, high)`, each `scores.shape[1:]`; NaN where no resample defines the score.
+    NaN: a score is undefined in a resample, which is then left out; or no resample defines it.
     """
     low, high = np.full(scores.shape[1:], np.nan), np.full(scores.shape[1:], np.nan)
     defined = np.isfinite(scores).any(axis=0) if len(scores) else np.zeros(scores.shape[1:], bool)

@@ -34,17 +34,12 @@ def score_boundary(
     width_px: int,
     core: tuple[slice, slice] | None = None,
 ) -> PixelScore:
-    """Count the band pixels of two masks of one class; the score's `iou` is the boundary IoU.
+    """Count the band pixels of two masks `(height, width)` of one class; the score's `iou` is the boundary IoU.
 
-    `|band(reference) & band(predicted)| / |band(reference) | band(predicted)|`. Counts of blocks add up to those of the
-    whole scene when the cores partition it and each block reaches `width_px` beyond its core, or to the scene's edge.
-
-    Args:
-        reference: `(height, width)`, True = of the class.
-        predicted: the same shape, True = predicted as the class.
-        valid: the same shape, True = the pixel counts; all by default.
-        width_px: Chebyshev distance from an outline up to which a pixel belongs to its band, at least 1.
-        core: rows and columns whose pixels are counted; all by default.
+    `|band(reference) & band(predicted)| / |band(reference) | band(predicted)|`. A band reaches `width_px` (at least 1,
+    Chebyshev distance) from an outline. `valid`: True = the pixel counts; `core`: rows and columns to count; all by
+    default. Counts of blocks add up to those of the whole scene when the cores partition it and each block reaches
+    `width_px` beyond its core, or to the scene's edge.
 
     >>> square = np.zeros((9, 9), bool)
     >>> square[1:8, 1:8] = True

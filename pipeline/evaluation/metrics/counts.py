@@ -75,11 +75,7 @@ class BlockCounts:
         return len(self.row)
 
     def save(self, path: Path) -> None:
-        """Write all arrays, without pickle.
-
-        Raises:
-            TransientError: the disk refuses.
-        """
+        """Write all arrays, without pickle."""
         try:
             with path.open("wb") as file:
                 np.savez_compressed(file, **{name: getattr(self, name) for name in self.__dataclass_fields__})
@@ -88,11 +84,7 @@ class BlockCounts:
 
     @classmethod
     def load(cls, path: Path) -> BlockCounts:
-        """Read the file that `save` wrote.
-
-        Raises:
-            TransientError: it is missing or damaged.
-        """
+        """Read the file that `save` wrote; TransientError if it is missing or damaged."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(**{name: file[name] for name in cls.__dataclass_fields__})
@@ -106,14 +98,7 @@ class BlockCounter:
     """Accumulates the counts of one scene, window by window."""
 
     def __init__(self, shape: tuple[int, int], *, planes: int, block_size: int, band_px: int) -> None:
-        """Start at zero.
-
-        Args:
-            shape: rows and columns of the scene.
-            planes: number of classes, the background of exclusive ones included.
-            block_size: side of a block in pixels.
-            band_px: width in pixels of the bands of boundary IoU.
-        """
+        """`planes` include the background of exclusive classes; `band_px` is the width of the boundary bands."""
         self.shape, self.size, self.band_px = shape, block_size, band_px
         self.step = block_size * max(1, READ_SIDE_PX // block_size)
         self._blocks = -(-shape[0] // block_size), -(-shape[1] // block_size)

@@ -178,12 +178,7 @@ def score_polygons(reference: Polygons, predicted: Polygons, *, min_iou: float =
 def score_object_curve(
     reference: Polygons, predicted: Polygons, *, thresholds: tuple[float, ...] = THRESHOLDS
 ) -> ObjectCurve:
-    """Object scores at several IoU thresholds from one matching; each equals `score_polygons` at its threshold.
-
-    Args:
-        reference: polygons or multipolygons; invalid ones are repaired for the comparison.
-        predicted: the same, in the same CRS. Clip both to the same area beforehand, see `clip_to_area`.
-        thresholds: pairs must exceed them, rising, 0..1.
+    """Object scores at rising IoU thresholds (0..1) from one matching; each equals `score_polygons` at its threshold.
 
     >>> score_object_curve([shapely.box(0, 0, 10, 10)], [shapely.box(0, 0, 10, 8)]).mean_f1
     0.6
@@ -196,12 +191,8 @@ def score_object_curve(
 def match_polygons(reference: Polygons, predicted: Polygons, *, min_iou: float = 0.5) -> Matches:
     """Pairs of a reference and a predicted polygon, in order of falling IoU, each polygon at most once; ties by index.
 
-    The best pairs are taken first, so the pairs above a higher threshold are the first ones above a lower threshold.
-
-    Args:
-        reference: polygons or multipolygons; invalid ones are repaired for the comparison.
-        predicted: the same, in the same CRS.
-        min_iou: a pair must exceed it, 0..1.
+    The IoU of a pair exceeds `min_iou` (0..1). The best pairs are taken first, so the pairs above a higher threshold
+    are the first ones above a lower threshold. Both sides are in one CRS; invalid polygons are repaired.
     """
     reference_index, predicted_index, iou = _overlaps(_valid(reference), _valid(predicted))
     order = np.lexsort((predicted_index, reference_index, -iou))
@@ -216,13 +207,9 @@ def match_polygons(reference: Polygons, predicted: Polygons, *, min_iou: float =
 
 
 def clip_to_area(polygons: Polygons, area: shapely.Geometry) -> NDArray[np.object_]:
-    """Polygons clipped to an area; those with less than half of their own area inside are left out.
+    """Polygons, repaired and clipped to an area in their CRS; left out if less than half of one is inside.
 
     Objects outside the valid or labelled area are left out, and slivers that reach into it are not objects.
-
-    Args:
-        polygons: polygons or multipolygons; invalid ones are repaired.
-        area: polygon or multipolygon in the same CRS.
     """
     whole = _valid(polygons)
     parts = shapely.intersection(whole, area)

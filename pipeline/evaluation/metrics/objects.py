@@ -37,13 +37,7 @@ class PlacedObjects:
 def place_objects(
     reference: NDArray[np.object_], predicted: NDArray[np.object_], grid: RasterGrid
 ) -> tuple[PlacedObjects, PlacedObjects]:
-    """Match the objects of one class and locate each on the grid.
-
-    Args:
-        reference: polygons or multipolygons in the grid's CRS, clipped to it.
-        predicted: the same.
-        grid: of the prediction.
-    """
+    """Match the objects of one class, in the grid's CRS and clipped to it, and locate each on the prediction's grid."""
     pairs = match_polygons(reference, predicted, min_iou=THRESHOLDS[0])
     return (
         _placed(reference, grid, pairs.reference_index, pairs.iou),

@@ -72,16 +72,10 @@ def score_counts(
     *,
     calibration: CalibrationBins | None = None,
 ) -> Scores:
-    """All scores of a table of blocks, each with its interval.
+    """All scores of the blocks of one scene or of several joined, each with its interval.
 
     As in `Confusion`, the mean is over the classes for which a score is defined, without a background; the accuracy of
     exclusive classes is the share of pixels with the right class.
-
-    Args:
-        counts: of one scene, or of several joined.
-        planes: the classes of the counts.
-        spec: of the intervals.
-        calibration: part of the result.
     """
     shape = _Shape(counts.pixels.shape[1:], counts.objects.shape[1:], int(planes.background), planes.exclusive)
     flat = _flatten(counts)
