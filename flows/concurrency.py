@@ -41,8 +41,8 @@ def run_scenes(
 ) -> None:
     """Run scenes concurrently until all are recorded; none is submitted once the ledger says that the run is stopped.
 
-    A cancelled run cancels its scenes too: their finished stages are kept, and they are not recorded. The ledger is saved
-    first, since the process may be killed before they end.
+    A cancelled run cancels its scenes too: their finished stages are kept, and they are not recorded. The ledger is
+    saved first, since the process may be killed before they end.
     """
     stop = Event()
     in_progress: dict[CatalogEntry, PrefectFuture[SceneReport]] = {}

@@ -43,7 +43,7 @@ class SceneOptions:
     area: AreaFile = None
 
     def settings(self, own: Mapping[str, object]) -> SegmentSpec:
-        """The settings of a run: the file, overridden by `--set`, then by the command's own options (None = not given)."""
+        """The settings of a run: the file, then `--set`, then the command's own options (None = not given)."""
         from pipeline.config import SegmentSpec, load_settings
 
         if self.bbox is not None and self.bbox.count(",") != 3:
