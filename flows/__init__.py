@@ -1,7 +1,7 @@
 """Prefect flows: the work is in `pipeline`; retries, concurrency limits and artifacts are here.
 
 Prefect's usage telemetry is off unless the operator turns it on: batch machines are often cut off from
-the internet, and no data leaves them unasked.
+the internet, and send no data by default.
 """
 
 import os

@@ -39,7 +39,7 @@ class RunArtifacts:
             self._progress = _id(create_progress_artifact(progress=0.0, key=f"{KEY}-progress", description="scenes"))
 
     def add(self, report: SceneReport) -> None:
-        """Show a finished scene. After one error the server is not asked again: each attempt takes a minute."""
+        """Show a finished scene. After one error no further request is sent: each attempt takes a minute."""
         self._finished += 1
         percent = 100 * self._finished // self._scenes
         if self._progress is None:

@@ -63,7 +63,7 @@ def run_scenes(
                 on_finish(skipped)
                 continue
             in_progress[entry] = submit(entry, stop)
-            in_progress[entry].add_done_callback(partial(_enqueue, finished, entry))
+            in_progress[entry].add_done_callback(partial(lambda each, _: finished.put(each), entry))
         while in_progress:
             record(finished.get())
     except BaseException:
@@ -73,7 +73,3 @@ def run_scenes(
     finally:
         for entry in [*in_progress]:
             record(entry)
-
-
-def _enqueue(finished: SimpleQueue[CatalogEntry], entry: CatalogEntry, _: PrefectFuture[SceneReport]) -> None:
-    finished.put(entry)

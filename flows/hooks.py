@@ -1,7 +1,7 @@
 """Log line and optional webhook when a flow run ends.
 
 Prefect calls a hook with the keyword arguments `flow`, `flow_run` and `state`. Hooks of runs that fail or complete run
-in the flow's process, those of cancelled and crashed runs in the worker's, which knows the environment of both.
+in the flow's process, those of cancelled and crashed runs in the worker's, which has the environment of both.
 """
 
 from __future__ import annotations

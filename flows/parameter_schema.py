@@ -1,7 +1,7 @@
 """JSON schema of the settings parameter: the form that a Prefect server shows and checks before a run is scheduled.
 
 A flow takes one of our frozen dataclasses. Its sections become nested parts of the form, the sentence under each field
-its help, a `Literal` a list to choose from. The server refuses unknown keys, wrong types, and numbers that no settings
+its help, a `Literal` a list to choose from. The server rejects unknown keys, wrong types, and numbers that no settings
 accept; all other rules are checked by the code that reads settings files, before the flow does any work.
 """
 

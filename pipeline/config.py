@@ -105,16 +105,9 @@ class SegmentSpec:
 def load_settings(
     kind: type[Settings], file: Path | None = None, overrides: Sequence[str] = (), **sections: Mapping[str, object]
 ) -> Settings:
-    """Read settings of a kind, e.g. `SegmentSpec`, from a YAML file and overrides.
+    """Read settings of a dataclass `kind`, e.g. `SegmentSpec`, from a YAML file (None: all defaults) and overrides.
 
-    Args:
-        kind: the dataclass of the settings.
-        file: a YAML mapping of its keys, or None for all defaults.
-        overrides: `section.key=value` (YAML values); they override the file.
-        sections: whole or partial sections; they override both.
-
-    Raises:
-        SettingsError: with file, key, value and rule.
+    Overrides read `section.key=value` (YAML values) and override the file; `sections`, whole or partial, override both.
     """
     values = _without_aliases(kind, _read_yaml(file), str(file)) if file else {}
     _check_keys(kind, values, place=str(file) if file else "settings")
@@ -132,8 +125,7 @@ def load_settings(
 def build_settings(kind: type[Settings], values: Mapping[str, object], *, place: str) -> Settings:
     """Build settings of a kind from nested plain values; error messages begin with `place`, their origin.
 
-    Raises:
-        SettingsError: an unknown key, a value of the wrong type, or a violated rule.
+    SettingsError: an unknown key, a value of the wrong type, or a violated rule.
     """
     values = _without_aliases(kind, values, place)
     _check_keys(kind, values, place=place)
@@ -178,8 +170,8 @@ def _without_aliases(kind: Any, values: Mapping[str, object], place: str, path: 
     for key, value in values.items():
         name = aliases.get(key, key)
         if name in renamed:
-            former = next(alias for alias, current in aliases.items() if current == name)
-            raise SettingsError(f"{place}: {path}{former} is the former name of {path}{name}; set only {path}{name}")
+            earlier = next(alias for alias, current in aliases.items() if current == name)
+            raise SettingsError(f"{place}: {path}{earlier} is the former name of {path}{name}; set only {path}{name}")
         hint = hints.get(name)
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
             value = _without_aliases(hint, value, place, f"{path}{name}.")
@@ -240,7 +232,7 @@ _PlainYaml.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
 
 
 class _UniqueKeys(_PlainYaml):
-    """Refuses duplicate keys, of which YAML would silently take the second."""
+    """Rejects duplicate keys, of which YAML would silently take the second."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.value != "<<"]

@@ -19,13 +19,11 @@ class CatalogEntry:
     id: str
     """Unique in its catalog; names the scene's output folder."""
     location: str
-    """Path or address."""
     files: tuple[BandFile, ...] = ()
     """The raster files of its bands, if the catalog lists them; empty: the location is the raster."""
     acquired: str | None = None
     """Acquisition time, ISO 8601 in UTC, if the catalog has it."""
     source: str | None = None
-    """Address of its STAC Item."""
     refused: str | None = None
     """Why it cannot be processed, for an error of the catalog; then the id may be a row, as `a.csv, line 3`."""
 

@@ -32,7 +32,6 @@ class Candidate:
     """A scene before filtering."""
 
     entry: CatalogEntry
-    """The scene."""
     row: Row | None = None
     """Its row of a catalog, None for a scene that is named directly."""
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 LAYER_SUFFIXES = (".gpkg", ".geojson", ".parquet", ".geoparquet")
-"""Suffixes of files that are read as layers."""
 BATCH_ROWS = 1024
 """Rows in memory at a time."""
 

@@ -37,7 +37,7 @@ def list_objects(source: str, suffixes: tuple[str, ...]) -> list[str]:
                     f"{source}: more than {MAX_LISTED_OBJECTS:,} objects would have to be listed; name a narrower "
                     "folder, or write the addresses into a list (.txt, .csv)"
                 )
-            if matching.fullmatch(key) and key.lower().endswith(endings) and not _is_hidden(key[len(prefix) :]):
+            if matching.fullmatch(key) and key.lower().endswith(endings) and "/." not in f"/{key[len(prefix) :]}":
                 found.append(f"s3://{bucket}/{key}")
     except MissingError as error:
         raise SettingsError(str(error)) from error
@@ -55,7 +55,3 @@ def _glob_to_regex(pattern: str) -> str:
     """
     wildcards = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "?": "[^/]"}
     return "".join(wildcards.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*|\?)", pattern))
-
-
-def _is_hidden(key: str) -> bool:
-    return any(part.startswith(".") for part in key.split("/"))

@@ -1,7 +1,7 @@
 """Catalogs of scenes: paths, globs, folders, addresses, lists, tables and STAC become a stream of named scenes.
 
 A relative path in a list or table must stay in the table's folder; other files need an absolute path or an address.
-An error in a row refuses that row only.
+An error in a row excludes that row only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ SUFFIXES = (".tif", ".tiff", ".gtiff")
 DOCUMENT_SUFFIX = ".json"
 """Suffix of STAC documents; each document of a glob is read."""
 INDEX_SUFFIXES = (".txt", ".csv", DOCUMENT_SUFFIX, *LAYER_SUFFIXES)
-"""Suffixes of files that list scenes."""
 PARQUET_SUFFIXES = (".parquet", ".geoparquet")
 """Tables of paths, or of STAC Items."""
 
@@ -176,15 +175,11 @@ def _entry_of(row: Row, locate_row: Callable[[], str], paths: set[str], ids: set
             return None
         name = check_id(row.id or location.stem, ids)
     except SceneError as error:
-        return CatalogEntry(id=row.location, location=_printable(row.path), refused=str(error))
+        path = row.path if row.path.isprintable() else repr(row.path)  # for terminals
+        return CatalogEntry(id=row.location, location=path, refused=str(error))
     paths.add(path)
     ids.add(name.lower())
     return CatalogEntry(id=name, location=text, files=row.files, acquired=parse_date(row.date), source=row.source)
-
-
-def _printable(text: str) -> str:
-    """Text without control characters, for terminals."""
-    return text if text.isprintable() else repr(text)
 
 
 def _gdal_path(text: str) -> str:

@@ -18,7 +18,6 @@ from pipeline.storage import sanitize_name
 PATH_COLUMNS = ("path", "location", "href")
 """Default names of the column of paths."""
 ID_COLUMN = "id"
-"""Default name of the column of ids."""
 DATE_COLUMNS = ("datetime", "date")
 """Default names of the column of dates; the first one that exists."""
 DELIMITERS = ",;\t"
@@ -44,7 +43,6 @@ class Row:
     files: tuple[BandFile, ...] = ()
     """The raster files of its bands, if the Item lists several; `path` is then the first of them."""
     source: str | None = None
-    """Address of the STAC Item."""
     error: str = ""
     """Why the row cannot be used; empty if it can."""
 
@@ -54,7 +52,6 @@ class Columns:
     """The columns of an index that are read."""
 
     path: str
-    """Paths or addresses."""
     id: str | None
     """Ids; None: scenes are named after their files."""
     date: str | None = None

@@ -15,7 +15,6 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 console = Console(stderr=True)
 TABLE_WIDTH = 150
-"""Characters of the widest table."""
 
 ConfigFile = Annotated[Path | None, Parameter(help="YAML file of settings; see docs/guide/configuration.md.")]
 Overrides = Annotated[

@@ -33,7 +33,7 @@ class PixelRate(ProgressColumn):
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[Progress]:
-    """A live display on a terminal, no output elsewhere."""
+    """A live display on a terminal; otherwise no output."""
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),

@@ -34,7 +34,6 @@ TITLES = {
     "object_f1_mean": "Object F1, average",
 }
 HEADLINE = ("iou", "f1", "boundary_iou", "object_f1")
-"""Scores that are shown large."""
 PER_SCENE = ("iou", "f1", "precision", "recall", "boundary_iou", "object_f1")
 """Columns of the table of scenes."""
 COMPARED: Mapping[Kind, str] = {"model": "Model", "mosaics": "Mosaics", "polygons": "Polygons"}

@@ -44,7 +44,6 @@ class EvaluationRequest:
     labels: Paths
     """As for training: a vector file or mask raster for all scenes, or a folder of them."""
     out: str | Path
-    """Folder of the evaluation."""
     model: Paths | None = None
     """A checkpoint, or several whose probabilities are averaged; every scene is segmented into `out/scenes/<id>/`."""
     mosaics: str | Path | None = None
@@ -58,17 +57,12 @@ class EvaluationPlan:
     """Scenes, labels and the predictions to compare; plain data."""
 
     entries: tuple[CatalogEntry, ...]
-    """The scenes."""
     labels: tuple[Path, ...]
-    """Label files or folders."""
     kind: Kind
-    """The kind of prediction."""
     compared: tuple[Path, ...]
     """Checkpoints, one or the members of an ensemble; or one path of mosaics or polygons."""
     out: Path
-    """Folder of the evaluation."""
     spec: EvaluateSpec
-    """All settings."""
 
     @property
     def path(self) -> Path:

@@ -50,7 +50,6 @@ class Prediction(Protocol):
     card: ModelCard
     """The planes (`classes`) and how they are classified; its bands are those of the scene's picture."""
     path: Path
-    """The file."""
     model: str
     """SHA-256 of the checkpoint that made it; empty when there is none."""
 

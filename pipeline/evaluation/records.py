@@ -102,7 +102,6 @@ class Estimate:
     low: float | None = None
     """Lower end of the bootstrap interval; None = no interval."""
     high: float | None = None
-    """Upper end."""
 
     @classmethod
     def of(cls, value: float, low: float = math.nan, high: float = math.nan) -> Estimate:
@@ -130,7 +129,6 @@ class CalibrationBins:
     """Reliability bins of equal width in probability."""
 
     count: tuple[int, ...]
-    """Pixels in each bin."""
     confidence: tuple[float | None, ...]
     """Mean probability of each bin; None where it is empty."""
     accuracy: tuple[float | None, ...]
@@ -163,15 +161,11 @@ class WorstWindow:
     """A window with many wrong pixels."""
 
     scene: str
-    """Id of the scene."""
     row: int
     """First row in the prediction's grid."""
     col: int
-    """First column."""
     height: int
-    """Rows."""
     width: int
-    """Columns."""
     wrong: int
     """Its wrong pixels."""
     counted: int
@@ -185,17 +179,13 @@ class SceneEvaluation:
     """The result of one scene; small and JSON-able."""
 
     scene: str
-    """Id of the scene."""
     location: str
-    """File or address of the scene."""
     status: Literal["done", "failed"]
-    """Whether it could be evaluated."""
     reason: str | None = None
     """Why it failed, in one paragraph."""
     found: str = ""
     """The mosaic or polygon file that was compared."""
     labels: tuple[str, ...] = ()
-    """The label files it was compared with."""
     model: str = ""
     """SHA-256 of the checkpoint that made the mosaic; empty for polygons."""
     planes: ClassPlanes | None = None
@@ -219,11 +209,8 @@ class EvaluationReport:
     """The result of an evaluation, written as `evaluation.json`."""
 
     kind: Kind
-    """What was compared with the labels."""
     compared: str
-    """Its path."""
     labels: str
-    """Path of the labels."""
     planes: ClassPlanes | None
     """Classes compared; None when every scene failed."""
     overall: Scores | None
@@ -233,7 +220,6 @@ class EvaluationReport:
     worst: tuple[WorstWindow, ...]
     """The worst windows of all scenes, worst first."""
     settings: Mapping[str, object]
-    """All settings."""
     versions: Mapping[str, str]
     """Versions of Scenemill and of the libraries that compute its numbers."""
     date: str = ""
@@ -243,7 +229,6 @@ class EvaluationReport:
     page: str = "evaluation.html"
     """The page, relative to the evaluation's folder."""
     folder: str = ""
-    """The evaluation's folder."""
 
     @property
     def failed(self) -> tuple[SceneEvaluation, ...]:

@@ -111,7 +111,6 @@ class Reference:
     grid: RasterGrid
     """Of the prediction."""
     classes: tuple[str, ...]
-    """Names of the planes."""
     frames: tuple[geopandas.GeoDataFrame, ...]
     """The labelled polygons, in their own CRS; empty for a mask."""
     area: shapely.Geometry | None

@@ -53,9 +53,7 @@ __all__ = ["EvaluateSpec", "EvaluationReport", "evaluate"]
 log = logging.getLogger(__name__)
 
 PACKAGES = ("numpy", "rasterio", "shapely", "geopandas", "torch")
-"""Libraries whose versions are recorded."""
 ERRORS, COUNTS = "errors.tif", "counts.npz"
-"""Output files of each scene."""
 
 
 def evaluate(
@@ -77,7 +75,7 @@ def evaluate(
         SettingsError: before any scene, wrong usage; or a class that a prediction lacks.
         LabelError: before any scene, when there are no labels.
         ModelError: before any scene, when the checkpoint cannot be used.
-        TransientError: the disk refuses.
+        TransientError: the disk fails.
     """
     plan = plan_evaluation(request, spec or EvaluateSpec())
     files = find_label_files(plan)
@@ -157,7 +155,7 @@ def aggregate(
 
     Raises:
         SettingsError: the predictions have different classes.
-        TransientError: the disk refuses.
+        TransientError: the disk fails.
     """
     done = [scene for scene in scenes if scene.status == "done"]
     tables = [BlockCounts.load(plan.out / str(scene.counts)) for scene in done]

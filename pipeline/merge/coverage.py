@@ -16,7 +16,6 @@ from pipeline.mosaic import MASK_NODATA, read_mask_blocks
 BLOCK_PX = 2048
 """Side of the blocks in which a mask is read, pixels."""
 CACHE_SIZE = 32
-"""Scenes whose coverage stays in memory."""
 
 
 class CoverageCache:

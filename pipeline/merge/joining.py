@@ -29,7 +29,6 @@ class Piece:
     """One of the polygons that are joined."""
 
     row: Row
-    """Its columns."""
     geometry: shapely.Geometry
     """In pixel coordinates of the leading scene."""
 
@@ -39,7 +38,6 @@ class JoinedPolygons:
     """Joined polygons; one row per polygon."""
 
     rows: Sequence[Row]
-    """Their columns."""
     geometry: NDArray[np.object_]
     """In the CRS of the leading scene."""
 

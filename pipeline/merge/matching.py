@@ -33,7 +33,6 @@ TOLERANCE_PX = 0.25
 MIN_AREA_PX2 = 1e-6
 """Smaller parts are floating-point error."""
 PAIRS_PER_BATCH = 8192
-"""Pairs of polygons that are intersected in one call."""
 NOT_COVERED, NEAR_EDGE, INTERIOR = 0, 1, 2
 """How a scene covers a polygon: not fully; fully; fully and away from the edge of its data."""
 
@@ -74,7 +73,8 @@ def match_scenes(preferred: MergedScene, other: MergedScene, coverages: Coverage
     other_area = _to_plane(other, coverages.get(other), plane)
     shapely.prepare(area)
     if not shapely.dwithin(area, other_area, TOLERANCE_PX):
-        return _no_matches(np.empty((0, 2), np.int64))
+        none = np.empty((0, 2), np.int64)
+        return Matches(kept=none, dropped=none, merged=none, unmatched=none[:, 0])
     scale = other.grid.resolution_m / plane.resolution_m
     window = _shared_window(area, other_area)
     around = shapely.buffer(window, spec.margin_px * max(1.0, scale) + 1, join_style="mitre")
@@ -107,10 +107,6 @@ def match_overlaps(
         merged=fids[merged],
         unmatched=second.outlines.fid[unmatched],
     )
-
-
-def _no_matches(none: Pairs) -> Matches:
-    return Matches(kept=none, dropped=none, merged=none, unmatched=none[:, 0])
 
 
 def _to_plane(scene: MergedScene, coverage: shapely.Geometry, plane: RasterGrid) -> shapely.Geometry:

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 FID = "fid"
 """Column of feature ids, unique in a file."""
 BATCH_ROWS = 16_384
-"""Polygons in one batch of a stream."""
 FIDS_PER_QUERY = 4096
-"""Feature ids in one query."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +29,7 @@ class Outlines:
     """Polygons of a scene with the columns that matching needs; one row per polygon."""
 
     fid: NDArray[np.int64]
-    """Feature ids."""
     class_name: NDArray[np.object_]
-    """Class names."""
     geometry: NDArray[np.object_]
     """In CRS coordinates."""
 

@@ -14,7 +14,6 @@ from pipeline.storage import sha256_of_json
 MERGE_FORMAT = 1
 """Raised whenever the same results of scenes give a different file than before."""
 FILES = {"gpkg": "polygons.gpkg", "parquet": "polygons.parquet"}
-"""Name of each kind of file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +23,8 @@ class MergeReport:
     key: str
     """Identity of the file: scenes with their results, and settings."""
     file: str
-    """Name of the file."""
     file_bytes: int = 0
-    """Its size."""
     crs: str
-    """Its CRS."""
     settings: Mapping[str, object]
     """Settings of the merge, under the names of `recorded_settings`."""
     scenes: Sequence[str]

@@ -76,6 +76,8 @@ class MergedRows:
 
     def _kept(self, index: int) -> Iterator[pa.RecordBatch]:
         """A scene's unchanged polygons."""
+        import pyarrow as pa
+
         scene = self._scenes[index]
         first, last = np.searchsorted(self._excluded, [index << FID_BITS, (index + 1) << FID_BITS])
         excluded = self._excluded[first:last] - (index << FID_BITS)
@@ -83,7 +85,7 @@ class MergedRows:
             self._read += batch.num_rows
             is_kept = ~np.isin(batch[FID].to_numpy(zero_copy_only=False), excluded)
             if is_kept.any():
-                yield self._as_rows(scene, batch.filter(_mask(is_kept)))
+                yield self._as_rows(scene, batch.filter(pa.array(is_kept)))
 
     def _joined(self, index: int) -> Iterator[pa.RecordBatch]:
         """Joined polygons whose most preferred part is this scene's."""
@@ -126,12 +128,6 @@ class MergedRows:
         sums = np.bincount(indices, batch["area_m2"].to_numpy(), minlength=len(names))
         for name, area_m2 in zip(names.tolist(), sums.tolist(), strict=True):
             self._area_m2[name] = self._area_m2.get(name, 0.0) + area_m2
-
-
-def _mask(is_kept: NDArray[np.bool_]) -> pa.BooleanArray:
-    import pyarrow as pa
-
-    return pa.array(is_kept)
 
 
 def _with_geometry(batch: pa.RecordBatch, geometry: NDArray[np.object_]) -> pa.RecordBatch:

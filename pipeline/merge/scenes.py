@@ -29,11 +29,9 @@ class MergedScene:
     id: str
     """Scene id, the name of its folder."""
     polygons: Path
-    """File of its polygons."""
     mask: Path
     """File of its class mask, whose nodata gives the coverage."""
     grid: RasterGrid
-    """Grid of its rasters."""
     is_full: bool
     """Whether every pixel is valid."""
     classes: Mapping[int, str]

@@ -75,16 +75,11 @@ class LocalDocuments:
     """Documents in a local folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    @property
-    def folder(self) -> Path:
-        """The folder, existing or not."""
-        return self._folder
+        self.folder = folder
 
     def check(self, *, writing: bool = True) -> None:
         """Raise SettingsError when the folder, or one above it, is a file."""
-        folder = self._folder
+        folder = self.folder
         blocking = next((path for path in (folder, *folder.parents) if path.exists()), folder)
         if blocking.exists() and not blocking.is_dir():
             raise SettingsError(
@@ -93,19 +88,19 @@ class LocalDocuments:
 
     def address(self, name: str) -> str:
         """The path of a file or folder."""
-        return str(self._folder / name)
+        return str(self.folder / name)
 
     def location(self, name: str) -> Location:
         """The location of a raster, for opening it."""
-        return resolve_location(self._folder / name)
+        return resolve_location(self.folder / name)
 
     def lock(self) -> AbstractContextManager[None]:
         """See `storage.files.directory_lock`."""
-        return directory_lock(self._folder)
+        return directory_lock(self.folder)
 
     def read(self, name: str) -> bytes | None:
         """The content of a document; None if it does not exist."""
-        path = self._folder / name
+        path = self.folder / name
         try:
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -115,23 +110,23 @@ class LocalDocuments:
 
     def write(self, name: str, content: bytes | str) -> None:
         """Write a document atomically; creates its folder and deletes partial files of killed writers."""
-        path = self._folder / name
+        path = self.folder / name
         ensure_dir(path.parent)
         remove_stale_partials(path)
         atomic_write(path, content)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None if it does not exist."""
-        path = self._folder / name
+        path = self.folder / name
         return path.stat().st_size if path.is_file() else None
 
     def sizes(self, folder: str) -> Mapping[str, int]:
         """Bytes of each file in a folder, by file name."""
-        return {path.name: path.stat().st_size for path in (self._folder / folder).glob("*") if path.is_file()}
+        return {path.name: path.stat().st_size for path in (self.folder / folder).glob("*") if path.is_file()}
 
     def remove(self, name: str) -> None:
         """Remove a file, if it exists."""
-        path = self._folder / name
+        path = self.folder / name
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -139,11 +134,11 @@ class LocalDocuments:
 
     def download(self, name: str, folder: Path) -> Path:
         """The file itself."""
-        return self._folder / name
+        return self.folder / name
 
     def upload(self, name: str, path: Path) -> None:
         """Copy a file to its path, unless it is the same file."""
-        target = self._folder / name
+        target = self.folder / name
         if path != target:
             ensure_dir(target.parent)
             with atomic_path(target, ending=target.suffix) as partial_path:
@@ -153,14 +148,11 @@ class LocalDocuments:
 class StoreDocuments:
     """Documents in an object store, where every write is atomic."""
 
+    folder: None = None
+
     def __init__(self, store: StoreFolder, work_dir: str | Path | None = None) -> None:
         """`work_dir` holds the lock, see `work_folder_of`."""
         self._store, self._work_dir = store, work_dir
-
-    @property
-    def folder(self) -> None:
-        """None."""
-        return None
 
     def check(self, *, writing: bool = True) -> None:
         """Raise SettingsError when the bucket does not exist, or these credentials may not use it."""

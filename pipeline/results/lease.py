@@ -37,11 +37,9 @@ class LockRecord:
     owner: str
     """Name of the holder's local work folder."""
     lease: str
-    """Unique name of this lease."""
     host: str
     """Machine of the holder, for messages."""
     process: int
-    """Its process, for messages."""
     since: str
     """When it took the lease, ISO 8601 in UTC."""
     renewed: int = 0

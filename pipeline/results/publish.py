@@ -92,7 +92,7 @@ def publishing(folder: Path) -> Iterator[Path]:
         is_resumable = isinstance(error, TransientError) or not isinstance(error, Exception)
         raise
     finally:
-        if is_resumable and StageRecords(work).any_done:
+        if is_resumable and StageRecords(work).digests():
             StageRecords(work).remove_unrecorded()
         else:
             _remove(work)

@@ -39,9 +39,7 @@ class SceneInputs:
     passes: int = 1
     """Forward passes per tile: above 1 for test-time augmentation and ensembles."""
     settings: Mapping[str, object] = field(default_factory=dict)
-    """Settings the result depends on."""
     version: str = ""
-    """Scenemill's version."""
     area: str = ""
     """Name of the polygon file that the result is restricted to; empty: none, or it covers the whole scene."""
     area_share: float = 1.0
@@ -89,7 +87,6 @@ class SceneStatistics:
     precision_note: str = ""
     """Why `precision: auto` fell back to float32; empty when it did not."""
     polygons: int = 0
-    """Polygons written."""
     area_m2: Mapping[str, float] = field(default_factory=dict)
     """True area of the polygons of each class."""
     reused: Sequence[str] = field(default_factory=list)
@@ -111,7 +108,6 @@ class SceneReport:
     reason: str | None = None
     """Why there is no result, one paragraph."""
     folder: str = ""
-    """Folder of the outputs."""
     inputs: SceneInputs = field(default_factory=SceneInputs)
     outputs: OutputFiles = field(default_factory=OutputFiles)
     statistics: SceneStatistics = field(default_factory=SceneStatistics)

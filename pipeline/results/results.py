@@ -20,9 +20,7 @@ class Results:
     """The results under one address."""
 
     documents: Documents
-    """Files by name."""
     scenes: SceneResults
-    """Results by scene id."""
 
 
 def open_results(out: str | Path, work_dir: str | Path | None = None) -> Results:

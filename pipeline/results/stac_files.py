@@ -19,7 +19,6 @@ from pipeline.storage import gdal_env
 MERGE_RECORD = "merge.json"
 """Name of the record of the merged polygons of all scenes."""
 MAX_CONCURRENT_READS = 16
-"""Results that are read concurrently."""
 
 
 def write_item(documents: Documents, report: SceneReport) -> None:

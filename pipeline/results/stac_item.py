@@ -35,7 +35,6 @@ EXTENSIONS = tuple(
     f"https://stac-extensions.github.io/{name}/schema.json"
     for name in ("projection/v2.0.0", "raster/v1.1.0", "classification/v2.0.0", "file/v2.1.0", "processing/v1.2.0")
 )
-"""STAC extensions of Items."""
 LEVEL = "L4"
 """Processing level of model output."""
 DATE_DESCRIPTIONS = {
@@ -51,7 +50,6 @@ class AssetKind:
     """Metadata of one kind of output."""
 
     title: str
-    """A few words."""
     media_type: str
     """IANA name, with parameters."""
     roles: tuple[str, ...]
@@ -80,7 +78,6 @@ class ItemSource:
     item: Mapping[str, object]
     """As `build_item` returned it."""
     report: SceneReport
-    """The report of the result."""
 
 
 def build_item(report: SceneReport, grid: RasterGrid, sizes: Mapping[str, int]) -> Json:

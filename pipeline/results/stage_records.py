@@ -66,11 +66,6 @@ class StageRecords:
             if not path.is_dir() and path not in kept:
                 path.unlink(missing_ok=True)
 
-    @property
-    def any_done(self) -> bool:
-        """Whether any file is recorded, and so need not be computed again."""
-        return bool(self.digests())
-
     def _records(self) -> list[Path]:
         return [*(self._folder / RECORDS).glob("[!.]*.json")]
 

@@ -37,7 +37,6 @@ class ExpectedFile:
     size: int
     """Bytes."""
     sha256: str
-    """Digest of its bytes."""
     etag: str | None = None
     """The store's identifier of this version; None while it is staged."""
 

@@ -121,7 +121,6 @@ class StoreExchange:
     """Objects below an `s3://` address; each machine uses its own credentials."""
 
     address: str
-    """The address of `distribute.exchange`."""
     prefix: str = ""
     """The staging area below it: empty, or folders that each end in a slash."""
 

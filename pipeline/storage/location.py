@@ -32,9 +32,7 @@ class Location:
     text: str
     """As given."""
     gdal_path: str
-    """The path that GDAL opens."""
     is_remote: bool = False
-    """True = on a server."""
 
     def __str__(self) -> str:
         return self.text

@@ -13,7 +13,6 @@ from pipeline.errors import AccessError, TransientError
 Result = TypeVar("Result")
 
 TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
-"""HTTP status codes that are retried."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from pipeline.storage.retries import REQUEST_RETRIES
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 
 CONNECTIONS = 32
-"""Maximum concurrent connections."""
 
 _MISSING = ("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "404", "NotFound")
 _CONFLICT = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
@@ -35,7 +34,6 @@ class StoreAccess:
     """Endpoint and credentials of object stores in this process."""
 
     endpoint: str
-    """URL."""
     client: Any
     """boto3's client; thread-safe."""
     session: AWSSession

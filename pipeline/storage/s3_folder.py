@@ -32,7 +32,6 @@ class StoredDocument:
     """A small object, read whole."""
 
     content: bytes
-    """All bytes."""
     etag: str
     """The store's name for this version."""
     age_s: float
@@ -44,7 +43,6 @@ class StoredFile:
     """An object of a listing."""
 
     size_bytes: int
-    """Size."""
     etag: str
     """The store's name for this version."""
 
@@ -54,7 +52,6 @@ class LocalFile:
     """A file to be uploaded."""
 
     path: Path
-    """The file."""
     sha256: str
     """Digest of its bytes; stored in the object's metadata as `x-amz-meta-sha256`."""
 

@@ -18,7 +18,6 @@ class BandInfo:
     """A band as its asset describes it."""
 
     common: str | None = None
-    """STAC common name."""
     own: str | None = None
     """Name by sensor or provider."""
     nodata: float | None = None
@@ -26,7 +25,6 @@ class BandInfo:
     scale: float | None = None
     """Scale: value = stored * scale + offset."""
     offset: float | None = None
-    """Offset."""
     pixel_sizes: tuple[float | None, ...] = (None, None, None)
     """Pixel size by transform, by raster extension and by gsd; None where unknown."""
 
@@ -36,7 +34,6 @@ class AssetInfo:
     """An asset that may hold bands of the scene."""
 
     key: str
-    """Its key in the Item."""
     href: object
     """Its link, as written."""
     rank: int

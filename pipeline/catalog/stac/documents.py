@@ -33,13 +33,10 @@ class HttpRequest:
     """A request to a web server."""
 
     address: str
-    """An `https://` or `http://` address."""
     method: str = "GET"
-    """`GET` or `POST`."""
     query: Mapping[str, Any] | None = None
     """Parameters after those of the address."""
     headers: Mapping[str, str] | None = None
-    """In addition to the usual ones."""
     body: Json | None = None
     """JSON body; None: no body."""
 

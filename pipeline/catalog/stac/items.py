@@ -38,7 +38,6 @@ class ItemRules:
     """How the files of an Item are chosen."""
 
     spec: CatalogSpec
-    """The settings of the catalog."""
     drivers: tuple[str, ...]
     """Allowed GDAL drivers, the preferred first."""
 

@@ -81,7 +81,7 @@ def _is_inside(path: Path, root: Path) -> bool:
 
 
 def _remote(href: str, address: str) -> str:
-    """Join as URLs; `urljoin` knows `https` and not `s3`, whose addresses have the same form."""
+    """Join as URLs; `urljoin` supports `https` but not `s3`, whose addresses have the same form."""
     scheme, _, rest = address.partition("://")
     joined = urljoin(f"https://{rest}", href)
     if not joined.startswith("https://"):

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pipeline.catalog.stac.links import DocumentLocation
 
 PAGE_ITEMS = 100
-"""Items per page."""
 
 
 def split_collections(address: str) -> tuple[str, tuple[str, ...]]:

@@ -26,9 +26,7 @@ class ObjectScore:
     """Matched objects of a reference and a prediction."""
 
     reference: int
-    """Reference objects."""
     predicted: int
-    """Predicted objects."""
     matched: int
     """Pairs of a reference and a predicted object, each used at most once."""
     mean_iou: float
@@ -55,9 +53,7 @@ class ObjectCurve:
     """Object scores at several IoU thresholds; curves of scenes are added with `+`."""
 
     reference: int = 0
-    """Reference objects."""
     predicted: int = 0
-    """Predicted objects."""
     matched: tuple[int, ...] = (0,) * len(THRESHOLDS)
     """Per threshold, pairs of a reference and a predicted object with a higher IoU; never rising."""
     thresholds: tuple[float, ...] = THRESHOLDS
@@ -121,11 +117,8 @@ class PixelScore:
     """Pixel counts of one class; scores of blocks are added with `+`."""
 
     true_positives: int = 0
-    """Pixels of the class that are predicted so."""
     false_positives: int = 0
-    """Pixels predicted as the class that are not of it."""
     false_negatives: int = 0
-    """Pixels of the class that are not predicted so."""
 
     def __add__(self, other: PixelScore) -> PixelScore:
         return PixelScore(
