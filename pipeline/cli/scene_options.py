@@ -23,8 +23,7 @@ Sources = Annotated[
     ),
 ]
 Bbox = Annotated[
-    str | None,
-    Parameter(help="Only scenes that touch left,bottom,right,top in degrees.", allow_leading_hyphen=True),
+    str | None, Parameter(help="Only scenes that touch left,bottom,right,top in degrees.", allow_leading_hyphen=True)
 ]
 AreaFile = Annotated[Path | None, Parameter(help="File of polygons: only scenes and pixels inside them are processed.")]
 

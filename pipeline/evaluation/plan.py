@@ -87,14 +87,7 @@ def plan_evaluation(request: EvaluationRequest, spec: EvaluateSpec) -> Evaluatio
     out = Path(request.out)
     if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
         raise SettingsError(f"out: {out} must be a folder, but there is a file; name another")
-    return EvaluationPlan(
-        entries=entries,
-        labels=_paths(request.labels),
-        kind=kind,
-        compared=paths,
-        out=out,
-        spec=spec,
-    )
+    return EvaluationPlan(entries=entries, labels=_paths(request.labels), kind=kind, compared=paths, out=out, spec=spec)
 
 
 def find_label_files(plan: EvaluationPlan) -> LabelFiles:

@@ -12,13 +12,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from pipeline.errors import SettingsError
-from pipeline.evaluation.result_files import (
-    Objects,
-    is_own_file,
-    read_objects,
-    read_own_polygons,
-    threshold_of_run,
-)
+from pipeline.evaluation.result_files import Objects, is_own_file, read_objects, read_own_polygons, threshold_of_run
 from pipeline.grid import RasterGrid
 from pipeline.model import ModelCard
 from pipeline.mosaic import MosaicReader, classify_multilabel, resolve_threshold

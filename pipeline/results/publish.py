@@ -36,12 +36,7 @@ FindFinished = Callable[[str | None], dict[str, object] | None]
 
 def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> str:
     """SHA-256 of scene (name, size, time, header), model and every setting that affects the result, in hexadecimal."""
-    identity = {
-        "format": RESULT_FORMAT,
-        "scene": identity_facts(scene),
-        "model": model_id,
-        "settings": settings,
-    }
+    identity = {"format": RESULT_FORMAT, "scene": identity_facts(scene), "model": model_id, "settings": settings}
     return sha256_of_json(identity)
 
 

@@ -197,10 +197,7 @@ def exit_code(reports: Sequence[SceneReport]) -> int:
 
 
 def write_preview(
-    path: Path,
-    pixels: NDArray[np.generic],
-    mask: NDArray[np.uint8],
-    colours: Mapping[int, tuple[int, int, int, int]],
+    path: Path, pixels: NDArray[np.generic], mask: NDArray[np.uint8], colours: Mapping[int, tuple[int, int, int, int]]
 ) -> None:
     """Write a PNG of the scene with the outlines of its classes.
 

@@ -236,12 +236,7 @@ def _probability_bands(card: ModelCard, dtype: LevelType, grid: RasterGrid) -> J
 
 
 def _mask_bands(card: ModelCard, grid: RasterGrid) -> Json:
-    band = {
-        "data_type": "uint8",
-        "nodata": 255,
-        "sampling": "area",
-        "spatial_resolution": round(grid.resolution_m, 6),
-    }
+    band = {"data_type": "uint8", "nodata": 255, "sampling": "area", "spatial_resolution": round(grid.resolution_m, 6)}
     names = {0: card.background or "none", **{value: name for _, value, name in card.foreground}}
     classes = [class_record(value, name) for value, name in names.items()]
     nodata = {**class_record(255, "nodata"), "nodata": True}

@@ -40,8 +40,7 @@ def probe_file(location: Location, *, sidecars: bool = True) -> FileFacts:
         return _probe_local(location)
     version = remote_version(location.text)
     return FileFacts(
-        version=version,
-        may_have_sidecars=sidecars and location.ends_in_suffix and may_have_sidecars(location.text),
+        version=version, may_have_sidecars=sidecars and location.ends_in_suffix and may_have_sidecars(location.text)
     )
 
 

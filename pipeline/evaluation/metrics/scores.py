@@ -66,11 +66,7 @@ def join_counts(tables: Sequence[BlockCounts]) -> BlockCounts:
 
 
 def score_counts(
-    counts: BlockCounts,
-    planes: ClassPlanes,
-    spec: BootstrapSpec,
-    *,
-    calibration: CalibrationBins | None = None,
+    counts: BlockCounts, planes: ClassPlanes, spec: BootstrapSpec, *, calibration: CalibrationBins | None = None
 ) -> Scores:
     """All scores of the blocks of one scene or of several joined, each with its interval.
 
