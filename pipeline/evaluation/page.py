@@ -58,7 +58,7 @@ def render_page(out: Path, report: EvaluationReport) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"score": _score, "count": _count, "millions": _millions}
+    environment.filters |= {"score": "{:.3f}".format, "count": _count, "millions": _millions}
     template = environment.from_string((files("pipeline") / "data" / PAGE).read_text(encoding="utf-8"))
     done = [scene for scene in report.scenes if scene.scores is not None]
     bins = report.overall.calibration if report.overall else None
@@ -150,10 +150,6 @@ def _inline(png: bytes) -> str:
 def _css(colour: tuple[int, int, int, int]) -> str:
     red, green, blue, alpha = colour
     return f"rgba({red}, {green}, {blue}, {alpha / 255:g})"
-
-
-def _score(value: float) -> str:
-    return f"{value:.3f}"
 
 
 def _count(value: int) -> str:

@@ -107,7 +107,7 @@ class MosaicPrediction:
         for batch in batches:
             for value in np.unique(batch.class_value):
                 by_class.get(names[int(value)], []).append(batch.geometry[batch.class_value == value])
-        return {name: _concatenate(parts) for name, parts in by_class.items()}
+        return {name: np.concatenate(parts) if parts else np.zeros(0, object) for name, parts in by_class.items()}
 
     def close(self) -> None:
         """Close the mosaic."""
@@ -180,7 +180,3 @@ def _card_of_planes(card: ModelCard, planes: tuple[int, ...], threshold: float |
         background=card.background,
         threshold=card.threshold if threshold is None else threshold,
     )
-
-
-def _concatenate(parts: list[NDArray[np.object_]]) -> NDArray[np.object_]:
-    return np.concatenate(parts) if parts else np.zeros(0, object)

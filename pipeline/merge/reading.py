@@ -62,14 +62,10 @@ def stream_rows(scene: MergedScene) -> Iterator[pa.RecordBatch]:
     """Yield all polygons of a scene with all columns, in file order."""
     from pyogrio.raw import open_arrow
 
-    with (
-        _translate_errors(scene),
-        open_arrow(scene.polygons, layer=LAYER, return_fids=True, batch_size=BATCH_ROWS, use_pyarrow=True) as (
-            _,
-            reader,
-        ),
-    ):
-        yield from reader
+    with _translate_errors(scene):
+        opened = open_arrow(scene.polygons, layer=LAYER, return_fids=True, batch_size=BATCH_ROWS, use_pyarrow=True)
+        with opened as (_, reader):
+            yield from reader
 
 
 def _geometry_of(wkb: Sequence[bytes]) -> NDArray[np.object_]:

@@ -55,7 +55,9 @@ def write_collection(results: Results) -> None:
     documents = results.documents
     with documents.lock():
         if described := [*_described(results)]:
-            _write(documents, COLLECTION, collection_of(described, _read(documents, MERGE_RECORD)))
+            content = _to_json(collection_of(described, _read(documents, MERGE_RECORD)))
+            if documents.read(COLLECTION) != content:
+                documents.write(COLLECTION, content)
 
 
 def _described(results: Results) -> Iterator[ItemSource]:
@@ -96,13 +98,6 @@ def _key_of(item: Mapping[str, object]) -> str | None:
     properties = item.get("properties")
     key = properties.get(KEY) if isinstance(properties, dict) else None
     return key if isinstance(key, str) else None
-
-
-def _write(documents: Documents, name: str, document: Mapping[str, object]) -> None:
-    """Write a document if it changed."""
-    content = _to_json(document)
-    if documents.read(name) != content:
-        documents.write(name, content)
 
 
 def _to_json(document: Mapping[str, object]) -> bytes:
