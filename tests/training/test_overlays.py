@@ -114,7 +114,7 @@ def test_hits_misses_and_false_alarms_add_up_to_what_is_labelled_and_predicted(c
     planes, score = planes_of(window, card), WindowScore.of(window, card)
     assert score.true_positives + score.false_negatives == (planes.truth & planes.weight_mask).sum()
     assert score.true_positives + score.false_positives == (planes.decided & planes.weight_mask).sum()
-    assert score.weight_mask == planes.weight_mask.sum()
+    assert score.scored_pixels == planes.weight_mask.sum()
     assert score.iou == score.true_positives / (score.true_positives + score.wrong)
 
 

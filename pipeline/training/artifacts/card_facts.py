@@ -18,7 +18,6 @@ class CardFacts:
     """Access to the `training` section of a card; missing facts read as None or empty."""
 
     card: ModelCard
-    """The card; only `training` and `classes` are read."""
 
     def at(self, *keys: str) -> object:
         """The value at a path of keys; None where there is none."""

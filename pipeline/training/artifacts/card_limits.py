@@ -47,9 +47,9 @@ def _about_evidence(facts: CardFacts) -> Iterator[str]:
             "There is no test part. The figures are of the validation part, on which the best epoch, the threshold "
             "and the temperature were chosen: they flatter."
         )
-    ahead = (as_number(validation.get("iou")), as_number(test.get("iou")))
-    if ahead[0] is not None and ahead[1] is not None and ahead[0] - ahead[1] > MAX_IOU_GAP:
-        yield f"Test IoU ({ahead[1]:.3f}) is well below validation IoU ({ahead[0]:.3f}): expect the lower one."
+    chosen, unseen = as_number(validation.get("iou")), as_number(test.get("iou"))
+    if chosen is not None and unseen is not None and chosen - unseen > MAX_IOU_GAP:
+        yield f"Test IoU ({unseen:.3f}) is well below validation IoU ({chosen:.3f}): expect the lower one."
     for part in PARTS:
         count = facts.number(part, "parts")
         if facts.scores(part) and count is not None and count < MIN_HELD_OUT_PARTS:
@@ -120,14 +120,12 @@ def _about_labels(facts: CardFacts) -> Iterator[str]:
 
 def _about_input(card: ModelCard) -> Iterator[str]:
     bands = f"the bands {join_names(card.bands)}" if len(card.bands) > 1 else f"the band {escape(card.bands[0])}"
-    made = [bands, *([f"{card.dtype} values" if card.dtype else ""]), _resolution(card)]
-    yield f"It takes scenes with {', '.join(part for part in made if part)}; others are refused."
+    required = [bands]
+    if card.dtype:
+        required.append(f"{card.dtype} values")
+    if card.resolution_m:
+        required.append(f"ground pixels of {card.resolution_m:g} m within `reading.resolution_tolerance`")
+    yield f"It takes scenes with {', '.join(required)}; others are refused."
     if card.receptive_field is not None and card.receptive_field > 1:
         far = f", {card.receptive_field * card.resolution_m / 2:,.0f} m" if card.resolution_m else ""
         yield f"It decides a pixel from at most {card.receptive_field // 2} px around it{far}: it sees no further."
-
-
-def _resolution(card: ModelCard) -> str:
-    return (
-        f"ground pixels of {card.resolution_m:g} m within `reading.resolution_tolerance`" if card.resolution_m else ""
-    )

@@ -32,12 +32,7 @@ MIN_LOG_RATIO = 30.0
 
 
 def curves_png(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
-    """Loss, mean scores, scores of each class and learning rate over epochs, with the kept epoch marked.
-
-    Args:
-        history: at least one epoch.
-        best_epoch: the epoch whose weights were kept.
-    """
+    """Loss, mean scores, scores of each class and learning rate over at least one epoch; the kept one is marked."""
     figure = _figure(8.0)
     panels = figure.subplots(2, 2, sharex=True)
     _draw_losses(panels[0, 0], history)
@@ -60,8 +55,7 @@ def reliability_png(before: Reliability, after: Reliability) -> bytes:
     figure = _figure(10.0, wide=8.0, dpi=150)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1.5, label="perfectly calibrated")
-    rows = ((before, "before", ORANGE, "s"), (after, "after", BLUE, "o"))
-    for bins, name, colour, marker in rows:
+    for bins, name, colour, marker in ((before, "before", ORANGE, "s"), (after, "after", BLUE, "o")):
         filled = np.asarray(bins.count) > 0
         label = f"{name} calibration, ECE {bins.ece:.4f}"
         upper.plot(
@@ -155,7 +149,6 @@ def _figure(height: float, *, wide: float = WIDE, dpi: int = DPI) -> Figure:
 
 
 def _style_axes(axes: Axes, y_label: str, *, x_label: str = "epoch", title: str = "") -> None:
-    """Axis labels, a light grid, and only the left and bottom spine."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(x_label, fontsize=12)

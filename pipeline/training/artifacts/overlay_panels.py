@@ -78,9 +78,7 @@ class LegendKey:
     """One entry of a panel's legend."""
 
     name: str
-    """Text of the entry."""
     colour: Colour
-    """Colour of the swatch."""
     striped: bool = False
     """Whether the swatch is drawn like pixels that do not count."""
 
@@ -90,11 +88,9 @@ class Panel:
     """One image of a sheet, with title and legend."""
 
     title: str
-    """Text above the image."""
     colours: NDArray[np.uint8]
     """`(H, W, 3)` RGB."""
     keys: tuple[LegendKey, ...] = ()
-    """Legend below the image."""
     ramp: NDArray[np.uint8] | None = None
     """`(256, 3)` colours of 0 to 1, drawn as a colour bar below the image; None = no bar."""
     mark: float | None = None
@@ -102,7 +98,7 @@ class Panel:
 
 
 def paint_picture(planes: OverlayArrays) -> Panel:
-    """The scene's pixels."""
+    """The stretched pixels of the scene."""
     gap = ~planes.valid
     keys = (LegendKey(name="nodata", colour=GAP[0], striped=True),) if gap.any() else ()
     return Panel(title="picture", colours=striped(planes.picture, gap), keys=keys)

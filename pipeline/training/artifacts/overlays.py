@@ -40,11 +40,9 @@ class PredictedWindow:
     """One window with its labels and its prediction, all of one height and width."""
 
     scene: str
-    """Name of the scene."""
     row: int
     """First row in the scene's grid."""
     col: int
-    """First column."""
     pixels: NDArray[np.generic]
     """`(bands, H, W)`, raw: the picture is stretched to the 2nd and 98th percentile."""
     valid: NDArray[np.bool_]
@@ -58,10 +56,8 @@ class PredictedWindow:
 
     def copy(self) -> PredictedWindow:
         """A copy that does not keep the batch alive."""
-        arrays = {
-            name: getattr(self, name).copy() for name in ("pixels", "valid", "truth", "weight_mask", "probability")
-        }
-        return replace(self, **arrays)
+        names = ("pixels", "valid", "truth", "weight_mask", "probability")
+        return replace(self, **{name: getattr(self, name).copy() for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +65,9 @@ class WindowScore:
     """Confusion counts of a window, summed over the classes other than background."""
 
     true_positives: int
-    """Labelled and predicted."""
     false_positives: int
-    """Predicted, not labelled."""
     false_negatives: int
-    """Labelled, not predicted."""
-    weight_mask: int
+    scored_pixels: int
     """All valid, labelled pixels."""
 
     @classmethod
@@ -85,7 +78,7 @@ class WindowScore:
             true_positives=int((truth & predicted & weight_mask).sum()),
             false_positives=int((~truth & predicted & weight_mask).sum()),
             false_negatives=int((truth & ~predicted & weight_mask).sum()),
-            weight_mask=int(weight_mask.sum()),
+            scored_pixels=int(weight_mask.sum()),
         )
 
     @property
@@ -102,7 +95,7 @@ class WindowScore:
     @property
     def ranking_score(self) -> float:
         """IoU; -1 for a window with too few labelled pixels."""
-        if self.iou is None or self.true_positives + self.false_negatives < MIN_OBJECT_SHARE * self.weight_mask:
+        if self.iou is None or self.true_positives + self.false_negatives < MIN_OBJECT_SHARE * self.scored_pixels:
             return -1.0
         return self.iou
 
@@ -128,16 +121,15 @@ def choose_windows(
 ) -> list[tuple[Kind, PredictedWindow]]:
     """Windows for pictures: a third with the most wrong pixels, a third with the best IoU, the rest at random.
 
-    No window is chosen twice, and none without a valid labelled pixel. At most `2 * count + 2` are kept in memory.
-
-    `windows` are iterated once; fewer than `count` are returned when there are fewer.
+    No window is chosen twice, and none without a valid labelled pixel; fewer than `count` when there are fewer.
+    `windows` are iterated once, and at most `2 * count + 2` are kept in memory.
     """
     rng, number = np.random.default_rng([seed, 7]), itertools.count()
     third = -(-count // 3)
     worst, best, drawn = _TopK(third), _TopK(third), _TopK(count)
     for window in windows:
         score, place, chance = WindowScore.of(window, card), next(number), float(rng.random())
-        if score.weight_mask:
+        if score.scored_pixels:
             worst.offer((float(score.wrong), -place), window)
             best.offer((score.ranking_score, -place), window)
             drawn.offer((chance, -place), window)

@@ -20,12 +20,9 @@ class EventLog:
     """Writes one point per epoch and scalar; a context manager that owns its file."""
 
     def __init__(self, folder: Path, *, first_epoch: int = 1) -> None:
-        """Open a new event file in `folder / EVENTS`.
+        """Open a new event file in the run folder's `EVENTS`.
 
-        Args:
-            folder: the run folder.
-            first_epoch: the first epoch to be written; points of this and later epochs from a killed run are
-                discarded (`purge_step`), so that no epoch is shown twice.
+        Points of `first_epoch` and later ones from a killed run are discarded, so that no epoch is shown twice.
         """
         from torch.utils.tensorboard import SummaryWriter
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from pipeline.training.validation.calibration import Reliability
 
 HISTORY, CURVES, RELIABILITY, OVERLAYS, CARD = "history.csv", "curves.png", "reliability.png", "overlays", "card.md"
-"""File names in a run folder."""
 
 
 def check_artifacts(spec: ArtifactsSpec) -> None:
@@ -65,20 +64,10 @@ def write_artifacts(
     reliability: tuple[Reliability, Reliability] | None = None,
     windows: Iterable[PredictedWindow] = (),
 ) -> tuple[Path, ...]:
-    """Write the artifacts that are made once, at the end of a run.
+    """Write the artifacts of a finished run into its folder; returns the files, the card's page last.
 
-    Args:
-        folder: the run folder, created when missing.
-        report: of the finished run; its `checkpoint` lies next to the folder.
-        spec: which artifacts, and how many pictures.
-        reliability: of held-out pixels before and after calibration; None = no diagram.
-        windows: held-out windows with the kept epoch's probabilities, iterated once.
-
-    Returns:
-        The files written, the card's page last.
-
-    Raises:
-        TransientError: the disk fails.
+    `reliability` is that of held-out pixels before and after calibration (None = no diagram); `windows` hold the kept
+    epoch's probabilities and are iterated once.
     """
     history = write_history(folder, report.history)
     pictures = [_written(folder / CURVES, curves_png(report.history, report.best_epoch))]

@@ -68,7 +68,7 @@ class WindowStack:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> WindowStack:
-        """The same in page-locked memory, for asynchronous copies to a CUDA device."""
+        """The same in page-locked memory."""
         return self._each(Tensor.pin_memory)
 
     def select(self, rows: Sequence[int]) -> WindowStack:

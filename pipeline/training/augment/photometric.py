@@ -34,13 +34,8 @@ def adjust_photometry(transform: InputTransform, params: AugmentParams) -> Input
 def apply_gamma(pixels: Tensor, valid: Tensor, params: Sequence[AugmentParams]) -> Tensor:
     """`low + (high - low) * ((x - low) / (high - low)) ** gamma`, `low` and `high` of the band's valid pixels.
 
-    Standardised input has no fixed black and white level, so the window's own are used (as in nnU-Net: Isensee et al.
-    2021, Nature Methods 18:203).
-
-    Args:
-        pixels: `(N, bands, H, W)` float32.
-        valid: `(N, H, W)`.
-        params: one per window.
+    `pixels` are `(N, bands, H, W)`, `valid` `(N, H, W)`. Standardised input has no fixed black and white level, so the
+    window's own are used (as in nnU-Net: Isensee et al. 2021, Nature Methods 18:203).
     """
     rows = masked_rows(params, lambda each: each.gamma != 1)
     if not rows:

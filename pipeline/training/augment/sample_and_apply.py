@@ -16,11 +16,7 @@ from numpy.random import Generator
 from pipeline.training.augment.geometric import warp
 from pipeline.training.augment.parameters import AugmentParams, WindowStack
 from pipeline.training.augment.photometric import apply_blur, apply_cutout, apply_gamma, apply_noise
-from pipeline.training.settings.augment import (
-    AugmentSpec,
-    CutoutSpec,
-    ElasticSpec,
-)
+from pipeline.training.settings.augment import AugmentSpec, CutoutSpec, ElasticSpec
 
 
 def sample_params(rng: Generator, spec: AugmentSpec, *, bands: int) -> AugmentParams:
@@ -54,11 +50,8 @@ def apply_params(
 ) -> WindowStack:
     """Apply warp, gamma, blur, noise and cutout on the windows' own device; the input is not changed.
 
-    Args:
-        stack: windows already flipped, turned and normalised by `adjust_photometry`, read with `warp_reach` around.
-        params: one per window.
-        size: side in pixels of the resulting windows.
-        clip: bounds of the model input, or None.
+    `stack` holds windows already flipped, turned and normalised by `adjust_photometry`, read with `warp_reach` around;
+    the result has `size` pixels per side. `clip` bounds the model input.
     """
     stack = warp(stack, params, size=size)
     pixels = apply_gamma(stack.pixels, stack.valid, params)
@@ -78,7 +71,6 @@ def _symmetric(rng: Generator, bound: float) -> float:
 
 
 def _log_uniform(rng: Generator, low: float, high: float) -> float:
-    """Log-uniformly distributed."""
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 

@@ -51,9 +51,8 @@ class Starts:
     size: int
     """Side of the squares in pixels."""
     rows: NDArray[np.int64]
-    """`(n + 1,)` lattice lines, ascending."""
+    """`(n + 1,)` lattice lines, ascending; `cols` are `(m + 1,)`."""
     cols: NDArray[np.int64]
-    """`(m + 1,)` lattice lines, ascending."""
     free: NDArray[np.bool_]
     """`(n, m)`, True = a square may start there."""
 
@@ -63,11 +62,7 @@ class Starts:
         return int((np.diff(self.rows)[:, None] * np.diff(self.cols) * self.free).sum())
 
     def draw(self, rng: Generator, pixel: tuple[int, int] | None = None) -> tuple[int, int]:
-        """`(row, col)` of a square, uniformly drawn; of the squares that contain `pixel`, when one is given.
-
-        Raises:
-            ValueError: there is no such square.
-        """
+        """`(row, col)` of a square, uniformly drawn; of the squares that contain `pixel`, when one is given."""
         rows, above = _within(self.rows, None if pixel is None else pixel[0], self.size)
         cols, before = _within(self.cols, None if pixel is None else pixel[1], self.size)
         free = self.free[above : above + len(rows) - 1, before : before + len(cols) - 1]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from pipeline.training.data.blocks import Starts
+from pipeline.training.data.blocks import Starts, plan_blocks
 from pipeline.training.data.splits import Area
 from pipeline.training.labels.polygon_labels import UNLABELLED
 
@@ -66,14 +67,9 @@ class ClassIndex:
 
     def _count(self, shape: tuple[int, int]) -> NDArray[np.int32]:
         """Pixels of each plane in each cell, `(classes + 2, rows, cols)`."""
-        height, width = shape
-        strips = []
-        for row in range(0, height, BLOCK):
-            windows = [
-                Window(col, row, min(BLOCK, width - col), min(BLOCK, height - row)) for col in range(0, width, BLOCK)
-            ]
-            strips.append(np.concatenate([_sum_cells(self._planes(window)) for window in windows], axis=2))
-        return np.concatenate(strips, axis=1)
+        rows = groupby(plan_blocks(shape, BLOCK), key=lambda block: block.row_off)
+        strips = [[_sum_cells(self._planes(window)) for window in windows] for _, windows in rows]
+        return np.concatenate([np.concatenate(strip, axis=2) for strip in strips], axis=1)
 
     def _planes(self, window: Window) -> NDArray[np.bool_]:
         """`(classes + 2, height, width)`: of the pixels that a core can cover, each class, all labelled, and all."""

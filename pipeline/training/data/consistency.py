@@ -19,11 +19,10 @@ MAX_RESOLUTION_RATIO = 1.1
 
 
 def check_consistent(entries: Sequence[CatalogEntry], spec: TrainSpec) -> tuple[list[Scene], list[RasterGrid]]:
-    """Every scene as it is read, and its file's own grid; refuses scenes that are not consistent.
+    """Every scene as it is read, and its file's own grid.
 
-    Raises:
-        SceneError: a scene cannot be read, or differs from the first in bands, type or in having a georeference.
-        SettingsError: scenes differ in resolution, or `resolution_m` is set for scenes without georeference.
+    Refuses scenes that differ in bands, type, resolution or in having a georeference, and a `resolution_m` for scenes
+    without one.
     """
     reading = {suffix: reading_for(f"a{suffix}", spec.reading) for suffix in {_suffix(e.location) for e in entries}}
     expected = _band_card(spec.bands) if spec.bands else None
@@ -89,9 +88,8 @@ def _resolution_m(natives: Sequence[Scene], spec: TrainSpec) -> float | None:
     sizes = [scene.grid.resolution_m for scene in natives]
     if max(sizes) > MAX_RESOLUTION_RATIO * min(sizes):
         pairs = sorted(zip(sizes, (scene.id for scene in natives), strict=True))
-        listed = ", ".join(
-            f"{name} {size:.3g} m" for size, name in (pairs if len(pairs) < 6 else (pairs[0], pairs[-1]))
-        )
+        shown = pairs if len(pairs) < 6 else (pairs[0], pairs[-1])
+        listed = ", ".join(f"{name} {size:.3g} m" for size, name in shown)
         raise SettingsError(
             f"resolution_m must be set, because the scenes differ in ground resolution: {listed}; "
             f"e.g. resolution_m={max(sizes):.2g}"

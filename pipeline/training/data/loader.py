@@ -156,10 +156,8 @@ class _Raw:
     stack: WindowStack
     """Windows; smaller ones are padded on all sides with invalid pixels."""
     params: tuple[AugmentParams, ...]
-    """One per window."""
 
     def pinned(self) -> _Raw:
-        """The same in page-locked memory, for asynchronous copies to a CUDA device."""
         return replace(self, stack=self.stack.pinned())
 
 
@@ -180,12 +178,8 @@ def _stack(items: Sequence[_Item]) -> _Raw:
 def output_planes(target: Tensor, valid: Tensor, *, activation: Activation) -> tuple[Tensor, Tensor]:
     """Target planes of the network's outputs and their weight mask, each `(N, outputs, H, W)`, float32 and bool.
 
-    With `softmax` the background comes first, and of several classes at a pixel the first wins.
-
-    Args:
-        target: `(N, classes, H, W)`: 1 object, 0 none, 255 unlabelled.
-        valid: `(N, H, W)`.
-        activation: of the network.
+    `target` is `(N, classes, H, W)`: 1 object, 0 none, 255 unlabelled; `valid` is `(N, H, W)`. With `softmax` the
+    background comes first, and of several classes at a pixel the first wins.
     """
     present, labelled = target == 1, (target != UNLABELLED) & valid[:, None]
     if activation == "sigmoid":

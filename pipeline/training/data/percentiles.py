@@ -22,11 +22,9 @@ class Percentiles(Protocol):
 
     def add(self, values: NDArray[np.generic]) -> None:
         """Add `(bands, n)` values."""
-        ...
 
     def at(self, percent: float) -> NDArray[np.float64]:
-        """The percentile of each band, `(bands,)`, from 0 to 100."""
-        ...
+        """The percentile of each band, `(bands,)`, for `percent` from 0 to 100."""
 
 
 class CountedPercentiles:
@@ -60,8 +58,7 @@ class SampledPercentiles:
 
     def add(self, values: NDArray[np.generic]) -> None:
         """Add `(bands, n)` values."""
-        keys = np.concatenate([self._keys, self._rng.random(values.shape[1])])
-        limit = self._max_values
+        keys, limit = np.concatenate([self._keys, self._rng.random(values.shape[1])]), self._max_values
         kept = np.argpartition(keys, limit)[:limit] if len(keys) > limit else np.arange(len(keys))
         old, new = kept[kept < len(self._keys)], kept[kept >= len(self._keys)] - len(self._keys)
         self._values = np.concatenate([self._values[:, old], values[:, new].astype(np.float64)], axis=1)

@@ -32,19 +32,15 @@ class SampleSource(Protocol):
     @property
     def scene(self) -> Scene:
         """The scene that is read."""
-        ...
 
     def read(self, window: Window) -> Sample:
         """The sample of a window inside `scene.grid`."""
-        ...
 
     def target(self, window: Window) -> NDArray[np.uint8]:
         """The target of a window inside `scene.grid`, `(classes, height, width)`; see `Sample.target`."""
-        ...
 
     def close(self) -> None:
         """Close all file handles; no thread may be reading."""
-        ...
 
 
 class LabelledScene:
@@ -76,7 +72,8 @@ class CachedScene:
     def __init__(self, source: SampleSource) -> None:
         grid = source.scene.grid
         self.scene = source.scene
-        strips = [source.read(Window(0, row, grid.width, rows)) for row, rows in _spans(grid.height, CACHE_ROWS)]
+        rows = range(0, grid.height, CACHE_ROWS)
+        strips = [source.read(Window(0, row, grid.width, min(CACHE_ROWS, grid.height - row))) for row in rows]
         self._whole = Sample(
             pixels=np.concatenate([s.pixels for s in strips], axis=1),
             target=np.concatenate([s.target for s in strips], axis=1),
@@ -86,8 +83,7 @@ class CachedScene:
 
     def read(self, window: Window) -> Sample:
         """The sample of a window inside the grid; views, not copies."""
-        rows, cols = window.toslices()
-        whole = self._whole
+        (rows, cols), whole = window.toslices(), self._whole
         return Sample(
             pixels=whole.pixels[:, rows, cols], target=whole.target[:, rows, cols], valid=whole.valid[rows, cols]
         )
@@ -131,13 +127,7 @@ class LabelledData:
 
 
 def open_data(images: Sequence[str | Path], labels: str | Path | Sequence[str | Path], spec: TrainSpec) -> LabelledData:
-    """Open every scene with its labels, and check that the scenes are consistent.
-
-    Raises:
-        SceneError: a scene cannot be read, or scenes differ in bands, type or resolution.
-        LabelError: labels are missing or do not fit.
-        SettingsError: images or scenes named in the settings do not exist.
-    """
+    """Open every scene with its labels; refuses scenes that are not consistent, and labels that do not fit."""
     listed = list_images(images, spec.split.validation, spec.split.test)
     scenes, natives = check_consistent(listed.entries, spec)
     files = find_labels(labels, [entry.location for entry in listed.entries])
@@ -168,22 +158,17 @@ def cache(data: LabelledData, budget_mb: int, classes: int) -> LabelledData:
 
 def presence(source: SampleSource, window: Window) -> NDArray[np.bool_]:
     """Which classes have a pixel in a window, `(classes,)`; reads labels only."""
-    found: NDArray[np.bool_] | None = None
+    found: NDArray[np.bool_] = np.zeros(1, bool)
     for block in plan_blocks((window.height, window.width), CACHE_ROWS):
         here = Window(window.col_off + block.col_off, window.row_off + block.row_off, block.width, block.height)
-        present = (source.target(here) == 1).any(axis=(1, 2))
-        found = present if found is None else found | present
+        found = found | (source.target(here) == 1).any(axis=(1, 2))
         if found.all():
             break
-    assert found is not None
-    return np.asarray(found)
+    return found
 
 
 def read_padded(source: SampleSource, row: int, col: int, size: int) -> Sample:
-    """A square sample of side `size` that may reach past the scene; pixels outside are 0, invalid and unlabelled.
-
-    The first row and column may be negative.
-    """
+    """A square sample that may reach past the scene on any side; pixels outside are 0, invalid and unlabelled."""
     grid = source.scene.grid
     top, left = max(row, 0), max(col, 0)
     bottom, right = min(row + size, grid.height), min(col + size, grid.width)
@@ -196,10 +181,6 @@ def read_padded(source: SampleSource, row: int, col: int, size: int) -> Sample:
         target=np.pad(inner.target, ((0, 0), *around), constant_values=UNLABELLED),
         valid=np.pad(inner.valid, around),
     )
-
-
-def _spans(length: int, step: int) -> list[tuple[int, int]]:
-    return [(start, min(step, length - start)) for start in range(0, length, step)]
 
 
 def _bytes_of(scene: Scene, classes: int) -> int:

@@ -38,7 +38,6 @@ class Area:
     """Part of a scene: all pixels outside its held-out blocks."""
 
     source: SampleSource
-    """The scene."""
     held_out: tuple[Window, ...] = ()
     """Blocks that no core may overlap; disjoint."""
 
@@ -74,7 +73,6 @@ class Split:
     test: tuple[HeldOutBlock, ...] = ()
     """Held-out blocks or whole scenes that are only scored; may be empty."""
     kind: Kind
-    """`scenes` or `blocks`."""
 
     def as_record(self) -> dict[str, object]:
         """The split for the model card: of each part its scenes, its blocks and its share of all pixels."""
@@ -83,8 +81,8 @@ class Split:
             "validation": sum(block.width * block.height for _, block in self.validation),
             "test": sum(block.width * block.height for _, block in self.test),
         }
-        scenes = {"training": [a.source.scene.id for a in self.training]}
-        scenes |= {"validation": _ids(self.validation), "test": _ids(self.test)}
+        training = [area.source.scene.id for area in self.training]
+        scenes = {"training": training, "validation": _ids(self.validation), "test": _ids(self.test)}
         record: dict[str, object] = {"kind": self.kind}
         for part, ids in scenes.items():
             record[part] = {"scenes": ids, "share": round(pixels[part] / sum(pixels.values()), 4)}
@@ -98,10 +96,6 @@ def split_data(data: LabelledData, spec: SplitSpec, *, seed: int, core_size: int
 
     The split is stratified: each class is held out in about the shares of the settings, over all scenes together.
     Training windows of side `core_size` px must fit between the held-out blocks.
-
-    Raises:
-        SettingsError: too few scenes or blocks, or no window fits between them.
-        LabelError: no pixel is labelled as a class.
     """
     many = len(data.sources) >= MIN_SCENES_TO_HOLD_OUT
     if spec.kind == "scenes" or data.validation or data.test or (spec.kind == "auto" and many):
@@ -222,7 +216,6 @@ def _no_fit(spec: SplitSpec, core_size: int) -> str:
 
 
 def _log_unused(areas: Sequence[Area], fitting: Sequence[Area], core_size: int) -> None:
-    """Log the scenes whose training part is too small for a window."""
     used = {id(area) for area in fitting}
     names = [area.source.scene.id for area in areas if id(area) not in used and area.pixels]
     if names:

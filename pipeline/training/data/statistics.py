@@ -27,12 +27,10 @@ MAX_ABS_VALUE = 1e30
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetStatistics:
-    """Statistics of the training part."""
+    """Statistics of the valid pixels read from the training part."""
 
     bands: tuple[str, ...]
-    """Names of the bands."""
     pixels: int
-    """Number of valid pixels read."""
     mean: NDArray[np.float64]
     """`(bands,)` in raw units (`pixel * scale + offset`)."""
     deviation: NDArray[np.float64]
@@ -64,10 +62,6 @@ def compute_statistics(
 
     Percentiles are exact over the pixels read for integers of at most 16 bits whose scale and offset tags are equal
     in all scenes, and those of a seeded uniform sample of 262,144 pixels otherwise.
-
-    Raises:
-        LabelError: a class has no pixel in the training part.
-        SceneError: there is no valid pixel, or a valid pixel holds a fill value without a nodata tag.
     """
     values = _BandStatistics(areas, spec or NormalizationSpec(), seed)
     blocks = [(area, block) for area in areas for block in plan_blocks(area.source.scene.grid.shape, BLOCK_SIZE)]
@@ -124,9 +118,9 @@ class _BandStatistics:
         self.moments = _Moments(len(first.bands))
         self.tags = (first.scales, first.offsets)
         self.same_tags = all((a.source.scene.scales, a.source.scene.offsets) == self.tags for a in areas)
-        dtype = first.dtype if self.same_tags else "float64"
         self.percentiles: Percentiles | None = None
         if spec.kind == "percentile":
+            dtype = first.dtype if self.same_tags else "float64"
             self.percentiles = make_percentiles(len(first.bands), dtype, seed=seed)
 
     def add(self, pixels: NDArray[np.generic], raw: NDArray[np.float64]) -> None:
@@ -136,7 +130,6 @@ class _BandStatistics:
             self.percentiles.add(pixels if self.same_tags else raw)
 
     def value_range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Low and high percentile in raw units."""
         if self.percentiles is None:
             return None
         scales, offsets = (np.array(each) for each in self.tags) if self.same_tags else (1.0, 0.0)

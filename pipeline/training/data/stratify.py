@@ -17,12 +17,8 @@ from numpy.typing import NDArray
 def stratified_split(presence: NDArray[np.bool_], held_shares: Sequence[float], rng: Generator) -> NDArray[np.intp]:
     """The part of each unit: 0 = training; part `k + 1` gets about `held_shares[k]` of the units.
 
-    Every part with a share gets a unit with an object when there are enough such units.
-
-    Args:
-        presence: `(units, classes)`, True = the unit holds an object of the class.
-        held_shares: shares of the held-out parts, 0 to 1.
-        rng: breaks ties.
+    `presence` is `(units, classes)`, True = the unit holds an object of the class; `rng` breaks ties. Every part with
+    a share (0 to 1) gets a unit with an object when there are enough such units.
     """
     kinds = np.column_stack([presence, ~presence.any(axis=1)])
     counts = kinds.sum(axis=0)

@@ -36,13 +36,12 @@ class TrainingWindow:
     row: int
     """First row; cores may reach past the scene."""
     col: int
-    """First column."""
     inside: Window
     """The part of the scene that may count: the held-out block that is scored, or for training the whole scene."""
 
     @property
     def source(self) -> SampleSource:
-        """The scene."""
+        """The scene of the area."""
         return self.area.source
 
     def usable_pixels(self, window: Window) -> NDArray[np.bool_]:
@@ -62,11 +61,7 @@ class WindowSampler:
     """
 
     def __init__(self, areas: Sequence[Area], spec: SamplesSpec, core_size: int) -> None:
-        """Read every training label once.
-
-        Raises:
-            SettingsError: no core contains a labelled pixel.
-        """
+        """Read every training label once."""
         self._labelled_share = spec.labelled_share
         self._size = core_size
         self._indices = [ClassIndex(area, core_size) for area in areas]
@@ -101,7 +96,7 @@ def tile_windows(validation: Sequence[tuple[SampleSource, Window]], size: int) -
 
 
 class _Weights:
-    """Draws scenes with given weights."""
+    """Draws the index of a scene with given weights."""
 
     def __init__(self, pixels: Sequence[int], balance: Balance) -> None:
         weights = np.array(pixels, float) if balance == "area" else np.array(pixels) > 0
@@ -111,5 +106,4 @@ class _Weights:
         return len(self._cumulative) > 0 and bool(self._cumulative[-1] > 0)
 
     def draw(self, rng: Generator) -> int:
-        """The index of a scene."""
         return int(np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right"))

@@ -63,5 +63,5 @@ class ClippedLabels:
         return target
 
     def close(self) -> None:
-        """Close the labels."""
+        """Close the clipped labels."""
         self._labels.close()

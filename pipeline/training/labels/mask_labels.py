@@ -146,35 +146,21 @@ class MaskPixelLookup:
             direct = self._to_mask @ self._to_crs
             if not direct.b and not direct.d:
                 return _whole(direct.e * rows + direct.f), _whole(direct.a * cols + direct.c)
-            return _whole(direct.d * cols + direct.e * rows + direct.f), _whole(
-                direct.a * cols + direct.b * rows + direct.c
-            )
+            across, down = direct.a * cols + direct.b * rows + direct.c, direct.d * cols + direct.e * rows + direct.f
+            return _whole(down), _whole(across)
         there, back = self._to_crs, self._to_mask
-        x, y = self._to_mask_crs.transform(
-            there.a * cols + there.b * rows + there.c, there.d * cols + there.e * rows + there.f
-        )
+        across, down = there.a * cols + there.b * rows + there.c, there.d * cols + there.e * rows + there.f
+        x, y = self._to_mask_crs.transform(across, down)
         return _whole(back.d * x + back.e * y + back.f), _whole(back.a * x + back.b * y + back.c)
 
 
 def open_mask_labels(
-    path: Path,
-    scene: Scene,
-    native: RasterGrid,
-    *,
-    classes: int | Sequence[str],
-    meanings: Meanings | None = None,
+    path: Path, scene: Scene, native: RasterGrid, *, classes: int | Sequence[str], meanings: Meanings | None = None
 ) -> MaskLabels:
-    """Open a mask raster on the scene's grid, resampled by nearest neighbour where the grids differ.
+    """Open a mask of one band on the scene's grid, resampled by nearest neighbour where the grids differ.
 
-    Args:
-        path: a raster of one band.
-        scene: the scene as it is read, perhaps resampled.
-        native: the grid of the scene's file.
-        classes: names of the classes, or their number.
-        meanings: of mask values; by default 0 is no class and `k` is class `k`, counted from 1.
-
-    Raises:
-        LabelError: the mask has several bands, does not overlap the scene, or is not georeferenced and of another size.
+    `scene` may be resampled, `native` is the grid of its file. `classes` are names or their number; by default mask
+    value 0 is no class and `k` is class `k`, counted from 1.
     """
     names = [f"class {k}" for k in range(1, classes + 1)] if isinstance(classes, int) else classes
     try:
@@ -219,9 +205,8 @@ def _overlap(mask: RasterGrid, grid: RasterGrid) -> bool:
     corners = corners[np.isfinite(corners).all(axis=1)]
     if len(corners) < 4:
         return False
-    return bool(
-        shapely.area(shapely.intersection(shapely.make_valid(shapely.Polygon(corners)), grid_outline(mask))) > 0
-    )
+    covered = shapely.make_valid(shapely.Polygon(corners))
+    return bool(shapely.area(shapely.intersection(covered, grid_outline(mask))) > 0)
 
 
 def _extent_text(grid: RasterGrid) -> str:

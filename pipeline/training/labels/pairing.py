@@ -18,11 +18,8 @@ _SUFFIX = re.compile(
 def pair_labels(files: Sequence[Path], image: str) -> tuple[Path, ...]:
     """The label files with the stem of an image, or else with its stem without inner suffixes.
 
-    Of several, those with the longest common folder path: `val/masks/1.png` for `val/images/1.png`.
-
-    Args:
-        files: label files; the image itself may be among them.
-        image: location of an image, or its stem.
+    Of several, those with the longest common folder path: `val/masks/1.png` for `val/images/1.png`. The image itself
+    may be among `files`; `image` is its location or stem.
     """
     others = [p for p in files if p.absolute() != Path(image).absolute()]
     stem = stem_of(image)
@@ -34,11 +31,7 @@ def pair_labels(files: Sequence[Path], image: str) -> tuple[Path, ...]:
 
 
 def pair_all(files: Sequence[Path], images: Sequence[str], place: str) -> dict[str, tuple[Path, ...]]:
-    """The label file of each image, or an empty map when no image has one.
-
-    Raises:
-        LabelError: only some images have a label file, or an image has several.
-    """
+    """The label file of each image, or an empty map when no image has one; refuses any other number of files."""
     by_stem: dict[str, list[Path]] = {}
     for path in files:
         by_stem.setdefault(plain_stem(path.stem), []).append(path)

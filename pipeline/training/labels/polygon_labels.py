@@ -46,11 +46,9 @@ class Labels(Protocol):
 
     def burn(self, window: Window) -> NDArray[np.uint8]:
         """The target `(classes, height, width)` of a window inside the grid."""
-        ...
 
     def close(self) -> None:
         """Close all file handles; no thread may be reading."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,6 @@ class PolygonTable:
     dropped: int
     """Features without area: empty, points, lines, or empty after repair."""
     path: Path
-    """The file."""
 
 
 class PolygonLabels:
@@ -143,10 +140,7 @@ def _label_files(path: Path) -> list[Path]:
 
 
 def read_polygons(
-    path: Path,
-    classes: Sequence[str],
-    class_field: str | None = None,
-    class_map: Mapping[str, str] | None = None,
+    path: Path, classes: Sequence[str], class_field: str | None = None, class_map: Mapping[str, str] | None = None
 ) -> PolygonTable:
     """Read and repair the polygons of a vector file.
 
@@ -182,13 +176,9 @@ def read_polygons(
 def open_polygon_labels(
     tables: Sequence[PolygonTable], scene: Scene, *, classes: int, allow_empty: bool = False
 ) -> PolygonLabels:
-    """The polygons of several files that touch a scene, in its CRS.
+    """The polygons of several label files that touch a scene, in its CRS.
 
-    Args:
-        tables: one per label file.
-        scene: the scene that they label.
-        classes: number of classes.
-        allow_empty: whether no polygon needs to touch the scene, because `labelled_area` may hold no object.
+    With `allow_empty` no polygon needs to touch the scene, because `labelled_area` may hold no object.
 
     Raises:
         LabelError: no polygon touches the scene, or the scene is not georeferenced.

@@ -19,9 +19,6 @@ def read_areas(path: Path) -> tuple[geopandas.GeoDataFrame, int]:
     """The features of a vector file as valid polygons and multipolygons, and how many were invalid.
 
     Features without area (points, lines, geometries that are empty after repair) become None.
-
-    Raises:
-        LabelError: unreadable, or without CRS.
     """
     frame = _read_frame(path)
     if frame.crs is None:
