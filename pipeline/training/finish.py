@@ -45,12 +45,7 @@ class PartResult:
 
 
 def finish(setup: Setup, store: StateStore, state: TrainingState, stopped: Stop) -> TrainReport:
-    """Write the final checkpoint of the kept epoch, the artifacts of the run, and its report.
-
-    Raises:
-        TransientError: the disk fails.
-        ModelError: the kept epoch's checkpoint is damaged on the disk.
-    """
+    """Write the final checkpoint of the kept epoch, the artifacts of the run, and its report."""
     record = state.kept_epoch(setup.spec.learning.keep)
     assert record is not None
     assert store.best is not None
@@ -136,16 +131,9 @@ def _final_card(
     card: ModelCard, record: EpochRecord, parts: dict[str, PartResult], *, threshold: float, temperature: float
 ) -> ModelCard:
     metrics = {part: _plain(asdict(result.scores)) for part, result in parts.items()}
-    return replace(
-        card,
-        temperature=temperature,
-        threshold=scaled_threshold(threshold, temperature),
-        training={
-            **card.training,
-            "metrics": {"epoch": record.epoch, **metrics},
-            "calibration": {"temperature": temperature, "threshold_before": threshold},
-        },
-    )
+    calibration = {"temperature": temperature, "threshold_before": threshold}
+    training = {**card.training, "metrics": {"epoch": record.epoch, **metrics}, "calibration": calibration}
+    return replace(card, temperature=temperature, threshold=scaled_threshold(threshold, temperature), training=training)
 
 
 def _plain(scores: Mapping[str, object]) -> dict[str, object]:

@@ -28,10 +28,8 @@ IRRELEVANT_KEYS: dict[str, tuple[str, ...]] = {
     "split": ("validation", "test"),
 }
 """Keys, by section, that do not change the weights, or whose effect is covered by another entry of the identity."""
-
 IGNORED_SUFFIXES = (".safetensors", ".gpkg-wal", ".gpkg-shm", ".gpkg-journal")
 """Files in a folder of labels that are ignored: our own checkpoints, and SQLite's temporary files."""
-
 Identity = Mapping[str, Any]
 """Nested JSON object."""
 

@@ -79,7 +79,7 @@ def _find(names: Sequence[str], known: Sequence[CatalogEntry], key: str) -> list
     """Locations of the scenes that a setting names, in order."""
     found: list[str] = []
     for name in _listed(names, key):
-        same = [e.location for e in known if name in (e.id, e.location, _stem(e.location)) or _same_file(name, e)]
+        same = [e.location for e in known if name in (e.id, e.location, Path(e.location).stem) or _same_file(name, e)]
         if len(same) > 1:
             raise SettingsError(f"split.{key}: {name!r} is the stem of {', '.join(same)}; give the path of the one")
         if not same and not Path(name).expanduser().exists() and not glob.has_magic(name) and "://" not in name:
@@ -105,10 +105,6 @@ def _listed(names: Sequence[str], key: str) -> list[str]:
             raise SettingsError(f"split.{key}: the list {name} names no scene; write one per line")
         result += listed
     return result
-
-
-def _stem(location: str) -> str:
-    return Path(location).stem
 
 
 def _same_file(name: str, entry: CatalogEntry) -> bool:

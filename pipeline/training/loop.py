@@ -96,16 +96,13 @@ class _Loop:
         self.clock = time.perf_counter()
 
     def resume(self) -> None:
-        """Load the saved state, if there is one."""
         found = self.store.read()
         if found is not None:
             self.state, tensors = found
             self.setup.trainer.load_state_dict(tensors)
-            at = self.state
-            log.info("%s: continues in epoch %d after batch %d", self.setup.out, at.epoch, at.batch)
+            log.info("%s: continues in epoch %d after batch %d", self.setup.out, self.state.epoch, self.state.batch)
 
     def run(self) -> Stop:
-        """Train and validate epoch by epoch until there is a reason to stop."""
         with self.open_events() as events:
             while (stop := self.reason_to_stop()) is None:
                 if not self.train_epoch():
@@ -167,7 +164,6 @@ class _Loop:
         return record
 
     def save(self) -> None:
-        """Save the state from which an interrupted run continues."""
         self.store.write(self.state, self.setup.trainer.state_dict())
         self.lap()
 
@@ -183,13 +179,11 @@ class _Loop:
         return "diverged"
 
     def open_events(self) -> AbstractContextManager[EventLog | None]:
-        """The TensorBoard log of the run; None unless `artifacts.tensorboard` is on."""
         if not self.setup.spec.artifacts.tensorboard:
             return nullcontext()
         return EventLog(self.store.folder, first_epoch=self.state.epoch)
 
     def report(self, batch: Batch) -> None:
-        """Call the progress callback after a batch."""
         if self.progress is None:
             return
         at, best = self.state, self.state.best

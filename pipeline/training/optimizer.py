@@ -15,16 +15,11 @@ from pipeline.training.settings.learning import OptimizationSpec, TrainPrecision
 
 
 def rate_factor(step: int, steps_per_epoch: int, spec: OptimizationSpec, scores: Sequence[float] = ()) -> float:
-    """The learning rate of an optimizer step (from 0) as a share of its peak; a pure function without state.
+    """The learning rate of an optimizer step, counted from 0 over all epochs, as a share of its peak.
 
     Linear warm-up `(step + 1) / warmup` (Goyal et al. 2017, arXiv:1706.02677, section 2.2), then constant; or
-    `drop_factor ** drops`; or half a cosine to 0 (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5).
-
-    Args:
-        step: optimizer steps before this one, over all epochs.
-        steps_per_epoch: optimizer steps per epoch.
-        spec: schedule, warm-up, drops and epochs.
-        scores: validation IoU of each finished epoch; used only by `plateau`.
+    `drop_factor ** drops`; or half a cosine to 0 (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5). `scores`
+    are the validation IoU of each finished epoch; only `plateau` uses them.
     """
     warmup = round(min(spec.warmup_epochs, spec.epochs / 2) * steps_per_epoch)
     if step < warmup:
@@ -62,8 +57,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], spec: OptimizationSpec) -
 def resolve_autocast_dtype(precision: TrainPrecision, device: torch.device) -> torch.dtype:
     """The number format of convolutions; weights, loss and batch statistics stay float32.
 
-    Raises:
-        SettingsError: float16 on another device than CUDA, because it needs CUDA's gradient scaling.
+    float16 is refused on other devices than CUDA, because it needs CUDA's gradient scaling.
     """
     if precision == "float16" and device.type != "cuda":
         raise SettingsError(f"learning.precision float16 needs a CUDA device, not {device}; use bfloat16 or auto")

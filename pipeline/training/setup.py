@@ -30,17 +30,13 @@ class Setup:
     """The objects of a run; only the trainer's weights change from the first step to the last."""
 
     spec: TrainSpec
-    """All settings."""
     out: Path
     """The checkpoint to write."""
     split: Split
-    """Training, validation and test part."""
     card: ModelCard
     """Of the untrained network: no metrics, threshold and temperature at their defaults."""
     loader: BatchLoader
-    """Loads the batches."""
     trainer: Trainer
-    """Trains on them."""
 
     def cores(self, part: str) -> list[TrainingWindow]:
         """Windows that cover the `validation` or `test` part, each pixel once; empty when there is no such part."""
@@ -58,12 +54,7 @@ class Setup:
 def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
     """Split and measure the data, build the network, and start the loader's threads.
 
-    torch's global random state is restored at the end.
-
-    Raises:
-        SettingsError: the data do not fit the settings.
-        SceneError: the training part has no valid pixel, or a constant band.
-        LabelError: a class has no pixel, or nothing is labelled in the validation part.
+    Refuses data that do not fit the settings. torch's global random state is restored at the end.
     """
     core_size = spec.samples.tile_size - 2 * spec.network.shape(bands=1, classes=1).margin
     split = split_data(data, spec.split, seed=spec.seed, core_size=core_size)
@@ -72,12 +63,8 @@ def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
     shape = spec.network.shape(bands=len(statistics.bands), classes=len(spec.outputs))
     card = make_card(spec, shape, data, split, statistics)
     loss = make_loss(spec.loss, activation=spec.activation, class_share=statistics.class_share.tolist())
-    loader = BatchLoader(
-        spec,
-        card.normalization,
-        margin=shape.margin,
-        device=resolve_device(spec.learning.device, key="learning.device"),
-    )
+    device = resolve_device(spec.learning.device, key="learning.device")
+    loader = BatchLoader(spec, card.normalization, margin=shape.margin, device=device)
     with loader, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(spec.seed)
         trainer = Trainer(build_network(shape), loss, spec.learning, batches=loader.batches_per_epoch, seed=spec.seed)

@@ -97,11 +97,7 @@ class TrainingState:
 
 @contextmanager
 def locked_run_folder(folder: Path) -> Iterator[None]:
-    """Create and lock a run folder against other trainings; the system releases the lock when the process dies.
-
-    Raises:
-        TransientError: another process holds the lock, or the disk fails.
-    """
+    """Create and lock a run folder against other trainings; the system releases the lock when the process dies."""
     ensure_dir(folder)
     try:
         handle = os.open(folder, os.O_RDONLY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from pipeline.inference import disable_malloc_trim
 from pipeline.model.predictor import resolve_device
 from pipeline.training.data.loader import Batch
+from pipeline.training.losses.loss import Loss
 from pipeline.training.optimizer import make_optimizer, rate_factor, resolve_autocast_dtype
 from pipeline.training.settings.learning import OptimizationSpec
-
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`(logits, target, weight_mask) -> scalar to minimise`, each `(N, outputs, H, W)`."""
 
 
 class Trainer:
@@ -52,16 +50,10 @@ class Trainer:
         return batch == self.batches or batch % self.spec.accumulate == 0
 
     def step(self, batch: Batch, *, epoch: int, index: int, scores: Sequence[float] = ()) -> float:
-        """Train on one batch; the optimizer steps after every `accumulate` batches, and after the epoch's last.
+        """Train on one batch and return its loss; when that is not finite, the weights stay unchanged.
 
-        Args:
-            batch: inputs, targets and weight mask.
-            epoch: from 1.
-            index: number of the batch in the epoch, from 0.
-            scores: validation IoU of the previous epochs, for the `plateau` schedule.
-
-        Returns:
-            The batch's loss. When it is not finite, the weights stay unchanged.
+        The optimizer steps after every `accumulate` batches, and after the epoch's last. `epoch` counts from 1, `index`
+        is the batch's number in the epoch, from 0, and `scores` are those of `rate_factor`.
         """
         torch.manual_seed(_dropout_seed(self.seed, epoch, index))
         self.network.train()

@@ -16,7 +16,6 @@ from pipeline.training.settings.losses import Balance
 
 MAX_BALANCED_WEIGHT = 100.0
 """Upper bound of balanced weights: below about half a percent of the pixels, higher weights make training unstable."""
-
 SMOOTHING = 1.0
 """Pixels added to both sides of each ratio of overlaps: an empty class that is predicted empty costs nothing."""
 
@@ -70,7 +69,6 @@ class LossInput:
     activation: Activation
     """`sigmoid`: independent outputs; `softmax`: exclusive ones, of which the first is the background."""
     weights: ClassWeights
-    """Weights of the classes."""
 
     @classmethod
     def of(
@@ -147,35 +145,22 @@ def resolve_weights(
     and the classes; for independent ones each class has two, the class and its absence, so that it weighs
     `0.5 / f` and `0.5 / (1 - f)`. At most `MAX_BALANCED_WEIGHT`; kinds that do not occur weigh 1.
 
-    Given numbers are the weights of pixels that are of a class, against 1 for those of none.
-
-    Args:
-        setting: one weight per class, `equal` or `balanced`.
-        class_share: `(classes,)`, share of valid pixels that are of each class, 0..1, without the background.
-        activation: whether classes are independent or exclude one another.
-
-    Raises:
-        SettingsError: the number of weights is not that of the classes.
+    Given numbers are the weights of pixels that are of a class, against 1 for those of none. `class_share` holds the
+    share of valid pixels that are of each class, 0..1, without the background.
     """
     count, exclusive = len(class_share), activation == "softmax"
+    if setting == "balanced" and exclusive:
+        weights = _balance((max(0.0, 1 - sum(class_share)), *class_share))
+        return ClassWeights(present=weights, absent=(0.0,) * len(weights))
     if setting == "balanced":
-        return _balanced_exclusive(class_share) if exclusive else _balanced_independent(class_share)
+        pairs = [_balance((share, 1 - share)) for share in class_share]
+        return ClassWeights(present=tuple(pair[0] for pair in pairs), absent=tuple(pair[1] for pair in pairs))
     present = (1.0,) * count if setting == "equal" else tuple(float(each) for each in setting)
     if len(present) != count:
         raise SettingsError(f"loss.class_weights must be one number per class, {count} in all, not {len(present)}")
     if exclusive:
         return ClassWeights(present=(1.0, *present), absent=(0.0,) * (count + 1))
     return ClassWeights(present=present, absent=(1.0,) * count)
-
-
-def _balanced_exclusive(class_share: Sequence[float]) -> ClassWeights:
-    weights = _balance((max(0.0, 1 - sum(class_share)), *class_share))
-    return ClassWeights(present=weights, absent=(0.0,) * len(weights))
-
-
-def _balanced_independent(class_share: Sequence[float]) -> ClassWeights:
-    pairs = [_balance((share, 1 - share)) for share in class_share]
-    return ClassWeights(present=tuple(pair[0] for pair in pairs), absent=tuple(pair[1] for pair in pairs))
 
 
 def _balance(shares: Sequence[float]) -> tuple[float, ...]:

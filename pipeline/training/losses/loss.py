@@ -28,14 +28,7 @@ def make_loss(spec: LossSpec, *, activation: Activation, class_share: Sequence[f
 
     `loss(logits, target, valid) = sum over terms of weight * term`. For exclusive classes (`softmax`) the
     outputs are the background and the classes, and `bce` stands for `cross_entropy`, its counterpart there.
-
-    Args:
-        spec: the terms and their constants.
-        activation: whether classes are independent or exclude one another.
-        class_share: `(classes,)`, share of training pixels of each class, 0..1, without the background.
-
-    Raises:
-        SettingsError: a term is undefined for this activation, or the number of class weights is wrong.
+    `class_share` holds the share of training pixels of each class, 0..1, without the background.
 
     >>> import torch
     >>> loss = make_loss(LossSpec(terms={"bce": 1}), activation="sigmoid", class_share=[0.5])

@@ -22,9 +22,8 @@ def dice(inputs: LossInput) -> Tensor:
     `I = sum(p t)`, `P = sum(p)`, `T = sum(t)`, `s` the smoothing.
     """
     counts = inputs.overlap
-    return inputs.mean_over_classes(
-        1 - (2 * counts.intersection + SMOOTHING) / (counts.predicted + counts.target + SMOOTHING)
-    )
+    ratio = (2 * counts.intersection + SMOOTHING) / (counts.predicted + counts.target + SMOOTHING)
+    return inputs.mean_over_classes(1 - ratio)
 
 
 def tversky(inputs: LossInput, *, alpha: float, beta: float) -> Tensor:
@@ -76,10 +75,7 @@ def _lovasz_of_class(inputs: LossInput, k: int) -> Tensor:
 
 
 def _descending_order(errors: Tensor, valid: Tensor) -> Tensor:
-    """Indices of the valid errors above 0, largest first; by numpy on the CPU, where torch takes seven times as long.
-
-    Both `(n,)`.
-    """
+    """Indices of the valid errors above 0, largest first; by numpy on the CPU, where torch takes 7 times as long."""
     wrong = (valid & (errors > 0)).nonzero().flatten()
     if errors.device.type == "cpu":
         return wrong[torch.from_numpy(np.argsort(-errors[wrong].numpy()))]

@@ -42,13 +42,8 @@ def focal(inputs: LossInput, *, gamma: float, alpha: float | None) -> Tensor:
 
     `p_t` is the probability of the true label: `p` where `t = 1`, `1 - p` where `t = 0`; for exclusive classes
     that of the true output. `gamma = 0` is cross-entropy. The paper divides by the number of objects; here it
-    is a mean over pixels, like the other terms.
-
-    Args:
-        inputs: the batch.
-        gamma: how strongly the weight of easy pixels is reduced, at least 0; the paper's best is 2.
-        alpha: `alpha_t` is `alpha` where `t = 1` and `1 - alpha` where `t = 0` (the paper's best is 0.25 with
-            gamma 2); None, and for exclusive classes always: 1.
+    is a mean over pixels, like the other terms. `alpha_t` is `alpha` where `t = 1` and `1 - alpha` where `t = 0`; with
+    None, and for exclusive classes always, 1. The paper's best are gamma 2 and alpha 0.25.
     """
     entropy = _true_entropy(inputs)
     losses = (-torch.expm1(-entropy)).clamp(min=MIN_MISS).pow(gamma) * entropy

@@ -9,21 +9,11 @@ from typing import Literal, get_args
 from pipeline.errors import SettingsError
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
-
-
 Schedule = Literal["constant", "step", "cosine", "plateau"]
-
-
 Keep = Literal["best", "last"]
-
-
 TrainPrecision = Literal["auto", "float32", "bfloat16", "float16"]
-
-
 CHOICES = {"optimizer": OptimizerName, "schedule": Schedule, "keep": Keep, "precision": TrainPrecision}
 """Keys with a fixed list of values."""
-
-
 REQUIRED_CHOICES: dict[str, tuple[str, tuple[str, ...]]] = {
     "momentum": ("optimizer", ("sgd",)),
     "drop_factor": ("schedule", ("step", "plateau")),

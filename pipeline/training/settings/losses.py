@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
 from typing import Literal
 
 from pipeline.errors import SettingsError
 
 Balance = Literal["equal", "balanced"]
-
-
 TERMS = ("bce", "cross_entropy", "dice", "focal", "tversky", "focal_tversky", "lovasz")
-"""The available terms of a loss."""
-
-
-USED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "focal_gamma": ("focal",),
-        "focal_alpha": ("focal",),
-        "tversky_alpha": ("tversky", "focal_tversky"),
-        "tversky_beta": ("tversky", "focal_tversky"),
-        "focal_tversky_gamma": ("focal_tversky",),
-        "label_smoothing": ("bce", "cross_entropy"),
-    }
-)
+USED_BY: dict[str, tuple[str, ...]] = {
+    "focal_gamma": ("focal",),
+    "focal_alpha": ("focal",),
+    "tversky_alpha": ("tversky", "focal_tversky"),
+    "tversky_beta": ("tversky", "focal_tversky"),
+    "focal_tversky_gamma": ("focal_tversky",),
+    "label_smoothing": ("bce", "cross_entropy"),
+}
 """The terms that use a key; a key that none of the chosen terms uses must keep its default."""
 
 

@@ -147,7 +147,6 @@ DISTRICT_TYPES: dict[str, DistrictType] = {
         trees_per_lot=1.0,
     ),
 }
-"""The types of built-up district by name."""
 
 SHED = BuildingStyle(
     shapes={"bar": 1.0},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -112,10 +112,8 @@ def _fitting(
     """Random width and depth, reduced until the rotated rectangle keeps the lot's gaps."""
     width, depth = generator.uniform(*style.width), generator.uniform(*style.depth)
     spill = abs(math.sin(turn))
-    space_x, space_y = lot.width - 2 * style.gap, lot.depth - setback - style.gap
-    width = min(width, space_x - spill * depth)
-    depth = min(depth, space_y - spill * width)
-    return width, depth
+    width = min(width, lot.width - 2 * style.gap - spill * depth)
+    return width, min(depth, lot.depth - setback - style.gap - spill * width)
 
 
 def _pick(odds: dict[str, float], generator: np.random.Generator) -> str:
@@ -175,13 +173,8 @@ def _lit(material: Material, at: Lot, downslope: tuple[float, float], pitch: flo
 
 
 def _roof_planes(box: Box, roof: str) -> list[Plane]:
-    if roof == "flat":
-        return _flat(box)
-    if roof == "saw":
-        return _saw(box)
-    if roof == "hip":
-        return _hip(box)
-    return _gable(box)
+    forms: dict[str, Callable[[Box], list[Plane]]] = {"flat": _flat, "saw": _saw, "hip": _hip, "gable": _gable}
+    return forms[roof](box)
 
 
 def _flat(box: Box) -> list[Plane]:
@@ -212,8 +205,7 @@ def _gable(box: Box, pitch: float = 0.5, *, ridge_across: bool | None = None) ->
 def _hip(box: Box, pitch: float = 0.45) -> list[Plane]:
     left, front, right, back = box
     half = min(right - left, back - front) / 2
-    ridge = ((left + half, front + half), (right - half, back - half))
-    (x0, y0), (x1, y1) = ridge
+    x0, y0, x1, y1 = left + half, front + half, right - half, back - half
     return [
         ([(left, front), (right, front), (x1, y0), (x0, y0)], (0.0, -1.0), pitch),
         ([(left, back), (right, back), (x1, y1), (x0, y1)], (0.0, 1.0), pitch),

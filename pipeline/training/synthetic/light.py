@@ -40,10 +40,9 @@ class Sun:
     def brightness(self, downslope: tuple[float, float], pitch: float) -> float:
         """Light on a plane that slopes by `pitch` radians towards the unit vector `downslope`; flat ground is 1."""
         towards_sun = downslope[0] * self.toward[0] + downslope[1] * self.toward[1]
-        incidence = math.cos(pitch) * math.sin(self.elevation) + math.sin(pitch) * math.cos(self.elevation) * (
-            towards_sun
-        )
-        return AMBIENT + (1 - AMBIENT) * max(incidence, 0.0) / math.sin(self.elevation)
+        up, along = math.sin(self.elevation), math.cos(self.elevation)
+        incidence = math.cos(pitch) * up + math.sin(pitch) * along * towards_sun
+        return AMBIENT + (1 - AMBIENT) * max(incidence, 0.0) / up
 
 
 class Noise:
@@ -62,8 +61,7 @@ class Noise:
         total = np.zeros((len(ys), len(xs)), np.float32)
         for cell, grid in self._octaves:
             rows = sum(weight[:, None] * grid[index] for index, weight in _taps(ys / cell))
-            columns = _taps(xs / cell)
-            for index, weight in columns:
+            for index, weight in _taps(xs / cell):
                 total += np.take(rows, index, axis=1) * weight
         return total
 

@@ -34,8 +34,7 @@ class Material:
 
     def varied(self, generator: np.random.Generator, spread: float = 0.1) -> Material:
         """A random variant of the material: brightness and tint changed by about `spread`, relative."""
-        gain = np.exp(generator.normal(0, spread) + generator.normal(0, spread / 3, 4))
-        return self.scaled(gain)
+        return self.scaled(np.exp(generator.normal(0, spread) + generator.normal(0, spread / 3, 4)))
 
     def scaled(self, gain: float | np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Material:
         """Both colours multiplied by one gain or one per band."""
@@ -92,7 +91,6 @@ ROOFS: dict[str, Material] = {
     "green metal": Material(dark=(0.085, 0.14, 0.10, 0.18), light=(0.115, 0.18, 0.13, 0.22), grain=0.03),
     "planted": Material(dark=(0.10, 0.12, 0.06, 0.30), light=(0.16, 0.16, 0.09, 0.28), grain=0.08),
 }
-"""Surfaces of roofs."""
 
 CARS: tuple[Colour, ...] = (
     (0.55, 0.55, 0.55, 0.52),

@@ -30,9 +30,7 @@ class Painting:
     shapes: list[shapely.Geometry] = field(default_factory=list)
     """Polygons in metres east and south of the scene's upper left corner."""
     materials: list[Material] = field(default_factory=list)
-    """The material of each shape."""
     covers: list[Cover] = field(default_factory=list)
-    """The land cover of each shape."""
 
     def add(self, shape: shapely.Geometry, material: Material, cover: Cover = "ground") -> None:
         """Paint one shape over the previous ones; an empty shape is ignored."""
@@ -93,16 +91,9 @@ class Table:
 def burn(
     shapes: Sequence[shapely.Geometry], height: int, width: int, *, values: Sequence[int] | None = None
 ) -> NDArray[np.int32]:
-    """Shape numbers (from 1) or `values` at pixel centres, later shapes over earlier ones; 0 elsewhere.
+    """Shape numbers (from 1) or `values` at pixel centres `(height, width)`, later shapes over earlier ones; else 0.
 
-    Args:
-        shapes: polygons in metres east and south of the upper left corner.
-        height: rows.
-        width: columns.
-        values: the number of each shape; by default its position + 1.
-
-    Returns:
-        int32 of shape `(height, width)`.
+    `shapes` are polygons in metres east and south of the upper left corner.
     """
     numbered = zip(shapes, values if values is not None else range(1, len(shapes) + 1), strict=True)
     ids = np.zeros((height, width), np.int32)

@@ -106,13 +106,7 @@ def plan_river(generator: np.random.Generator, height_m: float, width_m: float) 
 
 
 def plan_streets(district: District, banks: shapely.Geometry, generator: np.random.Generator) -> Streets:
-    """Divide a built-up district into streets and lots, in a frame rotated with its streets.
-
-    Args:
-        district: one whose kind is in `DISTRICT_TYPES`.
-        banks: the river with its banks, which is not built on.
-        generator: draws the sizes.
-    """
+    """Divide a built-up district into streets and lots, in a frame rotated with its streets; not on the `banks`."""
     district_type = DISTRICT_TYPES[district.kind]
     pivot = district.area.centroid
     left, top, right, bottom = rotate(district.area, -district.angle, origin=pivot, use_radians=True).bounds

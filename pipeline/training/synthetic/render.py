@@ -35,9 +35,7 @@ class Sky:
     """Illumination of one scene, and the noise of its textures."""
 
     sun: Sun
-    """Direction of the light."""
     cloud: Cloud
-    """Thin cloud."""
     texture: Noise
     """Varies surface colours between dark and light."""
     broad: Noise
@@ -57,7 +55,6 @@ class Layers:
     table: Table
     """Materials by shape number."""
     trees: Trees
-    """The trees."""
 
 
 def draw_sky(generator: np.random.Generator, sun: Sun, cloud: Cloud) -> Sky:
@@ -86,12 +83,7 @@ def layer(scenery: Scenery, sun: Sun) -> Layers:
 
 
 def render(layers: Layers, sky: Sky, seed: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-    """All pixels, and which of them show a tree crown.
-
-    Returns:
-        `10000 * reflectance` plus noise, at least 1, uint16 of shape `(4, height, width)`; and
-        `(height, width)`, True where a crown covers the ground.
-    """
+    """`10000 * reflectance` plus noise, at least 1, `(4, height, width)`; and which pixels show a tree crown."""
     height, width = layers.ids.shape
     pixels = np.empty((4, height, width), np.uint16)
     crowns_on_top = np.zeros((height, width), bool)
@@ -139,10 +131,8 @@ def _texture(table: Table, ids: NDArray[np.int32], white: Floats, ys: Metres, xs
     texture = 1 + table.grain[ids] * white
     striped = np.nonzero(table.stripe_depth[ids])
     which = ids[striped]
-    phase = (
-        table.wave_x[which] * xs.astype(np.float32)[striped[1]]
-        + table.wave_y[which] * ys.astype(np.float32)[striped[0]]
-    )
+    x, y = xs.astype(np.float32)[striped[1]], ys.astype(np.float32)[striped[0]]
+    phase = table.wave_x[which] * x + table.wave_y[which] * y
     texture[striped] += table.stripe_depth[which] * np.sin(phase)
     return texture.astype(np.float32)
 

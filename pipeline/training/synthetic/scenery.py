@@ -103,9 +103,8 @@ def _paint_lots(painting: Painting, district: District, plan: Streets, generator
     yards = [GROUND[name] for name in district_type.yards]
     trees = []
     for lot in plan.lots:
-        painting.add(
-            lot.area.intersection(plan.free), yards[int(generator.integers(len(yards)))].varied(generator, 0.12)
-        )
+        yard = yards[int(generator.integers(len(yards)))].varied(generator, 0.12)
+        painting.add(lot.area.intersection(plan.free), yard)
         for _ in range(generator.poisson(1.2)):
             name = ("concrete", "soil", "meadow", "gravel", "dry grass")[int(generator.integers(5))]
             painting.add(_patch(lot, (2, 7), generator), GROUND[name].varied(generator))
@@ -187,13 +186,8 @@ def _paint_streets(
 def _dashes(line: shapely.LineString) -> tuple[list[shapely.Polygon], list[Material]]:
     """The dashed centre line: 4 m painted, 8 m not."""
     starts = np.arange(2, max(line.length - 6, 2), 12.0)
-    ends = shapely.line_interpolate_point(line, starts + 4)
-    strokes = shapely.linestrings(
-        np.stack(
-            [shapely.get_coordinates(shapely.line_interpolate_point(line, starts)), shapely.get_coordinates(ends)], 1
-        )
-    )
-    dashes = shapely.buffer(strokes, 0.26, cap_style="flat")
+    ends = [shapely.get_coordinates(shapely.line_interpolate_point(line, at)) for at in (starts, starts + 4)]
+    dashes = shapely.buffer(shapely.linestrings(np.stack(ends, 1)), 0.26, cap_style="flat")
     return list(dashes), [GROUND["marking"]] * len(dashes)
 
 

@@ -27,7 +27,6 @@ from pipeline.training.synthetic.render import draw_sky, layer, render
 from pipeline.training.synthetic.scenery import populate
 
 BANDS = ("red", "green", "blue", "nir")
-"""Band descriptions of a town, in order."""
 NODATA = 0
 """Pixel value outside the valid area."""
 COVER_NODATA = 255
@@ -85,13 +84,8 @@ class Town:
             {"type": "Feature", "properties": {"class": "building"}, "geometry": shapely.geometry.mapping(polygon)}
             for polygon in self.buildings
         ]
-        name = f"urn:ogc:def:crs:EPSG::{self.grid.crs.to_epsg()}"
-        collection = {
-            "type": "FeatureCollection",
-            "crs": {"type": "name", "properties": {"name": name}},
-            "features": features,
-        }
-        atomic_write(path, json.dumps(collection))
+        crs = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{self.grid.crs.to_epsg()}"}}
+        atomic_write(path, json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
 
     def write_cover(self, path: Path) -> None:
         """Write `cover` atomically as a GeoTIFF on the scene's grid, nodata 255."""
@@ -101,25 +95,15 @@ class Town:
             file.write(self.cover, 1)
 
     def _profile(self, *, count: int, dtype: str, nodata: int) -> dict[str, Any]:
-        """Creation options of a raster on the town's grid."""
         grid = self.grid
         georeference = {"crs": grid.crs, "transform": grid.transform, "height": grid.height, "width": grid.width}
         return georeference | {"count": count, "dtype": dtype, "nodata": nodata}
 
 
 def build_town(seed: int, height: int = 4096, width: int = 4096) -> Town:
-    """Generate a town.
+    """A town: roofs, streets, fields, trees, water, shadows, thin cloud, blur, noise and a slanted nodata border.
 
-    It has roofs, streets, fields, trees, water, consistent shadows, thin cloud, blur, noise and a slanted
-    border without data.
-
-    Args:
-        seed: any integer >= 0; the same seed and size give the same bytes.
-        height: rows, at least 256.
-        width: columns, at least 256.
-
-    Raises:
-        SettingsError: the size or the seed is out of range.
+    The same seed (>= 0) and size (at least 256 px per side) give the same bytes; SettingsError when out of range.
     """
     if min(height, width) < MIN_SIDE:
         raise SettingsError(f"a town needs at least {MIN_SIDE} x {MIN_SIDE} px, not {height} x {width}")

@@ -1,4 +1,4 @@
-"""What is measured on the validation part."""
+"""Validation of a network: confusion counts, pixel metrics, calibration and the choice of the threshold."""
 
 import lazy_loader
 

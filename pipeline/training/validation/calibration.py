@@ -41,9 +41,9 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error, `sum over bins of count / n * |accuracy - confidence|`; NaN without predictions.
+        """Expected calibration error (Naeini et al. 2015): `sum over bins of count / n * |accuracy - confidence|`.
 
-        Naeini et al. (2015); 0 is perfect.
+        0 is perfect; NaN without predictions.
         """
         filled = self.count > 0
         if not filled.any():
@@ -107,11 +107,8 @@ def resolvable_temperature(temperature: float, threshold: float) -> float:
 
     An underconfident network gets a temperature below 1, which can push a high threshold beyond the last byte: the
     mosaic would then classify differently from validation. Classification has priority over calibration, so the
-    scaled threshold stays within 0.01 to 0.99: `abs(logit(threshold)) / T <= logit(0.99)`.
-
-    Args:
-        temperature: as fitted.
-        threshold: of uncalibrated probabilities, above 0 and below 1.
+    scaled threshold stays within 0.01 to 0.99: `abs(logit(threshold)) / T <= logit(0.99)`. `threshold` is that of
+    uncalibrated probabilities, above 0 and below 1.
 
     >>> resolvable_temperature(0.3, 0.6), round(resolvable_temperature(0.3, 0.97), 3)
     (0.3, 0.756)
@@ -124,14 +121,8 @@ def scaled_threshold(threshold: float, temperature: float) -> float:
 
     `sigmoid(z / T) >= sigmoid(logit(t) / T)  <=>  sigmoid(z) >= t`: calibration never changes the order, so the best
     threshold stays the best. Float32 probabilities are rounded, before and after, so the threshold is lowered by a
-    few of their steps: a pixel exactly at it stays in the class. 0.5, which no temperature changes, is exact.
-
-    Args:
-        threshold: above 0 and below 1.
-        temperature: above 0.
-
-    Returns:
-        Above 0 and below 1, also where the probability would be rounded to 0 or 1.
+    few of their steps: a pixel exactly at it stays in the class. 0.5, which no temperature changes, is exact. Argument
+    and result are above 0 and below 1, also where the probability would be rounded to 0 or 1.
 
     >>> scaled_threshold(0.5, 3.0), scaled_threshold(0.3, 1.0), round(scaled_threshold(0.8, 2.0), 4)
     (0.5, 0.3, 0.6667)
@@ -165,20 +156,15 @@ def _valid_pairs(sample: LogitSample, activation: Activation) -> tuple[NDArray[n
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    half: NDArray[np.float32] = 0.5 + 0.5 * np.tanh(0.5 * logits)
-    return half
+    probability: NDArray[np.float32] = 0.5 + 0.5 * np.tanh(0.5 * logits)
+    return probability
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    powers: NDArray[np.float32] = np.exp(logits - _log_sum_exp(logits))
-    return powers
-
-
-def _log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`(n, 1)`: `log sum over outputs of exp(logits)`."""
     largest = logits.max(axis=1, keepdims=True)
-    summed: NDArray[np.float32] = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
-    return summed
+    log_sum = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
+    probabilities: NDArray[np.float32] = np.exp(logits - log_sum)
+    return probabilities
 
 
 def _mean_per_bin(

@@ -174,9 +174,6 @@ def weighted_scores(confusion: Confusion) -> WeightedScores:
     """What scikit-learn calls weighted averages, of exclusive classes or of one class and its absence.
 
     `sum over classes of true pixels * ratio / all pixels`, NaN when nothing was counted.
-
-    Raises:
-        ValueError: several independent classes, which have no common confusion matrix.
     """
     whole = Confusion.of_matrix(_full_matrix(confusion))
     support = whole.true_positive + whole.false_negative
