@@ -163,10 +163,7 @@ def _candidates(
 
 
 def _entry_of(row: Row, locate_row: Callable[[], str], paths: set[str], ids: set[str]) -> CatalogEntry | None:
-    """The scene of a row, refused if the row has an error, None if it was listed before.
-
-    Its files are added to `paths`, its id to `ids`.
-    """
+    """The scene of a row, added to `paths` and `ids`; refused if the row has an error, None if it was listed before."""
     try:
         text = locate_row()
         location = resolve_location(text)

@@ -57,10 +57,7 @@ def select_polygons(replacements: Pairs, merges: Pairs, unmatched: Ids) -> Selec
 
 
 def _resolve(edges: Pairs, count: int) -> NDArray[np.int8]:
-    """The state of each node, `KEPT` or `DROPPED`; no two kept nodes have an edge between them.
-
-    Cycles are broken at their most preferred node.
-    """
+    """`KEPT` or `DROPPED` for each node: no edge joins two kept ones; a cycle is broken at its most preferred node."""
     state = np.zeros(count, np.int8)
     while len(edges):
         winners, losers = edges.T

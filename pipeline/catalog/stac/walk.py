@@ -105,10 +105,7 @@ def _kind_of(content: Mapping[str, Any], address: str) -> DocumentKind:
 def _walk(
     content: Mapping[str, Any], kind: DocumentKind, document: DocumentLocation, rules: ItemRules
 ) -> Iterator[Row]:
-    """Yield the rows of a document and of all linked documents, each document once.
-
-    A document that cannot be read becomes a row with an error.
-    """
+    """Yield the rows of all linked documents, each document once; an unreadable one becomes a row with an error."""
     yield from _rows(content, kind, document, rules)
     seen, pending = {canonical_path(document.address)}, _next_links(content, kind, document)
     with closing(DocumentPrefetcher()) as documents:
@@ -151,10 +148,7 @@ def _rows(
 
 
 def _next_links(content: Mapping[str, Any], kind: DocumentKind, document: DocumentLocation) -> list[_Link]:
-    """Links to follow from a document, the first one last: Items, then children; or the next page.
-
-    A Collection of an API links to pages of its Items instead.
-    """
+    """Links to follow, the first one last: Items and children, else pages of an API's Collection; or the next page."""
     if kind == "item":
         return []
     if kind == "items":
