@@ -29,8 +29,6 @@ from pipeline.training.settings.spec import TrainSpec
 from pipeline.training.setup import Setup, set_up
 from pipeline.training.state import StateStore, TrainingState, locked_run_folder
 
-__all__ = ["TrainProgress", "TrainReport", "TrainSpec", "run_folder", "train"]
-
 log = logging.getLogger(__name__)
 
 

@@ -57,9 +57,8 @@ class Trainer:
         """
         torch.manual_seed(_dropout_seed(self.seed, epoch, index))
         self.network.train()
-        loss = self._loss(
-            self._forward(self.network, batch), self._to_device(batch.target), self._to_device(batch.weight_mask)
-        )
+        logits = self._forward(self.network, batch)
+        loss = self._loss(logits, self._to_device(batch.target), self._to_device(batch.weight_mask))
         value = float(loss.detach())  # the only wait for the device
         if not math.isfinite(value):
             return value

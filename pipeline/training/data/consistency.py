@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from pipeline.catalog import CatalogEntry
 from pipeline.errors import SceneError, SettingsError
@@ -24,17 +23,11 @@ def check_consistent(entries: Sequence[CatalogEntry], spec: TrainSpec) -> tuple[
     Refuses scenes that differ in bands, type, resolution or in having a georeference, and a `resolution_m` for scenes
     without one.
     """
-    reading = {suffix: reading_for(f"a{suffix}", spec.reading) for suffix in {_suffix(e.location) for e in entries}}
     expected = _band_card(spec.bands) if spec.bands else None
     natives: list[Scene] = []
     for entry in entries:
-        scene = describe_scene(
-            entry.location,
-            reading[_suffix(entry.location)],
-            card=expected,
-            scene_id=entry.id,
-            source=SceneSource(georeferenced=False),
-        )
+        reading, source = reading_for(entry.location, spec.reading), SceneSource(georeferenced=False)
+        scene = describe_scene(entry.location, reading, card=expected, scene_id=entry.id, source=source)
         expected = expected or _band_card(scene.bands)
         _check_same_kind(scene, natives[0] if natives else scene)
         natives.append(scene)
@@ -43,10 +36,6 @@ def check_consistent(entries: Sequence[CatalogEntry], spec: TrainSpec) -> tuple[
     if resolution_m is None:
         return natives, grids
     return [replace(scene, grid=scene.grid.resampled(resolution_m)) for scene in natives], grids
-
-
-def _suffix(location: str) -> str:
-    return Path(location).suffix.lower()
 
 
 def _band_card(bands: Sequence[str]) -> ModelCard:

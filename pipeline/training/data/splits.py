@@ -163,19 +163,20 @@ def _by_blocks(sources: Sequence[SampleSource], spec: SplitSpec, seed: int, core
     rng = np.random.default_rng([seed, 0])
     for _ in range(MAX_SPLIT_ATTEMPTS):
         part = stratified_split(found, [spec.validation_share, spec.test_share], rng)
-        areas = [_area(source, [b for b, k in zip(blocks, part, strict=True) if k]) for source in sources]
+        held = [block for block, k in zip(blocks, part, strict=True) if k]
+        areas = [Area(source=s, held_out=tuple(block for owner, block in held if owner is s)) for s in sources]
         fitting = tuple(area for area in areas if area.starts(core_size).count)
         if fitting:
             break
     else:
-        raise SettingsError(_no_fit(spec, core_size))
+        raise SettingsError(
+            f"split.block_size: no training window, which covers {core_size} px, fits between held-out blocks of "
+            f"{spec.block_size} px; use a larger split.block_size, a smaller samples.tile_size, or name validation "
+            "scenes"
+        )
     _log_unused(areas, fitting, core_size)
     validation, test = (tuple(b for b, k in zip(blocks, part, strict=True) if k == wanted) for wanted in (1, 2))
     return Split(training=fitting, validation=validation, test=test, kind="blocks")
-
-
-def _area(source: SampleSource, held: Sequence[HeldOutBlock]) -> Area:
-    return Area(source=source, held_out=tuple(block for owner, block in held if owner is source))
 
 
 def _blocks(sources: Sequence[SampleSource], size: int) -> list[HeldOutBlock]:
@@ -205,13 +206,6 @@ def _too_few(sources: Sequence[SampleSource], spec: SplitSpec, found: NDArray[np
         f"split.block_size: a split by blocks needs {spec.parts} blocks with objects, one each for training, validation"
         f"{' and test' if spec.test_share else ''}, but of {len(found)} block(s) of {spec.block_size} px only "
         f"{with_object} hold some; {', or '.join(ways)}"
-    )
-
-
-def _no_fit(spec: SplitSpec, core_size: int) -> str:
-    return (
-        f"split.block_size: no training window, which covers {core_size} px, fits between held-out blocks of "
-        f"{spec.block_size} px; use a larger split.block_size, a smaller samples.tile_size, or name validation scenes"
     )
 
 

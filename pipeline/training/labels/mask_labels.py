@@ -80,15 +80,12 @@ class MaskLabels:
 
     def _burn_halves(self, window: Window) -> NDArray[np.uint8]:
         """Burn a window in two halves, so that memory does not grow with the ratio of pixel sizes."""
-        axis = 0 if window.height > 1 else 1
-        half = (window.height, window.width)[axis] // 2
+        top, left = (window.height // 2, 0) if window.height > 1 else (0, window.width // 2)
         parts = [
-            Window(window.col_off, window.row_off, *((window.width, half), (half, window.height))[axis]),
-            Window(window.col_off, window.row_off + half, window.width, window.height - half)
-            if axis == 0
-            else Window(window.col_off + half, window.row_off, window.width - half, window.height),
+            Window(window.col_off, window.row_off, left or window.width, top or window.height),
+            Window(window.col_off + left, window.row_off + top, window.width - left, window.height - top),
         ]
-        return np.concatenate([self.burn(part) for part in parts], axis=axis + 1)
+        return np.concatenate([self.burn(part) for part in parts], axis=1 if top else 2)
 
     def _codes(self, window: Window) -> NDArray[np.int16]:
         """The meaning of each mask pixel of a window, `(height, width)`."""
@@ -173,7 +170,13 @@ def open_mask_labels(
         )
     stretched = not (is_on_earth(mask.grid.crs) and is_on_earth(native.crs))
     if stretched and mask.grid.shape != native.shape:
-        raise LabelError(_other_size(mask, scene, native))
+        lacks = "it" if not is_on_earth(mask.grid.crs) else "the scene"
+        raise LabelError(
+            f"{mask.location}: a mask must have the size of its scene {scene.location}, {native.height} rows x "
+            f"{native.width} columns, not {mask.grid.height} x {mask.grid.width}, because {lacks} is not "
+            f"georeferenced; cut it, e.g. gdal_translate -srcwin 0 0 {native.width} {native.height}, georeference it, "
+            "or leave both out"
+        )
     if not stretched and not _overlap(mask.grid, native):
         raise LabelError(
             f"{path}: covers {_extent_text(mask.grid)} and so does not overlap its scene {scene.location}, "
@@ -211,12 +214,3 @@ def _overlap(mask: RasterGrid, grid: RasterGrid) -> bool:
 
 def _extent_text(grid: RasterGrid) -> str:
     return degrees_text(grid.bounds, grid.crs.to_wkt())
-
-
-def _other_size(mask: Scene, scene: Scene, native: RasterGrid) -> str:
-    lacks = "it" if not is_on_earth(mask.grid.crs) else "the scene"
-    return (
-        f"{mask.location}: a mask must have the size of its scene {scene.location}, {native.height} rows x "
-        f"{native.width} columns, not {mask.grid.height} x {mask.grid.width}, because {lacks} is not georeferenced; "
-        f"cut it, e.g. gdal_translate -srcwin 0 0 {native.width} {native.height}, georeference it, or leave both out"
-    )

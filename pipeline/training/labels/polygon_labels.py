@@ -194,7 +194,16 @@ def open_polygon_labels(
         [np.asarray(t.frame["class_index"], np.intp)[rows] for t, (_, rows) in zip(tables, found, strict=True)]
     )
     if not len(polygons) and not allow_empty and any(len(table.frame) for table in tables):
-        raise LabelError(_no_touch(tables, scene))
+        files = "; ".join(
+            f"{t.path.name} covers {degrees_text(tuple(t.frame.total_bounds), t.frame.crs)}"
+            for t in tables
+            if len(t.frame)
+        )
+        raise LabelError(
+            f"no polygon of the labels touches the scene {scene.location}, which covers "
+            f"{degrees_text(scene.grid.bounds, scene.grid.crs.to_wkt())}, but {files}; check the CRS of both, leave "
+            "the scene out, or give the labelled land with labelled_area if the scene contains no objects"
+        )
     return PolygonLabels(polygons, class_index, scene.grid, classes=classes)
 
 
@@ -252,14 +261,3 @@ def degrees_text(bounds: tuple[float, float, float, float], crs: object) -> str:
     to_degrees = Transformer.from_crs(crs, 4326, always_xy=True)
     west, south, east, north = to_degrees.transform_bounds(*bounds)
     return f"{west:.4f}..{east:.4f} E, {south:.4f}..{north:.4f} N"
-
-
-def _no_touch(tables: Sequence[PolygonTable], scene: Scene) -> str:
-    files = "; ".join(
-        f"{t.path.name} covers {degrees_text(tuple(t.frame.total_bounds), t.frame.crs)}" for t in tables if len(t.frame)
-    )
-    return (
-        f"no polygon of the labels touches the scene {scene.location}, which covers "
-        f"{degrees_text(scene.grid.bounds, scene.grid.crs.to_wkt())}, but {files}; check the CRS of both, leave the "
-        "scene out, or give the labelled land with labelled_area if the scene contains no objects"
-    )

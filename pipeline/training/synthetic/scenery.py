@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
@@ -237,13 +237,8 @@ def _build_on_lot(
     yield house
     if generator.random() < district_type.sheds:
         back = lot.place([(lot.width, lot.depth)])[0]
-        behind = Lot(
-            corner=(float(back[0]), float(back[1])),
-            angle=lot.angle + math.pi,
-            side=lot.side,
-            width=lot.width,
-            depth=0.3 * lot.depth,
-        )
+        corner = (float(back[0]), float(back[1]))
+        behind = replace(lot, corner=corner, angle=lot.angle + math.pi, depth=0.3 * lot.depth)
         shed = build(behind, SHED, sun, generator)
         if shed is not None and shed.footprint.distance(house.footprint) > 2.0:
             yield shed

@@ -62,15 +62,8 @@ class Town:
 
     def write(self, path: Path) -> None:
         """Write the pixels atomically as a Cloud-Optimized GeoTIFF with overviews."""
-        options = {
-            "driver": "COG",
-            "compress": "ZSTD",
-            "level": 1,
-            "predictor": "YES",
-            "blocksize": 512,
-            "overview_resampling": "average",
-            "num_threads": "ALL_CPUS",
-        }
+        options = {"driver": "COG", "compress": "ZSTD", "level": 1, "predictor": "YES", "blocksize": 512}
+        options |= {"overview_resampling": "average", "num_threads": "ALL_CPUS"}
         profile = self._profile(count=len(BANDS), dtype="uint16", nodata=NODATA)
         with atomic_path(path) as partial, rasterio.open(partial, "w", **profile, **options) as dataset:
             dataset.write(self.pixels)

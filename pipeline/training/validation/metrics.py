@@ -27,13 +27,10 @@ class Confusion:
     """
 
     true_positive: NDArray[np.int64]
-    """`(classes,)`: predicted and labelled."""
+    """`(classes,)`, like the other counts."""
     false_positive: NDArray[np.int64]
-    """`(classes,)`: predicted, not labelled."""
     false_negative: NDArray[np.int64]
-    """`(classes,)`: labelled, not predicted."""
     true_negative: NDArray[np.int64]
-    """`(classes,)`: neither."""
     matrix: NDArray[np.int64] | None = None
     """`(classes, classes)` of exclusive classes: pixels of row's class taken for column's; None if independent."""
     background: bool = False
@@ -124,10 +121,9 @@ class Confusion:
     @property
     def overall_accuracy(self) -> float:
         """Share of decisions that are right: of exclusive classes one a pixel, else one a pixel and class; or NaN."""
-        right = self.true_positive if self.matrix is not None else self.true_positive + self.true_negative
-        valid = self.true_positive + self.false_negative
+        right, valid = self.true_positive, self.true_positive + self.false_negative
         if self.matrix is None:
-            valid = valid + self.false_positive + self.true_negative
+            right, valid = right + self.true_negative, valid + self.false_positive + self.true_negative
         return float(right.sum() / valid.sum()) if valid.any() else math.nan
 
     @property
