@@ -93,11 +93,11 @@ def test_every_benchmark_for_a_gpu_machine_runs_on_a_cpu(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     failed = run_device(monkeypatch, "--device", "cpu", "--out", str(tmp_path), "--parts", part)
-    said = capfd.readouterr()
-    assert failed == 0, said.err
+    captured = capfd.readouterr()
+    assert failed == 0, captured.err
     assert json.loads((tmp_path / f"{part}.json").read_text())
     assert json.loads((tmp_path / "machine.json").read_text())["device"] == "cpu"
-    assert "|" in said.out
+    assert "|" in captured.out
 
 
 def test_a_part_that_fails_is_named_and_stops_no_other(
@@ -143,7 +143,7 @@ def test_the_device_is_busy_while_any_kernel_runs() -> None:
     assert device_seconds(events) == {"matrix kernels": 1, "other kernels": 1, "copies": 3, "busy": 1.5}
 
 
-def test_every_trial_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_trial_has_a_docstring(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["accuracy", "--list"])
     accuracy.main()
     lines = capsys.readouterr().out.splitlines()

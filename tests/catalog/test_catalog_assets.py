@@ -118,7 +118,7 @@ def test_of_two_bands_of_one_name_the_finer_counts(fine: dict[str, Any], coarse:
     assert names(assets, chosen=["B04_20m"]) == {"20.tif": ("red",)}
 
 
-def test_bands_of_one_name_that_nothing_tells_apart_go_by_their_own_names() -> None:
+def test_indistinguishable_bands_of_one_name_use_their_own_names() -> None:
     def edge(name: str) -> dict[str, object]:
         return {"eo:bands": [{"common_name": "rededge", "name": name}]}
 
@@ -156,7 +156,7 @@ def test_bands_of_one_name_in_several_resolutions_are_distinguished_and_the_fine
     assert names(assets) == {"B05_20.tif": ("B05",), "B06_20.tif": ("B06",)}
 
 
-def test_an_own_name_that_is_a_common_one_elsewhere_or_several_bands_have_gives_way_to_the_key() -> None:
+def test_an_ambiguous_band_name_is_replaced_by_the_asset_key() -> None:
     def described(*names: str, **more: Any) -> dict[str, object]:
         return {"eo:bands": [{"name": name} for name in names], **more}
 
@@ -181,7 +181,7 @@ def test_assets_that_are_chosen_count_in_the_order_of_the_choice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("assets", "how", "said"),
+    ("assets", "how", "message"),
     [
         ({}, {}, "no asset is a raster that GTiff may open; it has none. Name the right ones with catalog.assets"),
         ({"a": asset("a.jp2", type="image/jp2")}, {}, "it has 1 image/jp2"),
@@ -197,6 +197,6 @@ def test_assets_that_are_chosen_count_in_the_order_of_the_choice() -> None:
         ({"a": asset("a.tif", bands={"name": "red"})}, {}, "its bands is not a list of bands"),
     ],
 )
-def test_what_is_missing_or_wrong_is_said(assets: dict[str, object], how: dict[str, Any], said: str) -> None:
-    with pytest.raises(SceneError, match=said):
+def test_missing_or_invalid_assets_are_reported(assets: dict[str, object], how: dict[str, Any], message: str) -> None:
+    with pytest.raises(SceneError, match=message):
         find(assets, **how)

@@ -107,7 +107,7 @@ def test_columns_of_other_names_are_named_in_the_settings(tmp_path: Path, name: 
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize(
-    ("columns", "spec", "said"),
+    ("columns", "spec", "message"),
     [
         ({"href": ["b.tif"]}, {}, "path and href could all hold the paths; .* catalog.path_column"),
         ({}, {"path_column": "image"}, "no column is called 'image', which catalog.path_column names; it has path"),
@@ -115,14 +115,14 @@ def test_columns_of_other_names_are_named_in_the_settings(tmp_path: Path, name: 
         ({}, {"date_column": "day"}, "no column is called 'day', which catalog.date_column names"),
     ],
 )
-def test_columns_that_are_missing_or_many_are_said_at_once(
-    tmp_path: Path, name: str, columns: dict[str, object], spec: dict[str, str], said: str
+def test_missing_or_ambiguous_columns_are_reported_at_once(
+    tmp_path: Path, name: str, columns: dict[str, object], spec: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         read_catalog([table(tmp_path / name, ["a.tif"], **columns)], CatalogSpec(**spec))  # type: ignore[arg-type]
 
 
-def test_a_table_without_paths_is_said_with_its_columns(tmp_path: Path) -> None:
+def test_a_table_without_paths_is_reported_with_its_columns(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"no column is called path; .* its columns are file, date"):
         read_catalog([write(tmp_path / "t.csv", "file,date\na.tif,x\n")])
 
@@ -151,14 +151,14 @@ def test_parquet_without_geometry_is_a_table_too(tmp_path: Path, make_scene: Mak
 
 
 @pytest.mark.parametrize("name", ["t.gpkg", "t.geojson", "t.parquet"])
-def test_a_file_that_is_not_what_its_suffix_says_is_not_opened(tmp_path: Path, name: str) -> None:
+def test_a_file_whose_content_contradicts_its_suffix_is_not_opened(tmp_path: Path, name: str) -> None:
     vrt = "<OGRVRTDataSource><OGRVRTLayer name='x'><SrcDataSource>/etc/passwd</SrcDataSource></OGRVRTLayer></...>"
     with pytest.raises(SettingsError, match=r"does not begin like a \.\w+ file"):
         read_catalog([write(tmp_path / name, vrt)])
 
 
 @pytest.mark.parametrize("name", ["t.gpkg", "t.geojson", "t.parquet"])
-def test_a_table_that_is_cut_off_is_said_at_once(tmp_path: Path, name: str) -> None:
+def test_a_truncated_table_is_reported_at_once(tmp_path: Path, name: str) -> None:
     index = table(tmp_path / name, ["a.tif"])
     index.write_bytes(index.read_bytes()[:100])
     with pytest.raises(SettingsError, match="cannot be read as an index of scenes"):
@@ -166,7 +166,7 @@ def test_a_table_that_is_cut_off_is_said_at_once(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("source", ["gone.csv", "gone.txt", "gone.gpkg"])
-def test_a_list_that_is_not_there_is_said_at_once(tmp_path: Path, source: str) -> None:
+def test_a_missing_list_is_reported_at_once(tmp_path: Path, source: str) -> None:
     with pytest.raises(SettingsError, match="No such file or directory; check the path"):
         read_catalog([tmp_path / source])
 
@@ -183,14 +183,14 @@ def test_a_broken_row_is_refused_with_its_line_and_the_others_run(tmp_path: Path
     lines = [b"path,date", b"a.tif,1", b"b.tif", b",3", b'"c\nd.tif",4', b"\xff.tif,6", b"", b"e.tif,8", b"f.tif,9,9"]
     index = write(tmp_path / "t.csv", b"\n".join(lines))
     assert ids(index) == ["a", "e"]
-    said = [
+    message = [
         "line 3: has 1 columns, the first line 2",
         "line 4: the row has no path",
         "line 5: 'c\\nd.tif' holds a line",
     ]
-    said += ["line 7: '\N{REPLACEMENT CHARACTER}.tif' holds a line break or is not UTF-8", "line 10: has 3 columns"]
+    message += ["line 7: '\N{REPLACEMENT CHARACTER}.tif' holds a line break or is not UTF-8", "line 10: has 3 columns"]
     found = refusals(index)
-    assert [text.startswith(f"{index}, {start}") for text, start in zip(found, said, strict=True)] == [True] * 5
+    assert [text.startswith(f"{index}, {start}") for text, start in zip(found, message, strict=True)] == [True] * 5
 
 
 def test_a_cell_beyond_all_bounds_is_refused_and_the_next_row_runs(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_the_second_of_two_equal_ids_is_refused(tmp_path: Path) -> None:
     assert "line 2: the id 'A' is taken by another scene; give each its own in a column called id" in refusals(index)[0]
 
 
-def test_a_table_that_breaks_off_ends_with_a_refusal_that_says_so(tmp_path: Path) -> None:
+def test_an_interrupted_table_ends_with_a_refusal(tmp_path: Path) -> None:
     index = tmp_path / "t.parquet"
     rows = pyarrow.table({"path": [f"scene{k}.tif" for k in range(4000)]})
     pyarrow.parquet.write_table(rows, index, row_group_size=2000, compression="none", use_dictionary=False)
@@ -308,15 +308,15 @@ def test_since_may_count_back_from_the_run(tmp_path: Path) -> None:
     assert ids(index, since="2d") == ids(index, since="48h") == ["a", "b"]
 
 
-def test_a_scene_without_a_date_is_known_by_its_own_tag_and_refused_when_nothing_tells(make_scene: MakeScene) -> None:
+def test_a_scene_without_a_date_uses_its_tag_and_is_refused_without_one(make_scene: MakeScene) -> None:
     scene, plain = make_scene(name="dated.tif"), make_scene(name="plain.tif")
     with rasterio.open(scene, "r+") as dataset:
         dataset.update_tags(TIFFTAG_DATETIME="2026:05:01 10:00:00")
     index = write(scene.parent / "t.csv", "path,date\nplain.tif,last week\n")
     assert ids(scene, index, since="2026-05-01") == ["dated"]
     assert ids(scene, since="2026-05-02") == []
-    (said,) = refusals(scene, index, since="2026-05-02")
-    assert said.startswith(f"plain: {plain}: its acquisition date is unknown, which catalog.since")
+    (message,) = refusals(scene, index, since="2026-05-02")
+    assert message.startswith(f"plain: {plain}: its acquisition date is unknown, which catalog.since")
 
 
 def test_a_turned_scene_is_placed_by_its_corners_not_by_their_bounds(make_scene: MakeScene) -> None:
@@ -368,6 +368,6 @@ def test_a_scene_round_the_pole_covers_the_pole(make_scene: MakeScene) -> None:
         {"bbox": (float("nan"), 0, 1, 1)},
     ],
 )
-def test_selections_that_cannot_be_meant_are_refused(spec: dict[str, object]) -> None:
+def test_impossible_selections_are_refused(spec: dict[str, object]) -> None:
     with pytest.raises(SettingsError, match="must"):
         CatalogSpec(**spec)  # type: ignore[arg-type]

@@ -184,12 +184,12 @@ def test_scales_of_items_may_be_left_to_the_files(tmp_path: Path) -> None:
     item = make_item("a")
     item.assets["B04"].extra_fields["bands"][0] |= {"raster:scale": 0.0001, "raster:offset": -0.1}
     path = write(tmp_path / "item.json", item.to_dict())
-    (told,), (left,) = read(path), read(path, item_scales=False)
-    assert [(file.scales, file.offsets) for file in (told.files[0], left.files[0])] == [
+    (from_items,), (from_files,) = read(path), read(path, item_scales=False)
+    assert [(file.scales, file.offsets) for file in (from_items.files[0], from_files.files[0])] == [
         ((0.0001,), (-0.1,)),
         ((None,),) * 2,
     ]
-    assert left.files[0].nodata == told.files[0].nodata == (0,)
+    assert from_files.files[0].nodata == from_items.files[0].nodata == (0,)
 
 
 # Behind addresses
@@ -204,7 +204,7 @@ def test_a_catalog_on_a_server_is_walked_and_tries_again_when_the_server_fails(t
         ("a", f"{base}/a/a_B04.tif", f"{base}/a/a.json"),
         ("b", f"{base}/deep/b/b_B04.tif", f"{base}/deep/b/b.json"),
     ]
-    assert [path for _, path, _ in api.asked][:3] == ["/static/catalog.json"] * 3
+    assert [path for _, path, _ in api.requests][:3] == ["/static/catalog.json"] * 3
     api.documents["/landing"] = api.documents["/static/catalog.json"]
     assert ids(f"stac+{base}/deep/collection.json") == ["b", "c"]
 
@@ -215,7 +215,7 @@ def test_the_next_documents_of_a_server_are_read_together_and_no_more_than_those
     catalog = pystac.Catalog("town", "a town")
     catalog.add_items([make_item(f"i{number:02}") for number in range(2 * MAX_PREFETCHED)])
     catalog.normalize_and_save(str(tmp_path), pystac.CatalogType.SELF_CONTAINED)
-    base, together, alone, asked = (
+    base, together, alone, requests = (
         serve_folder(api, tmp_path),
         Barrier(MAX_PREFETCHED),
         DocumentReader.read,
@@ -223,7 +223,7 @@ def test_the_next_documents_of_a_server_are_read_together_and_no_more_than_those
     )
 
     def meet(reader: DocumentReader, address: str) -> Json:
-        asked.append(address)
+        requests.append(address)
         if not address.endswith("catalog.json"):
             together.wait(timeout=60)
         return alone(reader, address)
@@ -231,9 +231,9 @@ def test_the_next_documents_of_a_server_are_read_together_and_no_more_than_those
     monkeypatch.setattr(DocumentReader, "read", meet)
     entries = read_catalog([f"{base}/catalog.json"])
     assert next(entries).id == "i00"
-    assert len(asked) == 1 + MAX_PREFETCHED
+    assert len(requests) == 1 + MAX_PREFETCHED
     assert [entry.id for entry in entries] == [f"i{number:02}" for number in range(1, 2 * MAX_PREFETCHED)]
-    assert len(asked) == len(set(asked)) == 1 + 2 * MAX_PREFETCHED
+    assert len(requests) == len(set(requests)) == 1 + 2 * MAX_PREFETCHED
 
 
 def serve_folder(api: StacApi, folder: Path) -> str:
@@ -252,7 +252,7 @@ def test_a_search_is_fetched_page_by_page_and_tries_again_when_the_server_fails(
     api.methods = methods
     entries = read_catalog([f"stac+{api.address}?collections=a"], CatalogSpec())
     found = [*islice(entries, 100)]
-    assert [(method, path) for method, path, _ in api.asked] == [("GET", "/v1"), (methods[0], "/v1/search")]
+    assert [(method, path) for method, path, _ in api.requests] == [("GET", "/v1"), (methods[0], "/v1/search")]
     api.failing += [502, 429]
     assert [entry.id for entry in (*found, *entries)] == [f"s{k:03}" for k in range(0, 500, 2)]
     assert found[1].source == f"{api.address}/collections/a/items/s002"
@@ -265,12 +265,12 @@ def search_item(api: StacApi, name: str, *, collection: str = "a", **more: Any) 
     return {**item.to_dict(), "collection": collection}
 
 
-def test_what_is_selected_is_asked_of_the_server(api: StacApi) -> None:
+def test_the_selection_is_sent_to_the_server(api: StacApi) -> None:
     api.items = [search_item(api, f"s{k}", day=1 + k, lon=10 * k, clouds=10 * k) for k in range(6)]
     source = f"stac+{api.address}?collections=a"
     box = (-5, 0, 31, 1)
     assert ids(source, since="2026-05-02", until="2026-05-05", cloud_cover=20, bbox=box, limit=3) == ["s1", "s2"]
-    ((_, _, given),) = [each for each in api.asked if each[1] == "/v1/search"]
+    ((_, _, given),) = [each for each in api.requests if each[1] == "/v1/search"]
     assert given == {
         "collections": ["a"],
         "bbox": list(box),
@@ -279,11 +279,11 @@ def test_what_is_selected_is_asked_of_the_server(api: StacApi) -> None:
         "sortby": [{"field": "properties.datetime", "direction": "asc"}, {"field": "id", "direction": "asc"}],
         "limit": 3,
     }
-    api.extensions, api.asked[:] = (), []
+    api.extensions, api.requests[:] = (), []
     assert ids(source, cloud_cover=20, bbox=box) == ["s0", "s1", "s2"]
-    assert api.asked[-1][2].keys() == {"collections", "bbox", "limit"}
+    assert api.requests[-1][2].keys() == {"collections", "bbox", "limit"}
     assert ids(source, since="2026-05-05T10:00:00+02:00") == ["s4", "s5"]
-    assert api.asked[-1][2]["datetime"] == "2026-05-05T08:00:00Z/.."
+    assert api.requests[-1][2]["datetime"] == "2026-05-05T08:00:00Z/.."
 
 
 def test_items_of_a_collection_of_an_api_are_paged_through_without_a_search(api: StacApi) -> None:
@@ -295,7 +295,7 @@ def test_items_of_a_collection_of_an_api_are_paged_through_without_a_search(api:
 
 
 @pytest.mark.parametrize(
-    ("path", "failing", "error", "said"),
+    ("path", "failing", "error", "message"),
     [
         ("/gone.json", [], SettingsError, "answers 404 Not Found; check the address"),
         ("/v1", [401], SettingsError, "401 Unauthorized: access denied; check the credentials"),
@@ -308,14 +308,14 @@ def test_items_of_a_collection_of_an_api_are_paged_through_without_a_search(api:
         ("/item?collections=a", [], SettingsError, "is not the landing page of a STAC API"),
     ],
 )
-def test_an_address_without_stac_is_said_at_once(
-    api: StacApi, monkeypatch: pytest.MonkeyPatch, path: str, failing: list[int], error: type[Exception], said: str
+def test_an_address_without_stac_is_reported_at_once(
+    api: StacApi, monkeypatch: pytest.MonkeyPatch, path: str, failing: list[int], error: type[Exception], message: str
 ) -> None:
     monkeypatch.setattr(catalog_documents, "MAX_DOCUMENT_BYTES", 10_000)
     documents = {"/text": b"<html>", "/list": b"[]", "/other": b'{"type": "Feature"}', "/large": b" " * 10_001}
     api.documents = {**documents, "/item": make_item("a").to_dict()}
     api.failing += failing
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         read_catalog([f"stac+{api.address.removesuffix('/v1')}{path}"])
 
 
@@ -324,7 +324,7 @@ def test_a_missing_server_is_a_transient_error() -> None:
         read_catalog(["stac+http://127.0.0.1:9/v1"])
 
 
-def test_a_search_that_breaks_off_ends_with_a_refusal_that_says_so(api: StacApi) -> None:
+def test_an_interrupted_search_ends_with_a_refusal(api: StacApi) -> None:
     api.items = [search_item(api, f"s{k}") for k in range(150)]
     entries = read_catalog([f"stac+{api.address}?collections=a"])
     assert len([*islice(entries, 100)]) == 100
@@ -404,7 +404,7 @@ def test_items_with_errors_are_refused_by_location_and_the_others_run(tmp_path: 
     assert [entry.id for entry in entries if entry.refused is None][-1] == "last"
     refused = {entry.id: entry.refused for entry in entries if entry.refused is not None}
     assert len(refused) >= 7
-    assert all("invalid STAC Item" in str(said) for said in refused.values()), refused
+    assert all("invalid STAC Item" in str(message) for message in refused.values()), refused
 
 
 def places_in(document: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -450,8 +450,8 @@ def test_items_are_selected_by_date_clouds_and_place_before_they_are_refused(tmp
         (f"{path}, feature 1", "was not taken between since and until"),
         (f"{path}, feature 5", "is too cloudy"),
     ]
-    said = [entry.refused for entry in read(path, cloud_cover=40, since="2026-05-04")]
-    assert ["has no eo:cloud_cover" in str(said[0]), "no asset is a raster" in str(said[1])] == [True, True]
+    refusals = [entry.refused for entry in read(path, cloud_cover=40, since="2026-05-04")]
+    assert ["has no eo:cloud_cover" in str(refusals[0]), "no asset is a raster" in str(refusals[1])] == [True, True]
 
 
 def test_an_item_over_a_span_of_time_is_as_old_as_its_end(tmp_path: Path) -> None:

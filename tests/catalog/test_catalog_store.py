@@ -31,7 +31,7 @@ def full(store: Store) -> Store:
         ("in/.deep/*.tif", [".deep/e.tif"]),
     ],
 )
-def test_a_folder_or_glob_stands_for_its_objects(full: Store, source: str, found: list[str]) -> None:
+def test_a_folder_or_glob_is_expanded_to_its_objects(full: Store, source: str, found: list[str]) -> None:
     entries = read_catalog([f"s3://{full.bucket}/{source}"])
     assert [entry.location for entry in entries] == [f"s3://{full.bucket}/in/{name}" for name in found]
 
@@ -41,9 +41,9 @@ def test_one_object_is_named_as_it_is(full: Store) -> None:
     assert entry.location == f"s3://{full.bucket}/in/none[1].tif"
 
 
-def test_what_names_nothing_is_refused(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for source, said in (("out/", "matches no object; looked for .tif"), ("in/*.jp2", "matches no object; check")):
-        with pytest.raises(SettingsError, match=said):
+def test_a_source_without_objects_is_refused(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source, message in (("out/", "matches no object; looked for .tif"), ("in/*.jp2", "matches no object; check")):
+        with pytest.raises(SettingsError, match=message):
             read_catalog([f"s3://{full.bucket}/{source}"])
     with pytest.raises(SettingsError, match="there is no bucket nowhere-at-all"):
         read_catalog(["s3://nowhere-at-all/"])

@@ -23,11 +23,11 @@ def ids(*sources: str | Path) -> list[str]:
     return [entry.id for entry in list_scenes(sources)]
 
 
-def test_a_folder_stands_for_its_own_rasters(folder: Path) -> None:
+def test_a_folder_is_expanded_to_its_own_rasters(folder: Path) -> None:
     assert ids(folder) == ["a", "b"]
 
 
-def test_a_glob_stands_for_what_it_matches_below_too(folder: Path) -> None:
+def test_a_glob_matches_recursively(folder: Path) -> None:
     assert ids(f"{folder}/sub/*.tif") == ["a", "c"]
     assert {entry.location for entry in list_scenes([f"{folder}/**/c.tif"])} == {str(folder / "sub" / "c.tif")}
 
@@ -72,16 +72,16 @@ def test_an_address_of_another_scheme_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("missing.tif", "missing.tif: no such file or folder; check the path"),
         ("*.png", "matches no file; check the path"),
         ("empty", "no scene in this folder; looked for .tif"),
     ],
 )
-def test_what_matches_nothing_is_said(folder: Path, source: str, said: str) -> None:
+def test_a_source_without_matches_is_reported(folder: Path, source: str, message: str) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         list_scenes([folder / source])
 
 

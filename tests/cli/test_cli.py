@@ -88,7 +88,7 @@ def test_settings_come_from_a_file_and_set_is_stronger(
     assert (settings["tiling"], settings["blend"]) == ({"tile_size": 32, "overlap": 8}, "average")
 
 
-def test_several_models_and_turned_tiles_are_averaged_and_the_passes_told(
+def test_several_models_and_turned_tiles_are_averaged_and_the_passes_reported(
     call: Call, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     other = write_checkpoint(tmp_path / "other.safetensors", seed=1)
@@ -154,7 +154,7 @@ def test_odd_names_are_shown_as_they_are(
     assert f"{folder / 'vectorized.gpkg'}: " in stderr
 
 
-def test_no_bar_and_no_colour_is_written_when_nobody_watches_a_terminal(
+def test_no_bar_and_no_colour_is_written_without_a_terminal(
     call: Call, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     _, _, stderr = call("segment", make_scene(), "--model", model, "--out", tmp_path / "out", *FAST)
@@ -199,7 +199,7 @@ def test_limit_and_box_choose_scenes_and_nothing_is_no_failure(
     assert statuses(out) == {"a": "done"}
 
 
-def test_catalog_tells_what_would_run_what_is_done_and_what_is_refused(
+def test_catalog_lists_pending_finished_and_refused_scenes(
     call: Call, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     for name, bands in (("a", 3), ("b", 3), ("gray", 1)):
@@ -227,7 +227,7 @@ def test_catalog_tells_what_would_run_what_is_done_and_what_is_refused(
     assert stdout.splitlines()[0].endswith("; the result in its folder is of other inputs")
 
 
-def test_an_area_leaves_out_scenes_and_what_of_scenes_lies_outside(
+def test_an_area_excludes_scenes_and_parts_of_scenes_outside(
     call: Call, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     make_scene(name="a.tif")
@@ -336,7 +336,7 @@ def test_an_out_that_is_a_file_is_wrong_usage(call: Call, make_scene: MakeScene,
     assert out.read_text() == "precious"
 
 
-def test_debug_shows_the_traceback_wherever_it_stands(call: Call, model: str) -> None:
+def test_debug_shows_the_traceback_at_any_position(call: Call, model: str) -> None:
     for arguments in (["--debug", "segment", "nowhere.tif"], ["segment", "nowhere.tif", "--debug"]):
         code, _, stderr = call(*arguments, "--model", model, "--out", "out")
         assert code == 2
@@ -344,7 +344,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(call: Call, model: str) ->
         assert "read.py" in stderr
 
 
-def test_a_fault_of_our_own_is_one_paragraph_too(
+def test_an_internal_error_is_one_paragraph_too(
     call: Call, make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faulty(*args: Any, **kwargs: Any) -> None:
@@ -358,7 +358,7 @@ def test_a_fault_of_our_own_is_one_paragraph_too(
     assert "Traceback" not in stderr
 
 
-def test_ctrl_c_leaves_finished_scenes_whole_and_what_is_done_of_the_one_in_work(
+def test_ctrl_c_keeps_finished_scenes_and_the_finished_part_of_the_current_one(
     call: Call, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pipeline.segment as segment
@@ -414,7 +414,7 @@ def test_a_hopeless_run_ends_early_and_lists_what_was_not_run(
     assert "not run 2 scenes: the run was stopped after 2 failures (run.max_failures)" in stderr
 
 
-def test_a_fault_of_the_world_is_tried_again_by_the_command(
+def test_a_transient_error_is_retried_by_the_command(
     call: Call, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: dict[str, int] = {}
@@ -516,7 +516,7 @@ def test_vectorize_refuses_a_raster_that_is_no_mosaic(call: Call, make_scene: Ma
     assert not scene.with_name("polygons.gpkg").exists()
 
 
-def test_inspect_tells_scene_mosaic_and_checkpoint_apart(
+def test_inspect_distinguishes_scene_mosaic_and_checkpoint(
     call: Call, make_scene: MakeScene, tmp_path: Path, model: str
 ) -> None:
     scene = make_scene(name="a.tif")
@@ -532,7 +532,7 @@ def test_inspect_tells_scene_mosaic_and_checkpoint_apart(
         assert fact in stdout
 
 
-def test_inspect_says_whether_scene_and_model_fit(call: Call, make_scene: MakeScene, model: str) -> None:
+def test_inspect_reports_whether_scene_and_model_fit(call: Call, make_scene: MakeScene, model: str) -> None:
     code, stdout, _ = call("inspect", make_scene(), "--model", model)
     assert (code, stdout.split()[-1]) == (0, "yes")
     code, stdout, _ = call("inspect", make_scene(bands=1), "--model", model)
@@ -605,7 +605,9 @@ def test_version_is_printed_alone() -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, pipeline.__version__, "")
 
 
-def test_the_command_as_a_process_says_little_and_ends_well(make_scene: MakeScene, tmp_path: Path, model: str) -> None:
+def test_the_command_as_a_process_prints_little_and_exits_with_zero(
+    make_scene: MakeScene, tmp_path: Path, model: str
+) -> None:
     done = run("segment", make_scene(name="a.tif"), "--model", model, "--out", tmp_path / "out", *FAST)
     assert (done.returncode, done.stdout) == (0, "")
     first, second = done.stderr.splitlines()
@@ -651,7 +653,7 @@ def _a_region_is_done(run: psutil.Process, out: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [_workers_start, _a_region_is_done])
-def test_ctrl_c_ends_a_run_with_its_workers_and_says_one_line(
+def test_ctrl_c_ends_a_run_with_its_workers_and_prints_one_line(
     make_scene: MakeScene, tmp_path: Path, model: str, moment: Callable[[psutil.Process, Path], bool]
 ) -> None:
     """As a terminal does: all processes of the run get the signal."""
@@ -664,8 +666,8 @@ def test_ctrl_c_ends_a_run_with_its_workers_and_says_one_line(
             time.sleep(0.005)
         processes = psutil.Process(run.pid).children(recursive=True)
         os.killpg(run.pid, signal.SIGINT)
-        said = run.communicate(timeout=60)[1]
-    assert (run.returncode, said) == (130, "stopped; finished scenes are complete, run again to continue\n")
+        stderr = run.communicate(timeout=60)[1]
+    assert (run.returncode, stderr) == (130, "stopped; finished scenes are complete, run again to continue\n")
     assert not psutil.wait_procs(processes, timeout=30)[1]
     if moment is _a_region_is_done:
         again = subprocess.run(command, capture_output=True, text=True)

@@ -24,7 +24,7 @@ def facts_of(path: Path, **reading: object) -> dict[str, str]:
     return dict(facts)
 
 
-def test_a_scene_is_told_by_size_place_type_bands_and_blocks(make_scene: MakeScene) -> None:
+def test_a_scene_is_described_by_size_place_type_bands_and_blocks(make_scene: MakeScene) -> None:
     scene = make_scene(height=300, width=200, dtype="uint16", descriptions=["red", "green", "nir"], tiled=64)
     facts = facts_of(scene)
     assert facts["size"] == "300 rows x 200 columns (0.1 Mpx)"
@@ -38,13 +38,13 @@ def test_a_scene_is_told_by_size_place_type_bands_and_blocks(make_scene: MakeSce
     assert "scale and offset" not in facts
 
 
-def test_a_crs_without_a_number_is_told_by_its_name(make_scene: MakeScene) -> None:
+def test_a_crs_without_a_number_is_shown_by_its_name(make_scene: MakeScene) -> None:
     facts = facts_of(make_scene(crs="+proj=laea +lat_0=10 +lon_0=20 +datum=WGS84"))
     assert "Lambert_Azimuthal_Equal_Area" in facts["CRS"].replace(" ", "_") or "unknown" in facts["CRS"]
     assert len(facts["CRS"]) <= 100
 
 
-def test_a_scene_that_does_not_point_north_says_so(make_scene: MakeScene) -> None:
+def test_a_scene_that_is_not_north_up_is_described_so(make_scene: MakeScene) -> None:
     turned = Affine.translation(500_000, 5_400_000) @ Affine.rotation(30) @ Affine.scale(0.5, -0.5)
     assert facts_of(make_scene(transform=turned))["orientation"].startswith("not north-up: ")
 
@@ -63,45 +63,45 @@ def test_a_scene_that_does_not_point_north_says_so(make_scene: MakeScene) -> Non
         ({"dtype": "float32", "nodata": -1}, {}, "not -1 in all bands and no NaN in any band"),
     ],
 )
-def test_the_rule_for_valid_pixels_is_told(
+def test_the_rule_for_valid_pixels_is_shown(
     make_scene: MakeScene, scene: dict[str, object], reading: dict[str, object], rule: str
 ) -> None:
     assert facts_of(make_scene(**scene), **reading)["valid pixels"] == rule  # type: ignore[arg-type]
 
 
-def test_scale_and_offset_tags_are_told_where_they_matter(make_scene: MakeScene) -> None:
+def test_scale_and_offset_tags_are_shown_where_they_matter(make_scene: MakeScene) -> None:
     scene = make_scene(dtype="int16", descriptions=["red", "green", "blue"], scales=[0.5, 1, 1], offsets=[-2, 0, 0.25])
     assert facts_of(scene)["scale and offset"] == "red = pixel * 0.5 + -2; blue = pixel * 1 + 0.25"
 
 
-def test_a_mosaic_is_told_by_what_it_was_made_of(make_scene: MakeScene, tmp_path: Path) -> None:
+def test_a_mosaic_is_described_by_its_inputs(make_scene: MakeScene, tmp_path: Path) -> None:
     scene = make_scene(name="town.tif", bands=1, descriptions=["red"])
     report = segment_scene(scene, tmp_path, predictor=brightness, card=ROOF)
     kind, facts = inspect_path(str(Path(report.folder) / "probability.tif"), ReadingSpec())
-    told = dict(facts)
-    assert (kind, told["scene"], told["model"], told["classes"]) == ("mosaic", "town", "function", "roof")
-    assert told["levels"] == "0..254 mean probability 0..1"
+    shown = dict(facts)
+    assert (kind, shown["scene"], shown["model"], shown["classes"]) == ("mosaic", "town", "function", "roof")
+    assert shown["levels"] == "0..254 mean probability 0..1"
 
 
-def test_a_checkpoint_is_told_by_hash_network_and_card(tmp_path: Path) -> None:
+def test_a_checkpoint_is_described_by_hash_network_and_card(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "m.safetensors", resolution_m=0.5, training={"best_iou": 0.75})
     kind, facts = inspect_path(str(path), ReadingSpec())
-    told = dict(facts)
+    shown = dict(facts)
     assert kind == "checkpoint"
-    assert told["sha256"] == describe_checkpoint(path).sha256
-    assert told["bands"] == "red, green, blue"
-    assert told["resolution"] == "0.5 m"
-    assert told["tile sizes"] == "0 modulo 4 px, margin 0 px"
-    assert told["training: best_iou"] == "0.75"
-    assert "depth 2" in told["architecture"]
-    assert int(told["parameters"].replace(",", "")) > 1000
+    assert shown["sha256"] == describe_checkpoint(path).sha256
+    assert shown["bands"] == "red, green, blue"
+    assert shown["resolution"] == "0.5 m"
+    assert shown["tile sizes"] == "0 modulo 4 px, margin 0 px"
+    assert shown["training: best_iou"] == "0.75"
+    assert "depth 2" in shown["architecture"]
+    assert int(shown["parameters"].replace(",", "")) > 1000
 
 
-def test_exclusive_classes_have_no_threshold_to_tell(tmp_path: Path) -> None:
+def test_exclusive_classes_have_no_threshold_to_show(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "m.safetensors", classes=("ground", "roof"), activation="softmax")
-    told = dict(inspect_path(str(path), ReadingSpec())[1])
-    assert "threshold" not in told
-    assert told["activation"] == "softmax (the network returns logits)"
+    shown = dict(inspect_path(str(path), ReadingSpec())[1])
+    assert "threshold" not in shown
+    assert shown["activation"] == "softmax (the network returns logits)"
 
 
 @pytest.mark.parametrize(
@@ -114,15 +114,15 @@ def test_exclusive_classes_have_no_threshold_to_tell(tmp_path: Path) -> None:
         ({}, {"resolution_m": 0.5}, "yes"),
     ],
 )
-def test_the_last_fact_says_whether_scene_and_model_fit(
+def test_the_last_fact_is_whether_scene_and_model_fit(
     make_scene: MakeScene, tmp_path: Path, scene: dict[str, object], facts: dict[str, object], verdict: str
 ) -> None:
     import re
 
     model = write_checkpoint(tmp_path / "m.safetensors", **facts)
-    _, told = inspect_path(str(make_scene(**scene)), ReadingSpec(), model=model)  # type: ignore[arg-type]
-    assert told[-1][0] == "fits model"
-    assert re.match(verdict, told[-1][1])
+    _, shown = inspect_path(str(make_scene(**scene)), ReadingSpec(), model=model)  # type: ignore[arg-type]
+    assert shown[-1][0] == "fits model"
+    assert re.match(verdict, shown[-1][1])
 
 
 def test_only_scenes_are_checked_against_a_model(make_scene: MakeScene, tmp_path: Path) -> None:
@@ -173,5 +173,5 @@ def test_a_raster_without_georeferencing_is_refused_without_a_warning(make_scene
 def test_the_facts_of_a_card_hold_for_any_model() -> None:
     from pipeline.cli.inspect import _card_facts
 
-    told = dict(_card_facts(ModelCard(bands=("red",), classes=("roof",), receptive_field=None, dtype="uint8")))
-    assert (told["receptive field"], told["source type"], told["resolution"]) == ("unbounded", "uint8", "any")
+    shown = dict(_card_facts(ModelCard(bands=("red",), classes=("roof",), receptive_field=None, dtype="uint8")))
+    assert (shown["receptive field"], shown["source type"], shown["resolution"]) == ("unbounded", "uint8", "any")

@@ -20,9 +20,9 @@ def terminal(*, is_terminal: bool) -> tuple[Console, io.StringIO]:
 def test_a_file_or_pipe_gets_nothing() -> None:
     console, sink = terminal(is_terminal=False)
     with progress_bars(console) as bars:
-        watch = scene_progress(bars, "town")
-        watch("infer", 50, 100)
-        watch("infer", 100, 100)
+        progress = scene_progress(bars, "town")
+        progress("infer", 50, 100)
+        progress("infer", 100, 100)
     assert sink.getvalue() == ""
 
 
@@ -31,9 +31,9 @@ def test_a_terminal_shows_scene_stage_share_rate_and_time_left() -> None:
     seconds = iter(range(1000))
     with progress_bars(console) as bars:
         bars.get_time = lambda: float(next(seconds))
-        watch = scene_progress(bars, "[town]")
-        watch("infer", 10_000_000, 100_000_000)
-        watch("infer", 25_000_000, 100_000_000)
+        progress = scene_progress(bars, "[town]")
+        progress("infer", 10_000_000, 100_000_000)
+        progress("infer", 25_000_000, 100_000_000)
         bars.refresh()
     text = sink.getvalue()
     assert "[town] infer" in text
@@ -44,10 +44,10 @@ def test_a_terminal_shows_scene_stage_share_rate_and_time_left() -> None:
 
 def test_a_stage_has_a_bar_until_it_is_done() -> None:
     bars = Progress(disable=True)
-    watch = scene_progress(bars, "town")
-    watch("infer", 10, 100)
-    watch("infer", 100, 100)
-    watch("polygons", 30, 100)
+    progress = scene_progress(bars, "town")
+    progress("infer", 10, 100)
+    progress("infer", 100, 100)
+    progress("polygons", 30, 100)
     assert [(task.description, task.completed, task.visible) for task in bars.tasks] == [
         ("town infer", 100, False),
         ("town polygons", 30, True),
@@ -64,11 +64,11 @@ def test_the_bar_of_a_failed_scene_goes_when_the_next_begins() -> None:
 def test_a_merge_is_counted_in_scenes_and_pairs_of_them() -> None:
     console, sink = terminal(is_terminal=True)
     with progress_bars(console) as bars:
-        watch = merge_progress(bars)
-        watch("compare", 1200, 4000)
+        progress = merge_progress(bars)
+        progress("compare", 1200, 4000)
         bars.refresh()
-        watch("compare", 4000, 4000)
-        watch("merge", 3, 20)
+        progress("compare", 4000, 4000)
+        progress("merge", 3, 20)
         bars.refresh()
     text = sink.getvalue()
     assert "1,200 of 4,000 pairs of scenes" in text
@@ -82,14 +82,14 @@ def test_the_rate_is_blank_before_it_is_known() -> None:
     assert PixelRate().render(bars.tasks[0]).plain == ""
 
 
-def test_training_shows_one_bar_that_starts_anew_with_every_epoch() -> None:
+def test_training_shows_one_bar_that_restarts_with_every_epoch() -> None:
     bars = Progress(disable=True)
-    watch = train_progress(bars)
+    progress = train_progress(bars)
     step = TrainProgress(epoch=1, epochs=2, step=1, steps=2, loss=0.75, best_iou=None, pixels=100)
-    watch(step)
-    watch(replace(step, step=2, loss=0.5))
+    progress(step)
+    progress(replace(step, step=2, loss=0.5))
     (task,) = bars.tasks
     assert (task.completed, task.total, task.description) == (200, 200, "epoch 1/2 loss 0.500")
-    watch(replace(step, epoch=2, loss=0.25, best_iou=0.6))
+    progress(replace(step, epoch=2, loss=0.25, best_iou=0.6))
     (task,) = bars.tasks
     assert (task.completed, task.total, task.description) == (100, 200, "epoch 2/2 loss 0.250, best IoU 0.600")

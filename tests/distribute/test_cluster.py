@@ -102,7 +102,7 @@ def test_workers_share_only_the_exchange_place_with_the_client(scene: Path, mode
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_is_killed_costs_only_what_was_in_work(scene: Path, model: Path, tmp_path: Path) -> None:
+def test_a_killed_scheduler_costs_only_the_regions_in_progress(scene: Path, model: Path, tmp_path: Path) -> None:
     here = segment_scene(scene, tmp_path / "here", predictor=load_run_models([model], SPEC), spec=SPEC)
     with real_cluster(1) as processes:
         spec = on(processes.address)

@@ -67,7 +67,7 @@ def test_without_a_scheduler_there_is_no_client() -> None:
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tcp://nobody.invalid:8786"])
-def test_a_scheduler_that_is_not_there_is_said_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_scheduler_is_reported_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribute_client, "CONNECT_TIMEOUT_S", 120)
     start = time.monotonic()
     with (
@@ -102,37 +102,37 @@ def test_a_scheduler_without_workers_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_a_cluster_gives_the_same_bytes_as_this_process(
     threads: Client, scene: Path, tmp_path: Path, restricted: bool
 ) -> None:
-    told: list[int] = []
+    updates: list[int] = []
     spot = shapely.Point(500_015, 5_399_940).buffer(20)
     geopandas.GeoSeries([spot], crs="EPSG:32633").to_file(tmp_path / "spot.gpkg")
     spec = replace(SPEC, area=str(tmp_path / "spot.gpkg") if restricted else None)
     here = segment_scene(scene, tmp_path / "here", predictor=brightness, card=ROOF, spec=spec)
     there = segment_scene(
         scene, tmp_path / "there", predictor=brightness, card=ROOF, spec=spec, client=threads,
-        watch=lambda stage, done, total: told.append(done) if stage == "infer" and done else None,
+        watch=lambda stage, done, total: updates.append(done) if stage == "infer" and done else None,
     )  # fmt: skip
     assert contents(Path(here.folder)) == contents(Path(there.folder))
     one, two = (replace(each, folder="", statistics=replace(each.statistics, seconds={})) for each in (there, here))
     assert one == two
-    assert (len(told), told[-1]) == (5, 200 * 50)
+    assert (len(updates), updates[-1]) == (5, 200 * 50)
     assert restricted == (there.inputs.area_share < 1)
 
 
 def test_regions_on_a_cluster_have_no_more_pixels_than_a_kill_may_cost(
     threads: Client, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
+    updates: list[int] = []
     monkeypatch.setattr(distribute_plan, "PART_PIXELS_ON_DEVICE", 200 * 50 // 3)
     spec = replace(SPEC, distribute=DistributeSpec())
     segment_scene(
         scene, tmp_path, predictor=brightness, card=ROOF, spec=spec, client=threads,
-        watch=lambda stage, done, total: told.append(done) if stage == "infer" and done not in told[-1:] else None,
+        watch=lambda stage, done, total: updates.append(done) if stage == "infer" and done not in updates[-1:] else None,
     )  # fmt: skip
-    assert len([done for done in told if done]) == 4
-    assert told[-1] == 200 * 50
+    assert len([done for done in updates if done]) == 4
+    assert updates[-1] == 200 * 50
 
 
-def test_an_attempt_elsewhere_that_was_thought_lost_disturbs_nothing(
+def test_a_second_attempt_of_a_lost_region_disturbs_nothing(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calm = segment_scene(scene, tmp_path / "calm", predictor=brightness, card=ROOF, spec=SPEC)
@@ -141,7 +141,7 @@ def test_an_attempt_elsewhere_that_was_thought_lost_disturbs_nothing(
         for region in stack:
             yield infer_region(job, region, *args)
             with pytest.raises(ZeroDivisionError):
-                infer_region(job, region, _our_fault)
+                infer_region(job, region, _internal_error)
 
     monkeypatch.setattr(executors, "infer_stack", twice)
     report = segment_scene(scene, tmp_path / "twice", predictor=brightness, card=ROOF, spec=SPEC)
@@ -168,7 +168,7 @@ def test_a_checkpoint_is_loaded_by_the_worker_from_its_path(
 
 
 def test_a_device_runs_one_region_at_a_time(threads: Client, scene: Path, tmp_path: Path) -> None:
-    inside, most = threading.Semaphore(1), []
+    inside, exclusive = threading.Semaphore(1), []
 
     class Busy:
         """Notices when two regions are in it at once; travels by reference, as threads share it."""
@@ -178,7 +178,7 @@ def test_a_device_runs_one_region_at_a_time(threads: Client, scene: Path, tmp_pa
 
         def __call__(self, tiles: NDArray[Any]) -> NDArray[Any]:
             alone = inside.acquire(blocking=False)
-            most.append(alone)
+            exclusive.append(alone)
             time.sleep(0.002)
             if alone:
                 inside.release()
@@ -187,8 +187,8 @@ def test_a_device_runs_one_region_at_a_time(threads: Client, scene: Path, tmp_pa
     global _BUSY
     _BUSY = Busy()
     segment_scene(scene, tmp_path, predictor=_BUSY, card=ROOF, spec=SPEC, client=threads)
-    assert len(most) > 10
-    assert all(most)
+    assert len(exclusive) > 10
+    assert all(exclusive)
 
 
 _BUSY: Any = None
@@ -206,7 +206,7 @@ def _out_of_disk(tiles: NDArray[Any]) -> NDArray[Any]:
     raise TransientError("the disk is full")
 
 
-def _our_fault(tiles: NDArray[Any]) -> NDArray[Any]:
+def _internal_error(tiles: NDArray[Any]) -> NDArray[Any]:
     raise ZeroDivisionError("oops")
 
 
@@ -215,10 +215,10 @@ def _our_fault(tiles: NDArray[Any]) -> NDArray[Any]:
     [
         (_not_probabilities, ModelError, "outputs='logits'"),
         (_out_of_disk, TransientError, "the disk is full"),
-        (_our_fault, ZeroDivisionError, "oops"),
+        (_internal_error, ZeroDivisionError, "oops"),
     ],
 )
-def test_what_a_region_raises_arrives_here(
+def test_an_exception_of_a_region_is_raised_in_the_client(
     threads: Client, scene: Path, tmp_path: Path, predictor: Any, error: type[Exception], reason: str
 ) -> None:
     with pytest.raises(error, match=reason) as caught:
@@ -227,19 +227,21 @@ def test_what_a_region_raises_arrives_here(
     assert [*(tmp_path / "out").iterdir()] == []
 
 
-def test_damage_met_by_a_worker_is_said_as_if_met_here(threads: Client, make_scene: MakeScene, tmp_path: Path) -> None:
+def test_damage_found_by_a_worker_is_reported_like_local_damage(
+    threads: Client, make_scene: MakeScene, tmp_path: Path
+) -> None:
     scene = make_scene(name="town.tif", bands=1, descriptions=["red"], height=200, width=64, tiled=16)
     scene.write_bytes(scene.read_bytes()[:-3000])
-    said = []
+    messages = []
     for client in (None, threads):
         with pytest.raises(DamagedSceneError) as caught:
             segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, spec=SPEC, client=client)
-        said.append(str(caught.value))
-    assert str(scene) in said[1]
-    assert said[0].split(":")[0] == said[1].split(":")[0]
+        messages.append(str(caught.value))
+    assert str(scene) in messages[1]
+    assert messages[0].split(":")[0] == messages[1].split(":")[0]
 
 
-def test_bad_data_is_not_tried_again(threads: Client, scene: Path, tmp_path: Path) -> None:
+def test_a_data_error_is_not_retried(threads: Client, scene: Path, tmp_path: Path) -> None:
     calls = tmp_path / "calls"
 
     def refuse(tiles: NDArray[Any]) -> NDArray[Any]:
@@ -253,7 +255,7 @@ def test_bad_data_is_not_tried_again(threads: Client, scene: Path, tmp_path: Pat
     assert calls.read_text() == "x"
 
 
-def test_a_cluster_that_lost_all_its_workers_is_given_up(
+def test_a_cluster_without_any_worker_left_is_an_error(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distribute_client, "CONNECT_TIMEOUT_S", 1)
@@ -296,7 +298,7 @@ def test_the_loss_of_a_worker_costs_nothing_but_time(processes: Any, scene: Path
 
 
 @pytest.mark.slow
-def test_a_region_that_kills_every_worker_is_told_from_those_beside_it(
+def test_a_region_that_kills_every_worker_is_distinguished_from_its_neighbours(
     processes: Any, make_scene: MakeScene, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pixels = np.full((1, 200, 50), 100, np.uint8)
@@ -333,9 +335,7 @@ def _die() -> None:
 
 
 @pytest.mark.slow
-def test_a_model_that_kills_whoever_loads_it_is_a_fault_of_the_world(
-    processes: Any, scene: Path, tmp_path: Path
-) -> None:
+def test_a_model_that_kills_its_workers_is_a_transient_error(processes: Any, scene: Path, tmp_path: Path) -> None:
     fatal = Fatal(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
     with processes() as client, pytest.raises(TransientError, match="loading the model killed its workers repeatedly"):
         ClusterExecutor(client).identity(fatal, describe_scene(scene))

@@ -429,7 +429,7 @@ def test_one_bad_scene_loses_no_other(case: Case, tmp_path: Path) -> None:
     assert "4 of 5 scenes could not be evaluated" in page
 
 
-def test_when_every_scene_fails_the_page_says_so(case: Case) -> None:
+def test_when_every_scene_fails_the_page_reports_it(case: Case) -> None:
     case.add("a")
     (case.run / "a" / "probability.tif").unlink()
     report = case.evaluate()
@@ -489,13 +489,13 @@ class _Reader(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[str] = []
+        self.resources: list[str] = []
         self.open: list[str] = []
         self.tags: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        self.asked += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.resources += [value or "" for name, value in attrs if name in ("src", "href")]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -517,8 +517,8 @@ def test_the_page_is_self_contained_and_escapes_its_values(case: Case) -> None:
     assert reader.open == []
     assert "script" not in reader.tags
     assert page.count("&lt;script&gt;") == 3
-    outside = [asked for asked in reader.asked if not asked.startswith("data:image/png;base64,")]
-    assert {re.sub("worst/.*", "worst", asked) for asked in outside} == {
+    outside = [resource for resource in reader.resources if not resource.startswith("data:image/png;base64,")]
+    assert {re.sub("worst/.*", "worst", resource) for resource in outside} == {
         "evaluation.json", "scenes/a/errors.tif", "worst",
     }  # fmt: skip
     assert "url(" not in page

@@ -76,7 +76,7 @@ def test_swapping_reference_and_prediction_swaps_precision_and_recall(reference:
 
 
 @given(reference=boxes, predicted=boxes, min_iou=st.sampled_from([0.0, 0.2, 0.5]))
-def test_a_pair_is_left_out_only_when_a_better_one_has_its_object(reference: list, predicted: list, min_iou: float):
+def test_a_pair_is_dropped_only_when_a_better_one_has_its_object(reference: list, predicted: list, min_iou: float):
     pairs = match_polygons(reference, predicted, min_iou=min_iou)
     chosen = list(zip(pairs.reference_index.tolist(), pairs.predicted_index.tolist(), pairs.iou.tolist(), strict=True))
     assert len(set(pairs.reference_index.tolist())) == len(set(pairs.predicted_index.tolist())) == len(chosen)
@@ -90,7 +90,7 @@ def test_a_pair_is_left_out_only_when_a_better_one_has_its_object(reference: lis
 
 
 @given(reference=boxes, predicted=boxes)
-def test_disjoint_objects_match_as_brute_force_says(reference: list, predicted: list):
+def test_disjoint_objects_match_like_brute_force(reference: list, predicted: list):
     reference, predicted = _apart(reference), _apart(predicted)
     brute = [
         iou
@@ -159,7 +159,7 @@ def test_curves_of_far_scenes_add_up_to_that_of_both():
         parts + score_object_curve([], [], thresholds=(0.5,))
 
 
-def test_objects_mostly_outside_an_area_are_left_out_and_the_others_cut():
+def test_objects_mostly_outside_an_area_are_dropped_and_the_others_clipped():
     area = shapely.box(0, 0, 10, 10)
     inside, half_out, sliver = shapely.box(1, 1, 2, 2), shapely.box(8, 0, 12, 4), shapely.box(9, 5, 19, 9)
     kept = clip_to_area([inside, half_out, sliver], area)

@@ -122,8 +122,8 @@ def test_every_deployment_is_stored_with_a_form(server: Server) -> None:
 
 def test_wrong_parameters_are_refused_before_a_run_is_scheduled(server: Server, model: str) -> None:
     given = {"scenes": ["a.tif"], "model": model, "out": "out", "settings": {"tiling": {"tile_sise": 64}}}
-    said = server.call("deployment", "run", AD_HOC, "--params", json.dumps(given), code=1)
-    assert "'tile_sise' was unexpected" in " ".join(said.split())
+    refusal = server.call("deployment", "run", AD_HOC, "--params", json.dumps(given), code=1)
+    assert "'tile_sise' was unexpected" in " ".join(refusal.split())
     names = {run["deployment_id"] for run in server.ask("POST", "/flow_runs/filter", {})}
     assert server.ask("GET", f"/deployments/name/{AD_HOC}")["id"] not in names
 

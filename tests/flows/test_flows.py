@@ -209,16 +209,16 @@ def test_a_cancelled_run_cancels_the_scenes_in_progress_and_records_the_run(tmp_
     assert [report.status for report in ledger.reports] == ["done", "done", "not run", "not run", "not run"]
 
 
-def test_a_scene_ends_with_its_run_at_the_next_strip_and_goes_on_in_the_next_run(
+def test_a_scene_stops_with_its_run_at_the_next_strip_and_resumes_in_the_next_run(
     make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run gets a signal when the sixth of ten strips is done."""
     stops: list[Event] = []
     strips: list[int] = []
 
-    def record_stop(watch: Any, stop: Event) -> Any:
+    def record_stop(progress: Any, stop: Event) -> Any:
         stops.append(stop)
-        return cancellable(watch, stop)
+        return cancellable(progress, stop)
 
     def to_levels(*given: Any) -> Any:
         strips.append(1)
@@ -265,9 +265,9 @@ def test_a_webhook_receives_how_a_run_ended_and_its_address_is_not_logged(
     assert "token" not in caplog.text
 
 
-@pytest.mark.parametrize("fault", ["refuses", "is not there", "is a file", "is nonsense"])
+@pytest.mark.parametrize("failure", ["refuses", "is not there", "is a file", "is nonsense"])
 def test_a_webhook_that_fails_changes_no_run(
-    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     flow: Flow[Any, Any] = segment_catalog
     with webhook(received=[], status=500) as address:
@@ -277,7 +277,7 @@ def test_a_webhook_that_fails_changes_no_run(
             "is a file": f"file://{tmp_path}/secret",
             "is nonsense": "http://[secret",
         }
-        monkeypatch.setenv(WEBHOOK, addresses[fault])
+        monkeypatch.setenv(WEBHOOK, addresses[failure])
         notify_end(flow, FlowRun(name="mine", flow_id="00000000-0000-4000-8000-000000000000"), Failed(message="why"))
     assert f"the webhook of {WEBHOOK}" in caplog.text
     assert "secret" not in caplog.text
@@ -311,17 +311,17 @@ def test_a_slot_that_cannot_be_given_back_fails_no_run(monkeypatch: pytest.Monke
 def test_a_server_that_goes_away_costs_pictures_and_no_result(
     make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    keys: list[str] = []
 
     def unreachable(**given: object) -> None:
-        asked.append(str(given.get("key", given.get("artifact_id"))))
+        keys.append(str(given.get("key", given.get("artifact_id"))))
         raise httpx.ConnectError("gone")
 
     monkeypatch.setattr(artifacts, "create_table_artifact", unreachable)
     monkeypatch.setattr(artifacts, "update_progress_artifact", unreachable)
     scenes = [str(make_scene(name=f"{name}.tif")) for name in "abc"]
     assert len(segment_catalog(scenes, model, str(tmp_path / "out"), SETTINGS)) == 3
-    assert len(asked) == 2  # the progress once, though three scenes were settled, and the table
+    assert len(keys) == 2  # the progress once, though three scenes were settled, and the table
 
 
 def test_long_runs_have_pages_of_bounded_size(
@@ -344,7 +344,7 @@ def test_long_runs_have_pages_of_bounded_size(
     assert table["description"].endswith("2 done, 1 failed; 1 more in run.json")
 
 
-def test_a_model_that_vanishes_during_a_run_is_no_fault_of_the_scene(tmp_path: Path) -> None:
+def test_a_model_that_vanishes_during_a_run_is_no_data_error(tmp_path: Path) -> None:
     entry = CatalogEntry(id="a", location=str(tmp_path / "a.tif"))
     with pytest.raises(TransientError, match=r"no such checkpoint .* it was valid when the run started"):
         flow_tasks.segment_one.fn(entry, str(tmp_path / "gone.safetensors"), str(tmp_path), SegmentSpec(), Event())

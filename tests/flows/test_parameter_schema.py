@@ -74,7 +74,7 @@ def test_a_form_holds_every_setting_with_its_sentence_and_default(kind: type[Any
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_form_is_never_stricter_than_the_settings_and_knows_their_signs(kind: type[Any]) -> None:
+def test_a_form_is_never_stricter_than_the_settings_and_has_their_signs(kind: type[Any]) -> None:
     schema = section_schema(kind())
     refusals = 0
     for path, field in fields(schema):
@@ -105,12 +105,12 @@ def test_a_server_refuses_what_the_settings_refuse(values: dict[str, Any]) -> No
     assert refused(SegmentSpec, values)
 
 
-def test_a_form_accepts_former_keys_and_shows_them_nowhere() -> None:
+def test_a_form_accepts_deprecated_keys_without_showing_them() -> None:
     schema = section_schema(SegmentSpec())
-    former = {"merge": {"into": "gpkg", "prefer": "oldest", "same": 0.25, "lone": "keep"}}
-    assert validate(former, schema) == []
+    deprecated = {"merge": {"into": "gpkg", "prefer": "oldest", "same": 0.25, "lone": "keep"}}
+    assert validate(deprecated, schema) == []
     assert validate({"merge": {"into": "shp"}}, schema) != []
-    assert not former["merge"].keys() & schema["properties"]["merge"]["properties"].keys()
+    assert not deprecated["merge"].keys() & schema["properties"]["merge"]["properties"].keys()
 
 
 @pytest.mark.parametrize("name", FLOWS)

@@ -52,7 +52,7 @@ def area_of(shape: shapely.Geometry, crs: str) -> Area:
     return Area(name="area", crs=CRS.from_user_input(crs), shape=shape)
 
 
-def on_ground(drawn: shapely.Geometry, grid: RasterGrid) -> shapely.Geometry:
+def to_map(drawn: shapely.Geometry, grid: RasterGrid) -> shapely.Geometry:
     """What is drawn in `(col, row)`, in the grid's CRS, made valid where rounding made it touch itself."""
     return shapely.affinity.affine_transform(drawn, grid.transform.to_shapely()).buffer(0)
 
@@ -78,8 +78,8 @@ SQUARE = shapely.box(500_010, 4_999_990, 500_015, 4_999_995)
 
 @pytest.mark.parametrize("name", ["a.gpkg", "a.parquet", "a.fgb", "a.shp"])
 def test_polygons_of_a_file_are_united_in_their_crs(tmp_path: Path, name: str) -> None:
-    beside = shapely.transform(SQUARE, lambda points: points + np.array([2, 0]))
-    found = load_area(write(tmp_path / name, [shapely.force_3d(SQUARE), shapely.force_3d(beside)]))
+    neighbour = shapely.transform(SQUARE, lambda points: points + np.array([2, 0]))
+    found = load_area(write(tmp_path / name, [shapely.force_3d(SQUARE), shapely.force_3d(neighbour)]))
     assert found.crs == CRS.from_user_input(UTM)
     assert found.shape.equals(shapely.box(500_010, 4_999_990, 500_017, 4_999_995))
     assert not found.shape.has_z
@@ -120,12 +120,12 @@ def two_layers(path: Path) -> None:
     geopandas.GeoDataFrame(geometry=[SQUARE], crs=UTM).to_file(path, layer="more")
 
 
-@pytest.mark.parametrize(("make", "told"), REFUSED.values(), ids=list(REFUSED))
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=list(REFUSED))
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of geopandas, for a file without a CRS
-def test_what_is_no_area_is_refused_with_the_reason(tmp_path: Path, make: Any, told: str) -> None:
+def test_what_is_no_area_is_refused_with_the_reason(tmp_path: Path, make: Any, message: str) -> None:
     path = tmp_path / "a.gpkg"
     make(path)
-    with pytest.raises(SettingsError, match=told) as refused:
+    with pytest.raises(SettingsError, match=message) as refused:
         load_area(path)
     assert str(refused.value).startswith(f"area: {path}")
 
@@ -151,11 +151,11 @@ def drawings(draw: st.DrawFn) -> shapely.Geometry:
 
 @settings(max_examples=60)
 @given(drawings(), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
-def test_a_pixel_lies_in_an_area_when_its_centre_does_whoever_asks(
+def test_a_pixel_lies_in_an_area_when_its_centre_does(
     drawn: shapely.Geometry, height: int, width: int, rows: int
 ) -> None:
     grid = grid_of(UTM, (0.5, 0.2, 500_000, 0.1, -0.5, 5_000_000), height, width)
-    found = rasterize_area(area_of(on_ground(drawn, grid), UTM), grid)
+    found = rasterize_area(area_of(to_map(drawn, grid), UTM), grid)
     centres = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     sure = ~shapely.intersects_xy(drawn.boundary.buffer(1e-5), *centres)
     inside = dense(found, (height, width))
@@ -175,7 +175,7 @@ def test_pixels_are_those_of_rasterio() -> None:
         ]
     )
     grid = grid_of(UTM, (1, 0, 500_000, 0, -1, 5_000_000), 40, 41)
-    drawn = on_ground(star, grid)
+    drawn = to_map(star, grid)
     expected = geometry_mask([drawn], grid.shape, grid.transform, invert=True, all_touched=False)
     assert np.array_equal(dense(rasterize_area(area_of(drawn, UTM), grid), grid.shape), expected)
 
@@ -344,14 +344,14 @@ def test_the_result_of_an_area_is_cut_from_that_of_the_scene(scene: Path, tmp_pa
     assert np.array_equal(drawn == 1, cut_mask == 1)
 
 
-def test_an_area_beside_the_scene_leaves_nothing_and_runs_nothing(scene: Path, tmp_path: Path) -> None:
+def test_an_area_outside_the_scene_gives_no_output_and_runs_nothing(scene: Path, tmp_path: Path) -> None:
     report = segment(scene, tmp_path, write(tmp_path / "a.gpkg", [shapely.box(0, 0, 10, 10)]))
     statistics = report.statistics
     assert (statistics.tiles_run, statistics.valid_pixels, report.polygons, report.inputs.area_share) == (0, 0, 0, 0.0)
     assert (rasters(Path(report.folder))[0] == 255).all()
 
 
-def test_a_mean_of_turned_tiles_of_two_networks_is_clipped_alike(make_scene: MakeScene, tmp_path: Path) -> None:
+def test_a_mean_of_turned_tiles_of_two_networks_is_clipped_consistently(make_scene: MakeScene, tmp_path: Path) -> None:
     scene = make_scene(bands=3, height=90, width=130, colorinterp=["red", "green", "blue"])
     inferred = {"precision": "float32", "augment": "flips", "batch_size": 3}
     paths = [write_checkpoint(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2)]
@@ -419,7 +419,7 @@ def test_other_polygons_of_a_finished_scene_read_no_more_of_it_than_the_area(
     assert (Path(again.folder) / "preview.png").read_bytes() == (Path(afresh.folder) / "preview.png").read_bytes()
 
 
-def test_what_regions_are_told_of_an_area_travels() -> None:
+def test_the_area_of_a_region_job_can_be_pickled() -> None:
     grid = grid_of(UTM, (0.5, 0, 500_000, 0, -0.5, 5_400_000), 150, 200)
     here = rasterize_area(area_of(CORNER, UTM), grid)
     there = pickle.loads(pickle.dumps(here))
@@ -437,11 +437,11 @@ def test_footprints_of_a_table_say_which_scenes_touch_an_area(tmp_path: Path, na
     squares = [shapely.box(x, y, x + 1, y + 1) for x, y in ((9, 0), (14, 4), (18.5, 8.5), (30, 3), (-351, 8))]
     table = geopandas.GeoDataFrame({"path": [f"{place}.tif" for place in "abcde"]}, geometry=squares, crs=4326)
     table.to_parquet(tmp_path / name) if name.endswith("parquet") else table.to_file(tmp_path / name)
-    told: list[str] = []
+    excluded: list[str] = []
     area = write(tmp_path / "a.gpkg", [geopandas.GeoSeries([ring], crs=4326).to_crs(3857)[0]], "EPSG:3857")
-    chosen = read_catalog([tmp_path / name], area=area, on_excluded=lambda entry, _: told.append(entry.id))
+    chosen = read_catalog([tmp_path / name], area=area, on_excluded=lambda entry, _: excluded.append(entry.id))
     assert [entry.id for entry in chosen] == ["a", "c", "e"]
-    assert told == ["b", "d"]
+    assert excluded == ["b", "d"]
     boxed = read_catalog([tmp_path / name], CatalogSpec(bbox=(0, 0, 11, 9)), area=area)
     assert [entry.id for entry in boxed] == ["a", "e"]
 

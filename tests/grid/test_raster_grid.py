@@ -234,7 +234,7 @@ def test_bounds_enclose_the_corners_of_every_pixel_tightly(transform: Affine, he
 
 
 @given(transforms, st.integers(0, 20), st.integers(0, 20))
-def test_a_part_lies_where_its_window_says(transform: Affine, row: int, col: int) -> None:
+def test_a_subgrid_lies_at_its_window(transform: Affine, row: int, col: int) -> None:
     part = make_grid(transform).part(Window(col, row, 3, 2))
     assert part.transform @ (0, 0) == pytest.approx(transform @ (col, row))
     assert part.transform @ (3, 2) == pytest.approx(transform @ (col + 3, row + 2))

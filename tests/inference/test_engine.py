@@ -81,7 +81,7 @@ def test_every_batch_is_full(tiles: int, batch_size: int, sizes: list[int]) -> N
         assert (result.numpy() == pixels[:, :, 4 * k : 4 * k + 4]).all()
 
 
-def test_a_tile_gives_the_same_bits_whoever_shares_its_batch(tmp_path: Path) -> None:
+def test_a_tile_gives_the_same_bits_in_any_batch(tmp_path: Path) -> None:
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="float32")
     tiles = torch.randn((4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     together, turned = predictor(tiles), predictor(tiles.flip(0)).flip(0)
@@ -179,12 +179,12 @@ def test_workers_change_nothing(workers: int) -> None:
 # Memory
 
 
-def refuses(most: int, error: Callable[[], BaseException], seen: list[int]) -> Any:
+def refuses(max_tiles: int, error: Callable[[], BaseException], seen: list[int]) -> Any:
     """A predictor on a device with room for `most` tiles."""
 
     def predictor(batch: NDArray[Any]) -> NDArray[Any]:
         seen.append(len(batch))
-        if len(batch) > most:
+        if len(batch) > max_tiles:
             raise error()
         return batch
 
@@ -220,7 +220,7 @@ def test_batches_are_halved_until_they_fit_and_no_tile_is_lost(
         ({"batch_size": 8, "min_batch_size": 8}, "for 8 tiles at once, and fewer .* set inference.batch_size=4"),
     ],
 )
-def test_running_out_of_memory_for_good_says_what_to_set(settings: dict[str, Any], words: str) -> None:
+def test_running_out_of_memory_names_the_setting(settings: dict[str, Any], words: str) -> None:
     members = [(PlainRunnable(refuses(0, MemoryError, []), ROOF), PLAIN)]
     with pytest.raises(TransientError, match=words):
         run_members(members, raw_strip(np.ones((1, 4, 40), np.float32)), range(0, 40, 4), **settings)
@@ -259,11 +259,11 @@ def test_input_that_members_share_is_cut_once() -> None:
         seen.append(tiles.data_ptr())
         return tiles
 
-    class Watching(torch.nn.Module):
+    class RecordInferenceMode(torch.nn.Module):
         def forward(self, tiles: Tensor) -> Tensor:
             return spy(tiles)
 
-    members = [(PlainRunnable(Watching(), ROOF), PLAIN)] * 3
+    members = [(PlainRunnable(RecordInferenceMode(), ROOF), PLAIN)] * 3
     run_members(members, raw_strip(np.ones((1, 4, 4), np.float32)), [0], batch_size=1)
     assert len(seen) == 3
     assert len(set(seen)) == 1

@@ -45,7 +45,7 @@ def scene(make_scene: MakeScene) -> Path:
     return make_scene(name="town.tif", descriptions=RGB, height=300, width=280)
 
 
-class Watched(LoadedPredictor):
+class RecordingPredictor(LoadedPredictor):
     """Keeps the tiles that it is tried on."""
 
     tried: Tensor
@@ -57,7 +57,7 @@ class Watched(LoadedPredictor):
 
 def tried_on(scene: Path, model: Path, tile_size: int = 64) -> Tensor:
     """The tiles on which a model proves its precision."""
-    predictor = Watched(predictors.open_model(model), device="cpu", precision="auto")
+    predictor = RecordingPredictor(predictors.open_model(model), device="cpu", precision="auto")
     _choose(scene, predictor, tile_size)
     return predictor.tried
 
@@ -125,7 +125,7 @@ def test_a_plain_function_runs_as_it_is(make_scene: MakeScene) -> None:
 
 
 @pytest.mark.parametrize(("write", "precision"), [(write_gentle_checkpoint, "bfloat16"), (write_checkpoint, "float32")])
-def test_the_report_says_what_was_chosen_and_why(
+def test_the_report_records_the_choice_and_its_reason(
     scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, write: Callable[[Path], Path], precision: str
 ) -> None:
     predictor = load_predictor(write(tmp_path / "m.safetensors"), "cpu")
@@ -141,8 +141,8 @@ def test_the_report_says_what_was_chosen_and_why(
         == bool(report.statistics.precision_note)
         == stepped_back
     )
-    told = [record.getMessage() for record in caplog.records]
-    assert told == ([f"{scene}: {report.statistics.precision_note}"] if stepped_back else [])
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ([f"{scene}: {report.statistics.precision_note}"] if stepped_back else [])
 
 
 def test_a_scene_that_stepped_back_is_that_of_float32(scene: Path, tmp_path: Path) -> None:
@@ -158,17 +158,17 @@ def test_a_scene_that_stepped_back_is_that_of_float32(scene: Path, tmp_path: Pat
 
 def test_a_named_precision_is_used_whatever_it_changes(scene: Path, tmp_path: Path) -> None:
     predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors"), "cpu", precision="bfloat16")
-    proof = _choose(scene, predictor)
-    assert (proof.precision, proof.note) == ("bfloat16", "")
-    assert proof.change > 0.01
+    check = _choose(scene, predictor)
+    assert (check.precision, check.note) == ("bfloat16", "")
+    assert check.change > 0.01
 
 
 def test_one_member_that_steps_back_takes_all_along(scene: Path, tmp_path: Path) -> None:
     gentle = load_predictor(write_gentle_checkpoint(tmp_path / "a.safetensors"), "cpu")
     strong = load_predictor(write_checkpoint(tmp_path / "b.safetensors"), "cpu")
     assert _choose(scene, EnsemblePredictor([gentle, gentle])).precision == "bfloat16"
-    proof = _choose(scene, EnsemblePredictor([gentle, strong]))
-    assert (proof.precision, bool(proof.note)) == ("float32", True)
+    check = _choose(scene, EnsemblePredictor([gentle, strong]))
+    assert (check.precision, bool(check.note)) == ("float32", True)
 
 
 # Everybody runs in it

@@ -15,7 +15,7 @@ from pipeline.scene.describe import describe_scene
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (3, 1), (2, 3)])
-def test_a_glance_is_every_nth_pixel_whatever_the_regions(
+def test_a_quicklook_is_every_nth_pixel_for_any_regions(
     make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch, rows: int, cols: int
 ) -> None:
     monkeypatch.setattr(quicklook, "SCREEN", 40)

@@ -27,12 +27,14 @@ def needed(axis: Axis, start: int, stop: int, *, core_only: bool) -> int:
     return sum(first < stop and last > start for first, last in axis.reach(core_only=core_only))
 
 
-def parts_within(axis: Axis, most: int, *, core_only: bool) -> int:
+def parts_within(axis: Axis, max_tiles: int, *, core_only: bool) -> int:
     """The fewest parts of an axis none of which needs more than so many tiles: each is as long as it may be."""
     start, parts = 0, 0
     while start < axis.length:
         lengths = range(1, axis.length - start + 1)
-        longest = max((n for n in lengths if needed(axis, start, start + n, core_only=core_only) <= most), default=0)
+        longest = max(
+            (n for n in lengths if needed(axis, start, start + n, core_only=core_only) <= max_tiles), default=0
+        )
         if not longest:
             return axis.length + 1
         start, parts = start + longest, parts + 1
@@ -50,7 +52,9 @@ def test_no_cut_has_a_less_busy_region(
     ends = [(region.core.row_off, region.core.row_off + region.core.height) for region in regions]
     busiest = max(needed(plan.rows, *each, core_only=core_only) for each in ends)
     best = next(
-        most for most in range(1, length + 2) if parts_within(plan.rows, most, core_only=core_only) <= len(regions)
+        max_tiles
+        for max_tiles in range(1, length + 2)
+        if parts_within(plan.rows, max_tiles, core_only=core_only) <= len(regions)
     )
     assert busiest == best
 

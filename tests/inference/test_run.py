@@ -35,13 +35,13 @@ def test_buffers_of_a_region_fit_the_budget(
     card = ModelCard(bands=("red",), classes=tuple(f"class {k}" for k in range(classes)))
     plan = plan_tiles((100_000, 100_000), Tiling(tile_size=tile, overlap=tile // 8))
     width = max_region_columns(scene, plan, card, MosaicSpec(dtype=stored))
-    least = 512 * 3 * bands * np.dtype(dtype).itemsize + classes * 4 * (tile + tile // 8)
+    row_bytes = 512 * 3 * bands * np.dtype(dtype).itemsize + classes * 4 * (tile + tile // 8)
     assert width >= tile
-    assert width == tile or width * least < REGION_BYTES
+    assert width == tile or width * row_bytes < REGION_BYTES
     assert width > 10_980 or (bands, classes) != (1, 1), "common scenes are not cut without need"
 
 
-def test_a_strip_of_one_tile_that_fits_nowhere_says_what_to_set(
+def test_a_strip_of_one_tile_that_does_not_fit_names_the_setting(
     make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:

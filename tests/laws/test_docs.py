@@ -58,7 +58,7 @@ def test_settings_files_begin_with_the_command_that_runs_them(file: Path) -> Non
     assert f"configs/{file.name}" in header
 
 
-def test_every_comment_of_the_settings_file_stands_beside_a_key() -> None:
+def test_every_comment_of_the_settings_file_is_next_to_a_key() -> None:
     body = SEGMENT_FILE.read_text(encoding="utf-8").split("\n\n", maxsplit=1)[1]
     bare = [line for line in body.splitlines() if re.match(r"\s*\w+:.*\S", line) and "#" not in line]
     assert bare == []
@@ -98,7 +98,7 @@ def test_python_in_documents_compiles_and_imports_what_exists(document: Path) ->
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, **IDS)
-def test_worked_examples_print_what_they_say(document: Path) -> None:
+def test_worked_examples_print_the_documented_output(document: Path) -> None:
     scope: dict[str, object] = {}
     for number, snippet in enumerate(s for s in snippets(document, "python") if ">>>" in s):
         example = doctest.DocTestParser().get_doctest(snippet, scope, f"{document.name}[{number}]", str(document), 0)
@@ -138,7 +138,7 @@ def test_no_document_names_the_address_of_a_package_index(path: Path) -> None:
 
 
 @pytest.mark.parametrize("record", DECISIONS, **IDS)
-def test_a_decision_says_context_decision_consequences_and_alternatives(record: Path) -> None:
+def test_a_decision_has_context_decision_consequences_and_alternatives(record: Path) -> None:
     text = record.read_text(encoding="utf-8")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences", "Alternatives"]
     assert text.startswith(f"# {record.name[:4]} ")

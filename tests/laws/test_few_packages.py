@@ -83,7 +83,7 @@ def test_peer_methods_import_in_the_environment_of_the_peers() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_room_that_needs_another_package_is_named() -> None:
+def test_a_module_that_needs_another_package_is_named() -> None:
     done = run_there(EACH_APART, "device", "polygons")
     assert done.returncode != 0
     assert done.stderr.endswith("benchmarks.polygons\n")

@@ -31,7 +31,7 @@ class Case:
         self.model = write_checkpoint(folder / "model.safetensors")
         self.scenes = [write_scene(folder / f"{name}.tif", seed) for seed, name in enumerate("ab")]
         calm = self.run("calm", count=True)
-        assert calm.code == 0, calm.said
+        assert calm.code == 0, calm.output
         self.events, self.calm = calm.events, contents(folder / "calm")
 
     def command(self, out: str, *given: object) -> tuple[object, ...]:
@@ -43,11 +43,11 @@ class Case:
     def killed_and_run_again(self, out: str, kill: Kill) -> set[str]:
         """Kill a run, run again, and say what was not done twice."""
         killed = self.run(out, kill=kill)
-        assert killed.code in (0, -9, -14), (kill, killed.said)
+        assert killed.code in (0, -9, -14), (kill, killed.output)
         if (self.folder / out / "run.json").exists():
             json.loads((self.folder / out / "run.json").read_bytes())
         again = self.run(out)
-        assert again.code == 0, (kill, again.said)
+        assert again.code == 0, (kill, again.output)
         assert contents(self.folder / out) == self.calm, kill
         found = reused(self.folder / out) if killed.code else set()
         shutil.rmtree(self.folder / out)
@@ -106,7 +106,7 @@ def spread(events: int, points: int) -> list[int]:
 
 
 @pytest.mark.parametrize("place", [0.4, 0.65, 0.9])
-def test_a_run_that_is_killed_goes_on_and_leaves_the_bytes_of_one_that_was_not(case: Case, place: float) -> None:
+def test_a_killed_run_resumes_and_writes_the_bytes_of_an_uninterrupted_one(case: Case, place: float) -> None:
     assert case.killed_and_run_again("out", Kill(event="disk", count=round(place * case.events["disk"])))
 
 
@@ -119,7 +119,7 @@ def test_a_kill_before_any_change_to_the_disk_loses_no_more_than_what_was_in_wor
 
 
 @pytest.mark.slow
-def test_a_kill_anywhere_in_our_code_or_in_a_library_leaves_nothing_torn(case: Case) -> None:
+def test_a_kill_anywhere_in_our_code_or_in_a_library_leaves_no_partial_file(case: Case) -> None:
     found: set[str] = set()
     for number, count in enumerate(spread(case.events["call"], 16)):
         later_us = DELAYS_US[number % len(DELAYS_US)]
@@ -142,9 +142,9 @@ def test_two_runs_at_once_share_the_work_and_lose_no_record(case: Case) -> None:
         ("segment", *case.scenes, own[number], lost[number], *case.command("both", *PATIENT)[3:]) for number in range(2)
     ]
     for outcome in case.killer.runs(commands):
-        assert outcome.code == 1, outcome.said
-        failed = [line for line in outcome.said.splitlines() if line.startswith("failed")]
-        assert len(failed) == 1, outcome.said  # the damaged one
+        assert outcome.code == 1, outcome.output
+        failed = [line for line in outcome.output.splitlines() if line.startswith("failed")]
+        assert len(failed) == 1, outcome.output  # the damaged one
     run = json.loads((out / "run.json").read_bytes())
     statuses = {scene["scene"]: scene["status"] for scene in run["scenes"]}
     assert statuses.keys() == {"a", "b", "own0", "own1", "torn0", "torn1"}
@@ -169,12 +169,12 @@ def test_two_runs_at_once_share_the_work_and_lose_no_record(case: Case) -> None:
 @pytest.mark.parametrize(
     "file_bytes", [20_000, pytest.param(2_000, marks=pytest.mark.slow), pytest.param(150_000, marks=pytest.mark.slow)]
 )
-def test_a_file_that_cannot_grow_stops_the_run_and_room_lets_it_go_on(case: Case, file_bytes: int) -> None:
+def test_a_file_that_cannot_grow_stops_the_run_and_free_space_lets_it_continue(case: Case, file_bytes: int) -> None:
     refused = case.killer.run(*case.command("small"), file_bytes=file_bytes)
-    assert refused.code == 1, refused.said
-    assert "disk" in refused.said
-    assert "Traceback" not in refused.said
-    check_only_whole_scenes(case, case.folder / "small")
+    assert refused.code == 1, refused.output
+    assert "disk" in refused.output
+    assert "Traceback" not in refused.output
+    check_only_complete_scenes(case, case.folder / "small")
     assert case.run("small").code == 0
     assert contents(case.folder / "small") == case.calm
     shutil.rmtree(case.folder / "small")
@@ -202,22 +202,22 @@ def small_disk(case: Case) -> Iterator[Callable[[int], Path]]:
 @pytest.mark.parametrize(
     "kib", [200, pytest.param(40, marks=pytest.mark.slow), pytest.param(700, marks=pytest.mark.slow)]
 )
-def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
+def test_a_full_disk_stops_the_run_and_free_space_lets_it_continue(
     case: Case, small_disk: Callable[[int], Path], kib: int
 ) -> None:
     out = small_disk(kib) / "out"
     refused = case.run(str(out))
-    assert refused.code == 1, refused.said
-    assert "disk" in refused.said
-    assert "Traceback" not in refused.said
-    check_only_whole_scenes(case, out)
+    assert refused.code == 1, refused.output
+    assert "disk" in refused.output
+    assert "Traceback" not in refused.output
+    check_only_complete_scenes(case, out)
     small_disk(64_000)
     again = case.run(str(out))
-    assert again.code == 0, again.said
+    assert again.code == 0, again.output
     assert contents(out) == case.calm
 
 
-def check_only_whole_scenes(case: Case, out: Path) -> None:
+def check_only_complete_scenes(case: Case, out: Path) -> None:
     left = contents(out)
     for name in case.calm:
         if name.endswith(("tif", "gpkg", "png")) and name in left:

@@ -69,9 +69,9 @@ class Cut:
 
 
 @st.composite
-def cut_scenes(draw: st.DrawFn, most: int = 48) -> tuple[tuple[int, int], Cut]:
+def cut_scenes(draw: st.DrawFn, longest: int = 48) -> tuple[tuple[int, int], Cut]:
     """A scene's shape, from 1 x 1 px, and a way of cutting it into at most about 8 x 8 tiles."""
-    tile = draw(st.integers(1, most))
+    tile = draw(st.integers(1, longest))
     step = draw(st.integers(max(1, tile // 4), tile))
     shape = draw(st.tuples(*[st.integers(1, max(2, 7 * step))] * 2))
     return shape, Cut(
@@ -179,7 +179,7 @@ def test_a_pointwise_model_gives_the_same_mosaic_for_every_tiling(
 
 @settings(max_examples=40)
 @given(cut_scenes(), st.integers(0, 2**32 - 1))
-def test_disagreeing_tiles_are_weighted_as_the_contract_says(drawn: tuple[tuple[int, int], Cut], seed: int) -> None:
+def test_disagreeing_tiles_are_weighted_by_the_contract(drawn: tuple[tuple[int, int], Cut], seed: int) -> None:
     """`mosaic[p] = sum(w * p) / sum(w)` against a direct sum in float64 over the plan."""
     shape, cut = drawn
     cut = replace(cut, rows=1, cols=1, batch_size=1)
@@ -323,7 +323,7 @@ def test_any_number_of_regions_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "plain module", "ensemble"])
-def test_a_real_network_gives_the_same_bytes_for_any_regions_threads_lanes_and_batches(
+def test_a_real_network_gives_the_same_bytes_for_any_regions_threads_workers_and_batches(
     tmp_path: Path, form: str
 ) -> None:
     predictor, card = model_in_form(tmp_path, form)
@@ -468,8 +468,8 @@ def test_memory_does_not_follow_the_height_of_a_scene(tmp_path: Path) -> None:
 @st.composite
 def areas(draw: st.DrawFn, shape: tuple[int, int]) -> shapely.Geometry:
     """One or two polygons in pixels, perhaps with a hole, that may reach past the scene."""
-    most = max(shape)
-    place = st.floats(-0.2 * most, 1.2 * most, allow_nan=False)
+    longest = max(shape)
+    place = st.floats(-0.2 * longest, 1.2 * longest, allow_nan=False)
     drawn = []
     for _ in range(draw(st.integers(1, 2))):
         points = draw(st.lists(st.tuples(place, place), min_size=3, max_size=6))
@@ -489,7 +489,7 @@ def ramps(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
 @settings(max_examples=20)
 @given(st.data())
 def test_inside_an_area_is_what_a_run_without_it_gives_and_outside_is_nodata(data: st.DataObject) -> None:
-    shape, cut = data.draw(cut_scenes(most=24))
+    shape, cut = data.draw(cut_scenes(longest=24))
     shown, dtype = data.draw(areas(shape)), data.draw(st.sampled_from(["uint8", "float32"]))
     with folder() as place:
         path = write_scene(place / "scene.tif", np.random.default_rng(0).random((1, *shape), np.float32))

@@ -261,7 +261,7 @@ def test_every_package_has_a_place_in_the_order():
     assert sorted(packages ^ set(ORDER)) == []
 
 
-def test_every_package_says_what_it_is_for_and_defines_nothing():
+def test_every_package_has_a_docstring_and_defines_nothing():
     """A face has a docstring and at most 30 lines; its names are in the stub beside it."""
     for path in sorted((ROOT / "pipeline").rglob("__init__.py")):
         text = path.read_text(encoding="utf-8")

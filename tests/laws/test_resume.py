@@ -70,7 +70,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, scene: Path, predictor: LoadedPredi
 
 def stop_in(
     monkeypatch: pytest.MonkeyPatch,
-    room: object,
+    module: object,
     function: str,
     scene: Path,
     predictor: LoadedPredictor,
@@ -83,7 +83,7 @@ def stop_in(
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, function, stop)
+        patch.setattr(module, function, stop)
         with pytest.raises(Stop):
             segment_scene(scene, out, predictor=predictor, spec=spec_of(*overrides))
     return out / ".town.partial"
@@ -124,24 +124,24 @@ def test_regions_that_are_done_are_not_run_again(
         stop_in(monkeypatch, segment, "record_inference", scene, predictor, tmp_path / "out")
     else:
         stop_after_regions(monkeypatch, scene, predictor, tmp_path / "out", regions)
-    told: list[tuple[str, int, int]] = []
+    updates: list[tuple[str, int, int]] = []
     monkeypatch.setattr(LocalExecutor, "check_precision", never)
     if regions == 4:
         monkeypatch.setattr("pipeline.inference.region.run._RegionRun", never)
     again = segment_scene(
-        scene, tmp_path / "out", predictor=predictor, spec=spec_of(), watch=lambda *step: told.append(step)
+        scene, tmp_path / "out", predictor=predictor, spec=spec_of(), watch=lambda *step: updates.append(step)
     )
     assert again.statistics.reused == [f"{regions} of 4 regions"]
     assert calm.statistics.reused == []
     assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
     assert os.listdir(tmp_path / "out") == ["town"]
-    pixels = [done for stage, done, _ in told if stage == "infer"]
+    pixels = [done for stage, done, _ in updates if stage == "infer"]
     assert pixels == sorted(pixels)
     assert not pixels or pixels[0] > 200 * 70 * (regions - 0.5) / 4
     assert not pixels or pixels[-1] == 200 * 70
 
 
-def test_the_plan_of_regions_is_kept_whoever_goes_on(
+def test_the_plan_of_regions_is_kept_by_every_resumed_run(
     scene: Path, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=spec_of())
@@ -171,24 +171,24 @@ def test_a_change_undoes_the_stages_that_it_concerns_and_no_others(
     assert os.listdir(tmp_path / "out") == ["town"]
 
 
-def test_another_model_or_scene_begins_anew(
+def test_another_model_or_scene_restarts(
     stopped: Path, scene: Path, predictor: LoadedPredictor, tmp_path: Path
 ) -> None:
     os.utime(scene, ns=(0, 0))
     assert segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of()).statistics.reused == []
 
 
-def test_a_fault_of_the_world_keeps_what_is_done_and_one_of_the_data_does_not(
+def test_a_transient_error_keeps_finished_work_and_a_data_error_does_not(
     scene: Path, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for fault, kept in ((TransientError("full"), True), (DamagedSceneError("torn"), False)):
+    for error_raised, kept in ((TransientError("full"), True), (DamagedSceneError("torn"), False)):
 
-        def fail(*_: object, error: Exception = fault, **__: object) -> None:
+        def fail(*_: object, error: Exception = error_raised, **__: object) -> None:
             raise error
 
         with monkeypatch.context() as patch:
             patch.setattr(segment, "vectorize_mosaic", fail)
-            with pytest.raises(type(fault)):
+            with pytest.raises(type(error_raised)):
                 segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
         assert (tmp_path / "out" / ".town.partial").exists() == kept
 
@@ -205,7 +205,7 @@ DAMAGES = ("a bit flipped", "cut short", "gone")
 
 
 @pytest.mark.parametrize("stage", ["regions", "report"])
-def test_a_torn_file_is_never_believed(
+def test_a_partial_file_is_never_accepted(
     scene: Path, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=spec_of())
@@ -225,7 +225,7 @@ def test_a_torn_file_is_never_believed(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_record_vouches_only_for_what_it_saw(tmp_path: Path, damage: str) -> None:
+def test_a_record_verifies_only_the_files_it_was_made_for(tmp_path: Path, damage: str) -> None:
     """The files of a stage, and the record itself, whatever byte of it."""
     stages = StageRecords(tmp_path)
     (tmp_path / "a").write_bytes(b"content")
@@ -308,7 +308,7 @@ def test_a_disk_without_hard_links_gets_copies(
     assert again.statistics.reused == ["mosaic", "mask", "preview"]
 
 
-def test_the_former_result_is_never_written_to_through_a_link(
+def test_the_previous_result_is_never_written_to_through_a_link(
     scene: Path, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two runs are stopped: one that shares the mask of the finished result, then one that decides another mask."""
@@ -355,7 +355,7 @@ def test_a_scene_that_is_replaced_while_it_is_read_makes_no_mosaic(
         assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
 
 
-def test_a_run_describes_a_scene_anew_that_was_replaced_and_makes_its_result(
+def test_a_run_describes_a_replaced_scene_again_and_makes_its_result(
     make_scene: MakeScene, scene: Path, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add, others = segment.RegionRecords.add, [make_scene(name="other.tif", height=120, width=90, tiled=16)]
@@ -374,7 +374,7 @@ def test_a_run_describes_a_scene_anew_that_was_replaced_and_makes_its_result(
     assert {name: contents(tmp_path / "out" / "town")[name] for name in calm} == calm
 
 
-def test_damage_met_in_a_file_that_is_just_being_replaced_is_no_fault_of_the_data(
+def test_damage_in_a_file_that_is_being_replaced_is_no_data_error(
     scene: Path, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -445,7 +445,7 @@ def test_it_is_foreseen_what_will_not_be_done_again(
 # Reports
 
 
-def test_a_report_tells_what_its_files_are_known_by(scene: Path, predictor: LoadedPredictor, tmp_path: Path) -> None:
+def test_a_report_holds_the_checksums_of_its_files(scene: Path, predictor: LoadedPredictor, tmp_path: Path) -> None:
     report = segment_scene(scene, tmp_path, predictor=predictor, spec=spec_of())
     assert report.outputs.digests == {name: sha256_file(tmp_path / "town" / name) for name in OUTPUTS.values()}
     stored = SceneReport.from_json(json.loads((tmp_path / "town" / "report.json").read_text()))

@@ -109,10 +109,10 @@ def test_an_api_page_lists_what_the_package_exports(site: Path, page: Path) -> N
 
 @pytest.mark.slow
 def test_a_broken_link_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planted = tmp_path / "docs"
-    shutil.copytree(DOCS, planted)
-    (planted / "index.md").write_text("[nowhere](guide/nowhere.md)\n", encoding="utf-8")
-    monkeypatch.setattr(sys.modules[__name__], "DOCS", planted)
+    folder = tmp_path / "docs"
+    shutil.copytree(DOCS, folder)
+    (folder / "index.md").write_text("[nowhere](guide/nowhere.md)\n", encoding="utf-8")
+    monkeypatch.setattr(sys.modules[__name__], "DOCS", folder)
     root = tmp_path / "checkout"
     root.mkdir()
     assert build(root).returncode != 0

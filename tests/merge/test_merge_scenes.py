@@ -124,7 +124,7 @@ class Look:
 
 
 @st.composite
-def grounds(draw: st.DrawFn) -> tuple[NDArray[np.uint8], list[Look]]:
+def observed_masks(draw: st.DrawFn) -> tuple[NDArray[np.uint8], list[Look]]:
     """A true mask of blobs, and scenes that saw windows of it, each with nodata of its own."""
     height, width = draw(st.integers(4, 24)), draw(st.integers(4, 24))
     seed = draw(st.integers(0, 2**32 - 1))
@@ -171,21 +171,21 @@ def shapes_of(table: geopandas.GeoDataFrame) -> set[tuple[str, int, bytes]]:
 RULES = {"priority": st.sampled_from(["newest", "oldest", "finest"]), "margin_px": st.sampled_from([0.0, 2.0])}
 
 
-@given(ground=grounds(), rule=st.fixed_dictionaries(RULES))
+@given(truth=observed_masks(), rule=st.fixed_dictionaries(RULES))
 @settings(max_examples=25)
 def test_scenes_that_agree_give_the_polygons_of_one_scene_that_covers_all(
-    ground: tuple[NDArray[np.uint8], list[Look]], rule: dict[str, object]
+    truth: tuple[NDArray[np.uint8], list[Look]], rule: dict[str, object]
 ):
-    check_agreeing(*ground, **rule)
+    check_agreeing(*truth, **rule)
 
 
 @pytest.mark.slow
-@given(ground=grounds(), rule=st.fixed_dictionaries(RULES))
+@given(truth=observed_masks(), rule=st.fixed_dictionaries(RULES))
 @settings(max_examples=100)
 def test_many_scenes_that_agree_give_the_polygons_of_one_scene_that_covers_all(
-    ground: tuple[NDArray[np.uint8], list[Look]], rule: dict[str, object]
+    truth: tuple[NDArray[np.uint8], list[Look]], rule: dict[str, object]
 ):
-    check_agreeing(*ground, **rule)
+    check_agreeing(*truth, **rule)
 
 
 def check_agreeing(truth: NDArray[np.uint8], looks: Sequence[Look], **rule: object) -> None:
@@ -223,7 +223,7 @@ def test_scenes_on_lattices_of_their_own_make_valid_polygons_of_true_size(seed: 
 
 @given(seeds=st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=4), order=st.randoms(use_true_random=False))
 @settings(max_examples=6)
-def test_scenes_that_contradict_each_other_show_nothing_twice_in_any_order(seeds: list[int], order: random.Random):
+def test_conflicting_scenes_give_no_duplicates_in_any_order(seeds: list[int], order: random.Random):
     masks = [np.random.default_rng(seed).integers(0, 3, (8, 9)).repeat(2, 0).repeat(2, 1) for seed in seeds]
     with a_folder() as folder:
         scenes = [
@@ -264,7 +264,7 @@ def roof(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (20, 20), v
     return mask
 
 
-def said(table: geopandas.GeoDataFrame) -> list[tuple[str, int, int]]:
+def summary(table: geopandas.GeoDataFrame) -> list[tuple[str, int, int]]:
     """Scene, pixels and pieces of each polygon."""
     return sorted(zip(table.scene, table.pixel_count, table.pieces, strict=True))
 
@@ -305,7 +305,7 @@ def two(
         (roof((5, 5, 6, 2), (5, 8, 6, 3)), roof((5, 5, 6, 6)), 0, {}, [("new", 36, 1)]),
     ],
 )
-def test_the_rule(
+def test_the_selection_rule(
     old: NDArray[np.uint8],
     new: NDArray[np.uint8],
     col: int,
@@ -314,25 +314,25 @@ def test_the_rule(
     tmp_path: Path,
 ):
     scenes = two(tmp_path, old, new, col=col)
-    assert said(merged(scenes, **{"margin_px": 1.0, **rule})) == expected
+    assert summary(merged(scenes, **{"margin_px": 1.0, **rule})) == expected
 
 
-def test_a_model_that_does_not_look_for_a_class_says_nothing_about_it(tmp_path: Path):
+def test_a_model_without_a_class_does_not_contradict_it(tmp_path: Path):
     scenes = two(tmp_path, roof((5, 5, 6, 6)), roof(), classes=["road"])
-    assert said(merged(scenes, margin_px=1.0)) == [("old", 36, 1)]
+    assert summary(merged(scenes, margin_px=1.0)) == [("old", 36, 1)]
 
 
-def test_what_one_scene_could_not_see_another_shows(tmp_path: Path):
+def test_nodata_of_one_scene_is_covered_by_another(tmp_path: Path):
     clouded = roof((5, 5, 6, 6))
     clouded[8:, :] = NODATA
     found = merged(two(tmp_path, roof((5, 5, 6, 6), (14, 5, 3, 3)), clouded), margin_px=0.0)
-    assert said(found) == [("old", 9, 1), ("old", 36, 1)]
+    assert summary(found) == [("old", 9, 1), ("old", 36, 1)]
 
 
-def test_a_scene_farther_from_the_end_of_its_data_stands_for_one_that_is_near(tmp_path: Path):
+def test_a_scene_farther_from_the_edge_of_its_data_takes_priority(tmp_path: Path):
     scenes = two(tmp_path, roof((8, 12, 3, 3)), roof((8, 1, 3, 4)), col=10)
-    assert said(merged(scenes, margin_px=4.0)) == [("old", 9, 1)]
-    assert said(merged(scenes, margin_px=0.0)) == [("new", 12, 1)]
+    assert summary(merged(scenes, margin_px=4.0)) == [("old", 9, 1)]
+    assert summary(merged(scenes, margin_px=0.0)) == [("new", 12, 1)]
 
 
 def test_a_joined_polygon_has_the_means_of_its_pieces_by_pixels(tmp_path: Path):
@@ -357,11 +357,11 @@ def test_scenes_of_two_zones_become_one_file_in_degrees_without_a_tear(tmp_path:
     places = [shapely.box(lon, 50.0, lon + 1e-3, 50.0006) for lon in (11.99, 11.9996, 12.009)]
     scenes = []
     for zone, crs in enumerate(("EPSG:32632", "EPSG:32633")):
-        on_ground = geopandas.GeoSeries(places, crs=4326).to_crs(crs)
-        left, bottom, right, top = on_ground.total_bounds
+        projected = geopandas.GeoSeries(places, crs=4326).to_crs(crs)
+        left, bottom, right, top = projected.total_bounds
         origin = Affine(2, 0, left - 200, 0, -2, top + 200)
         shape = (int((top - bottom + 400) / 2), int((right - left + 400) / 2))
-        mask = rasterize([*on_ground], shape, transform=origin).astype(np.uint8)
+        mask = rasterize([*projected], shape, transform=origin).astype(np.uint8)
         scenes.append(
             write_result(tmp_path, mask, name=f"zone{zone}", date=f"202{zone}-01-01T00:00:00Z", crs=crs, origin=origin)
         )
@@ -407,7 +407,7 @@ def segmented(out: Path, make_scene: MakeScene, pixels: NDArray[np.uint8], *, na
     segment_scene(scene, out, predictor=lambda tiles: tiles / 251, card=TOWN, spec=SMALL)
 
 
-def test_a_town_cut_into_overlapping_scenes_comes_out_as_if_it_were_one(
+def test_a_town_split_into_overlapping_scenes_merges_to_one(
     town: NDArray[np.uint8], make_scene: MakeScene, tmp_path: Path
 ):
     seen = np.zeros_like(town)
@@ -499,7 +499,7 @@ def test_another_kind_of_file_replaces_the_previous_one(sheets: Path):
     assert {*stored.columns} == {*table.columns, "geom"} - {"geometry"}
 
 
-def test_scenes_that_are_not_whole_are_left_out(sheets: Path):
+def test_incomplete_scenes_are_skipped(sheets: Path):
     (sheets / "left" / "mask.tif").unlink()
     (sheets / "notes").mkdir()
     report = merge_scenes(sheets, MergeSpec())
@@ -530,7 +530,7 @@ def test_two_processes_do_not_merge_the_same_folder(sheets: Path):
             merge_scenes(sheets, MergeSpec())
 
 
-def test_settings_that_make_no_sense_are_refused(sheets: Path):
+def test_invalid_settings_are_refused(sheets: Path):
     for wrong in ({"min_overlap": 0.0}, {"min_overlap": 1.5}, {"margin_px": -1.0}, {"margin_px": float("nan")}):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             MergeSpec(**wrong)
@@ -539,7 +539,7 @@ def test_settings_that_make_no_sense_are_refused(sheets: Path):
 
 
 @given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.1, 0.5, 0.9]))
-def test_an_extent_says_of_each_polygon_what_the_whole_area_says(seed: int, share: float):
+def test_an_extent_decides_each_polygon_like_the_whole_area(seed: int, share: float):
     generator = np.random.default_rng(seed)
     seen = generator.random((12, 14)) < share
     area = shapely.union_all([shapely.box(col, row, col + 1, row + 1) for row, col in np.argwhere(seen)])
@@ -563,11 +563,11 @@ def test_every_dropped_polygon_has_a_kept_one_and_no_two_kept_ones_match(
 ):
     rows = np.array(edges, np.int64).reshape(-1, 2)
     none = np.empty(0, np.int64)
-    left_out = {*select_polygons(rows, np.empty((0, 2), np.int64), none).dropped.tolist()}
-    assert all(left_out & {*edge} for edge in edges)
-    assert all(any({one} < {*edge} and len({*edge} - left_out) == 1 for edge in edges) for one in left_out)
+    dropped = {*select_polygons(rows, np.empty((0, 2), np.int64), none).dropped.tolist()}
+    assert all(dropped & {*edge} for edge in edges)
+    assert all(any({one} < {*edge} and len({*edge} - dropped) == 1 for edge in edges) for one in dropped)
     shuffled = np.array(order.sample(edges, len(edges)), np.int64).reshape(-1, 2)
-    assert left_out == {*select_polygons(shuffled, np.empty((0, 2), np.int64), none).dropped.tolist()}
+    assert dropped == {*select_polygons(shuffled, np.empty((0, 2), np.int64), none).dropped.tolist()}
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30))))

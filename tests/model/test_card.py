@@ -82,7 +82,7 @@ def test_the_named_normalizations_are_the_affine_maps_they_claim() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"bands": ()}, "bands must hold at least one"),
         ({"bands": ("red", "red", "blue")}, "none twice"),
@@ -113,13 +113,13 @@ def test_the_named_normalizations_are_the_affine_maps_they_claim() -> None:
         ({"training": {"iou": float("nan")}}, "training must hold JSON values"),
     ],
 )
-def test_a_card_that_breaks_a_rule_says_which(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ModelError, match=said.replace("(", r"\(")):
+def test_an_invalid_card_names_the_violated_rule(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message.replace("(", r"\(")):
         make_card(**changes)
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"gain": (0.0,)}, "must not be 0"),
         ({"gain": (1.0,), "bias": (1.0, 2.0)}, "same bands"),
@@ -128,8 +128,8 @@ def test_a_card_that_breaks_a_rule_says_which(changes: dict[str, Any], said: str
         ({"gain": (float("inf"),)}, "finite number"),
     ],
 )
-def test_a_normalization_that_breaks_a_rule_says_which(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ModelError, match=said):
+def test_an_invalid_normalization_names_the_violated_rule(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         Normalization(**fields)
 
 
@@ -141,7 +141,7 @@ def test_a_flat_band_cannot_be_standardised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("weights", "not JSON"),
         ("[]", "must be a JSON object"),
@@ -151,8 +151,8 @@ def test_a_flat_band_cannot_be_standardised() -> None:
         (json.dumps(asdict(make_card()) | {"normalization": 3}), "normalization of the model card must be"),
     ],
 )
-def test_foreign_json_is_refused_with_the_reason(text: str, said: str) -> None:
-    with pytest.raises(ModelError, match=said):
+def test_foreign_json_is_refused_with_the_reason(text: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         ModelCard.from_json(text)
 
 

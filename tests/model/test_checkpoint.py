@@ -100,9 +100,9 @@ def test_every_network_comes_back_as_it_was_saved(tmp_path: Path, shape: Shape) 
 
 
 def test_an_architecture_from_before_a_setting_existed_still_loads(tmp_path: Path, saved: Path) -> None:
-    former = {"name": "unet", "bands": 3, "classes": 1, "depth": 2, "base_channels": 8, "norm": "batch",
+    old_architecture = {"name": "unet", "bands": 3, "classes": 1, "depth": 2, "base_channels": 8, "norm": "batch",
               "dropout": 0.0, "padding": "same", "upsampling": "transposed"}  # fmt: skip
-    old = rewrite(saved, tmp_path / "old.safetensors", architecture=json.dumps(former))
+    old = rewrite(saved, tmp_path / "old.safetensors", architecture=json.dumps(old_architecture))
     assert load_checkpoint(old).network.spec == SPEC
 
 
@@ -216,8 +216,8 @@ def test_foreign_and_unfit_files_are_refused_with_the_reason(tmp_path: Path, sav
         rewrite(saved, tmp_path / "i", {k: v for k, v in weights.items() if k != "head.bias"}): "head.bias is missing",
         rewrite(saved, tmp_path / "j", {**weights, "head.bias": torch.tensor([torch.nan])}): "NaN",
     }
-    for path, said in cases.items():
-        with pytest.raises(ModelError, match=said):
+    for path, message in cases.items():
+        with pytest.raises(ModelError, match=message):
             load_checkpoint(path)
 
 

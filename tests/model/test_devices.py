@@ -128,7 +128,7 @@ def test_a_model_that_others_run_holds_no_weights_here(model: Path) -> None:
     assert isinstance(load_run_models([model, model], TWO), EnsemblePredictor)
 
 
-def test_a_device_that_nobody_has_is_refused_though_others_would_run_it(model: Path) -> None:
+def test_a_device_without_a_worker_is_refused_though_others_could_run(model: Path) -> None:
     spec = replace(TWO, inference=InferenceSpec(device="abacus"), distribute=DistributeSpec(scheduler="tcp://a:1"))
     with pytest.raises(SettingsError, match="'abacus' is no device"):
         load_run_models([model], spec)
@@ -182,7 +182,7 @@ def test_workers_that_cannot_be_are_refused(
 
 
 def test_dask_cuda_starts_a_process_per_device(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+    options_used: dict[str, Any] = {}
 
     class Cluster:
         """Stands for dask-cuda's own."""
@@ -190,19 +190,23 @@ def test_dask_cuda_starts_a_process_per_device(two_gpus: None, monkeypatch: pyte
         scheduler_address = "tcp://127.0.0.1:7"
 
         def __init__(self, **options: Any) -> None:
-            asked.update(options)
+            options_used.update(options)
 
         def __enter__(self) -> None: ...
 
         def __exit__(self, *_: object) -> None:
-            asked["closed"] = True
+            options_used["closed"] = True
 
     monkeypatch.setitem(sys.modules, "dask_cuda", SimpleNamespace(LocalCUDACluster=Cluster))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     spec = replace(TWO, inference=InferenceSpec(device="cuda:all"), distribute=DistributeSpec(dask_cuda=True))
     with on_devices(spec) as running:
         assert (running.inference.device, running.distribute.scheduler) == ("cuda", "tcp://127.0.0.1:7")
-    assert (asked["CUDA_VISIBLE_DEVICES"], asked["resources"], asked["closed"]) == (["4", "6"], {"device": 1}, True)
+    assert (options_used["CUDA_VISIBLE_DEVICES"], options_used["resources"], options_used["closed"]) == (
+        ["4", "6"],
+        {"device": 1},
+        True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +227,7 @@ def test_the_threads_of_the_machine_are_divided_among_the_processes(two: tuple[S
 
 
 @pytest.mark.slow
-def test_two_devices_give_the_bytes_of_one_though_a_process_is_killed_meanwhile(
+def test_two_devices_give_the_bytes_of_one_though_a_process_is_killed(
     two: tuple[SegmentSpec, Client], make_scene: MakeScene, tmp_path: Path, model: Path
 ) -> None:
     spec, client = two
@@ -245,7 +249,7 @@ def test_two_devices_give_the_bytes_of_one_though_a_process_is_killed_meanwhile(
 
 
 @pytest.mark.slow
-def test_workers_end_at_once_though_they_are_at_work() -> None:
+def test_workers_end_at_once_though_they_are_busy() -> None:
     """Without help, dask waits 4 s for a thread that nothing can interrupt."""
     with on_devices(TWO) as running, cluster(running.distribute) as client:
         assert client is not None

@@ -161,10 +161,10 @@ class Recorder:
     """A model that notes what it is made ready for."""
 
     def __init__(self) -> None:
-        self.card, self.device, self.lock, self.asked = CARD, torch.device("cpu"), None, []  # type: ignore[var-annotated]
+        self.card, self.device, self.lock, self.optimized_for = CARD, torch.device("cpu"), None, []  # type: ignore[var-annotated]
 
     def runnable(self, work: BatchShape) -> Any:
-        self.asked.append(work)
+        self.optimized_for.append(work)
         ready: Any = Constant(0.5)
         ready.dtype, ready.layout, ready.device = torch.float32, torch.contiguous_format, self.device
         return ready
@@ -186,12 +186,12 @@ def test_a_model_is_made_ready_for_the_shapes_and_passes_that_follow(
     model: Any = Recorder()
     TTAPredictor(model, augment).runnable(BatchShape(precision="float32", batches=10, shape=shape, deterministic=True))
     passes = len(SYMMETRIES[augment])
-    assert model.asked == [
+    assert model.optimized_for == [
         BatchShape(precision="float32", batches=10 * passes, shape=each, deterministic=True) for each in shapes
     ]
 
 
-def test_identity_members_and_passes_tell_of_the_augmentation(model: LoadedPredictor) -> None:
+def test_identity_members_and_passes_include_the_augmentation(model: LoadedPredictor) -> None:
     found = with_tta(model, "flips")
     assert isinstance(found, LoadedModel)
     assert found.identity == f"{model.identity} augment-flips"

@@ -349,12 +349,12 @@ def test_facts_come_without_torch_and_without_the_weights(model: Path) -> None:
     assert run.stdout.split() == ["False"]
 
 
-def test_inspection_tells_what_it_is_and_whether_a_scene_fits(model: Path, make_scene: MakeScene) -> None:
+def test_inspection_shows_the_kind_and_whether_a_scene_fits(model: Path, make_scene: MakeScene) -> None:
     kind, facts = inspect_path(str(model), ReadingSpec())
-    told = dict(facts)
-    assert (kind, told["sha256"]) == ("checkpoint", describe_exported(model).sha256)
-    assert told["architecture"].endswith(f"operators, exported by torch {torch.__version__}")
-    assert told["receptive field"] == "unbounded"
+    shown = dict(facts)
+    assert (kind, shown["sha256"]) == ("checkpoint", describe_exported(model).sha256)
+    assert shown["architecture"].endswith(f"operators, exported by torch {torch.__version__}")
+    assert shown["receptive field"] == "unbounded"
     scene = make_scene(descriptions=CARD_KEYS["bands"])
     assert inspect_path(str(scene), ReadingSpec(), model=model)[1][-1] == ("fits model", "yes")
 
@@ -383,7 +383,7 @@ def test_a_card_is_json_or_yaml_and_names_no_receptive_field_it_does_not_know(tm
 
 
 @pytest.mark.parametrize(
-    ("content", "error", "said"),
+    ("content", "error", "expected_message"),
     [
         (None, SettingsError, "--card .* cannot be read: No such file"),
         ("[red, green]", ModelError, "a model card is a map of keys and values, not list"),
@@ -393,16 +393,16 @@ def test_a_card_is_json_or_yaml_and_names_no_receptive_field_it_does_not_know(tm
     ],
 )
 def test_a_card_file_that_is_none_is_refused(
-    tmp_path: Path, content: str | None, error: type[Exception], said: str
+    tmp_path: Path, content: str | None, error: type[Exception], expected_message: str
 ) -> None:
     if content is not None:
         (tmp_path / "card.yaml").write_text(content)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=expected_message):
         read_card(tmp_path / "card.yaml")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected_message"),
     [
         ({"bands": ["red"], "normalization": {}}, "takes 3 bands, and the card names 1: red"),
         ({"classes": ["roof"]}, "where its card .1 classes, margin 0, stride 4.* correct the card"),
@@ -419,18 +419,18 @@ def test_a_card_file_that_is_none_is_refused(
     ],
 )
 def test_a_card_that_does_not_fit_the_network_is_refused_before_anything_is_written(
-    exported: Path, tmp_path: Path, changes: Content, said: str | None
+    exported: Path, tmp_path: Path, changes: Content, expected_message: str | None
 ) -> None:
-    if said is None:
+    if expected_message is None:
         import_model(exported, card_file(tmp_path, **changes), tmp_path / "model.pt2")
         return
-    with pytest.raises(ModelError, match=said) as caught:
+    with pytest.raises(ModelError, match=expected_message) as caught:
         import_model(exported, card_file(tmp_path, **changes), tmp_path / "model.pt2")
     assert str(caught.value).startswith(str(exported))
     assert [path.name for path in tmp_path.iterdir()] == ["card.json"]
 
 
-def test_a_true_receptive_field_is_believed(tmp_path: Path) -> None:
+def test_a_true_receptive_field_is_accepted(tmp_path: Path) -> None:
     """4 x 4 stem, 7 x 7 convolution on its grid, bilinear interpolation: 4 * (1 + 6 + 2) px at most."""
     network = export(Foreign(whole=False), tmp_path / "e.pt2", dims=DIMS)
     facts = import_model(network, card_file(tmp_path, receptive_field=41), tmp_path / "model.pt2")
@@ -482,7 +482,7 @@ class Sparse(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("module", "changes", "said"),
+    ("module", "changes", "expected_message"),
     [
         (Softmax(), {"activation": "softmax"}, None),
         (Nan(), {}, "returns NaN or infinity"),
@@ -496,14 +496,14 @@ class Sparse(nn.Module):
     ],
 )
 def test_a_network_that_does_not_behave_is_refused_with_the_way_out(
-    tmp_path: Path, module: nn.Module, changes: Content, said: str | None
+    tmp_path: Path, module: nn.Module, changes: Content, expected_message: str | None
 ) -> None:
     card = card_file(tmp_path, stride=1, outputs="probabilities", **changes)
     source = export(module, tmp_path / "e.pt2", shape=(2, 3, 32, 32))
-    if said is None:
+    if expected_message is None:
         import_model(source, card, tmp_path / "model.pt2")
         return
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=expected_message):
         import_model(source, card, tmp_path / "model.pt2")
     assert not (tmp_path / "model.pt2").exists()
 
@@ -516,7 +516,7 @@ def test_an_export_in_training_mode_is_refused(tmp_path: Path, layer: nn.Module)
 
 
 @pytest.mark.parametrize(
-    ("shape", "dims", "changes", "said"),
+    ("shape", "dims", "changes", "expected_message"),
     [
         ((1, 3, 32, 48), None, {}, "tiles of 32 x 48 px only; export it with square tiles"),
         ((1, 3, 32, 32), None, {"tile_size": 64}, "tile_size is 64, and the export takes 32 px only"),
@@ -525,14 +525,14 @@ def test_an_export_in_training_mode_is_refused(tmp_path: Path, layer: nn.Module)
     ],
 )
 def test_sizes_of_card_and_export_must_agree(
-    tmp_path: Path, shape: tuple[int, ...], dims: Any, changes: Content, said: str | None
+    tmp_path: Path, shape: tuple[int, ...], dims: Any, changes: Content, expected_message: str | None
 ) -> None:
     source = export(nn.Conv2d(3, 2, 1), tmp_path / "e.pt2", shape=shape, dims=dims)
-    if said is None:
+    if expected_message is None:
         facts = import_model(source, card_file(tmp_path, **changes), tmp_path / "model.pt2")
         assert facts.sizes == "batch 1, height any to 40, width 32"
         return
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=expected_message):
         import_model(source, card_file(tmp_path, **changes), tmp_path / "model.pt2")
 
 
@@ -798,10 +798,11 @@ def test_members_that_share_bytes_are_refused(exported: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("size", "said"), [([{"as_int": 10**9}], "numbers are stored where shape"), ([{"as_int": -4}], "is no size")]
+    ("size", "expected_message"),
+    [([{"as_int": 10**9}], "numbers are stored where shape"), ([{"as_int": -4}], "is no size")],
 )
 def test_a_tensor_larger_than_its_bytes_is_refused(
-    exported: Path, tmp_path: Path, size: list[Mapping[str, int]], said: str
+    exported: Path, tmp_path: Path, size: list[Mapping[str, int]], expected_message: str
 ) -> None:
     def plant(members: dict[str, bytes]) -> None:
         config = "data/weights/model_weights_config.json"
@@ -809,7 +810,7 @@ def test_a_tensor_larger_than_its_bytes_is_refused(
         content["config"]["norm.bias"]["tensor_meta"]["sizes"] = size
         members[config] = json.dumps(content).encode()
 
-    with pytest.raises(ModelError, match=f"the tensor norm.bias cannot be read: .*{said}"):
+    with pytest.raises(ModelError, match=f"the tensor norm.bias cannot be read: .*{expected_message}"):
         import_model(rewrite(exported, tmp_path / "big.pt2", plant), card_file(tmp_path), tmp_path / "model.pt2")
 
 
@@ -852,7 +853,7 @@ def test_a_flipped_bit_is_noticed(model: Path, tmp_path: Path) -> None:
         load_exported(tmp_path / "flipped.pt2")
 
 
-def test_a_missing_file_and_one_without_a_card_say_what_to_do(exported: Path, tmp_path: Path) -> None:
+def test_a_missing_file_and_one_without_a_card_name_the_remedy(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is no such file"):
         load_predictor(tmp_path / "nowhere.pt2", "cpu")
     for read in (load_exported, describe_exported):
@@ -862,7 +863,7 @@ def test_a_missing_file_and_one_without_a_card_say_what_to_do(exported: Path, tm
             read(exported)
 
 
-def test_an_export_of_another_schema_says_how_to_export_again(exported: Path, tmp_path: Path) -> None:
+def test_an_export_of_another_schema_names_the_export_command(exported: Path, tmp_path: Path) -> None:
     def change(members: dict[str, bytes]) -> None:
         members[GRAPH] = members[GRAPH].replace(b'"major": 8', b'"major": 9')
 

@@ -73,17 +73,17 @@ def test_the_card_travels_in_the_metadata(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "tile_size", "said"),
+    ("change", "tile_size", "message"),
     [
         ({}, 33, r"--tile-size must be 0 modulo 4 and above 0 px for this network, not 33"),
         ({"tile_size": 64}, 32, r"--tile-size must be 64 px for this network, not 32"),
     ],
 )
 def test_a_tile_size_that_the_network_does_not_take_is_refused(
-    tmp_path: Path, change: dict[str, Any], tile_size: int, said: str
+    tmp_path: Path, change: dict[str, Any], tile_size: int, message: str
 ) -> None:
     path = write_checkpoint(tmp_path / "m.safetensors", **change)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         export_onnx(path, tmp_path / "m.onnx", tile_size=tile_size)
 
 
@@ -105,9 +105,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(
         export_onnx(write_checkpoint(tmp_path / "m.safetensors"), tmp_path / "m.onnx")
 
 
-def test_what_the_exporter_cannot_express_is_told_and_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unsupported_network_is_reported_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> None:
         raise torch.onnx.errors.OnnxExporterError("no translation\nfor this")
 

@@ -43,7 +43,7 @@ fused = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def _as_in_a_lane() -> Iterator[None]:
+def _one_torch_thread() -> Iterator[None]:
     with torch_num_threads(1):
         yield
 
@@ -144,7 +144,7 @@ def test_results_do_not_depend_on_the_number_of_threads(name: str, dtype: torch.
 
 
 @fused
-def test_a_form_that_says_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_form_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(HalvingMaxPool):
         def forward(self, features: Tensor) -> Tensor:
             return super().forward(features) + 1
@@ -181,7 +181,7 @@ def test_halving_by_maxima_is_max_pooling(kind: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if isinstance(shape, UNetSpec)])
-def test_a_decoder_without_joins_says_the_same_but_for_rounding(name: str) -> None:
+def test_a_decoder_without_concatenation_gives_the_same_up_to_rounding(name: str) -> None:
     network, pixels = folded(SHAPES[name]), pixels_for(SHAPES[name])
     with torch.inference_mode():
         expected = network(pixels)
@@ -237,12 +237,12 @@ def test_a_compiled_network_is_compiled_once(tmp_path: Path, monkeypatch: pytest
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
 
 
-@pytest.mark.parametrize("fault", ["fails", "differs"])
+@pytest.mark.parametrize("failure", ["fails", "differs"])
 def test_a_compiled_network_that_fails_or_differs_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: str
 ) -> None:
     def run(tiles: Tensor) -> Tensor:
-        if fault == "fails":
+        if failure == "fails":
             raise RuntimeError("no compiler here")
         return torch.full((2, 1, 64, 64), 99.0)
 

@@ -58,7 +58,7 @@ def test_a_temperature_in_the_checkpoint_reaches_the_probabilities(tmp_path: Pat
     assert (warm.logit() - plain.logit() / 4).abs().max() < 1e-4
 
 
-def test_a_loaded_predictor_says_what_the_plain_network_says(tmp_path: Path) -> None:
+def test_a_loaded_predictor_equals_the_plain_network(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "m.safetensors", classes=("a", "b"))
     tiles = torch.randn((2, 3, 64, 64), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -93,11 +93,11 @@ def test_what_is_loaded_is_prepared_and_hands_out_what_is_ready(tmp_path: Path) 
 @pytest.mark.usefixtures("bfloat16_is_fast")
 def test_auto_takes_the_lower_precision_where_it_is_harmless(tmp_path: Path) -> None:
     predictor = load_predictor(write_gentle_checkpoint(tmp_path / "m.safetensors"), "cpu")
-    proof = predictor.check_precision(some_tiles())
-    assert (proof.precision, proof.note) == ("bfloat16", "")
-    assert 0 < proof.change <= 0.01
+    check = predictor.check_precision(some_tiles())
+    assert (check.precision, check.note) == ("bfloat16", "")
+    assert 0 < check.change <= 0.01
     change = predictor(some_tiles()) - predictor.runnable(BatchShape(precision="float32"))(some_tiles())
-    assert float(change.abs().max()) == proof.change
+    assert float(change.abs().max()) == check.change
 
 
 @pytest.mark.usefixtures("bfloat16_is_fast")
@@ -110,14 +110,14 @@ def test_auto_steps_back_to_float32_where_probabilities_would_change(
         precision: load_predictor(path, "cpu", precision=precision).check_precision(some_tiles()).change
         for precision in ("bfloat16", "mixed")
     }
-    proof = predictor.check_precision(some_tiles())
-    assert (proof.precision, proof.change) == ("float32", changes["mixed"])
-    assert proof.note == (
+    check = predictor.check_precision(some_tiles())
+    assert (check.precision, check.change) == ("float32", changes["mixed"])
+    assert check.note == (
         f"a probability would change by more than 0.01 ({changes['bfloat16']:.3g} in bfloat16, "
         f"{changes['mixed']:.3g} in mixed): float32 is used"
     )
     assert torch.equal(predictor(some_tiles()), exact(some_tiles()))
-    assert [record.getMessage() for record in caplog.records] == [f"{path}: {proof.note}"]
+    assert [record.getMessage() for record in caplog.records] == [f"{path}: {check.note}"]
 
 
 @pytest.mark.usefixtures("bfloat16_is_fast")
@@ -126,15 +126,15 @@ def test_auto_computes_early_blocks_in_float32_where_that_is_enough(tmp_path: Pa
     tiles = 8 + some_tiles() / 2
     for seed in range(20):
         predictor = load_predictor(write_checkpoint(tmp_path / "m.safetensors", seed=seed), "cpu")
-        proof = predictor.check_precision(tiles)
-        if proof.precision == "mixed":
+        check = predictor.check_precision(tiles)
+        if check.precision == "mixed":
             break
-    assert proof.change <= 0.01
-    assert proof.note.endswith("in bfloat16): mixed is used")
+    assert check.change <= 0.01
+    assert check.note.endswith("in bfloat16): mixed is used")
     form = predictor.runnable(BatchShape(precision="mixed"))
     assert form.dtype == torch.float32
     change = float((form(tiles) - predictor.runnable(BatchShape(precision="float32"))(tiles)).abs().max())
-    assert proof.change == pytest.approx(change, abs=1e-5)
+    assert check.change == pytest.approx(change, abs=1e-5)
 
 
 @pytest.mark.usefixtures("bfloat16_is_fast")
@@ -153,7 +153,7 @@ def test_exact_is_float32_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("bfloat16_is_fast")
-def test_the_identity_is_known_before_any_work_and_tells_what_was_asked_for(tmp_path: Path) -> None:
+def test_the_identity_is_known_before_any_work_and_holds_the_request(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "m.safetensors")
     predictor = load_predictor(path, "cpu")
     before = predictor.identity
@@ -207,7 +207,7 @@ def test_unpickling_loads_the_file_once_per_process(tmp_path: Path) -> None:
     assert (first.identity, first.card) == (predictor.identity, predictor.card)
 
 
-def test_a_worker_that_finds_another_checkpoint_there_says_so(tmp_path: Path) -> None:
+def test_a_worker_that_finds_another_checkpoint_reports_it(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "m.safetensors")
     message = pickle.dumps(load_predictor(path, "cpu", precision="float32"))
     write_checkpoint(path, seed=1)
@@ -219,7 +219,7 @@ def test_a_worker_that_finds_another_checkpoint_there_says_so(tmp_path: Path) ->
 
 
 @pytest.mark.gpu
-def test_the_gpu_says_what_the_cpu_says(tmp_path: Path) -> None:
+def test_the_gpu_gives_the_result_of_the_cpu(tmp_path: Path) -> None:
     path = write_gentle_checkpoint(tmp_path / "m.safetensors")
     tiles = torch.randn((2, 3, 64, 64), generator=torch.Generator().manual_seed(1))
     exact = load_predictor(path, "cpu", precision="float32")(tiles)

@@ -91,7 +91,7 @@ def test_activations_neither_vanish_nor_explode_at_the_start(shape: Shape) -> No
 
 
 @each_shape
-def test_a_prepared_network_says_what_the_plain_one_says(shape: Shape) -> None:
+def test_an_optimized_network_equals_the_plain_one(shape: Shape) -> None:
     network, pixels = make_network(shape), pixels_for(shape, 2)
     with torch.inference_mode():
         plain = network(pixels)
@@ -154,7 +154,7 @@ def test_features_stay_channels_last_all_the_way(name: str) -> None:
     network = make_network(shape).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     strayed: list[str] = []
 
-    def watch(label: str) -> Any:
+    def record_format(label: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             if not all(each.is_contiguous(memory_format=torch.channels_last) for each in inputs):
                 strayed.append(label)
@@ -163,7 +163,7 @@ def test_features_stay_channels_last_all_the_way(name: str) -> None:
 
     for label, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_pre_hook(watch(label))
+            module.register_forward_pre_hook(record_format(label))
     with torch.inference_mode():
         network(pixels_for(shape, 2).contiguous(memory_format=torch.channels_last))
     assert strayed == []
@@ -226,7 +226,7 @@ def test_a_crop_with_its_halo_equals_the_whole_pass(shape: Shape) -> None:
 )
 def test_what_looks_at_the_whole_tile_has_no_bounded_receptive_field(shape: Shape) -> None:
     assert (shape.receptive_field, shape.aligned_halo) == (None, None)
-    network, pixels = make_network(shape).double(), pixels_for(shape, least=128).double()
+    network, pixels = make_network(shape).double(), pixels_for(shape, min_size=128).double()
     with torch.inference_mode():
         before = network(pixels)[..., 0, 0]
         pixels[..., -1, -1] += 100
@@ -324,7 +324,7 @@ def test_every_key_of_a_shape_can_be_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"name": "segnet"}, r"network\.name = 'segnet': Input should be 'unet', 'fcn8s' or 'deeplabv3plus'"),
         ({"depth": 7}, r"network\.depth must be a whole number from 2 to 5, not 7"),
@@ -336,13 +336,13 @@ def test_every_key_of_a_shape_can_be_set() -> None:
         ({"base_channels": 4}, r"network\.base_channels must be a whole number from 8 to 128, not 4"),
     ],
 )
-def test_a_setting_that_does_not_fit_says_so_with_its_key(values: dict[str, Any], said: str) -> None:
+def test_an_unfit_setting_is_refused_with_its_key(values: dict[str, Any], message: str) -> None:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Whole:
         network: NetworkSpec
 
     Whole.__annotations__["network"] = NetworkSpec
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         build_settings(Whole, {"network": values}, place="here")
 
 
@@ -350,7 +350,7 @@ WRONG: Any = "wrong"
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: FCNSpec(bands=0, classes=1), "bands must be a whole number from 1"),
         (lambda: FCNSpec(bands=1, classes=1, norm=WRONG), "norm must be one of batch, group, none, not 'wrong'"),
@@ -362,6 +362,6 @@ WRONG: Any = "wrong"
         (lambda: NetworkSpec(name=WRONG), "name must be one of unet, fcn8s, deeplabv3plus, not 'wrong'"),
     ],
 )
-def test_a_shape_out_of_bounds_says_which_bound(make: Any, said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_a_shape_out_of_bounds_names_the_bound(make: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         make()

@@ -30,9 +30,9 @@ def make_network(spec: UNetSpec, seed: int = 0) -> UNet:
     return network
 
 
-def fitting(spec: UNetSpec, least: int) -> int:
+def fitting(spec: UNetSpec, min_size: int) -> int:
     """The smallest input size that the network takes and that is not below `least`."""
-    return least + (spec.size_offset - least) % spec.stride
+    return min_size + (spec.size_offset - min_size) % spec.stride
 
 
 def count(spec: UNetSpec) -> int:
@@ -170,7 +170,7 @@ PADDED = [spec for spec in GEOMETRIES if spec.padding == "same"]
 UNPADDED = [spec for spec in GEOMETRIES if spec.padding == "valid"]
 
 
-def crop_and_whole(spec: UNetSpec, halo: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+def crop_pairs(spec: UNetSpec, halo: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
     """Some cores of crops with `halo` at stride-aligned offsets, each beside the same pixels of a whole pass."""
     network = make_network(spec).to(dtype)
     halo = -(-halo // spec.stride) * spec.stride
@@ -189,16 +189,16 @@ def crop_and_whole(spec: UNetSpec, halo: int, dtype: torch.dtype) -> Iterator[tu
 @pytest.mark.parametrize("halo_of", ["receptive_field", "aligned_halo"])
 def test_a_crop_with_its_halo_equals_the_whole_pass(spec: UNetSpec, halo_of: str) -> None:
     halo = int(getattr(spec, halo_of)) // (2 if halo_of == "receptive_field" else 1)
-    for part, whole in crop_and_whole(spec, halo, torch.float64):
+    for part, whole in crop_pairs(spec, halo, torch.float64):
         assert torch.allclose(part, whole, rtol=0, atol=1e-12)
-    for part, whole in crop_and_whole(spec, halo, torch.float32):
+    for part, whole in crop_pairs(spec, halo, torch.float32):
         assert torch.allclose(part.sigmoid(), whole.sigmoid(), rtol=0, atol=4e-6)
 
 
 def test_a_halo_one_cell_short_is_not_exact() -> None:
     spec = make_spec(depth=3)
     assert spec.aligned_halo is not None
-    pairs = list(crop_and_whole(spec, spec.aligned_halo - spec.stride, torch.float64))
+    pairs = list(crop_pairs(spec, spec.aligned_halo - spec.stride, torch.float64))
     assert not all(torch.allclose(part, whole, rtol=0, atol=1e-12) for part, whole in pairs)
 
 
@@ -313,7 +313,7 @@ def test_a_size_that_does_not_fit_is_refused(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"depth": 1}, "depth must be a whole number from 2 to 5, not 1"),
         ({"depth": 6}, "not 6"),
@@ -326,6 +326,6 @@ def test_a_size_that_does_not_fit_is_refused(shape: tuple[int, int]) -> None:
         ({"residual": "yes"}, "residual must be true or false, not 'yes'"),
     ],
 )
-def test_a_spec_out_of_bounds_says_which_bound(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_a_spec_out_of_bounds_names_the_bound(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         make_spec(**changes)

@@ -165,7 +165,7 @@ def test_a_file_too_large_for_tiff_is_a_bigtiff(tmp_path: Path, largest: int, ma
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.0])
-def test_a_raster_cut_short_is_told(tmp_path: Path, kept: float) -> None:
+def test_a_truncated_raster_is_detected(tmp_path: Path, kept: float) -> None:
     profile = form_of("probability", (1100, 1700))
     ((path, window),) = write_parts(tmp_path, profile, pixels_of(profile), [], [])
     check_blocks(path)

@@ -130,7 +130,7 @@ def test_the_mask_is_decided_from_what_is_stored(tmp_path: Path, dtype: str) -> 
     assert level_path(tmp_path / "m.tif", 1).exists()
 
 
-def test_a_write_that_fails_behind_is_told_to_whoever_writes_or_closes(tmp_path: Path) -> None:
+def test_an_error_of_the_background_write_is_raised_by_write_or_close(tmp_path: Path) -> None:
     wide = np.zeros((2, 512, 70), np.uint8)
     with pytest.raises(ValueError, match="could not broadcast"), mosaic_writer(tmp_path, MosaicSpec(), (700, 60)) as w:
         w.write(wide[:, :100])

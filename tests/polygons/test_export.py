@@ -106,17 +106,17 @@ def test_the_crs_survives(ending: str, crs: str, tmp_path: Path):
 def test_nothing_is_at_the_target_before_it_is_complete(ending: str, tmp_path: Path):
     path = tmp_path / f"polygons.{ending}"
 
-    def watched() -> Iterator[Polygons]:
+    def checked() -> Iterator[Polygons]:
         for polygons in some_polygons():
             assert not path.exists()
             yield polygons
 
-    write(path, watched())
+    write(path, checked())
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 @ENDINGS
-def test_what_fails_leaves_nothing_and_says_what_it_was(ending: str, tmp_path: Path):
+def test_a_failure_leaves_nothing_and_is_reported(ending: str, tmp_path: Path):
     path = tmp_path / f"polygons.{ending}"
 
     def damaged() -> Iterator[Polygons]:

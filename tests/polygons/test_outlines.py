@@ -187,7 +187,7 @@ def test_contacts_are_of_one_class():
     assert len(set(feature)) == 3
 
 
-def test_room_for_vertices_grows():
+def test_the_vertex_buffer_grows():
     mask = (np.indices((300, 310)).sum(axis=0) % 2).astype(np.uint8)
     found = traced(mask)
     assert len(found.table) == mask.sum()

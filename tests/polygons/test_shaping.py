@@ -68,7 +68,7 @@ def test_areas_are_true_square_metres_in_any_crs(crs: str, transform: Affine, tr
     assert polygons.perimeter_m[0] == pytest.approx(4 * np.sqrt(true_m2), rel=0.15)
 
 
-def test_whole_polygons_below_the_minimum_area_are_left_out():
+def test_whole_polygons_below_the_minimum_area_are_dropped():
     mask = np.zeros((10, 10), np.uint8)
     mask[0, 0] = mask[2, :5] = mask[9, 2:9] = 1
     polygons = shaped(mask, PolygonSpec(min_area_m2=4))
@@ -105,7 +105,7 @@ def test_pixel_counts_and_probabilities_travel_along():
         ({"connectivity": 6}, "connectivity must be 4 or 8, not 6"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], message: str):
+def test_invalid_settings_are_refused(settings: dict[str, float], message: str):
     with pytest.raises(SettingsError, match=message):
         PolygonSpec(**settings)
 

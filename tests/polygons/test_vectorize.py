@@ -269,7 +269,7 @@ def test_settings_are_refused_before_anything_is_read():
 # Holes
 
 
-def filled_by_brute_force(mask: np.ndarray, most: int) -> np.ndarray:
+def filled_by_brute_force(mask: np.ndarray, max_pixels: int) -> np.ndarray:
     """Components of no class with one neighbour get its class; `most` is their largest size in pixels."""
     numbers, n = np.zeros(mask.shape, int), 0
     for value in (1, 2, 3):
@@ -283,23 +283,25 @@ def filled_by_brute_force(mask: np.ndarray, most: int) -> np.ndarray:
         rows, cols = np.nonzero(empty == number)
         steps = ((0, 1), (2, 1), (1, 0), (1, 2))
         neighbours = {int(n) for r, c in steps for n in around[rows + r, cols + c]} - {0}
-        if len(rows) <= most and len(neighbours) == 1 and neighbours != {-1}:
+        if len(rows) <= max_pixels and len(neighbours) == 1 and neighbours != {-1}:
             filled[empty == number] = mask[numbers == neighbours.pop()][0]
     return filled
 
 
 @given(
     mask=arrays(np.uint8, SIZES, elements=st.sampled_from([0, 1, 1, 1, 1, 1, 1, 2, NODATA])),
-    most=st.sampled_from([1, 2, 5, 50]),
+    max_pixels=st.sampled_from([1, 2, 5, 50]),
     block_size=st.integers(1, 13),
     connectivity=CONNECTIVITY,
 )
-@example(mask=HOLE_IN_HOLE, most=50, block_size=3, connectivity=4)
-def test_only_holes_full_of_valid_none_are_filled(mask: np.ndarray, most: int, block_size: int, connectivity: int):
-    spec = PolygonSpec(fill_holes_m2=1.05 * most, connectivity=connectivity)
+@example(mask=HOLE_IN_HOLE, max_pixels=50, block_size=3, connectivity=4)
+def test_only_holes_full_of_valid_none_are_filled(
+    mask: np.ndarray, max_pixels: int, block_size: int, connectivity: int
+):
+    spec = PolygonSpec(fill_holes_m2=1.05 * max_pixels, connectivity=connectivity)
     batch = polygons_of(classes_source(mask), spec, block_size=block_size)
     assert shapely.is_valid(batch.geometry).all()
-    assert (burnt(batch, mask.shape) == shown(filled_by_brute_force(mask, most))).all()
+    assert (burnt(batch, mask.shape) == shown(filled_by_brute_force(mask, max_pixels))).all()
     assert batch.pixel_count.sum() == (shown(mask) > 0).sum()
     assert as_set(batch) == as_set(polygons_of(classes_source(mask), spec))
 

@@ -41,16 +41,16 @@ def test_a_folder_appears_with_everything_in_it(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out") == ["scene"]
 
 
-@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_failure_leaves_no_file_and_keeps_the_previous_result(tmp_path: Path, fault: type[BaseException]) -> None:
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_failure_leaves_no_file_and_keeps_the_previous_result(tmp_path: Path, error: type[BaseException]) -> None:
     publish(tmp_path / "scene", a="old")
 
     def fail() -> None:
         with publishing(tmp_path / "scene") as work:
             (work / "a").write_text("new")
-            raise fault
+            raise error
 
-    with pytest.raises(fault):
+    with pytest.raises(error):
         fail()
     assert contents(tmp_path / "scene") == {"a": "old"}
     assert os.listdir(tmp_path) == ["scene"]

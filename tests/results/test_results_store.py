@@ -83,17 +83,17 @@ def test_a_new_result_replaces_the_previous_one_and_keeps_foreign_objects(store:
     assert contents(store) == {"a": "newnewnew", "b": "newnewnew", "notes.txt": "mine"}
 
 
-@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
-def test_a_failure_leaves_no_file_and_keeps_the_previous_result(store: Store, fault: type[BaseException]) -> None:
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_no_file_and_keeps_the_previous_result(store: Store, error: type[BaseException]) -> None:
     results = open_store(store)
     publish(results, "old")
 
     def fail() -> None:
         with results.scenes.publishing("town") as work:
             (work / "a").write_text("new")
-            raise fault
+            raise error
 
-    with pytest.raises(fault):
+    with pytest.raises(error):
         fail()
     assert contents(store) == {"a": "oldoldold", "b": "oldoldold"}
     assert results.scenes.finished("town", "old") is not None

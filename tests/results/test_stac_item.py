@@ -174,7 +174,7 @@ def pipeline_version() -> str:
 # Where and when
 
 
-def test_a_projected_scene_tells_its_grid_and_lies_where_it_is(run: Run, make_scene: MakeScene, tmp_path: Path) -> None:
+def test_a_projected_scene_has_its_grid_and_footprint(run: Run, make_scene: MakeScene, tmp_path: Path) -> None:
     scene = make_scene(name="town.tif")
     run(scene)
     item = item_in(tmp_path / "out", "town")
@@ -208,7 +208,7 @@ def test_a_crs_without_a_code_is_written_out(run: Run, make_scene: MakeScene, tm
     assert (projection.wkt2 or "").startswith("PROJCRS")
 
 
-def test_the_date_is_the_scenes_own_where_it_says_so(run: Run, make_scene: MakeScene, tmp_path: Path) -> None:
+def test_the_date_is_the_scenes_own_where_it_has_one(run: Run, make_scene: MakeScene, tmp_path: Path) -> None:
     scene = make_scene(name="town.tif")
     with rasterio.open(scene, "r+") as dataset:
         dataset.update_tags(TIFFTAG_DATETIME="2024:06:01 10:30:00")
@@ -218,7 +218,7 @@ def test_the_date_is_the_scenes_own_where_it_says_so(run: Run, make_scene: MakeS
     assert "datetime is" not in item.properties["description"]
 
 
-def test_a_scene_without_a_date_takes_that_of_its_file_and_says_so(
+def test_a_scene_without_a_date_takes_that_of_its_file_and_records_it(
     run: Run, make_scene: MakeScene, tmp_path: Path
 ) -> None:
     scenes = [make_scene(name="a.tif"), make_scene(name="b.tif", seed=1)]
@@ -238,7 +238,7 @@ def test_a_scene_without_a_date_takes_that_of_its_file_and_says_so(
 @pytest.mark.parametrize(
     ("dtype", "nodata", "scale"), [("uint8", 255, 1 / 254), ("uint16", 65535, 1 / 65534), ("float32", "nan", 1)]
 )
-def test_bands_tell_type_nodata_and_scale_as_the_raster_does(
+def test_bands_have_the_type_nodata_and_scale_of_the_raster(
     run: Run, make_scene: MakeScene, tmp_path: Path, dtype: Any, nodata: Any, scale: float
 ) -> None:
     run(make_scene(name="town.tif"), spec=replace(SMALL, mosaic=MosaicSpec(dtype=dtype)))
@@ -252,7 +252,7 @@ def test_bands_tell_type_nodata_and_scale_as_the_raster_does(
         assert str(dataset.nodata if dtype == "float32" else int(dataset.nodata)) == str(nodata)
 
 
-def test_the_mask_tells_its_classes(run: Run, make_scene: MakeScene, tmp_path: Path) -> None:
+def test_the_mask_lists_its_classes(run: Run, make_scene: MakeScene, tmp_path: Path) -> None:
     run(make_scene(name="town.tif"))
     mask = item_in(tmp_path / "out", "town").assets["mask"]
     classes = ClassificationExtension.ext(mask).classes or []
@@ -261,7 +261,7 @@ def test_the_mask_tells_its_classes(run: Run, make_scene: MakeScene, tmp_path: P
     assert (band.data_type, band.nodata) == ("uint8", 255)
 
 
-def test_the_collection_tells_the_model(
+def test_the_collection_names_the_model(
     run: Run, make_scene: MakeScene, tmp_path: Path, predictor: LoadedPredictor
 ) -> None:
     run(make_scene(name="town.tif"))
@@ -279,7 +279,7 @@ def test_an_architecture_is_known_of_networks_that_were_trained_here() -> None:
     assert architecture_of(ModelCard(bands=("red",), classes=("roof",), training=training)) == "deeplabv3plus"
 
 
-def test_scaling_is_told_as_the_card_has_it() -> None:
+def test_scaling_is_described_as_on_the_card() -> None:
     card = ModelCard(bands=("red", "nir"), classes=("roof",), normalization=Normalization(gain=(2.0, 0.5), clip=(0, 1)))
     (described,) = model_fields({"a" * 64: card})["mlm:input"]  # type: ignore[attr-defined]
     texts = [each["expression"] for each in described["value_scaling"]]

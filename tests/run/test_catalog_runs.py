@@ -59,9 +59,9 @@ def bundle(tmp_path: Path, make_scene: MakeScene) -> Path:
         make_scene(band, name=f"cat/town/{name}.tif")
         make_scene(band[::2, ::2], name=f"cat/town/{name}_coarse.tif")
         for suffix, gsd in (("_coarse", 1.0), ("", 0.5)):
-            told = {"bands": [{"name": f"{name}{suffix}", "eo:common_name": name, "nodata": 0}], "gsd": gsd}
+            fields = {"bands": [{"name": f"{name}{suffix}", "eo:common_name": name, "nodata": 0}], "gsd": gsd}
             href = f"./{name}{suffix}.tif"
-            item.add_asset(f"{name}{suffix}", pystac.Asset(href, media_type=pystac.MediaType.COG, extra_fields=told))
+            item.add_asset(f"{name}{suffix}", pystac.Asset(href, media_type=pystac.MediaType.COG, extra_fields=fields))
     item.add_asset("visual", pystac.Asset("./none.tif", media_type=pystac.MediaType.COG, roles=["visual"]))
     catalog = pystac.Catalog(id="c", description="test")
     catalog.add_item(item)
@@ -132,9 +132,7 @@ def test_the_command_selects_by_date_and_a_file_of_settings_does_too(
     assert "catalog.since = 20260501: Input should be a valid string" in counts("--since", "20260501")
 
 
-def test_what_would_run_is_said_of_stac_too(
-    tmp_path: Path, bundle: Path, model: Path, predictor: LoadedPredictor
-) -> None:
+def test_a_dry_run_lists_stac_scenes_too(tmp_path: Path, bundle: Path, model: Path, predictor: LoadedPredictor) -> None:
     def planned(source: Path, **how: Path) -> list[str]:
         entries = read_catalog([source], CatalogSpec(since="2026-05-01"), SMALL.reading)
         models = [how["model"]] if "model" in how else []

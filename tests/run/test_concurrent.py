@@ -54,7 +54,7 @@ def predictor(tmp_path: Path) -> LoadedPredictor:
 
 
 def test_reports_come_in_order_though_scenes_end_in_another() -> None:
-    later, settled = Event(), []
+    later, finished = Event(), []
 
     def work(entry: CatalogEntry, _: Event) -> str:
         if entry.id == "s0":
@@ -66,7 +66,7 @@ def test_reports_come_in_order_though_scenes_end_in_another() -> None:
     def settle(entry: CatalogEntry, outcome: str) -> SceneReport:
         assert outcome.startswith("scene")
         assert threading.current_thread() is threading.main_thread()
-        settled.append(entry.id)
+        finished.append(entry.id)
         return report(entry)
 
     def begin(entry: CatalogEntry) -> SceneReport | None:
@@ -75,27 +75,27 @@ def test_reports_come_in_order_though_scenes_end_in_another() -> None:
     found = [*ConcurrentScenes(begin, work, settle).run(entries(5), max_scenes=2)]
     assert [each.scene for each in found] == ["s0", "s1", "s2", "s3", "s4"]
     assert found[2].status == "quarantined"
-    assert settled.index("s0") > settled.index("s1")
+    assert finished.index("s0") > finished.index("s1")
 
 
-def test_no_more_scenes_are_in_hand_than_asked() -> None:
-    inside, most = threading.Semaphore(3), []
+def test_no_more_scenes_are_in_progress_than_set() -> None:
+    inside, within_limit = threading.Semaphore(3), []
 
     def work(entry: CatalogEntry, _: Event) -> None:
-        most.append(inside.acquire(blocking=False))
+        within_limit.append(inside.acquire(blocking=False))
         inside.release()
 
-    begun: list[str] = []
+    started: list[str] = []
     hand: ConcurrentScenes[None] = ConcurrentScenes(
-        lambda entry: begun.append(entry.id), work, lambda entry, _: report(entry)
+        lambda entry: started.append(entry.id), work, lambda entry, _: report(entry)
     )
     assert len([*hand.run(entries(20), max_scenes=3)]) == 20
-    assert all(most)
-    assert len(begun) == 20
+    assert all(within_limit)
+    assert len(started) == 20
 
 
 @pytest.mark.parametrize("ended", ["closed", "failed"])
-def test_scenes_in_hand_end_with_the_run(ended: str) -> None:
+def test_scenes_in_progress_end_with_the_run(ended: str) -> None:
     stopped = []
 
     def work(entry: CatalogEntry, stop: Event) -> None:
@@ -122,12 +122,12 @@ def test_one_scene_is_inferred_while_another_becomes_polygons(
     threads: Client, make_scene: MakeScene, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inferred = [Event(), Event()]
-    begun = iter(inferred)
+    started = iter(inferred)
     infer, finish = segment.infer_scene, segment.make_outputs
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         result = infer(*args, **kwargs)
-        next(begun).set()
+        next(started).set()
         return result
 
     monkeypatch.setattr(segment, "infer_scene", noted)
@@ -169,7 +169,7 @@ def test_scenes_of_a_cluster_fail_alone_and_in_their_place(
     assert [(each.scene, each.status) for each in run] == [("a", "done"), ("b", "failed"), ("c", "done")]
 
 
-def test_a_scene_that_is_stopped_goes_on_in_the_next_run(
+def test_a_stopped_scene_resumes_in_the_next_run(
     threads: Client, make_scene: MakeScene, predictor: LoadedPredictor, tmp_path: Path
 ) -> None:
     stop, spec = Event(), replace(SPEC, distribute=DistributeSpec(regions=3))
@@ -196,7 +196,7 @@ def test_a_run_ends_when_its_cluster_is_lost(
         next(run)
 
 
-def test_what_ends_with_a_stopped_run_is_not_tried_again_nor_said(
+def test_errors_of_a_stopped_run_are_neither_retried_nor_logged(
     threads: Client,
     predictor: LoadedPredictor,
     tmp_path: Path,
@@ -238,7 +238,7 @@ class FakeClient:
 
 
 @pytest.mark.parametrize(
-    ("client", "asked", "scenes", "in_hand"),
+    ("client", "scenes_setting", "scenes", "expected"),
     [
         (None, 0, 9, 1),
         (None, 4, 9, 1),
@@ -251,13 +251,13 @@ class FakeClient:
     ],
     ids=lambda value: "here" if value is None else type(value).__name__ if isinstance(value, FakeClient) else None,
 )
-def test_one_scene_more_is_in_hand_than_workers_have_threads(
-    client: Any, asked: int, scenes: int, in_hand: int
+def test_one_scene_more_is_in_progress_than_workers_have_threads(
+    client: Any, scenes_setting: int, scenes: int, expected: int
 ) -> None:
-    assert scene_count(DistributeSpec(scenes=asked), client, scenes) == in_hand
+    assert scene_count(DistributeSpec(scenes=scenes_setting), client, scenes) == expected
 
 
-def test_the_settings_of_each_scene_say_how_many_share_the_workers() -> None:
+def test_the_settings_of_each_scene_hold_the_number_of_concurrent_scenes() -> None:
     client: Any = FakeClient(8)
     assert share_workers(DistributeSpec(regions=7), client, 100) == (17, DistributeSpec(regions=7, scenes=17))
     assert share_workers(DistributeSpec(), client, 100, max_scenes=4) == (4, DistributeSpec(scenes=4))

@@ -54,8 +54,8 @@ def test_every_scene_ends_in_exactly_one_way_whatever_fails_in_whatever_order(
             in_work: list[CatalogEntry] = []
             for entry in entries[:stop_after]:
                 if len(in_work) == at_once:
-                    settled = in_work.pop(data.draw(st.integers(0, at_once - 1)))
-                    ledger.record(settled, outcome_of(settled, kinds[entries.index(settled)]))
+                    ended = in_work.pop(data.draw(st.integers(0, at_once - 1)))
+                    ledger.record(ended, outcome_of(ended, kinds[entries.index(ended)]))
                 if ledger.skip(entry) is None:
                     in_work.append(entry)
             counts = Counter(report.status for report in ledger.reports)
@@ -70,7 +70,7 @@ def test_every_scene_ends_in_exactly_one_way_whatever_fails_in_whatever_order(
             assert all((report.reason is None) == (report.status in ("done", "skipped")) for report in ledger.reports)
 
 
-def test_after_so_many_failures_no_scene_is_begun_and_those_in_work_are_entered(tmp_path: Path) -> None:
+def test_after_max_failures_no_scene_is_started_and_those_running_are_recorded(tmp_path: Path) -> None:
     one, two, three, four = entries = entries_in(tmp_path, 4)
     ledger = ledger_of(entries, tmp_path / "out", max_failures=1)
     assert ledger.skip(one) is None
@@ -78,9 +78,9 @@ def test_after_so_many_failures_no_scene_is_begun_and_those_in_work_are_entered(
     ledger.record(one, TransientError("away"))
     ledger.record(two, outcome_of(two, "done"))
     for entry in (three, four):
-        left_out = ledger.skip(entry)
-        assert left_out is not None
-        assert left_out.reason == "the run was stopped after 1 failures (run.max_failures)"
+        skipped = ledger.skip(entry)
+        assert skipped is not None
+        assert skipped.reason == "the run was stopped after 1 failures (run.max_failures)"
     assert [report.status for report in ledger.reports] == ["failed", "done", "not run", "not run"]
 
 
@@ -97,7 +97,7 @@ def test_quarantine_is_passed_over_with_its_reason_and_counts_as_no_failure(tmp_
 
 
 @pytest.mark.parametrize("kind", ["world", "bug"])
-def test_what_is_not_the_fault_of_the_data_never_leads_to_quarantine(tmp_path: Path, kind: str) -> None:
+def test_errors_other_than_data_errors_never_lead_to_quarantine(tmp_path: Path, kind: str) -> None:
     (entry,) = entries_in(tmp_path, 1)
     ledger_of([entry], tmp_path / "out").record(entry, outcome_of(entry, kind))
     assert ledger_of([entry], tmp_path / "out").skip(entry) is None
@@ -116,7 +116,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> LoadedPredictor:
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError])
-def test_a_run_that_is_stopped_leaves_a_whole_record(
+def test_a_stopped_run_leaves_a_complete_record(
     tmp_path: Path, predictor: LoadedPredictor, stop: type[BaseException]
 ) -> None:
     entries = entries_in(tmp_path, 3)
@@ -136,7 +136,7 @@ def test_a_run_that_is_stopped_leaves_a_whole_record(
     assert "before its turn" in run["scenes"][2]["reason"]
 
 
-def test_a_run_that_is_stopped_before_any_scene_leaves_the_former_record(
+def test_a_run_that_is_stopped_before_any_scene_leaves_the_previous_record(
     tmp_path: Path, predictor: LoadedPredictor
 ) -> None:
     with open_ledger(entries_in(tmp_path, 1), tmp_path / "out", predictor=predictor, spec=SegmentSpec()):
@@ -155,6 +155,6 @@ def test_a_run_that_is_stopped_before_any_scene_leaves_the_former_record(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_the_exit_code_follows_from_what_became_of_the_scenes(statuses: list[str], code: int) -> None:
+def test_the_exit_code_follows_from_the_outcomes_of_the_scenes(statuses: list[str], code: int) -> None:
     reports = [SceneReport(scene="s", location="l", status=status) for status in statuses]  # type: ignore[arg-type]
     assert exit_code(reports) == code

@@ -39,7 +39,7 @@ def out(tmp_path: Path, scene: CatalogEntry) -> Path:
     return tmp_path / "out"
 
 
-def test_the_list_says_what_failed_why_and_when(out: Path, scene: CatalogEntry) -> None:
+def test_the_list_holds_what_failed_why_and_when(out: Path, scene: CatalogEntry) -> None:
     listed = json.loads((out / QUARANTINE).read_text())["scenes"]
     assert [(each["scene"], each["location"], each["kind"], each["reason"], each["since"]) for each in listed] == [
         ("b", scene.location, "DamagedSceneError", "torn", "2026-06-01T12:00:00+00:00")
@@ -59,11 +59,11 @@ def test_another_scene_is_not_held(out: Path, scene: CatalogEntry) -> None:
 
 def test_a_scene_of_another_size_or_time_is_tried_again(out: Path, scene: CatalogEntry) -> None:
     path = Path(scene.location)
-    former = path.stat()
-    os.utime(path, ns=(former.st_atime_ns, former.st_mtime_ns + 1))
+    before = path.stat()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert opened(out).entry(scene) is None
     path.write_bytes(b"longer")
-    os.utime(path, ns=(former.st_atime_ns, former.st_mtime_ns))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert opened(out).entry(scene) is None
 
 
@@ -85,7 +85,7 @@ def test_a_scene_that_is_replaced_while_it_is_read_has_changed(tmp_path: Path, s
     assert opened(tmp_path / "out").entry(scene) is None
 
 
-def test_a_scene_of_several_files_is_known_by_all_and_by_what_the_catalog_says(tmp_path: Path) -> None:
+def test_the_identity_of_a_scene_covers_all_files_and_its_catalog_metadata(tmp_path: Path) -> None:
     for folder in ("10m", "20m"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "b.tif").write_bytes(b"torn")
@@ -139,13 +139,13 @@ def test_a_remote_scene_that_cannot_be_reached_is_not_held(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"scenes": 3}', '{"scenes": [{"scene": "a"}]}', "\x00"])
-def test_a_list_that_is_none_of_ours_is_refused_and_kept(tmp_path: Path, content: str) -> None:
+def test_a_foreign_list_is_refused_and_kept(tmp_path: Path, content: str) -> None:
     (tmp_path / QUARANTINE).write_text(content)
     with pytest.raises(SettingsError, match="repair it, or delete it"):
         opened(tmp_path)
     assert (tmp_path / QUARANTINE).read_text() == content
 
 
-def test_only_faults_of_the_data_lead_here() -> None:
+def test_only_data_errors_lead_to_quarantine() -> None:
     assert is_data_error(DamagedSceneError())
-    assert not any(is_data_error(fault) for fault in (TransientError(), SettingsError(), MemoryError()))
+    assert not any(is_data_error(error) for error in (TransientError(), SettingsError(), MemoryError()))

@@ -49,7 +49,7 @@ def test_a_run_lists_every_scene_and_counts_them(tmp_path: Path) -> None:
     assert run["scenes"][0]["area_m2"] == {"roof": 12.5}
 
 
-def test_it_tells_whether_the_run_has_ended(tmp_path: Path) -> None:
+def test_it_records_whether_the_run_has_ended(tmp_path: Path) -> None:
     record = record_in(tmp_path)
     record.write([WAITING], ended=False)
     assert [run["state"] for run in read(tmp_path)["runs"]] == ["running"]
@@ -57,7 +57,7 @@ def test_it_tells_whether_the_run_has_ended(tmp_path: Path) -> None:
     assert [run["state"] for run in read(tmp_path)["runs"]] == ["ended"]
 
 
-def test_a_new_run_replaces_the_list_of_the_former(tmp_path: Path) -> None:
+def test_a_new_run_replaces_the_list_of_the_previous(tmp_path: Path) -> None:
     record_in(tmp_path).write([DONE, FAILED], ended=True)
     record_in(tmp_path).write([FAILED], ended=True)
     assert scenes(tmp_path) == {"broken": "failed"}
@@ -89,7 +89,7 @@ def test_two_runs_at_once_lose_no_scene_of_either(tmp_path: Path) -> None:
     assert scenes(tmp_path) == {"broken": "failed"}
 
 
-def test_of_a_scene_in_two_runs_the_one_with_a_result_tells(tmp_path: Path) -> None:
+def test_of_a_scene_in_two_runs_the_one_with_a_result_counts(tmp_path: Path) -> None:
     first, second = record_in(tmp_path), record_in(tmp_path)
     refused = replace(DONE, status="failed", reason="another run is writing this folder")
     first.write([WAITING], ended=False)
@@ -108,7 +108,7 @@ def test_a_run_writes_now_and_then_and_spends_little_on_it(tmp_path: Path) -> No
     assert record.is_due
 
 
-def test_a_record_that_cannot_be_written_is_a_fault_of_the_world(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_written_is_a_transient_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(TransientError, match="out: cannot be made"):
         record_in(tmp_path / "out").write([DONE], ended=True)
@@ -119,7 +119,7 @@ def entry_in(folder: Path, name: str) -> CatalogEntry:
     return CatalogEntry(id=name, location=str(folder / f"{name}.tif"))
 
 
-def test_after_a_kill_it_tells_what_was_done_what_was_in_work_and_what_had_not_begun(tmp_path: Path) -> None:
+def test_after_a_kill_it_lists_finished_running_and_pending_scenes(tmp_path: Path) -> None:
     """What a ledger has written when nobody comes to end it."""
     entries = [entry_in(tmp_path, name) for name in ("a", "b", "c")]
     quarantine = Quarantine(tmp_path, inputs="", drivers=())

@@ -76,11 +76,11 @@ def test_a_finished_scene_costs_few_requests(store: Store, make_scene: MakeScene
     assert [report.status for report in run(store, model)] == ["done"] * 3
     before = len(store.requests)
     assert [report.status for report in run(store, model)] == ["skipped"] * 3
-    asked = kinds(store.requests[before:], store)
+    request_counts = kinds(store.requests[before:], store)
     for name in scenes:
-        of_scene = {kind: count for kind, count in asked.items() if name in kind}
+        of_scene = {kind: count for kind, count in request_counts.items() if name in kind}
         assert of_scene == {kind.replace("SCENE", name): count for kind, count in SKIPPED.items()}
-    assert asked.total() - len(scenes) * sum(SKIPPED.values()) <= OF_A_RUN
+    assert request_counts.total() - len(scenes) * sum(SKIPPED.values()) <= OF_A_RUN
 
 
 @pytest.mark.parametrize("harm", ["scene", "output", "report"])
@@ -100,7 +100,7 @@ def test_a_scene_is_run_again_if_it_or_its_result_has_changed(
 
 
 @pytest.mark.parametrize("harm", ["gone", "torn", "of another place", "of another result"])
-def test_the_item_of_a_finished_scene_is_mended(store: Store, make_scene: MakeScene, model: str, harm: str) -> None:
+def test_the_item_of_a_finished_scene_is_repaired(store: Store, make_scene: MakeScene, model: str, harm: str) -> None:
     store.put("in/town.tif", make_scene(name="town.tif"))
     run(store, model)
     whole = store.get("out/town/item.json")
@@ -117,12 +117,12 @@ def test_the_item_of_a_finished_scene_is_mended(store: Store, make_scene: MakeSc
 # Before its turn
 
 
-def test_finished_scenes_are_looked_up_side_by_side(
+def test_finished_scenes_are_looked_up_concurrently(
     store: Store, make_scene: MakeScene, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = threading.Barrier(3)
 
-    def asked_together(address: str) -> str | None:
+    def wait_for_both(address: str) -> str | None:
         together.wait(20)
         return remote_version(address)
 
@@ -130,7 +130,7 @@ def test_finished_scenes_are_looked_up_side_by_side(
     for seed, name in enumerate(scenes):
         store.put(f"in/{name}.tif", make_scene(name=f"{name}.tif", seed=seed))
     run(store, model)
-    monkeypatch.setattr("pipeline.storage.probe.remote_version", asked_together)
+    monkeypatch.setattr("pipeline.storage.probe.remote_version", wait_for_both)
     assert [(report.scene, report.status) for report in run(store, model)] == [(name, "skipped") for name in scenes]
 
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_looked_up_before_its_turn_is_left_to_it(
     assert sorted(turns) == ["north", "south"]
 
 
-def test_what_a_killed_run_left_beside_a_finished_scene_is_swept_away(
+def test_leftovers_of_a_killed_run_next_to_a_finished_scene_are_removed(
     store: Store, make_scene: MakeScene, model: str
 ) -> None:
     store.put("in/town.tif", make_scene(name="town.tif"))
@@ -186,7 +186,7 @@ def validity_of(address: str) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 @pytest.mark.parametrize("suffix", [".msk", ".MSK"])
 @pytest.mark.parametrize("listing", ["allowed", "refused"])
-def test_a_mask_beside_a_scene_is_met(store: Store, make_scene: MakeScene, suffix: str, listing: str) -> None:
+def test_a_mask_sidecar_of_a_scene_is_used(store: Store, make_scene: MakeScene, suffix: str, listing: str) -> None:
     path = make_scene(name="side.tif")
     address = store.put("in/side.tif", path)
     if listing == "refused":
@@ -199,7 +199,7 @@ def test_a_mask_beside_a_scene_is_met(store: Store, make_scene: MakeScene, suffi
     np.testing.assert_array_equal(validity_of(address), wanted)
 
 
-def test_what_else_begins_like_a_scene_is_no_sidecar(store: Store, make_scene: MakeScene) -> None:
+def test_other_files_with_the_name_of_a_scene_as_prefix_are_no_sidecars(store: Store, make_scene: MakeScene) -> None:
     address = store.put("in/side.tif", make_scene(name="side.tif"))
     for name in ("in/side.tif.json", "in/side.tiff", "in/side.tif.d/side.tif.msk"):
         store.put(name, b"{}")
@@ -221,7 +221,7 @@ def test_a_result_that_came_after_the_look_at_all_is_found(store: Store, make_sc
     assert found["town"](key) is None
 
 
-def test_folders_of_thousands_are_not_gone_through(
+def test_folders_of_thousands_are_not_listed(
     store: Store, make_scene: MakeScene, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put("in/town.tif", make_scene(name="town.tif"))

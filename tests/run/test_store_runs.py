@@ -72,7 +72,7 @@ def test_a_run_into_a_store_leaves_the_bytes_of_a_run_into_a_folder(
     assert not [*tmp_path.rglob("*.partial")], "the local disk is freed"
 
 
-def test_a_run_that_is_killed_while_it_uploads_goes_on_without_inference(
+def test_a_run_killed_while_uploading_resumes_without_inference(
     store: Store, call: Call, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = make_scene(name="town.tif")
@@ -97,7 +97,7 @@ def test_a_run_that_is_killed_while_it_uploads_goes_on_without_inference(
     assert not [name for name in store.names("out/town/") if name.startswith(".")]
 
 
-def test_a_run_that_failed_after_inference_goes_on_from_there(
+def test_a_run_that_failed_after_inference_resumes_from_there(
     store: Store, call: Call, make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*_: object, **__: object) -> None:
@@ -169,7 +169,7 @@ def test_a_scene_whose_bytes_are_damaged_goes_into_quarantine_though_it_is_remot
 
 
 @pytest.mark.parametrize(
-    ("out", "said"),
+    ("out", "message"),
     [
         ("s3://nowhere-at-all/out", "there is no bucket nowhere-at-all"),
         ("s3:/bucket/out", "lost a slash"),
@@ -177,8 +177,8 @@ def test_a_scene_whose_bytes_are_damaged_goes_into_quarantine_though_it_is_remot
     ],
 )
 def test_an_out_that_cannot_be_is_refused_before_any_work(
-    store: Store, call: Call, make_scene: MakeScene, model: str, out: str, said: str
+    store: Store, call: Call, make_scene: MakeScene, model: str, out: str, message: str
 ) -> None:
     code, _, stderr = call("segment", make_scene(name="a.tif"), "--model", model, "--out", out, *FAST)
     assert code == 2
-    assert said in stderr.replace("\n", " ")
+    assert message in stderr.replace("\n", " ")

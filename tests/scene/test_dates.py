@@ -26,7 +26,7 @@ def test_the_best_date_wins(acquired: str | None, modified_ns: int | None, text:
 
 
 @pytest.mark.parametrize("text", [None, "", "yesterday", "2024-06-01", "2024:13:01 00:00:00", "    :  :     :  :  "])
-def test_a_tag_that_is_no_date_tells_nothing(text: str | None) -> None:
+def test_a_tag_that_is_no_date_is_ignored(text: str | None) -> None:
     assert parse_tiff_date(text) is None
 
 

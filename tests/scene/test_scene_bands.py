@@ -79,7 +79,7 @@ def test_the_first_of_two_bands_of_one_meaning_is_taken() -> None:
     assert choose_bands({"r": 1, "Red": 2}, ["red"], place="a.tif") == {"red": 1}
 
 
-def test_a_missing_band_is_told_with_what_is_there_and_the_way_out() -> None:
+def test_a_missing_band_is_reported_with_the_available_bands_and_the_remedy() -> None:
     with pytest.raises(SceneError) as refusal:
         choose_bands({"B04": 1, "B03": 2}, ["red", "nir"], place="a.tif")
     assert str(refusal.value) == (

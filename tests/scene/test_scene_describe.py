@@ -162,13 +162,13 @@ def test_bands_are_found_by_colour_interpretation(make_scene: MakeScene) -> None
     assert scene.files[0].alpha_number == 4
 
 
-def test_an_explicit_mapping_wins_over_what_the_file_says(make_scene: MakeScene) -> None:
+def test_an_explicit_mapping_overrides_the_file(make_scene: MakeScene) -> None:
     path = make_scene(bands=3, descriptions=["red", "green", "blue"])
     scene = describe_scene(path, ReadingSpec(bands={"red": 3}), card=card_for("red", "green"))
     assert scene.band_numbers == (3, 2)
 
 
-def test_a_missing_band_is_said_with_what_there_is(make_scene: MakeScene) -> None:
+def test_a_missing_band_is_reported_with_the_available_bands(make_scene: MakeScene) -> None:
     path = make_scene(bands=2, descriptions=["red", "nir"])
     with pytest.raises(SceneError, match=r"needs band\(s\) green, blue.*offers 1: red, 2: nir.*set reading.bands"):
         describe_scene(path, card=RGB)
@@ -286,7 +286,7 @@ def test_a_wrong_alpha_can_be_ignored(make_scene: MakeScene) -> None:
     assert valid.all()
 
 
-def test_a_mask_beside_an_alpha_band_counts_too(make_scene: MakeScene) -> None:
+def test_a_mask_next_to_an_alpha_band_counts_too(make_scene: MakeScene) -> None:
     path = make_scene(bands=2, alpha=MASK, mask=MASK[::-1])
     np.testing.assert_array_equal(read_path(path)[1], MASK & MASK[::-1])
     np.testing.assert_array_equal(read_path(path, ignore_alpha=True)[1], MASK[::-1])
@@ -381,7 +381,7 @@ def test_a_scene_placed_by_control_points_only_is_refused(tmp_path: Path) -> Non
         describe_scene(path)
 
 
-def test_a_plain_picture_has_no_place_on_the_ground(tmp_path: Path) -> None:
+def test_a_plain_picture_has_no_georeference(tmp_path: Path) -> None:
     path = tmp_path / "plain.tif"
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
         rasterio.open(path, "w", driver="GTiff", height=3, width=3, count=1, dtype="uint8").close()
@@ -427,7 +427,7 @@ def test_a_sidecar_may_place_a_file_that_has_no_place_of_its_own(tmp_path: Path)
     assert describe_scene(path).grid.transform == Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)
 
 
-def test_a_resolution_that_cannot_be_told_is_refused_when_it_matters(make_scene: MakeScene) -> None:
+def test_an_unknown_resolution_is_refused_when_it_matters(make_scene: MakeScene) -> None:
     """The middle of this view of the Earth from space lies beside the Earth."""
     view = "+proj=geos +h=35785831 +lon_0=-75 +ellps=GRS80 +sweep=x +units=m"
     path = make_scene(crs=CRS.from_proj4(view).to_wkt(), transform=Affine(1000, 0, 6e6, 0, -1000, 1e5))
@@ -483,7 +483,7 @@ def test_other_formats_are_named_in_the_refusal(make_scene: MakeScene) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "kind", "said"),
+    ("content", "kind", "message"),
     [
         (b"", DamagedSceneError, "an empty file"),
         (b"hello", SceneError, "is not a raster this system knows"),
@@ -493,10 +493,10 @@ def test_other_formats_are_named_in_the_refusal(make_scene: MakeScene) -> None:
         (b"PK\x03\x04....", SceneError, "a zip archive"),
     ],
 )
-def test_files_that_are_no_rasters_are_told_apart(tmp_path: Path, content: bytes, kind: type, said: str) -> None:
+def test_files_that_are_no_rasters_are_distinguished(tmp_path: Path, content: bytes, kind: type, message: str) -> None:
     path = tmp_path / "odd.tif"
     path.write_bytes(content)
-    with pytest.raises(SceneError, match=said) as refusal:
+    with pytest.raises(SceneError, match=message) as refusal:
         describe_scene(path)
     assert type(refusal.value) is kind
 
@@ -504,7 +504,7 @@ def test_files_that_are_no_rasters_are_told_apart(tmp_path: Path, content: bytes
 # Faults while reading
 
 
-def test_damaged_bytes_are_the_scenes_fault(make_scene: MakeScene) -> None:
+def test_damaged_bytes_are_a_data_error(make_scene: MakeScene) -> None:
     path = make_scene(bands=1, height=64, width=64, tiled=32, compress="deflate")
     scene = describe_scene(path)
     content = bytearray(path.read_bytes())
@@ -514,12 +514,12 @@ def test_damaged_bytes_are_the_scenes_fault(make_scene: MakeScene) -> None:
     path.write_bytes(content)
     with SceneReader(scene) as reader:
         reader.read(Window(0, 0, 32, 32))
-        with pytest.raises(DamagedSceneError, match=r"damaged at rows 32..63, columns 32..63: .*again") as fault:
+        with pytest.raises(DamagedSceneError, match=r"damaged at rows 32..63, columns 32..63: .*again") as raised:
             reader.read(Window(32, 32, 32, 32))
-    assert str(path) in str(fault.value)
+    assert str(path) in str(raised.value)
 
 
-def test_a_file_that_vanishes_is_the_worlds_fault(make_scene: MakeScene) -> None:
+def test_a_file_that_vanishes_is_a_transient_error(make_scene: MakeScene) -> None:
     path = make_scene()
     scene = describe_scene(path)
     path.unlink()
@@ -632,7 +632,7 @@ def test_a_model_of_another_resolution_is_refused_or_served(make_scene: MakeScen
 
 
 @pytest.mark.parametrize(
-    ("reading", "said"),
+    ("reading", "message"),
     [
         ({"resolution_m": 0.0}, "resolution_m must be over 0 m and finite, not 0.0"),
         ({"resolution_m": float("nan")}, "resolution_m must be"),
@@ -647,8 +647,8 @@ def test_a_model_of_another_resolution_is_refused_or_served(make_scene: MakeScen
         ({"drivers": ("GTif",)}, "not 'GTif'; did you mean GTiff?"),
     ],
 )
-def test_settings_that_break_a_rule_say_which(reading: dict[str, Any], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_invalid_settings_name_the_violated_rule(reading: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         ReadingSpec(**reading)
 
 
@@ -701,7 +701,7 @@ def test_an_address_without_a_file_is_refused(address: str) -> None:
         describe_scene(f"{address}/nothing.tif")
 
 
-def test_a_server_that_dies_half_way_is_the_worlds_fault(make_scene: MakeScene, address: str, tmp_path: Path) -> None:
+def test_a_server_that_dies_half_way_is_a_transient_error(make_scene: MakeScene, address: str, tmp_path: Path) -> None:
     make_scene(name="dies.tif", height=2000, width=2000, bands=1, tiled=256)
     scene = describe_scene(f"{address}/dies.tif")
     with SceneReader(scene) as reader:
@@ -713,7 +713,7 @@ def test_a_server_that_dies_half_way_is_the_worlds_fault(make_scene: MakeScene, 
     assert time.perf_counter() - start < 20
 
 
-def test_nobody_at_an_address_is_the_worlds_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_address_is_a_transient_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.remote.REQUEST_RETRIES", RetryPolicy((0.0,)))
     with pytest.raises(TransientError, match=r"cannot be reached: .*refused; check the address and the network"):
         describe_scene("http://127.0.0.1:9/scene.tif")

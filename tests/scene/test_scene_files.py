@@ -52,9 +52,9 @@ TEN = Affine(10, 0, 600_000, 0, -10, 5_300_000)
 TWENTY = TEN @ Affine.scale(2)
 
 
-def band_file(path: Path | str, *names: str | None, **told: Sequence[float | None]) -> BandFile:
+def band_file(path: Path | str, *names: str | None, **metadata: Sequence[float | None]) -> BandFile:
     unknown = (None,) * len(names)
-    facts = {"nodata": unknown, "scales": unknown, "offsets": unknown} | {k: tuple(v) for k, v in told.items()}
+    facts = {"nodata": unknown, "scales": unknown, "offsets": unknown} | {k: tuple(v) for k, v in metadata.items()}
     return BandFile(location=str(path), names=names, **facts)
 
 
@@ -155,7 +155,7 @@ def test_only_files_with_bands_of_the_model_are_opened(make_scene: MakeScene, tm
         describe(files, None)
 
 
-def test_files_say_what_the_catalog_does_not(make_scene: MakeScene) -> None:
+def test_files_supply_metadata_missing_in_the_catalog(make_scene: MakeScene) -> None:
     """Names of the catalog, then descriptions; a band that nobody names goes by the name of its file."""
     described = make_scene(bands=2, transform=TEN, descriptions=["Red", None])
     named = make_scene(bands=1, transform=TEN, descriptions=["nonsense"])
@@ -262,9 +262,9 @@ def test_files_of_any_phase_are_averaged_by_area(data: st.DataObject, east: floa
         scene = describe(files, ModelCard(bands=("red", "blue"), classes=("x",)), nodata_when=when)
         window = data.draw(windows(20, 24))
         got, valid = read(scene, window)
-    ground: dict[str, Any] = {"first": (-south / size, -east / size), "step": 10 / size, "shape": (20, 24)}
-    mean, share = (each[window.toslices()] for each in _area_mean(coarse[0], coarse[0] > 0, **ground))
-    _, finite = (each[window.toslices()] for each in _area_mean(coarse[0], np.isfinite(coarse[0]), **ground))
+    placement: dict[str, Any] = {"first": (-south / size, -east / size), "step": 10 / size, "shape": (20, 24)}
+    mean, share = (each[window.toslices()] for each in _area_mean(coarse[0], coarse[0] > 0, **placement))
+    _, finite = (each[window.toslices()] for each in _area_mean(coarse[0], np.isfinite(coarse[0]), **placement))
     sure = (np.abs(share - 0.5) > 0.02) & (np.abs(finite - 0.5) > 0.02)  # positions are kept to a thousandth of a pixel
     counted = share if when == "any_band" else finite
     np.testing.assert_array_equal(valid[sure], (counted >= 0.5)[sure])
@@ -434,8 +434,10 @@ def test_the_catalogs_nodata_goes_before_the_tag_and_the_settings_before_both(ma
     card = ModelCard(bands=("red",), classes=("x",))
     path = make_scene(pixels, nodata=5, transform=TEN)
 
-    def valid(told: float | None, **reading: Any) -> list[bool]:
-        return [bool(value) for value in read(describe([band_file(path, "red", nodata=[told])], card, **reading))[1][0]]
+    def valid(nodata: float | None, **reading: Any) -> list[bool]:
+        return [
+            bool(value) for value in read(describe([band_file(path, "red", nodata=[nodata])], card, **reading))[1][0]
+        ]
 
     assert valid(None) == [True, False, True, True]
     assert valid(9.0) == [True, True, False, True]
@@ -449,16 +451,16 @@ def test_the_catalogs_scale_and_offset_reach_the_model(make_scene: MakeScene, tm
     """A pointwise model gives what hand computation gives: stored * scale + offset, from the catalog or the file."""
     pixels = np.random.default_rng(0).integers(0, 100, (2, 40, 40)).astype(np.uint16)
     tags: dict[str, Any] = {"transform": TEN}
-    told: dict[str, Any] = {"scales": (0.01, None), "offsets": (None, 0.25)}
+    scaling: dict[str, Any] = {"scales": (0.01, None), "offsets": (None, 0.25)}
     if several:
         paths = [make_scene(band[None], scales=[0.002], offsets=[0.0], **tags) for band in pixels]
         files = [
-            band_file(path, name, scales=[told["scales"][k]], offsets=[told["offsets"][k]])
+            band_file(path, name, scales=[scaling["scales"][k]], offsets=[scaling["offsets"][k]])
             for k, (path, name) in enumerate(zip(paths, ("red", "blue"), strict=True))
         ]
     else:
         path = make_scene(pixels, scales=[0.002, 0.002], offsets=[0.0, 0.0], **tags)
-        files = [band_file(path, "red", "blue", **told)]
+        files = [band_file(path, "red", "blue", **scaling)]
     card = ModelCard(bands=("blue", "red"), classes=("x",))
     spec = SegmentSpec(mosaic=MosaicSpec(dtype="float32"))
     report = segment_scene(
@@ -483,9 +485,9 @@ def test_files_that_do_not_fit_one_another_are_refused(make_scene: MakeScene) ->
     red = band_file(make_scene(bands=1, name="red.tif", transform=TEN), "red")
     card = ModelCard(bands=("red", "blue"), classes=("x",))
 
-    def refused(said: str, *names: str | None, **facts: Any) -> None:
+    def refused(message: str, *names: str | None, **facts: Any) -> None:
         path = make_scene(**{"bands": 1, "name": "blue.tif", "transform": TEN} | facts)
-        with pytest.raises(SceneError, match=said):
+        with pytest.raises(SceneError, match=message):
             describe([red, band_file(path, *(names or ("blue",)))], card)
 
     refused(
@@ -528,7 +530,7 @@ def test_damage_names_the_file_that_is_damaged(make_scene: MakeScene) -> None:
 # Who a scene is
 
 
-def test_the_content_key_follows_every_file_and_what_is_told_of_it(make_scene: MakeScene) -> None:
+def test_the_content_key_covers_every_file_and_its_metadata(make_scene: MakeScene) -> None:
     paths = [make_scene(bands=1, transform=TEN) for _ in NAMES]
     files = [band_file(path, name) for path, name in zip(paths, NAMES, strict=True)]
 
@@ -563,10 +565,10 @@ def test_a_run_follows_every_file_of_a_scene(make_scene: MakeScene, tmp_path: Pa
         return next(iter(segment_catalog([entry], tmp_path / "out", predictor=predictor, spec=spec)))
 
     assert (run().status, run().status) == ("done", "skipped")
-    (outlook,) = plan_run([entry], spec, models=[tmp_path / "m.safetensors"], out_dir=tmp_path / "out")
-    assert (outlook.action, run().inputs.date) == ("done", "2024-05-06T07:08:09Z")
-    (outlook,) = plan_run([entry], spec)
-    assert outlook.reason == "64 x 64 px of 10 m, 3 bands of uint8 in 3 files"
+    (planned,) = plan_run([entry], spec, models=[tmp_path / "m.safetensors"], out_dir=tmp_path / "out")
+    assert (planned.action, run().inputs.date) == ("done", "2024-05-06T07:08:09Z")
+    (planned,) = plan_run([entry], spec)
+    assert planned.reason == "64 x 64 px of 10 m, 3 bands of uint8 in 3 files"
     os.utime(paths[2], ns=(0, 0))
     assert (run().status, run().status) == ("done", "skipped")
     content = paths[1].read_bytes()

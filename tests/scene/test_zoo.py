@@ -164,7 +164,7 @@ def test_what_is_processed_equals_plain_numpy_on_the_same_grid(animal: Animal, t
 
 
 @pytest.mark.parametrize("animal", cases([a for a in ANIMALS if a.refused is not None]))
-def test_what_is_refused_names_its_quirk_and_leaves_nothing(animal: Animal, tmp_path: Path) -> None:
+def test_a_refusal_names_the_reason_and_leaves_nothing(animal: Animal, tmp_path: Path) -> None:
     card = ModelCard(bands=animal.bands or ("gray",), classes=("bright",))
     with pytest.raises(ScenemillError) as refusal:
         segment_scene(

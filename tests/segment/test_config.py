@@ -47,36 +47,38 @@ def keys_of(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 # Former names of keys
 
 
-FORMER = {"into": ("output", "parquet"), "prefer": ("priority", "finest"), "same": ("min_overlap", 0.25),
+DEPRECATED = {"into": ("output", "parquet"), "prefer": ("priority", "finest"), "same": ("min_overlap", 0.25),
           "lone": ("unmatched", "keep")}  # fmt: skip
 
 
-@pytest.mark.parametrize("former", FORMER)
-def test_a_former_key_is_accepted_in_files_overrides_sections_and_mappings(settings_file: Path, former: str) -> None:
-    name, value = FORMER[former]
+@pytest.mark.parametrize("deprecated", DEPRECATED)
+def test_a_deprecated_key_is_accepted_in_files_overrides_sections_and_mappings(
+    settings_file: Path, deprecated: str
+) -> None:
+    name, value = DEPRECATED[deprecated]
     expected = SegmentSpec(merge=MergeSpec(**{name: value}))  # type: ignore[arg-type]
-    settings_file.write_text(f"merge: {{{former}: {value}}}\n")
+    settings_file.write_text(f"merge: {{{deprecated}: {value}}}\n")
     assert load_settings(SegmentSpec, settings_file) == expected
-    assert load_settings(SegmentSpec, None, [f"merge.{former}={value}"]) == expected
-    assert load_settings(SegmentSpec, None, merge={former: value}) == expected
-    assert build_settings(SegmentSpec, {"merge": {former: value}}, place="a form") == expected
+    assert load_settings(SegmentSpec, None, [f"merge.{deprecated}={value}"]) == expected
+    assert load_settings(SegmentSpec, None, merge={deprecated: value}) == expected
+    assert build_settings(SegmentSpec, {"merge": {deprecated: value}}, place="a form") == expected
     assert load_settings(SegmentSpec, None, [f"merge.{name}={value}"]) == expected
 
 
-def test_an_override_replaces_a_former_key_of_the_file_and_the_other_way_round(settings_file: Path) -> None:
+def test_an_override_replaces_a_deprecated_key_of_the_file_and_the_other_way_round(settings_file: Path) -> None:
     settings_file.write_text("merge: {prefer: oldest, min_overlap: 0.25}\n")
     settings = load_settings(SegmentSpec, settings_file, ["merge.priority=finest", "merge.same=0.75"])
     assert settings.merge == MergeSpec(priority="finest", min_overlap=0.75)
 
 
-def test_a_key_and_its_former_name_together_are_refused(settings_file: Path) -> None:
-    said = refusal(settings_file, text="merge: {output: gpkg, into: parquet}\n")
-    assert said == f"{settings_file}: merge.into is the former name of merge.output; set only merge.output"
+def test_a_key_and_its_deprecated_name_together_are_refused(settings_file: Path) -> None:
+    message = refusal(settings_file, text="merge: {output: gpkg, into: parquet}\n")
+    assert message == f"{settings_file}: merge.into is the former name of merge.output; set only merge.output"
 
 
-def test_a_broken_rule_is_said_with_the_current_key(settings_file: Path) -> None:
-    said = refusal(settings_file, text="merge: {same: 2}\n")
-    assert said == f"{settings_file}: merge.min_overlap must be above 0 and at most 1, not 2.0"
+def test_an_error_message_names_the_current_key(settings_file: Path) -> None:
+    message = refusal(settings_file, text="merge: {same: 2}\n")
+    assert message == f"{settings_file}: merge.min_overlap must be above 0 and at most 1, not 2.0"
 
 
 # What is right
@@ -149,7 +151,7 @@ def test_the_rule_of_a_section_holds_wherever_its_keys_come_from(tile_size: int,
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("tilling: {tile_size: 256}", "unknown key tilling; did you mean tiling?"),
         ("tiling: {tilesize: 256}", "unknown key tiling.tilesize; did you mean tiling.tile_size?"),
@@ -182,14 +184,14 @@ def test_the_rule_of_a_section_holds_wherever_its_keys_come_from(tile_size: int,
         ("blend: !!python/object/apply:os.system [true]", "invalid YAML:"),
     ],
 )
-def test_a_wrong_file_is_refused_with_file_key_value_and_rule(settings_file: Path, text: str, said: str) -> None:
+def test_a_wrong_file_is_refused_with_file_key_value_and_rule(settings_file: Path, text: str, expected: str) -> None:
     message = refusal(settings_file, text=text)
-    assert message.startswith(f"{settings_file}: {said}")
+    assert message.startswith(f"{settings_file}: {expected}")
     assert "\n" not in message
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("tiling.tile_size", "--set tiling.tile_size: must read section.key=value, e.g."),
         ("=3", "--set =3: must read section.key=value"),
@@ -200,8 +202,8 @@ def test_a_wrong_file_is_refused_with_file_key_value_and_rule(settings_file: Pat
         ("tiling.tile_size.deep=3", "tiling.tile_size = {'deep': 3}: Input should be a valid integer"),
     ],
 )
-def test_a_wrong_override_is_refused(override: str, said: str) -> None:
-    assert said in refusal(None, override)
+def test_a_wrong_override_is_refused(override: str, expected: str) -> None:
+    assert expected in refusal(None, override)
 
 
 def test_a_violated_rule_names_the_override_next_to_the_file(settings_file: Path) -> None:
@@ -209,7 +211,7 @@ def test_a_violated_rule_names_the_override_next_to_the_file(settings_file: Path
     assert message.startswith(f"{settings_file} and --set: tiling.overlap must be")
 
 
-def test_a_missing_or_unreadable_file_is_said(tmp_path: Path) -> None:
+def test_a_missing_or_unreadable_file_is_reported(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.yaml") == f"{tmp_path / 'none.yaml'}: no such settings file; check --config"
     assert "cannot be read" in refusal(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
@@ -223,7 +225,7 @@ def test_keys_of_a_mapping_are_the_text_that_was_written(settings_file: Path) ->
         load_settings(TrainSpec, None, ["classes=[roof]", "class_map={yes: roof}"])
 
 
-def test_a_key_that_is_said_twice_is_refused(settings_file: Path) -> None:
+def test_a_duplicate_key_is_refused(settings_file: Path) -> None:
     message = refusal(settings_file, text="tiling: {tile_size: 256}\nblend: crop\ntiling: {overlap: 8}\n")
     assert message.startswith(f"{settings_file}: invalid YAML: the key 'tiling' is there twice")
 
@@ -266,7 +268,7 @@ def test_every_field_is_explained_in_the_code() -> None:
                 assert body.split(f"\n    {setting.name}: ")[1].split("\n")[1].strip().startswith('"""')
 
 
-def test_settings_that_never_change_the_result_are_left_out_of_its_identity() -> None:
+def test_settings_that_never_change_the_result_are_not_in_its_identity() -> None:
     plain = SegmentSpec().result_settings()
     assert not {"distribute", "run"} & plain.keys()
     changed = load_settings(SegmentSpec, None, ["distribute.regions=7", "inference.batch_size=3", "reading.threads=5"])

@@ -92,7 +92,7 @@ def test_functions_on_tensors_and_modules_are_predictors_too(
     assert report.polygons > 0
 
 
-def test_a_fault_inside_a_plain_function_is_not_hidden(red_scene: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_error_inside_a_plain_function_is_not_hidden(red_scene: Callable[..., Path], tmp_path: Path) -> None:
     def faulty(tiles: NDArray[Any]) -> NDArray[Any]:
         raise TypeError("my own mistake")
 
@@ -202,7 +202,7 @@ def test_integer_mosaics_read_as_probabilities_in_any_gis(
     assert np.abs(shown - read(scene)[0] / 255).max() <= 0.51 / top
 
 
-def test_float_mosaics_hold_what_the_model_said(red_scene: Callable[..., Path], tmp_path: Path) -> None:
+def test_float_mosaics_hold_the_model_outputs(red_scene: Callable[..., Path], tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(1, 255, (1, 40, 50), np.uint8)
     pixels[0, :5] = 0
     spec = SegmentSpec(tiling=SMALL.tiling, mosaic=MosaicSpec(dtype="float32"))
@@ -227,7 +227,7 @@ def test_mosaic_and_mask_are_strictly_valid_cogs_with_overviews(
             assert dataset.overviews(1) == [2, 4]
 
 
-def test_rasters_tell_where_they_come_from(make_scene: MakeScene, tmp_path: Path, predictor: LoadedPredictor) -> None:
+def test_rasters_record_their_provenance(make_scene: MakeScene, tmp_path: Path, predictor: LoadedPredictor) -> None:
     report = segment_scene(make_scene(name="town.tif"), tmp_path, predictor=predictor, spec=SMALL)
     for name in ("probability.tif", "mask.tif"):
         with rasterio.open(Path(report.folder) / name) as dataset:
@@ -318,7 +318,7 @@ def test_a_scene_without_valid_pixels_gives_an_empty_layer(red_scene: Callable[.
 # Reports and progress
 
 
-def test_the_report_says_what_went_in_and_what_came_out(
+def test_the_report_records_inputs_and_outputs(
     make_scene: MakeScene, tmp_path: Path, predictor: LoadedPredictor
 ) -> None:
     scene = make_scene(name="town.tif", nodata=0, seed=4)
@@ -338,23 +338,27 @@ def test_the_report_says_what_went_in_and_what_came_out(
 
 
 def test_progress_climbs_to_every_pixel_of_the_scene(red_scene: Callable[..., Path], tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+    updates: list[tuple[str, int, int]] = []
     scene = red_scene(height=200)
-    segment_scene(scene, tmp_path, predictor=brightness, card=ROOF, spec=SMALL, watch=lambda *step: told.append(step))
-    counts = [done for stage, done, _ in told if stage == "infer"]
+    segment_scene(
+        scene, tmp_path, predictor=brightness, card=ROOF, spec=SMALL, watch=lambda *step: updates.append(step)
+    )
+    counts = [done for stage, done, _ in updates if stage == "infer"]
     assert counts == sorted(set(counts))
-    assert (counts[-1], {total for *_, total in told}) == (10_000, {10_000})
+    assert (counts[-1], {total for *_, total in updates}) == (10_000, {10_000})
 
 
 def test_what_polygons_need_is_loaded_while_regions_run_and_not_while_the_precision_is_proven(
     red_scene: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    called: list[str] = []
     for owner, name in ((LocalExecutor, "check_precision"), (segment, "_load_polygon_kernels")):
         function = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *given, n=name, f=function, **more: told.append(n) or f(*given, **more))
+        monkeypatch.setattr(
+            owner, name, lambda *given, n=name, f=function, **more: called.append(n) or f(*given, **more)
+        )
     segment_scene(red_scene(), tmp_path, predictor=brightness, card=ROOF, spec=SMALL)
-    assert told == ["check_precision", "_load_polygon_kernels"]
+    assert called == ["check_precision", "_load_polygon_kernels"]
 
 
 def test_polygons_can_be_made_again_from_the_mosaic(
@@ -446,7 +450,7 @@ def test_files_of_others_in_the_scene_folder_survive_a_rerun(red_scene: Callable
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_a_failing_rerun_leaves_the_former_result_whole(red_scene: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_failing_rerun_leaves_the_previous_result_complete(red_scene: Callable[..., Path], tmp_path: Path) -> None:
     scene = red_scene()
     folder = Path(segment_scene(scene, tmp_path / "out", predictor=brightness, card=ROOF, spec=SMALL).folder)
     before = contents(folder)

@@ -79,7 +79,7 @@ def test_a_folder_is_no_raster(tmp_path: Path) -> None:
         probe_file(resolve_location(tmp_path))
 
 
-def test_a_local_path_is_made_absolute_so_that_workers_elsewhere_find_it(
+def test_a_local_path_is_made_absolute_for_workers_in_other_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

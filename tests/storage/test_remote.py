@@ -107,7 +107,7 @@ def test_the_headers_of_a_scenes_files_are_read_side_by_side(
 ) -> None:
     together = threading.Barrier(3)
 
-    def asked_together(address: str) -> str | None:
+    def wait_for_both(address: str) -> str | None:
         together.wait(20)
         return remote_version(address)
 
@@ -115,7 +115,7 @@ def test_the_headers_of_a_scenes_files_are_read_side_by_side(
         store.put(f"{name}.tif", make_scene(bands=1, name=f"{name}.tif", seed=seed))
     card, files = ModelCard(bands=("c", "a", "b"), classes=("bright",)), band_files(store, "abc")
     alone = [describe_scene(file.location).files[0].fingerprint for file in files]
-    monkeypatch.setattr("pipeline.storage.probe.remote_version", asked_together)
+    monkeypatch.setattr("pipeline.storage.probe.remote_version", wait_for_both)
     scene = describe_scene(files[0].location, card=card, source=SceneSource(files=tuple(files)))
     assert scene.bands == ("c", "a", "b")
     assert [file.location.stem for file in scene.files] == ["a", "b", "c"]
@@ -185,9 +185,9 @@ def test_every_request_names_the_payer(store: Store, far: str, monkeypatch: pyte
     monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
     before = len(store.requests)
     assert (red(next(read_catalog([f"s3://{store.bucket}/in/"])).location) == PIXELS).all()
-    asked = store.requests[before:]
-    assert len(asked) > 3
-    assert all(" requester " in line for line in asked)
+    requests = store.requests[before:]
+    assert len(requests) > 3
+    assert all(" requester " in line for line in requests)
 
 
 # Versions
@@ -202,7 +202,7 @@ def test_the_fingerprint_of_a_remote_scene_follows_its_content(store: Store, mak
     assert prints[0] != prints[1], "equal places of blocks, but other bytes"
 
 
-def test_a_scene_that_is_replaced_is_read_anew_by_the_same_process(store: Store, make_scene: MakeScene) -> None:
+def test_a_replaced_scene_is_read_again_by_the_same_process(store: Store, make_scene: MakeScene) -> None:
     for seed in (0, 1):
         path = make_scene(name="a.tif", seed=seed, height=300, width=300, tiled=128, bands=1)
         with rasterio.open(path) as dataset:
@@ -224,7 +224,7 @@ def test_of_a_scene_that_is_replaced_while_it_is_read_no_result_is_made(
     assert segment_scene(far, tmp_path / "out", predictor=lambda tiles: tiles / 255, card=CARD).status == "done"
 
 
-def test_a_signed_address_is_read_and_known_by_what_its_server_says(
+def test_a_signed_address_is_read_and_identified_by_its_server(
     store: Store, far: str, make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = store.client.generate_presigned_url("get_object", Params={"Bucket": store.bucket, "Key": "in/far.tif"})
@@ -254,15 +254,15 @@ def test_a_store_that_is_busy_is_asked_again(store: Store, far: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         ("s3://{bucket}/in/none.tif", r"none\.tif: nothing is there; check the address"),
         ("s3://{bucket}/in", r"nothing is there; .*; a folder ends with a slash"),
         ("s3://nowhere-at-all/a.tif", "there is no bucket nowhere-at-all; check the address"),
     ],
 )
-def test_what_is_not_there_is_refused(store: Store, address: str, said: str) -> None:
-    with pytest.raises(SceneError, match=said):
+def test_what_is_not_there_is_refused(store: Store, address: str, message: str) -> None:
+    with pytest.raises(SceneError, match=message):
         describe_scene(address.format(bucket=store.bucket))
 
 

@@ -47,7 +47,7 @@ class Outcome:
     """Its exit code; below 0: the signal that killed it."""
     events: dict[str, int]
     """How many there were of each kind, unless it was killed."""
-    said: str
+    output: str
     """What it wrote to the error stream."""
 
 
@@ -160,10 +160,10 @@ def _start(command: list[str], request: dict[str, Any]) -> tuple[int, int]:
 
 def _outcome(child: int, read: int) -> dict[str, Any]:
     with os.fdopen(read, encoding="utf-8", errors="replace") as stream:
-        said = stream.read()
+        output = stream.read()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    said, _, counted = said.partition("\0")
-    return {"code": code, "events": json.loads(counted or "{}"), "said": said}
+    output, _, counted = output.partition("\0")
+    return {"code": code, "events": json.loads(counted or "{}"), "output": output}
 
 
 def _child(command: list[str], request: dict[str, Any]) -> None:
@@ -176,7 +176,7 @@ def _child(command: list[str], request: dict[str, Any]) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], resource.RLIM_INFINITY))
         if request["kill"] or request["count"]:
             counter = _Counter(Kill(**request["kill"]) if request["kill"] else None)
-            counter.watch()
+            counter.start()
         main(command)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 71
@@ -195,7 +195,7 @@ class _Counter:
         self._fsync = os.fsync
         self._ours = str(ROOT / "pipeline")
 
-    def watch(self) -> None:
+    def start(self) -> None:
         """Begin; what costs time is watched only where it is asked for."""
         if self._kill is None or self._kill.event == "disk":
             sys.addaudithook(self._audit)

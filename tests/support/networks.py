@@ -50,7 +50,7 @@ def make_network(shape: Shape, seed: int = 0) -> nn.Module:
     return network
 
 
-def pixels_for(shape: Shape, count: int = 1, least: int = 64) -> torch.Tensor:
-    side = max(least, 2 * shape.margin + 1)
+def pixels_for(shape: Shape, count: int = 1, min_size: int = 64) -> torch.Tensor:
+    side = max(min_size, 2 * shape.margin + 1)
     side += (shape.size_offset - side) % shape.stride
     return torch.randn((count, shape.bands, side, side + shape.stride), generator=torch.Generator().manual_seed(1))

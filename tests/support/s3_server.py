@@ -36,7 +36,7 @@ class Faulty:
         with self.turn:
             with (FOLDER / "requests.log").open("a") as log:
                 log.write(f"{method} {path} {environ.get('HTTP_RANGE', '-')} {payer(environ)} {signer(environ)}\n")
-            status = self.fault(method, path)
+            status = self.requested_failure(method, path)
         if status is None:
             return self.app(environ, start)
         if status.startswith("kill:"):
@@ -47,7 +47,7 @@ class Faulty:
         start(f"{status} Fault", [("Content-Type", "application/xml")])
         return [b"<Error><Code>InternalError</Code><Message>as ordered</Message></Error>"]
 
-    def fault(self, method: str, path: str) -> str | None:
+    def requested_failure(self, method: str, path: str) -> str | None:
         try:
             orders = (FOLDER / "faults").read_text().splitlines()
         except FileNotFoundError:

@@ -33,7 +33,7 @@ class StacApi:
     """Extensions of the search that it conforms to."""
     failing: list[int] = field(default_factory=list)
     """Status codes of the next answers, whatever is asked; used up one by one."""
-    asked: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)
+    requests: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)
     """Method, path and parameters of each request."""
     address: str = ""
     """Of the landing page."""
@@ -82,8 +82,8 @@ def _fits(item: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
     moment = item["properties"]["datetime"]
     if not ((first == ".." or first <= moment) and (last == ".." or moment <= last)):
         return False
-    most = given.get("query", {}).get("eo:cloud_cover", {}).get("lte", 100)
-    return bool(item["properties"].get("eo:cloud_cover", 0) <= most)
+    max_cloud = given.get("query", {}).get("eo:cloud_cover", {}).get("lte", 100)
+    return bool(item["properties"].get("eo:cloud_cover", 0) <= max_cloud)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -101,7 +101,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, given: Mapping[str, Any]) -> None:
         path = urlsplit(self.path).path
-        self.api.asked.append((self.command, path, given))
+        self.api.requests.append((self.command, path, given))
         if self.api.failing:
             self.send(self.api.failing.pop(0), b"")
         elif path == "/v1":

@@ -60,9 +60,9 @@ def log_loss(sample: LogitSample, activation: Activation, temperature: float) ->
 def test_the_fitted_temperature_has_the_least_entropy(activation: Activation, temperature: float) -> None:
     sample = honest_sample(activation, temperature, n=2000)
     fitted = fit_temperature(sample, activation)
-    least = log_loss(sample, activation, fitted)
+    lowest = log_loss(sample, activation, fitted)
     for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2):
-        assert log_loss(sample, activation, fitted * factor) > least
+        assert log_loss(sample, activation, fitted * factor) > lowest
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
@@ -154,7 +154,7 @@ def test_a_temperature_of_one_keeps_every_threshold() -> None:
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-def test_samples_that_say_nothing_keep_temperature_one(activation: Activation) -> None:
+def test_uninformative_samples_keep_temperature_one(activation: Activation) -> None:
     nothing = LogitSample(
         logits=np.empty((0, 3), np.float32), target=np.empty((0, 3), bool), valid=np.empty((0, 3), bool)
     )
@@ -179,7 +179,7 @@ def test_temperatures_stay_within_bounds_when_all_is_right_or_wrong(activation: 
 
 
 @given(temperature=st.floats(MIN_TEMPERATURE, MAX_TEMPERATURE), step=st.integers(1, BINS - 1))
-def test_bytes_tell_the_two_sides_of_the_threshold_apart(temperature: float, step: int) -> None:
+def test_bytes_distinguish_the_two_sides_of_the_threshold(temperature: float, step: int) -> None:
     threshold = step / BINS
     kept = resolvable_temperature(temperature, threshold)
     scaled = scaled_threshold(threshold, kept)

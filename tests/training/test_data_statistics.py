@@ -62,8 +62,8 @@ def test_a_fill_value_without_a_nodata_tag_is_refused_with_its_place(
     source = LabelledScene(scene, polygon_labels(town))
     with pytest.raises(SceneError, match=rf"filled\.tif: band {scene.bands[1]} holds .*e\+.*reading\.nodata=") as error:
         compute_statistics([Area(source=source)], ("roof",), seed=0)
-    (said,) = re.findall(r"reading\.nodata=(\S+)", str(error.value))
-    assert np.dtype(dtype).type(said) == np.dtype(dtype).type(fill)
+    (suggested,) = re.findall(r"reading\.nodata=(\S+)", str(error.value))
+    assert np.dtype(dtype).type(suggested) == np.dtype(dtype).type(fill)
 
 
 @given(

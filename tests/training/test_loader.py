@@ -197,7 +197,7 @@ def test_threads_of_the_feed_compute_alone_and_leave_others_as_they_were(town: T
         torch.set_num_threads(before)
 
 
-def test_a_fault_while_preparing_a_batch_comes_out_where_the_batch_is_due() -> None:
+def test_an_error_while_preparing_a_batch_is_raised_where_the_batch_is_due() -> None:
     def make(index: int) -> int:
         if index == 3:
             raise LabelError("a value that is no class")

@@ -164,7 +164,9 @@ CONSTANTS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize(("name", "changes"), CONSTANTS)
-def test_each_constant_means_what_the_formula_says(activation: Activation, name: str, changes: dict[str, Any]) -> None:
+def test_each_constant_has_its_meaning_in_the_formula(
+    activation: Activation, name: str, changes: dict[str, Any]
+) -> None:
     case, spec = random_case(activation), LossSpec(terms={name: 1}, **changes)
     loss = make_loss(spec, activation=activation, class_share=SHARES[activation])
     assert float(loss(*case.given)) == pytest.approx(slow_term(name, case, activation, spec), rel=2e-5)
@@ -295,7 +297,7 @@ def test_balanced_weights_make_each_kind_count_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: LossSpec(terms={"dise": 1}), r"terms: 'dise' is no loss; known terms are bce, cross_entropy, dice"),
         (lambda: LossSpec(terms={"bce": -1}), "terms.bce must be a weight of at least 0"),
@@ -319,8 +321,8 @@ def test_balanced_weights_make_each_kind_count_the_same() -> None:
         ),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(make: Callable[[], object], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_settings_that_cannot_be_meant_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         make()
 
 

@@ -50,7 +50,7 @@ def test_a_resampled_scene_takes_the_mask_value_under_each_pixel_centre(town: To
     assert np.array_equal(labels.burn(Window(3, 4, 40, 30))[0], town.mask[1::2, 1::2][4:34, 3:43])
 
 
-def test_a_class_map_says_what_each_value_means(town: Town, make_scene: MakeScene) -> None:
+def test_a_class_map_defines_each_value(town: Town, make_scene: MakeScene) -> None:
     values = np.random.default_rng(0).choice([0, 7, 9, 255], (96, 96))
     meanings = mask_meanings(["roof", "pool"], {"255": "pool", "0": "none", "7": "unlabelled", "9": "roof"})
     scene = describe_scene(town.image)
@@ -156,6 +156,6 @@ def test_a_mask_that_does_not_lie_on_its_scene_is_refused(town: Town, make_scene
         (make_scene(np.stack([town.mask] * 3), transform=ORIGIN), "a mask has one band, not 3"),
         (town.image.with_name("gone.tif"), "the mask of the scene town cannot be used: .*no such file"),
     ]
-    for path, said in cases:
-        with pytest.raises(LabelError, match=said):
+    for path, message in cases:
+        with pytest.raises(LabelError, match=message):
             mask_labels(path, town)

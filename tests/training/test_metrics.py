@@ -66,7 +66,7 @@ def test_matrices_add_up_and_do_not_mix_with_independent_classes() -> None:
         total + Confusion.zero(4)
 
 
-def test_the_background_has_no_part_in_means() -> None:
+def test_the_background_is_excluded_from_means() -> None:
     confusion = Confusion.of_matrix(np.array([[90, 5, 5], [10, 10, 0], [0, 0, 20]]), background=True)
     assert confusion.mean_iou == pytest.approx((10 / 25 + 20 / 25) / 2)
     assert confusion.mean_f1 == pytest.approx((20 / 35 + 40 / 45) / 2)

@@ -145,7 +145,7 @@ def test_the_average_follows_its_formula_and_is_what_is_kept() -> None:
     torch.testing.assert_close(logits, made.checkpoint_network.eval()(batch(9).pixels))
 
 
-def test_an_average_of_what_stands_still_is_the_thing_itself() -> None:
+def test_an_average_of_constant_weights_is_those_weights() -> None:
     model = network()
     average = EMA(model, 0.999)
     for step in range(1, 9):
@@ -159,7 +159,7 @@ def test_only_an_optimizer_step_ends_a_state_that_is_whole() -> None:
     assert [made.is_between_steps(count) for count in range(9)] == [count in (0, 3, 6, 8) for count in range(9)]
 
 
-def test_the_learning_rate_rises_and_falls_as_said() -> None:
+def test_the_learning_rate_follows_its_schedule() -> None:
     spec = OptimizationSpec(epochs=10, warmup_epochs=2)
     factors = [rate_factor(step, 5, spec) for step in range(51)]
     assert factors[:10] == pytest.approx([k / 10 for k in range(1, 11)])
@@ -227,7 +227,7 @@ def test_precision_is_the_one_named_or_the_native_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: OptimizationSpec(epochs=0), "epochs must be at least 1"),
         (lambda: OptimizationSpec(learning_rate=1), "learning_rate must be above 0 and at most 0.1 for adamw, not 1"),
@@ -250,8 +250,8 @@ def test_precision_is_the_one_named_or_the_native_one() -> None:
         (lambda: OptimizationSpec(schedule="linear"), "schedule must be one of constant, step, cosine, plateau"),  # type: ignore[arg-type]
     ],
 )
-def test_bounds_of_learning_are_said(make: Callable[[], object], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_bounds_of_the_optimization_settings_are_named(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         make()
 
 

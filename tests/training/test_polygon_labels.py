@@ -71,7 +71,7 @@ def test_classes_come_from_an_attribute(town: Town) -> None:
     assert target[0].sum() == target[1].sum() == town.mask.sum() // 2
 
 
-def test_labels_that_cannot_be_used_say_why(town: Town, tmp_path: Path) -> None:
+def test_unusable_labels_are_refused_with_the_reason(town: Town, tmp_path: Path) -> None:
     scene = describe_scene(town.image)
     far = town.frame.translate(100_000)
     geopandas.GeoDataFrame(geometry=far).to_file(tmp_path / "far.gpkg")
@@ -199,7 +199,7 @@ def test_nothing_counts_outside_the_labelled_area(town: Town, tmp_path: Path) ->
         assert np.array_equal(target, expected)
 
 
-def test_a_labelled_area_lets_scenes_be_empty_and_leaves_out_those_that_it_misses(
+def test_a_labelled_area_allows_empty_scenes_and_excludes_scenes_outside(
     town: Town, tmp_path: Path, make_scene: MakeScene, caplog: pytest.LogCaptureFixture
 ) -> None:
     bare, far = (
@@ -226,7 +226,7 @@ def test_a_labelled_area_lets_scenes_be_empty_and_leaves_out_those_that_it_misse
         LabelledArea("gone.gpkg")
 
 
-def test_an_empty_label_file_says_that_there_is_nothing(town: Town) -> None:
+def test_an_empty_label_file_means_no_objects(town: Town) -> None:
     empty = town.labels.with_suffix(".geojson")
     empty.write_text('{"type": "FeatureCollection", "features": []}')
     labels = open_polygon_labels([read_polygons(empty, ("roof",))], describe_scene(town.image), classes=1)

@@ -94,7 +94,7 @@ def test_by_default_all_eight_symmetries_are_equally_common_and_nothing_is_resam
 
 
 @pytest.mark.parametrize("name", [*CHANGES, "flips", "turns"])
-def test_a_change_happens_as_often_as_its_probability_says_and_alone(name: str) -> None:
+def test_a_change_is_applied_with_its_probability_and_alone(name: str) -> None:
     plain, never, sometimes, always = (draw(spec_of(**{name: share}), 200) for share in (0.0, 0.0, 0.3, 1.0))
     unchanged = AugmentParams(factor=(1.0,) * 3, shift=(0.0,) * 3)
     assert plain == never

@@ -105,8 +105,8 @@ def test_names_that_match_no_scene_or_two_are_refused(town: Town, make_scene: Ma
         ({"validation": (str(tmp_path / "none.txt"),)}, r"the list .*none\.txt names no scene"),
         ({"validation": ("gone.txt",)}, r"the list gone\.txt cannot be read"),
     ]
-    for split, said in cases:
-        with pytest.raises(SettingsError, match=said):
+    for split, message in cases:
+        with pytest.raises(SettingsError, match=message):
             list_images([town.image, twin], **split)
     with pytest.raises(SettingsError, match="no scene in this folder"):
         list_images([tmp_path / "empty"])
@@ -114,7 +114,7 @@ def test_names_that_match_no_scene_or_two_are_refused(town: Town, make_scene: Ma
         list_images([])
 
 
-def test_a_folder_of_pictures_stands_for_them_unless_it_has_geotiffs(make_scene: MakeScene, tmp_path: Path) -> None:
+def test_a_folder_of_pictures_is_expanded_unless_it_has_geotiffs(make_scene: MakeScene, tmp_path: Path) -> None:
     for name, driver in (("a.png", "PNG"), ("b.jpg", "JPEG")):
         make_scene(name=f"chips/{name}", driver=driver, crs=None)
     assert [e.id for e in list_images([tmp_path / "chips"]).entries] == ["a", "b"]

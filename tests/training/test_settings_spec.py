@@ -25,7 +25,7 @@ def test_the_commented_settings_file_holds_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: TrainSpec(classes=()), "classes must be 1 to 254"),
         (lambda: TrainSpec(classes=("a", "a")), "different names"),
@@ -45,8 +45,8 @@ def test_the_commented_settings_file_holds_the_defaults() -> None:
         (lambda: OptimizationSpec(max_minutes=0), "max_minutes must be above 0"),
     ],
 )
-def test_settings_out_of_bounds_say_which_bound(make: Callable[[], object], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_settings_out_of_bounds_name_the_bound(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         make()
 
 

@@ -78,7 +78,7 @@ def test_certain_predictions_are_best_decided_at_one_half() -> None:
     assert tally.confusion().mean_iou == 1.0
 
 
-def test_a_class_that_never_occurs_has_no_say_in_the_threshold() -> None:
+def test_a_class_that_never_occurs_does_not_affect_the_threshold() -> None:
     logits, target, valid = random_batches(2, seed=1, count=1)[0]
     target[:, 1] = 0
     alone = tally_of([(logits[:, :1], target[:, :1], valid[:, :1])])

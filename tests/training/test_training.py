@@ -42,14 +42,14 @@ def lean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_a_network_learns_bright_squares_and_the_checkpoint_says_how(town: Town, tmp_path: Path) -> None:
-    told: list[TrainProgress] = []
+def test_a_network_learns_bright_squares_and_the_checkpoint_records_how(town: Town, tmp_path: Path) -> None:
+    updates: list[TrainProgress] = []
     out = tmp_path / "new" / "model.safetensors"
-    report = train([town.image], town.labels, out, spec=SMALL, progress=told.append)
+    report = train([town.image], town.labels, out, spec=SMALL, progress=updates.append)
     assert report.best_iou > 0.8
     assert report.stopped == "finished"
     assert len(report.history) == 4
-    assert [(p.epoch, p.step) for p in told] == list(itertools.product(range(1, 5), range(1, 9)))
+    assert [(p.epoch, p.step) for p in updates] == list(itertools.product(range(1, 5), range(1, 9)))
     assert report.pixels_per_second > 0
 
     checkpoint = load_checkpoint(out)
@@ -273,8 +273,8 @@ def test_wrong_usage_stops_before_any_work(town: Town, tmp_path: Path) -> None:
         (SettingsError, "device = 'cuda:9' is not usable here",
          lambda: train([town.image], town.labels, out, spec=no_device)),
     ]  # fmt: skip
-    for error, said, call in cases:
-        with pytest.raises(error, match=said):
+    for error, message, call in cases:
+        with pytest.raises(error, match=message):
             call()
     assert not out.exists()
 
@@ -296,7 +296,7 @@ def test_a_small_network_learns_real_buildings(tmp_path: Path) -> None:
     assert report.best_iou > 0.514  # the pixel-wise gradient-boosting floor of the data set
 
 
-def test_the_last_epoch_is_kept_when_asked_for(town: Town, tmp_path: Path) -> None:
+def test_the_last_epoch_is_kept_when_set(town: Town, tmp_path: Path) -> None:
     spec = replace(SMALL, learning=replace(SMALL.learning, keep="last", learning_rate=0.03))
     last = train([town.image], town.labels, tmp_path / "last.safetensors", spec=spec)
     spec = replace(spec, learning=replace(spec.learning, keep="best"))

@@ -68,16 +68,16 @@ def run(town: Town, out: Path, *, spec: TrainSpec = SPEC, **options: Any) -> Tra
 
 def run_until(town: Town, out: Path, *, stop_after: int, spec: TrainSpec = SPEC) -> list[tuple[int, int]]:
     """A training that is stopped after so many batches; returns the epochs and steps that it told."""
-    told: list[tuple[int, int]] = []
+    updates: list[tuple[int, int]] = []
 
-    def watch(step: TrainProgress) -> None:
-        told.append((step.epoch, step.step))
-        if len(told) == stop_after:
+    def progress(step: TrainProgress) -> None:
+        updates.append((step.epoch, step.step))
+        if len(updates) == stop_after:
             raise StopError
 
     with suppress(StopError):
-        run(town, out, spec=spec, progress=watch)
-    return told
+        run(town, out, spec=spec, progress=progress)
+    return updates
 
 
 def untimed(history: tuple[EpochRecord, ...]) -> list[EpochRecord]:
@@ -120,7 +120,7 @@ def test_stops_at_any_steps_change_nothing(unbroken: TrainReport, town: Town, st
     assert (report.test, report.validation) == (unbroken.test, unbroken.validation)
 
 
-def test_a_stopped_run_goes_on_after_its_last_whole_step(town: Town, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_after_its_last_complete_step(town: Town, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     assert run_until(town, out, stop_after=3) == [(1, 1), (1, 2), (1, 3)]
     assert run_until(town, out, stop_after=4) == [(1, 3), (1, 4), (1, 5), (2, 1)]  # batch 3 was half a step
@@ -198,7 +198,7 @@ def test_a_finished_run_is_recognised_and_nothing_is_done(unbroken: TrainReport,
     assert unbroken.checkpoint.stat().st_mtime_ns == before
 
 
-def test_a_run_of_other_settings_or_data_starts_anew_and_says_why(
+def test_a_run_of_other_settings_or_data_restarts_and_logs_why(
     town: Town, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "m.safetensors"
@@ -209,9 +209,9 @@ def test_a_run_of_other_settings_or_data_starts_anew_and_says_why(
     assert run_until(town, out, spec=other, stop_after=1) == [(1, 3)]
     labels = tmp_path / town.labels.name
     labels.write_bytes(town.labels.read_bytes())
-    told: list[TrainProgress] = []
-    train([town.image], labels, out, spec=other, progress=told.append)
-    assert (told[0].epoch, told[0].step) == (1, 1)
+    updates: list[TrainProgress] = []
+    train([town.image], labels, out, spec=other, progress=updates.append)
+    assert (updates[0].epoch, updates[0].step) == (1, 1)
     assert f"labels.0 {town.labels.name} was" in caplog.text
     caplog.clear()
     assert not run(town, out).reused
@@ -221,9 +221,9 @@ def test_a_run_of_other_settings_or_data_starts_anew_and_says_why(
 def test_a_run_can_be_asked_to_start_again(unbroken: TrainReport, town: Town, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     run_until(town, out, stop_after=4)
-    told: list[TrainProgress] = []
-    report = run(town, out, resume=False, progress=told.append)
-    assert len(told) == EPOCHS * STEPS
+    updates: list[TrainProgress] = []
+    report = run(town, out, resume=False, progress=updates.append)
+    assert len(updates) == EPOCHS * STEPS
     assert not run(town, out, resume=False).reused
     assert report.sha256 == unbroken.sha256
 
@@ -244,7 +244,7 @@ def test_a_lost_or_foreign_checkpoint_is_not_taken_for_a_finished_run(
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "lose", "scribble"])
-def test_a_damaged_state_is_noticed_and_the_run_starts_anew(
+def test_a_damaged_state_is_detected_and_the_run_restarts(
     unbroken: TrainReport, town: Town, tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "m.safetensors"
@@ -263,7 +263,7 @@ def test_a_damaged_state_is_noticed_and_the_run_starts_anew(
     assert "starts again" in caplog.text or harm == "lose"
 
 
-def test_a_run_out_of_time_goes_on_when_it_is_given_more(unbroken: TrainReport, town: Town, tmp_path: Path) -> None:
+def test_a_run_out_of_time_resumes_with_more_time(unbroken: TrainReport, town: Town, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     short = replace(SPEC, learning=replace(SPEC.learning, max_minutes=1e-6))
     report = run(town, out, spec=short)

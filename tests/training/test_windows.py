@@ -125,7 +125,7 @@ def test_a_split_by_blocks_is_seeded_and_each_pixel_is_in_exactly_one_part(
     assert split.training[0].starts(8).count > 0
 
 
-def test_another_seed_holds_out_other_blocks_and_the_record_says_how_many(town: Town) -> None:
+def test_another_seed_holds_out_other_blocks_and_the_record_counts_them(town: Town) -> None:
     data = open_data([town.image], town.labels, SMALL)
     splits = [split_data(data, SplitSpec(block_size=16), seed=seed, core_size=16) for seed in (0, 1)]
     assert splits[0].validation != splits[1].validation
@@ -137,7 +137,7 @@ def test_another_seed_holds_out_other_blocks_and_the_record_says_how_many(town: 
 
 
 @pytest.mark.parametrize(
-    ("spec", "core", "said"),
+    ("spec", "core", "message"),
     [
         (
             SplitSpec(block_size=96),
@@ -150,9 +150,11 @@ def test_another_seed_holds_out_other_blocks_and_the_record_says_how_many(town: 
     ],
     ids=["one-block", "one-block-no-test", "no-fit", "one-scene"],
 )
-def test_what_cannot_be_split_says_which_keys_to_set(town: Town, spec: SplitSpec, core: int, said: str) -> None:
+def test_a_scene_that_cannot_be_split_names_the_keys_to_set(
+    town: Town, spec: SplitSpec, core: int, message: str
+) -> None:
     data = open_data([town.image], town.labels, SMALL)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         split_data(data, spec, seed=0, core_size=core)
 
 
@@ -212,7 +214,7 @@ def test_no_training_core_overlaps_a_held_out_block(side: int, size: int, seed: 
         assert overlap(square(core, size), source.scene.grid.window)
 
 
-def test_a_class_of_few_pixels_is_met_as_often_as_the_others() -> None:
+def test_a_class_of_few_pixels_is_sampled_as_often_as_the_others() -> None:
     source = FakeSource(400, classes=2, share=0.3)
     source.whole.target[1] = 0
     source.whole.target[1, 333, 77] = 1

@@ -208,17 +208,17 @@ def test_limits_are_stated_when_the_record_shows_them(facts: dict[str, object], 
     ("temperature", "reported"), [(MIN_TEMPERATURE, True), (MAX_TEMPERATURE, True), (19.9, False), (0.3, False)]
 )
 def test_a_temperature_at_its_bound_is_reported(temperature: float, reported: bool):
-    said = known_limits(replace(card_with(), outputs="logits", temperature=temperature))
-    assert any(f"ran into its bound of {temperature:g}" in limit for limit in said) is reported
+    limits = known_limits(replace(card_with(), outputs="logits", temperature=temperature))
+    assert any(f"ran into its bound of {temperature:g}" in limit for limit in limits) is reported
 
 
-def test_a_card_without_a_fault_states_only_what_it_takes():
+def test_a_complete_card_states_only_its_inputs():
     (only,) = known_limits(card_with())
     assert "the bands red, green, blue" in only
     assert "0.3 m" in only
 
 
-def test_a_card_that_knows_nothing_of_its_training_has_a_page_all_the_same():
+def test_a_card_without_training_facts_has_a_page():
     page = card_page(ModelCard(bands=("pan",), classes=("ship",)))
     assert "Finds **ship**" in page
     assert "no metrics" in page
@@ -228,7 +228,7 @@ def test_a_card_that_knows_nothing_of_its_training_has_a_page_all_the_same():
 
 @pytest.mark.parametrize("strange", [None, 3, "text", [], [None], {"roof": "x"}, {"classes": [1]}])
 @pytest.mark.parametrize("key", list(TRAINING))
-def test_facts_of_an_unknown_form_are_left_out_of_the_page(key: str, strange: object):
+def test_facts_of_an_unknown_form_are_omitted_from_the_page(key: str, strange: object):
     assert "## Limits" in card_page(card_with(**{key: strange}))
 
 
@@ -290,7 +290,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
         write_artifacts(tmp_path / "model.run", report_of(tmp_path), spec=ArtifactsSpec())
 
 
-def test_a_run_that_goes_on_shows_every_epoch_once(tmp_path: Path):
+def test_a_resumed_run_shows_every_epoch_once(tmp_path: Path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     history = records(5)
     with EventLog(tmp_path) as log:
@@ -303,9 +303,9 @@ def test_a_run_that_goes_on_shows_every_epoch_once(tmp_path: Path):
     events.Reload()
     for name in events.Tags()["scalars"]:
         shown = {event.step: event.value for event in events.Scalars(name)}
-        told = {record.epoch: dict(scalars(record)).get(name) for record in history}
+        expected = {record.epoch: dict(scalars(record)).get(name) for record in history}
         assert len(events.Scalars(name)) == len(shown)
-        assert shown == {k: pytest.approx(value) for k, value in told.items() if value is not None}
+        assert shown == {k: pytest.approx(value) for k, value in expected.items() if value is not None}
     assert {"loss", "iou", "classes/roof/iou"} <= set(events.Tags()["scalars"])
 
 
