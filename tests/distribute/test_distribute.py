@@ -126,7 +126,7 @@ def test_regions_on_a_cluster_have_no_more_pixels_than_a_kill_may_cost(
     spec = replace(SPEC, distribute=DistributeSpec())
     segment_scene(
         scene, tmp_path, predictor=brightness, card=ROOF, spec=spec, client=threads,
-        watch=lambda stage, done, total: updates.append(done) if stage == "infer" and done not in updates[-1:] else None,
+        watch=lambda stage, done, _: updates.append(done) if stage == "infer" and done not in updates[-1:] else None,
     )  # fmt: skip
     assert len([done for done in updates if done]) == 4
     assert updates[-1] == 200 * 50

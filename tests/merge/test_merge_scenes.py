@@ -171,21 +171,21 @@ def shapes_of(table: geopandas.GeoDataFrame) -> set[tuple[str, int, bytes]]:
 RULES = {"priority": st.sampled_from(["newest", "oldest", "finest"]), "margin_px": st.sampled_from([0.0, 2.0])}
 
 
-@given(truth=observed_masks(), rule=st.fixed_dictionaries(RULES))
+@given(observed=observed_masks(), rule=st.fixed_dictionaries(RULES))
 @settings(max_examples=25)
 def test_scenes_that_agree_give_the_polygons_of_one_scene_that_covers_all(
-    truth: tuple[NDArray[np.uint8], list[Look]], rule: dict[str, object]
+    observed: tuple[NDArray[np.uint8], list[Look]], rule: dict[str, object]
 ):
-    check_agreeing(*truth, **rule)
+    check_agreeing(*observed, **rule)
 
 
 @pytest.mark.slow
-@given(truth=observed_masks(), rule=st.fixed_dictionaries(RULES))
+@given(observed=observed_masks(), rule=st.fixed_dictionaries(RULES))
 @settings(max_examples=100)
 def test_many_scenes_that_agree_give_the_polygons_of_one_scene_that_covers_all(
-    truth: tuple[NDArray[np.uint8], list[Look]], rule: dict[str, object]
+    observed: tuple[NDArray[np.uint8], list[Look]], rule: dict[str, object]
 ):
-    check_agreeing(*truth, **rule)
+    check_agreeing(*observed, **rule)
 
 
 def check_agreeing(truth: NDArray[np.uint8], looks: Sequence[Look], **rule: object) -> None:

@@ -222,8 +222,8 @@ def test_nothing_is_left_to_compile_when_the_mosaic_is_there():
         from pipeline.polygons.stream import compile_kernels, vectorize
 
         def compiled():
-            rooms = (tracing, tracing_rings, tracing_seams, tracing_sweeps, labelling)
-            return sum(len(getattr(each, "signatures", ())) for room in rooms for each in vars(room).values())
+            modules = (tracing, tracing_rings, tracing_seams, tracing_sweeps, labelling)
+            return sum(len(getattr(each, "signatures", ())) for module in modules for each in vars(module).values())
 
         source = one_class_source(np.random.default_rng(0).random((40, 40)) < 0.6)
         compile_kernels(source.grid, PolygonSpec(), "uint16")

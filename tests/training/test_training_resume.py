@@ -141,26 +141,26 @@ from test_training_resume import SPEC
 finish.write_artifacts = lambda *_, **__: ()
 random.seed(1)
 for attempt in range(50):
-    told, tell = os.pipe()
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)
 
-        def watch(step):
+        def report(step):
             print(attempt, step.epoch, step.step, flush=True)
-            os.write(tell, b".")
+            os.write(writer, b".")
 
-        train([sys.argv[4]], sys.argv[5], sys.argv[6], spec=SPEC, progress=watch)
+        train([sys.argv[4]], sys.argv[5], sys.argv[6], spec=SPEC, progress=report)
         os._exit(0)
-    os.close(tell)
+    os.close(writer)
     for _ in range((3, 1, 4, 2)[attempt % 4]):
-        os.read(told, 1)  # a step, or its end
+        os.read(reader, 1)  # a step, or its end
     time.sleep(random.uniform(0, 0.02))
     if os.waitpid(child, os.WNOHANG)[0]:
         break
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    os.close(told)
+    os.close(reader)
 """
 """Trains in one process after another, each killed at a random time after some steps, until one ends by itself.
 

@@ -137,7 +137,7 @@ def test_a_failure_leaves_nothing_and_is_reported(ending: str, tmp_path: Path):
 def test_a_killed_run_leaves_nothing_at_the_target(ending: str, tmp_path: Path):
     script = (
         "import os, signal, sys; from pathlib import Path; sys.path[:0] = ['tests', 'tests/polygons']\n"
-        "import test_export as t\n"
+        "import test_polygon_export as t\n"
         "def killed():\n"
         "    yield next(t.some_polygons())\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
