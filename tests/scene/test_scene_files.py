@@ -434,9 +434,9 @@ def test_the_catalogs_nodata_goes_before_the_tag_and_the_settings_before_both(ma
     card = ModelCard(bands=("red",), classes=("x",))
     path = make_scene(pixels, nodata=5, transform=TEN)
 
-    def valid(nodata: float | None, **reading: Any) -> list[bool]:
+    def valid(catalog: float | None, **reading: Any) -> list[bool]:
         return [
-            bool(value) for value in read(describe([band_file(path, "red", nodata=[nodata])], card, **reading))[1][0]
+            bool(value) for value in read(describe([band_file(path, "red", nodata=[catalog])], card, **reading))[1][0]
         ]
 
     assert valid(None) == [True, False, True, True]
