@@ -1,1 +1,1 @@
-"""Random changes of samples, sampled and applied."""
+"""Data augmentation: random geometric and photometric changes of training windows."""

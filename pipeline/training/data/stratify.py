@@ -55,8 +55,8 @@ def _give_each_an_object(
     part: NDArray[np.intp], holds: NDArray[np.bool_], shares: Sequence[float], rng: Generator
 ) -> NDArray[np.intp]:
     """Move a unit with an object from the part that has most of them to each part without one."""
-    for wanting, share in enumerate(shares):
+    for lacking, share in enumerate(shares):
         with_object = np.bincount(part[holds], minlength=len(shares))
-        if share and not with_object[wanting] and with_object.max(initial=0) > 1:
-            part[rng.choice(np.flatnonzero(holds & (part == with_object.argmax())))] = wanting
+        if share and not with_object[lacking] and with_object.max(initial=0) > 1:
+            part[rng.choice(np.flatnonzero(holds & (part == with_object.argmax())))] = lacking
     return part
