@@ -17,7 +17,6 @@ from pipeline.model import ModelCard
 from pipeline.training.artifacts.card_facts import PARTS, CardFacts, as_number, escape, join_names
 from pipeline.training.artifacts.card_limits import known_limits
 from pipeline.training.records import TrainReport
-from pipeline.training.settings.spec import TrainSpec
 
 SCORES = {"iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall", "accuracy": "accuracy"}
 """Metrics of a class in the order shown, and their names."""
@@ -196,6 +195,8 @@ def _settings(facts: CardFacts) -> Iterator[str]:
 
 def _changes(settings: Mapping[str, object]) -> Iterator[tuple[str, object, object]]:
     """`(key, value, default)` of the settings that differ from the current defaults."""
+    from pipeline.training.settings.spec import TrainSpec  # imports torch
+
     for path, default in _defaults(TrainSpec()):
         found: object = settings
         for key in path:
