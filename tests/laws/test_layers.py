@@ -125,7 +125,7 @@ class Code:
                 if isinstance(node, ast.ImportFrom)
                 for name in (alias.name for alias in node.names)
             }
-            for stub in self.root.rglob("__init__.pyi")
+            for stub in (self.root / "pipeline").rglob("__init__.pyi")
         }
 
     @functools.cached_property
@@ -278,7 +278,34 @@ def test_folders_and_modules_stay_small():
     counts = {str(each.relative_to(ROOT)): len(list(each.glob("[!_]*.py"))) for each in folders}
     assert {folder: count for folder, count in counts.items() if count > 13} == {}
     lines = {module: len((ROOT / module).read_text(encoding="utf-8").splitlines()) for module in relative_paths()}
-    assert {module: count for module, count in lines.items() if count > 320} == {}
+    assert {module: count for module, count in lines.items() if count > 300} == {}
+
+
+FORMS = {
+    "pipeline/segment.py": {"segment_scene"},
+    "pipeline/cli/segment.py": {"segment"},
+    "pipeline/cli/training.py": {"evaluate"},
+    "flows/segment.py": {"segment_catalog"},
+    "flows/evaluate.py": {"evaluate_scenes"},
+    "flows/command_line.py": {"run"},
+}
+"""Functions whose parameters are the form that a user fills in: commands, flows, and the library's own entry."""
+
+
+def test_functions_take_few_parameters():
+    long = [
+        f"{path}:{node.lineno} {node.name}: {count}"
+        for path in relative_paths()
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and (count := parameters_of(node)) > 6
+        if node.name not in FORMS.get(str(path), ())
+    ]
+    assert long == []
+
+
+def parameters_of(function: ast.FunctionDef) -> int:
+    given = (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+    return sum(each.arg not in ("self", "cls") for each in given)
 
 
 def relative_paths() -> Iterable[Path]:
