@@ -1,6 +1,6 @@
 """A process that runs the command again and again in forked children, and kills them when and where it is told.
 
-    python killing.py          reads requests, writes answers: one line of JSON each
+    python kill_process.py     reads requests, writes answers: one line of JSON each
 
 Everything is imported once, before the first child; a child does what the command does, in a process of its own.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import resource
 import signal
 import subprocess
@@ -17,11 +18,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Self
 
 ROOT = Path(__file__).parents[2]
+NOT_IMPORTED = (
+    "pipeline.training",
+    "pipeline.evaluation",
+    "pipeline.distribute.nanny",
+    "pipeline.model.predictor.onnx",
+)
+"""Modules that no run in one process needs; dask's nanny starts threads, which a fork would lose."""
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "sqlite3.connect")
 """What Python tells of changes to a disk; besides, files that are opened for writing, and what is flushed."""
 EVENTS = ("disk", "call")
@@ -61,7 +70,7 @@ class Killer:
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **threads, "PYTHONPATH": paths},
+            env={**os.environ, **threads, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"},
             text=True,
             cwd=ROOT,
         )
@@ -133,11 +142,12 @@ def _import_all() -> None:
     import torch
     from numba.core.registry import cpu_target
 
-    import pipeline.cli.app
-    import pipeline.cli.progress
-    import pipeline.cli.segment
-    import pipeline.polygons.block_seams
-    import pipeline.polygons.blocks  # noqa: F401
+    import pipeline
+
+    # Every module of a run, also those that a face or a function imports late: a child then writes no bytecode.
+    for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
+        if not module.name.startswith(NOT_IMPORTED):
+            import_module(module.name)
 
     cpu_target.typing_context.refresh()  # what numba imports with the first compiled function: half of a child's time
     cpu_target.target_context.refresh()
