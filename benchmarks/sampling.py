@@ -40,7 +40,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
         "inference.region.quicklook",
     ),
     "COG": ("mosaic.cog",),
-    "check the precision": ("inference.precision",),
+    "check the precision": ("inference.precision_check",),
 }
 """Stage -> modules of `pipeline/` that do its work; all others are `rest`."""
 _STAGE_OF = {module: stage for stage, modules in STAGES.items() for module in modules}
@@ -104,6 +104,6 @@ def stage_of(frame: FrameType) -> str:
         if path.is_relative_to(PIPELINE):
             modules.append(".".join(path.relative_to(PIPELINE).with_suffix("").parts))
         step = step.f_back
-    if "inference.precision" in modules:
+    if "inference.precision_check" in modules:
         return "check the precision"
     return next((_STAGE_OF[module] for module in modules if module in _STAGE_OF), "rest")

@@ -4,7 +4,7 @@ from .blend import plan_blend_weights as plan_blend_weights
 from .memory import disable_malloc_trim as disable_malloc_trim
 from .normalize import InputTransform as InputTransform
 from .normalize import input_transform as input_transform
-from .precision import choose_precision as choose_precision
+from .precision_check import choose_precision as choose_precision
 from .region.job import RegionJob as RegionJob
 from .region.job import RegionResult as RegionResult
 from .region.run import infer_region as infer_region

@@ -31,7 +31,7 @@ from pipeline.config import SegmentSpec
 from pipeline.grid.area import Area
 from pipeline.grid.area_pixels import rasterize_area
 from pipeline.inference.blend import CROP, Blend, StripBlender
-from pipeline.inference.precision import choose_precision
+from pipeline.inference.precision_check import choose_precision
 from pipeline.inference.region import run as region
 from pipeline.inference.region.job import RegionJob, join_regions
 from pipeline.inference.region.run import infer_region

@@ -1,6 +1,6 @@
 """Number formats of a network: the candidates of a device, their torch types, and the result of checking one.
 
-`pipeline.inference.precision.choose_precision` checks the candidates on the pixels of a scene.
+`pipeline.inference.precision_check.choose_precision` checks the candidates on the pixels of a scene.
 """
 
 from __future__ import annotations

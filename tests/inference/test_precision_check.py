@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.config import SegmentSpec
 from pipeline.distribute.spec import DistributeSpec
-from pipeline.inference.precision import TRIAL_SIDE, choose_precision
+from pipeline.inference.precision_check import TRIAL_SIDE, choose_precision
 from pipeline.inference.tiling.tiles import TilingSpec, plan_tiles, resolve_tiling
 from pipeline.model.predictor import loading as predictors
 from pipeline.model.predictor import precision as formats
