@@ -108,9 +108,6 @@ def infer_scene(
     """Run the first stage: choose the precision, and write the rasters of every region to the job's folder.
 
     Regions that an interrupted run completed are reused.
-
-    Raises:
-        TransientError: also when the scene's file was replaced during the run.
     """
     inferred, timer = find_inference(work, job), Stopwatch()
     if inferred is None:

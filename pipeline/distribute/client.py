@@ -30,12 +30,7 @@ POLL_INTERVAL_S = 1
 
 
 def connect(scheduler: str) -> Client:
-    """Connect to a scheduler with at least one worker; all workers must have the client's version.
-
-    Raises:
-        SettingsError: the address is malformed, or a worker has another version.
-        TransientError: no scheduler answers, or no worker joins in time.
-    """
+    """Connect to a scheduler with at least one worker; all workers must have the client's version."""
     from distributed import Client
 
     _check_reachable(scheduler)
@@ -128,11 +123,7 @@ class TaskQueue(Generic[Result]):
             self.cancel()
 
     def next(self) -> Future[Result]:
-        """Wait for a task to end, without a limit while the cluster has workers.
-
-        Raises:
-            TransientError: the cluster has had no worker for a while.
-        """
+        """Wait for a task to end, without a limit while the cluster has workers."""
         waited_s = idle_s = 0
         while True:
             try:

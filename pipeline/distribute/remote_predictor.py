@@ -104,10 +104,6 @@ def load_in_worker(
         precision: as in `load_predictor`.
         sha256: of the client's file.
         models: its folder in the staging area; None: there is none.
-
-    Raises:
-        SettingsError: the worker does not see the file, and there is no staging area.
-        TransientError: the download fails.
     """
     with LOAD_LOCK:
         return _loaded(path, device, precision, sha256, models)

@@ -19,12 +19,7 @@ def resolve_exchange(spec: DistributeSpec) -> Exchange | None:
 
 @contextmanager
 def staging_area(spec: DistributeSpec, work: Path) -> Iterator[Exchange | None]:
-    """Yield the part of the staging area that belongs to a work folder, empty before and after; None: there is none.
-
-    Raises:
-        SettingsError: the address is malformed.
-        TransientError: the staging area is missing.
-    """
+    """Yield the part of the staging area that belongs to a work folder, empty before and after; None: there is none."""
     area = resolve_exchange(spec)
     if area is None:
         yield None

@@ -50,11 +50,7 @@ def dumps(*args: object) -> bytes:
 
 
 def loads(args: bytes) -> Any:
-    """The arguments that `dumps` pickled, loaded in the task's thread: a model takes a while, and may fail to load.
-
-    Raises:
-        SettingsError: this worker has another version.
-    """
+    """The arguments that `dumps` pickled, loaded in the task's thread: a model takes a while, and may fail to load."""
     from distributed.protocol.pickle import loads as dask_loads
 
     versions, content = dask_loads(args)

@@ -36,11 +36,7 @@ DECIMALS = 6
 
 
 def area_rings_px(grid: RasterGrid, area: Area) -> list[Points]:
-    """Rings of `(col, row)`, closed by their first points; a point in an odd number of them lies in the area.
-
-    Raises:
-        SceneError: part of the area cannot be projected to the CRS of the grid.
-    """
+    """Rings of `(col, row)`, closed by their first points; a point in an odd number of them lies in the area."""
     if area.crs == grid.crs:
         rings = _rings_of(_cut(area, _box_around(grid)))
     else:

@@ -49,9 +49,6 @@ def map_in_workers(
         workers: worker threads.
         ahead: items that may be drawn and not yet yielded.
         threads: threads that torch may use in each worker.
-
-    Raises:
-        Exception: of `compute` or `items`, in place of the first item that failed; no later item is started.
     """
     pool = ThreadPoolExecutor(workers, "cpu-worker", torch.set_num_threads, (threads,))
     with torch_num_threads(threads), pool:

@@ -96,12 +96,7 @@ class Engine:
         self.range_check = RangeCheck(self._device)
 
     def run(self, strips: Iterable[RawStrip]) -> Iterator[Predicted]:
-        """Predict the wanted tiles that hold a valid pixel, in plan order; every strip ends with a batch, even empty.
-
-        Raises:
-            ModelError: an output has a wrong shape or range.
-            TransientError: not even one tile fits into memory.
-        """
+        """Predict the wanted tiles with a valid pixel, in plan order; every strip ends with a batch, even an empty one."""
         batches = self._batches(strips)
         if self._device.type != "cpu":
             return map(self._run, batches)

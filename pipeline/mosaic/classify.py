@@ -83,9 +83,6 @@ def classify(
 
     Returns:
         `(height, width)`: class values, 0 = none or background, 255 = nodata.
-
-    Raises:
-        SettingsError: see `resolve_threshold`.
     """
     least = resolve_threshold(card, threshold, top)
     exclusive = card.activation == "softmax"

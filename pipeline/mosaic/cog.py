@@ -117,9 +117,6 @@ def write_levels(target: Path, levels: Sequence[CogLevel], *, max_classic_bytes:
         target: the COG; a BigTIFF when it needs to be.
         levels: all of one pixel type and one compression.
         max_classic_bytes: bytes above which a BigTIFF is written.
-
-    Raises:
-        OSError: the disk refuses.
     """
     fields = [_read_fields(level.template) for level in levels]
     blocks = [_find_blocks(level, each) for level, each in zip(levels, fields, strict=True)]
@@ -134,11 +131,7 @@ def write_levels(target: Path, levels: Sequence[CogLevel], *, max_classic_bytes:
 
 
 def check_blocks(path: Path) -> None:
-    """Check that a tiled TIFF holds all of its blocks: some may be missing after the disk was full.
-
-    Raises:
-        OSError: it does not.
-    """
+    """Check that a tiled TIFF holds all of its blocks: some may be missing after the disk was full."""
     fields = _read_fields(path)
     offset, size = _values(fields[OFFSETS]), _values(fields[BYTE_COUNTS])
     if not size.all() or (offset + size).max() > path.stat().st_size:

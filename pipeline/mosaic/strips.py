@@ -92,11 +92,7 @@ class StripWriter:
         self._stack.__exit__(kind, error, trace)
 
     def write(self, rows: NDArray[np.generic]) -> None:
-        """Append `(bands, rows, width)`.
-
-        Raises:
-            TransientError: the disk refuses.
-        """
+        """Append `(bands, rows, width)`."""
         while rows.shape[1]:
             if not self._held and rows.shape[1] >= BLOCK:
                 self._store(rows[:, :BLOCK])

@@ -154,12 +154,7 @@ class RunLedger:
 def open_ledger(
     entries: Sequence[CatalogEntry], out_dir: str | Path, *, predictor: LoadedModel, spec: SegmentSpec
 ) -> Iterator[RunLedger]:
-    """Yield the ledger of a run, and write `run.json` when it ends, also after an exception, Ctrl-C or SIGTERM.
-
-    Raises:
-        SettingsError: `quarantine.json` cannot be read.
-        TransientError: the disk refuses.
-    """
+    """Yield the ledger of a run, and write `run.json` when it ends, also after an exception, Ctrl-C or SIGTERM."""
     inputs = run_inputs(predictor, spec)
     drivers, work_dir = spec.reading.drivers, spec.run.work_dir
     quarantine = Quarantine(out_dir, inputs=inputs, drivers=drivers, work_dir=work_dir)

@@ -97,9 +97,6 @@ class Quarantine:
             drivers: GDAL drivers that may open remote scenes.
             work_dir: of this run, see `RunSpec`.
             now: the clock.
-
-        Raises:
-            SettingsError: the file exists but is invalid.
         """
         self._documents, self._inputs = open_results(out_dir, work_dir).documents, inputs
         self._drivers, self._now = drivers, now
@@ -120,11 +117,7 @@ class Quarantine:
             self._started[entry.id] = self._source_facts(entry)
 
     def add(self, entry: CatalogEntry, error: BaseException) -> None:
-        """List a scene whose data failed.
-
-        Raises:
-            TransientError: the disk refuses.
-        """
+        """List a scene whose data failed."""
         source = self._started.pop(entry.id, None)
         if source is None:
             source = self._source_facts(entry)
@@ -141,11 +134,7 @@ class Quarantine:
             self._write({**self._read(), entry.id: scene})
 
     def remove(self, entry: CatalogEntry) -> None:
-        """Remove a scene that has a result now.
-
-        Raises:
-            TransientError: the disk refuses.
-        """
+        """Remove a scene that has a result now."""
         self._started.pop(entry.id, None)
         if entry.id in self._scenes:
             with self._documents.lock():

@@ -51,9 +51,6 @@ class RunRecord:
         Args:
             reports: of all scenes of this run, in order.
             ended: whether the run has ended; after a kill the file still says `running`.
-
-        Raises:
-            TransientError: disk or network refuse.
         """
         start = self._clock()
         with self._documents.lock():

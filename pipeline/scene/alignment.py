@@ -83,11 +83,7 @@ def group_layers(files: Sequence[SceneFile], bands: Sequence[str], grid: RasterG
 
 
 def align_files(files: Sequence[SceneFile]) -> tuple[SceneFile, ...]:
-    """The files, with equal grids where these differ by rounding only; checks that they overlap.
-
-    Raises:
-        SceneError: they differ in CRS or in the direction of their rows, or do not overlap.
-    """
+    """The files, with equal grids where these differ by rounding only; checks that they overlap."""
     finest = finest_file(files)
     aligned: list[SceneFile] = []
     for file in files:
@@ -110,11 +106,7 @@ def finest_file(files: Sequence[SceneFile]) -> SceneFile:
 
 
 def map_axes(stored: RasterGrid, grid: RasterGrid, name: str = "a file") -> tuple[AxisMapping, AxisMapping]:
-    """Mappings of the rows and columns of a grid to stored pixels in the same CRS.
-
-    Raises:
-        SceneError: their rows do not run in one direction; the message begins with `name`.
-    """
+    """Mappings of the rows and columns of a grid to stored pixels in the same CRS."""
     across = ~stored.transform @ grid.transform
     turn = max(abs(across.b) * grid.height, abs(across.d) * grid.width)
     if turn > MAX_ROTATION_PX or across.a <= 0 or across.e <= 0:

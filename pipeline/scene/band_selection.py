@@ -55,9 +55,6 @@ def find_in_files(
         wanted: names of the bands that the model wants; None: all.
         own_names: opens a file and returns `{name: number}` of all its bands.
         place: for messages.
-
-    Raises:
-        SceneError: no file offers a wanted band.
     """
     offered: dict[str, tuple[str, int, int]] = {}
     for index, file in enumerate(files):

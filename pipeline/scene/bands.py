@@ -64,11 +64,7 @@ def offered_bands(
 
 
 def choose_bands(offered: Mapping[str, int], wanted: Sequence[str] | None, *, place: str) -> dict[str, int]:
-    """The bands in the order of `wanted`, or all offered ones when that is None.
-
-    Raises:
-        SceneError: a wanted band is missing, or there is none to offer.
-    """
+    """The bands in the order of `wanted`, or all offered ones when that is None."""
     if wanted is None:
         if not offered:
             raise SceneError(f"{place}: has no band besides alpha")

@@ -39,9 +39,6 @@ def find_bands(
         card: the model; None takes every band that is not alpha.
         place: for messages.
         listed: names and numbers from a catalog; the settings take precedence.
-
-    Raises:
-        SceneError: a band is missing, or tagged as something else.
     """
     explicit = {name: number for name, number in (listed or {}).items() if number not in spec.bands.values()}
     offered = offered_bands(

@@ -116,10 +116,6 @@ def open_header(place: Location, drivers: Sequence[str], *, without_sidecars: bo
         place: where it lies.
         drivers: the GDAL drivers that may open it.
         without_sidecars: True skips the sidecars of a remote file.
-
-    Raises:
-        SceneError: no raster that these drivers open, or a damaged one.
-        TransientError: the network fails.
     """
     facts = probe_file(place, sidecars=not without_sidecars)
     environment = gdal_env(place, ignore_sidecars=not facts.may_have_sidecars)
@@ -137,9 +133,6 @@ def describe_file(
         terms: on which it is read.
         numbers: name and 1-based number of each band that is read of it.
         listed: the values of a catalog; these take precedence over the file's.
-
-    Raises:
-        SceneError: it cannot be read correctly, or its type is not the model's.
     """
     dataset, place, spec = file.dataset, file.location, terms.spec
     if max(numbers.values()) > dataset.count:

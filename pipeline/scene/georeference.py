@@ -43,9 +43,6 @@ def file_grid(
         place: for messages.
         reopen: opens it once more.
         georeferenced: False accepts a file without georeferencing, on a plane of its own pixels.
-
-    Raises:
-        SceneError: it has no geotransform, no CRS, or two that contradict each other.
     """
     has_transform = _has_transform(dataset, reopen)
     if not georeferenced and not (has_transform and (is_on_earth(dataset.crs) or spec.crs)):
@@ -62,11 +59,7 @@ def file_grid(
 
 
 def resolve_grid(grid: RasterGrid, spec: ReadingSpec, card: ModelCard | None, place: Location) -> RasterGrid:
-    """The grid that is read: the file's own, or resampled as settings and model ask.
-
-    Raises:
-        SceneError: its resolution does not suit the model, or cannot be determined.
-    """
+    """The grid that is read: the file's own, or resampled as settings and model ask."""
     wanted = card.resolution_m if card else None
     if (wanted or spec.resolution_m != "native") and not grid.resolution_m > 0:
         raise SceneError(f"{place}: its middle lies off the Earth in its CRS, so its resolution cannot be determined")

@@ -31,11 +31,7 @@ def resolve_nodata(dataset: DatasetReader, number: int, spec: ReadingSpec, liste
 
 
 def resolve_alpha(dataset: DatasetReader, spec: ReadingSpec, numbers: Mapping[str, int], place: Location) -> int | None:
-    """The number of the alpha band.
-
-    Raises:
-        SceneError: the model wants that band (`numbers`) as data.
-    """
+    """The number of the alpha band."""
     if spec.ignore_alpha or ColorInterp.alpha not in dataset.colorinterp:
         return None
     alpha: int = dataset.colorinterp.index(ColorInterp.alpha) + 1

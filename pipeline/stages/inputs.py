@@ -40,11 +40,7 @@ class Inputs:
 
 
 def card_of(predictor: Predictor | ArrayFunction, card: ModelCard | None) -> ModelCard:
-    """The card of a predictor, or the one that was passed with it.
-
-    Raises:
-        ModelError: there is none, or there are two that differ.
-    """
+    """The card of a predictor, or the one that was passed with it."""
     own = predictor.card if isinstance(predictor, LoadedModel) else None
     if own is not None and card is not None and own != card:
         raise ModelError("the predictor brings its own card and another one was given; leave card out")
@@ -55,12 +51,7 @@ def card_of(predictor: Predictor | ArrayFunction, card: ModelCard | None) -> Mod
 
 
 def area_on(scene: Scene, spec: SegmentSpec) -> AreaPixels | None:
-    """The pixels of a scene inside the area of the settings; None without an area.
-
-    Raises:
-        SettingsError: the file of the area is invalid.
-        SceneError: the area cannot be projected to the CRS of the scene.
-    """
+    """The pixels of a scene inside the area of the settings; None without an area."""
     return None if spec.area is None else rasterize_area(load_area(spec.area), scene.grid)
 
 

@@ -118,9 +118,6 @@ def read_strips(
         tiles: tile rows and tile columns of the region.
         wanted: for each row the positions of the wanted tiles in the columns; other chunks are not read. None: all.
         threads: decoding threads; 0 = one per CPU.
-
-    Raises:
-        DamagedSceneError: when the damaged strip is reached.
     """
 
     def decode(band: RowBand) -> _Band:

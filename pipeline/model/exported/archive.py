@@ -60,11 +60,7 @@ class Archive:
     """
 
     def __init__(self, path: Path) -> None:
-        """Check the archive's directory.
-
-        Raises:
-            ModelError: it is missing, no archive of `torch.export.save`, or holds something other than plain data.
-        """
+        """Check the archive's directory."""
         self.path = path
         with self._open() as file:
             members = file.infolist()
@@ -83,21 +79,13 @@ class Archive:
         return tuple(sorted(name for name in self._members if READ.fullmatch(name)))
 
     def size(self, name: str) -> int:
-        """Bytes of a member.
-
-        Raises:
-            ModelError: there is no such member.
-        """
+        """Bytes of a member."""
         if name not in self._members:
             raise ModelError(f"{self.path}: the member {name} is missing; {HOW_TO_EXPORT}")
         return self._members[name].file_size
 
     def read(self, name: str) -> bytearray:
-        """The bytes of a member, checked against their CRC.
-
-        Raises:
-            ModelError: the member is missing or damaged.
-        """
+        """The bytes of a member, checked against their CRC."""
         content = bytearray(self.size(name))
         try:
             with self._open() as file, file.open(self._members[name]) as member:
@@ -107,11 +95,7 @@ class Archive:
         return content
 
     def read_json(self, name: str) -> dict[str, object]:
-        """A member that is a JSON object.
-
-        Raises:
-            ModelError: it is missing, too large, or no JSON object.
-        """
+        """A member that is a JSON object."""
         if self.size(name) > MAX_JSON_BYTES:
             raise ModelError(f"{self.path}: the member {name} is {self.size(name)} bytes, over {MAX_JSON_BYTES}")
         try:

@@ -111,11 +111,7 @@ def names_in(value: Value | Sequence[Value]) -> set[str]:
 
 
 def read_graph(content: Mapping[str, object]) -> ExportedGraph:
-    """Read `models/model.json`.
-
-    Raises:
-        ModelError: it is not what torch.export writes, or holds an operator or argument that is not allowed.
-    """
+    """Read `models/model.json`."""
     try:
         version = content["schema_version"]["major"]  # type: ignore[index]
         if version != SCHEMA_MAJOR:

@@ -111,11 +111,7 @@ def import_model(network: str | Path, card: str | Path, out: str | Path) -> Expo
 
 
 def load_exported(path: str | Path) -> ExportedModel:
-    """Read and verify an imported network; the verified bytes are the ones that are loaded.
-
-    Raises:
-        ModelError: the file is missing, damaged, not of `import_model`, or has an operator that is not allowed.
-    """
+    """Read and verify an imported network; the verified bytes are the ones that are loaded."""
     from pipeline.model.exported.module import ExportedNetwork, read_tensors
 
     path = Path(path)
@@ -155,12 +151,7 @@ def describe_exported(path: str | Path) -> ExportedFacts:
 
 
 def read_card(path: Path) -> ModelCard:
-    """A card from a JSON or YAML file; one that names no receptive field has an unbounded one.
-
-    Raises:
-        SettingsError: there is no such file.
-        ModelError: it is no map of `ModelCard`'s keys, or breaks a rule.
-    """
+    """A card from a JSON or YAML file; one that names no receptive field has an unbounded one."""
     import yaml
 
     try:
@@ -180,11 +171,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def resolve_card(card: ModelCard, axes: tuple[Axis, ...]) -> ModelCard:
-    """The card completed from the export; equal to `card` if it is complete.
-
-    Raises:
-        ModelError: bands or sizes of card and export disagree.
-    """
+    """The card completed from the export; equal to `card` if it is complete."""
     _, bands, height, width = axes
     if card.aligned_halo is not None:
         raise ModelError("aligned_halo is known of our own networks only; leave it out of the card")

@@ -45,9 +45,6 @@ class ExportedNetwork(nn.Module):
         Args:
             graph: what is computed.
             tensors: payload key -> tensor, for every key in `graph.tensors`.
-
-        Raises:
-            ModelError: an operator, type or name does not exist.
         """
         super().__init__()
         self.graph = graph
@@ -75,9 +72,6 @@ class ExportedNetwork(nn.Module):
 
         Args:
             tiles: `(N, bands, H, W)` of the sizes that the export takes.
-
-        Raises:
-            ModelError: the sizes do not fit, or it does not return a tensor.
         """
         self._check_sizes(tiles)
         largest = self.batch or self.graph.axes[0].high or len(tiles)
@@ -166,11 +160,7 @@ class _Program:
 
 
 def read_tensors(archive: Archive) -> dict[str, Tensor]:
-    """Every weight, buffer and constant of an archive, from raw bytes; tensors that share bytes stay shared.
-
-    Raises:
-        ModelError: a payload is pickled, missing, of an unknown type, or smaller than its shape.
-    """
+    """Every weight, buffer and constant of an archive, from raw bytes; tensors that share bytes stay shared."""
     storages: dict[tuple[str, int], Tensor] = {}
     tensors: dict[str, Tensor] = {}
     for member, folder in ((WEIGHTS, "data/weights"), (CONSTANTS, "data/constants")):

@@ -73,9 +73,6 @@ def check_expressions(value: object) -> None:
     """Refuse every size expression of a graph that is more than a formula of variables and whole numbers.
 
     Ours never evaluates them, but torch does, and an imported file is one that torch can load.
-
-    Raises:
-        ModelError: an expression uses an unknown function, a quote, an attribute or anything else.
     """
     if isinstance(value, dict):
         expression = value.get("expr_str", "0")
@@ -94,9 +91,6 @@ def read_axes(meta: Mapping[str, object], ranges: Mapping[str, Mapping[str, obje
     Args:
         meta: the schema's `TensorMeta` of the input.
         ranges: its `range_constraints`: smallest and largest value of every variable.
-
-    Raises:
-        ModelError: the input is no float32 tensor of four axes, or a size expression cannot be read.
     """
     sizes: Sequence[Mapping[str, object]] = meta["sizes"]  # type: ignore[assignment]
     if len(sizes) != 4 or meta["dtype"] != FLOAT32:
@@ -137,11 +131,7 @@ def _whole(value: object) -> int:
 
 
 def read_text(value: object) -> str:
-    """A short text.
-
-    Raises:
-        ModelError: it is anything else.
-    """
+    """A short text."""
     if not isinstance(value, str) or len(value) > MAX_TEXT_LENGTH:
         raise ModelError(f"the graph holds {str(value)[:100]!r} where a short text is due; {HOW_TO_EXPORT}")
     return value

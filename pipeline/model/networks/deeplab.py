@@ -146,9 +146,6 @@ class DeepLabV3Plus(nn.Module):
 
         Args:
             pixels: `(N, bands, H, W)`; H and W are multiples of `output_stride`.
-
-        Raises:
-            ModelError: when H or W does not fit.
         """
         check_size(self.spec, pixels)
         low_level, deep = self.backbone(pixels)

@@ -128,9 +128,6 @@ class FCN8s(nn.Module):
 
         Args:
             pixels: `(N, bands, H, W)`; H and W are multiples of 32.
-
-        Raises:
-            ModelError: when H or W does not fit.
         """
         check_size(self.spec, pixels)
         pooled: list[Tensor] = []

@@ -114,20 +114,13 @@ def architecture_of(network: nn.Module) -> dict[str, object]:
     """Description of a network as plain JSON values: `name` and the fields of its spec.
 
     `network_from(architecture_of(network))` has the same parameters under the same names.
-
-    Raises:
-        ModelError: when it is none of the networks here.
     """
     spec = as_network(network).spec
     return {"name": next(name for name, kind in SHAPES.items() if isinstance(spec, kind))} | asdict(spec)
 
 
 def network_from(facts: Mapping[str, object]) -> Network:
-    """Build the network that `architecture_of` described; missing keys get their defaults.
-
-    Raises:
-        ModelError: when the name is unknown, or the facts fit no network of that name.
-    """
+    """Build the network that `architecture_of` described; missing keys get their defaults."""
     values: dict[str, Any] = dict(facts)
     name = values.pop("name", None)
     if not isinstance(name, str) or name not in SHAPES:

@@ -55,9 +55,6 @@ def check_settings(spec: Any, *, ranges: Mapping[str, tuple[int, int]], choices:
         spec: the frozen dataclass.
         ranges: `(min, max)` of each integer field of this network.
         choices: a Literal for each field with named values.
-
-    Raises:
-        SettingsError: with the key, the rule and the value.
     """
     common = {"bands": (1, MAX_BANDS), "classes": (1, MAX_CLASSES), "base_channels": BASE_CHANNELS}
     for key, (low, high) in (common | dict(ranges)).items():
@@ -76,11 +73,7 @@ def check_settings(spec: Any, *, ranges: Mapping[str, tuple[int, int]], choices:
 
 
 def check_size(spec: Shape, pixels: Tensor) -> None:
-    """Refuse `(N, bands, H, W)` pixels whose height or width the network cannot take.
-
-    Raises:
-        ModelError: naming the sizes that the network takes.
-    """
+    """Refuse `(N, bands, H, W)` pixels whose height or width the network cannot take."""
     for size in pixels.shape[-2:]:
         if size % spec.stride != spec.size_offset or size <= 2 * spec.margin:
             raise ModelError(

@@ -186,9 +186,6 @@ class UNet(nn.Module):
 
         Args:
             pixels: `(N, bands, H, W)`; H and W are `size_offset` modulo `stride` and above `2 * margin`.
-
-        Raises:
-            ModelError: when H or W does not fit.
         """
         check_size(self.spec, pixels)
         skips: list[Tensor] = []

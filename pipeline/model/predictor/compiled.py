@@ -96,11 +96,7 @@ class CompiledVariants:
         self._lock = threading.Lock()
 
     def runnable(self, work: BatchShape) -> CompiledNetwork:
-        """The network in a precision; see `pipeline.model.predictor.protocol.LoadedModel.runnable`.
-
-        Raises:
-            RuntimeError: the network does not run in this precision.
-        """
+        """The network in a precision; see `pipeline.model.predictor.protocol.LoadedModel.runnable`."""
         arithmetic = self._arithmetic(work.precision, deterministic=work.deterministic)
         with self._lock:
             if arithmetic not in self._variants:

@@ -21,10 +21,6 @@ def merge_cards(cards: Sequence[ModelCard], *, threshold: float | None) -> Model
     Args:
         cards: of the models, in order.
         threshold: replaces theirs.
-
-    Raises:
-        ModelError: the models differ in input or classes, or no tile size suits all.
-        SettingsError: sigmoid models differ in their thresholds, and none is given.
     """
     first = cards[0]
     for key in MUST_AGREE:

@@ -128,9 +128,6 @@ def optimize_network(network: nn.Module, arithmetic: Arithmetic, trial: Tensor) 
         network: with folded batch norm and pinned kernels, in evaluation mode; it is not changed.
         arithmetic: number format, memory layout and device of the copy.
         trial: `(N, bands, H, W)` tiles on which the optimized and the plain network must agree.
-
-    Raises:
-        RuntimeError: the network does not run in this number format.
     """
     plain = converted(network, arithmetic)
     fuse = _fusing(arithmetic)

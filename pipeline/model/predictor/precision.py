@@ -57,9 +57,6 @@ def candidate_precisions(precision: Precision, device: torch.device, *, exported
         precision: the setting.
         device: of the network.
         exported: True for an imported network, whose `auto` is float32.
-
-    Raises:
-        SettingsError: `mixed` for an imported network, whose blocks are not known.
     """
     if exported and precision == "mixed":
         raise SettingsError("inference.precision: mixed is for checkpoints of ours, not imported networks; use float32")
