@@ -96,7 +96,7 @@ class Engine:
         self.range_check = RangeCheck(self._device)
 
     def run(self, strips: Iterable[RawStrip]) -> Iterator[Predicted]:
-        """Predict the wanted tiles with a valid pixel, in plan order; every strip ends with a batch, even an empty one."""
+        """Predict the wanted tiles with a valid pixel, in plan order; every strip ends with a batch, maybe empty."""
         batches = self._batches(strips)
         if self._device.type != "cpu":
             return map(self._run, batches)
