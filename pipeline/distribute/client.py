@@ -39,6 +39,7 @@ def connect(scheduler: str) -> Client:
     except (OSError, TimeoutError) as error:
         raise _no_scheduler(scheduler, error) from error
     try:
+        # Any failure from here on closes the client, whose threads would keep running.
         client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
         check_workers(client)
     except TimeoutError as error:
@@ -133,6 +134,8 @@ class TaskQueue(Generic[Result]):
             else:
                 self._running.discard(future)
                 return future
+
+            # Still waiting: report, and now and then look whether the cluster has workers.
             if self._progress is not None:
                 self._progress(0)
             if waited_s % CONNECT_TIMEOUT_S == 0:
@@ -157,6 +160,7 @@ def translate_worker_errors(context: str) -> Iterator[None]:
         yield
     except KilledWorker as error:
         raise TransientError(f"{context} killed its workers repeatedly: {error}; look at their memory") from error
+    # Before its base class CancelledError, which has no reason.
     except FutureCancelledError as error:
         if error.reason == "scheduler-connection-lost":
             raise _lost(context, "the scheduler no longer answers") from error

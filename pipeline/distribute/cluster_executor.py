@@ -93,6 +93,8 @@ class ClusterExecutor:
         work, area, files = result.parent, self._staging, task.input_files()
         if area is not None and not files:
             return task.run(result, self._progress)
+
+        # Upload what the worker needs, run there, then fetch the outputs and record them here.
         content = dumps(task, result, area, {} if area is None else _upload_missing(files, work, area))
         tasks: TaskQueue[TaskResult[Outputs]] = TaskQueue(self._client, progress=self._waiting("polygons", task.scene))
         with translate_worker_errors(f"{task.scene.location}: mosaic or polygons"):

@@ -116,6 +116,7 @@ def _start_cluster(start: Callable[[], Any], nanny: type[KillingNanny]) -> Any:
     with ThreadPoolExecutor(1, "cluster", initializer=_block_sigint) as thread:
         starting = thread.submit(start)
         try:
+            # Ctrl-C interrupts this wait, not the start itself.
             wait([starting])
         except BaseException:
             _silence_dask()

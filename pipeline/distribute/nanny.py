@@ -42,6 +42,7 @@ class KillingNanny(Nanny):
 
     async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:
         """Kill the process, then clean up as `Nanny` does."""
+        # `Nanny` would first wait for the process to end by itself.
         self.kill_process()
         await super().kill(timeout, reason)
 

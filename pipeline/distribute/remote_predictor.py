@@ -112,6 +112,7 @@ def load_in_worker(
 @lru_cache(maxsize=8)
 def _loaded(path: Path, device: str, precision: Precision, sha256: str, models: Exchange | None) -> LoadedPredictor:
     try:
+        # First the client's path: on a shared disk nothing is downloaded.
         return load_once(path, device, precision, sha256)
     except ModelError as error:
         if models is None:
@@ -119,6 +120,8 @@ def _loaded(path: Path, device: str, precision: Precision, sha256: str, models: 
                 f"the worker on {socket.gethostname()} does not have the model of this run: {error}; let it see the "
                 "same file under the same path, or set distribute.exchange"
             ) from error
+
+    # Then this machine's cache; a missing or damaged copy is downloaded again.
     cached = _model_cache() / _name(path, sha256)
     try:
         return load_once(cached, device, precision, sha256)

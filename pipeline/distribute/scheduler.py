@@ -48,7 +48,10 @@ class RegionScheduler:
         scene = job.scene.location
         with translate_worker_errors(f"{scene}: the scene"):
             content = self._submit_shared(dumps(job, predictor, self._staging))
+        # Two regions per worker: the next one waits at the worker while the first runs.
         yield from self._run_bounded(job, regions, content, 2 * workers_of(self._client), suspects)
+
+        # Dask blames every task of a worker that died; run alone, only the region at fault kills another.
         if suspects:
             log.warning("%s: %d region(s) lost their workers; each is tried again alone", scene, len(suspects))
             with translate_worker_errors(f"{scene}: the scene"):
@@ -84,10 +87,12 @@ class RegionScheduler:
                     try:
                         returned = future.result()
                     except KilledWorker:
+                        # The second pass runs one region at a time, so this one is at fault.
                         if suspects is None:
                             raise
                         suspects.append(region)
                         returned = None
+                    # Before the download below, so that the freed worker has work.
                     submit(1)
                 if returned is not None:
                     yield self._receive(job, returned)

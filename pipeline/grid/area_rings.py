@@ -133,6 +133,7 @@ class _Reprojector:
         source = shapely.get_coordinates(shapely.segmentize(shapely.LineString(ring), step))
         moved = self._project(source)
         for _ in range(MAX_HALVINGS):
+            # Bisect the edges whose middle, reprojected, lies off the straight edge between the reprojected ends.
             middles = (source[1:] + source[:-1]) / 2
             true = self._project(middles)
             with np.errstate(invalid="ignore"):

@@ -94,6 +94,7 @@ def smallest_extent(spans: Sequence[tuple[float, float]]) -> tuple[float, float]
     ((-5, 20), (170, 200))
     """
     ordered = sorted(spans)
+    # The easternmost end, one turn earlier: the first gap may lie across the antimeridian.
     reach = max(east for _, east in ordered) - 360
     invert_runs = []
     for west, east in ordered:

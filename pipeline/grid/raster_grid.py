@@ -123,15 +123,19 @@ def measure_on_ground(
     coordinates, ring_of_vertex = shapely.get_coordinates(rings, return_index=True)
     if len(coordinates) == 0:
         return np.zeros(len(geometries)), np.zeros(len(geometries))
+
     lon, lat = to_geographic.transform(coordinates[:, 0], coordinates[:, 1])
     lon, lat = _clamp_to_earth(np.radians(lon), np.radians(lat), ring_of_vertex)
     same_ring = ring_of_vertex[1:] == ring_of_vertex[:-1]
+    # Steps of longitude in [-pi, pi), so that the antimeridian is no jump.
     d_lon = np.remainder(np.diff(lon) + np.pi, 2 * np.pi) - np.pi
     d_lon[~same_ring] = 0.0
 
     geod = to_geographic.target_crs.get_geod() if to_geographic.target_crs is not None else None
     geod = geod or Geod(ellps="WGS84")
     q = _authalic_q(np.sin(lat), geod.es)
+
+    # Trapezoids below each edge, measured from the ring's first vertex, which reduces cancellation.
     first_of_ring = np.searchsorted(ring_of_vertex, np.arange(len(rings)))
     slab = d_lon * ((q[1:] + q[:-1]) / 2 - q[first_of_ring][ring_of_vertex[:-1]])
     length = np.hypot(*_edge_m(lat, d_lon, geod))
@@ -139,6 +143,8 @@ def measure_on_ground(
     below, turns = (np.bincount(ring_of_vertex[:-1], v, minlength=len(rings)).astype(float) for v in (slab, d_lon))
     ring_area = np.abs(_around_pole(below, turns, q[first_of_ring], geod.es)) * geod.a**2 / 2
     ring_length = np.bincount(ring_of_vertex[:-1], length, minlength=len(rings))
+
+    # Holes have sign -1 in the area, and count in full in the perimeter.
     n = len(geometries)
     area_m2, perimeter_m = (np.zeros(n) for _ in range(2))
     np.add.at(area_m2, owner, sign * ring_area)

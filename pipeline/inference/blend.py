@@ -58,6 +58,7 @@ def plan_blend_weights(axis: Axis, blend: Blend) -> tuple[BlendWeights, ...]:
     total = np.zeros(axis.length)
     shares = []
     for first, (start, stop) in zip(axis.starts, axis.reach(core_only=blend in CROP), strict=True):
+        # `total` is w_1 + ... + w_k after tile k, at each pixel.
         weight = _profile(axis.output, blend)[start - first : stop - first]
         total[start:stop] += weight
         factor = torch.from_numpy((weight / total[start:stop]).astype(np.float32))
@@ -115,6 +116,7 @@ class StripBlender:
         """Blend one tile's output `(classes, H, W)` into the current strip; tiles come from left to right."""
         share, span = self._cols[col], self._span
         start, stop = max(share.start, span.start), min(share.stop, span.stop)
+        # Columns `start:met` hold earlier tiles and are blended; `met:stop` are copied.
         met = min(max(start, self._cols[col - 1].stop if col else start), stop)
         for first, last in ((start, met), (met, stop)):
             dst = self._strip[:, :, first - span.start : last - span.start]
@@ -143,6 +145,8 @@ class StripBlender:
         if overlap:
             above, new = self._held[:, :overlap], strip[:, :overlap]
             torch.lerp(above, new, self._down[row][:overlap], out=new)
+
+        # This also sets the number of rows to hold for the strip below.
         finished = self.skip_strip(row, last=last)
         self._held[:, : self._rows_held].copy_(strip[:, finished:])
         return strip[:, :finished]
@@ -176,6 +180,7 @@ def to_levels(probabilities: Tensor, valid: Tensor | None, level_type: LevelType
     if level_type == "float32":
         levels, nodata = probabilities.clone(), torch.nan
     else:
+        # The conversion below truncates, so 0.5 is added to round; the upper bound keeps `top` from becoming nodata.
         levels, nodata = probabilities.mul(top).add_(0.5).clamp_(0, top + 0.5), top + 1
     if valid is not None:
         levels.masked_fill_(~valid, nodata)

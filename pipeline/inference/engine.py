@@ -87,6 +87,7 @@ class Engine:
         self._card, self._device = card, members[0][0].device
         self._row, self._transfer, self._batching = row, transfer, batching
         self._size, self._halving = batching.batch_size, threading.Lock()
+        # Members with the same normalisation, number format and layout share one cutter, and so their input.
         forms = {(transform, ready.dtype, ready.layout) for ready, transform in members}
         cutters = {
             (transform, dtype, layout): TileCutter(transform, device=self._device, dtype=dtype, layout=layout)
@@ -107,6 +108,8 @@ class Engine:
         for raw in strips:
             strip, size = self._transfer.to_device(raw), self._size
             lefts = self._lefts(raw)
+
+            # A strip without such tiles still yields one empty batch: its end finishes rows.
             asked = range(len(lefts)) if raw.tiles is None else raw.tiles
             wanted = [k for k in asked if raw.any_valid(slice(lefts[k], lefts[k] + self._row.width))]
             for first in range(0, max(1, len(wanted)), size):
@@ -129,6 +132,7 @@ class Engine:
         """Run a batch, in parts if memory does not suffice."""
         lefts, tiles = self._lefts(batch.strip.raw), list[Tensor]()
         while len(tiles) < len(batch.positions):
+            # Read anew each time: another worker thread may have halved it.
             size = self._size
             part = [lefts[k] for k in batch.positions[len(tiles) :][:size]]
             probabilities = self._try(batch.strip, part, size)
@@ -154,17 +158,20 @@ class Engine:
         mean = torch.empty(0)
         cut: dict[TileCutter, Tensor] = {}
         for count, (ready, cutter) in enumerate(self._members, start=1):
+            # Only the last input is kept, to bound memory.
             if cutter not in cut:
                 cut = {cutter: cutter.cut(strip, lefts, self._row.width, size=size)}
             probabilities = ready(cut[cutter])
             check_shape(probabilities, cut[cutter], self._card)
             self.range_check.add(probabilities)
             probabilities = probabilities.to(self._device)
+            # Running mean m_k = m_{k-1} + (p_k - m_{k-1}) / k.
             mean = probabilities if count == 1 else mean.lerp(probabilities, 1 / count)
         return mean
 
     def _halve(self, size: int) -> None:
         """Halve the batch size, unless another worker thread did."""
+        # Tensors of the failed batch are freed before the cache returns their memory to the device.
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

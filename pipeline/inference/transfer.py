@@ -154,6 +154,8 @@ class CudaTransfer:
         """See `Transfer.to_device`."""
         if not strip.chunks:
             return DeviceStrip(raw=strip, chunks=())
+
+        # All work on the previous strip is submitted by now: once it has run, that strip's buffer is free.
         computing = torch.cuda.current_stream(self.device)
         self._strips[self._loaded % STRIPS_IN_FLIGHT].used.record(computing)
         self._loaded += 1
@@ -192,6 +194,7 @@ class _StripBuffer:
             if partly:
                 valid[dst] = True if chunk.valid is None else chunk.valid
         with torch.cuda.stream(stream):
+            # The device memory may be overwritten only when the engine has read the strip before it.
             stream.wait_event(self.used)
             self.on_device.copy_(self._pinned, non_blocking=True)
             if partly:
@@ -217,6 +220,7 @@ class _RowBuffer:
             self._view().copy_(rows, non_blocking=True)
             self._pinned_extremes.copy_(extremes, non_blocking=True)
             self._copied.record(stream)
+        # torch's allocator must not reuse this memory before the copy stream has read it.
         for tensor in (rows, extremes):
             if tensor.is_cuda:
                 tensor.record_stream(stream)

@@ -97,6 +97,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, card: ModelCard) -> st
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     _check_finite(tensors, path)
     facts = {"card": card.to_json(), "architecture": json.dumps(architecture_of(network), sort_keys=True)}
+    # The digest covers card and architecture, and is itself stored next to them.
     header, data = _split(save(tensors), path)
     header["__metadata__"] = facts
     sha256 = facts["sha256"] = _digest(header, data)
@@ -120,10 +121,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if _digest(header, data) != metadata["sha256"]:
         raise ModelError(f"{path}: the content does not match its SHA-256, so it is damaged; copy or train it again")
     card = _card(metadata, path)
+    # Shapes without memory: the stored tensors are assigned below, not copied.
     with torch.device("meta"):
         network = _build(metadata, path)
     _check_card(card, network, path)
     tensors = load(content)
+    # Before they are assigned: `assign` takes tensors as they are.
     _check_shapes(tensors, network, path)
     _check_finite(tensors, path)
     network.load_state_dict(tensors, assign=True)
@@ -175,6 +178,8 @@ def _split(content: bytes, path: Path, *, whole: bool = True) -> tuple[dict[str,
         raise ModelError(
             f"{path}: a PyTorch pickle or archive, which could run code and is never loaded; {HOW_TO_CONVERT}"
         )
+
+    # Bound the header's length before it is read.
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > MAX_HEADER_BYTES:
         raise ModelError(
@@ -200,6 +205,7 @@ def _split(content: bytes, path: Path, *, whole: bool = True) -> tuple[dict[str,
 def _join(header: Mapping[str, object], data: memoryview) -> bytes:
     """Inverse of `_split` with sorted keys, so that equal content gives equal files (safetensors shuffles them)."""
     text = json.dumps(header, sort_keys=True).encode()
+    # The format aligns tensors to 8 bytes; JSON allows trailing spaces.
     text += b" " * (-len(text) % 8)
     return b"".join((len(text).to_bytes(8, "little"), text, data))
 

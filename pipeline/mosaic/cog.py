@@ -123,6 +123,7 @@ def write_levels(target: Path, levels: Sequence[CogLevel], *, max_classic_bytes:
     form = _CLASSIC if _total(fields, blocks, _CLASSIC) <= max_classic_bytes else _BIG
     with target.open("wb") as out:
         out.write(_head(fields, blocks, form))
+        # Blocks of the smallest overview come first; leader and trailer as GDAL's COG driver writes them.
         for level, each in zip(reversed(levels), reversed(blocks), strict=True):
             for block in _read_blocks(level, each):
                 out.write(struct.pack("<I", len(block)))
@@ -159,6 +160,7 @@ def _lay_out(
     offsets: Sequence[NDArray[np.int64]],
     form: _Format,
 ) -> bytes:
+    # Directories begin at multiples of 16 bytes.
     first = len(form.header) + form.inline + len(_GHOST)
     first += -first % 16
     head = bytearray(form.header + struct.pack(form.pointer, first) + _GHOST)
@@ -181,6 +183,7 @@ def _directory(tags: Mapping[int, _Field], start: int, form: _Format, *, last: b
     table, values = bytearray(struct.pack(form.entries, len(tags))), bytearray()
     for number, field in sorted(tags.items()):
         table += struct.pack("<HH", number, field.kind) + struct.pack(form.pointer, field.count)
+        # TIFF 6.0: values that fit are stored in the entry itself, others behind the directory.
         if len(field.data) <= form.inline:
             table += field.data.ljust(form.inline, b"\0")
         else:

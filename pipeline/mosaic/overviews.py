@@ -53,10 +53,12 @@ def halve_mean(pixels: NDArray[np.generic], nodata: float) -> NDArray[np.generic
         total = quads[0].astype(wide)
         for quad in quads[1:]:
             np.add(total, quad, out=total)
+        # Division by 4, halves upwards.
         return np.asarray((total + 2) >> 2).astype(pixels.dtype)
     valid = [quad != nodata for quad in quads]
     count = np.sum(valid, axis=0, dtype=wide)
     total = np.sum([np.where(v, quad, 0) for quad, v in zip(quads, valid, strict=True)], axis=0, dtype=wide)
+    # round(total / count), halves upwards, in whole numbers.
     mean = (2 * total + count) // np.maximum(2 * count, 1)
     return np.where(count > 0, mean, nodata).astype(pixels.dtype)
 
@@ -69,6 +71,7 @@ def halve_mode(pixels: NDArray[np.generic], nodata: float) -> NDArray[np.generic
     """
     a, b, c, d = (quad.copy() for quad in _quads(pixels))
     first = a if pixels.max(initial=0) < nodata else _first_valid((a, b, c, d), nodata)
+    # Later assignments win, so the pairs are tried from the last pixel to the first.
     mode = np.where((c == d) & (c != nodata), c, first)
     np.copyto(mode, b, where=((b == c) | (b == d)) & (b != nodata))
     np.copyto(mode, a, where=((a == b) | (a == c) | (a == d)) & (a != nodata))

@@ -72,6 +72,7 @@ class StripWriter:
         width = level_shape(profile.grid.shape, level)[1]
         self._dataset = create_level(path, profile, level)
         self._stack = ExitStack()
+        # The stack unwinds backwards: store the rest, close the overviews, close the file, check its blocks.
         on_success(self._stack, self._check)
         self._stack.callback(self._dataset.close)
         self._below: StripWriter | None = None
@@ -94,6 +95,7 @@ class StripWriter:
     def write(self, rows: NDArray[np.generic]) -> None:
         """Append `(bands, rows, width)`."""
         while rows.shape[1]:
+            # Whole rows of blocks are written from the caller's array, uncopied.
             if not self._held and rows.shape[1] >= BLOCK:
                 self._store(rows[:, :BLOCK])
                 rows = rows[:, BLOCK:]

@@ -107,6 +107,7 @@ class MosaicWriter:
             for path, profile in (probability, mask)
         )
         self._top = TOP_LEVEL[probability[1].dtype]  # type: ignore[index]
+        # The stack unwinds backwards: pending writes are waited for, then threads end, then files close.
         self._threads = [self._stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("probability", "mask")]
         self._pending: deque[Future[None]] = deque()
         on_success(self._stack, lambda: self._wait(0))
@@ -164,6 +165,7 @@ def write_cog(parts: Sequence[tuple[Path, Window]], target: Path, profile: Raste
         TransientError: the disk is full or not writable.
     """
     overviews = overview_count(profile.grid.shape, BLOCK)
+    # The blocks of the first `moved` levels lie in one region each and are copied undecoded.
     moved = next((k for k in range(overviews + 1) if not _aligned_to_blocks(parts, k)), overviews + 1)
     try:
         with _temporary_levels(target.with_name(f"{target.name}.whole.tif"), overviews) as whole:

@@ -64,25 +64,33 @@ class SeamJoiner:
             blocks: of the row, for one classification.
             is_last: True for the last row, which closes everything.
         """
+        # Number the open components first, then the pieces of each block from `begin` on.
         begin = np.cumsum([len(self.table), *(len(block.table) for block in blocks)])[:-1]
         placed = list(zip(blocks, begin, strict=True))
         lines = [
             {s: np.where(line < 0, NO_COMPONENT, line + at) for s, line in block.lines.items()} for block, at in placed
         ]
+
+        # Lines of pixels that face each other across a seam: inside the row, and with the row above.
         facing = [(a["right"], b["left"]) for a, b in pairwise(lines)]
         if self.line is not None:
             facing.append((self.line, np.concatenate([line["top"] for line in lines])))
+
+        # Open components and new pieces in one numbering.
         table = Components.concatenate([self.table, *(block.table for block in blocks)])
         rings = Rings.concatenate([self.rings, *(block.rings.shifted(at) for block, at in placed)])
         links = [self.links, *(block.links + at for block, at in placed)]
         boundaries = [self.boundaries, *(block.boundaries + at for block, at in placed)]
         filled = np.concatenate([self.filled, *(block.filled + np.array([at, 0]) for block, at in placed)])
 
+        # Unite the pieces that share an edge across a seam; `number` is the new row of each.
         _, number = np.unique(union_find(len(table), _contacts(facing, table.value)), return_inverse=True)
         if self.rule.connectivity == 8:
             links.append(_corner_contacts(facing, table.value))
         if self.rule.holes is not None:
             boundaries.append(_boundaries(facing, table.value))
+
+        # Renumber everything that refers to pieces.
         self.table = table.merged(number, int(number.max(initial=-1)) + 1)
         self.bottom += self.block_size
         self.rings = remove_seam_edges(replace(rings, owner=number[rings.owner]), self.block_size, self.bottom)
@@ -95,6 +103,7 @@ class SeamJoiner:
     def _close(self, is_last: bool) -> FinishedComponents:
         """Remove and return the components whose feature does not touch the seam below."""
         n = len(self.table)
+        # A component is open while any component of its feature may go on below.
         on_seam = np.zeros(n, np.bool_)
         if self.line is not None and not is_last:
             on_seam[self.line[self.line >= 0]] = True
@@ -102,6 +111,7 @@ class SeamJoiner:
         is_class = self.table.value != 0
         is_open = is_class & np.isin(feature, feature[on_seam])
         is_done = is_class & ~is_open
+        # Undecided holes are kept with the open components, and are never finished themselves.
         is_open |= self._fill_holes(on_seam, is_open)
         in_open = is_open[self.filled[:, 0]]
         finished = FinishedComponents(
@@ -110,6 +120,8 @@ class SeamJoiner:
             feature=feature[is_done],
             filled=self.filled[~in_open, 1],
         )
+
+        # Keep the open rows alone, in a new numbering.
         opened = consecutive_numbers(is_open)
         self.table, self.rings = self.table.select(is_open), self.rings.renumbered(opened)
         self.links = opened[self.links[is_open[self.links[:, 0]]]]

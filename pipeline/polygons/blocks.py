@@ -78,6 +78,7 @@ def trace_block(
         with_none=rule.holes is not None,
         junctions=rule.tolerance is not None,
     )
+    # Components whose feature touches a seam are pieces: the next blocks may add to them.
     table, n = traced.table, len(traced.table)
     on_seam = np.zeros(n, np.bool_)
     for side, line in traced.lines.items():
@@ -87,6 +88,8 @@ def trace_block(
     feature = union_find(n, links)
     is_class = table.value != 0
     is_piece = is_class & np.isin(feature, feature[on_seam])
+
+    # Undecided holes are kept with the pieces.
     boundaries, holes = np.empty((0, 2), np.int64), np.empty((0, 2), np.int64)
     if rule.holes is not None:
         boundaries = find_boundaries(traced, rule.holes.max_pixels)
@@ -95,10 +98,14 @@ def trace_block(
         holes = holes[rule.holes.fits(table.select(holes[:, 0]))]
         is_piece |= undecided
         boundaries = boundaries[is_piece[boundaries[:, 0]]]
+
+    # Split the table into whole components and pieces, each in a numbering of its own.
     is_whole = is_class & ~is_piece
     pieces = consecutive_numbers(is_piece)
     numbers = consecutive_numbers(is_whole), np.where(is_class, pieces, -1)
     outlines = _outlines(traced, classification.mask, rule, *numbers)
+
+    # A filled hole belongs to the component around it, whole or piece.
     in_piece = is_piece[holes[:, 1]]
     content = table.first[holes[:, 0]]
     return BlockPieces(

@@ -82,10 +82,16 @@ def fillable_holes(
         `(holes, 2)`: a component of no class and the one whose hole it is; `(n,)`: True = not known yet.
     """
     real = boundaries[boundaries[:, 1] >= 0]
+
+    # Next to nodata or the scene's border: never a hole.
     spoiled = np.zeros(len(is_none), np.bool_)
     spoiled[boundaries[boundaries[:, 1] < 0, 0]] = True
+
+    # Next to a component that is complete: no other can become the only one around it.
     settled = np.zeros(len(is_none), np.bool_)
     settled[real[~is_open[real[:, 1]], 0]] = True
+
+    # A hole has exactly one component around it.
     around = np.bincount(real[:, 0], minlength=len(is_none))
     is_hole = is_none & ~spoiled & ~on_seam & (around == 1)
     undecided = is_none & ~spoiled & ~is_hole & ~settled

@@ -169,6 +169,7 @@ def _resolve_rule(grid: RasterGrid, spec: PolygonSpec) -> TracingRule:
 def pixel_sides_m(grid: RasterGrid) -> tuple[float, float]:
     """True lengths of the centre pixel's sides, along a row and along a column."""
     row, col = grid.height // 2, grid.width // 2
+    # A side is half the difference of two perimeters: a pixel doubled along it has two more of that side.
     corners = [((0, 0), (w, 0), (w, h), (0, h)) for w, h in ((1, 1), (2, 1), (1, 2))]
     pixels = [shapely.Polygon([grid.transform @ (col + x, row + y) for x, y in each]) for each in corners]
     _, perimeter_m = measure_on_ground(pixels, grid.crs)
@@ -187,6 +188,7 @@ def _block_rows(
             for left in range(0, width, block_size)
         ]
         ahead.append([pool.submit(_trace_window, scene, rule, window) for window in windows])
+        # One row is traced while the caller joins the row before it.
         if len(ahead) == 2:
             yield [future.result() for future in ahead.popleft()]
     while ahead:
@@ -216,12 +218,18 @@ def build_batches(finished: Sequence[FinishedComponents], top: int, connectivity
     table, rings, feature = _joined(finished)
     if not len(table):
         return
+
+    # Rows of the output: one per component, or one per feature when 8-connected.
     order, sorted_feature = _feature_order(table, feature)
     features = table.select(order)
     if connectivity == 8:
         features = features.merged(sorted_feature, int(sorted_feature[-1]) + 1)
+
+    # For each row the end of its components in `order`; for each component its first ring.
     part_end = np.searchsorted(sorted_feature, np.arange(len(features)), side="right")
     ring_of_part = np.searchsorted(rings.owner, np.arange(len(table) + 1))
+
+    # A batch ends where the running number of vertices passes a multiple of `BATCH_VERTICES`.
     vertices = np.cumsum(np.diff(rings.start[ring_of_part])[order])
     ends = np.flatnonzero(np.diff(vertices[part_end - 1] // BATCH_VERTICES, append=-1)) + 1
     for begin, end in zip((0, *ends[:-1]), ends, strict=True):

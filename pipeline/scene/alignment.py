@@ -67,6 +67,7 @@ def group_layers(files: Sequence[SceneFile], bands: Sequence[str], grid: RasterG
             grids.append(file.grid)
     layers = []
     for stored in grids:
+        # `planes` are positions in the model's band order; each file gets its own positions among them.
         here = tuple(file for file in files if file.grid == stored)
         planes = sorted(bands.index(name) for file in here for name in file.bands)
         rows, cols = map_whole(stored, grid) if len(grids) == 1 else map_axes(stored, grid)
@@ -94,6 +95,7 @@ def align_files(files: Sequence[SceneFile]) -> tuple[SceneFile, ...]:
                 f"{file.location}: does not overlap {finest.location} of the same scene: it covers {_extent(file)}, "
                 f"the other {_extent(finest)}; correct the catalog"
             )
+        # Grids that differ by rounding become equal objects, so that their files form one layer.
         same = rows.is_identity and cols.is_identity
         aligned.append(replace(file, grid=finest.grid) if same else _snap_to_earlier(file, aligned))
     return tuple(aligned)
@@ -107,6 +109,7 @@ def finest_file(files: Sequence[SceneFile]) -> SceneFile:
 
 def map_axes(stored: RasterGrid, grid: RasterGrid, name: str = "a file") -> tuple[AxisMapping, AxisMapping]:
     """Mappings of the rows and columns of a grid to stored pixels in the same CRS."""
+    # Maps pixels of the grid to stored pixels; `turn` is its shear over the whole grid, px.
     across = ~stored.transform @ grid.transform
     turn = max(abs(across.b) * grid.height, abs(across.d) * grid.width)
     if turn > MAX_ROTATION_PX or across.a <= 0 or across.e <= 0:

@@ -140,6 +140,7 @@ def describe_scene(
     else:
         found = (_describe_whole(place, terms, files[0] if files else None),)
         bands = found[0].bands
+    # The scene has the grid of its finest file; the others are resampled.
     finest = finest_file(found)
     return Scene(
         id=name,
@@ -180,6 +181,8 @@ def _describe_files(
             f"{place}: reading.bands numbers the bands of one file, and this scene has {len(files)}; leave the setting "
             "out, the catalog names their bands"
         )
+
+    # Which file has which band; files without a wanted band are not described.
     wanted = terms.card.bands if terms.card else None
     found = find_in_files(files, wanted, own_names=partial(_own_names, spec=terms.spec), place=str(place))
     needed = sorted({index for index, _ in found.values()})

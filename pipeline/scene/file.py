@@ -137,6 +137,7 @@ def describe_file(
     dataset, place, spec = file.dataset, file.location, terms.spec
     if max(numbers.values()) > dataset.count:
         raise SceneError(f"{place}: the catalog names more bands of it than the {dataset.count} it has; correct that")
+    # Cheap checks of the header first: the grid may need the file opened once more.
     check_type(dataset, numbers, terms.card, place)
     check_size(dataset, spec, place)
     reopen = partial(rasterio.open, place.gdal_path, driver=dataset.driver)
@@ -174,6 +175,7 @@ def read_stored(
     dataset: rasterio.DatasetReader, file: SceneFile, window: Window, *, dtype: str, when: NodataWhen
 ) -> Pixels:
     """Pixels of a window of the file itself, in the type `dtype`, with their validity."""
+    # Alpha is read in the same call as the bands, so that interleaved blocks are decoded once.
     numbers = [*file.band_numbers] + ([file.alpha_number] if file.alpha_number else [])
     pixels = dataset.read(numbers, window=window, out_dtype=dtype)
     bands = pixels[: len(file.band_numbers)]

@@ -92,17 +92,21 @@ def plan_taps(mapping: AxisMapping, start: int, stop: int) -> Taps:
     """
     stored, outputs = mapping.stored, mapping.outputs
     if mapping.linear:
+        # Bilinear: centres of output pixels in stored pixels, 0 = centre of the first.
         centre = (2 * np.arange(start, stop) + 1) * stored / (2 * outputs) - 0.5
         first = np.floor(centre)
         index = first.astype(np.intp)[:, None] + np.arange(2)
         weight = np.stack([first + 1 - centre, centre - first], axis=1)
         inside = np.ones(len(index), bool)
     else:
+        # Area: the weight of a stored pixel is the length of its overlap with the output pixel.
         numerators, denominator = mapping.edges(start, stop + 1)
         low, high = numerators[:-1] / denominator, numerators[1:] / denominator
         index = np.floor(low).astype(np.intp)[:, None] + np.arange(math.ceil(mapping.step) + 1)
         weight = np.clip(np.minimum(index + 1, high[:, None]) - np.maximum(index, low[:, None]), 0, None)
         inside = (high > 0) & (low < stored)
+
+    # Before taps past the file get weight 0: `whole` counts them too.
     whole = weight.sum(axis=1)
     if not mapping.linear:
         weight = np.where((index >= 0) & (index < stored), weight, 0)
@@ -137,7 +141,9 @@ def resample(
     Returns:
         `(bands, H, W)` in the same dtype (whole numbers rounded), and `(H, W)` bool. Invalid pixels are 0.
     """
+    # float32 holds integers of 16 bits exactly.
     kind = np.dtype(np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64)
+    # Mean of the valid pixels; an output pixel is valid where they have at least half of its weight.
     share = _weighted(valid.astype(kind), rows, cols)
     enough = share >= _half(rows, cols)
     divisor = np.where(enough, share, 1)

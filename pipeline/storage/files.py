@@ -46,8 +46,10 @@ def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{uuid4().hex[:_TOKEN_DIGITS]}.partial{ending}")
     try:
         yield partial
+        # Content before name: after a power cut the new name must not lead to missing content.
         fsync(partial)
         partial.replace(path)
+        # The rename is persistent once the folder's list of names is.
         fsync(path.parent)
     except OSError as error:
         raise TransientError(f"{path}: cannot be written: {error}; check the disk and its permissions") from error

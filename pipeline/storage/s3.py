@@ -133,6 +133,8 @@ def _access(variables: tuple[tuple[str, str], ...]) -> StoreAccess:
     given = dict(variables)
     unsigned = _is_yes(given.get("AWS_NO_SIGN_REQUEST", ""))
     endpoint, style = _endpoint_for_gdal(given)
+
+    # The client: a number of attempts in the environment takes precedence over ours.
     retries = {"mode": "standard", "total_max_attempts": REQUEST_RETRIES.attempts}
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
@@ -142,6 +144,8 @@ def _access(variables: tuple[tuple[str, str], ...]) -> StoreAccess:
         signature_version=UNSIGNED if unsigned else None,
         s3=style,
     )
+
+    # Missing credentials are reported here, not by the first request of some later stage.
     with translate_store_errors("s3://"):
         session = boto3.Session()
         try:
@@ -152,6 +156,7 @@ def _access(variables: tuple[tuple[str, str], ...]) -> StoreAccess:
             ) from error
         if not unsigned and session.get_credentials() is None:
             raise _no_credentials("s3://", LookupError("none were found"))
+
     pays = given.get("AWS_REQUEST_PAYER") == "requester"
     return StoreAccess(
         endpoint=client.meta.endpoint_url,

@@ -188,6 +188,7 @@ class StoreFolder:
                     {"Bucket": self._bucket, "Key": self._key(f"{source}/{name}")},
                     self._bucket,
                     self._key(f"{target}/{name}"),
+                    # S3 ignores new metadata in a copy unless they replace those of the source.
                     extra_args={**_metadata(name, sha256), "MetadataDirective": "REPLACE"},
                 )
                 for name, sha256 in digests.items()

@@ -93,6 +93,8 @@ def _infer(
     else:
         yield from _store(job, stack, run, progress)
         return
+
+    # After the except clause, whose error holds the buffers of the failed run.
     for region, parts in zip(stack, halves, strict=True):
         yield _side_by_side(region, [one for half in parts for one in _infer(job, [half], predictor, progress)])
 
@@ -109,6 +111,7 @@ def _store(
                     writer.write(stored)
                     if progress is not None:
                         progress(stored.shape[1] * stored.shape[2])
+            # Before the result is yielded: rows of a file that was replaced must not be published.
             check_unchanged(job.scene)
             rasters = (RegionRasters(core=region.core, attempt=attempt),)
             yield run.counters[position].result(region, rasters)
@@ -155,11 +158,14 @@ class _RegionRun:
         self._tile_rows = tiles_covering(self._rows, first.row_off, last.row_off + last.height)
         self._tile_cols = tiles_covering(cols, self._span.start, self._span.stop)
         self._wanted = None if job.area is None else self._wanted_in(job.area, stack, cols)
+
+        # Tiles of a strip, and the buffers that hold it on the device.
         self._row = TileRow(
             lefts=tuple(plan.cols.starts[col] - plan.cols.margin for col in self._tile_cols),
             height=plan.rows.tile,
             width=plan.cols.tile,
         )
+        # Buffers are allocated before the first strip, so that lack of memory shows at once.
         tallest = max(len(share.factor) for share in self._rows)
         self._transfer = build_transfer(job, device_of(predictor), self._row, (tallest, first.width))
         tiles = [len(self._tile_cols)] * len(self._tile_rows) if self._wanted is None else [*map(len, self._wanted)]
@@ -216,11 +222,15 @@ class _RegionRun:
         row, margin = strip.raw.row, self._job.plan.rows.margin
         share, top = self._rows[row], self._job.plan.rows.starts[row] - margin
         last, dtype = row == self._tile_rows[-1], self._job.mosaic.dtype
+        # A strip without wanted tiles is not blended: its finished rows are nodata.
         mean = self._blender.end_strip(row, last=last) if strip.raw.tiles != () else None
         finished = self._blender.skip_strip(row, last=last) if mean is None else mean.shape[1]
+        # Columns of the region within the strip, whose windows reach further.
         cols = slice(self._span.start - strip.raw.left, self._span.stop - strip.raw.left)
         for position, counters in enumerate(self.counters):
             counters.count_strip(strip.raw, top)
+
+            # The part of the finished rows inside this core, counted from the first row of the strip's output.
             first = max(counters.core.row_off - share.start, 0)
             stop = min(counters.core.row_off + counters.core.height - share.start, finished)
             if first >= stop:
@@ -229,6 +239,7 @@ class _RegionRun:
                 shape = (len(self._job.card.classes), stop - first, cols.stop - cols.start)
                 yield position, blank_rows(shape, dtype)
                 continue
+            # The same rows in the strip's input, which begins a margin above the output.
             rows = slice(margin + share.skip + first, margin + share.skip + stop)
             counters.count_valid(strip.raw, rows, cols)
             levels = to_levels(mean[:, first:stop], strip.validity(rows, cols), dtype)

@@ -82,6 +82,7 @@ def plan_parts(
     [4096, 4096, 1808]
     """
     lefts = _cuts(plan.cols, _columns(plan, max_columns), core_only=core_only)
+    # About `pixels` in the widest region, in whole multiples of `MIN_PART_ROWS`.
     height = MIN_PART_ROWS * max(1, pixels // (MIN_PART_ROWS * max(right - left for left, right in pairwise(lefts))))
     return _regions([*range(0, plan.rows.length, height), plan.rows.length], lefts)
 
@@ -146,6 +147,7 @@ def _cuts(axis: Axis, count: int, *, core_only: bool) -> list[int]:
     """
     places, tiles = (axis.cuts if core_only else axis.starts), len(axis.starts)
     count = max(1, min(count, tiles))
+    # Measured in the middle of the axis: the last tile may overlap more than the others.
     middle = places[tiles // 2]
     shared = min(tiles - count, sum(start < middle < stop for start, stop in axis.reach(core_only=core_only)))
     inner = [places[(tiles - shared) * part // count + shared] for part in range(1, count)]
@@ -155,6 +157,7 @@ def _cuts(axis: Axis, count: int, *, core_only: bool) -> list[int]:
 def _needs(axis: Axis, *, core_only: bool) -> Callable[[int, int], int]:
     """Counts the tiles that scene pixels `start : stop` need."""
     starts, stops = zip(*axis.reach(core_only=core_only), strict=True)
+    # Starts and stops ascend: tiles that begin before `stop`, less those that end at or before `start`.
     return lambda start, stop: bisect_left(starts, stop) - bisect_right(stops, start)
 
 
@@ -173,6 +176,7 @@ def _at_blocks(cuts: list[int], needs: Callable[[int, int], int]) -> list[int]:
     sides = [*_block_sides(min(b - a for a, b in pairwise(cuts)) // 4)]
     moved = cuts[:1]
     for cut, below in pairwise(cuts[1:]):
+        # The nearest block borders on both sides; for equal places the largest side wins, since sides ascend.
         blocks = {place: side for side in sides for place in (cut // side * side, -(-cut // side) * side)} or {cut: 1}
         busiest = {place: max(needs(moved[-1], place), needs(place, below)) for place in blocks}
         moved.append(min(blocks, key=lambda place: (busiest[place], -blocks[place], abs(place - cut))))

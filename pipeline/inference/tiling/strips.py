@@ -126,6 +126,7 @@ def read_strips(
     rows, cols = tiles
     across = _mirrored(plan.cols, cols)
     needs = [_need(plan, row, cols, None if wanted is None else wanted[k]) for k, row in enumerate(rows)]
+    # For each strip the first scene row that it or a later one needs; mirrored rows may lie further up.
     first_needed = np.minimum.accumulate([need.rows.min() for need in needs][::-1])[::-1]
     threads = threads or min(usable_cpus(), MAX_READERS)
     with (
@@ -136,6 +137,7 @@ def read_strips(
     ):
         held: deque[_Band] = deque()
         for index, (row, need, keep_from) in enumerate(zip(rows, needs, first_needed, strict=True)):
+            # Decode down to the strip's last row, then drop the bands above all rows that are still needed.
             while not held or held[-1].bottom <= need.rows.max():
                 held.append(next(bands))
             while held[0].bottom <= keep_from:
@@ -182,6 +184,8 @@ def _assemble(
     found = _window(chunks, slice(top, int(rows.max()) + 1), slice(left, int(cols.max()) + 1))
     if straight or not found:
         return found
+
+    # Past the scene: join the chunks, then gather rows and columns, some of them twice.
     first, shape = found[0].pixels, (int(rows.max()) + 1 - top, int(cols.max()) + 1 - left)
     pixels = np.zeros((len(first), *shape), first.dtype)
     for chunk in found:
@@ -220,6 +224,7 @@ def _mirrored(axis: Axis, tiles: range) -> NDArray[np.intp]:
     start, stop = _span(axis, tiles)
     if axis.length == 1:
         return np.zeros(stop - start, np.intp)
+    # Reflection at the centres of the border pixels repeats with this period.
     period = 2 * (axis.length - 1)
     folded = np.arange(start, stop) % period
     return np.minimum(folded, period - folded)

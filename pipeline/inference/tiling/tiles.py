@@ -160,11 +160,15 @@ def resolve_tiling(spec: TilingSpec, card: ModelCard, *, exact: bool) -> Tiling:
         )
     if (size - card.size_offset) % card.stride or size <= 2 * margin:
         raise SettingsError(_unfit_tile_size(size, card))
+
+    # Exact blending needs the halo on both sides, and windows at multiples of the stride.
     needed = 2 * margin
     align = 1
     if exact:
         align = card.stride
         needed += 2 * _round_up(_halo(card), align)
+
+    # By default an eighth of a tile's output, or the least allowed, enlarged until the step is a multiple of `align`.
     overlap = spec.overlap
     if overlap is None:
         wanted = max(needed, 2 * margin + (size - 2 * margin) // 8)
@@ -201,10 +205,12 @@ def plan_tiles(shape: tuple[int, int], tiling: Tiling) -> TilePlan:
 
 
 def _plan_axis(length: int, tiling: Tiling) -> Axis:
+    # A scene smaller than one output gets smaller tiles, by whole strides.
     full = tiling.tile_size - 2 * tiling.margin
     spare = 0 if tiling.fixed else max(0, full - length) // tiling.stride * tiling.stride
     output = full - spare
     step = tiling.tile_size - tiling.overlap
+    # The last tile ends at the scene's end, or past it by less than `align`, so that all have one size.
     last = _round_up(max(0, length - output), tiling.align)
     starts = (*range(0, last, step), last)
     return Axis(length=length, tile=tiling.tile_size - spare, margin=tiling.margin, starts=starts)

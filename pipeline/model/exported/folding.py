@@ -36,9 +36,12 @@ def fold_steps(steps: Steps, tensors: Mapping[str, Tensor]) -> FoldedGraph:
         steps: a graph.
         tensors: name of a step input -> tensor, for all inputs but the tiles.
     """
+    # Only a convolution whose result has one reader may change.
     readers = Counter(name for step in steps.steps for name in names_in((*step.arguments, *step.keywords.values())))
     readers.update(names_in(steps.outputs))
     makers = {step.results[0]: step for step in steps.steps if _is_plain_convolution(step, tensors)}
+
+    # The convolution takes over the results of the norm, whose step is removed.
     changed: dict[tuple[str, ...], Step] = {}
     folded, added = set[tuple[str, ...]](), dict[str, Tensor]()
     for norm in steps.steps:
@@ -52,6 +55,8 @@ def fold_steps(steps: Steps, tensors: Mapping[str, Tensor]) -> FoldedGraph:
         changed[maker.results] = replace(maker, keywords=keywords, results=norm.results)
         folded.add(norm.results)
     kept = tuple(changed.get(step.results, step) for step in steps.steps if step.results not in folded)
+
+    # Drop tensors and inputs that no step reads any more.
     used = {name for step in kept for name in names_in((*step.arguments, *step.keywords.values()))}
     used |= names_in(steps.outputs)
     inputs = [name for name in steps.inputs if name in used or name not in tensors]

@@ -117,6 +117,7 @@ def read_graph(content: Mapping[str, object]) -> ExportedGraph:
         if version != SCHEMA_MAJOR:
             raise ModelError(f"the graph has schema {version}, not {SCHEMA_MAJOR}: {HOW_TO_EXPORT}")
         module: Mapping[str, Mapping[str, object]] = content["graph_module"]  # type: ignore[assignment]
+        # Expressions are checked first: nothing of the graph is used before.
         check_expressions(module)
         tensors, tiles = _read_inputs(module["signature"])
         steps = _read_steps(module["graph"])
@@ -199,6 +200,7 @@ def _read_node(node: Mapping[str, object]) -> Step:
     inputs: Sequence[Mapping[str, object]] = node["inputs"]  # type: ignore[assignment]
     results, single = _read_results(node["outputs"])  # type: ignore[arg-type]
     if target == INLINED:
+        # A nested graph: its arguments follow the operator's flag and the graph.
         part = inputs[1]["arg"]["as_graph"]["graph"]  # type: ignore[index]
         values = tuple(_value(each["arg"]) for each in inputs[2:])  # type: ignore[arg-type]
         return Step(
@@ -209,6 +211,7 @@ def _read_node(node: Mapping[str, object]) -> Step:
         if not all(isinstance(value, Name | bool | int | float) for value in values):
             raise ModelError(f"{target} computes with sizes, which are numbers, not {values}; {HOW_TO_EXPORT}")
         return Step(target=target, arguments=values, keywords={}, results=results, single=True)
+    # Everything else must be an operator of the allowed list.
     if base_name(target) is None:
         raise ModelError(
             f"the network uses {target}, which is not among the operators that are run "

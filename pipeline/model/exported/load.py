@@ -100,6 +100,8 @@ def import_model(network: str | Path, card: str | Path, out: str | Path) -> Expo
         graph = read_graph(content)
         found = resolve_card(found, graph.axes)
         check_network(ExportedNetwork(graph, read_tensors(archive)), found)
+
+    # Write a new archive: weights as they are, a graph without paths of the exporting machine, the card.
     members = {name: archive.read(name) for name in archive.names if name not in (CARD, GRAPH)}
     members[GRAPH] = bytearray(json.dumps(_stripped(content), sort_keys=True).encode())
     text = found.to_json()

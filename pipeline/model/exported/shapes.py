@@ -111,6 +111,7 @@ def _read_axis(size: Mapping[str, object], ranges: Mapping[str, Mapping[str, obj
             f"the network takes sizes {expression!r}, and only n, k n and k n + c can be read; "
             "export it with torch.export.Dim or fixed sizes"
         )
+    # The size is factor * symbol + term; the bounds are those of the symbol.
     parts = {"factor": "1", "term": "0"} | found.groupdict()
     factor, term = int(parts["factor"]), int(parts["term"])
     bounds = ranges.get(parts["symbol"], {})

@@ -173,6 +173,7 @@ def _seconds_per_batch(form: CompiledNetwork, shape: Shape) -> float:
     tiles = _noise(shape, form)
     for _ in range(TIMED_BATCHES):
         form(tiles)
+    # CUDA runs asynchronously: without waiting, only the submission would be timed.
     torch.cuda.synchronize(form.device)
     start = time.perf_counter()
     form(tiles)

@@ -133,6 +133,8 @@ def optimize_network(network: nn.Module, arithmetic: Arithmetic, trial: Tensor) 
     fuse = _fusing(arithmetic)
     if fuse is None or isinstance(network, ExportedNetwork):
         return plain
+
+    # The fused network is used only if it agrees with the plain one on the trial tiles.
     tiles = as_input(trial, arithmetic)
     with arithmetic.cudnn_flags():
         expected = plain(tiles).float()
@@ -142,6 +144,7 @@ def optimize_network(network: nn.Module, arithmetic: Arithmetic, trial: Tensor) 
         except RuntimeError as error:
             log.info("convolutions are not fused: %s", str(error).splitlines()[0])
             return plain
+    # The tolerance is a few roundings of the largest output in this number format.
     if difference <= ROUNDINGS * torch.finfo(arithmetic.dtype).eps * max(1.0, float(expected.abs().max())):
         return fused
     log.info("convolutions are not fused: an output changed by %.3g", difference)
@@ -161,6 +164,7 @@ def _changed(
     found = [] if arithmetic.first_blocks_dtype is None else float32_blocks(changed)
     blocks = [parent.get_submodule(name) for parent, name in found]
     for parent, name in found:
+        # Placeholders: `change` must not see the first blocks, which have another number format.
         setattr(parent, name, nn.Identity())
     changed = change(changed, arithmetic.dtype)
     for (parent, name), block in zip(found, blocks, strict=True):
@@ -263,6 +267,7 @@ def _fused(module: nn.Module, dtype: torch.dtype, *, fuse: Fuse) -> nn.Module:
 
 def _fused_layers(layers: nn.Sequential, dtype: torch.dtype, fuse: Fuse) -> Iterator[nn.Module]:
     """The same layers, each convolution fused with the ReLU behind it."""
+    # A stack whose last item is the next layer; layers without effect in inference are dropped.
     waiting = [layer for layer in layers if not isinstance(layer, nn.Identity | nn.Dropout)][::-1]
     while waiting:
         layer = waiting.pop()

@@ -105,6 +105,7 @@ def _cancelled(rings: Rings, ends: JoinableVertices, block_size: int) -> NDArray
     step = rings.xy[ends.after] - xy
     along = ((step == 0) & (xy % np.int32(block_size) == 0)).any(axis=1) & rings.joinable[ends.after]
     edges = np.flatnonzero(along)
+    # Twice the middle of an edge, a whole number; edges on seams are one pixel long, so twins share it.
     middle = 2 * xy[edges] + step[edges]
     order = np.lexsort((middle[:, 0], middle[:, 1], ends.owner[edges]))
     edges, middle = edges[order], middle[order]
@@ -127,12 +128,15 @@ def _link_ends(
     At a vertex one edge of a component arrives and one leaves, or two and two where it touches itself;
     then each turns left (see `pipeline.polygons.tracing.kernels`).
     """
+    # Sorted by vertex and owner, the k-th arriving edge leads to the k-th leaving one.
     arrives = np.flatnonzero(~is_gone[ends.before])
     leaves = np.flatnonzero(~cancelled)
     xy = rings.xy[ends.vertex]
     arrives, leaves = (chosen[_vertex_order(xy[chosen], ends.owner[chosen])] for chosen in (arrives, leaves))
     arriving, leaving = ends.before[arrives], ends.vertex[leaves]
     place, whose = xy[leaves], ends.owner[leaves]
+
+    # Where a component touches itself, exchange the two that leave unless each arriving edge turns left.
     twice = np.flatnonzero((place[1:] == place[:-1]).all(axis=1) & (whose[1:] == whose[:-1]))
     came = xy[arrives[twice]] - rings.xy[arriving[twice]]
     one, other = (rings.xy[ends.after[leaves[twice + k]]] - place[twice + k] for k in (0, 1))
@@ -181,6 +185,7 @@ def _collect(
             to = following[at]
             x, y = old_xy[to, 0], old_xy[to, 1]
             beyond = following[to]
+            # A vertex in the middle of a straight edge is dropped, except along the seam that is still open.
             in_row = old_xy[at, 1] == y and old_xy[beyond, 1] == y
             in_column = old_xy[at, 0] == x and old_xy[beyond, 0] == x
             if not (in_row or in_column) or y == open_row:

@@ -54,6 +54,7 @@ def _encode_row(mask: Bytes, row: int, with_none: bool, codes: Bytes) -> None:
 @compiled
 def _first_byte(word: np.uint64) -> int:
     """Which byte of a word of bytes 0 and 1 is the first that is 1; the word is not 0."""
+    # 1 in each byte below the lowest byte that is 1; the product adds them up in the top byte.
     below = (word - np.uint64(1)) & ~word & ONES
     return int(np.int64((below * ONES) >> np.uint64(56)))
 
@@ -111,6 +112,7 @@ def _link_vertex_row(
         while word != 0:
             x = 8 * k + _first_byte(word)
             word &= word - np.uint64(1)
+            # The four pixels around the place: a and b above, c and d below; n counts the vertices made.
             a, b, c, d, first = above[x], above[x + 1], below[x], below[x + 1], n
             # southwards along a, eastwards along c, westwards along b, northwards along d: right, left, straight on
             if a != b and a != OUTSIDE and (c != a or d == c or x == seams[1] or (junctions and _parts(b, d))):
@@ -150,6 +152,7 @@ def _link_vertex_row(
                     following[n] = north[x]
                 north[x] = n
                 n += 1
+            # Vertices of the place, and pairs of equal pixels that touch only by their corners here.
             on_seam = y == seams[0] or y == seams[2] or x == seams[1] or x == seams[3]
             for i in range(first, n):
                 xy[i, 0], xy[i, 1] = x, y
@@ -192,6 +195,7 @@ def measure_runs(
     xy, kind, sums, sides, labels = corners.xy, corners.kind, totals.sums, totals.sides, totals.labels
     v, rings = 0, -1
     for y in range(height):
+        # Left sides that begin in this row, and rings of holes whose first vertex lies in it.
         while v < len(ring) and xy[v, 1] == y:
             if kind[v] & LEFT_SIDE:
                 left[xy[v, 0]] = ring[v]
@@ -199,6 +203,7 @@ def measure_runs(
                 hole[xy[v, 0]] = ring[v]
             rings = max(rings, ring[v])
             v += 1
+        # A run ends where two neighbouring codes differ.
         _encode_row(mask, y, with_none, codes)
         for i in range(width + 1):
             marks[i] = np.uint8(codes[i] != codes[i + 1])
@@ -210,6 +215,7 @@ def measure_runs(
                 word &= word - np.uint64(1)
                 if codes[x] != OUTSIDE:
                     _add_run(level, (y, begin, x), k, sums)
+                    # Only runs on the block's border are noted, or all where labels are asked for.
                     if begin == 0 or x == width or y == 0 or y == height - 1 or len(labels):
                         _note_run((y, begin, x), k, sides, labels)
                     if hole[x] >= 0:

@@ -161,6 +161,7 @@ class BlockOutlines:
         """The same, on the block's pixel plane, in the order of the first pixel whose top lies on each."""
         vertex = np.arange(len(self.corners.xy), dtype=np.int32)
         step = self.corners.xy[self.corners.following] - self.corners.xy
+        # In reverse, so that the first vertex of each ring is assigned last and stays.
         eastwards = vertex[step[:, 0] > 0][::-1]
         met = np.empty(len(self.owner), np.int32)
         met[self.index.ring[eastwards]] = eastwards
@@ -194,10 +195,13 @@ def trace_outlines(
         junctions: True to make a vertex also where two neighbours of a straight side meet.
     """
     mask, level = np.ascontiguousarray(block.mask), np.ascontiguousarray(block.level)
+
     corners = link_corners(mask, seams.positions(*mask.shape), with_none=with_none, junctions=junctions)
     index = close_rings(corners)
     owner = np.where(index.is_shell, np.cumsum(index.is_shell, dtype=np.int32) - 1, -1)
     runs = measure_components(mask, level, VertexOwners(corners, index.ring, owner), with_none=with_none)
+
+    # A shell's first vertex is the upper left corner of its component's first pixel.
     col, row = corners.xy[index.first[index.is_shell]].astype(np.int64).T
     table = Components(
         value=mask[row, col],
@@ -249,6 +253,7 @@ def _areas_and_first_vertices(
         before = start[k + 1] - 1
         for i in range(start[k], start[k + 1]):
             x, y = np.int64(xy[i, 0]), np.int64(xy[i, 1])
+            # Shoelace formula; with y downwards, shells are positive.
             area[k] += np.int64(xy[before, 0]) * y - x * np.int64(xy[before, 1])
             best = first[k]
             if y < xy[best, 1] or (y == xy[best, 1] and x < xy[best, 0]):

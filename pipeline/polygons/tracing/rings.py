@@ -81,6 +81,7 @@ def _close_rings(corners: Corners, ring: Numbers, first: Numbers, size: Numbers)
         else:
             kind[u] |= MEETS
             kind[v] |= MEETS
+    # Exchanged links split rings, so all are numbered again.
     if changed:
         for v in range(len(ring)):
             ring[v] = UNKNOWN

@@ -94,8 +94,10 @@ def _cut(rings: RingArrays, fixed: NDArray[np.bool_], places: VertexMap) -> tupl
     for i in range(len(xy)):
         if fixed[i]:
             place[xy[i, 1], xy[i, 0]] = FIXED
+
     for ring in range(len(start) - 1):
         begin, size = start[ring], start[ring + 1] - start[ring]
+        # Begin at a fixed vertex, else at the least by (y, x): the same for the rings on both sides.
         head = 0
         for i in range(size):
             least, here = xy[begin + head], xy[begin + i]
@@ -114,6 +116,7 @@ def _cut(rings: RingArrays, fixed: NDArray[np.bool_], places: VertexMap) -> tupl
             if length == 1:
                 edges[m, 0], edges[m, 1] = at, inner
                 m += 1
+            # An arc whose inner vertices are taken was cut already, from the ring on its other side.
             elif place[xy[inner, 1], xy[inner, 0]] == FREE:
                 for k in range(0 if not fixed[at] else 1, length):
                     here = xy[begin + (head + first + k) % size]
@@ -130,6 +133,7 @@ def _must_keep(rings: Rings, arcs: NDArray[np.int64], edges: NDArray[np.int64], 
     size = np.diff(start)[arcs[:, 0]]
     tail = point[start[arcs[:, 0]] + (arcs[:, 1] + arcs[:, 2] - 1) % size]
     head = point[start[arcs[:, 0]] + arcs[:, 1]]
+    # The ends of an arc or edge as one key, the same in both directions; equal keys are parallel arcs.
     least, greatest = np.minimum(head, tail), np.maximum(head, tail)
     edge_ends = np.unique(np.sort(point[edges], axis=1) @ np.array([1 << 32, 1]))
     ends = np.concatenate([(least << 32) + greatest, edge_ends])
@@ -165,6 +169,7 @@ def _simplify_arcs(rings: RingArrays, arcs: Arcs, places: VertexMap, rule: Chord
         else:
             stack[0, 0], stack[0, 1], stack[0, 2] = 0, n - 1, arcs.must_keep[arc]
             top = 1
+        # Douglas and Peucker 1973, with a stack: split at the farthest vertex while the chord is not allowed.
         while top > 0:
             top -= 1
             i, j, must = stack[top, 0], stack[top, 1], stack[top, 2]
@@ -172,6 +177,7 @@ def _simplify_arcs(rings: RingArrays, arcs: Arcs, places: VertexMap, rule: Chord
                 continue
             far, distance = _farthest(line, i, j, scale)
             if (
+                # `scale` makes the tolerance 1.
                 distance > 1.0
                 or must == 1
                 or _along_seam(line[i], line[j], rule.seams)
@@ -245,6 +251,7 @@ def _row_extents(line: NDArray[np.int64], i: int, j: int, extent: NDArray[np.int
         if a[1] == b[1]:
             left, right = min(a[0], b[0]), max(a[0], b[0])
         else:
+            # The chord crosses the row between this vertex and the next.
             left = a[0] + (b[0] - a[0]) * (y - a[1]) // (b[1] - a[1])
             right = min(left + 1, max(a[0], b[0]))
         extent[y, 0], extent[y, 1] = min(extent[y, 0], left), max(extent[y, 1], right)
@@ -258,6 +265,8 @@ def _is_between(line: NDArray[np.int64], i: int, j: int, x: int, y: int) -> bool
     across = (b[0] - a[0]) * (y - a[1]) - (b[1] - a[1]) * (x - a[0])
     if across == 0 and min(a[0], b[0]) <= x <= max(a[0], b[0]) and min(a[1], b[1]) <= y <= max(a[1], b[1]):
         return True
+
+    # Ray casting to the right: first the chord, then the edges of the line, which run along the axes.
     inside = False
     if (a[1] > y) != (b[1] > y):
         inside = (across > 0) == (b[1] > a[1])
