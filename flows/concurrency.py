@@ -51,12 +51,14 @@ def run_scenes(
     def record(entry: CatalogEntry) -> None:
         future = in_progress[entry]
         future.wait()
+        # A cancelled scene is not recorded, so that the next run continues it.
         if not future.state.is_cancelled():
             on_finish(ledger.record(entry, future.state.result(raise_on_failure=False)))
         del in_progress[entry]
 
     try:
         for entry in entries:
+            # The queue gives scenes in the order in which they finish, not in which they started.
             if len(in_progress) == max_concurrent:
                 record(finished.get())
             if skipped := ledger.skip(entry):
@@ -71,5 +73,6 @@ def run_scenes(
         ledger.save()
         raise
     finally:
+        # After a cancellation, scenes that still finished are recorded.
         for entry in [*in_progress]:
             record(entry)

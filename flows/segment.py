@@ -85,6 +85,8 @@ def segment_catalog(
                 return task.submit(entry, model, out, scene_spec, stop)
 
             run_scenes(ledger, entries, submit, artifacts.add, max_concurrent=max_concurrent)
+
+    # The merge needs all results, but no device.
     if spec.merge.output is not None:
         merge_all.with_options(**task_options(spec.run))(out, spec.merge, spec.run.work_dir)
     # Prefect takes a returned State as the state of the run, and its data as the result.

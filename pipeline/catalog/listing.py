@@ -27,6 +27,8 @@ def list_objects(source: str, suffixes: tuple[str, ...]) -> list[str]:
         endings, flat = suffixes, True
     else:
         endings, flat = ("",), not any(c in pattern.rpartition("/")[0] for c in "*?")
+
+    # The store selects by prefix only; the rest of the pattern is matched here.
     prefix = re.split(r"[*?]", pattern, maxsplit=1)[0]
     matching = re.compile(_glob_to_regex(pattern))
     found = []

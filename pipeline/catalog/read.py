@@ -71,6 +71,8 @@ def read_catalog(
     others = [source for source in sources if str(source) not in indexes]
     named = list_scenes(others) if others or not indexes else ()
     rules = ItemRules(spec=spec, drivers=reading.drivers)
+
+    # Indexes are opened now, so that a missing file or column fails before the first scene.
     opened = [
         (Path(index).expanduser().parent, _open_index(index, rules))
         for index in dict.fromkeys(index for source in indexes for index in _index_files(source))
@@ -94,6 +96,8 @@ def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
     locations = [*unique.values()]
     if not locations:
         raise SettingsError("no scene given; name files, folders, globs, or s3:// and https:// addresses")
+
+    # Some file systems ignore case, so ids must differ in lower case.
     stems = [resolve_location(location).stem for location in locations]
     counts = Counter(stem.lower() for stem in stems)
     ids = [
@@ -134,6 +138,8 @@ def _open_index(source: str, rules: ItemRules) -> Iterator[Row]:
             f"{source}: lists and tables of scenes are read from local files only; fetch it first. STAC is read from "
             f"addresses, without the suffix .json as stac+{source}"
         )
+
+    # An early open gives one error message for all formats.
     try:
         index.open("rb").close()
     except OSError as error:
@@ -167,6 +173,7 @@ def _entry_of(row: Row, locate_row: Callable[[], str], paths: set[str], ids: set
     try:
         text = locate_row()
         location = resolve_location(text)
+        # A scene of several files is identified by all of them.
         path = " ".join(resolve_location(file.location).gdal_path for file in row.files) or location.gdal_path
         if path in paths:
             return None

@@ -143,6 +143,7 @@ def _records(index: Path, file: TextIO, delimiter: str) -> Iterator[tuple[str, l
     reader = csv.reader(file, delimiter=delimiter)
     next(reader, None)
     while True:
+        # A quoted cell may span lines: name the first line of the record.
         location = f"{index}, line {reader.line_num + 1}"
         try:
             cells = next(reader)
@@ -173,12 +174,16 @@ def locate(row: Row, folder: Path, root: Path | None = None) -> str:
         raise SceneError(row.error)
     if not row.path:
         raise SceneError("the row has no path; fill it in, or delete the row")
+
+    # Invalid UTF-8 was replaced at opening; an unclosed quote includes line breaks in a cell.
     if "\N{REPLACEMENT CHARACTER}" in row.path or not row.path.isprintable():
         raise SceneError(
             f"{row.path!r} holds a line break or is not UTF-8; correct the row, perhaps a quote is missing"
         )
     if "://" in row.path or Path(row.path).is_absolute():
         return row.path
+
+    # Links are resolved, so that a list cannot reach files outside its root.
     path = folder / row.path
     try:
         inside = path.resolve().is_relative_to((root or folder).expanduser().resolve())

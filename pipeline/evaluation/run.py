@@ -111,6 +111,7 @@ def evaluate_scene(
     """
     started, folder = time.perf_counter(), plan.out / SCENES / entry.id
     if predictor is not None:
+        # Labels are checked before the inference, which takes far longer.
         check_labels(plan, entry, files, predictor.card)
         _segment(plan, entry, predictor, progress)
     tags = {"SCENEMILL_SCENE": entry.id, "SCENEMILL_VERSION": __version__}
@@ -160,6 +161,8 @@ def aggregate(
     done = [scene for scene in scenes if scene.status == "done"]
     tables = [BlockCounts.load(plan.out / str(scene.counts)) for scene in done]
     planes = _common_planes(done)
+
+    # Overall scores pool the blocks of all scenes; they are no mean of the scenes' scores.
     overall = None
     if planes is not None:
         bins = join_bins([s.scores.calibration for s in done if s.scores is not None and s.scores.calibration])

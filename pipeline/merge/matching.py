@@ -68,6 +68,7 @@ def match_scenes(preferred: MergedScene, other: MergedScene, coverages: Coverage
 
     SceneError if a file is damaged, or the CRS of one does not reach the other.
     """
+    # Geometry is compared in the preferred scene's pixel coordinates, so lengths are in its pixels.
     plane = preferred.grid
     area = coverages.get(preferred)
     other_area = _to_plane(other, coverages.get(other), plane)
@@ -75,6 +76,8 @@ def match_scenes(preferred: MergedScene, other: MergedScene, coverages: Coverage
     if not shapely.dwithin(area, other_area, TOLERANCE_PX):
         none = np.empty((0, 2), np.int64)
         return Matches(kept=none, dropped=none, merged=none, unmatched=none[:, 0])
+
+    # Farther than the margin from the shared window, coverage does not affect a match.
     scale = other.grid.resolution_m / plane.resolution_m
     window = _shared_window(area, other_area)
     around = shapely.buffer(window, spec.margin_px * max(1.0, scale) + 1, join_style="mitre")
@@ -93,15 +96,20 @@ def match_overlaps(
     `min_overlap` is the least common area of two matching parts, as a share of the smaller.
     """
     pairs = np.unique(np.vstack([_matching_pairs(first, second, min_overlap), _adjacent_pairs(first, second)]), axis=0)
+
+    # Coverage of each polygon by the other scene; a row of `pairs` is (first, second).
     in_second = _coverage_levels(first.outlines.geometry, second)[pairs[:, 0]]
     second_levels = _coverage_levels(second.outlines.geometry, first)
     in_first = second_levels[pairs[:, 1]]
     fids = np.column_stack([first.outlines.fid[pairs[:, 0]], second.outlines.fid[pairs[:, 1]]])
     merged = (in_first == NOT_COVERED) & (in_second == NOT_COVERED)
+
+    # The first scene covers these polygons and its model predicts their class, but it has no match.
     unmatched = second_levels == INTERIOR
     unmatched[pairs[:, 1]] = False
     unmatched &= np.isin(second.outlines.class_name.astype(str), sorted(known_classes))
     return Matches(
+        # A tie goes to the preferred scene.
         kept=fids[(in_first >= in_second) & ~merged],
         dropped=fids[in_first < in_second],
         merged=fids[merged],
@@ -146,6 +154,8 @@ def _matching_pairs(first: SceneOverlap, second: SceneOverlap, min_overlap: floa
     near, far = shapely.STRtree(others).query(parts, predicate="intersects")
     same_class = first.outlines.class_name[owner[near]] == second.outlines.class_name[other_owner[far]]
     near, far = near[same_class], far[same_class]
+
+    # Relative to the smaller part, so that a small polygon matches the large one that contains it.
     common = _common_area(parts[near], others[far])
     smaller = np.minimum(shapely.area(parts)[near], shapely.area(others)[far])
     linked = (common > MIN_AREA_PX2) & (common >= min_overlap * smaller)
@@ -206,6 +216,7 @@ def _shared_lines(geometry: Geometries, seam: shapely.Geometry) -> tuple[Geometr
 
 def _coverage_levels(geometry: Geometries, by: SceneOverlap) -> NDArray[np.int64]:
     """How a scene covers polygons: `NOT_COVERED`, `NEAR_EDGE` or `INTERIOR`."""
+    # On one lattice the comparison is exact; off it, resampled edges differ by a fraction of a pixel.
     vertices = shapely.get_coordinates(by.coverage.geometry)
     on_lattice = np.array_equal(vertices, np.round(vertices))
     levels = np.full(len(geometry), NOT_COVERED)

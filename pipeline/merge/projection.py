@@ -123,6 +123,7 @@ def _reprojected(geometry: Geometries, source: CRS, target: CRS, middle: float |
             x = x - FULL_CIRCLE_DEG * np.round((x - middle) / FULL_CIRCLE_DEG)
         return np.column_stack([x, y])
 
+    # Straight edges become curves in the other CRS; added vertices follow them.
     if transformer is not None:
         geometry = _densified(geometry, source)
     moved: Geometries = shapely.transform(geometry, move)
@@ -131,6 +132,7 @@ def _reprojected(geometry: Geometries, source: CRS, target: CRS, middle: float |
 
 def _densified(geometry: Geometries, crs: CRS) -> Geometries:
     """Geometry with additional vertices on long edges."""
+    # The limit in units of the CRS: degrees, or its linear unit.
     longest = MAX_EDGE_M / (DEGREE_M if crs.is_geographic else float(crs.linear_units_factor[1]))
     bounds = shapely.bounds(geometry).reshape(-1, 4)
     large = np.nanmax(bounds[:, 2:] - bounds[:, :2], axis=1, initial=0) > longest

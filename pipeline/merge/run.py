@@ -82,12 +82,15 @@ def merge_scenes(
         scenes=[scene.id for scene in scenes],
     )
     with _work_folder(documents, work_dir) as folder:
+        # Checked under the lock, since a concurrent merge may just have written the file.
         previous = previous_merge(documents)
         if previous is not None and is_up_to_date(documents, previous, report):
             return replace(previous, changed=False)
         scenes = localized(scenes, documents, folder)
         selection = compare_scenes(scenes, spec, progress=progress)
         report = _write(MergedRows(scenes, selection, crs, progress=progress), folder / report.file, report)
+
+        # In this order a kill never leaves a record whose file is missing.
         documents.upload(report.file, folder / report.file)
         write_record(documents, report)
         if previous is not None and previous.file != report.file:
@@ -114,6 +117,7 @@ def compare_scenes(
     for done, (first, second) in enumerate(pairs, start=1):
         matches = match_scenes(scenes[first], scenes[second], coverages, spec)
         ends = np.array([first, second])
+        # Edges go from the polygon that replaces to the one that is replaced.
         replacements += [polygon_ids(ends, matches.kept), polygon_ids(ends, matches.dropped)[:, ::-1]]
         merges.append(polygon_ids(ends, matches.merged))
         if spec.unmatched == "drop":

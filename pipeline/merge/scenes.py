@@ -96,6 +96,8 @@ def _finished(results: Results, scene_id: str) -> MergedScene | None:
     names, sizes = found.outputs.names, results.documents.sizes(scene_id)
     if not {"polygons", "mask", "probability"} <= {*names} or not {*names.values()} <= {*sizes}:
         return None
+
+    # The files may belong to a swap in progress: the key proves a complete result.
     if found.inputs.content_key is not None and results.scenes.finished(scene_id, found.inputs.content_key) is None:
         return None
     location = results.documents.location(f"{scene_id}/{names['probability']}")

@@ -48,6 +48,7 @@ def select_polygons(replacements: Pairs, merges: Pairs, unmatched: Ids) -> Selec
     array([2])
     """
     unmatched = np.unique(unmatched)
+    # An unmatched polygon is dropped in any case, so it replaces none.
     rows = replacements[~np.isin(replacements, unmatched).any(axis=1)]
     ids, indices = np.unique(rows, return_inverse=True)
     state = _resolve(indices.reshape(-1, 2), len(ids))
@@ -63,7 +64,11 @@ def _resolve(edges: Pairs, count: int) -> NDArray[np.int8]:
         winners, losers = edges.T
         challenged = np.zeros(count, bool)
         challenged[losers] = True
+
+        # All edges left are between undecided nodes: a node that none of them challenges is kept.
         staying = (state == UNDECIDED) & ~challenged
+
+        # If all winners are challenged, there is a cycle: keep its preferred nodes, drop their challengers.
         if not staying[winners].any():
             staying = _most_preferred(edges, count)
             state[winners[staying[losers]]] = DROPPED
@@ -76,6 +81,7 @@ def _resolve(edges: Pairs, count: int) -> NDArray[np.int8]:
 
 def _most_preferred(edges: Pairs, count: int) -> NDArray[np.bool_]:
     """Nodes that are preferred to all their neighbours."""
+    # The smallest neighbour of each node; `count` stands for none.
     best = np.full(count, count)
     np.minimum.at(best, edges[:, 0], edges[:, 1])
     np.minimum.at(best, edges[:, 1], edges[:, 0])
@@ -94,6 +100,8 @@ def _groups(pairs: Pairs) -> Iterable[Ids]:
 def _connected(edges: Pairs, count: int) -> NDArray[np.int64]:
     """Connected components: the smallest node that each node is connected with."""
     label = np.arange(count)
+
+    # Each round takes the smallest label over every edge, then shortens chains by pointer jumping.
     while len(edges):
         previous = label.copy()
         low = label[edges].min(axis=1)

@@ -80,6 +80,7 @@ class LocalDocuments:
     def check(self, *, writing: bool = True) -> None:
         """Raise SettingsError when the folder, or one above it, is a file."""
         folder = self.folder
+        # The nearest existing ancestor decides whether the folder can be created.
         blocking = next((path for path in (folder, *folder.parents) if path.exists()), folder)
         if blocking.exists() and not blocking.is_dir():
             raise SettingsError(
@@ -159,6 +160,7 @@ class StoreDocuments:
         try:
             self._store.check_reading()
             if writing:
+                # Only a trial write shows whether these credentials may write.
                 name = f".writable-{os.urandom(8).hex()}"
                 self._store.write(name, b"")
                 self._store.remove([name])
@@ -214,6 +216,7 @@ class StoreDocuments:
 
 def work_folder_of(store: StoreFolder, work_dir: str | Path | None) -> Path:
     """The local work folder of an address, the same in every run; below the system's temporary folder by default."""
+    # Two endpoints may have buckets of the same name.
     identity = f"{store_access().endpoint} {store.text}"
     parent = _private_folder() if work_dir is None else Path(work_dir)
     return parent / hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -70,6 +70,7 @@ class Lease:
     def renew(self) -> None:
         """Extend the lease before a step that requires it; TransientError if another run has taken it over."""
         with self._mutex:
+            # A lost lease stays lost, even if the lock object becomes free again.
             if self._lost is None:
                 self._record = replace(self._record, renewed=self._record.renewed + 1)
                 try:
@@ -85,6 +86,7 @@ class Lease:
     def release(self) -> None:
         """Remove the lock object if this run still holds it; if that fails, it expires."""
         try:
+            # A successful renewal proves that the lock object is not another run's.
             self.renew()
             self._store.remove([self._name])
         except TransientError as error:
@@ -97,6 +99,7 @@ def hold_lease(store: StoreFolder, scene_id: str, local: Path) -> Iterator[Lease
 
     `local` is the work folder, the same for every run on this machine that writes to this store.
     """
+    # Runs on this machine have one owner name, so a file lock keeps them apart.
     with _machine_lock(local / f".{scene_id}.lock", store.address(scene_id)):
         lease = _acquire(store, f"{scene_id}/{LOCK}", _owner(local))
         stopped = threading.Event()
@@ -105,6 +108,7 @@ def hold_lease(store: StoreFolder, scene_id: str, local: Path) -> Iterator[Lease
         try:
             yield lease
         finally:
+            # Stop the heartbeat before the release, or it would report a lost lease.
             stopped.set()
             heartbeat.join()
             lease.release()
@@ -116,6 +120,7 @@ def _machine_lock(path: Path, address: str) -> Iterator[None]:
     ensure_dir(path.parent)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
+        # The previous holder deletes the file, and a lock on a deleted file protects nothing.
         if not try_lock(handle) or not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
             raise TransientError(f"{address}: another run on this machine is writing this result; wait for it")
         yield
@@ -141,8 +146,12 @@ def _acquire(store: StoreFolder, name: str, owner: str) -> Lease:
     record = LockRecord(owner=owner, lease=uuid4().hex, host=socket.gethostname(), process=os.getpid(), since=since)
     found = store.read(name)
     held = LockRecord.read(found)
+
+    # The lock may be taken if it is absent, invalid, this work folder's own, or expired.
     if found is not None and not (held is None or held.owner == owner or found.age_s > LEASE_S):
         raise _held_error(store, name, found)
+
+    # Conditional on the version just read: of two runs that take over, one fails.
     try:
         etag = _write(store, name, record, found.etag if found else None)
     except ConflictError as error:

@@ -60,6 +60,7 @@ class StoreScenes:
             with hold_lease(self._store, scene_id, self._local) as lease:
                 return self._recover(scene_id, key, lease)
         except TransientError as error:
+            # A complete result is usable even if it cannot be cleaned up now, e.g. under another run's lease.
             if found is None:
                 raise
             log.warning("%s", error)
@@ -73,6 +74,7 @@ class StoreScenes:
         """
         local = self._local / scene_id
         with hold_lease(self._store, scene_id, self._local) as lease:
+            # Finish or remove what an interrupted run staged, before new files are staged.
             self._scene(scene_id).complete(lease)
             shutil.rmtree(local, ignore_errors=True)
             try:
@@ -80,6 +82,8 @@ class StoreScenes:
                     yield work
             finally:
                 shutil.rmtree(self._fetch_folder(scene_id), ignore_errors=True)
+
+            # The local result is complete now: after a failed upload, `recover` sends it without computing again.
             self._upload(scene_id, local, lease)
 
     def ids(self) -> Iterator[str]:
@@ -116,13 +120,19 @@ class StoreScenes:
 
     def _recover(self, scene_id: str, key: str | None, lease: Lease) -> dict[str, object] | None:
         local, scene = self._local / scene_id, self._scene(scene_id)
+
+        # Look again under the lease: another run may have published since.
         found, _ = scene.find(key)
+
+        # A staged result needs only copies inside the store, a local one an upload.
         if found is None:
             scene.complete(lease)
             found, _ = scene.find(key)
         if found is None and finished_report(local, key) is not None:
             self._upload(scene_id, local, lease)
             found, _ = scene.find(key)
+
+        # Staged and local files go only once the result is published.
         if found is not None:
             scene.remove_staged()
             shutil.rmtree(local, ignore_errors=True)

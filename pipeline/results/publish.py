@@ -42,6 +42,7 @@ def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> 
 
 def finished_report(folder: Path, key: str | None) -> dict[str, object] | None:
     """The report of a finished scene with this content key; None without one, or when it cannot be read."""
+    # A run killed between the two renames of a swap leaves only the previous folder.
     try:
         _repair_if_idle(folder)
     except OSError:
@@ -55,6 +56,8 @@ def finished_report(folder: Path, key: str | None) -> dict[str, object] | None:
         return None
     if not isinstance(report, dict) or report.get("content_key") != key:
         return None
+
+    # Files can be deleted after publishing, so the report alone proves nothing.
     outputs = report.get("outputs")
     complete = isinstance(outputs, dict) and all((folder / str(name)).is_file() for name in outputs.values())
     return report if complete else None
@@ -70,6 +73,7 @@ def publishing(folder: Path) -> Iterator[Path]:
     """
     work = work_folder(folder)
     try:
+        # Lock first: only the holder may repair a swap or delete unrecorded files.
         lock_handle = _acquire_lock(folder)
         _repair_interrupted_swap(folder)
         StageRecords(work).remove_unrecorded()
@@ -84,6 +88,7 @@ def publishing(folder: Path) -> Iterator[Path]:
         is_resumable = True
         raise TransientError(f"{folder}: writing failed: {error}; check the disk and run again") from error
     except BaseException as error:
+        # Ctrl-C and SIGTERM are no `Exception`: the run can continue. Other errors would recur.
         is_resumable = isinstance(error, TransientError) or not isinstance(error, Exception)
         raise
     finally:
@@ -91,6 +96,7 @@ def publishing(folder: Path) -> Iterator[Path]:
             StageRecords(work).remove_unrecorded()
         else:
             _remove(work)
+        # Release last, so that no other run enters a folder that is being removed.
         os.close(lock_handle)
 
 
@@ -109,14 +115,18 @@ def _remove(work: Path) -> None:
 
 
 def _swap(result: Path, folder: Path) -> None:
+    # Flush the content before the renames, or a power failure could publish empty files.
     for path in result.iterdir():
         fsync(path)
     fsync(result)
+
+    # Between the renames no result is visible; after a kill here, the next reader or run repairs it.
     try:
         if folder.exists():
             folder.rename(_previous(folder))
         result.rename(folder)
     finally:
+        # After an error this restores the previous folder, else it carries the foreign files over.
         _repair_interrupted_swap(folder)
     fsync(folder.parent)
 
@@ -131,6 +141,7 @@ def _acquire_lock(folder: Path) -> int:
         work.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             handle = os.open(work, os.O_RDONLY)
+            # The previous holder may have removed the folder after it was opened here.
             if try_lock(handle) and _is_same_file(handle, work):
                 return handle
             os.close(handle)
@@ -157,6 +168,7 @@ def _repair_if_idle(folder: Path) -> None:
     try:
         if try_lock(handle):
             _repair_interrupted_swap(folder)
+            # Published, but killed before the work folder was removed.
             if folder.exists() and not (work / RESULT).exists():
                 _remove(work)
     finally:

@@ -115,14 +115,19 @@ class StoredScene:
         """Step 1; files that an interrupted upload already transferred are not sent again."""
         record = json.loads((local / REPORT).read_text(encoding="utf-8"))
         paths = [path for path in sorted(local.iterdir()) if path.is_file() and path.name != REPORT]
+        # Digests in the run's report save hashing large files again.
         digests = record.get("digests", {})
         files = {path.name: LocalFile(path=path, sha256=digests.get(path.name) or sha256_file(path)) for path in paths}
+
+        # Files first, the report last: a staged report proves that the staged set is complete.
         self._upload_staged(files)
         previous = self.report
         expected = {
             name: ExpectedFile(size=file.path.stat().st_size, sha256=file.sha256) for name, file in files.items()
         }
         replaced = tuple(sorted(previous.files.keys() - expected.keys())) if previous else ()
+
+        # Fail here if another run has taken the lease over: the staging area is now its own.
         lease.renew()
         self._write_report(f"{STAGED}/{REPORT}", StoredReport(record=record, files=expected, replaced=replaced))
 
@@ -131,6 +136,8 @@ class StoredScene:
         report = self._report(f"{STAGED}/{REPORT}")
         if report is None:
             return
+
+        # A run killed between steps 3 and 4 has published already: only the cleanup is missing.
         current, listed = self.report, self._store.list_files(self._id)
         is_current = current is not None and current.record == report.record and current.is_complete(listed)
         if report.is_complete(listed, f"{STAGED}/") and not is_current:
@@ -148,6 +155,8 @@ class StoredScene:
         there = self._store.list_files(self._staged)
         self._store.remove(f"{self._staged}/{name}" for name in there.keys() - files.keys())
         self._store.abort_uploads(self._staged)
+
+        # A staged file with the same SHA-256 was uploaded by an interrupted run.
         self._store.upload(
             {
                 f"{self._staged}/{name}": file
@@ -158,6 +167,7 @@ class StoredScene:
 
     def _swap(self, report: StoredReport, lease: Lease) -> None:
         """Steps 2 and 3."""
+        # Step 2: readers find no result from here until step 3.
         lease.renew()
         self._store.remove([f"{self._id}/{REPORT}"])
         self._store.copy(self._staged, self._id, {name: file.sha256 for name, file in report.files.items()})
@@ -166,6 +176,8 @@ class StoredScene:
         if not report.is_complete(listed):
             address = self._store.address(self._id)
             raise TransientError(f"{address}: files are missing right after they were written; run again")
+
+        # Step 3: the ETags, which the store assigns, bind the report to these copies.
         current = {name: replace(file, etag=listed[name].etag) for name, file in report.files.items()}
         lease.renew()  # a run that took the lease over may have replaced the listed files
         self._write_report(REPORT, StoredReport(record=report.record, files=current))

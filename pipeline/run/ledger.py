@@ -101,6 +101,7 @@ class RunLedger:
 
         A row that the catalog refused is no scene that could be in quarantine.
         """
+        # The outcome of a scene counts even if the quarantine cannot be written.
         try:
             if isinstance(outcome, SceneReport):
                 self._quarantine.remove(entry)

@@ -95,6 +95,7 @@ def segment_catalog(
         open_run(entries, out_dir, predictor=predictor, spec=spec, client=client) as (ledger, running),
         cluster(running.distribute) if client is None else nullcontext(client) as workers,
     ):
+        # On a cluster, scenes run concurrently, each with its share of the workers.
         if workers is not None:
 
             def work(entry: CatalogEntry, stop: Event) -> Callable[[SegmentSpec], SceneReport]:
@@ -106,6 +107,7 @@ def segment_catalog(
             yield from _segment_on_cluster(entries, ledger, work, running, workers)
             return
 
+        # On one machine, scenes run one by one, in order.
         def attempt(entry: CatalogEntry) -> SceneReport | Exception:
             work = partial(
                 segment_entry, entry, out_dir, predictor=predictor, spec=running, progress=progress_of(entry)
@@ -195,6 +197,7 @@ def _run_with_retries(
     try:
         return retry_transient(work, spec.retry_policy, on_retry=log_retry, sleep=sleep)
     except SettingsError:
+        # Wrong settings would fail every scene, so they end the run.
         raise
     except Exception as error:
         log.debug("%s failed", entry.location, exc_info=True)

@@ -83,6 +83,8 @@ def reuse_previous_stages(work: SceneStages, previous: Path | None, report: Scen
     found = previous_report(previous, key)
     if found is None or not _link_verified(work, previous, found, "probability"):
         return
+
+    # The verified mosaic replaces the partial work of an interrupted run.
     work.stages.discard()
     facts = {
         "proof": {
@@ -94,6 +96,8 @@ def reuse_previous_stages(work: SceneStages, previous: Path | None, report: Scen
     }
     work.stages.record("infer", key, facts)
     work.stages.record("mosaic", key, {}, [work.output("probability")])
+
+    # Mask and preview depend on the mosaic and the threshold alone.
     if found.inputs.settings["polygons"]["threshold"] == spec.threshold:  # type: ignore[index]
         for stage in ("mask", "preview"):
             if _link_verified(work, previous, found, stage):

@@ -19,6 +19,7 @@ def opening_report(inputs: Inputs, folder: str) -> SceneReport:
     pixels = scene.grid.height * scene.grid.width
     if area is not None:
         settings["area"] = area.digest
+    # The mosaic does not depend on the polygon settings, so its key leaves them out.
     of_mosaic = {name: section for name, section in settings.items() if name != "polygons"}
     date = resolve_date(scene.acquired, scene.modified_ns, now=datetime.now(UTC))
     known = SceneInputs(

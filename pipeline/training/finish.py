@@ -49,6 +49,8 @@ def finish(setup: Setup, store: StateStore, state: TrainingState, stopped: Stop)
     record = state.kept_epoch(setup.spec.learning.keep)
     assert record is not None
     assert store.best is not None
+
+    # The network holds the last epoch's weights, which need not be those kept.
     setup.trainer.checkpoint_network.load_state_dict(load_checkpoint(store.best).network.state_dict())
     counts = setup.count(setup.cores("validation"))
     threshold = counts.best_threshold  # of uncalibrated probabilities
@@ -72,6 +74,8 @@ def finish(setup: Setup, store: StateStore, state: TrainingState, stopped: Stop)
         validation=parts["validation"].scores,
         test=parts["test"].scores if "test" in parts else None,
     )
+
+    # The report comes last: it marks the run as finished.
     windows = predict_windows(setup, setup.cores("validation"), card) if setup.spec.artifacts.overlays else ()
     curves = parts["validation"].before, parts["validation"].after
     write_artifacts(store.folder, report, spec=setup.spec.artifacts, reliability=curves, windows=windows)

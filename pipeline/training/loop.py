@@ -110,6 +110,8 @@ class _Loop:
                     events.add(record)
                 if self.store.is_worth_writing:
                     self.save()
+
+        # A run killed in `finish` resumes there.
         self.save()
         return stop
 
@@ -118,6 +120,8 @@ class _Loop:
         at, best, minutes = self.state, self.state.best, self.learning.max_minutes
         if at.epoch > self.learning.epochs:
             return "finished"
+
+        # `at.epoch` is the next epoch, so `at.epoch - 1 - best.epoch` epochs brought no improvement.
         if best is not None and 0 < self.learning.patience <= at.epoch - 1 - best.epoch:
             return "patience"
         if minutes is not None and at.history and at.seconds > 60 * minutes:
@@ -134,6 +138,7 @@ class _Loop:
             if not math.isfinite(loss):
                 return False
             self.report(batch)
+            # Accumulated gradients are not saved, so the state is complete only between optimizer steps.
             if trainer.is_between_steps(index + 1) and self.store.unsaved_s >= 60 * self.learning.save_minutes:
                 self.save()
         return trainer.is_finite()
@@ -154,6 +159,8 @@ class _Loop:
             seconds=at.epoch_s + self.lap(),
         )
         self.state = at.after_epoch(record)
+
+        # Publish the checkpoint, then link the published file into the state.
         if self.state.kept_epoch(self.learning.keep) is record:
             card = provisional_card(self.setup.card, record)
             sha256 = save_checkpoint(self.setup.out, self.setup.trainer.checkpoint_network, card)

@@ -56,6 +56,7 @@ def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
 
     Refuses data that do not fit the settings. torch's global random state is restored at the end.
     """
+    # Side of a window in pixels, without the margin where the network lacks context.
     core_size = spec.samples.tile_size - 2 * spec.network.shape(bands=1, classes=1).margin
     split = split_data(data, spec.split, seed=spec.seed, core_size=core_size)
     check_validation(split)
@@ -65,6 +66,8 @@ def set_up(data: LabelledData, spec: TrainSpec, out: Path) -> Iterator[Setup]:
     loss = make_loss(spec.loss, activation=spec.activation, class_share=statistics.class_share.tolist())
     device = resolve_device(spec.learning.device, key="learning.device")
     loader = BatchLoader(spec, card.normalization, margin=shape.margin, device=device)
+
+    # Initial weights depend on the seed alone, and the caller's random state is restored.
     with loader, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(spec.seed)
         trainer = Trainer(build_network(shape), loss, spec.learning, batches=loader.batches_per_epoch, seed=spec.seed)

@@ -157,6 +157,8 @@ class StateStore:
         name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
         best = self.best.name if self.best else ""
         record = {"identity": self.identity, "standing": asdict(state), "tensors": name, "best": best}
+
+        # Tensors come before the JSON that names them: a kill in between leaves the last state valid.
         ensure_dir(self._inner)
         atomic_write(self._inner / name, content)
         atomic_write(self._inner / "state.json", json.dumps(record, indent=1))

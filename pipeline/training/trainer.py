@@ -35,6 +35,7 @@ class Trainer:
         self.precision = resolve_autocast_dtype(spec.precision, self.device)
         self.network: nn.Module = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = EMA(self.network, spec.ema_decay) if spec.ema_decay else None
+        # Optimizer steps per epoch; the last may have fewer batches.
         self._steps = -(-batches // spec.accumulate)
         self._loss = loss
         self._optimizer = make_optimizer(self.network.parameters(), spec)
@@ -55,6 +56,7 @@ class Trainer:
         The optimizer steps after every `accumulate` batches, and after the epoch's last. `epoch` counts from 1, `index`
         is the batch's number in the epoch, from 0, and `scores` are those of `rate_factor`.
         """
+        # Seeded per batch, so that a resumed run draws the same dropout.
         torch.manual_seed(_dropout_seed(self.seed, epoch, index))
         self.network.train()
         logits = self._forward(self.network, batch)
@@ -62,6 +64,8 @@ class Trainer:
         value = float(loss.detach())  # the only wait for the device
         if not math.isfinite(value):
             return value
+
+        # The epoch's last group may be shorter: its gradient is the mean over the batches that it has.
         first = index - index % self.spec.accumulate
         accumulated = min(self.spec.accumulate, self.batches - first)
         self._scaler.scale(loss / accumulated).backward()  # type: ignore[no-untyped-call]
@@ -98,6 +102,8 @@ class Trainer:
         self.network.load_state_dict(_with_prefix(tensors, "network."))
         if self.average is not None:
             self.average.network.load_state_dict(_with_prefix(tensors, "average."))
+
+        # Moments take device and layout of their weights; scalars such as `step` stay as saved.
         weights = list(self.network.parameters())
         for name, value in _with_prefix(tensors, "optimizer.").items():
             index, key = name.split(".")
@@ -105,6 +111,7 @@ class Trainer:
             same = value.shape == like.shape
             self._optimizer.state[like][key] = torch.empty_like(like).copy_(value) if same else value
         if scaling := _with_prefix(tensors, "scaler."):
+            # The scaler expects its own types, and all of them were saved as float64.
             kinds = {key: type(value) for key, value in self._scaler.state_dict().items()}
             self._scaler.load_state_dict({key: kinds[key](float(value)) for key, value in scaling.items()})
 
@@ -127,6 +134,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         if self.spec.clip_norm:
+            # The norm is that of the true gradients, not of those scaled for float16.
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip_norm)
         self._scaler.step(self._optimizer)

@@ -69,6 +69,8 @@ class DocumentReader:
 
         self._session = self._session or Session()
         address = request.address
+
+        # The body is streamed, so that `_join` can stop at the size limit.
         try:
             with self._session.request(
                 request.method,
@@ -166,6 +168,7 @@ class DocumentPrefetcher:
         self._pool.shutdown(cancel_futures=True)
 
     def _read(self, address: str) -> Json:
+        # A session is not thread-safe, so each thread has its own reader.
         if not hasattr(self._thread_local, "reader"):
             self._thread_local.reader = DocumentReader()
         reader: DocumentReader = self._thread_local.reader

@@ -77,6 +77,7 @@ def _client(content: Mapping[str, Any], document: DocumentLocation, documents: D
             request = HttpRequest(address=href, method=method, query=query, headers=headers, body=body)
             return documents.request(request).decode("utf-8")
 
+    # The landing page is read already; `Client.open` would request it again.
     client = Client.from_dict(dict(content), href=document.address)
     client._stac_io = ReaderIO(max_retries=None)
     return client

@@ -107,6 +107,8 @@ def _walk(
 ) -> Iterator[Row]:
     """Yield the rows of all linked documents, each document once; an unreadable one becomes a row with an error."""
     yield from _rows(content, kind, document, rules)
+
+    # Depth first: `pending` is a stack, and `seen` stops cycles of links.
     seen, pending = {canonical_path(document.address)}, _next_links(content, kind, document)
     with closing(DocumentPrefetcher()) as documents:
         while pending:

@@ -54,6 +54,7 @@ def join_bins(parts: Iterable[CalibrationBins]) -> CalibrationBins | None:
     for part in parts:
         pixels = np.array(part.count)
         count += pixels
+        # Mean times count gives the sum back; the mean of an empty bin is None.
         probability += pixels * np.array([value or 0.0 for value in part.confidence])
         true += pixels * np.array([value or 0.0 for value in part.accuracy])
     return _bins(count, probability, true)

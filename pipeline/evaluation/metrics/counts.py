@@ -165,6 +165,8 @@ class BlockCounter:
     def _sum(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         """True pixels of each block, `(..., blocks down, blocks across)`."""
         height, width = mask.shape[-2:]
+
+        # `reduceat` sums from one start to the next, so the last block may be smaller.
         down = np.add.reduceat(mask, np.arange(0, height, self.size), axis=-2, dtype=np.int64)
         total: NDArray[np.int64] = np.add.reduceat(down, np.arange(0, width, self.size), axis=-1)
         return total

@@ -188,6 +188,8 @@ def match_polygons(reference: Polygons, predicted: Polygons, *, min_iou: float =
     are the first ones above a lower threshold. Both sides are in one CRS; invalid polygons are repaired.
     """
     reference_index, predicted_index, iou = _overlaps(_valid(reference), _valid(predicted))
+
+    # Greedy, best pair first; indices as further sort keys make ties reproducible.
     order = np.lexsort((predicted_index, reference_index, -iou))
     kept, used_reference, used_predicted = [], set(), set()
     for pair in order[iou[order] > min_iou].tolist():

@@ -74,6 +74,7 @@ def score_counts(
     exclusive classes is the share of pixels with the right class.
     """
     shape = _Shape(counts.pixels.shape[1:], counts.objects.shape[1:], int(planes.background), planes.exclusive)
+    # Each score is a ratio of sums, so intervals need only resampled sums of the blocks' counts.
     flat = _flatten(counts)
     total = flat.sum(axis=0, keepdims=True)
     resampled = resample_sums(flat, spec) if len(counts) > 1 else np.zeros((0, flat.shape[1]))
@@ -124,6 +125,8 @@ def _scores_of(sums: NDArray[np.generic], shape: _Shape) -> tuple[NDArray[np.flo
     objects = sums[:, pixel_columns:-2].reshape(n, *shape.objects).astype(np.float64)
     each = np.concatenate([_ratios(pixels, PIXEL_RATIOS), _ratios(objects, OBJECT_RATIOS)], axis=-1)
     mean = _mean_over_planes(each[:, shape.first :])
+
+    # A pixel of exclusive classes is right or wrong once, not once per class.
     if shape.exclusive:
         counted, wrong = sums[:, -2].astype(np.float64), sums[:, -1].astype(np.float64)
         mean[:, METRICS.index("accuracy")] = divide_or_nan(counted - wrong, counted)
@@ -132,6 +135,7 @@ def _scores_of(sums: NDArray[np.generic], shape: _Shape) -> tuple[NDArray[np.flo
 
 def _ratios(counts: NDArray[np.float64], table: dict[str, tuple[ColumnWeights, ColumnWeights]]) -> NDArray[np.float64]:
     """`(..., columns)` -> `(..., ratios)`."""
+    # `weights[0]` gives the numerators, `weights[1]` the denominators.
     weights = np.zeros((2, counts.shape[-1], len(table)))
     for ratio, sides in enumerate(table.values()):
         for side, columns in enumerate(sides):

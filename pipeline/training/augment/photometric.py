@@ -56,6 +56,7 @@ def apply_blur(pixels: Tensor, valid: Tensor, params: Sequence[AugmentParams]) -
         return pixels
     part, real = pixels[rows], valid[rows][:, None]
     kernels = _gaussians([params[row].blur_px for row in rows]).to(pixels)
+    # Normalized convolution: the blurred pixels are divided by the blurred validity mask.
     planes = _smooth(torch.cat([part, real.to(part.dtype)], dim=1), kernels)
     means = planes[:, :-1] / planes[:, -1:]
     return where(pixels, rows, torch.where(real, means, 0.0))
@@ -76,6 +77,8 @@ def _smooth(planes: Tensor, kernels: Tensor) -> Tensor:
     count, depth, height, width = planes.shape
     weights = kernels.repeat_interleave(depth, dim=0)[:, None]
     flat, reach = planes.reshape(1, count * depth, height, width), kernels.shape[1] // 2
+
+    # A Gaussian is separable; one group per plane gives each window its own kernel.
     flat = F.conv2d(flat, weights[:, :, :, None], padding=(reach, 0), groups=count * depth)
     flat = F.conv2d(flat, weights[:, :, None, :], padding=(0, reach), groups=count * depth)
     return flat.reshape(planes.shape)

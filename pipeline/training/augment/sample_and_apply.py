@@ -24,6 +24,7 @@ def sample_params(rng: Generator, spec: AugmentSpec, *, bands: int) -> AugmentPa
 
     Every number is drawn whether it is used or not, so that enabling one change does not alter the others.
     """
+    # A change that does not happen gets exponent 0, so a factor of 1, or is multiplied by 0.
     plain = AugmentParams(
         mirrored=_happens(rng, spec.flips),
         quarter_turns=int(rng.integers(1, 4)) * _happens(rng, spec.turns),
@@ -57,6 +58,8 @@ def apply_params(
     pixels = apply_gamma(stack.pixels, stack.valid, params)
     pixels = apply_blur(pixels, stack.valid, params)
     noisy = apply_noise(pixels, stack.valid, params)
+
+    # Noise can leave the range of the model input; invalid pixels must stay 0 after clipping.
     if clip is not None and noisy is not pixels:
         noisy = noisy.clamp(*clip) * stack.valid[:, None]
     return replace(stack, pixels=apply_cutout(noisy, params))

@@ -161,8 +161,11 @@ def _by_blocks(sources: Sequence[SampleSource], spec: SplitSpec, seed: int, core
     if found.any(axis=1).sum() < spec.parts:
         raise SettingsError(_too_few(sources, spec, found))
     rng = np.random.default_rng([seed, 0])
+
+    # Held-out blocks may leave no space for a training window: then draw again.
     for _ in range(MAX_SPLIT_ATTEMPTS):
         part = stratified_split(found, [spec.validation_share, spec.test_share], rng)
+        # Part 0 is training, 1 validation, 2 test.
         held = [block for block, k in zip(blocks, part, strict=True) if k]
         areas = [Area(source=s, held_out=tuple(block for owner, block in held if owner is s)) for s in sources]
         fitting = tuple(area for area in areas if area.starts(core_size).count)

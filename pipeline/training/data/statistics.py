@@ -65,7 +65,10 @@ def compute_statistics(
     """
     values = _BandStatistics(areas, spec or NormalizationSpec(), seed)
     blocks = [(area, block) for area in areas for block in plan_blocks(area.source.scene.grid.shape, BLOCK_SIZE)]
+    # Per class: pixels of the class, and labelled pixels.
     found = np.zeros((len(classes), 2), np.int64)
+
+    # Random order makes the blocks read a fair sample; a rare class may need more than `MAX_BLOCKS`.
     for seen, at in enumerate(np.random.default_rng([seed, 1]).permutation(len(blocks))):
         if seen >= MAX_BLOCKS and found[:, 0].all():
             break
@@ -103,6 +106,8 @@ class _Moments:
         if count == 0:
             return
         mean = values.mean(axis=1)
+
+        # Merging two samples adds shift^2 * n1 * n2 / (n1 + n2) to the sum of squares.
         shift, total = mean - self.mean, self.count + count
         self.squares += ((values - mean[:, None]) ** 2).sum(axis=1) + shift**2 * (self.count * count / total)
         self.mean = self.mean + shift * (count / total)
@@ -134,6 +139,7 @@ class _BandStatistics:
             return None
         scales, offsets = (np.array(each) for each in self.tags) if self.same_tags else (1.0, 0.0)
         low, high = (self.percentiles.at(p) * scales + offsets for p in (self.spec.low, self.spec.high))
+        # A negative scale reverses the order.
         return np.minimum(low, high), np.maximum(low, high)
 
 

@@ -168,6 +168,8 @@ def open_mask_labels(
         raise LabelError(
             f"{path}: a mask has one band, not {len(mask.bands)}; write the value of each pixel's class to one band"
         )
+
+    # Without georeferencing on both sides, pixels correspond by row and column.
     stretched = not (is_on_earth(mask.grid.crs) and is_on_earth(native.crs))
     if stretched and mask.grid.shape != native.shape:
         lacks = "it" if not is_on_earth(mask.grid.crs) else "the scene"
@@ -190,6 +192,7 @@ def _whole(place: NDArray[np.float64]) -> Indices:
     """The index of the pixel that contains a position; -1 where the position is not finite."""
     with np.errstate(invalid="ignore"):
         pixel = np.floor(place + EDGE)
+    # From 2^53 on a float64 is no exact index; NaN fails the comparison too.
     return np.where(np.abs(pixel) < 2**53, pixel, -1).astype(np.int64)
 
 
@@ -200,6 +203,7 @@ def _box(rows: Indices, cols: Indices, inside: NDArray[np.bool_]) -> tuple[int, 
 
 
 def _overlap(mask: RasterGrid, grid: RasterGrid) -> bool:
+    # Straight edges become curves in the CRS of the mask; added vertices follow them.
     edge = grid_outline(grid)
     corners = shapely.get_coordinates(shapely.segmentize(edge, max(edge.length / 100, 1e-12)))
     if grid.crs != mask.crs:

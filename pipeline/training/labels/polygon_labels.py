@@ -211,8 +211,10 @@ def polygons_touching(frame: geopandas.GeoDataFrame, grid: RasterGrid) -> tuple[
     """The polygons that touch a grid, in its CRS and valid there, and their rows in the frame."""
     rows = _candidates(frame, grid)
     geometry = np.asarray(frame.iloc[rows].to_crs(grid.crs.to_wkt()).geometry.array, dtype=object)
+    # Coordinates are infinite where the scene's CRS is not defined.
     finite = np.isfinite(shapely.bounds(geometry)).all(axis=1)
     geometry, rows = geometry[finite], rows[finite]
+    # A transformation can make a valid polygon cross itself.
     broken = ~shapely.is_valid(geometry)
     geometry[broken] = polygons_only(shapely.make_valid(geometry[broken]))
     near = shapely.intersects(grid_outline(grid), geometry)

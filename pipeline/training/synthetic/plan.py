@@ -119,6 +119,7 @@ def plan_streets(district: District, banks: shapely.Geometry, generator: np.rand
         lines.append(shapely.LineString([(left, y), (right, y)]))
         depth = generator.uniform(*district_type.lot_depth)
         following = y + 2 * depth + district_type.street_width + 4
+        # Two rows of lots lie back to back between this street and the next.
         for front, side in ((y, 1), (following, -1)):
             start = front + side * (district_type.street_width / 2 + 2)
             first = Lot(corner=(crossings[0], start), angle=0.0, side=side, width=0.0, depth=depth)
@@ -129,6 +130,7 @@ def plan_streets(district: District, banks: shapely.Geometry, generator: np.rand
     land = district.area.difference(banks)
     free = land.buffer(-MAIN_ROAD_M / 2 - 3).difference(banks)
     shapely.prepare(free)
+    # A lot is usable if its centre is clear of main roads and banks.
     usable_lots = [lot for lot in placed if shapely.contains_xy(free, *lot.place([(lot.width / 2, lot.depth / 2)])[0])]
     return Streets(lines=turned.intersection(land), free=free, lots=tuple(usable_lots))
 

@@ -110,6 +110,7 @@ def _strip(
     light = _texture(table, ids, white, ys, xs) * (1 + 0.035 * sky.broad.at(ys, xs))
     shadow = layers.shadow[rows].astype(np.float32)
     crown, crown_light, species = _crowns(layers, sky.sun, rows, texture, white)
+    # Crowns rise above the shadows on the ground and have their own light.
     shadow[crown] = 0
     light[crown] = crown_light
     opacity, dimming = _cloud(sky, ys, xs)
@@ -117,6 +118,7 @@ def _strip(
     for band in range(4):
         surface = table.dark[ids, band] + table.span[ids, band] * tone
         surface[crown] = np.array([colour[band] for colour in CROWNS], np.float32)[species]
+        # Shadow and cloud block direct sunlight; the share `SHADE` of the light remains.
         surface *= light * (1 - shadow * (1 - SHADE[band])) * (1 - dimming * (1 - SHADE[band]))
         surface += PATH[band]
         surface += opacity * (CLOUD_WHITE[band] - surface)
@@ -148,9 +150,12 @@ def _crowns(
     squared = dx * dx + dy * dy
     leaf = squared < 0.82 + 0.13 * texture[at_row, at_col] + 0.1 * white[at_row, at_col]
     at_row, at_col, dx, dy, tree = at_row[leaf], at_col[leaf], dx[leaf], dy[leaf], tree[leaf]
+
+    # A crown is a half sphere of radius 1, and `up` is the vertical component of its normal.
     up = np.sqrt(np.clip(1 - squared[leaf], 0.05, 1))
     toward_x, toward_y = sun.toward
     facing = up * math.sin(sun.elevation) + (dx * toward_x + dy * toward_y) * math.cos(sun.elevation)
+    # Lambert's cosine law, relative to flat ground.
     light = AMBIENT + (1 - AMBIENT) * np.clip(facing, 0, None) / math.sin(sun.elevation)
     light *= 1 + 0.16 * white[at_row, at_col] + 0.12 * texture[at_row, at_col]
     return (at_row, at_col), np.clip(light, 0.1, 2).astype(np.float32), tree[:, 3].astype(np.intp)
@@ -177,5 +182,6 @@ def _expose(reflectance: Floats, generator: np.random.Generator) -> NDArray[np.u
     """Digital numbers with read noise and photon noise."""
     signal = np.clip(reflectance * 10_000, 0, 60_000)
     noise = generator.standard_normal(signal.shape, dtype=np.float32)
+    # Variance in digital numbers: 14^2 of read noise, and 0.7 per count of photon noise.
     signal += noise * np.sqrt(14.0**2 + 0.7 * signal)
     return np.clip(np.rint(signal), 1, 65_535).astype(np.uint16)

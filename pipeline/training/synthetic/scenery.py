@@ -59,6 +59,8 @@ def populate(generator: np.random.Generator, sun: Sun, height: int, width: int) 
     painting = Painting(ground=GROUND["meadow"])
     trees: list[Trees] = []
     streets: list[tuple[District, Streets]] = []
+
+    # Painted from the bottom up: a later shape covers earlier ones.
     for district in districts:
         base = GROUND[BASES.get(district.kind, "meadow")].varied(generator)
         painting.add(district.area, base)
@@ -73,10 +75,14 @@ def populate(generator: np.random.Generator, sun: Sun, height: int, width: int) 
     trees.append(_plant(banks.buffer(4), 0.006, "bank", generator))
     for district, plan in streets:
         trees += _paint_lots(painting, district, plan, generator)
+
+    # Shapes from this number on are water, roads and roofs, where no tree stands.
     first_hard = len(painting.shapes) + 1
     painting.add(river, GROUND["water"], "water")
     _paint_streets(painting, districts, streets, generator)
     buildings = _paint_buildings(painting, streets, sun, generator)
+
+    # Roof planes are the last shapes; numbers of shapes start at 1.
     first_roof = len(painting.shapes) + 1 - sum(len(building.planes) for building in buildings)
     ids = burn(painting.shapes, height, width)
     return Scenery(
@@ -133,6 +139,8 @@ def _plant(area: shapely.Geometry, per_m2: float, kind: str, generator: np.rando
     """Trees at random positions in an area; crowns of a wood are larger."""
     if area.is_empty:
         return np.empty((0, 4))
+
+    # The bounding box is planted at the given density, then clipped to the area.
     left, top, right, bottom = area.bounds
     count = int(generator.poisson(per_m2 * (right - left) * (bottom - top)))
     places = generator.uniform((left, top), (right, bottom), (count, 2))
@@ -148,6 +156,8 @@ def _keep_rooted(trees: Trees, ids: NDArray[np.int32], first_hard: int) -> Trees
     """Trees that do not stand in water, on a road or under a roof, sorted by size, the small ones first."""
     rows, cols = (trees[:, 1] // PIXEL_M).astype(int), (trees[:, 0] // PIXEL_M).astype(int)
     height, width = ids.shape
+
+    # Crowns of trees up to 20 px outside the frame can reach into it.
     near = (rows > -20) & (rows < height + 20) & (cols > -20) & (cols < width + 20)
     ground = ids[np.clip(rows, 0, height - 1), np.clip(cols, 0, width - 1)]
     standing_trees: Trees = trees[near & (ground < first_hard)]

@@ -102,6 +102,8 @@ def build_town(seed: int, height: int = 4096, width: int = 4096) -> Town:
         raise SettingsError(f"a town needs at least {MIN_SIDE} x {MIN_SIDE} px, not {height} x {width}")
     if seed < 0:
         raise SettingsError(f"seed must be >= 0, not {seed}")
+
+    # The order of the draws is part of the format: another order changes every town.
     generator = np.random.default_rng(seed)
     sun = draw_sun(generator)
     cloud = draw_cloud(generator, height * PIXEL_M, width * PIXEL_M)
@@ -112,6 +114,8 @@ def build_town(seed: int, height: int = 4096, width: int = 4096) -> Town:
     pixels, crowns_on_top = render(layer(scenery, sun), sky, seed)
     cover = scenery.painting.cover_values()[scenery.ids]
     cover[crowns_on_top] = COVERS.index("tree")
+
+    # Nodata comes last, so that blur and noise do not mix with it.
     outside = burn([valid_area], height, width) == 0
     pixels[:, outside], cover[outside] = NODATA, COVER_NODATA
     buildings = _visible_footprints(scenery.buildings, valid_area, grid)
