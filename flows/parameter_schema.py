@@ -45,6 +45,8 @@ def section_schema(section: Any) -> dict[str, Any]:
     """The JSON schema of a section, self-contained; its defaults are the values of this instance."""
     kind = type(section)
     hints, sentences = get_type_hints(kind), dict(field_sentences(kind))
+    # Earlier names of keys are accepted and not shown. Where there is none, an unknown key is called unexpected.
+    aliases = {f"^{alias}$": _field_schema(section, name, hints[name]) for alias, name in aliases_of(kind).items()}
     return {
         "type": "object",
         "title": kind.__name__,
@@ -53,10 +55,7 @@ def section_schema(section: Any) -> dict[str, Any]:
             each.name: {**_field_schema(section, each.name, hints[each.name]), "description": sentences[each.name]}
             for each in dataclasses.fields(kind)
         },
-        # Earlier names of keys are accepted and not shown.
-        "patternProperties": {
-            f"^{alias}$": _field_schema(section, name, hints[name]) for alias, name in aliases_of(kind).items()
-        },
+        **({"patternProperties": aliases} if aliases else {}),
         "additionalProperties": False,
     }
 
