@@ -77,7 +77,7 @@ def test_a_training_that_diverges_ends_with_the_same_code_in_flow_and_command(
         raise DivergedError("the loss became NaN, before any checkpoint was worth keeping")
 
     monkeypatch.setattr(flow_tasks, "train", diverge)
-    monkeypatch.setattr("pipeline.training.loop.train", diverge)
+    monkeypatch.setattr("pipeline.training.train", diverge)
     given = ["--images", str(town.image), "--labels", str(town.labels), "--out", str(tmp_path / "m.safetensors")]
     assert from_command_line(given, result_action="return_value") == 1
     with pytest.raises(SystemExit) as done:
