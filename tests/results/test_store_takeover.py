@@ -1,0 +1,135 @@
+"""One run at a time writes a result to a store, also where the store helps little; local work is private."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.object_stores import Store
+
+from pipeline.errors import AccessError, SettingsError, TransientError
+from pipeline.results import Results, open_results
+from pipeline.results import lease as results_lease
+from pipeline.storage import store_access
+
+
+def open_store(store: Store, work: Path | None = None) -> Results:
+    return open_results(f"s3://{store.bucket}/out", work)
+
+
+def publish_into(work: Path, text: str) -> None:
+    for name in "ab":
+        (work / name).write_text(text * 3)
+    (work / "report.json").write_text(json.dumps({"content_key": text, "outputs": {"a": "a", "b": "b"}}))
+
+
+def publish(results: Results, text: str) -> None:
+    with results.scenes.publishing("town") as work:
+        publish_into(work, text)
+
+
+def test_a_staged_result_is_completed_before_the_scene_is_made_anew(store: Store, tmp_path: Path) -> None:
+    results = open_store(store, tmp_path)
+    store.fail("PUT out/town/[ab] 403 9")
+    with pytest.raises(AccessError):
+        publish(results, "x")
+    store.fail()
+    with results.scenes.publishing("town") as work:
+        assert (store.get("out/town/a"), store.get("out/town/b")) == (b"xxx", b"xxx")
+        assert results.scenes.finished("town", "x") is not None
+        publish_into(work, "y")
+    assert results.scenes.finished("town", "y") is not None
+
+
+def test_of_two_runs_that_a_store_lets_take_one_lock_the_first_gives_way(store: Store, tmp_path: Path) -> None:
+    """Without conditional writes both writes succeed; what is read back tells the runs apart."""
+    requests = list[str]()
+
+    def unconditional(params: dict[str, Any], **_: object) -> None:
+        requests.append(params["url_path"])
+        params["headers"].pop("If-None-Match", None)
+        params["headers"].pop("If-Match", None)
+
+    def overtake(**_: object) -> None:
+        if len(requests) == 1:
+            store.put("out/town/.lock", b'{"owner": "other"}')
+
+    events = store_access().client.meta.events
+    events.register("before-call.s3.PutObject", unconditional)
+    events.register("after-call.s3.PutObject", overtake)
+    try:
+        with (
+            pytest.raises(TransientError, match="another run is writing this result"),
+            open_store(store, tmp_path).scenes.publishing("town"),
+        ):
+            raise AssertionError("two runs hold one lock")
+    finally:
+        events.unregister("before-call.s3.PutObject", unconditional)
+        events.unregister("after-call.s3.PutObject", overtake)
+    assert requests[0].endswith("/.lock")
+    assert store.get("out/town/.lock") == b'{"owner": "other"}'
+
+
+def test_a_run_that_lost_its_lock_leaves_that_of_its_successor(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (open_store(store, tmp_path / name) for name in ("one", "two"))
+    with ExitStack() as later:
+
+        def overtaken() -> None:
+            with one.scenes.publishing("town") as work, monkeypatch.context() as patched:
+                publish_into(work, "first")
+                patched.setattr(results_lease, "LEASE_S", -1.0)
+                publish_into(later.enter_context(two.scenes.publishing("town")), "second")
+
+        with pytest.raises(TransientError, match="taken over the lock"):
+            overtaken()
+        assert ".lock" in store.names("out/town/")
+        with pytest.raises(TransientError, match="another run is writing"):
+            publish(open_store(store, tmp_path / "three"), "third")
+    assert two.scenes.finished("town", "second") is not None
+
+
+@pytest.fixture
+def shared_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"scenemill-{os.getuid()}"
+
+
+def use_local_work(store: Store) -> None:
+    with open_store(store).documents.lock():
+        pass
+
+
+def test_local_work_is_open_to_its_user_only(store: Store, shared_temporary_folder: Path) -> None:
+    use_local_work(store)
+    assert shared_temporary_folder.stat().st_mode & 0o777 == 0o700
+    shared_temporary_folder.chmod(0o777)
+    use_local_work(store)
+    assert shared_temporary_folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_local_work_follows_no_link_of_another_user(
+    store: Store, shared_temporary_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    shared_temporary_folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SettingsError, match=r"set run\.work_dir"):
+        use_local_work(store)
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+
+
+def test_a_folder_of_another_user_is_not_used(
+    store: Store, shared_temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = os.getuid() + 1
+    shared_temporary_folder.with_name(f"scenemill-{theirs}").mkdir()
+    for name in ("getuid", "geteuid"):
+        monkeypatch.setattr(os, name, lambda: theirs)
+    with pytest.raises(SettingsError, match="belongs to another user"):
+        use_local_work(store)
