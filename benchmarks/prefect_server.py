@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -99,12 +100,20 @@ class Server:
         assert done.returncode == code, f"{arguments}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
-    def ask(self, method: str, path: str, content: object = None) -> Any:
-        """What the server answers; a busy SQLite makes it say 503 for a moment."""
+    def ask(self, method: str, path: str, content: object = None, *, password: str | None = None) -> Any:
+        """What the server answers; a busy SQLite makes it say 503 for a moment.
+
+        Args:
+            method: of HTTP.
+            path: below the API's address.
+            content: sent as JSON.
+            password: `user:secret` that is sent, of a server that has one.
+        """
         body = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(
-            self.api + path, data=body, headers={"Content-Type": "application/json"}, method=method
-        )
+        headers = {"Content-Type": "application/json"}
+        if password is not None:
+            headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
+        request = urllib.request.Request(self.api + path, data=body, headers=headers, method=method)
         for attempts_left in reversed(range(10)):
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter
 from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectHTTPStatusError
 
 from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import ModelError, ScenemillError, SettingsError
@@ -19,6 +20,7 @@ from pipeline.results import exit_code
 from pipeline.training import TrainSpec
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+UNAUTHORIZED, FORBIDDEN = 401, 403
 
 Settings = TypeVar("Settings")
 Flow = Callable[..., State[Any]]
@@ -116,11 +118,24 @@ def _run(
 ) -> int:
     """Load the settings, run a flow, and map its final state to an exit code; `code` maps a completed flow's result."""
     try:
-        settings = load()
+        state = start(load())
     except ScenemillError as error:
-        app.error_console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return EXIT_USAGE
-    state = start(settings)
+        return _refuse(app, str(error))
+    except PrefectHTTPStatusError as error:
+        status = error.response.status_code
+        if status not in (UNAUTHORIZED, FORBIDDEN):
+            raise
+        return _refuse(
+            app,
+            f"the Prefect server refuses this process ({status}); set PREFECT_API_AUTH_STRING to the user and password "
+            "that the server has in PREFECT_SERVER_API_AUTH_STRING",
+        )
     if state.is_completed():
         return code(state.result())
     return EXIT_USAGE if isinstance(state.result(raise_on_failure=False), SettingsError | ModelError) else EXIT_FAILED
+
+
+def _refuse(app: App, reason: str) -> int:
+    """Print why nothing was started."""
+    app.error_console.print(f"error: {reason}", markup=False, highlight=False, soft_wrap=True)
+    return EXIT_USAGE

@@ -25,6 +25,8 @@ CONNECT_TIMEOUT_S = 10
 """How long a scheduler may take to answer, and its first worker to join."""
 NO_WORKERS_TIMEOUT_S = 60
 """How long a cluster may be without any worker while tasks wait."""
+ENCRYPTED = ("tls://", "wss://")
+"""Protocols of dask that encrypt, and ask both sides for a certificate."""
 POLL_INTERVAL_S = 1
 """How often the progress callback is called while tasks are waited for; it may cancel them by raising."""
 
@@ -33,6 +35,7 @@ def connect(scheduler: str) -> Client:
     """Connect to a scheduler with at least one worker; all workers must have the client's version."""
     from distributed import Client
 
+    _check_encryption(scheduler)
     _check_reachable(scheduler)
     try:
         client = Client(scheduler, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
@@ -175,6 +178,32 @@ def _lost(context: str, reason: object) -> TransientError:
     return TransientError(
         f"{context} was lost with its cluster: {reason}; start the scheduler and workers, and run again"
     )
+
+
+def _check_encryption(scheduler: str) -> None:
+    """Check address and certificates of dask's configuration first: dask reports both as TypeError or RuntimeError."""
+    from distributed.security import Security
+
+    encrypted, security = scheduler.startswith(ENCRYPTED), Security()
+    if security.require_encryption and not encrypted:
+        raise SettingsError(
+            f"distribute.scheduler is {scheduler}, and dask's configuration requires encryption "
+            "(distributed.comm.require-encryption); name a scheduler whose address begins with tls://"
+        )
+    if not encrypted:
+        return
+    try:
+        context = security.get_connection_args("client")["ssl_context"]
+    except OSError as error:  # also of OpenSSL
+        raise SettingsError(
+            f"the certificates for {scheduler} cannot be read: {error}; correct distributed.comm.tls.ca-file, "
+            "client.cert and client.key in dask's configuration"
+        ) from error
+    if context is None:
+        raise SettingsError(
+            f"distribute.scheduler is {scheduler}, and dask's configuration names no certificates; set "
+            "distributed.comm.tls.ca-file, client.cert and client.key there"
+        )
 
 
 def _check_reachable(scheduler: str) -> None:

@@ -20,7 +20,8 @@ SCHEDULER = """
 import asyncio, sys
 from distributed import Scheduler
 async def run():
-    async with Scheduler(host=sys.argv[1], port=0, dashboard=False, dashboard_address=":0") as scheduler:
+    options = {"port": 0, "dashboard": False, "dashboard_address": ":0"}
+    async with Scheduler(host=sys.argv[1], protocol=sys.argv[2], **options) as scheduler:
         print(scheduler.address, flush=True)
         await scheduler.finished()
 asyncio.run(run())
@@ -54,10 +55,17 @@ def threads() -> Iterator[Client]:
 class RealCluster:
     """A scheduler and the workers that were added to it."""
 
-    def __init__(self, processes: ExitStack, host: str = "127.0.0.1") -> None:
-        """Start the scheduler."""
-        self._processes, self._host = processes, host
-        self.scheduler, self.address = self._start(SCHEDULER, host)
+    def __init__(
+        self,
+        processes: ExitStack,
+        host: str = "127.0.0.1",
+        *,
+        protocol: str = "tcp",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start the scheduler; `environment` is added to that of all its processes."""
+        self._processes, self._host, self._environment = processes, host, environment or {}
+        self.scheduler, self.address = self._start(SCHEDULER, host, protocol)
         self.workers: list[subprocess.Popen[str]] = []
 
     def add(self, count: int = 1, *, host: str | None = None, **how: Any) -> Self:
@@ -84,7 +92,8 @@ class RealCluster:
             environment: variables that differ from ours.
             folder: its working folder.
         """
-        surroundings = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+        paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+        surroundings = {**os.environ, **paths, **self._environment}
         process = self._processes.enter_context(
             subprocess.Popen(
                 [*before, sys.executable, "-c", code, *arguments],
@@ -101,7 +110,7 @@ class RealCluster:
 
 
 @contextmanager
-def real_cluster(workers: int = 0) -> Iterator[RealCluster]:
-    """Yield a cluster whose processes end with the block."""
+def real_cluster(workers: int = 0, **how: Any) -> Iterator[RealCluster]:
+    """Yield a cluster whose processes end with the block; see `RealCluster` for how."""
     with ExitStack() as processes:
-        yield RealCluster(processes).add(workers)
+        yield RealCluster(processes, **how).add(workers)
