@@ -7,9 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import geopandas
 import numpy as np
-import rasterio
 import shapely
 from rasterio.windows import Window
 
@@ -18,6 +16,7 @@ from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import TransientError
 from pipeline.evaluation.metrics import ObjectScore, PixelScore, score_pixels, score_polygons
 from pipeline.results import SceneReport
+from pipeline.storage import import_pyogrio, open_raster
 from pipeline.training.synthetic import Town, write_town
 
 MODEL = Path(__file__).parents[1] / "pipeline" / "data" / "demo.safetensors"
@@ -49,11 +48,12 @@ def score(town: Town, folder: Path) -> tuple[PixelScore, ObjectScore]:
     """Compare mask and polygons with the town's buildings."""
     reference = town.mask()
     pixels = PixelScore()
-    with rasterio.open(folder / "mask.tif") as dataset:
+    with open_raster(folder / "mask.tif") as dataset:
         for top in range(0, dataset.height, 1024):
             mask = dataset.read(1, window=Window(0, top, dataset.width, min(1024, dataset.height - top)))
             pixels += score_pixels(reference[top : top + len(mask)] == 1, mask == 1, mask != 255)
-    polygons = geopandas.read_file(folder / "polygons.gpkg", layer="polygons").geometry.to_numpy()
+    table = import_pyogrio().read_dataframe(folder / "polygons.gpkg", layer="polygons")
+    polygons = table.geometry.to_numpy()
     return pixels, score_polygons(np.asarray(town.buildings), shapely.make_valid(polygons))
 
 

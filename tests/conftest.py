@@ -15,6 +15,8 @@ from hypothesis import settings as hypothesis_settings
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from rasterio.enums import ColorInterp
 
+from pipeline.storage import allow_drivers
+
 pytest_plugins = tuple(
     f"support.{name}" for name in ("labelled", "clusters", "object_stores", "prefect_server", "tmp_disk")
 )
@@ -97,6 +99,7 @@ def make_scene(tmp_path: Path) -> MakeScene:
         path = tmp_path / (name or f"scene{next(counter)}.tif")
         path.parent.mkdir(parents=True, exist_ok=True)
         profile = _profile(data, crs, transform, nodata, tiled) | options
+        allow_drivers(driver)
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", driver=driver, **profile) as dataset:
             if colorinterp is not None or alpha is not None:
                 names = list(colorinterp or ["undefined"] * len(data))

@@ -14,7 +14,7 @@ from pipeline.catalog.rows import Columns, Row, choose_columns, truncated_row
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid import to_geographic
-from pipeline.storage import check_signature
+from pipeline.storage import check_signature, import_pyogrio
 
 if TYPE_CHECKING:
     import pyarrow
@@ -47,8 +47,7 @@ def rows_until_error(index: Path, rows: Iterator[Row]) -> Iterator[Row]:
 
 def _choose_layer(index: Path, spec: CatalogSpec) -> tuple[str, Columns]:
     """The one layer with a column of paths; other layers may hold styles and other tables."""
-    import pyogrio
-
+    pyogrio = import_pyogrio()
     fields = {
         str(name): [*map(str, pyogrio.read_info(index, name)["fields"])] for name, _ in pyogrio.list_layers(index)
     }
@@ -67,12 +66,11 @@ def _choose_layer(index: Path, spec: CatalogSpec) -> tuple[str, Columns]:
 
 
 def _layer_rows(index: Path, layer: str, columns: Columns, with_footprints: bool) -> Iterator[Row]:
-    import pyogrio
-
     options: dict[str, Any] = {"layer": layer, "columns": columns.names, "read_geometry": with_footprints}
     if index.suffix.lower() == ".geojson":
         options["DATE_AS_STRING"] = "YES"  # GDAL drops the time zones of a column that has several.
-    with pyogrio.open_arrow(index, batch_size=BATCH_ROWS, use_pyarrow=True, **options) as (meta, batches):
+    opened = import_pyogrio().open_arrow(index, batch_size=BATCH_ROWS, use_pyarrow=True, **options)
+    with opened as (meta, batches):
         geometry = (meta["geometry_name"] or "wkb_geometry") if with_footprints else None
         yield from _rows(index, batches, columns, geometry, meta["crs"])
 

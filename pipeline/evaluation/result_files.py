@@ -13,6 +13,7 @@ from pipeline.grid import RasterGrid
 from pipeline.polygons import LAYER
 from pipeline.results import REPORT
 from pipeline.stages import OUTPUTS
+from pipeline.storage import import_pyogrio
 from pipeline.training.labels import VECTOR_SUFFIXES, PolygonTable, polygons_touching
 
 Objects = dict[str, NDArray[np.object_]]
@@ -71,11 +72,10 @@ def read_objects(path: Path, classes: tuple[str, ...], grid: RasterGrid) -> Obje
 
 def is_own_file(path: Path) -> bool:
     """Whether a file is a GeoPackage written by Scenemill."""
-    import pyogrio
-
     if path.suffix.lower() != ".gpkg":
         return False
     try:
+        pyogrio = import_pyogrio()
         return LAYER in pyogrio.list_layers(path)[:, 0] and "class_value" in pyogrio.read_info(path, LAYER)["fields"]
     except (OSError, RuntimeError, ValueError):
         return False
@@ -83,10 +83,8 @@ def is_own_file(path: Path) -> bool:
 
 def read_own_polygons(path: Path, classes: tuple[str, ...]) -> PolygonTable:
     """The polygons of `classes` in a GeoPackage of Scenemill; all polygons for `ONE_CLASS`."""
-    import geopandas
-
     try:
-        frame = geopandas.read_file(path, layer=LAYER, columns=["class"])
+        frame = import_pyogrio().read_dataframe(path, layer=LAYER, columns=["class"])
     except (OSError, RuntimeError, ValueError) as error:
         raise LabelError(
             f"{path}: cannot be read as polygons of scenemill: {error}; segment the scene again"

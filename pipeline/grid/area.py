@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid.footprint import Bbox, bbox_of
 from pipeline.grid.geographic import FULL_CIRCLE_DEG, to_geographic
-from pipeline.storage import check_signature
+from pipeline.storage import check_signature, import_pyogrio
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -107,13 +107,13 @@ def _read_parquet(path: Path) -> GeoDataFrame:
 
 
 def _read_layer(path: Path) -> GeoDataFrame:
-    import pyogrio
-
+    pyogrio = import_pyogrio()
     layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
     if len(layers) != 1:
         found = f"the layers {', '.join(layers)}" if layers else "no layer"
         raise SettingsError(f"{path}: has {found} of geometries; an area is the polygons of one layer")
-    return pyogrio.read_dataframe(path, layer=layers[0], columns=[])
+    frame: GeoDataFrame = pyogrio.read_dataframe(path, layer=layers[0], columns=[])
+    return frame
 
 
 def _crs_of(frame: GeoDataFrame, path: Path) -> CRS:

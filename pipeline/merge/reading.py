@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SceneError
 from pipeline.merge.scenes import MergedScene
 from pipeline.polygons import GEOMETRY, LAYER
+from pipeline.storage import import_pyogrio
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,10 +37,10 @@ class Outlines:
 
 def read_outlines(scene: MergedScene, bounds: tuple[float, float, float, float]) -> Outlines:
     """Polygons whose bounding boxes intersect `bounds`, `(left, bottom, right, top)` in the scene's CRS."""
-    from pyogrio.raw import read_arrow
-
     with _translate_errors(scene):
-        _, table = read_arrow(scene.polygons, layer=LAYER, columns=["class"], bbox=bounds, return_fids=True)
+        _, table = import_pyogrio().read_arrow(
+            scene.polygons, layer=LAYER, columns=["class"], bbox=bounds, return_fids=True
+        )
     return Outlines(
         fid=table[FID].to_numpy().astype(np.int64),
         class_name=np.asarray(table["class"].to_pylist(), dtype=object),
@@ -49,21 +50,19 @@ def read_outlines(scene: MergedScene, bounds: tuple[float, float, float, float])
 
 def read_rows(scene: MergedScene, fids: Sequence[int]) -> Iterator[tuple[pa.Table, NDArray[np.object_]]]:
     """Yield polygons by feature id with all columns, and their geometry in CRS coordinates."""
-    from pyogrio.raw import read_arrow
-
     for first in range(0, len(fids), FIDS_PER_QUERY):
         with _translate_errors(scene):
             selected = [*fids[first : first + FIDS_PER_QUERY]]
-            _, table = read_arrow(scene.polygons, layer=LAYER, fids=selected, return_fids=True)
+            _, table = import_pyogrio().read_arrow(scene.polygons, layer=LAYER, fids=selected, return_fids=True)
         yield table, _geometry_of(table[GEOMETRY].to_pylist())
 
 
 def stream_rows(scene: MergedScene) -> Iterator[pa.RecordBatch]:
     """Yield all polygons of a scene with all columns, in file order."""
-    from pyogrio.raw import open_arrow
-
     with _translate_errors(scene):
-        opened = open_arrow(scene.polygons, layer=LAYER, return_fids=True, batch_size=BATCH_ROWS, use_pyarrow=True)
+        opened = import_pyogrio().open_arrow(
+            scene.polygons, layer=LAYER, return_fids=True, batch_size=BATCH_ROWS, use_pyarrow=True
+        )
         with opened as (_, reader):
             yield from reader
 
@@ -76,11 +75,10 @@ def _geometry_of(wkb: Sequence[bytes]) -> NDArray[np.object_]:
 @contextmanager
 def _translate_errors(scene: MergedScene) -> Iterator[None]:
     """Raise a SceneError for errors of the file."""
-    from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
-
+    errors = import_pyogrio().errors
     try:
         yield
-    except (DataLayerError, DataSourceError, FeatureError, KeyError) as error:
+    except (errors.DataLayerError, errors.DataSourceError, errors.FeatureError, KeyError) as error:
         raise SceneError(
             f"{scene.polygons}: the polygons cannot be read: {error}; delete the folder of the scene and run again"
         ) from error

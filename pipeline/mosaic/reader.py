@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
@@ -16,7 +15,7 @@ from pipeline.errors import ModelError, SceneError
 from pipeline.grid import RasterGrid
 from pipeline.model import ModelCard
 from pipeline.mosaic.levels import TOP_LEVEL, as_integers
-from pipeline.storage import ThreadHandles
+from pipeline.storage import ThreadHandles, open_raster
 
 CARD_TAG = "SCENEMILL_CARD"
 """The tag of `probability.tif` that holds the card of its model."""
@@ -34,7 +33,7 @@ class MosaicReader:
         Raises:
             SceneError: the file is not a probability mosaic.
         """
-        self._handles = ThreadHandles(lambda: rasterio.open(path, driver="GTiff"))
+        self._handles = ThreadHandles(lambda: open_raster(path))
         try:
             dataset = self._handles.get()
         except RasterioError as error:
@@ -77,7 +76,7 @@ def _card_of(text: str, path: Path) -> ModelCard:
 
 def read_mask(path: Path, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], dict[int, tuple[int, int, int, int]]]:
     """`mask.tif` resampled to `shape`: `(h, w)` class values, and the colour of each value."""
-    with rasterio.open(path, driver="GTiff") as dataset:
+    with open_raster(path) as dataset:
         return dataset.read(1, out_shape=shape), dataset.colormap(1)
 
 
@@ -88,7 +87,7 @@ def read_mask_blocks(path: Path, side: int) -> Iterator[tuple[Window, NDArray[np
         SceneError: the file is damaged or gone.
     """
     try:
-        with rasterio.open(path, driver="GTiff") as dataset:
+        with open_raster(path) as dataset:
             height, width = dataset.shape
             for row in range(0, height, side):
                 for col in range(0, width, side):

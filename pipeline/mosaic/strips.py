@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import rasterio
@@ -26,7 +26,7 @@ from pipeline.grid import RasterGrid
 from pipeline.mosaic.cog import check_blocks
 from pipeline.mosaic.levels import BLOCK
 from pipeline.mosaic.overviews import halve_mean, halve_mode, halve_slabs
-from pipeline.storage import limit_block_cache, suppress_georef_warnings
+from pipeline.storage import create_raster, limit_block_cache, open_raster, suppress_georef_warnings
 
 ENCODERS = 4
 """GDAL's threads that compress blocks; they share one pool, however many files are written."""
@@ -167,10 +167,8 @@ def create_level(path: Path, profile: RasterProfile, level: int, *, empty: bool 
     limit_block_cache()
     height, width = level_shape(profile.grid.shape, level)
     place = {} if level else {"crs": profile.grid.crs, "transform": profile.grid.transform}
-    dataset = _open_quietly(
+    dataset = _create_quietly(
         level_path(path, level),
-        "w",
-        driver="GTiff",
         height=height,
         width=width,
         count=len(profile.names),
@@ -195,7 +193,8 @@ def create_level(path: Path, profile: RasterProfile, level: int, *, empty: bool 
 
 def open_level(path: Path, level: int) -> rasterio.DatasetReader:
     """Open one level of a raster of a StripWriter."""
-    return _open_quietly(level_path(path, level), driver="GTiff")
+    with suppress_georef_warnings():
+        return open_raster(level_path(path, level))
 
 
 def _write_error(path: Path, error: Exception) -> TransientError:
@@ -209,10 +208,10 @@ def _predictor(profile: RasterProfile) -> int:
     return 3 if profile.dtype == "float32" else 2
 
 
-def _open_quietly(path: Path, *arguments: str, **profile: Any) -> Any:
-    """Open without rasterio's warnings of missing georeferencing and of flipped identities: GeoTIFF keeps both."""
+def _create_quietly(path: Path, **profile: object) -> rasterio.io.DatasetWriter:
+    """Create without rasterio's warnings of missing georeferencing and of flipped identities: GeoTIFF keeps both."""
     with suppress_georef_warnings():
-        return rasterio.open(path, *arguments, **profile)
+        return create_raster(path, driver="GTiff", **profile)
 
 
 def _describe(dataset: rasterio.io.DatasetWriter, profile: RasterProfile, *, whole: bool) -> None:

@@ -19,7 +19,7 @@ from rasterio.crs import CRS
 
 from pipeline.errors import SettingsError, TransientError
 from pipeline.polygons.style import layer_style
-from pipeline.storage import atomic_path, remove_stale_partials
+from pipeline.storage import atomic_path, import_pyogrio, remove_stale_partials
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,7 +94,6 @@ class _Stream:
 def _write_with_gdal(path: Path, stream: _Stream, crs: CRS, driver: str) -> None:
     """Stream into a GeoPackage or FlatGeobuf."""
     import pyarrow as pa
-    import pyogrio
 
     options: dict[str, object] = {}
     if driver == "GPKG":
@@ -104,7 +103,7 @@ def _write_with_gdal(path: Path, stream: _Stream, crs: CRS, driver: str) -> None
     reader = pa.RecordBatchReader.from_batches(stream.schema, stream.batches())
     with _CONSTANT_DATE:
         try:
-            pyogrio.write_arrow(
+            import_pyogrio().write_arrow(
                 reader,
                 path,
                 layer=LAYER,
@@ -165,21 +164,18 @@ class _ConstantDate:
         self._previous: str | None = None
 
     def __enter__(self) -> None:
-        import pyogrio
-
         with self._lock:
+            pyogrio = import_pyogrio()
             if not self._inside:
                 self._previous = pyogrio.get_gdal_config_option(self.KEY)
                 pyogrio.set_gdal_config_options({self.KEY: FIXED_TIMESTAMP})
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
-        import pyogrio
-
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                pyogrio.set_gdal_config_options({self.KEY: self._previous})
+                import_pyogrio().set_gdal_config_options({self.KEY: self._previous})
 
 
 _CONSTANT_DATE = _ConstantDate()

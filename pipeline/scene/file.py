@@ -35,6 +35,7 @@ from pipeline.storage import (
     Location,
     gdal_env,
     is_missing,
+    open_raster,
     probe_file,
     suppress_georef_warnings,
     unreadable_error,
@@ -140,7 +141,7 @@ def describe_file(
     # Cheap checks of the header first: the grid may need the file opened once more.
     check_type(dataset, numbers, terms.card, place)
     check_size(dataset, spec, place)
-    reopen = partial(rasterio.open, place.gdal_path, driver=dataset.driver)
+    reopen = partial(open_raster, place.gdal_path, dataset.driver)
     grid = file_grid(dataset, spec, place, reopen=reopen, georeferenced=terms.georeferenced)
     scales, offsets, nodata = (_catalog_values(listed, fact, dataset.count) for fact in ("scales", "offsets", "nodata"))
     chosen = [*numbers.values()]
@@ -167,7 +168,7 @@ def describe_file(
 def reopen_file(file: SceneFile) -> rasterio.DatasetReader:
     """A new handle; without rasterio's warning where georeferencing is known to be missing."""
     if is_on_earth(file.grid.crs):
-        return rasterio.open(file.location.gdal_path, driver=file.driver)
+        return open_raster(file.location.gdal_path, file.driver)
     return _open_quietly(file.location, file.driver)
 
 
@@ -244,8 +245,7 @@ def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
 def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
     """Open without rasterio's warning of missing georeferencing: such a scene is refused with an error."""
     with suppress_georef_warnings():
-        dataset: rasterio.DatasetReader = rasterio.open(place.gdal_path, driver=driver)
-    return dataset
+        return open_raster(place.gdal_path, driver)
 
 
 def _read_error(place: Location, window: Window, error: Exception) -> DamagedSceneError | TransientError:

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import rasterio
-
 from pipeline.errors import SettingsError
 from pipeline.grid import parse_crs
 from pipeline.model import ModelCard
 from pipeline.scene.bands import BandFile
+from pipeline.storage import known_drivers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class ReadingSpec:
     resolution_tolerance: float = 0.25
     """Relative difference accepted between the resolutions of scene and model."""
     drivers: tuple[str, ...] = ("GTiff",)
-    """GDAL drivers allowed to open scenes; add `VRT`, `JP2OpenJPEG`, `JPEG`, ... to trust them."""
+    """GDAL drivers that may open scenes and their sidecars, e.g. `JP2OpenJPEG`; `VRT` opens whatever a file names."""
     max_pixels: int = 100_000_000_000
     """Scenes with more pixels are refused: a small file can declare any size."""
     threads: int = 0
@@ -89,8 +88,7 @@ class ReadingTerms:
 
 
 def _check_driver(name: str) -> None:
-    with rasterio.Env() as env:
-        known = env.drivers()
+    known = known_drivers()
     if name not in known:
         close = difflib.get_close_matches(name.lower(), {k.lower(): k for k in known}, n=1)
         hint = f"; did you mean {next(k for k in known if k.lower() == close[0])}?" if close else ""

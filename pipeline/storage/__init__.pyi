@@ -1,3 +1,8 @@
+from .drivers import allow_drivers as allow_drivers
+from .drivers import create_raster as create_raster
+from .drivers import import_pyogrio as import_pyogrio
+from .drivers import known_drivers as known_drivers
+from .drivers import open_raster as open_raster
 from .exchange import Exchange as Exchange
 from .exchange import open_exchange as open_exchange
 from .files import atomic_path as atomic_path

@@ -10,6 +10,7 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.errors import LabelError
+from pipeline.storage import import_pyogrio
 
 if TYPE_CHECKING:
     import geopandas
@@ -51,7 +52,8 @@ def _read_frame(path: Path) -> geopandas.GeoDataFrame:
     try:
         if path.suffix.lower() in (".parquet", ".geoparquet"):
             return geopandas.read_parquet(path)
-        return geopandas.read_file(path, layer=_only_layer(path))
+        frame: geopandas.GeoDataFrame = import_pyogrio().read_dataframe(path, layer=_only_layer(path))
+        return frame
     except ImportError as error:
         raise LabelError(f"{path}: reading GeoParquet needs pyarrow: pip install pyarrow, or use GeoPackage") from error
     except (OSError, RuntimeError, ValueError) as error:
@@ -60,11 +62,9 @@ def _read_frame(path: Path) -> geopandas.GeoDataFrame:
 
 def _only_layer(path: Path) -> str | None:
     """The only layer of a GeoPackage with geometries; style and attribute tables are ignored."""
-    import pyogrio
-
     if path.suffix.lower() != ".gpkg":
         return None
-    names = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+    names = [str(name) for name, kind in import_pyogrio().list_layers(path) if kind is not None]
     if len(names) > 1:
         raise LabelError(
             f"{path}: has the layers {', '.join(names)}; keep the one that holds the labels, "

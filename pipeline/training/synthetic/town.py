@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from shapely.affinity import affine_transform, rotate
 
 from pipeline.errors import SettingsError
 from pipeline.grid import RasterGrid
-from pipeline.storage import atomic_path, atomic_write
+from pipeline.storage import atomic_path, atomic_write, create_raster
 from pipeline.training.synthetic.houses import Building
 from pipeline.training.synthetic.light import draw_cloud, draw_sun
 from pipeline.training.synthetic.paint import COVERS, PIXEL_M, burn
@@ -65,7 +64,7 @@ class Town:
         options = {"driver": "COG", "compress": "ZSTD", "level": 1, "predictor": "YES", "blocksize": 512}
         options |= {"overview_resampling": "average", "num_threads": "ALL_CPUS"}
         profile = self._profile(count=len(BANDS), dtype="uint16", nodata=NODATA)
-        with atomic_path(path) as partial, rasterio.open(partial, "w", **profile, **options) as dataset:
+        with atomic_path(path) as partial, create_raster(partial, **profile, **options) as dataset:
             dataset.write(self.pixels)
             dataset.descriptions = BANDS
             dataset.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.undefined]
@@ -84,7 +83,7 @@ class Town:
         """Write `cover` atomically as a GeoTIFF on the scene's grid, nodata 255."""
         profile = self._profile(count=1, dtype="uint8", nodata=COVER_NODATA)
         options = {"driver": "GTiff", "compress": "ZSTD", "tiled": True}
-        with atomic_path(path) as partial, rasterio.open(partial, "w", **profile, **options) as file:
+        with atomic_path(path) as partial, create_raster(partial, **profile, **options) as file:
             file.write(self.cover, 1)
 
     def _profile(self, *, count: int, dtype: str, nodata: int) -> dict[str, Any]:
