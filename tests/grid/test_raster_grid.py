@@ -288,3 +288,13 @@ def test_a_grid_of_no_pixels_or_of_a_flat_transform_is_refused() -> None:
             make_grid(transform)
     with pytest.raises(SceneError, match="leads off the Earth"):
         make_grid(Affine(1, 0, 1e200, 0, -1, 0))
+
+
+@given(st.floats(-80, 60), st.integers(1, 200), st.integers(1, 30))
+def test_the_resolution_of_a_grid_in_degrees_is_that_of_its_middle(south: float, height: int, width: int) -> None:
+    """A degree of longitude shrinks towards the poles, so the pixels of a tall scene differ in size."""
+    grid = make_grid(
+        Affine(0.1, 0, 10, 0, -0.1, south + height / 10), crs=CRS.from_epsg(4326), height=height, width=width
+    )
+    middle = grid.part(Window(width // 2, height // 2, 1, 1))
+    assert grid.resolution_m == pytest.approx(middle.resolution_m, rel=1e-12)

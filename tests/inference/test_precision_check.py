@@ -96,6 +96,17 @@ def test_nodata_in_the_middle_sends_the_trial_to_another_place(make_scene: MakeS
     assert np.allclose(tiles[0], expected, atol=1e-6)
 
 
+def test_a_middle_with_a_few_valid_pixels_sends_the_trial_to_another_place(
+    make_scene: MakeScene, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(1, 255, (3, 1200, 1200), np.uint8)
+    pixels[:, 400:800, 400:800] = 0
+    pixels[:, 590:610, 590:610] = 9
+    tiles = tried_on(make_scene(pixels, descriptions=RGB, nodata=0), write_checkpoint(tmp_path / "m.safetensors"))
+    expected = (pixels[:, 72 : 72 + TRIAL_SIDE, 72 : 72 + TRIAL_SIDE].astype(np.float32) - 128) / 64
+    assert np.allclose(tiles[0], expected, atol=1e-6)
+
+
 def test_where_no_window_is_half_valid_the_fullest_is_taken(make_scene: MakeScene, tmp_path: Path) -> None:
     pixels = np.zeros((3, 1200, 1200), np.uint8)
     pixels[:, 1000:1040, 1000:1040] = 200

@@ -14,7 +14,13 @@ from pipeline.inference.tile_input import TileCutter
 from pipeline.inference.transfer import DirectTransfer
 
 CPU = torch.device("cpu")
-FOLD = InputTransform(gain=(0.5, 2.0), bias=(1.0, -3.0), clip=(-20.0, 100.0))
+FOLDS = [
+    InputTransform(gain=(0.5, 2.0), bias=(1.0, -3.0), clip=(-20.0, 100.0)),
+    InputTransform(gain=(1.0, 1.0), bias=(1.0, -3.0)),
+    InputTransform(gain=(0.5, 2.0), bias=(0.0, 0.0)),
+    InputTransform(gain=(1.0, 1.0), bias=(0.0, 0.0), clip=(5.0, 50.0)),
+    InputTransform(gain=(1.0, 1.0), bias=(0.0, 0.0)),
+]
 
 
 @given(
@@ -23,16 +29,17 @@ FOLD = InputTransform(gain=(0.5, 2.0), bias=(1.0, -3.0), clip=(-20.0, 100.0))
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     st.sampled_from([torch.contiguous_format, torch.channels_last]),
     st.booleans(),
+    st.sampled_from(FOLDS),
 )
 def test_a_tile_is_what_training_would_make_of_its_pixels(
-    cuts: set[int], left: int, dtype: torch.dtype, layout: torch.memory_format, nodata: bool
+    cuts: set[int], left: int, dtype: torch.dtype, layout: torch.memory_format, nodata: bool, fold: InputTransform
 ) -> None:
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 99, (2, 6, 30), np.uint16)
     valid = generator.random((6, 30)) > 0.3 if nodata else np.ones((6, 30), bool)
     strip = DirectTransfer(CPU).to_device(raw_strip(pixels, valid if nodata else None, cuts=tuple(sorted(cuts))))
-    tiles = TileCutter(FOLD, device=CPU, dtype=dtype, layout=layout).cut(strip, [left, 0], 8, size=3)
-    expected = torch.from_numpy(FOLD.apply(pixels, valid)).to(dtype)
+    tiles = TileCutter(fold, device=CPU, dtype=dtype, layout=layout).cut(strip, [left, 0], 8, size=3)
+    expected = torch.from_numpy(fold.apply(pixels, valid)).to(dtype)
     assert tiles.dtype == dtype
     assert tiles.is_contiguous(memory_format=layout)
     assert torch.equal(tiles[0], expected[:, :, left : left + 8])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tilings import shapes, tilings
 
-from pipeline.inference.tiling.regions import Region, plan_regions, split_region
+from pipeline.inference.tiling.regions import Region, _block_sides, group_adjacent, plan_regions, split_region
 from pipeline.inference.tiling.tiles import Axis, Tiling, plan_tiles
 
 
@@ -84,6 +87,7 @@ def test_halves_of_regions_partition_them_down_to_single_tiles(
         if halves == (region,):
             owners[region.core.toslices()] += 1
         else:
+            assert all(0 < half.core.width < region.core.width for half in halves)
             waiting += halves
     assert (owners == 1).all()
 
@@ -100,3 +104,34 @@ def test_more_regions_than_tiles_become_one_per_tile() -> None:
     regions = plan_regions(plan_tiles((300, 10), Tiling(tile_size=128, overlap=28)), rows=99)
     assert len(regions) == 3
     assert all(isinstance(region, Region) for region in regions)
+
+
+@given(shapes, tilings(), st.integers(1, 90))
+def test_there_are_as_few_columns_of_regions_as_memory_allows(
+    shape: tuple[int, int], tiling: Tiling, widest: int
+) -> None:
+    plan = plan_tiles(shape, tiling)
+    columns = {region.core.col_off for region in plan_regions(plan, max_columns=widest)}
+    assert len(columns) == min(math.ceil(shape[1] / widest), plan.shape[1])
+
+
+@given(shapes, tilings(), st.integers(1, 7), st.integers(1, 3), st.randoms(use_true_random=False))
+def test_a_stack_is_regions_that_touch(
+    shape: tuple[int, int], tiling: Tiling, rows: int, cols: int, random: st.DataObject
+) -> None:
+    """Any regions may be missing, done by an earlier run: a gap parts two stacks, and nothing else does."""
+    regions = plan_regions(plan_tiles(shape, tiling), rows=rows, cols=cols)
+    missing = [region for region in regions if random.random() < 0.7]
+    stacks = group_adjacent(missing)
+    assert sorted(region.index for stack in stacks for region in stack) == [region.index for region in missing]
+    cores = {(region.core.col_off, region.core.row_off) for region in missing}
+    for stack in stacks:
+        for above, below in pairwise(region.core for region in stack):
+            assert (below.col_off, below.row_off) == (above.col_off, above.row_off + above.height)
+        last = stack[-1].core
+        assert (last.col_off, last.row_off + last.height) not in cores
+
+
+def test_the_largest_block_that_fits_is_a_place_to_cut() -> None:
+    assert [*_block_sides(1023)] == [512]
+    assert [*_block_sides(1024)] == [512, 1024]

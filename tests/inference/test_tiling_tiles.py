@@ -119,3 +119,10 @@ def test_an_unfit_tiling_is_refused_with_the_rule(
 def test_settings_outside_their_range_are_refused(tile_size: int, overlap: int | None) -> None:
     with pytest.raises(SettingsError):
         TilingSpec(tile_size=tile_size, overlap=overlap)
+
+
+@given(shapes, tilings())
+def test_cores_meet_in_the_middle_of_the_overlap_the_lower_of_two(shape: tuple[int, int], tiling: Tiling) -> None:
+    for axis in (plan := plan_tiles(shape, tiling)).rows, plan.cols:
+        for cut, before, after in zip(axis.cuts[1:-1], axis.starts, axis.starts[1:], strict=False):
+            assert 2 * cut <= before + axis.output + after <= 2 * cut + 1

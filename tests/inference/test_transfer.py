@@ -125,3 +125,19 @@ def test_blank_rows_are_nodata() -> None:
     found, extremes = blank_rows((2, 3, 4), "uint16").wait()
     assert (found.shape, found.dtype, set(found.ravel().tolist())) == ((2, 3, 4), np.uint16, {65535})
     assert extremes == (0.0, 1.0)
+
+
+def test_nodata_counts_next_to_a_chunk_without_any(device: torch.device) -> None:
+    _, strip = strips(2)
+    _, valid = assembled(strip)
+    for full in range(3):
+        chunks = tuple(replace(c, valid=None) if k == full else c for k, c in enumerate(strip.chunks))
+        expected = valid.copy()
+        expected[:, chunks[full].left :][:, : chunks[full].pixels.shape[2]] = True
+        for transfer in (
+            DirectTransfer(CPU),
+            CudaTransfer(device, strip=(3, 8, 40), dtype="uint16", rows=(2, 8, 40), stored="uint8"),
+        ):
+            found = transfer.to_device(replace(strip, chunks=chunks)).validity(slice(0, 8), slice(0, 40))
+            assert found is not None
+            assert np.array_equal(found.cpu().numpy(), expected)

@@ -23,6 +23,11 @@ def test_a_threshold_at_a_level_includes_that_level(top: int):
         assert resolve_threshold(INDEPENDENT, level / top, top) == level
 
 
+@pytest.mark.parametrize("top", [254, 65534])
+def test_no_threshold_is_so_low_that_level_0_is_of_the_class(top: int):
+    assert resolve_threshold(INDEPENDENT, 1e-9, top) == 1
+
+
 def test_the_most_probable_class_above_the_threshold_wins():
     levels = pixels((200, 100), (100, 200), (200, 200), (126, 126), (127, 0), (INVALID, INVALID))
     assert classify(levels, INDEPENDENT, top=254).tolist() == [[1, 2, 1, 0, 1, 255]]

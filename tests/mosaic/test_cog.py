@@ -181,3 +181,45 @@ def test_blocks_that_were_never_written_are_missed(tmp_path: Path) -> None:
     create_level(tmp_path / "x.tif", form_of("mask", (1100, 1700)), 0, empty=True).close()
     with pytest.raises(OSError, match="lacks blocks"):
         check_blocks(tmp_path / "x.tif")
+
+
+def test_the_last_byte_of_every_level_is_missed(tmp_path: Path) -> None:
+    profile = form_of("probability", (1100, 1700))
+    write_parts(tmp_path, profile, pixels_of(profile), [], [])
+    for level in range(3):
+        path = level_path(tmp_path / "0-0.tif", level)
+        check_blocks(path)
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size - 1)
+        with pytest.raises(OSError, match="lacks blocks"):
+            check_blocks(path)
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_a_level_that_gdal_stored_in_part_is_noticed_when_it_is_closed(tmp_path: Path, level: int) -> None:
+    """As on a full disk, where GDAL writes late and closes without an error."""
+    profile = form_of("probability", (1100, 1700))
+    pixels, path = pixels_of(profile), level_path(tmp_path / "x.tif", level)
+    with StripWriter(tmp_path / "x.tif", profile, overviews=2) as writer:
+        writer.write(pixels)
+    whole = path.read_bytes()
+    writer = StripWriter(tmp_path / "x.tif", profile, overviews=2)
+    writer.write(pixels)
+    path.unlink()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(TransientError, match=f"{path.name}: writing failed: .*is the disk full"):
+        writer.__exit__(None, None, None)
+
+
+def test_a_file_of_the_largest_size_of_tiff_is_still_one(tmp_path: Path) -> None:
+    profile = form_of("mask", (600, 700))
+    ((path, _),) = write_parts(tmp_path, profile, pixels_of(profile), [], [])
+    levels = [
+        CogLevel(template=level_path(path, k), parts=(TiffPart(path=level_path(path, k), row=0, col=0),))
+        for k in range(2)
+    ]
+    write_levels(tmp_path / "x.tif", levels)
+    size = (tmp_path / "x.tif").stat().st_size
+    for limit, magic in ((size, b"II*\0"), (size - 1, b"II+\0")):
+        write_levels(tmp_path / "x.tif", levels, max_classic_bytes=limit)
+        assert (tmp_path / "x.tif").read_bytes()[:4] == magic

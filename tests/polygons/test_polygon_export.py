@@ -168,6 +168,25 @@ def test_a_full_disk_is_reported_and_leaves_nothing(ending: str, share: float, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("table", [LAYER, f"rtree_{LAYER}_{GEOMETRY}"])
+def test_a_geopackage_that_lacks_a_row_is_not_published(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """GDAL builds the index when it closes the file, and reports no full disk then."""
+    write_arrow = pyogrio.write_arrow
+
+    def write_less(reader: object, path: Path, **options: object) -> None:
+        write_arrow(reader, path, **options)
+        with sqlite3.connect(path) as database:
+            triggers = database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+            for (trigger,) in triggers:
+                database.execute(f'DROP TRIGGER "{trigger}"')
+            database.execute(f"DELETE FROM {table} WHERE rowid = 1")
+
+    monkeypatch.setattr(pyogrio, "write_arrow", write_less)
+    with pytest.raises(TransientError, match=rf"{table} holds \d+ of \d+ polygons; is the disk full"):
+        write(tmp_path / "polygons.gpkg", some_polygons())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_ending_is_refused(tmp_path: Path):
     with pytest.raises(SettingsError, match=r"\.gpkg, \.fgb, \.parquet"):
         write(tmp_path / "polygons.shp", some_polygons())

@@ -76,6 +76,15 @@ def test_whole_polygons_below_the_minimum_area_are_dropped():
     assert shaped(mask, PolygonSpec(min_area_m2=40)) == []
 
 
+def test_a_polygon_of_exactly_the_minimum_area_is_kept():
+    mask = np.zeros((10, 10), np.uint8)
+    mask[2, :5] = mask[9, 2:9] = 1
+    (found,) = shaped(mask)
+    least = float(found.area_m2.min())
+    assert [len(polygons) for polygons in shaped(mask, PolygonSpec(min_area_m2=least))] == [2]
+    assert [len(polygons) for polygons in shaped(mask, PolygonSpec(min_area_m2=np.nextafter(least, 1e9)))] == [1]
+
+
 def test_a_polygon_in_slivers_is_not_filtered_before_it_is_whole():
     mask = np.zeros((3, 64), np.uint8)
     mask[1] = 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
+from affine import Affine
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -24,8 +25,9 @@ from pipeline.mosaic.levels import INVALID
 from pipeline.polygons import stream as vectorize_module
 from pipeline.polygons.block_seams import SeamJoiner
 from pipeline.polygons.blocks import TracingRule, trace_block
+from pipeline.polygons.holes import HoleFilter
 from pipeline.polygons.shaping import PolygonSpec
-from pipeline.polygons.stream import LevelSource, vectorize
+from pipeline.polygons.stream import LevelSource, pixel_sides_m, vectorize
 from pipeline.polygons.tracing.outlines import Seams
 
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
@@ -306,6 +308,19 @@ def test_only_holes_full_of_valid_none_are_filled(
     assert as_set(batch) == as_set(polygons_of(classes_source(mask), spec))
 
 
+@pytest.mark.parametrize("block_size", [1, 2, 3, 5, 2048])
+def test_a_hole_is_measured_where_it_lies(block_size: int):
+    """Near a pole pixels in degrees are small: as many as the middle of the scene allows are filled there."""
+    mask = np.ones((170, 12), np.uint8)
+    mask[4:6, 4:8] = mask[84:86, 4:8] = 0
+    source = classes_source(mask, crs="EPSG:4326", transform=Affine(1, 0, 10, 0, -1, 85))
+    rule = HoleFilter.of(source.grid, 8.5 / 4 * source.grid.resolution_m**2)
+    assert rule.max_pixels == 8
+    batch = polygons_of(source, PolygonSpec(fill_holes_m2=rule.limit_m2), block_size=block_size)
+    mask[4:6, 4:8] = 1
+    assert (burnt(batch, mask.shape) == mask).all()
+
+
 # Simplifying
 
 
@@ -351,6 +366,29 @@ def test_simplified_borders_stay_within_the_tolerance(monkeypatch: pytest.Monkey
         assert shapely.hausdorff_distance(exact, border, densify=0.1) <= tolerance * 1.001
 
 
+@pytest.mark.parametrize(
+    ("crs", "transform", "pixel_m"),
+    [
+        ("EPSG:32633", Affine(0.5, 0, 500_000, 0, -1, 5_000_000), (0.5, 1.0)),
+        ("EPSG:32633", Affine(1, 0, 500_000, 0, -0.5, 5_000_000), (1.0, 0.5)),
+        ("EPSG:4326", Affine(1e-5, 0, 10, 0, -1e-5, 60), (0.558, 1.114)),
+    ],
+)
+def test_simplified_borders_stay_within_the_tolerance_on_the_ground_where_pixels_are_not_square(
+    crs: str, transform: Affine, pixel_m: tuple[float, float]
+):
+    source = classes_source(natural((60, 60), sigma=3), crs=crs, transform=transform)
+    for tolerance_m in (0.5, 1.0, 3.0):
+        exact, border = (
+            shapely.transform(
+                shapely.union_all(shapely.boundary(polygons_of(source, spec).geometry)), lambda xy: xy * pixel_m
+            )
+            for spec in (PolygonSpec(), PolygonSpec(simplify_m=tolerance_m))
+        )
+        distance_m = shapely.hausdorff_distance(exact, border, densify=0.1)
+        assert tolerance_m / 2 < distance_m <= tolerance_m * 1.005
+
+
 def test_the_smallest_polygons_keep_their_area(monkeypatch: pytest.MonkeyPatch):
     mask = np.zeros((20, 20), np.uint8)
     mask[1, 1] = mask[4:6, 4:9] = mask[10, 3:15] = 1
@@ -384,10 +422,6 @@ def test_holes_are_filled_in_simplified_polygons_too(block: int, connectivity: i
 
 
 def test_the_tolerance_is_true_metres_in_degrees_too():
-    from affine import Affine
-
-    from pipeline.polygons.stream import pixel_sides_m
-
     source = one_class_source(np.ones((10, 10)), crs="EPSG:4326", transform=Affine(1e-5, 0, 10, 0, -1e-5, 60))
     across_m, down_m = pixel_sides_m(source.grid)
     assert across_m == pytest.approx(0.558, rel=1e-3)

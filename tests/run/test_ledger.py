@@ -96,6 +96,15 @@ def test_quarantine_is_passed_over_with_its_reason_and_counts_as_no_failure(tmp_
     assert ledger_of(entries, out, retry_quarantined=True).skip(entries[0]) is None
 
 
+@pytest.mark.parametrize("kind", ["scene", "model"])
+def test_a_scene_that_is_damaged_or_does_not_fit_the_model_is_quarantined(tmp_path: Path, kind: str) -> None:
+    (entry,) = entries_in(tmp_path, 1)
+    ledger_of([entry], tmp_path / "out").record(entry, outcome_of(entry, kind))
+    held = ledger_of([entry], tmp_path / "out").skip(entry)
+    assert held is not None
+    assert held.status == "quarantined"
+
+
 @pytest.mark.parametrize("kind", ["world", "bug"])
 def test_errors_other_than_data_errors_never_lead_to_quarantine(tmp_path: Path, kind: str) -> None:
     (entry,) = entries_in(tmp_path, 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.catalog.entry import CatalogEntry
-from pipeline.errors import DamagedSceneError, SettingsError, TransientError
+from pipeline.errors import DamagedSceneError, ModelError, SceneError, SettingsError, TransientError
 from pipeline.run import quarantine as run_quarantine
 from pipeline.run.quarantine import QUARANTINE, Quarantine, is_data_error
 from pipeline.scene.bands import BandFile
@@ -147,5 +147,5 @@ def test_a_foreign_list_is_refused_and_kept(tmp_path: Path, content: str) -> Non
 
 
 def test_only_data_errors_lead_to_quarantine() -> None:
-    assert is_data_error(DamagedSceneError())
+    assert all(is_data_error(error) for error in (DamagedSceneError(), SceneError(), ModelError()))
     assert not any(is_data_error(error) for error in (TransientError(), SettingsError(), MemoryError()))

@@ -39,6 +39,7 @@ def test_the_commented_settings_file_holds_the_defaults() -> None:
         (lambda: SamplesSpec(batch_size=0), "batch_size must be at least 1, not 0"),
         (lambda: SamplesSpec(labelled_share=1.5), "labelled_share must be from 0 to 1"),
         (lambda: SplitSpec(validation_share=0), "validation_share must be above 0"),
+        (lambda: SplitSpec(validation_share=0.5, test_share=0.4), "must leave a fifth for training, but 0.5 and 0.4"),
         (lambda: ContrastSpec(factor=1), "factor must be from 0 to 0.9, not 1"),
         (lambda: LossSpec(terms={"bce": 0.0}), "terms must name a loss"),
         (lambda: OptimizationSpec(learning_rate=1), "learning_rate must be above 0 and at most 0.1 for adamw, not 1"),

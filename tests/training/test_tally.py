@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.model.card import ModelCard
+from pipeline.mosaic.classify import classify
 from pipeline.training.data.reservoir import Reservoir
 from pipeline.training.validation.metrics import Confusion
 from pipeline.training.validation.tally import ValidationCounts
@@ -154,3 +156,33 @@ def test_a_full_reservoir_is_even_bounded_and_the_same_for_the_same_seed() -> No
 def test_many_classes_keep_fewer_pixels() -> None:
     assert Reservoir(1).limit == Reservoir(16).limit == 500_000
     assert Reservoir(250).limit * 250 <= 8_000_000
+
+
+def test_thresholds_whose_scores_differ_by_rounding_are_equals() -> None:
+    """Below 0.1 the classes score 0.1, 0.2 and 0.3, at one half 0.3, 0.2 and 0.1, which adds up to a little less."""
+    pixels = [
+        [*[(512, True)] * 3, *[(512, False)] * 7, *[(511, False)] * 20],
+        [*[(512, True)] * 2, *[(0, True)] * 8],
+        [*[(512, True)] * 1, *[(100, True)] * 2, *[(0, True)] * 7],
+    ]
+    probability, target, valid = torch.full((1, 3, 1, 30), 0.5), torch.zeros(1, 3, 1, 30), torch.zeros(1, 3, 1, 30)
+    for k, row in enumerate(pixels):
+        for x, (step, label) in enumerate(row):
+            probability[0, k, 0, x], target[0, k, 0, x], valid[0, k, 0, x] = (step + 0.5) / 1024, label, 1
+    tally = tally_of([(probability.logit(), target, valid > 0)])
+    means = [tally.confusion(step / 1024).mean_iou for step in (50, 300, 512)]
+    assert means == [pytest.approx(0.2, abs=1e-15), pytest.approx(0.4 / 3), pytest.approx(0.2, abs=1e-15)]
+    assert means[0] > means[2]
+    assert tally.best_threshold == 0.5
+
+
+@given(st.integers(2, 5), st.integers(0, 3))
+def test_equal_logits_are_decided_like_equal_levels_of_a_mosaic(outputs: int, seed: int) -> None:
+    logits = torch.randint(0, 2, (1, outputs, 6, 7), generator=torch.Generator().manual_seed(seed)).float()
+    index = torch.zeros((1, 6, 7), dtype=torch.int64)
+    target = torch.nn.functional.one_hot(index, outputs).permute(0, 3, 1, 2).float()
+    names = tuple(f"class {k}" for k in range(outputs))
+    card = ModelCard(bands=("red",), classes=names, activation="softmax", background=names[0])
+    decided = classify(logits[0].numpy().astype(np.uint16), card, top=254)
+    tally = tally_of([(logits, target, target >= 0)], "softmax")
+    assert tally.confusion().matrix[0].tolist() == np.bincount(decided.ravel(), minlength=outputs).tolist()
