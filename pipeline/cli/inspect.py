@@ -15,7 +15,7 @@ from pipeline.model import CheckpointFacts, ModelCard, describe_checkpoint
 from pipeline.model.exported import SUFFIX, ExportedFacts, describe_exported
 from pipeline.mosaic import MosaicReader
 from pipeline.scene import ReadingSpec, Scene, SceneFile, describe_scene
-from pipeline.storage import resolve_location
+from pipeline.storage import check_whole, resolve_location
 
 Fact = tuple[str, str]
 """A name and its value, for a person to read."""
@@ -42,7 +42,9 @@ def _inspect_own_file(path: str) -> tuple[str, list[Fact]]:
     """Kind and facts of a checkpoint or mosaic; an empty kind for anything else."""
     if path.endswith((".safetensors", SUFFIX)):
         return "checkpoint", [*_checkpoint_facts(Path(path))]
-    if not resolve_location(path).is_remote:
+    if not (place := resolve_location(path)).is_remote:
+        with suppress(OSError):
+            check_whole(place)
         with suppress(SceneError), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return "mosaic", [*_mosaic_facts(Path(path))]

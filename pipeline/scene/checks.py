@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +67,7 @@ def check_type(dataset: DatasetReader, numbers: Mapping[str, int], card: ModelCa
     """Refuse complex numbers, and a pixel type that is not the model's."""
     for name, number in numbers.items():
         dtype = dataset.dtypes[number - 1]
-        if np.dtype(dtype).kind == "c" or "complex" in dtype:
+        if dtype.startswith("complex"):  # also complex_int16 of GDAL, which numpy does not have
             raise SceneError(
                 f"{place}: band {name!r} holds complex numbers ({dtype}), which have no single brightness; "
                 "write amplitude or intensity to a real-valued GeoTIFF first"
@@ -75,6 +76,18 @@ def check_type(dataset: DatasetReader, numbers: Mapping[str, int], card: ModelCa
             raise SceneError(
                 f"{place}: band {name!r} is {dtype}, but the model was trained on {card.dtype}; "
                 "the brightness scales differ, so convert the scene or use a model for its type"
+            )
+
+
+def check_scaling(scales: Sequence[float], offsets: Sequence[float], bands: Sequence[str], place: Location) -> None:
+    """Refuse scales and offsets that turn every pixel of a band into one value, or into none."""
+    for band, scale, offset in zip(bands, scales, offsets, strict=True):
+        wrong = "scale" if scale == 0 or not math.isfinite(scale) else None if math.isfinite(offset) else "offset"
+        if wrong is not None:
+            value = scale if wrong == "scale" else offset
+            raise SceneError(
+                f"{place}: band {band!r} has the {wrong} {value:g}, and value = stored * scale + offset would mean "
+                "nothing; correct the tag, or set reading.ignore_scale=true to take the stored values"
             )
 
 

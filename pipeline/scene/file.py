@@ -18,7 +18,7 @@ from rasterio.windows import Window
 from pipeline.errors import DamagedSceneError, SceneError, TransientError
 from pipeline.grid import RasterGrid, is_on_earth
 from pipeline.scene.bands import BandFile
-from pipeline.scene.checks import check_size, check_type, fingerprint
+from pipeline.scene.checks import check_scaling, check_size, check_type, fingerprint
 from pipeline.scene.dates import parse_tiff_date
 from pipeline.scene.georeference import file_grid
 from pipeline.scene.spec import ReadingTerms
@@ -27,12 +27,12 @@ from pipeline.scene.validity import (
     finite_pixels,
     present_pixels,
     resolve_alpha,
-    resolve_mask,
     resolve_nodata,
 )
 from pipeline.storage import (
     FileFacts,
     Location,
+    check_whole,
     gdal_env,
     is_missing,
     open_raster,
@@ -119,6 +119,8 @@ def open_header(place: Location, drivers: Sequence[str], *, without_sidecars: bo
         without_sidecars: True skips the sidecars of a remote file.
     """
     facts = probe_file(place, sidecars=not without_sidecars)
+    if not place.is_remote:
+        check_whole(place)
     environment = gdal_env(place, ignore_sidecars=not facts.may_have_sidecars)
     with environment, _translate_header_errors(place), _open(place, drivers) as dataset:
         yield OpenFile(dataset=dataset, location=place, facts=facts)
@@ -145,6 +147,11 @@ def describe_file(
     grid = file_grid(dataset, spec, place, reopen=reopen, georeferenced=terms.georeferenced)
     scales, offsets, nodata = (_catalog_values(listed, fact, dataset.count) for fact in ("scales", "offsets", "nodata"))
     chosen = [*numbers.values()]
+    scale = tuple(1.0 if spec.ignore_scale else _first(scales[n - 1], dataset.scales[n - 1]) for n in chosen)
+    offset = tuple(0.0 if spec.ignore_scale else _first(offsets[n - 1], dataset.offsets[n - 1]) for n in chosen)
+    check_scaling(scale, offset, [*numbers], place)
+    alpha = resolve_alpha(dataset, spec, numbers, place)
+    named, mask = resolve_nodata(dataset, chosen, spec, [nodata[n - 1] for n in chosen])
     return SceneFile(
         location=place,
         driver=dataset.driver,
@@ -153,11 +160,11 @@ def describe_file(
         bands=tuple(numbers),
         band_numbers=tuple(chosen),
         dtype=np.result_type(*(dataset.dtypes[n - 1] for n in chosen)).name,
-        scales=tuple(1.0 if spec.ignore_scale else _first(scales[n - 1], dataset.scales[n - 1]) for n in chosen),
-        offsets=tuple(0.0 if spec.ignore_scale else _first(offsets[n - 1], dataset.offsets[n - 1]) for n in chosen),
-        nodata=tuple(resolve_nodata(dataset, n, spec, nodata[n - 1]) for n in chosen),
-        alpha_number=resolve_alpha(dataset, spec, numbers, place),
-        mask=resolve_mask(dataset, chosen),
+        scales=scale,
+        offsets=offset,
+        nodata=named,
+        alpha_number=alpha,
+        mask=mask,
         size_bytes=file.facts.size_bytes,
         modified_ns=file.facts.modified_ns,
         fingerprint=fingerprint(dataset, file.facts.version) if place.is_remote else None,
@@ -178,7 +185,7 @@ def read_stored(
     """Pixels of a window of the file itself, in the type `dtype`, with their validity."""
     # Alpha is read in the same call as the bands, so that interleaved blocks are decoded once.
     numbers = [*file.band_numbers] + ([file.alpha_number] if file.alpha_number else [])
-    pixels = dataset.read(numbers, window=window, out_dtype=dtype)
+    pixels = _read_bands(dataset, numbers, window, dtype)
     bands = pixels[: len(file.band_numbers)]
     present = present_pixels(bands, file.nodata, when)
     if file.alpha_number:
@@ -189,6 +196,14 @@ def read_stored(
         masks = dataset.read_masks(file.band_numbers, window=window) > 0
         present &= masks.any(axis=0) if when == "all_bands" else masks.all(axis=0)
     return Pixels(bands=bands, present=present, finite=finite_pixels(bands))
+
+
+def _read_bands(dataset: rasterio.DatasetReader, numbers: list[int], window: Window, dtype: str) -> NDArray[np.generic]:
+    """Bands of a window in one call, or in one for each where their stored types differ, as they may in a VRT."""
+    if len({dataset.dtypes[number - 1] for number in numbers}) == 1:
+        pixels: NDArray[np.generic] = dataset.read(numbers, window=window, out_dtype=dtype)
+        return pixels
+    return np.stack([dataset.read(number, window=window, out_dtype=dtype) for number in numbers])
 
 
 @contextmanager

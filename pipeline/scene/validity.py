@@ -20,7 +20,33 @@ NodataWhen = Literal["all_bands", "any_band"]
 """Whether all bands or any band must hold nodata for a pixel to be nodata."""
 
 
-def resolve_nodata(dataset: DatasetReader, number: int, spec: ReadingSpec, listed: float | None = None) -> float | None:
+MaskKind = Literal["none", "dataset", "band"]
+"""Whether an internal mask or a `.msk` sidecar decides, for all bands at once or for each."""
+EXACT_FLOAT = 2.0**53
+"""Below this magnitude a float holds every integer; rasterio gives nodata values as floats."""
+
+
+def resolve_nodata(
+    dataset: DatasetReader, numbers: Sequence[int], spec: ReadingSpec, listed: Sequence[float | None]
+) -> tuple[tuple[float | None, ...], MaskKind]:
+    """The nodata value of each band, and the kind of the mask that is read with the pixels.
+
+    Where a tag of 64-bit integers is too large for a float, GDAL's own mask, which is exact, takes its place.
+
+    Args:
+        dataset: the open file.
+        numbers: 1-based numbers of the bands.
+        spec: corrections; they take precedence.
+        listed: the catalog's values, which come next.
+    """
+    values = tuple(_nodata_of(dataset, n, spec, value) for n, value in zip(numbers, listed, strict=True))
+    from_tags = spec.nodata is None and not spec.ignore_nodata and all(value is None for value in listed)
+    if from_tags and any(_is_inexact(dataset, n) for n in numbers):
+        return (None,) * len(numbers), "band"
+    return values, _mask_kind(dataset, numbers)
+
+
+def _nodata_of(dataset: DatasetReader, number: int, spec: ReadingSpec, listed: float | None) -> float | None:
     """The nodata value of a band: the settings', the catalog's (`listed`), or the file's tag. NaN needs no naming."""
     if spec.nodata is not None:
         return spec.nodata
@@ -44,7 +70,17 @@ def resolve_alpha(dataset: DatasetReader, spec: ReadingSpec, numbers: Mapping[st
     return alpha
 
 
-def resolve_mask(dataset: DatasetReader, numbers: Iterable[int]) -> Literal["none", "dataset", "band"]:
+def _is_inexact(dataset: DatasetReader, number: int) -> bool:
+    """Whether GDAL masks a band of 64-bit integers by a nodata value that a float may not hold."""
+    value = dataset.nodatavals[number - 1]
+    return (
+        dataset.dtypes[number - 1] in ("int64", "uint64")
+        and MaskFlags.nodata in dataset.mask_flag_enums[number - 1]
+        and (value is None or abs(value) >= EXACT_FLOAT)
+    )
+
+
+def _mask_kind(dataset: DatasetReader, numbers: Iterable[int]) -> MaskKind:
     """The kind of a stored mask; masks that GDAL makes of alpha or nodata are decided from pixels."""
     flags = [dataset.mask_flag_enums[n - 1] for n in numbers]
     from_pixels = (MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha)

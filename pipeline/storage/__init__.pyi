@@ -40,3 +40,6 @@ from .s3_folder import StoredFile as StoredFile
 from .s3_folder import StoreFolder as StoreFolder
 from .signatures import check_signature as check_signature
 from .signatures import unreadable_error as unreadable_error
+from .truncation import check_whole as check_whole
+from .truncation import tiff_extent as tiff_extent
+from .truncation import truncated_error as truncated_error

@@ -230,8 +230,10 @@ def test_an_exception_of_a_region_is_raised_in_the_client(
 def test_damage_found_by_a_worker_is_reported_like_local_damage(
     threads: Client, make_scene: MakeScene, tmp_path: Path
 ) -> None:
-    scene = make_scene(name="town.tif", bands=1, descriptions=["red"], height=200, width=64, tiled=16)
-    scene.write_bytes(scene.read_bytes()[:-3000])
+    scene = make_scene(
+        name="town.tif", bands=1, descriptions=["red"], height=200, width=64, tiled=16, compress="deflate"
+    )
+    scene.write_bytes(scene.read_bytes()[:-3000] + b"\xff" * 3000)
     messages = []
     for client in (None, threads):
         with pytest.raises(DamagedSceneError) as caught:

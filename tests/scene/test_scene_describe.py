@@ -489,7 +489,8 @@ def test_other_formats_are_named_in_the_refusal(make_scene: MakeScene) -> None:
         (b"hello", SceneError, "is not a raster this system knows"),
         (b"version https://git-lfs.github.com/spec/v1\n", SceneError, "Git LFS pointer.*git lfs pull"),
         (b"<!DOCTYPE html><html>404</html>", SceneError, "a web page"),
-        (b"II*\0\x08\0\0\0", DamagedSceneError, "a TIFF that cannot be opened"),
+        (b"II*\0\x08\0\0\0", DamagedSceneError, "truncated: it has 8 bytes"),
+        (b"II*\0\x08" + bytes(20), DamagedSceneError, "a TIFF that cannot be opened"),
         (b"PK\x03\x04....", SceneError, "a zip archive"),
     ],
 )

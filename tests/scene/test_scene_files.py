@@ -575,7 +575,7 @@ def test_a_run_follows_every_file_of_a_scene(make_scene: MakeScene, tmp_path: Pa
     paths[1].write_bytes(content[:-2000])
     failed = run()
     assert failed.status == "failed"
-    assert "green.tif: damaged" in str(failed.reason)
+    assert "green.tif: truncated" in str(failed.reason)
     assert run().status == "quarantined"
     paths[1].write_bytes(content)
     assert run().status == "done"

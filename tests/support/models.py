@@ -69,13 +69,14 @@ def write_gentle_checkpoint(path: Path) -> Path:
 
 
 def write_damaged(path: Path) -> Path:
-    """A scene that opens, and turns out to be cut short half-way through."""
+    """A scene that opens, and whose blocks cannot be decoded from half-way on."""
     pixels = np.random.default_rng(0).integers(0, 255, (3, 128, 64), np.uint8)
     with rasterio.open(
         path, "w", driver="GTiff", count=3, height=128, width=64, dtype="uint8", crs="EPSG:32633",
         transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000), tiled=True, blockxsize=16, blockysize=16,
-        photometric="rgb",
+        photometric="rgb", compress="deflate",
     ) as dataset:  # fmt: skip
         dataset.write(pixels)
-    path.write_bytes(path.read_bytes()[:-9000])
+    content = path.read_bytes()
+    path.write_bytes(content[:-9000] + b"\xff" * 9000)
     return path

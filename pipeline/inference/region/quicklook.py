@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ SCREEN = 1600
 
 @dataclass(frozen=True, kw_only=True)
 class Quicklook:
-    """Every `step`-th pixel of a window, starting at `step // 2` of the scene."""
+    """Every `step`-th pixel of a window, starting at `step // 2` of the scene, or at its last row or column before."""
 
     top: int
     """Row of the first pixel in the quicklook of the whole scene."""
@@ -35,12 +36,12 @@ class QuicklookSampler:
     def __init__(self, shape: tuple[int, int], core: Window, bands: int, dtype: str) -> None:
         """`shape` is the scene's; `core` the part that this region delivers."""
         step = _step(shape)
-        self._rows = _samples(step, core.row_off, core.row_off + core.height)
-        self._cols = _samples(step, core.col_off, core.col_off + core.width)
+        rows, cols = (_samples(step, length) for length in shape)
+        top, left = bisect_left(rows, core.row_off), bisect_left(cols, core.col_off)
+        self._rows = rows[top : bisect_left(rows, core.row_off + core.height)]
+        self._cols = cols[left : bisect_left(cols, core.col_off + core.width)]
         pixels = np.zeros((min(bands, 3), len(self._rows), len(self._cols)), dtype)
-        self.quicklook = Quicklook(
-            top=core_index(step, core.row_off), left=core_index(step, core.col_off), pixels=pixels
-        )
+        self.quicklook = Quicklook(top=top, left=left, pixels=pixels)
 
     def add(self, strip: RawStrip, top: int) -> None:
         """Sample a strip whose first pixel row is scene row `top` (below 0 where mirrored)."""
@@ -49,11 +50,6 @@ class QuicklookSampler:
             down, rows = _shared(self._rows, top + chunk.top, height)
             across, cols = _shared(self._cols, strip.left + chunk.left, width)
             self.quicklook.pixels[:, down, across] = chunk.pixels[: len(self.quicklook.pixels), rows, cols]
-
-
-def core_index(step: int, first: int) -> int:
-    """Number of sampled pixels before scene pixel `first`."""
-    return len(range(step // 2, first, step))
 
 
 def merge_quicklooks(quicklooks: Sequence[Quicklook]) -> NDArray[np.generic]:
@@ -90,9 +86,13 @@ def _step(shape: tuple[int, int]) -> int:
     return max(1, -(-max(shape) // SCREEN))
 
 
-def _samples(step: int, start: int, stop: int) -> range:
-    """Sampled scene pixels of `start : stop`."""
-    return range(step // 2 + step * core_index(step, start), stop, step)
+def _samples(step: int, length: int) -> range:
+    """Sampled pixels of an axis of the scene, at least one.
+
+    >>> list(_samples(4, 11)), list(_samples(63, 3))
+    ([2, 6, 10], [2])
+    """
+    return range(min(step // 2, length - 1), length, step)
 
 
 def _shared(samples: range, start: int, length: int) -> tuple[slice, slice]:
