@@ -46,6 +46,8 @@ class RunSpec:
     """Number of failed scenes that ends the run: scenes in progress are finished, no other starts. 0: no limit."""
     retry_quarantined: bool = False
     """Retry scenes in quarantine, though neither they nor model and settings have changed."""
+    repair: bool = False
+    """Make a finished result again if its files were changed after they were written; false: skip it with a warning."""
     work_dir: str | None = None
     """Local folder in which results for an object store are written before upload; None: a temporary one."""
 

@@ -30,6 +30,7 @@ from pipeline.stages import (
     SceneStages,
     closing_report,
     find_inference,
+    is_repaired,
     make_polygons,
     make_preview,
     make_rasters,
@@ -84,9 +85,10 @@ def segment_scene(
     report = opening_report(inputs, results.documents.address(scene_id))
     key, mosaic_key = report.inputs.content_key, report.inputs.mosaic_key
 
-    # An equal result is there: skip.
-    if found := results.scenes.recover(scene_id, key):
-        return SceneReport.from_json(found).as_skipped(report)
+    # An equal result is there: skip, unless its files were changed and the run repairs them.
+    found = results.scenes.recover(scene_id, key)
+    if found is not None and not is_repaired(found, spec):
+        return found.as_skipped(report)
 
     # Run the stages in a work folder, which becomes the scene's folder at the end.
     preload = partial(_load_polygon_kernels, grid, spec)

@@ -6,9 +6,7 @@ that all workers of its machine share, and loads it once per process.
 
 from __future__ import annotations
 
-import os
 import socket
-import tempfile
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -29,7 +27,7 @@ from pipeline.model.predictor import (
     model_identity,
     open_model,
 )
-from pipeline.storage import Exchange, ensure_dir
+from pipeline.storage import Exchange, private_folder
 
 MODELS = "models"
 """Folder of models in the staging area, and in the cache of a machine."""
@@ -131,10 +129,8 @@ def _loaded(path: Path, device: str, precision: Precision, sha256: str, models: 
 
 
 def _model_cache() -> Path:
-    """Folder of downloaded models on this machine; each is verified by its hash before use."""
-    folder = Path(tempfile.gettempdir()) / f"scenemill-{os.getuid()}" / MODELS
-    ensure_dir(folder)
-    return folder
+    """Folder of downloaded models on this machine, private to this user; each is verified by its hash before use."""
+    return private_folder(MODELS)
 
 
 def _name(path: Path, sha256: str) -> str:

@@ -17,8 +17,8 @@ from pipeline.grid import RasterGrid
 from pipeline.model import ModelCard
 from pipeline.mosaic import MosaicReader, classify_multilabel, resolve_threshold
 from pipeline.polygons import PolygonSpec, shape_polygons, vectorize
+from pipeline.results import OUTPUTS
 from pipeline.scene import Scene
-from pipeline.stages import OUTPUTS
 from pipeline.training.labels import open_polygon_labels, read_polygons
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from pipeline.errors import LabelError, SceneError
 from pipeline.grid import RasterGrid
 from pipeline.polygons import LAYER
-from pipeline.results import REPORT
-from pipeline.stages import OUTPUTS
+from pipeline.results import OUTPUTS, REPORT, read_report_file
 from pipeline.storage import import_pyogrio
 from pipeline.training.labels import VECTOR_SUFFIXES, PolygonTable, polygons_touching
 
@@ -54,11 +53,9 @@ def find_polygons(polygons: Path, scene_id: str, stem: str) -> Path:
 
 def threshold_of_run(mosaic: Path) -> float | None:
     """The threshold in the settings of the run that made a mosaic, from its report; None = the model's."""
-    try:
-        report = json.loads(mosaic.with_name(REPORT).read_text(encoding="utf-8"))
-        value = report["settings"]["polygons"]["threshold"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    report = read_report_file(mosaic.with_name(REPORT))
+    polygons = None if report is None else report.inputs.settings.get("polygons")
+    value = polygons.get("threshold") if isinstance(polygons, Mapping) else None
     return float(value) if isinstance(value, int | float) else None
 
 

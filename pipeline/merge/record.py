@@ -29,6 +29,8 @@ class MergeReport:
     """Settings of the merge, under the names of `recorded_settings`."""
     scenes: Sequence[str]
     """Ids of the merged scenes, in order of priority."""
+    edited: Sequence[str] = ()
+    """Those whose files were changed after they were written; they are merged as they are."""
     read: int = 0
     """Polygons read, of all scenes."""
     polygons: int = 0

@@ -36,7 +36,7 @@ from pipeline.merge.selection import Selection, polygon_ids, select_polygons
 from pipeline.merge.spec import MergeSpec
 from pipeline.polygons import write_layer
 from pipeline.results import COLLECTION, Documents, open_results, write_collection
-from pipeline.storage import try_lock
+from pipeline.storage import disk_error, try_lock
 
 __all__ = ["MergeReport", "MergeSpec", "compare_scenes", "merge_scenes"]
 
@@ -80,6 +80,7 @@ def merge_scenes(
         crs=crs.to_string(),
         settings=recorded_settings(spec),
         scenes=[scene.id for scene in scenes],
+        edited=[scene.id for scene in scenes if scene.is_edited],
     )
     with _work_folder(documents, work_dir) as folder:
         # Checked under the lock, since a concurrent merge may just have written the file.
@@ -154,9 +155,9 @@ def _work_folder(documents: Documents, work_dir: str | Path | None) -> Iterator[
 def _exclusive(out: Path) -> Iterator[None]:
     """Hold the lock of a folder."""
     try:
-        handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        raise TransientError(f"{out}: cannot be written: {error}; check the disk and its permissions") from error
+        raise disk_error(f"{out / LOCK}: cannot be written", error) from error
     try:
         if not try_lock(handle):
             raise TransientError(f"{out}: another process is merging the scenes of this folder; wait for it")

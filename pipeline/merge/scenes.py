@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,8 +15,10 @@ import shapely
 
 from pipeline.grid import FULL_CIRCLE_DEG, RasterGrid, outline_polygon, unwrap_longitudes
 from pipeline.mosaic import MosaicReader
-from pipeline.results import REPORT, Documents, Results, SceneReport
-from pipeline.storage import gdal_env
+from pipeline.results import REPORT, Documents, Results, read_report
+from pipeline.storage import gdal_env, sha256_file
+
+log = logging.getLogger(__name__)
 
 NEAR_DEG = 1e-3
 """Scenes whose outlines are within this distance are candidates for an overlap; degrees."""
@@ -40,6 +42,8 @@ class MergedScene:
     """Date of the scene, ISO 8601 in UTC; empty when unknown."""
     identity: tuple[str, ...]
     """Changes whenever the polygons do."""
+    is_edited: bool = False
+    """Whether files of the result were changed after they were written."""
 
 
 def finished_scenes(results: Results) -> tuple[MergedScene, ...]:
@@ -89,17 +93,22 @@ def overlapping_pairs(scenes: Sequence[MergedScene]) -> list[tuple[int, int]]:
 
 def _finished(results: Results, scene_id: str) -> MergedScene | None:
     content = results.documents.read(f"{scene_id}/{REPORT}") or b""
-    try:
-        found = SceneReport.from_json(json.loads(content), ignore_unknown=True)
-    except (ValueError, TypeError):
+    found = read_report(content, scene_id)
+    if found is None:
         return None
     names, sizes = found.outputs.names, results.documents.sizes(scene_id)
     if not {"polygons", "mask", "probability"} <= {*names} or not {*names.values()} <= {*sizes}:
         return None
 
     # The files may belong to a swap in progress: the key proves a complete result.
-    if found.inputs.content_key is not None and results.scenes.finished(scene_id, found.inputs.content_key) is None:
-        return None
+    edited: tuple[str, ...] = ()
+    if found.inputs.content_key is not None:
+        complete = results.scenes.finished(scene_id, found.inputs.content_key)
+        if complete is None:
+            return None
+        if complete.reason is not None:
+            log.warning("%s: %s; merged as it is", results.documents.address(scene_id), complete.reason)
+            edited = (sha256_file(Path(results.documents.address(f"{scene_id}/{names['polygons']}"))),)
     location = results.documents.location(f"{scene_id}/{names['probability']}")
     with gdal_env(location, ignore_sidecars=True), MosaicReader(Path(location.gdal_path)) as mosaic:
         grid, card = mosaic.grid, mosaic.card
@@ -112,5 +121,6 @@ def _finished(results: Results, scene_id: str) -> MergedScene | None:
         is_full=found.statistics.valid_pixels == found.statistics.pixels,
         classes={value: name for _, value, name in card.foreground},
         date=found.inputs.date,
-        identity=(scene_id, found.inputs.date, size, key),
+        identity=(scene_id, found.inputs.date, size, key, *edited),
+        is_edited=bool(edited),
     )

@@ -1,8 +1,10 @@
 from .documents import Documents as Documents
-from .publish import REPORT as REPORT
+from .preview import write_preview as write_preview
 from .publish import RESULT_FORMAT as RESULT_FORMAT
 from .publish import content_key as content_key
 from .publish import work_folder as work_folder
+from .report import OUTPUTS as OUTPUTS
+from .report import REPORT as REPORT
 from .report import RUN as RUN
 from .report import OutputFiles as OutputFiles
 from .report import SceneInputs as SceneInputs
@@ -11,7 +13,8 @@ from .report import SceneStatistics as SceneStatistics
 from .report import Status as Status
 from .report import Stopwatch as Stopwatch
 from .report import exit_code as exit_code
-from .report import write_preview as write_preview
+from .report import read_report as read_report
+from .report import read_report_file as read_report_file
 from .report import write_report as write_report
 from .results import Results as Results
 from .results import open_results as open_results

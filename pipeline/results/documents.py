@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import AccessError, MissingError, SettingsError, TransientError
+from pipeline.errors import AccessError, MissingError, SettingsError
 from pipeline.storage import (
     LocalFile,
     Location,
@@ -22,12 +21,19 @@ from pipeline.storage import (
     atomic_path,
     atomic_write,
     directory_lock,
+    disk_error,
     ensure_dir,
+    is_file,
+    private_folder,
+    read_file,
     remove_stale_partials,
     resolve_location,
     sha256_file,
     store_access,
 )
+
+MAX_DOCUMENT_BYTES = 2**30
+"""A longer document is not read: `run.json` takes about 1 kB for each scene."""
 
 
 class Documents(Protocol):
@@ -103,11 +109,11 @@ class LocalDocuments:
         """The content of a document; None if it does not exist."""
         path = self.folder / name
         try:
-            return path.read_bytes()
+            return read_file(path, max_bytes=MAX_DOCUMENT_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise TransientError(f"{path}: cannot be read: {error}; check the disk and its permissions") from error
+            raise disk_error(f"{path}: cannot be read", error) from error
 
     def write(self, name: str, content: bytes | str) -> None:
         """Write a document atomically; creates its folder and deletes partial files of killed writers."""
@@ -119,11 +125,11 @@ class LocalDocuments:
     def size(self, name: str) -> int | None:
         """Bytes of a file; None if it does not exist."""
         path = self.folder / name
-        return path.stat().st_size if path.is_file() else None
+        return path.stat().st_size if is_file(path) else None
 
     def sizes(self, folder: str) -> Mapping[str, int]:
         """Bytes of each file in a folder, by file name."""
-        return {path.name: path.stat().st_size for path in (self.folder / folder).glob("*") if path.is_file()}
+        return {path.name: path.stat().st_size for path in (self.folder / folder).glob("*") if is_file(path)}
 
     def remove(self, name: str) -> None:
         """Remove a file, if it exists."""
@@ -131,7 +137,7 @@ class LocalDocuments:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise TransientError(f"{path}: cannot be removed: {error}; check the disk and its permissions") from error
+            raise disk_error(f"{path}: cannot be removed", error) from error
 
     def download(self, name: str, folder: Path) -> Path:
         """The file itself."""
@@ -164,7 +170,7 @@ class StoreDocuments:
                 name = f".writable-{os.urandom(8).hex()}"
                 self._store.write(name, b"")
                 self._store.remove([name])
-                ensure_dir(work_folder_of(self._store, self._work_dir))
+                work_folder_of(self._store, self._work_dir)
         except (MissingError, AccessError) as error:
             raise SettingsError(f"--out {error}") from error
 
@@ -215,18 +221,14 @@ class StoreDocuments:
 
 
 def work_folder_of(store: StoreFolder, work_dir: str | Path | None) -> Path:
-    """The local work folder of an address, the same in every run; below the system's temporary folder by default."""
+    """The local work folder of an address, the same in every run and private to this user; created if it is missing.
+
+    By default it is below the system's temporary folder, where any user can create folders of any name.
+
+    Raises:
+        AccessError: a folder of its name is a link or another user's.
+    """
     # Two endpoints may have buckets of the same name.
     identity = f"{store_access().endpoint} {store.text}"
-    parent = _private_folder() if work_dir is None else Path(work_dir)
-    return parent / hashlib.sha256(identity.encode()).hexdigest()[:16]
-
-
-def _private_folder() -> Path:
-    """A folder of this user in the system's temporary one, where any user can create folders of any name."""
-    folder = Path(tempfile.gettempdir()) / f"scenemill-{os.getuid()}"
-    ensure_dir(folder)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise SettingsError(f"{folder}: belongs to another user; set run.work_dir to another folder")
-    folder.chmod(0o700)
-    return folder
+    parent = private_folder() if work_dir is None else Path(work_dir)
+    return private_folder(hashlib.sha256(identity.encode()).hexdigest()[:16], parent=parent)

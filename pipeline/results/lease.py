@@ -20,7 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pipeline.errors import ConflictError, TransientError
-from pipeline.storage import StoredDocument, StoreFolder, atomic_write, ensure_dir, try_lock
+from pipeline.storage import StoredDocument, StoreFolder, atomic_write, disk_error, ensure_dir, is_opened, try_lock
 
 LEASE_S = 300.0
 """An older lock is stale; ages are measured by the store's clock alone."""
@@ -118,10 +118,13 @@ def hold_lease(store: StoreFolder, scene_id: str, local: Path) -> Iterator[Lease
 def _machine_lock(path: Path, address: str) -> Iterator[None]:
     """Hold a file lock on this machine; the system frees it when the process dies."""
     ensure_dir(path.parent)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise disk_error(f"{path}: cannot be opened", error) from error
     try:
         # The previous holder deletes the file, and a lock on a deleted file protects nothing.
-        if not try_lock(handle) or not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
+        if not try_lock(handle) or not is_opened(handle, path):
             raise TransientError(f"{address}: another run on this machine is writing this result; wait for it")
         yield
         path.unlink(missing_ok=True)

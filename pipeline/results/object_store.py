@@ -15,7 +15,9 @@ from pathlib import Path
 from pipeline.errors import TransientError
 from pipeline.results.documents import work_folder_of
 from pipeline.results.lease import Lease, hold_lease
-from pipeline.results.publish import FindFinished, finished_report, publishing
+from pipeline.results.publish import finished_report, publishing, recover_report
+from pipeline.results.report import SceneReport
+from pipeline.results.scenes import FindFinished
 from pipeline.results.stored_scene import StoredScene
 from pipeline.storage import StoredFile, StoreFolder
 
@@ -39,19 +41,18 @@ class StoreScenes:
         report = scene.report
         if report is None or mosaic_key is None or report.record.get("mosaic_key") != mosaic_key:
             return None
-        shutil.rmtree(self._fetch_folder(scene_id), ignore_errors=True)
         return scene.fetch(report, self._fetch_folder(scene_id))
 
-    def finished(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+    def finished(self, scene_id: str, key: str | None) -> SceneReport | None:
         """The report of a scene's complete result with this content key; None without one."""
         return self._scene(scene_id).find(key)[0]
 
-    def committed(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+    def committed(self, scene_id: str, key: str | None) -> SceneReport | None:
         """The same; also None while files are staged, or wait in the work folder to be uploaded."""
         found, is_pending = self._find(scene_id, key)
         return None if is_pending else found
 
-    def recover(self, scene_id: str, key: str | None) -> dict[str, object] | None:
+    def recover(self, scene_id: str, key: str | None) -> SceneReport | None:
         """Publish or clean up what an interrupted run left, then return the same as `finished`."""
         found, is_pending = self._find(scene_id, key)
         if not is_pending:
@@ -108,17 +109,17 @@ class StoreScenes:
 
     def _found_among(
         self, listed: Mapping[str, StoredFile] | None, scene_id: str, key: str | None
-    ) -> dict[str, object] | None:
+    ) -> SceneReport | None:
         """As `finished`, by an earlier listing; a result that is incomplete in it is looked up again."""
         found = None if listed is None else self._scene(scene_id).finished(key, listed)
         return found if found is not None else self.finished(scene_id, key)
 
-    def _find(self, scene_id: str, key: str | None) -> tuple[dict[str, object] | None, bool]:
+    def _find(self, scene_id: str, key: str | None) -> tuple[SceneReport | None, bool]:
         """As `finished`, and whether an interrupted run left something to publish or clean up."""
         found, is_staged = self._scene(scene_id).find(key)
-        return found, is_staged or finished_report(self._local / scene_id, key) is not None
+        return found, is_staged or finished_report(self._local / scene_id, key, check_edits=False) is not None
 
-    def _recover(self, scene_id: str, key: str | None, lease: Lease) -> dict[str, object] | None:
+    def _recover(self, scene_id: str, key: str | None, lease: Lease) -> SceneReport | None:
         local, scene = self._local / scene_id, self._scene(scene_id)
 
         # Look again under the lease: another run may have published since.
@@ -128,7 +129,7 @@ class StoreScenes:
         if found is None:
             scene.complete(lease)
             found, _ = scene.find(key)
-        if found is None and finished_report(local, key) is not None:
+        if found is None and recover_report(local, key) is not None:
             self._upload(scene_id, local, lease)
             found, _ = scene.find(key)
 

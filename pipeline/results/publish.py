@@ -12,26 +12,34 @@ A work folder of an interrupted run is reused if any stage in it is complete.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import TransientError
+from pipeline.results.report import REPORT, SceneReport, edited_outputs, read_report_file
 from pipeline.results.stage_records import StageRecords
 from pipeline.scene import Scene, identity_facts
-from pipeline.storage import fsync, sha256_of_json, try_lock
+from pipeline.storage import (
+    disk_error,
+    fsync,
+    is_file,
+    is_opened,
+    open_own_folder,
+    own_folder,
+    real_folder,
+    sha256_of_json,
+    try_lock,
+)
 
 RESULT_FORMAT = 3
 """Raised whenever the same inputs give different outputs than before."""
-REPORT = "report.json"
 RESULT = "result"
 """Folder in the work folder that becomes the scene's folder."""
-FindFinished = Callable[[str | None], dict[str, object] | None]
-"""Content key -> the report of a scene's complete result with that key, or None."""
 
 
 def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> str:
@@ -40,27 +48,46 @@ def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> 
     return sha256_of_json(identity)
 
 
-def finished_report(folder: Path, key: str | None) -> dict[str, object] | None:
-    """The report of a finished scene with this content key; None without one, or when it cannot be read."""
+def finished_report(folder: Path, key: str | None, *, check_edits: bool = True) -> SceneReport | None:
+    """The report of a finished scene with this content key, if every output exists; None otherwise. Changes nothing.
+
+    Args:
+        folder: of the result.
+        key: its content key.
+        check_edits: compare the outputs with their sizes and digests; `reason` then names those that differ.
+
+    Raises:
+        AccessError: the folder is a link, or a file is in its place.
+    """
     # A run killed between the two renames of a swap leaves only the previous folder.
+    previous = _previous(folder)
+    found = previous if not real_folder(folder) and real_folder(previous) else folder
+    report = None if key is None else read_report_file(found / REPORT, folder.name)
+    if report is None or report.inputs.content_key != key:
+        return None
+
+    # Files can be deleted after publishing, so the report alone proves nothing.
+    if not all(is_file(found / name) for name in report.outputs.names.values()):
+        return None
+    return replace(report, reason=edited_outputs(found, report.outputs)) if check_edits else report
+
+
+def recover_report(folder: Path, key: str | None) -> SceneReport | None:
+    """As `finished_report`, after repairing what a killed run left.
+
+    Raises:
+        AccessError: a folder is a link or another user's, or a file is in its place.
+    """
     try:
         _repair_if_idle(folder)
     except OSError:
         return None
-    path = folder / REPORT
-    if key is None or not path.is_file():
-        return None
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(report, dict) or report.get("content_key") != key:
-        return None
+    return finished_report(folder, key)
 
-    # Files can be deleted after publishing, so the report alone proves nothing.
-    outputs = report.get("outputs")
-    complete = isinstance(outputs, dict) and all((folder / str(name)).is_file() for name in outputs.values())
-    return report if complete else None
+
+def is_pending(folder: Path) -> bool:
+    """Whether a killed run left something to repair, or another run is writing the folder."""
+    return os.path.lexists(work_folder(folder)) or os.path.lexists(_previous(folder))
 
 
 @contextmanager
@@ -70,34 +97,32 @@ def publishing(folder: Path) -> Iterator[Path]:
     The previous `folder` stays complete until the new one replaces it; foreign files in it are carried over. The work
     folder still holds the completed stages of an interrupted run. It is kept when the work is interrupted or fails
     with a transient error, and deleted on any other failure, or if no stage is complete.
+
+    Raises:
+        AccessError: one of the folders is a link or another user's, or a file is in its place.
+        TransientError: the disk fails, or another run is writing the folder.
     """
-    work = work_folder(folder)
-    try:
-        # Lock first: only the holder may repair a swap or delete unrecorded files.
-        lock_handle = _acquire_lock(folder)
-        _repair_interrupted_swap(folder)
-        StageRecords(work).remove_unrecorded()
-        (work / RESULT).mkdir(exist_ok=True)
-    except OSError as error:
-        raise TransientError(f"{folder}: cannot be written: {error}; check the disk and its permissions") from error
-    is_resumable = False
-    try:
-        yield work / RESULT
-        _swap(work / RESULT, folder)
-    except OSError as error:
-        is_resumable = True
-        raise TransientError(f"{folder}: writing failed: {error}; check the disk and run again") from error
-    except BaseException as error:
-        # Ctrl-C and SIGTERM are no `Exception`: the run can continue. Other errors would recur.
-        is_resumable = isinstance(error, TransientError) or not isinstance(error, Exception)
-        raise
-    finally:
-        if is_resumable and StageRecords(work).digests():
-            StageRecords(work).remove_unrecorded()
-        else:
-            _remove(work)
-        # Release last, so that no other run enters a folder that is being removed.
-        os.close(lock_handle)
+    with _locked(folder) as work:
+        try:
+            _prepare(work, folder)
+        except OSError as error:
+            raise disk_error(f"{folder}: cannot be written", error) from error
+        is_resumable = False
+        try:
+            yield work / RESULT
+            _swap(work / RESULT, folder)
+        except OSError as error:
+            is_resumable = True
+            raise TransientError(f"{folder}: writing failed: {error}; check the disk and run again") from error
+        except BaseException as error:
+            # Ctrl-C and SIGTERM are no `Exception`: the run can continue. Other errors would recur.
+            is_resumable = isinstance(error, TransientError) or not isinstance(error, Exception)
+            raise
+        finally:
+            if is_resumable and StageRecords(work).digests():
+                StageRecords(work).remove_unrecorded()
+            else:
+                _remove(work)
 
 
 def work_folder(folder: Path) -> Path:
@@ -109,9 +134,20 @@ def _remove(work: Path) -> None:
     """Delete a work folder, retrying while a worker that has not yet been cancelled adds files to it."""
     for _ in range(20):
         shutil.rmtree(work, ignore_errors=True)
-        if not work.exists():
+        if not os.path.lexists(work):
             return
         time.sleep(0.05)
+
+
+def _prepare(work: Path, folder: Path) -> None:
+    """Under the lock: check the folders, repair an interrupted swap, and delete unrecorded files."""
+    own_folder(folder)
+    _repair_interrupted_swap(folder)
+    for path in work.iterdir():
+        if path.is_symlink():
+            real_folder(path)  # raises
+    StageRecords(work).remove_unrecorded()
+    (work / RESULT).mkdir(exist_ok=True)
 
 
 def _swap(result: Path, folder: Path) -> None:
@@ -120,9 +156,9 @@ def _swap(result: Path, folder: Path) -> None:
         fsync(path)
     fsync(result)
 
-    # Between the renames no result is visible; after a kill here, the next reader or run repairs it.
+    # Between the renames no result is visible; after a kill here, the next run repairs it.
     try:
-        if folder.exists():
+        if own_folder(folder):
             folder.rename(_previous(folder))
         result.rename(folder)
     finally:
@@ -131,45 +167,56 @@ def _swap(result: Path, folder: Path) -> None:
     fsync(folder.parent)
 
 
-def _acquire_lock(folder: Path) -> int:
+@contextmanager
+def _locked(folder: Path) -> Iterator[Path]:
+    """Create, lock and yield the work folder; released last, so that no run enters a folder that is being removed."""
+    work = work_folder(folder)
+    try:
+        handle = _acquire_lock(work, folder)
+    except OSError as error:
+        raise disk_error(f"{folder}: cannot be written", error) from error
+    try:
+        yield work
+    finally:
+        # Empty, it was created here and not used; another run may have made one of the same name since.
+        with suppress(OSError):
+            if is_opened(handle, work):
+                os.rmdir(work)
+        os.close(handle)
+
+
+def _acquire_lock(work: Path, folder: Path) -> int:
     """Create and lock the work folder; the system frees the lock when the process dies.
 
-    Tried several times: a reader, or a run that is just ending, holds the lock briefly.
+    Tried several times: a run that is just ending holds the lock briefly.
     """
-    work = work_folder(folder)
+    work.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(5):
-        work.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            work.mkdir()
         with suppress(FileNotFoundError):
-            handle = os.open(work, os.O_RDONLY)
+            handle = open_own_folder(work)
             # The previous holder may have removed the folder after it was opened here.
-            if try_lock(handle) and _is_same_file(handle, work):
+            if try_lock(handle) and is_opened(handle, work):
                 return handle
             os.close(handle)
         time.sleep(0.02)
     raise TransientError(f"{folder}: another run is writing this folder; wait for it, or write to another --out")
 
 
-def _is_same_file(handle: int, path: Path) -> bool:
-    """Whether a path still names the opened file."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _repair_if_idle(folder: Path) -> None:
     """Repair a swap that a killed run left unfinished, unless a live run holds the lock."""
     work = work_folder(folder)
     try:
-        handle = os.open(work, os.O_RDONLY)
+        handle = open_own_folder(work)
     except FileNotFoundError:
         _repair_interrupted_swap(folder)
         return
     try:
-        if try_lock(handle):
+        if try_lock(handle) and is_opened(handle, work):
             _repair_interrupted_swap(folder)
             # Published, but killed before the work folder was removed.
-            if folder.exists() and not (work / RESULT).exists():
+            if folder.exists() and not os.path.lexists(work / RESULT):
                 _remove(work)
     finally:
         os.close(handle)
@@ -178,13 +225,13 @@ def _repair_if_idle(folder: Path) -> None:
 def _repair_interrupted_swap(folder: Path) -> None:
     """Finish an interrupted swap: restore the previous folder, or move its foreign files into the new one."""
     previous = _previous(folder)
-    if not previous.exists():
+    if not own_folder(previous):
         return
-    if not folder.exists():
+    if not own_folder(folder):
         previous.rename(folder)
         return
     for path in previous.iterdir():
-        if not (folder / path.name).exists():
+        if not os.path.lexists(folder / path.name):
             path.rename(folder / path.name)
     shutil.rmtree(previous)
 

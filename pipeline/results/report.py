@@ -1,4 +1,4 @@
-"""Report and preview image of a scene's result."""
+"""Report of a scene's result: its keys, and the one parser of `report.json`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,30 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.results.publish import REPORT
 from pipeline.scene import DateOf
-from pipeline.storage import atomic_write
+from pipeline.storage import atomic_write, read_file, sha256_file
 
-PNG_LEVEL = 3
-"""zlib level of previews: five times faster than the highest, and here no larger."""
-STRETCH_SAMPLE = 100_000
-"""About how many pixels the contrast stretch of a preview samples."""
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
+REPORT = "report.json"
 RUN = "run.json"
+OUTPUTS: Mapping[str, str] = {
+    "probability": "probability.tif",
+    "mask": "mask.tif",
+    "polygons": "polygons.gpkg",
+    "preview": "preview.png",
+}
+"""Kind of output -> its file in the folder of a result; a report that names any other file is invalid."""
+MAX_REPORT_BYTES = 64 * 2**20
+"""A longer `report.json` is invalid; they have some kilobytes."""
+HASHED_BYTES = 2**20
+"""Outputs up to this size are always compared with their SHA-256; larger ones if they are newer than the report."""
 Status = Literal["done", "skipped", "failed", "quarantined", "not run"]
 
 
@@ -53,6 +61,10 @@ class SceneInputs:
     files: Sequence[str] = field(default_factory=list)
     """Paths or addresses of the scene's raster files; empty when `location` is the only one."""
 
+    def __post_init__(self) -> None:
+        if self.date:
+            datetime.fromisoformat(self.date)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFiles:
@@ -64,6 +76,13 @@ class OutputFiles:
     """SHA-256 of each file; empty for a predictor without identity."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Bytes of each file; empty when unknown."""
+
+    def __post_init__(self) -> None:
+        if not self.names.items() <= OUTPUTS.items():
+            raise ValueError(f"outputs are among {OUTPUTS}, not {self.names}")
+        strangers = {*self.digests, *self.sizes} - {*OUTPUTS.values()}
+        if strangers or any(size < 0 for size in self.sizes.values()):
+            raise ValueError(f"digests and sizes are those of {[*OUTPUTS.values()]}, not {sorted(strangers)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +112,11 @@ class SceneStatistics:
     """Stages reused from an interrupted run or from the previous result."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall time of each stage."""
+
+    def __post_init__(self) -> None:
+        counts = (self.pixels, self.valid_pixels, self.tiles_run, self.tiles_skipped, self.regions_split, self.polygons)
+        if not 0 <= min(counts) <= max(counts) < 2**63:
+            raise ValueError(f"counts must be 0 or more and below 2**63, not {counts}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,20 +161,34 @@ class SceneReport:
             ignore_unknown: accept further keys, as a report in an object store has.
 
         Raises:
-            TypeError, ValueError: a key is missing or unknown, or it is no JSON object.
+            TypeError, ValueError: a key is missing, unknown or of another type, a file is none of `OUTPUTS`, or it is
+                no JSON object.
         """
         top: dict[str, object] = {}
         parts: dict[str, dict[str, object]] = {name: {} for name in PARTS}
         for key, value in dict(record).items():  # TypeError or ValueError for JSON that is no object
             part, name = PART_FIELDS.get(key, ("", key))
-            if part or key in TOP_KEYS or not ignore_unknown:
+            if part or key in TOP_KEYS:
                 parts.get(part, top)[name] = value
-        return cls(**top, **{name: kind(**parts[name]) for name, kind in PARTS.items()})  # type: ignore[arg-type]
+            elif not ignore_unknown:
+                raise TypeError(f"a report has no key {key!r}")
+        return _report_adapter().validate_json(json.dumps({**top, **parts}), strict=True)
 
     def as_skipped(self, current: SceneReport) -> SceneReport:
-        """This result as reported by a later run that skips it, with the current paths of scene and folder."""
-        inputs = replace(self.inputs, files=current.inputs.files)
-        return replace(self, status="skipped", location=current.location, folder=current.folder, inputs=inputs)
+        """This result as reported by a later run that skips it, with the current paths of scene and folder.
+
+        Settings are the current ones: of equal content, and not from a file that anyone may have edited. The
+        `reason` stays: it names files that were changed.
+        """
+        inputs = replace(self.inputs, files=current.inputs.files, settings=current.inputs.settings)
+        return replace(
+            self,
+            scene=current.scene,
+            status="skipped",
+            location=current.location,
+            folder=current.folder,
+            inputs=inputs,
+        )
 
 
 PARTS = {"inputs": SceneInputs, "outputs": OutputFiles, "statistics": SceneStatistics}
@@ -161,6 +199,50 @@ PART_FIELDS: Mapping[str, tuple[str, str]] = {
 """Key in `report.json` -> part, and name of the field in it."""
 TOP_KEYS = tuple(each.name for each in fields(SceneReport) if each.name not in PARTS)
 """Keys in `report.json` that belong to no part."""
+
+
+@lru_cache(maxsize=1)
+def _report_adapter() -> TypeAdapter[SceneReport]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(SceneReport)
+
+
+def read_report(content: bytes, scene_id: str | None = None) -> SceneReport | None:
+    """The report in the content of a `report.json`, of this scene if an id is given; None if it is invalid.
+
+    Every reader uses it: a report is only data, whoever wrote it, and names no files but `OUTPUTS`.
+    """
+    try:
+        report = SceneReport.from_json(json.loads(content), ignore_unknown=True)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return report if scene_id in (None, report.scene) else None
+
+
+def read_report_file(path: Path, scene_id: str | None = None) -> SceneReport | None:
+    """As `read_report`, of a regular file; None if there is none that can be read."""
+    try:
+        return read_report(read_file(path, max_bytes=MAX_REPORT_BYTES), scene_id)
+    except OSError:
+        return None
+
+
+def edited_outputs(folder: Path, outputs: OutputFiles) -> str | None:
+    """Names of outputs that were changed after they were written, in a sentence; None if there are none.
+
+    Sizes are compared first. The SHA-256 is compared for small files, and for those newer than the report.
+    """
+    written_ns = (folder / REPORT).stat().st_mtime_ns
+    changed = []
+    for name in outputs.names.values():
+        facts, size, digest = (folder / name).stat(), outputs.sizes.get(name), outputs.digests.get(name)
+        is_suspect = facts.st_size <= HASHED_BYTES or facts.st_mtime_ns > written_ns
+        if size is not None and facts.st_size != size:
+            changed.append(f"{name} ({facts.st_size:,} bytes, {size:,} were written)")
+        elif digest is not None and is_suspect and sha256_file(folder / name) != digest:
+            changed.append(f"{name} (its content differs)")
+    return f"changed after it was written: {', '.join(changed)}" if changed else None
 
 
 class Stopwatch:
@@ -194,46 +276,3 @@ def exit_code(reports: Sequence[SceneReport]) -> int:
     if statuses & {"failed", "not run"}:
         return 1
     return 3 if "quarantined" in statuses else 0
-
-
-def write_preview(
-    path: Path, pixels: NDArray[np.generic], mask: NDArray[np.uint8], colours: Mapping[int, tuple[int, int, int, int]]
-) -> None:
-    """Write a PNG of the scene with the outlines of its classes.
-
-    Args:
-        path: of the PNG.
-        pixels: `(bands, h, w)`; the first three are drawn as red, green and blue, or else the first as gray.
-        mask: `(h, w)` class values, 255 = nodata, drawn white.
-        colours: class value -> RGBA of its outline.
-    """
-    from PIL import Image
-
-    valid = mask != 255
-    image = _stretch(pixels[:3] if len(pixels) >= 3 else pixels[:1], valid)
-    image[~valid] = 255
-    for value, (red, green, blue, _) in colours.items():
-        if value not in (0, 255):
-            image[_outline(mask == value)] = (red, green, blue)
-    Image.fromarray(image).save(path, compress_level=PNG_LEVEL)
-
-
-def _stretch(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Stretch the 2nd to 98th percentile of the valid pixels to 0..255, `(h, w, 3)`."""
-    bands = pixels.astype(np.float32)
-    usable = valid & np.isfinite(bands).all(axis=0)
-    if not usable.any():
-        return np.full((*valid.shape, 3), 255, np.uint8)
-    sample = bands[:, usable]
-    low, high = np.percentile(sample[:, :: max(1, sample.shape[1] // STRETCH_SAMPLE)], (2, 98))
-    scaled = np.clip(np.nan_to_num(bands, copy=False, nan=low), low, high, out=bands)
-    scaled -= low
-    scaled *= 255 / max(float(high - low), 1e-12)
-    return np.array(np.broadcast_to(scaled.astype(np.uint8), (3, *valid.shape)).transpose(1, 2, 0), order="C")
-
-
-def _outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels of `inside` with a 4-neighbour outside it."""
-    padded = np.pad(inside, 1, mode="edge")
-    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return inside & ~core

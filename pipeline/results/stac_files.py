@@ -10,10 +10,19 @@ from pipeline.concurrency import map_concurrently
 from pipeline.errors import TransientError
 from pipeline.mosaic import MosaicReader
 from pipeline.results.documents import Documents
-from pipeline.results.publish import FindFinished
 from pipeline.results.report import SceneReport
 from pipeline.results.results import Results
-from pipeline.results.stac_item import COLLECTION, ITEM, KEY, ItemSource, build_item, collection_of, grid_description
+from pipeline.results.scenes import FindFinished
+from pipeline.results.stac_item import (
+    COLLECTION,
+    ITEM,
+    KEY,
+    ItemSource,
+    build_item,
+    collection_of,
+    grid_description,
+    is_valid_item,
+)
 from pipeline.storage import gdal_env
 
 MERGE_RECORD = "merge.json"
@@ -74,7 +83,7 @@ def _describe(documents: Documents, scene_id: str, find_finished: FindFinished) 
     item = _read(documents, f"{scene_id}/{ITEM}")
     key = _key_of(item)
     found = find_finished(key) if key else None
-    return None if found is None else ItemSource(item=item, report=SceneReport.from_json(found))
+    return None if found is None or not is_valid_item(item, found) else ItemSource(item=item, report=found)
 
 
 def _read(documents: Documents, name: str) -> Mapping[str, object]:
@@ -88,7 +97,7 @@ def _read(documents: Documents, name: str) -> Mapping[str, object]:
 def _parse(content: bytes | None) -> Mapping[str, object]:
     try:
         document = json.loads(content or b"")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 

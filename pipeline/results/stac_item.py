@@ -15,12 +15,11 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-from pipeline.errors import SceneError
+from pipeline.errors import ModelError, SceneError
 from pipeline.grid import Bbox, RasterGrid, join_bboxes, resolve_footprint
 from pipeline.model import ModelCard
 from pipeline.mosaic import TOP_LEVEL, LevelType, stored_nodata
-from pipeline.results.publish import REPORT
-from pipeline.results.report import SceneReport
+from pipeline.results.report import REPORT, SceneReport
 from pipeline.results.stac_model import EXTENSION as MODEL_EXTENSION
 from pipeline.results.stac_model import Json, class_record, model_fields
 
@@ -111,6 +110,23 @@ def grid_description(item: Mapping[str, object]) -> RasterGrid | None:
         return RasterGrid(crs=crs, transform=Affine(*properties["proj:transform"]), height=height, width=width)
     except (KeyError, TypeError, ValueError, AttributeError, CRSError, SceneError):
         return None
+
+
+def is_valid_item(item: Mapping[str, object], report: SceneReport) -> bool:
+    """Whether a parsed `item.json` has the fields that `collection_of` takes from it, of the scene of this report."""
+    properties, bbox = item.get("properties"), item.get("bbox", (0, 0, 0, 0))
+    try:
+        _card_of(report)
+    except (ModelError, KeyError, TypeError):
+        return False
+    return (
+        item.get("id") == report.scene
+        and isinstance(properties, dict)
+        and isinstance(properties.get("datetime"), str)
+        and isinstance(bbox, Sequence)
+        and len(bbox) == 4
+        and all(isinstance(edge, int | float) for edge in bbox)
+    )
 
 
 def collection_of(results: Sequence[ItemSource], merged: Mapping[str, object] | None = None) -> Json:

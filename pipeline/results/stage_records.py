@@ -7,13 +7,17 @@ rejected. It holds the key of the stage's inputs: another key is another stage.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from pipeline.storage import atomic_write, ensure_dir, sha256_file, sha256_of_json
+from pipeline.storage import atomic_write, ensure_dir, is_file, read_file, sha256_file, sha256_of_json
 
 RECORDS = "stages"
 """Folder of the records in a work folder."""
+MAX_RECORD_BYTES = 64 * 2**20
+"""A longer record is invalid; the plan of a scene takes about 30 bytes for each region."""
 
 
 class StageRecords:
@@ -40,15 +44,16 @@ class StageRecords:
         """The facts of a stage that was completed with this key and whose files are unchanged; None otherwise."""
         if key is None:
             return None
+        content = _read(self._path(stage))
+        if content is None or content["key"] != key:
+            return None
+        files = {self._folder / name: known for name, known in content["files"].items()}
         try:
-            content = json.loads(self._path(stage).read_bytes())
-            whole = content.pop("sha256") == sha256_of_json(content) and content["key"] == key
-            if whole and all(sha256_file(self._folder / name) == known for name, known in content["files"].items()):
-                facts: Mapping[str, object] = content["facts"]
-                return facts
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass
-        return None
+            whole = all(is_file(file) and sha256_file(file) == known for file, known in files.items())
+        except OSError:
+            return None
+        facts: Mapping[str, object] = content["facts"]
+        return facts if whole else None
 
     def discard(self, pattern: str = "*") -> None:
         """Delete the records of stages whose names match; their files are no longer verified."""
@@ -57,17 +62,20 @@ class StageRecords:
 
     def digests(self) -> dict[Path, str]:
         """The digests of all recorded files."""
-        return {self._folder / name: digest for path in self._records() for name, digest in _files_of(path).items()}
+        contents = filter(None, map(_read, self._records()))
+        return {self._folder / name: digest for content in contents for name, digest in content["files"].items()}
 
     def remove_unrecorded(self) -> None:
-        """Remove every file that no record names: those an interrupted run was still writing."""
+        """Remove every file that no record names: those an interrupted run was still writing. No link is followed."""
         kept = {*self._records(), *self.digests()}
-        for path in self._folder.rglob("*"):
-            if not path.is_dir() and path not in kept:
+        for folder, folders, names in os.walk(self._folder):
+            links = [path for path in (Path(folder, name) for name in folders) if path.is_symlink()]
+            files = [path for path in (Path(folder, name) for name in names) if path not in kept or path.is_symlink()]
+            for path in (*links, *files):
                 path.unlink(missing_ok=True)
 
     def _records(self) -> list[Path]:
-        return [*(self._folder / RECORDS).glob("[!.]*.json")]
+        return [path for path in (self._folder / RECORDS).glob("[!.]*.json") if is_file(path)]
 
     def _path(self, stage: str) -> Path:
         return self._folder / RECORDS / f"{stage}.json"
@@ -80,8 +88,21 @@ def stage_key(*parts: object) -> str | None:
     return sha256_of_json(parts)
 
 
-def _files_of(record: Path) -> dict[str, str]:
+def _read(record: Path) -> dict[str, Any] | None:
+    """The content of a record with its own digest, whose files are in the work folder; None if it is invalid."""
     try:
-        return dict(json.loads(record.read_bytes())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        content = json.loads(read_file(record, max_bytes=MAX_RECORD_BYTES))
+        whole = content.pop("sha256") == sha256_of_json(content) and isinstance(content["facts"], dict)
+        return content if whole and all(map(_is_inside, content["files"], content["files"].values())) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _is_inside(name: str, digest: object) -> bool:
+    """Whether a name is a path below the work folder, and a digest is text.
+
+    >>> _is_inside("result/mask.tif", "ab12"), _is_inside("../../secret", "ab12"), _is_inside("/etc/passwd", "ab12")
+    (True, False, False)
+    """
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and isinstance(digest, str)

@@ -15,14 +15,19 @@ Any later run that finds a complete staged result performs steps 2 to 4; nothing
 from __future__ import annotations
 
 import json
+import logging
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import TransientError
 from pipeline.results.lease import Lease
-from pipeline.results.publish import REPORT
-from pipeline.storage import LocalFile, StoredFile, StoreFolder, atomic_write, ensure_dir, sha256_file
+from pipeline.results.report import OUTPUTS, REPORT, SceneReport, read_report
+from pipeline.storage import LocalFile, StoredFile, StoreFolder, atomic_write, ensure_dir, is_file, sha256_file
+
+log = logging.getLogger(__name__)
 
 STAGED = ".partial"
 """Staging area in a scene's folder."""
@@ -40,6 +45,12 @@ class ExpectedFile:
     etag: str | None = None
     """The store's identifier of this version; None while it is staged."""
 
+    def __post_init__(self) -> None:
+        if type(self.size) is not int or not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"a file has bytes and a SHA-256, not {self}")
+        if not isinstance(self.etag, str | None):
+            raise TypeError(f"an ETag is text, not {self.etag!r}")
+
     def matches(self, found: StoredFile | None) -> bool:
         """Whether the file in the store is the expected one."""
         return found is not None and found.size_bytes == self.size and self.etag in (None, found.etag)
@@ -52,19 +63,31 @@ class StoredReport:
     record: Mapping[str, object]
     """The keys of a local report."""
     files: Mapping[str, ExpectedFile]
-    """The files it verifies, by name."""
+    """The files it verifies, by name, all of `OUTPUTS`: whoever may write to the store chooses no other path."""
     replaced: tuple[str, ...] = ()
-    """Files of the previous result, deleted when this one is in place."""
+    """Files of the previous result, deleted when this one is in place; of `OUTPUTS` as well."""
+
+    def __post_init__(self) -> None:
+        strangers = {*self.files, *self.replaced} - {*OUTPUTS.values()}
+        if strangers:
+            raise ValueError(f"files are {[*OUTPUTS.values()]}, not {sorted(strangers)}")
 
     @classmethod
-    def read(cls, content: bytes | None) -> StoredReport | None:
-        """The report in a document; None without a valid one."""
+    def read(cls, content: bytes | None, scene_id: str) -> StoredReport | None:
+        """The report of a scene in a document; None without a valid one."""
+        if not content or read_report(content, scene_id) is None:
+            return None
         try:
-            record = json.loads(content or b"")
+            record = json.loads(content)
             files = {str(name): ExpectedFile(**fact) for name, fact in record.pop(OBJECTS).items()}
             return cls(record=record, files=files, replaced=tuple(record.pop(REPLACED, ())))
         except (ValueError, TypeError, AttributeError, KeyError):
             return None
+
+    @property
+    def report(self) -> SceneReport:
+        """The local report."""
+        return SceneReport.from_json(self.record, ignore_unknown=True)
 
     @property
     def content(self) -> str:
@@ -92,29 +115,41 @@ class StoredScene:
         """The report that verifies the result; None without one."""
         return self._report(REPORT)
 
-    def find(self, key: str | None) -> tuple[dict[str, object] | None, bool]:
+    def find(self, key: str | None) -> tuple[SceneReport | None, bool]:
         """The report of the result, if it is complete and has this key, and whether any file is staged."""
         listed = self._store.list_files(self._id)
         return self.finished(key, listed), any(name.startswith(f"{STAGED}/") for name in listed)
 
-    def finished(self, key: str | None, listed: Mapping[str, StoredFile]) -> dict[str, object] | None:
+    def finished(self, key: str | None, listed: Mapping[str, StoredFile]) -> SceneReport | None:
         """The report of the result, if it has this key and is complete by a listing of the scene's folder."""
         report = self.report
         matches = report is not None and key is not None and report.record.get("content_key") == key
-        return dict(report.record) if report is not None and matches and report.is_complete(listed) else None
+        return report.report if report is not None and matches and report.is_complete(listed) else None
 
-    def fetch(self, report: StoredReport, folder: Path) -> Path:
-        """Download the result into a folder, in the form of a local result."""
-        ensure_dir(folder)
-        for name in report.files:
-            self._store.download(f"{self._id}/{name}", folder / name)
-        atomic_write(folder / REPORT, json.dumps(report.record))
+    def fetch(self, report: StoredReport, folder: Path) -> Path | None:
+        """Download the result into a new folder, in the form of a local result; None if a file differs from the report.
+
+        The files are downloaded next to the folder, which appears when the size and SHA-256 of each were checked.
+        """
+        partial = folder.with_name(f".{folder.name}.partial")
+        for path in (partial, folder):
+            shutil.rmtree(path, ignore_errors=True)
+        ensure_dir(partial)
+        for name, expected in report.files.items():
+            path = partial / name
+            self._store.download(f"{self._id}/{name}", path)
+            if path.stat().st_size != expected.size or sha256_file(path) != expected.sha256:
+                log.warning("%s: differs from its report and is not used", self._store.address(f"{self._id}/{name}"))
+                shutil.rmtree(partial, ignore_errors=True)
+                return None
+        atomic_write(partial / REPORT, json.dumps(report.record))
+        partial.rename(folder)
         return folder
 
     def stage(self, local: Path, lease: Lease) -> None:
         """Step 1; files that an interrupted upload already transferred are not sent again."""
         record = json.loads((local / REPORT).read_text(encoding="utf-8"))
-        paths = [path for path in sorted(local.iterdir()) if path.is_file() and path.name != REPORT]
+        paths = [local / name for name in sorted(OUTPUTS.values()) if is_file(local / name)]
         # Digests in the run's report save hashing large files again.
         digests = record.get("digests", {})
         files = {path.name: LocalFile(path=path, sha256=digests.get(path.name) or sha256_file(path)) for path in paths}
@@ -188,7 +223,7 @@ class StoredScene:
 
     def _report(self, name: str) -> StoredReport | None:
         found = self._store.read(f"{self._id}/{name}")
-        return StoredReport.read(found.content) if found else None
+        return StoredReport.read(found.content, self._id) if found else None
 
     def _write_report(self, name: str, report: StoredReport) -> None:
         self._store.write(f"{self._id}/{name}", report.content.encode())

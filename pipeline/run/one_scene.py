@@ -56,5 +56,9 @@ def _with_item(report: SceneReport, entry: CatalogEntry, out_dir: str | Path, sp
     """Write the STAC Item of a result, and return its report with the source of the catalog."""
     report = replace(report, inputs=replace(report.inputs, source=entry.source))
     write_item(open_results(out_dir, spec.run.work_dir).documents, report)
+    if report.reason is not None:
+        log.warning(
+            "%s: %s, %s; --set run.repair=true makes the result again", report.folder, report.status, report.reason
+        )
     log.info("%s: %s, %d pass(es) of a network per tile", report.scene, report.status, report.inputs.passes)
     return report

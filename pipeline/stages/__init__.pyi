@@ -2,7 +2,6 @@ from .inputs import Inputs as Inputs
 from .inputs import region_job as region_job
 from .inputs import resolve_inputs as resolve_inputs
 from .inputs import resolve_settings as resolve_settings
-from .outputs import OUTPUTS as OUTPUTS
 from .outputs import InferenceResult as InferenceResult
 from .outputs import OutputStages as OutputStages
 from .outputs import SceneOutputs as SceneOutputs
@@ -15,6 +14,7 @@ from .outputs import record_inference as record_inference
 from .previous import ExistingResult as ExistingResult
 from .previous import find_committed as find_committed
 from .previous import find_existing as find_existing
+from .previous import is_repaired as is_repaired
 from .previous import reuse_previous_stages as reuse_previous_stages
 from .region_records import RegionPlan as RegionPlan
 from .region_records import RegionRecords as RegionRecords

@@ -23,15 +23,10 @@ from pipeline.inference.region import join_regions, merge_quicklooks, raster_pro
 from pipeline.model.predictor import PrecisionCheck
 from pipeline.mosaic import read_mask, write_mask
 from pipeline.polygons import PolygonSpec, PolygonTotals
-from pipeline.results import StageRecords, stage_key, write_preview
+from pipeline.results import OUTPUTS, StageRecords, stage_key, write_preview
 from pipeline.scene import Scene
+from pipeline.stages.region_records import precision_check
 
-OUTPUTS = {
-    "probability": "probability.tif",
-    "mask": "mask.tif",
-    "polygons": "polygons.gpkg",
-    "preview": "preview.png",
-}
 COUNTS = ("tiles_run", "tiles_skipped", "valid_pixels", "regions_split")
 """Counters that are summed over the regions."""
 QUICKLOOK = "glance.npy"
@@ -168,12 +163,16 @@ def _attempt_of(path: Path) -> str:
 
 
 def find_inference(work: SceneStages, job: RegionJob) -> InferenceResult | None:
-    """The recorded result of inference, if the mosaic exists already."""
+    """The recorded result of inference, if the mosaic exists already and the record is valid."""
     facts: Mapping[str, Any] | None = work.stages.find("infer", job.key)
     if facts is None or work.stages.find("mosaic", job.key) is None:
         return None
-    check = PrecisionCheck(**facts["proof"])
-    return InferenceResult(job=replace(job, precision=check.precision), check=check, seconds={}, **facts["counts"])
+    try:
+        check = precision_check(facts["proof"])
+        counts: dict[str, Any] = {name: int(facts["counts"][name]) for name in COUNTS}
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return InferenceResult(job=replace(job, precision=check.precision), check=check, seconds={}, **counts)
 
 
 def record_inference(
@@ -220,7 +219,8 @@ def make_polygons(
 ) -> PolygonTotals:
     """Run the stage `polygons`."""
     facts = work.run_or_reuse("polygons", polygons_key(key, spec), lambda: asdict(make()), work.output("polygons"))
-    return PolygonTotals(**facts)
+    area_m2 = facts["area_m2"].items()
+    return PolygonTotals(count=int(facts["count"]), area_m2={str(name): float(area) for name, area in area_m2})
 
 
 def make_preview(work: SceneStages, inferred: InferenceResult, threshold: float | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -13,13 +12,22 @@ from pipeline.distribute import Executor, LocalExecutor
 from pipeline.model import ArrayFunction, Predictor
 from pipeline.model.predictor import with_tta
 from pipeline.polygons import PolygonSpec, PolygonTotals
-from pipeline.results import REPORT, Results, SceneReport, StageRecords, open_results, work_folder
+from pipeline.results import (
+    OUTPUTS,
+    REPORT,
+    Results,
+    SceneReport,
+    StageRecords,
+    open_results,
+    read_report_file,
+    work_folder,
+)
 from pipeline.scene import Scene
 from pipeline.stages.inputs import resolve_inputs
-from pipeline.stages.outputs import COUNTS, OUTPUTS, SceneStages, mask_key, polygons_key
+from pipeline.stages.outputs import COUNTS, SceneStages, mask_key, polygons_key
 from pipeline.stages.region_records import count_done_regions
 from pipeline.stages.scene_report import opening_report
-from pipeline.storage import sha256_file
+from pipeline.storage import is_file, real_folder, sha256_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +51,9 @@ def find_existing(
     """The existing result that `segment_scene` would skip or reuse; raises what `segment_scene` raises."""
     results = open_results(out_dir, spec.run.work_dir)
     report = _expected_report(scene, results, predictor, spec, executor)
-    if found := results.scenes.finished(scene.id, report.inputs.content_key):
-        return ExistingResult(finished=SceneReport.from_json(found).as_skipped(report))
+    found = results.scenes.finished(scene.id, report.inputs.content_key)
+    if found is not None and not is_repaired(found, spec):
+        return ExistingResult(finished=found.as_skipped(report))
     return ExistingResult(reusable=describe_reusable(results.scenes.folder(scene.id), report.inputs.mosaic_key))
 
 
@@ -55,7 +64,12 @@ def find_committed(
     results = open_results(out_dir, spec.run.work_dir)
     report = _expected_report(scene, results, predictor, spec, LocalExecutor())
     found = results.scenes.committed(scene.id, report.inputs.content_key)
-    return SceneReport.from_json(found).as_skipped(report) if found else None
+    return None if found is None or is_repaired(found, spec) else found.as_skipped(report)
+
+
+def is_repaired(found: SceneReport, spec: SegmentSpec) -> bool:
+    """Whether a run makes a finished result again: its files were changed after they were written, and it may."""
+    return found.reason is not None and spec.run.repair
 
 
 def _expected_report(
@@ -109,11 +123,8 @@ def reuse_previous_stages(work: SceneStages, previous: Path | None, report: Scen
 
 def previous_report(folder: Path, mosaic_key: str | None) -> SceneReport | None:
     """The report of a result whose mosaic has this key, or None."""
-    try:
-        found = SceneReport.from_json(json.loads((folder / REPORT).read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return found if mosaic_key is not None and found.inputs.mosaic_key == mosaic_key else None
+    found = read_report_file(folder / REPORT, folder.name) if real_folder(folder) else None
+    return found if found is not None and mosaic_key is not None and found.inputs.mosaic_key == mosaic_key else None
 
 
 def describe_reusable(folder: Path | None, mosaic_key: str | None) -> str:
@@ -133,6 +144,8 @@ def _link_verified(work: SceneStages, previous: Path, report: SceneReport, kind:
     """Link a file of the previous result into the work folder; False if it differs from the digest in its report."""
     source, target = previous / OUTPUTS[kind], work.output(kind)
     target.unlink(missing_ok=True)
+    if not is_file(source):
+        return False
     try:
         os.link(source, target)
     except FileNotFoundError:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from rasterio.windows import Window
 
 from pipeline.inference import Region, RegionJob, RegionResult
 from pipeline.inference.region import Quicklook, RegionRasters
-from pipeline.model.predictor import PrecisionCheck
+from pipeline.model.predictor import Precision, PrecisionCheck
 from pipeline.results import StageRecords
 
 PLAN = "regions"
 """Name of the record of the plan."""
+COUNTS = ("tiles_run", "tiles_skipped", "valid_pixels")
+"""Counters of a region."""
+ATTEMPT = re.compile("[0-9a-f]{8}")
+"""An attempt, as `infer_region` names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +44,13 @@ class RegionRecords:
         self._stages, self._job = stages, job
 
     def plan(self) -> RegionPlan | None:
-        """The plan of an earlier run, or None."""
+        """The plan of an earlier run; None without a valid one, whose regions lie in the scene and fill it."""
         recorded = self._stages.find(PLAN, self._job.key)
-        return None if recorded is None else _plan_of(recorded)
+        plan = None if recorded is None else _plan_of(recorded)
+        height, width = self._job.scene.grid.shape
+        if plan is None or not all(_lies_in(region.core, height, width) for region in plan.regions):
+            return None
+        return plan if sum(region.pixels for region in plan.regions) == height * width else None
 
     def begin(self, plan: RegionPlan) -> None:
         """Record a plan before its first region runs; work of another plan is discarded.
@@ -61,7 +70,8 @@ class RegionRecords:
     def done(self, plan: RegionPlan) -> list[RegionResult]:
         """Results of the completed regions of a plan, whose rasters are verified by digest."""
         found = ((region, self._stages.find(_stage(region), self._job.key)) for region in plan.regions)
-        return [self._result_of(region, facts) for region, facts in found if facts is not None]
+        results = (self._result_of(region, facts) for region, facts in found if facts is not None)
+        return [result for result in results if result is not None]
 
     def add(self, result: RegionResult) -> None:
         """Record a region whose rasters are complete.
@@ -83,14 +93,23 @@ class RegionRecords:
     def _quicklook(self, region: Region) -> Path:
         return self._job.folder / f"glance-{region.index:05d}.npy"
 
-    def _result_of(self, region: Region, facts: Mapping[str, Any]) -> RegionResult:
-        top, left = facts["glance"]
-        pixels = np.load(self._quicklook(region), allow_pickle=False)
+    def _result_of(self, region: Region, facts: Mapping[str, Any]) -> RegionResult | None:
+        """The result in a record; None if it is invalid."""
+        try:
+            top, left = map(int, facts["glance"])
+            rasters = tuple(RegionRasters(core=Window(*core), attempt=attempt) for core, attempt in facts["rasters"])
+            counts = {name: int(facts["counts"][name]) for name in COUNTS}
+            pixels = np.load(self._quicklook(region), allow_pickle=False)
+        except (KeyError, TypeError, ValueError, OverflowError, OSError, MemoryError):
+            return None
+        # Attempts are parts of file names, which must lie in the folder of the job.
+        height, width = self._job.scene.grid.shape
+        if not all(ATTEMPT.fullmatch(each.attempt) and _lies_in(each.core, height, width) for each in rasters):
+            return None
+        if sum(int(each.core.width * each.core.height) for each in rasters) != region.pixels:
+            return None
         return RegionResult(
-            region=region,
-            rasters=tuple(RegionRasters(core=Window(*core), attempt=attempt) for core, attempt in facts["rasters"]),
-            quicklook=Quicklook(top=top, left=left, pixels=pixels),
-            **facts["counts"],
+            region=region, rasters=rasters, quicklook=Quicklook(top=top, left=left, pixels=pixels), **counts
         )
 
 
@@ -98,23 +117,48 @@ def _facts_of(result: RegionResult) -> dict[str, object]:
     return {
         "rasters": [(_bounds(raster.core), raster.attempt) for raster in result.rasters],
         "glance": (result.quicklook.top, result.quicklook.left),
-        "counts": {name: getattr(result, name) for name in ("tiles_run", "tiles_skipped", "valid_pixels")},
+        "counts": {name: getattr(result, name) for name in COUNTS},
     }
 
 
-def _plan_of(facts: Mapping[str, Any]) -> RegionPlan:
-    cores = enumerate(facts["cores"])
-    return RegionPlan(
-        check=PrecisionCheck(**facts["proof"]),
-        threshold=facts["threshold"],
-        regions=tuple(Region(index=index, core=Window(*core)) for index, core in cores),
+def _plan_of(facts: Mapping[str, Any]) -> RegionPlan | None:
+    """The plan in a record; None if it is invalid."""
+    try:
+        threshold = facts["threshold"]
+        return RegionPlan(
+            check=precision_check(facts["proof"]),
+            threshold=None if threshold is None else float(threshold),
+            regions=tuple(Region(index=index, core=Window(*core)) for index, core in enumerate(facts["cores"])),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def precision_check(facts: Mapping[str, Any]) -> PrecisionCheck:
+    """The check in a record; raises KeyError, TypeError or ValueError if it is invalid."""
+    check = PrecisionCheck(precision=str(facts["precision"]), change=float(facts["change"]), note=str(facts["note"]))
+    if check.precision not in get_args(Precision):
+        raise ValueError(check.precision)
+    return check
+
+
+def _lies_in(window: Window, height: int, width: int) -> bool:
+    """Whether a window of whole pixels lies in a scene."""
+    left, top, right, bottom = (
+        window.col_off,
+        window.row_off,
+        window.col_off + window.width,
+        window.row_off + window.height,
     )
+    whole = all(type(edge) is int for edge in (left, top, right, bottom))
+    return whole and 0 <= left < right <= width and 0 <= top < bottom <= height
 
 
 def count_done_regions(stages: StageRecords, key: str) -> tuple[int, int]:
     """Number of completed and of planned regions of a scene; 0 and 0 without a plan."""
     recorded = stages.find(PLAN, key)
-    regions = () if recorded is None else _plan_of(recorded).regions
+    plan = None if recorded is None else _plan_of(recorded)
+    regions = () if plan is None else plan.regions
     return sum(stages.find(_stage(region), key) is not None for region in regions), len(regions)
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from pipeline import __version__
-from pipeline.results import OutputFiles, SceneInputs, SceneReport, SceneStatistics, content_key
+from pipeline.results import OUTPUTS, OutputFiles, SceneInputs, SceneReport, SceneStatistics, content_key
 from pipeline.scene import resolve_date
 from pipeline.stages.inputs import Inputs
-from pipeline.stages.outputs import COUNTS, OUTPUTS, InferenceResult, SceneOutputs, SceneStages
+from pipeline.stages.outputs import COUNTS, InferenceResult, SceneOutputs, SceneStages
 
 
 def opening_report(inputs: Inputs, folder: str) -> SceneReport:

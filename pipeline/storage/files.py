@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
-from pipeline.errors import TransientError
+from pipeline.errors import AccessError, TransientError
 
 _TOKEN_DIGITS = 8
 """Random hexadecimal digits in the name of a partial file; several processes may write the same target."""
+
+_PERMANENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of a disk that recur until someone changes permissions, names or links."""
+
+
+def disk_error(problem: str, error: OSError) -> TransientError:
+    """The error for a file or folder: `problem` names it and says what cannot be done; no retry where none can help."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return TransientError(f"{problem}: {error}; the process may open too few files: raise `ulimit -n`")
+    kind = AccessError if error.errno in _PERMANENT else TransientError
+    return kind(f"{problem}: {error}; check the disk and its permissions")
+
+
+def read_file(path: Path, *, max_bytes: int) -> bytes:
+    """The content of a regular file that is no link; a pipe, which may never end, is not opened for reading.
+
+    Raises:
+        OSError: it is missing, another kind of file, or longer than `max_bytes`.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        facts = os.fstat(file.fileno())
+        if stat.S_ISDIR(facts.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"no regular file of at most {max_bytes:,} bytes", str(path))
+        return file.read(max_bytes)
 
 
 def sha256_file(file: Path) -> str:
@@ -52,7 +81,7 @@ def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
         # The rename is persistent once the folder's list of names is.
         fsync(path.parent)
     except OSError as error:
-        raise TransientError(f"{path}: cannot be written: {error}; check the disk and its permissions") from error
+        raise disk_error(f"{path}: cannot be written", error) from error
     finally:
         _remove(path.parent, f"{escape(partial.name)}*")
 
@@ -76,7 +105,7 @@ def ensure_dir(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TransientError(f"{folder}: cannot be made: {error}; check the disk and its permissions") from error
+        raise disk_error(f"{folder}: cannot be made", error) from error
 
 
 def remove_stale_partials(path: Path) -> None:
@@ -104,7 +133,7 @@ def directory_lock(folder: Path) -> Iterator[None]:
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise TransientError(f"{folder}: cannot be opened: {error}; check the disk and its permissions") from error
+        raise disk_error(f"{folder}: cannot be opened", error) from error
     try:
         _flock(handle, fcntl.LOCK_EX)
         yield

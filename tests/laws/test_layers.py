@@ -53,7 +53,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "prefect": (),
     "dask": ("inference.tiling", "distribute", "catalog"),
     "distributed": ("distribute",),
-    "pydantic": ("config",),
+    "pydantic": ("config", "results.report"),
     "torch": ("model", "inference", "training", "distribute"),
     "safetensors": ("model", "training"),
     "geopandas": ("grid.area", "polygons", "catalog", "training", "evaluation"),

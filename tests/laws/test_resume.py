@@ -19,13 +19,13 @@ from pipeline.distribute.cluster_executor import ClusterExecutor
 from pipeline.distribute.executor import LocalExecutor
 from pipeline.errors import DamagedSceneError, TransientError
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
+from pipeline.results import OUTPUTS
 from pipeline.results.report import SceneReport
 from pipeline.results.stage_records import StageRecords
 from pipeline.run.scenes import segment_catalog
 from pipeline.scene.describe import describe_scene
 from pipeline.segment import segment_scene
 from pipeline.stages import previous as segment_former
-from pipeline.stages.outputs import OUTPUTS
 from pipeline.stages.previous import ExistingResult, find_existing
 from pipeline.storage.files import sha256_file
 

@@ -15,7 +15,8 @@ from conftest import MakeScene
 from pipeline.config import SegmentSpec, load_settings
 from pipeline.errors import TransientError
 from pipeline.results import publish as publish_module
-from pipeline.results.publish import content_key, finished_report, publishing
+from pipeline.results.publish import content_key, finished_report, publishing, recover_report
+from pipeline.results.report import SceneReport
 from pipeline.scene.describe import Scene, describe_scene
 from pipeline.scene.spec import ReadingSpec
 
@@ -125,7 +126,7 @@ def test_the_previous_result_is_restored_when_the_last_rename_fails(
 KILLED_EVERYWHERE = """
 import itertools, os, shutil, sys
 from pathlib import Path
-from pipeline.results.publish import finished_report, publishing
+from pipeline.results.publish import publishing, recover_report
 
 root = Path(sys.argv[1])
 left = [0]
@@ -153,7 +154,7 @@ for steps in itertools.count(1):
         publish(folder, "new")
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    finished_report(folder, "any key")
+    recover_report(folder, "any key")
     found = {path.name: path.read_text() for path in folder.iterdir()}
     assert found in ({"a": text, "b": text, "mine": "mine"} for text in ("old", "new")), (steps, found)
     publish(folder, "newer")
@@ -178,15 +179,17 @@ def test_a_kill_between_any_two_steps_leaves_one_whole_result_and_all_foreign_fi
 
 
 def write_report(folder: Path, **facts: object) -> None:
-    folder.mkdir(exist_ok=True)
     (folder / "mask.tif").touch()
     report = {"content_key": "k", "outputs": {"mask": "mask.tif"}} | facts
+    report = {"scene": folder.name, "location": "scene.tif", "status": "done"} | report
     (folder / "report.json").write_text(json.dumps(report))
 
 
 def test_a_finished_scene_is_found_by_its_key(tmp_path: Path) -> None:
     write_report(tmp_path)
-    assert finished_report(tmp_path, "k") == {"content_key": "k", "outputs": {"mask": "mask.tif"}}
+    found = finished_report(tmp_path, "k")
+    assert found is not None
+    assert (found.inputs.content_key, found.outputs.names, found.reason) == ("k", {"mask": "mask.tif"}, None)
     assert finished_report(tmp_path, "other") is None
     assert finished_report(tmp_path, None) is None
     assert finished_report(tmp_path / "absent", "k") is None
@@ -195,6 +198,19 @@ def test_a_finished_scene_is_found_by_its_key(tmp_path: Path) -> None:
 def test_a_result_that_lost_an_output_is_not_finished(tmp_path: Path) -> None:
     write_report(tmp_path, outputs={"mask": "mask.tif", "polygons": "polygons.gpkg"})
     assert finished_report(tmp_path, "k") is None
+
+
+def test_looking_for_a_result_repairs_nothing_and_a_run_does(tmp_path: Path) -> None:
+    """Killed between the two renames of a swap: only the previous folder is there."""
+    folder, previous = tmp_path / "scene", tmp_path / ".scene.former"
+    folder.mkdir()
+    write_report(folder)
+    folder.rename(previous)
+    found = finished_report(folder, "k")
+    assert isinstance(found, SceneReport)
+    assert os.listdir(tmp_path) == [".scene.former"]
+    assert recover_report(folder, "k") == found
+    assert os.listdir(tmp_path) == ["scene"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"k"', "null", '{"content_key": "k"}', "\udcff"])

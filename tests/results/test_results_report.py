@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.results.preview import write_preview
 from pipeline.results.report import (
     OutputFiles,
     SceneInputs,
     SceneReport,
     SceneStatistics,
     Stopwatch,
-    write_preview,
     write_report,
 )
 

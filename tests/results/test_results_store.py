@@ -15,8 +15,13 @@ from support.object_stores import Store
 
 from pipeline.errors import AccessError, SettingsError, TransientError
 from pipeline.results import lease as results_lease
+from pipeline.results.report import OUTPUTS
 from pipeline.results.results import Results, open_results
 from pipeline.storage.s3 import store_access
+
+KINDS = {"a": "probability", "b": "mask", "c": "polygons", "d": "preview"}
+"""Short names of the outputs in these tests."""
+FILES = {name: OUTPUTS[kind] for name, kind in KINDS.items()}
 
 
 def open_store(store: Store, work: Path | None = None, prefix: str = "out") -> Results:
@@ -30,12 +35,24 @@ def publish(results: Results, text: str, *, names: str = "ab") -> None:
 
 def publish_into(work: Path, text: str, names: str = "ab") -> None:
     for name in names:
-        (work / name).write_text(text * 3)
-    (work / "report.json").write_text(json.dumps({"content_key": text, "outputs": {name: name for name in names}}))
+        (work / FILES[name]).write_text(text * 3)
+    (work / "report.json").write_text(json.dumps(report_of(text, names)))
+
+
+def report_of(text: str, names: str = "ab") -> dict[str, object]:
+    return {
+        "scene": "town",
+        "location": "town.tif",
+        "status": "done",
+        "content_key": text,
+        "outputs": {KINDS[name]: FILES[name] for name in names},
+    }
 
 
 def contents(store: Store, prefix: str = "out/town/") -> dict[str, str]:
-    return {name: store.get(prefix + name).decode() for name in store.names(prefix) if name != "report.json"}
+    short = {file: name for name, file in FILES.items()}
+    names = [name for name in store.names(prefix) if name != "report.json"]
+    return {short.get(name, name): store.get(prefix + name).decode() for name in names}
 
 
 # Complete or not found
@@ -46,25 +63,27 @@ def test_a_result_is_in_the_store_and_no_longer_on_the_disk(store: Store, tmp_pa
     publish(results, "x")
     assert contents(store) == {"a": "xxx", "b": "xxx"}
     assert [path.name for path in (tmp_path / "work").rglob("*") if path.is_file()] == ["owner"]
-    assert results.scenes.finished("town", "x") == {"content_key": "x", "outputs": {"a": "a", "b": "b"}}
+    found = results.scenes.finished("town", "x")
+    assert found is not None
+    assert (found.inputs.content_key, {*found.outputs.names.values()}) == ("x", {FILES["a"], FILES["b"]})
     assert (results.scenes.finished("town", "y"), results.scenes.finished("town", None)) == (None, None)
-    assert results.documents.sizes("town").keys() == {"a", "b", "report.json"}
+    assert results.documents.sizes("town").keys() == {FILES["a"], FILES["b"], "report.json"}
     assert [*results.scenes.ids()] == ["town"]
 
 
 def test_a_report_names_size_digest_and_etag_of_every_file(store: Store) -> None:
     publish(open_store(store), "x")
     expected = json.loads(store.get("out/town/report.json"))["objects"]
-    etag = store.client.head_object(Bucket=store.bucket, Key="out/town/a")["ETag"]
-    assert expected["a"] == {"size": 3, "sha256": hashlib.sha256(b"xxx").hexdigest(), "etag": etag}
-    assert [*expected] == ["a", "b"]
+    etag = store.client.head_object(Bucket=store.bucket, Key=f"out/town/{FILES['a']}")["ETag"]
+    assert expected[FILES["a"]] == {"size": 3, "sha256": hashlib.sha256(b"xxx").hexdigest(), "etag": etag}
+    assert [*expected] == sorted([FILES["a"], FILES["b"]])
 
 
 @pytest.mark.parametrize("harm", ["gone", "torn", "same size", "no report", "torn report"])
 def test_a_result_that_differs_from_its_report_is_not_found(store: Store, harm: str) -> None:
     results = open_store(store)
     publish(results, "x")
-    name = "report.json" if "report" in harm else "a"
+    name = "report.json" if "report" in harm else FILES["a"]
     if harm in ("gone", "no report"):
         store.client.delete_object(Bucket=store.bucket, Key=f"out/town/{name}")
     else:
@@ -171,7 +190,7 @@ def test_nothing_is_computed_or_uploaded_twice(store: Store, tmp_path: Path) -> 
     store.fail("PUT \\.partial/report 403 9")
     with pytest.raises(AccessError, match="refuses"):
         publish(results, "x")
-    assert store.names("out/town/") == [".partial/a", ".partial/b"]
+    assert store.names("out/town/") == [f".partial/{name}" for name in sorted([FILES["a"], FILES["b"]])]
     store.fail()
     sent = len(store.requests)
     assert results.scenes.recover("town", "x") is not None
@@ -182,7 +201,7 @@ def test_nothing_is_computed_or_uploaded_twice(store: Store, tmp_path: Path) -> 
 
 def test_a_staged_result_is_completed_by_another_machine(store: Store, tmp_path: Path) -> None:
     results = open_store(store, tmp_path / "one")
-    store.fail("PUT out/town/[ab] 403 9")
+    store.fail(f"PUT out/town/{FILES['a']} 403 9")
     with pytest.raises(AccessError):
         publish(results, "x")
     store.fail()

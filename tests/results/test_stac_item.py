@@ -32,6 +32,7 @@ from pipeline.merge.spec import MergeSpec
 from pipeline.model.card import ModelCard, Normalization
 from pipeline.model.predictor.loading import LoadedPredictor, load_predictor
 from pipeline.mosaic.writer import MosaicSpec
+from pipeline.results import OUTPUTS
 from pipeline.results.report import SceneReport
 from pipeline.results.results import open_results
 from pipeline.results.stac_files import write_collection
@@ -39,7 +40,6 @@ from pipeline.results.stac_item import ASSETS, EXTENSIONS
 from pipeline.results.stac_model import architecture_of, model_fields
 from pipeline.run.scenes import segment_catalog
 from pipeline.scene.spec import ReadingSpec
-from pipeline.stages.outputs import OUTPUTS
 
 SMALL = SegmentSpec(tiling=TilingSpec(tile_size=32, overlap=8), reading=ReadingSpec(threads=1))
 DEGREES = Affine(0.0001, 0, 179.999, 0, -0.0001, -17)

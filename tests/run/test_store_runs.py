@@ -15,7 +15,7 @@ from support.object_stores import Store
 import pipeline.segment
 from pipeline.distribute.executor import LocalExecutor
 from pipeline.errors import TransientError
-from pipeline.stages.outputs import OUTPUTS
+from pipeline.results import OUTPUTS
 
 ROOT = Path(__file__).parents[2]
 FAST = [
