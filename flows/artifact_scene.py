@@ -6,7 +6,8 @@ import base64
 import io
 from pathlib import Path
 
-from pipeline.results import SceneReport
+from pipeline.results import OUTPUTS, SceneReport
+from pipeline.storage import is_file
 
 THUMBNAIL_PX = 256
 """Longest side of a thumbnail, which takes about 20 kB of the server's database as a JPEG."""
@@ -14,7 +15,7 @@ THUMBNAIL_PX = 256
 
 def scene_markdown(report: SceneReport) -> str:
     """A scene in Markdown: thumbnail, counts, and links to its files."""
-    picture = thumbnail(Path(report.folder) / report.outputs.names.get("preview", "preview.png"))
+    picture = thumbnail(Path(report.folder) / OUTPUTS["preview"])
     area_m2, seconds = sum(report.area_m2.values()), sum(report.statistics.seconds.values())
     megapixels = report.statistics.pixels / 1e6
     files = [f"- {kind}: [{name}]({_link(report.folder, name)})" for kind, name in report.outputs.names.items()]
@@ -28,16 +29,19 @@ def scene_markdown(report: SceneReport) -> str:
 
 
 def thumbnail(path: Path) -> str | None:
-    """A picture as a `data:` URL of bounded size; None where the file is not on this machine."""
-    if not path.is_file():
+    """A PNG as a `data:` URL of bounded size; None where the file is not on this machine, is a link, or is no PNG."""
+    if not is_file(path):
         return None
     from PIL import Image
 
     content = io.BytesIO()
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        small.save(content, "JPEG", quality=75)
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            small = picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    small.save(content, "JPEG", quality=75)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 

@@ -8,7 +8,7 @@
     ├── DivergedError           training found no weights worth keeping                 never retried
     ├── LabelError              labels cannot be used for training or evaluation        never retried
     └── TransientError          disk, network or a worker failed; a retry may help      retried
-        ├── AccessError         a store denies access to these credentials              never retried
+        ├── AccessError         a store or disk denies access, or a folder is not ours  never retried
         ├── MissingError        a store has no such bucket or object                    retried
         └── ConflictError       another process wrote the same object                   retried
 
@@ -50,7 +50,7 @@ class TransientError(ScenemillError):
 
 
 class AccessError(TransientError):
-    """A store or server denies access; only the operator can change that."""
+    """A store, server or disk denies access, or a folder is a link or foreign; only an operator can change that."""
 
 
 class MissingError(TransientError):
