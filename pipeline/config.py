@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.catalog import CatalogSpec
@@ -27,9 +26,12 @@ from pipeline.mosaic import MosaicSpec
 from pipeline.polygons import PolygonSpec
 from pipeline.scene import ReadingSpec
 from pipeline.storage import RetryPolicy
+from pipeline.text import quoted, read_yaml, read_yaml_file, shorten
 
 MAX_RETRIES = 50
 """Prefect's limit of retry delays of a task."""
+MAX_RULE_LENGTH = 600
+"""Characters of a violated rule with the value that violates it."""
 MAX_PAUSE_S = 300.0
 """Pauses double up to this."""
 
@@ -115,8 +117,9 @@ def load_settings(
     _check_keys(kind, values, place=str(file) if file else "settings")
     for override in overrides:
         path, value = _parse_override(override)
-        addition = _without_aliases(kind, _nested(path, value), f"--set {override}")
-        _check_keys(kind, addition, place=f"--set {override}")
+        place = f"--set {shorten(override)}"
+        addition = _without_aliases(kind, _nested(path, value), place)
+        _check_keys(kind, addition, place=place)
         values = _merge(values, addition)
     for name, section in sections.items():
         values = _merge(values, _without_aliases(kind, {name: section}, "settings"))
@@ -150,13 +153,13 @@ def _build(kind: Any, values: Mapping[str, object], place: str, path: tuple[str,
             plain = _text_keys(value, f"{place}: {'.'.join(key_path)}")
             fields[key] = adapter.validate_python(plain if hint is bool else _without_bools(plain))
         except ValidationError as error:
-            rules = "; or ".join(dict.fromkeys(str(each["msg"]) for each in error.errors()))
-            raise SettingsError(f"{place}: {'.'.join(key_path)} = {value!r}: {rules}") from error
+            rules = shorten("; or ".join(dict.fromkeys(str(each["msg"]) for each in error.errors())))
+            raise SettingsError(f"{place}: {'.'.join(key_path)} = {quoted(value)}: {rules}") from error
     try:
         return kind(**fields)
     except SettingsError as error:
         prefix = "".join(f"{name}." for name in path)
-        text = str(error)
+        text = shorten(str(error), MAX_RULE_LENGTH)
         raise SettingsError(f"{place}: {text if prefix and text.startswith(prefix) else prefix + text}") from error
 
 
@@ -183,7 +186,7 @@ def _without_aliases(kind: Any, values: Mapping[str, object], place: str, path: 
 
 def _section(value: object, place: str, path: tuple[str, ...]) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise SettingsError(f"{place}: {'.'.join(path)} must be a section of keys, not {value!r}")
+        raise SettingsError(f"{place}: {'.'.join(path)} must be a section of keys, not {quoted(value)}")
     return value
 
 
@@ -208,13 +211,13 @@ def _without_bools(value: object) -> object:
 
 def _read_yaml(file: Path) -> dict[str, object]:
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
+        values = read_yaml_file(file)
     except FileNotFoundError as error:
         raise SettingsError(f"{file}: no such settings file; check --config") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{file}: invalid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise SettingsError(f"{file}: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -222,36 +225,14 @@ def _read_yaml(file: Path) -> dict[str, object]:
     return values
 
 
-class _PlainYaml(yaml.SafeLoader):
-    """YAML's safe loader; dates stay text."""
-
-
-def _as_text(loader: _PlainYaml, node: yaml.ScalarNode) -> str:
-    return loader.construct_scalar(node)
-
-
-_PlainYaml.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
-
-
-class _UniqueKeys(_PlainYaml):
-    """Rejects duplicate keys, of which YAML would silently take the second."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.value != "<<"]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _parse_override(override: str) -> tuple[list[str], object]:
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise SettingsError(f"--set {override}: must read section.key=value, e.g. --set tiling.tile_size=256")
+        raise SettingsError(f"--set {shorten(override)}: must read section.key=value, e.g. --set tiling.tile_size=256")
     try:
-        return path.split("."), yaml.load(text, _PlainYaml)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"--set {override}: the value is invalid YAML: {' '.join(str(error).split())}") from error
+        return path.split("."), read_yaml(text)
+    except ValueError as error:
+        raise SettingsError(f"--set {shorten(override)}: the value is {error}") from error
 
 
 def _nested(path: Sequence[str], value: object) -> dict[str, object]:
@@ -269,7 +250,9 @@ def _merge(base: Mapping[str, object], addition: Mapping[str, object]) -> dict[s
 
 def _check_keys(kind: Any, values: object, *, place: str) -> None:
     for path, key, known in _unknown_keys(kind, values, ()):
-        raise SettingsError(f"{place}: unknown key {'.'.join((*path, key))}; {_advice(key, path, known, kind)}")
+        raise SettingsError(
+            f"{place}: unknown key {shorten('.'.join((*path, key)))}; {_advice(key, path, known, kind)}"
+        )
 
 
 def _unknown_keys(

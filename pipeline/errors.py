@@ -13,12 +13,18 @@
         └── ConflictError       another process wrote the same object                   retried
 
 Each message gives the rule, the offending value, its source and the remedy, in one paragraph that an operator can act
-on without reading code.
+on without reading code. It is one line of printable text, whatever names of files, bands and classes are in it.
 """
+
+from pipeline.text import printable
 
 
 class ScenemillError(Exception):
     """Base class; the command reports it as one paragraph instead of a traceback."""
+
+    def __str__(self) -> str:
+        """The message, with escapes for characters that cannot be printed."""
+        return printable(super().__str__())
 
 
 class SettingsError(ScenemillError):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from inspect import signature
 from typing import Literal, TypeVar, get_args
 
 from pipeline.errors import ModelError
+from pipeline.text import MAX_NAME_LENGTH, name_fault, quoted, read_json
 
 Activation = Literal["sigmoid", "softmax"]
 """How class scores become probabilities: `sigmoid` for independent classes, `softmax` for exclusive ones."""
@@ -29,6 +29,12 @@ REAL_DTYPES = (
 Built = TypeVar("Built")
 MAX_CLASSES = 254
 """Mask values 1 to 254 name classes; 0 is none or background, 255 is nodata."""
+MAX_NUMBER = 3.4e38
+"""Largest magnitude of a number: that of float32, in which networks compute."""
+MAX_SIZE = 2**31 - 1
+"""Largest receptive field, px: the longest side of a raster in GDAL."""
+MAX_SIZES = {"stride": 4096, "size_offset": 4096, "margin": 8192, "tile_size": 16_384}
+"""Largest sizes that decide how large a tile is, px: one of 16,384 px takes 1 GiB per band in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +54,10 @@ class Normalization:
         if self.clip is not None:
             clip = _numbers("normalization.clip", self.clip)
             if len(clip) != 2 or not clip[0] < clip[1]:
-                raise ModelError(f"normalization.clip must be (low, high) with low < high, not {self.clip}")
+                raise ModelError(f"normalization.clip must be (low, high) with low < high, not {quoted(self.clip)}")
             object.__setattr__(self, "clip", clip)
         if 0 in self.gain:
-            raise ModelError(f"normalization.gain must not be 0, which erases a band: {self.gain}")
+            raise ModelError(f"normalization.gain must not be 0, which erases a band: {quoted(self.gain)}")
         if self.gain and self.bias and len(self.gain) != len(self.bias):
             raise ModelError(
                 f"normalization.gain and normalization.bias must name the same bands, "
@@ -143,8 +149,8 @@ class ModelCard:
                 f"{', '.join(self.bands)}"
             )
         try:
-            plain = json.loads(json.dumps(dict(self.training), allow_nan=False))
-        except (TypeError, ValueError) as error:
+            plain = read_json(json.dumps(dict(self.training), allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
             raise ModelError(f"training must hold JSON values (finite numbers, text, lists, maps): {error}") from error
         object.__setattr__(self, "training", plain)
 
@@ -152,9 +158,11 @@ class ModelCard:
         for key in ("bands", "classes"):
             names = getattr(self, key)
             if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
-                raise ModelError(f"{key} must be a sequence of non-empty names, not {names!r}")
+                raise ModelError(f"{key} must be a sequence of non-empty names, not {quoted(names)}")
+            if fault := next(filter(None, map(name_fault, names)), None):
+                raise ModelError(f"{key} must hold names of at most {MAX_NAME_LENGTH} printable characters: {fault}")
             if not names or len(set(names)) != len(names):
-                raise ModelError(f"{key} must hold at least one name and none twice, not {tuple(names)}")
+                raise ModelError(f"{key} must hold at least one name and none twice, not {quoted(tuple(names))}")
             object.__setattr__(self, key, tuple(names))
         if len(self.classes) > MAX_CLASSES:
             raise ModelError(f"classes must hold at most {MAX_CLASSES} names (mask is uint8), not {len(self.classes)}")
@@ -163,13 +171,15 @@ class ModelCard:
         choices = {"activation": get_args(Activation), "outputs": get_args(Outputs), "dtype": (None, *REAL_DTYPES)}
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
-                raise ModelError(f"{key} must be one of {', '.join(map(str, allowed))}, not {getattr(self, key)!r}")
+                raise ModelError(
+                    f"{key} must be one of {', '.join(map(str, allowed))}, not {quoted(getattr(self, key))}"
+                )
         if self.activation == "softmax" and len(self.classes) < 2:
             raise ModelError(f"softmax needs at least two classes, not {self.classes}; use sigmoid for one class")
         if self.background is not None and (self.activation, self.background) != ("softmax", self.classes[0]):
             raise ModelError(
                 f"background must be the first class ({self.classes[0]!r}) of a softmax model, "
-                f"not {self.background!r} with {self.activation}"
+                f"not {quoted(self.background)} with {self.activation}"
             )
 
     def _check_numbers(self) -> None:
@@ -197,7 +207,9 @@ class ModelCard:
             if value is None and key in ("receptive_field", "tile_size", "aligned_halo"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-                raise ModelError(f"{key} must be a whole number >= {bound}, not {value!r}")
+                raise ModelError(f"{key} must be a whole number >= {bound}, not {quoted(value)}")
+            if value > MAX_SIZES.get(key, MAX_SIZE):
+                raise ModelError(f"{key} must be at most {MAX_SIZES.get(key, MAX_SIZE)} px, not {value}")
         if self.size_offset >= self.stride:
             raise ModelError(f"size_offset must be below stride {self.stride}, not {self.size_offset}")
         if self.tile_size is not None and not self.takes(self.tile_size):
@@ -234,7 +246,7 @@ class ModelCard:
             ModelError: when it is no JSON object, a key is unknown, or a value breaks its rule.
         """
         try:
-            content = json.loads(text)
+            content = read_json(text)
         except (TypeError, ValueError) as error:
             raise ModelError(f"the model card is not JSON: {error}") from error
         content = _known(content, cls, "the model card")
@@ -245,13 +257,13 @@ class ModelCard:
 def _known(content: object, record: type, where: str) -> dict[str, object]:
     """`content` as a dict whose keys are all fields of `record`."""
     if not isinstance(content, dict):
-        raise ModelError(f"{where} must be a JSON object, not {content!r}")
+        raise ModelError(f"{where} must be a JSON object, not {quoted(content)}")
     names = [f.name for f in fields(record)]
     for key in content:
         if key not in names:
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(names)}"
-            raise ModelError(f"{where} has the unknown key {key!r}{hint}")
+            raise ModelError(f"{where} has the unknown key {quoted(key, 50)}{hint}")
     return dict(content)
 
 
@@ -266,12 +278,15 @@ def _built(make: Callable[..., Built], content: Mapping[str, object]) -> Built:
 
 
 def _number(key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ModelError(f"{key} must be a finite number, not {value!r}")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and abs(number := float(value)) <= MAX_NUMBER:
+            return number
+    except OverflowError:  # a whole number of over 308 digits
+        pass
+    raise ModelError(f"{key} must be a finite number, not {quoted(value)}")
 
 
 def _numbers(key: str, values: object) -> tuple[float, ...]:
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ModelError(f"{key} must be a sequence of numbers, not {values!r}")
+        raise ModelError(f"{key} must be a sequence of numbers, not {quoted(values)}")
     return tuple(_number(key, value) for value in values)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelError, TransientError
 from pipeline.model.card import ModelCard, Normalization
+from pipeline.model.tensor_checks import check_finite, check_shapes, count_bytes, shape_of
 from pipeline.storage import atomic_write
+from pipeline.text import read_json
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from pipeline.model.networks.registry import Network
 
@@ -34,6 +37,8 @@ __all__ = [
 
 MAX_HEADER_BYTES = 100_000_000
 """The bound of the safetensors format; a larger number means another format."""
+MAX_BYTES = 8 * 2**30
+"""Bytes of a checkpoint; the largest network of the registry takes a quarter of it."""
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of files of `torch.save`: a zip archive, or in old versions a bare pickle."""
 HOW_TO_CONVERT = (
@@ -95,7 +100,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, card: ModelCard) -> st
     path = Path(path)
     _check_card(card, as_network(network), path)
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    _check_finite(tensors, path)
+    check_finite(tensors, path)
     facts = {"card": card.to_json(), "architecture": json.dumps(architecture_of(network), sort_keys=True)}
     # The digest covers card and architecture, and is itself stored next to them.
     header, data = _split(save(tensors), path)
@@ -112,6 +117,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ModelError: when the file is missing, of another kind, damaged, or does not describe a network of ours.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     path = Path(path)
@@ -125,10 +131,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     with torch.device("meta"):
         network = _build(metadata, path)
     _check_card(card, network, path)
-    tensors = load(content)
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError) as error:
+        raise ModelError(f"{path}: not a safetensors file, or its header is damaged: {error}") from error
     # Before they are assigned: `assign` takes tensors as they are.
-    _check_shapes(tensors, network, path)
-    _check_finite(tensors, path)
+    check_shapes(tensors, network, path)
+    check_finite(tensors, path)
     network.load_state_dict(tensors, assign=True)
     return Checkpoint(network=network.float().eval(), card=card, sha256=metadata["sha256"], path=path)
 
@@ -142,21 +151,14 @@ def describe_checkpoint(path: str | Path) -> CheckpointFacts:
     path = Path(path)
     header, _ = _split(_read(path, header_only=True), path, whole=False)
     metadata = _metadata(header, path)
-    shapes = [entry["shape"] for key, entry in header.items() if key != "__metadata__" and isinstance(entry, dict)]
+    _data_bytes(header, path)
     return CheckpointFacts(
         card=_card(metadata, path),
-        architecture=json.loads(metadata["architecture"]),
+        architecture=_architecture(metadata, path),
         sha256=metadata["sha256"],
-        parameters=sum(_product(shape) for shape in shapes),
+        parameters=sum(math.prod(shape_of(entry)) for entry in _entries(header).values()),
         path=path,
     )
-
-
-def _product(shape: list[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _read(path: Path, *, header_only: bool = False) -> bytes:
@@ -164,12 +166,15 @@ def _read(path: Path, *, header_only: bool = False) -> bytes:
         raise ModelError(f"{path}: there is no such checkpoint file")
     try:
         with path.open("rb") as file:
+            if not header_only and path.stat().st_size <= MAX_BYTES:
+                return file.read()
             start = file.read(8)
-            if not header_only:
-                return start + file.read()
-            return start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES))
+            content = start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES))
     except OSError as error:
         raise TransientError(f"{path}: cannot be read: {error}") from error
+    if not header_only:
+        raise ModelError(f"{path}: {path.stat().st_size} bytes, over {MAX_BYTES}, which no network of ours takes")
+    return content
 
 
 def _split(content: bytes, path: Path, *, whole: bool = True) -> tuple[dict[str, object], memoryview]:
@@ -188,7 +193,7 @@ def _split(content: bytes, path: Path, *, whole: bool = True) -> tuple[dict[str,
     if len(content) < 8 + length:
         raise ModelError(f"{path}: truncated inside its header; copy or train it again")
     try:
-        header = json.loads(content[8 : 8 + length])
+        header = read_json(content[8 : 8 + length])
     except ValueError as error:
         raise ModelError(f"{path}: not a safetensors file, or its header is damaged: {error}") from error
     if not isinstance(header, dict):
@@ -210,18 +215,23 @@ def _join(header: Mapping[str, object], data: memoryview) -> bytes:
     return b"".join((len(text).to_bytes(8, "little"), text, data))
 
 
+def _entries(header: Mapping[str, object]) -> dict[str, object]:
+    return {key: entry for key, entry in header.items() if key != "__metadata__"}
+
+
 def _data_bytes(header: Mapping[str, object], path: Path) -> int:
     try:
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]  # type: ignore[index]
-        return max(map(int, ends), default=0)
-    except (TypeError, KeyError, IndexError, ValueError) as error:
-        raise ModelError(f"{path}: not a safetensors file, or its header is damaged: {error!r}") from error
+        return count_bytes(_entries(header))
+    except ValueError as error:
+        raise ModelError(f"{path}: not a safetensors file, or its header is damaged: it has {error}") from error
 
 
 def _metadata(header: Mapping[str, object], path: Path) -> dict[str, str]:
     metadata = header.get("__metadata__", {})
     missing = [
-        key for key in ("card", "architecture", "sha256") if not isinstance(metadata, dict) or key not in metadata
+        key
+        for key in ("card", "architecture", "sha256")
+        if not isinstance(metadata, dict) or not isinstance(metadata.get(key), str)
     ]
     if missing:
         raise ModelError(
@@ -255,10 +265,17 @@ def _build(metadata: Mapping[str, str], path: Path) -> Network:
     from pipeline.model.networks.registry import network_from
 
     try:
-        facts = json.loads(metadata["architecture"])
-        return network_from(facts if isinstance(facts, dict) else {})
-    except (ValueError, ModelError) as error:
+        return network_from(_architecture(metadata, path))
+    except ModelError as error:
         raise ModelError(f"{path}: the architecture in it describes no network of ours: {error}") from error
+
+
+def _architecture(metadata: Mapping[str, str], path: Path) -> Mapping[str, object]:
+    try:
+        facts = read_json(metadata["architecture"])
+    except ValueError as error:
+        raise ModelError(f"{path}: the architecture in it describes no network of ours: {error}") from error
+    return facts if isinstance(facts, dict) else {}
 
 
 def _check_card(card: ModelCard, network: Network, path: Path) -> None:
@@ -272,18 +289,3 @@ def _check_card(card: ModelCard, network: Network, path: Path) -> None:
     wrong = [f"{key} {said} instead of {true}" for key, (said, true) in pairs.items() if said != true]
     if wrong:
         raise ModelError(f"{path}: the card does not fit the network: {'; '.join(wrong)}")
-
-
-def _check_shapes(tensors: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    needed = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    wrong = [key for key in sorted(found.keys() | needed.keys()) if found.get(key) != needed.get(key)]
-    if wrong:
-        rows = "; ".join(f"{key} is {found.get(key, 'missing')}, not {needed.get(key, 'known')}" for key in wrong[:3])
-        raise ModelError(f"{path}: {len(wrong)} tensors do not fit the architecture: {rows}")
-
-
-def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    for key, value in tensors.items():
-        if value.numel() and not all(bool(bound.isfinite()) for bound in value.aminmax()):
-            raise ModelError(f"{path}: the weights {key} hold NaN or infinity; train with a lower learning rate")

@@ -389,7 +389,8 @@ def test_a_card_is_json_or_yaml_and_names_no_receptive_field_it_does_not_know(tm
         ("[red, green]", ModelError, "a model card is a map of keys and values, not list"),
         ("bands: [red", ModelError, "no JSON or YAML"),
         ("bands: [red]\ntreshold: 0.5\nclasses: [a]", ModelError, "did you mean 'threshold'"),
-        ("bands: [red]\nclasses: [a]\ntraining: {day: 2026-01-01}", ModelError, "texts, numbers, lists and maps"),
+        ("bands: [red]\nclasses: [a]\ntraining: {day: !!timestamp 2026-01-01}", ModelError, "tag .* is not accepted"),
+        ("bands: [red]\nclasses: [a]\ntraining: {score: .nan}", ModelError, "NaN, which is no number of JSON"),
     ],
 )
 def test_a_card_file_that_is_none_is_refused(

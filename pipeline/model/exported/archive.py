@@ -14,14 +14,15 @@ below read only members of known names that hold raw numbers or JSON; all others
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
 from pipeline.errors import ModelError, TransientError
+from pipeline.text import read_json
 
 GRAPH = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -45,7 +46,7 @@ PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
 
 MAX_MEMBERS = 100_000
 """Members of an archive; a large network has a few thousand."""
-MAX_JSON_BYTES = 256 * 2**20
+MAX_JSON_BYTES = 64 * 2**20
 """Bytes of a JSON member; the graph of a large network takes a few MiB."""
 HOW_TO_EXPORT = (
     "write it with torch.export.save(torch.export.export(network.eval(), (tiles,), ...), 'network.pt2') of torch 2.11 "
@@ -90,8 +91,11 @@ class Archive:
         try:
             with self._open() as file, file.open(self._members[name]) as member:
                 _fill(member, content)
-        except (zipfile.BadZipFile, EOFError) as error:
+        except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error) as error:
+            # RuntimeError: marked as encrypted; ValueError: an offset before the file's start.
             raise ModelError(f"{self.path}: the member {name} is damaged: {error}; copy or export it again") from error
+        except OSError as error:
+            raise TransientError(f"{self.path}: cannot be read: {error}") from error
         return content
 
     def read_json(self, name: str) -> dict[str, object]:
@@ -99,8 +103,8 @@ class Archive:
         if self.size(name) > MAX_JSON_BYTES:
             raise ModelError(f"{self.path}: the member {name} is {self.size(name)} bytes, over {MAX_JSON_BYTES}")
         try:
-            content = json.loads(self.read(name))
-        except (ValueError, RecursionError) as error:
+            content = read_json(self.read(name))
+        except ValueError as error:
             raise ModelError(f"{self.path}: the member {name} is not JSON: {error}") from error
         if not isinstance(content, dict):
             raise ModelError(f"{self.path}: the member {name} must be a JSON object, not {type(content).__name__}")
@@ -115,7 +119,7 @@ class Archive:
             raise ModelError(f"{self.path}: there is no such file")
         try:
             return zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             raise ModelError(f"{self.path}: not an archive of torch.export.save: {error}; {HOW_TO_EXPORT}") from error
         except OSError as error:
             raise TransientError(f"{self.path}: cannot be read: {error}") from error

@@ -11,6 +11,8 @@ from pipeline.model.exported.module import ExportedNetwork
 
 TRIAL_SIDE = 128
 """About the height and width of trial tiles where the network takes any, px."""
+MAX_TRIAL_NUMBERS = 2**29
+"""Numbers of the trial tiles, 2 GiB in float32."""
 ROUNDING = 1e-4
 """Largest difference between two ways to compute one output, relative to the largest output or to 1."""
 
@@ -27,6 +29,12 @@ def trial_tiles(card: ModelCard, count: int = 1, *, larger: int = 0) -> Tensor:
     if side is None:
         side = max(TRIAL_SIDE, 2 * card.margin + 1)
         side += (card.size_offset - side) % card.stride + larger * card.stride
+    numbers = count * len(card.bands) * side**2
+    if numbers > MAX_TRIAL_NUMBERS:
+        raise ModelError(
+            f"{count} tiles of {len(card.bands)} bands and {side} px are {numbers} numbers, over {MAX_TRIAL_NUMBERS}; "
+            "export the network with smaller tiles"
+        )
     coarse = (count, len(card.bands), side // 4 + 1, side // 4 + 1)
     noise = torch.randn(coarse, generator=torch.Generator().manual_seed(0))
     return nn.functional.interpolate(noise, size=(side, side), mode="bilinear")
@@ -54,8 +62,8 @@ def _run(network: ExportedNetwork, tiles: Tensor, card: ModelCard) -> Tensor:
     copied = tiles.clone()
     try:
         outputs: Tensor = network(copied)
-    except (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"the network fails on tiles {tuple(tiles.shape)}, a size that its card (stride {card.stride}, size_offset "
             f"{card.size_offset}, tile_size {card.tile_size}) allows: {reason}; correct the card, or export it again"

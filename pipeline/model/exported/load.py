@@ -22,6 +22,7 @@ from pipeline.model.exported.archive import CARD, FORMAT, GRAPH, SAMPLE, WEIGHTS
 from pipeline.model.exported.graph import read_graph
 from pipeline.model.exported.shapes import Axis
 from pipeline.storage import atomic_path
+from pipeline.text import read_yaml_file
 
 if TYPE_CHECKING:
     from pipeline.model.exported.module import ExportedNetwork
@@ -154,22 +155,16 @@ def describe_exported(path: str | Path) -> ExportedFacts:
 
 def read_card(path: Path) -> ModelCard:
     """A card from a JSON or YAML file; one that names no receptive field has an unbounded one."""
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml_file(path)
     except OSError as error:
         raise SettingsError(f"--card {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: no JSON or YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: no JSON or YAML: {error}") from error
     with _errors_name(path):
         if not isinstance(content, dict):
             raise ModelError(f"a model card is a map of keys and values, not {type(content).__name__}")
-        try:
-            text = json.dumps({"receptive_field": None, **content})
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"a model card holds texts, numbers, lists and maps: {error}") from error
-        return ModelCard.from_json(text)
+        return ModelCard.from_json(json.dumps({"receptive_field": None, **content}))
 
 
 def resolve_card(card: ModelCard, axes: tuple[Axis, ...]) -> ModelCard:

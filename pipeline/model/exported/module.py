@@ -24,6 +24,8 @@ DTYPES = {
     **{6: torch.float16, 7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16},
 }
 """The schema's `ScalarType` numbers that are taken."""
+MAX_EXPANDED = 2**24
+"""Numbers of a tensor that is stored as fewer, repeated with strides of 0."""
 MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 LAYOUTS = {7: torch.strided}
 _NUMBERS: dict[str, Mapping[int, object]] = {
@@ -196,6 +198,8 @@ def _read_tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) and not last < len(storage):
         raise ValueError(f"{len(storage)} numbers are stored where shape {size} needs {last + 1}")
+    if math.prod(size) > max(len(storage), MAX_EXPANDED):
+        raise ValueError(f"{len(storage)} numbers are stored, and expanded to shape {size}")
     return storage.as_strided(size, stride, offset) if math.prod(size) else torch.zeros(size, dtype=DTYPES[number])
 
 

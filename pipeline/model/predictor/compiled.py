@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import ModelError
 from pipeline.model.card import ModelCard
 from pipeline.model.exported.conformance import trial_tiles
 from pipeline.model.exported.module import ExportedNetwork
@@ -80,7 +81,20 @@ class CompiledNetwork:
         """`(N, bands, H, W)` normalised tiles -> `(N, classes, h, w)` probabilities, float32 in 0..1."""
         tiles = as_input(tiles, self._arithmetic)
         with self._arithmetic.cudnn_flags():
-            return activate(self.network(tiles).float(), self._card)
+            return activate(self._run(tiles).float(), self._card)
+
+    def _run(self, tiles: Tensor) -> Tensor:
+        """The network's output; a graph from elsewhere that cannot be computed is the model's fault."""
+        try:
+            return self.network(tiles)
+        except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            is_machine = any(word in str(error) for word in ("memory", "CUDA", "cuDNN"))
+            if is_machine or not isinstance(self.network, ExportedNetwork):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(
+                f"the network of the model fails on tiles {tuple(tiles.shape)}: {reason}; export it again"
+            ) from error
 
 
 class CompiledVariants:

@@ -100,7 +100,7 @@ class LoadedPredictor:
         """Largest change of a probability; the variant is kept, since it will most likely be used."""
         try:
             return float((self.runnable(BatchShape(precision=precision))(tiles) - expected).abs().max())
-        except RuntimeError as error:
+        except (RuntimeError, ModelError) as error:
             reason = str(error).splitlines()[0]
             raise SettingsError(
                 f"inference.precision: {self._precision} does not suit this network ({reason}); use float32"
@@ -130,7 +130,9 @@ def _find_layout(network: nn.Module, card: ModelCard, device: torch.device) -> t
         form = CompiledNetwork(converted(network, arithmetic), card, arithmetic)
         try:
             results.append(form(trial_tiles(card)))
-        except RuntimeError as error:
+        except (RuntimeError, ModelError) as error:
+            if layout == torch.contiguous_format:
+                raise
             log.info("the network needs the memory layout of its export: %s", error)
             return torch.contiguous_format
     same = float((results[1] - results[0]).abs().max()) <= ROUNDING

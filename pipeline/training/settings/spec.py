@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pipeline.errors import SettingsError
 from pipeline.model import MAX_CLASSES, Activation, NetworkSpec
 from pipeline.scene import ReadingSpec
+from pipeline.text import MAX_NAME_LENGTH, name_fault, quoted
 from pipeline.training.labels.class_map import NONE, UNLABELLED_WORD
 from pipeline.training.settings.artifacts import ArtifactsSpec
 from pipeline.training.settings.augment import AugmentSpec
@@ -77,7 +78,11 @@ class TrainSpec:
 
     def _check_classes(self) -> None:
         if not 1 <= len(self.classes) <= MAX_CLASSES or len(set(self.classes)) != len(self.classes):
-            raise SettingsError(f"classes must be 1 to {MAX_CLASSES} different names, not {self.classes}")
+            raise SettingsError(f"classes must be 1 to {MAX_CLASSES} different names, not {quoted(self.classes)}")
+        if fault := next(filter(None, map(name_fault, (*self.classes, *self.bands))), None):
+            raise SettingsError(
+                f"classes and bands must be names of at most {MAX_NAME_LENGTH} printable characters: {fault}"
+            )
         taken = sorted({NONE, UNLABELLED_WORD, BACKGROUND} & set(self.classes))
         if taken:
             raise SettingsError(f"classes must not be named {', '.join(taken)}: these words are reserved")

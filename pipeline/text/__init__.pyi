@@ -1,0 +1,10 @@
+from .escapes import MAX_NAME_LENGTH as MAX_NAME_LENGTH
+from .escapes import markdown as markdown
+from .escapes import name_fault as name_fault
+from .escapes import printable as printable
+from .escapes import quoted as quoted
+from .escapes import shorten as shorten
+from .log import escape_log_records as escape_log_records
+from .plain_json import read_json as read_json
+from .plain_yaml import read_yaml as read_yaml
+from .plain_yaml import read_yaml_file as read_yaml_file
