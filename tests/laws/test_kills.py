@@ -19,9 +19,6 @@ from support.models import write_checkpoint, write_damaged
 FAST = (
     *("--set", "tiling.tile_size=32", "--set", "reading.threads=1", "--set", "distribute.regions=3"),
     *("--set", "inference.device=cpu", "--set", "inference.precision=float32", "--set", "run.retries=0"),
-    # One worker thread: with two, the first tiles of a process can differ in their last bit from run to run, killed or
-    # not. That fault is older than this line and has nothing to do with kills; remove the line when it is mended.
-    *("--set", "inference.threads=1"),
 )
 DELAYS_US = (0, 300, 2000)
 

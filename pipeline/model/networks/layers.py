@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import pipeline.model.networks.vector_math  # noqa: F401, before the first use of exp
+
 Norm = Literal["batch", "group", "none"]
 
 MAX_GROUPS = 8
