@@ -13,7 +13,7 @@ import shapely
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, SettingsError
 from pipeline.scene import BandFile
-from pipeline.storage import sanitize_name
+from pipeline.storage import DOCUMENT_SUFFIXES, MAX_NAME_BYTES, sanitize_name
 
 PATH_COLUMNS = ("path", "location", "href")
 """Default names of the column of paths."""
@@ -161,10 +161,6 @@ def _open(index: Path) -> TextIO:
     return index.open(encoding="utf-8-sig", errors="replace", newline="")
 
 
-RESERVED_SUFFIXES = (".json", ".gpkg", ".parquet")
-"""Suffixes of the files that a run writes next to the scenes' folders; no scene's id may end in them."""
-
-
 def locate(row: Row, folder: Path, root: Path | None = None) -> str:
     """The path or address of a row's scene: an address, an absolute path, or a file inside the index's folder.
 
@@ -199,10 +195,10 @@ def locate(row: Row, folder: Path, root: Path | None = None) -> str:
 
 def check_id(name: str, taken: Collection[str]) -> str:
     """Return the id; SceneError if it is not a safe folder name, or is in `taken`, in lower case."""
-    if name != sanitize_name(name) or name.lower().endswith(RESERVED_SUFFIXES):
+    if name != sanitize_name(name):
         raise SceneError(
             f"the id {name!r} cannot name a folder; use letters, digits, dash and underscore, and dots inside, "
-            f"at most 200, not ending in {', '.join(RESERVED_SUFFIXES)}"
+            f"at most {MAX_NAME_BYTES} bytes in UTF-8, not ending in {', '.join(DOCUMENT_SUFFIXES)}"
         )
     if name.lower() in taken:
         raise SceneError(f"the id {name!r} is taken by another scene; give each its own in a column called id")

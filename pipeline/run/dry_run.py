@@ -88,7 +88,9 @@ def _plan_scene(
     except ScenemillError as error:
         return PlannedScene(entry=entry, action="refused", reason=str(error))
     if existing.finished is not None:
-        return PlannedScene(entry=entry, action="done", reason=f"an equal result is in {existing.finished.folder}")
+        changed = f", {existing.finished.reason}" if existing.finished.reason else ""
+        reason = f"an equal result is in {existing.finished.folder}{changed}"
+        return PlannedScene(entry=entry, action="done", reason=reason)
     previous = open_results(out_dir).documents.sizes(entry.id)
     other = "the result in its folder is of other inputs" if previous else "there is no result yet"
     return PlannedScene(entry=entry, action="runs", reason=f"{_facts(scene, fits=True)}; {existing.reusable or other}")

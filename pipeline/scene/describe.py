@@ -6,6 +6,7 @@ scene with the reason; `SceneReader` then reads windows of it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,7 +27,7 @@ from pipeline.scene.file import SceneFile, describe_file, open_header
 from pipeline.scene.georeference import resolve_grid
 from pipeline.scene.spec import ReadingSpec, ReadingTerms, SceneSource
 from pipeline.scene.validity import NodataWhen
-from pipeline.storage import Location, resolve_location
+from pipeline.storage import DOCUMENT_SUFFIXES, MAX_NAME_BYTES, Location, resolve_location
 
 __all__ = ["ReadingSpec", "Scene", "SceneFile", "describe_scene", "remote_fingerprint"]
 
@@ -221,6 +222,11 @@ def _folder_name(name: str) -> str:
     """Check a name that becomes a folder: it must not lead outside the parent folder."""
     if name in ("", ".", "..") or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise SettingsError(f"scene_id must be the plain name of a visible folder, not {name!r}")
+    if name.lower().endswith(DOCUMENT_SUFFIXES) or len(os.fsencode(name)) > MAX_NAME_BYTES:
+        raise SettingsError(
+            f"scene_id must have at most {MAX_NAME_BYTES} bytes in UTF-8 and not end in "
+            f"{', '.join(DOCUMENT_SUFFIXES)}, as documents of a run do, not {name!r}"
+        )
     return name
 
 

@@ -27,6 +27,8 @@ from .gdal import exclusive_warning_filters as exclusive_warning_filters
 from .gdal import gdal_env as gdal_env
 from .gdal import limit_block_cache as limit_block_cache
 from .gdal import suppress_georef_warnings as suppress_georef_warnings
+from .location import DOCUMENT_SUFFIXES as DOCUMENT_SUFFIXES
+from .location import MAX_NAME_BYTES as MAX_NAME_BYTES
 from .location import Location as Location
 from .location import resolve_location as resolve_location
 from .location import sanitize_name as sanitize_name

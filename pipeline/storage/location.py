@@ -24,6 +24,11 @@ SIGNING_PARAMETERS = SIGNATURE_PARAMETERS | {
 }
 """These and the parameters that accompany a signature of Amazon, Google or Azure."""
 
+MAX_NAME_BYTES = 200
+"""File systems take 255 bytes; hidden files and folders next to a result have longer names than it."""
+DOCUMENT_SUFFIXES = (".json", ".gpkg", ".parquet")
+"""Suffixes of the files that a run writes next to the scenes' folders, in any case."""
+
 
 @dataclass(frozen=True)
 class Location:
@@ -94,9 +99,16 @@ def _without_signature(address: str) -> str:
 
 
 def sanitize_name(text: str) -> str:
-    """A name that is safe as a folder: letters, digits, dot, dash and underscore; not hidden, at most 200 characters.
+    """A name that is safe as a folder of results: letters, digits, dot, dash and underscore; not hidden.
 
-    >>> sanitize_name("Banepa (north)"), sanitize_name(".."), sanitize_name("../up")
-    ('Banepa_north_', 'scene', '_up')
+    At most 200 bytes in UTF-8, as a file system counts them. A run writes documents such as `run.json` next to the
+    folders, so no name ends like one: its last dot becomes an underscore.
+
+    >>> sanitize_name("Banepa (north)"), sanitize_name(".."), sanitize_name("../up"), sanitize_name("run.json")
+    ('Banepa_north_', 'scene', '_up', 'run_json')
     """
-    return re.sub(r"[^\w.\-]+", "_", text).lstrip(".")[:200] or "scene"
+    name = re.sub(r"[^\w.\-]+", "_", text).lstrip(".")
+    name = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+    if name.lower().endswith(DOCUMENT_SUFFIXES):
+        name = "_".join(name.rsplit(".", 1))
+    return name or "scene"

@@ -100,6 +100,10 @@ def test_a_local_path_is_made_absolute_for_workers_in_other_folders(
         ("https://host/...tif", "scene"),
         ("https://host/", "scene"),
         ("in/..tif", "scene"),
+        ("in/run.json.tif", "run_json"),
+        ("in/COLLECTION.JSON.tif", "COLLECTION_JSON"),
+        ("in/polygons.gpkg.tif", "polygons_gpkg"),
+        (f"in/{'é' * 200}.tif", "é" * 100),
     ],
 )
 def test_a_scene_is_named_by_its_stem(text: str, stem: str) -> None:
@@ -109,7 +113,8 @@ def test_a_scene_is_named_by_its_stem(text: str, stem: str) -> None:
 @given(st.text())
 def test_a_tidy_name_is_one_visible_folder(text: str) -> None:
     name = sanitize_name(text)
-    assert 0 < len(name) <= 200
+    assert 0 < len(name.encode()) <= 200
+    assert not name.lower().endswith((".json", ".gpkg", ".parquet"))
     assert Path(name).name == name
     assert not name.startswith(".")
     assert sanitize_name(name) == name
