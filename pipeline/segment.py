@@ -5,7 +5,7 @@ scene --describe--> grid --plan--> tiles, regions --infer--> strips --> mosaic -
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from pipeline.inference import RegionJob
 from pipeline.model import ArrayFunction, ModelCard, Predictor
 from pipeline.model.predictor import with_tta
 from pipeline.mosaic import MosaicReader
-from pipeline.polygons import PolygonSpec, PolygonTotals, shape_polygons, write_polygons
+from pipeline.polygons import PolygonSpec, PolygonTotals, check_replaceable, layer_of, shape_polygons, write_polygons
 from pipeline.results import SceneReport, Stopwatch, open_results, write_report
 from pipeline.scene import Scene, check_unchanged
 from pipeline.stages import (
@@ -160,27 +160,42 @@ def make_outputs(
 
 
 def vectorize_mosaic(
-    mosaic: str | Path, target: str | Path, *, spec: PolygonSpec | None = None, watch: ProgressCallback | None = None
+    mosaic: str | Path,
+    target: str | Path,
+    *,
+    spec: PolygonSpec | None = None,
+    layer: str | None = None,
+    overwrite: bool = False,
+    watch: ProgressCallback | None = None,
 ) -> PolygonTotals:
     """Turn a probability mosaic into a file of whole polygons (GeoPackage, GeoParquet or FlatGeobuf).
 
     Args:
         mosaic: a `probability.tif` of a result.
-        target: `.gpkg`, `.parquet` or `.fgb`.
+        target: `.gpkg`, `.parquet` or `.fgb`; an existing file is replaced if it holds polygons of Scenemill only.
         spec: threshold and shaping; None: the threshold of the model card.
+        layer: name of the layer of a GeoPackage that is added or replaced; its other layers stay.
+        overwrite: replace an existing file whatever it holds.
         watch: progress callback.
 
     Raises:
         SceneError: the mosaic has no model card.
+        SettingsError: the target cannot be written, or holds other content, which would be lost.
+        TransientError: the disk fails, or another program is writing the file.
     """
     from pipeline.polygons import vectorize  # imports numba, which inference need not wait for
 
-    spec = spec or PolygonSpec()
-    with MosaicReader(Path(mosaic)) as source:
+    spec, target = spec or PolygonSpec(), Path(target)
+    if layer is None and not overwrite:
+        check_replaceable(target)
+    with (
+        MosaicReader(Path(mosaic)) as source,
+        nullcontext(target) if layer is None else layer_of(target, layer) as file,
+    ):
         source.progress = stage_progress(watch, "polygons", source.grid)
         polygons = shape_polygons(vectorize(source, spec), source.grid, spec)
         return write_polygons(
-            Path(target),
+            file,
             polygons,
             crs=source.grid.crs,
             scene_id=source.tags.get("SCENEMILL_SCENE", Path(mosaic).stem),

@@ -54,6 +54,8 @@ def vectorize(
     mosaic: Annotated[Path, Parameter(help="A probability.tif written by scenemill.")],
     *,
     out: Annotated[Path | None, Parameter(help=".gpkg, .parquet or .fgb; default: vectorized.gpkg next to it.")] = None,
+    layer: Annotated[str | None, Parameter(help="Add or replace this layer of a .gpkg; its other layers stay.")] = None,
+    overwrite: Annotated[bool, Parameter(negative="", help="Replace an existing file, whatever it holds.")] = False,
     config: ConfigFile = None,
     overrides: Overrides = (),
 ) -> int:
@@ -63,10 +65,13 @@ def vectorize(
     from pipeline.segment import vectorize_mosaic
 
     _check_exists(str(mosaic))
+    if layer is not None and overwrite:
+        raise SettingsError("--layer has no effect with --overwrite, which replaces the whole file; leave one out")
     spec = load_settings(SegmentSpec, config, overrides)
     target = out or mosaic.with_name("vectorized.gpkg")
     with progress_bars(console) as bars:
-        totals = vectorize_mosaic(mosaic, target, spec=spec.polygons, watch=scene_progress(bars, mosaic.parent.name))
+        progress = scene_progress(bars, mosaic.parent.name)
+        totals = vectorize_mosaic(mosaic, target, spec=spec.polygons, layer=layer, overwrite=overwrite, watch=progress)
     say(f"{target}: {totals.count:,} polygons, {show_areas(totals.area_m2)}")
     return EXIT_DONE
 

@@ -1,3 +1,5 @@
+from .existing import check_replaceable as check_replaceable
+from .existing import layer_of as layer_of
 from .export import PolygonTotals as PolygonTotals
 from .export import polygon_schema as polygon_schema
 from .export import to_wkb as to_wkb

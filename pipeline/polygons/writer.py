@@ -31,6 +31,8 @@ GEOMETRY = "geom"
 FIXED_TIMESTAMP = "2000-01-01T00:00:00.000Z"
 """The time of writing stored in files: constant, so that equal polygons give equal bytes."""
 
+BATCH_ROWS = 16_384
+"""Polygons that are copied at once."""
 DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".parquet": "Parquet"}
 """File name suffix -> GDAL driver."""
 
@@ -52,7 +54,7 @@ def write_layer(
 
     Raises:
         SettingsError: the ending is none of these, or there is no such folder.
-        TransientError: the disk is full or refuses.
+        TransientError: the disk is full or refuses, or another program is writing the file.
     """
     path = Path(path)
     driver = DRIVERS.get(path.suffix.lower())
@@ -60,6 +62,7 @@ def write_layer(
         raise SettingsError(f"{path}: polygons are written as {', '.join(DRIVERS)}; {path.suffix!r} is none of them")
     if not path.parent.is_dir():
         raise SettingsError(f"{path}: there is no folder {path.parent}; create it or name another")
+    check_closed(path)
     remove_stale_partials(path)
     with atomic_path(path, ending=path.suffix) as partial:
         stream = _Stream(rows, schema)
@@ -70,6 +73,42 @@ def write_layer(
         if driver == "GPKG":
             _finish_geopackage(partial, stream.count, layer_style(classes))
     return stream.count
+
+
+def check_closed(path: Path) -> None:
+    """Check that no other program holds unsaved changes of a GeoPackage, which would be applied to its replacement.
+
+    Raises:
+        TransientError: there are some.
+    """
+    for suffix in ("-wal", "-journal"):
+        changes = path.with_name(path.name + suffix)
+        if changes.exists() and changes.stat().st_size:
+            raise TransientError(
+                f"{path}: another program, such as QGIS, has it open with changes in {changes.name}; save and close it "
+                "there, and run again"
+            )
+
+
+def append_layer(source: Path, target: Path, name: str) -> None:
+    """Copy the layer of a GeoPackage of polygons into another file under a name, with its style unless it has one.
+
+    Args:
+        source: written by `write_layer`.
+        target: a GeoPackage, or absent.
+        name: of the layer; one of the same name is replaced.
+
+    Raises:
+        TransientError: the disk is full or refuses.
+    """
+    pyogrio = import_pyogrio()
+    crs = pyogrio.read_info(source, layer=LAYER)["crs"]
+    with pyogrio.open_arrow(source, layer=LAYER, use_pyarrow=True, batch_size=BATCH_ROWS) as (_, reader):
+        stream = _Stream(reader, reader.schema)
+        _write_with_gdal(target, stream, CRS.from_user_input(crs), "GPKG", name)
+    with closing(sqlite3.connect(source)) as database:
+        ((qml,),) = database.execute(f"SELECT styleQML FROM {STYLES}")
+    _finish_geopackage(target, stream.count, qml, name)
 
 
 class _Stream:
@@ -91,8 +130,8 @@ class _Stream:
             raise
 
 
-def _write_with_gdal(path: Path, stream: _Stream, crs: CRS, driver: str) -> None:
-    """Stream into a GeoPackage or FlatGeobuf."""
+def _write_with_gdal(path: Path, stream: _Stream, crs: CRS, driver: str, layer: str = LAYER) -> None:
+    """Stream into a layer of a GeoPackage, or into a FlatGeobuf."""
     import pyarrow as pa
 
     options: dict[str, object] = {}
@@ -106,7 +145,7 @@ def _write_with_gdal(path: Path, stream: _Stream, crs: CRS, driver: str) -> None
             import_pyogrio().write_arrow(
                 reader,
                 path,
-                layer=LAYER,
+                layer=layer,
                 driver=driver,
                 geometry_name=GEOMETRY,
                 geometry_type="MultiPolygon",
@@ -180,37 +219,41 @@ class _ConstantDate:
 
 _CONSTANT_DATE = _ConstantDate()
 
-STYLE_TABLE = """
-CREATE TABLE layer_styles (
+STYLES = "layer_styles"
+"""The table in which QGIS keeps the styles of a GeoPackage."""
+STYLE_TABLE = f"""
+CREATE TABLE IF NOT EXISTS {STYLES} (
   id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_table_catalog TEXT(256), f_table_schema TEXT(256),
   f_table_name TEXT(256), f_geometry_column TEXT(256), styleName TEXT(30), styleQML TEXT, styleSLD TEXT,
   useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30), update_time DATETIME
 )
 """
-"""The table in which QGIS keeps the styles of a GeoPackage."""
 
 
-def _finish_geopackage(path: Path, count: int, qml: str) -> None:
-    """Check the rows and the spatial index that GDAL wrote, and add the style.
+def _finish_geopackage(path: Path, count: int, qml: str, layer: str = LAYER) -> None:
+    """Check the rows and the spatial index that GDAL wrote, and add the style, unless the layer has one.
 
     GDAL builds the spatial index on closing, where a full disk goes unreported. QGIS applies the style on
     opening, and ignores it when the geometry column is not the layer's.
     """
     try:
         with closing(sqlite3.connect(path)) as database, database:
-            for table in (LAYER, f"rtree_{LAYER}_{GEOMETRY}"):
-                ((found,),) = database.execute(f"SELECT count(*) FROM {table}")
+            for table in (layer, f"rtree_{layer}_{GEOMETRY}"):
+                ((found,),) = database.execute(f'SELECT count(*) FROM "{table}"')
                 if found != count:
                     raise TransientError(f"{path}: {table} holds {found} of {count} polygons; is the disk full?")
             database.execute(STYLE_TABLE)
             database.execute(
-                "INSERT INTO layer_styles VALUES (1, '', '', ?, ?, 'classes', ?, '', 1, 'by class', '', NULL, ?)",
-                (LAYER, GEOMETRY, qml, FIXED_TIMESTAMP),
+                f"INSERT INTO {STYLES} SELECT (SELECT 1 + coalesce(max(id), 0) FROM {STYLES}), '', '', ?, ?, "
+                "'classes', ?, '', 1, 'by class', '', NULL, ? "
+                f"WHERE NOT EXISTS (SELECT 1 FROM {STYLES} WHERE f_table_name = ?)",
+                (layer, GEOMETRY, qml, FIXED_TIMESTAMP, layer),
             )
             # As QGIS does; tables that are not registered would be listed as layers all the same.
             database.execute(
-                "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, last_change, srs_id) "
-                "VALUES ('layer_styles', 'attributes', 'layer_styles', '', ?, 0)",
+                "INSERT OR IGNORE INTO gpkg_contents "
+                "(table_name, data_type, identifier, description, last_change, srs_id) "
+                f"VALUES ('{STYLES}', 'attributes', '{STYLES}', '', ?, 0)",
                 (FIXED_TIMESTAMP,),
             )
     except sqlite3.Error as error:

@@ -40,6 +40,8 @@ RESULT_FORMAT = 3
 """Raised whenever the same inputs give different outputs than before."""
 RESULT = "result"
 """Folder in the work folder that becomes the scene's folder."""
+SQLITE_SUFFIXES = (".gpkg-wal", ".gpkg-shm", ".gpkg-journal")
+"""Unsaved changes of a previous GeoPackage, which SQLite would apply to the one that replaces it."""
 
 
 def content_key(scene: Scene, model_id: str, settings: Mapping[str, object]) -> str:
@@ -231,7 +233,7 @@ def _repair_interrupted_swap(folder: Path) -> None:
         previous.rename(folder)
         return
     for path in previous.iterdir():
-        if not os.path.lexists(folder / path.name):
+        if not os.path.lexists(folder / path.name) and not path.name.endswith(SQLITE_SUFFIXES):
             path.rename(folder / path.name)
     shutil.rmtree(previous)
 

@@ -26,7 +26,7 @@ Segment = Callable[..., tuple[int, dict[str, object], str]]
 
 @pytest.fixture
 def segment(tmp_path: Path, call: Call, make_scene: MakeScene, model: str) -> Segment:
-    """Run the command over one scene, which has a result already; exit code, row in `run.json`, and the error stream."""
+    """Run the command over a scene that has a result already; exit code, its row in `run.json`, and stderr."""
     scene, out = make_scene(name="a.tif"), tmp_path / "out"
 
     def run(*settings: str) -> tuple[int, dict[str, object], str]:
