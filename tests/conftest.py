@@ -196,4 +196,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` ask for the device, so that they are skipped where there is none."""
     for item in items:
         if item.get_closest_marker("gpu") and isinstance(item, pytest.Function):
-            item.fixturenames.append("cuda")
+            item.fixturenames = [*item.fixturenames, "cuda"]  # the list is that of all parameters of the test

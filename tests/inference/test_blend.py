@@ -57,6 +57,14 @@ def test_levels_round_to_the_nearest_and_mark_invalid_pixels(level_type: LevelTy
     assert stored.numpy()[0, 0].tolist() == [0, top, round(top / 2), top, 0, top + 1]
 
 
+@pytest.mark.parametrize(("level_type", "top"), [("uint8", 254), ("uint16", 65534)])
+def test_every_probability_is_stored_as_its_nearest_level(level_type: LevelType, top: int) -> None:
+    level = torch.arange(0, top + 1, 7, dtype=torch.float64)
+    for shift in (-0.4, 0.0, 0.4):
+        stored = to_levels(((level + shift) / top).float()[None, None], None, level_type).numpy()[0, 0]
+        assert stored.tolist() == level.int().tolist()
+
+
 def test_float32_keeps_probabilities_and_marks_invalid_pixels_with_nan() -> None:
     stored = to_levels(torch.tensor([[[0.25, 0.5]]]), torch.tensor([[True, False]]), "float32").numpy()
     assert stored[0, 0, 0] == np.float32(0.25)

@@ -15,7 +15,7 @@ from support.strips import assembled
 from pipeline.errors import DamagedSceneError
 from pipeline.inference.tiling import chunks
 from pipeline.inference.tiling import strips as batches
-from pipeline.inference.tiling.strips import read_strips
+from pipeline.inference.tiling.strips import DecodedChunk, RawStrip, read_strips
 from pipeline.inference.tiling.tiles import Tiling, plan_tiles
 from pipeline.scene.describe import describe_scene
 from pipeline.scene.reader import SceneReader
@@ -32,18 +32,39 @@ from pipeline.scene.reader import SceneReader
 def test_a_strip_is_the_mirrored_scene_under_its_windows(
     make_scene: MakeScene, height: int, width: int, block: int | None, margin: int, threads: int
 ) -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (2, height, width), np.uint8)
-    scene = describe_scene(make_scene(pixels, tiled=block))
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(1, 255, (2, height, width), np.uint8)
+    hole = generator.random((height, width)) < (0.3 if margin % 2 else 0)
+    pixels[:, hole] = 0
+    scene = describe_scene(make_scene(pixels, tiled=block, nodata=0))
     plan = plan_tiles((height, width), Tiling(tile_size=20 + 2 * margin, overlap=6 + 2 * margin, margin=margin))
     beyond = 20 + 2 * margin
     padded = np.pad(pixels, [(0, 0), (beyond, beyond), (beyond, beyond)], mode="reflect")
+    data = np.pad(~hole, beyond, mode="reflect")
     for strip in read_strips(scene, plan, (range(plan.shape[0]), range(plan.shape[1])), threads=threads):
         top, left = plan.rows.starts[strip.row] - margin + beyond, strip.left + beyond
         rows, cols = strip.shape
         assert rows == plan.rows.tile
         found, valid = assembled(strip)
         np.testing.assert_array_equal(found, padded[:, top : top + rows, left : left + cols])
-        assert valid.all()
+        np.testing.assert_array_equal(valid, data[top : top + rows, left : left + cols])
+
+
+@given(st.lists(st.sampled_from(["full", "empty", "mixed"]), min_size=1, max_size=4), st.integers(0, 20), st.data())
+def test_a_strip_knows_which_of_its_columns_hold_data(kinds: list[str], left: int, data: st.DataObject) -> None:
+    """Whatever chunks it was decoded in; a chunk without a mask is all data."""
+    right = data.draw(st.integers(left, 24))
+    width, generator = 24 // len(kinds), np.random.default_rng(len(kinds))
+    masks = {"full": None, "empty": np.zeros((5, width), bool), "mixed": generator.random((5, width)) < 0.1}
+    decoded = tuple(
+        DecodedChunk(top=0, left=k * width, pixels=np.zeros((3, 5, width), np.uint8), valid=masks[kind])
+        for k, kind in enumerate(kinds)
+    )
+    strip = RawStrip(row=0, left=0, shape=(5, 24), chunks=decoded)
+    valid = np.concatenate([np.ones((5, width), bool) if (m := masks[kind]) is None else m for kind in kinds], axis=1)
+    if right > left:
+        assert strip.any_valid(slice(left, right)) == valid[:, left:right].any()
+    assert strip.count_valid(slice(1, 4), slice(left, right)) == valid[1:4, left:right].sum()
 
 
 def spy_on_reads(monkeypatch: pytest.MonkeyPatch) -> list[Window]:

@@ -126,3 +126,18 @@ def test_cores_meet_in_the_middle_of_the_overlap_the_lower_of_two(shape: tuple[i
     for axis in (plan := plan_tiles(shape, tiling)).rows, plan.cols:
         for cut, before, after in zip(axis.cuts[1:-1], axis.starts, axis.starts[1:], strict=False):
             assert 2 * cut <= before + axis.output + after <= 2 * cut + 1
+
+
+@given(shapes, tilings())
+def test_what_tiles_decide_lies_in_the_scene_and_covers_it(shape: tuple[int, int], tiling: Tiling) -> None:
+    for axis in (plan := plan_tiles(shape, tiling)).rows, plan.cols:
+        reach = axis.reach(core_only=False)
+        assert all(0 <= start < stop <= axis.length for start, stop in reach)
+        assert {pixel for start, stop in reach for pixel in range(start, stop)} == set(range(axis.length))
+
+
+def test_an_overlap_is_refused_below_what_the_network_needs_and_accepted_from_there() -> None:
+    card = ModelCard(bands=("red",), classes=("roof",), margin=10, receptive_field=21)
+    assert resolve_tiling(TilingSpec(tile_size=100, overlap=20), card, exact=False).overlap == 20
+    with pytest.raises(SettingsError, match="at least 20 px for this network and blend, not 19"):
+        resolve_tiling(TilingSpec(tile_size=100, overlap=19), card, exact=False)

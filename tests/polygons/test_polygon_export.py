@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import geopandas
 import numpy as np
+import pyarrow.parquet
 import pyogrio
 import pyproj
 import pytest
@@ -239,3 +242,45 @@ def test_names_with_quotes_and_markup_survive(tmp_path: Path):
 def test_the_options_of_gdal_are_as_before(tmp_path: Path):
     write(tmp_path / "polygons.gpkg", some_polygons())
     assert pyogrio.get_gdal_config_option("OGR_CURRENT_DATE") is None
+
+
+def test_totals_add_up_over_batches():
+    totals, batches = PolygonTotals(), list(some_polygons(seed=1))
+    for batch in (*batches, *batches):
+        totals.add(batch, CLASSES)
+    assert totals.count == 2 * sum(map(len, batches))
+    for value, name in CLASSES.items():
+        once = sum(float(batch.area_m2[batch.class_value == value].sum()) for batch in batches)
+        assert totals.area_m2[name] == pytest.approx(2 * once)
+
+
+@ENDINGS
+def test_two_files_written_at_once_are_those_written_one_after_the_other(ending: str, tmp_path: Path):
+    """One ends while the other is half written; neither gets the time of day."""
+    paths = {name: tmp_path / f"{name}.{ending}" for name in ("alone", "outer", "inner")}
+    halves = [*some_polygons(seed=1), *some_polygons(seed=2)]
+    write(paths["alone"], halves)
+
+    def with_another_inside() -> Iterator[Polygons]:
+        yield halves[0]
+        inner = threading.Thread(target=write, args=(paths["inner"], halves))
+        inner.start()
+        inner.join()
+        yield from halves[1:]
+
+    write(paths["outer"], with_another_inside())
+    assert paths["outer"].read_bytes() == paths["inner"].read_bytes() == paths["alone"].read_bytes()
+
+
+def test_a_geoparquet_file_describes_its_geometry(tmp_path: Path):
+    write(tmp_path / "polygons.parquet", some_polygons())
+    geo = json.loads(pyarrow.parquet.read_schema(tmp_path / "polygons.parquet").metadata[b"geo"])
+    (column,) = geo["columns"].values()
+    assert {key: column[key] for key in ("encoding", "geometry_types", "orientation", "edges")} == {
+        "encoding": "WKB",
+        "geometry_types": ["MultiPolygon"],
+        "orientation": "counterclockwise",
+        "edges": "planar",
+    }
+    exterior = shapely.get_exterior_ring(shapely.get_parts(read(tmp_path / "polygons.parquet").geometry.to_numpy()))
+    assert shapely.is_ccw(exterior).all()

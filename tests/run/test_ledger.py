@@ -105,6 +105,15 @@ def test_a_scene_that_is_damaged_or_does_not_fit_the_model_is_quarantined(tmp_pa
     assert held.status == "quarantined"
 
 
+def test_a_row_that_was_refused_is_not_quarantined(tmp_path: Path) -> None:
+    """Its table is read anew by every run, and so is the row."""
+    entry = CatalogEntry(id="list.csv, line 3", location="b.tif", refused="no path")
+    ledger = ledger_of([entry], tmp_path / "out")
+    assert ledger.record(entry, SceneError("no path")).status == "failed"
+    assert not (tmp_path / "out" / "quarantine.json").exists()
+    assert ledger_of([entry], tmp_path / "out").skip(entry) is None
+
+
 @pytest.mark.parametrize("kind", ["world", "bug"])
 def test_errors_other_than_data_errors_never_lead_to_quarantine(tmp_path: Path, kind: str) -> None:
     (entry,) = entries_in(tmp_path, 1)
