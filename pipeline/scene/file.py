@@ -17,8 +17,8 @@ from rasterio.windows import Window
 
 from pipeline.errors import DamagedSceneError, SceneError, TransientError
 from pipeline.grid import RasterGrid, is_on_earth
-from pipeline.scene.bands import BandFile
-from pipeline.scene.checks import check_scaling, check_size, check_type, fingerprint
+from pipeline.scene.bands import BandFile, catalog_values
+from pipeline.scene.checks import check_size, check_type, fingerprint, resolve_scaling
 from pipeline.scene.dates import parse_tiff_date
 from pipeline.scene.georeference import SourceReader, file_grid
 from pipeline.scene.spec import ReadingTerms
@@ -145,14 +145,11 @@ def describe_file(
     check_size(dataset, spec, place)
     reopen = partial(_open_source, place, dataset.driver)
     grid = file_grid(dataset, spec, place, reopen=reopen, georeferenced=terms.georeferenced)
-    scales, offsets, nodata = (_catalog_values(listed, fact, dataset.count) for fact in ("scales", "offsets", "nodata"))
+    scales, offsets = resolve_scaling(dataset, numbers, spec, listed, place)
     chosen = [*numbers.values()]
-    scale = tuple(1.0 if spec.ignore_scale else _first(scales[n - 1], dataset.scales[n - 1]) for n in chosen)
-    offset = tuple(0.0 if spec.ignore_scale else _first(offsets[n - 1], dataset.offsets[n - 1]) for n in chosen)
-    check_scaling(scale, offset, [*numbers], place)
     alpha = resolve_alpha(dataset, spec, numbers, place)
     _check_mask_size(dataset, place)
-    named, mask = resolve_nodata(dataset, chosen, spec, [nodata[n - 1] for n in chosen])
+    named, mask = resolve_nodata(dataset, chosen, spec, catalog_values(listed, "nodata", chosen))
     return SceneFile(
         location=place,
         driver=dataset.driver,
@@ -161,8 +158,8 @@ def describe_file(
         bands=tuple(numbers),
         band_numbers=tuple(chosen),
         dtype=np.result_type(*(dataset.dtypes[n - 1] for n in chosen)).name,
-        scales=scale,
-        offsets=offset,
+        scales=scales,
+        offsets=offsets,
         nodata=named,
         alpha_number=alpha,
         mask=mask,
@@ -227,18 +224,6 @@ def translate_read_errors(file: SceneFile, window: Window) -> Iterator[None]:
         yield
     except (RasterioError, CPLE_BaseError, OSError) as error:
         raise _read_error(file.location, window, error) from error
-
-
-def _catalog_values(
-    listed: BandFile | None, fact: Literal["scales", "offsets", "nodata"], count: int
-) -> list[float | None]:
-    """Values of each band of a file that a catalog gives."""
-    known: tuple[float | None, ...] = () if listed is None else getattr(listed, fact)
-    return [*known, *[None] * count][:count]
-
-
-def _first(listed: float | None, own: float) -> float:
-    return float(own if listed is None else listed)
 
 
 @contextmanager
