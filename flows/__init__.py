@@ -6,5 +6,9 @@ the internet, and send no data by default.
 
 import os
 
+from pipeline.text import escape_messages
+
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+escape_messages()

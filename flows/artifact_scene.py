@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from urllib.parse import quote
 
 from pipeline.results import OUTPUTS, SceneReport
 from pipeline.storage import is_file
+from pipeline.text import markdown
 
 THUMBNAIL_PX = 256
 """Longest side of a thumbnail, which takes about 20 kB of the server's database as a JPEG."""
@@ -18,10 +20,13 @@ def scene_markdown(report: SceneReport) -> str:
     picture = thumbnail(Path(report.folder) / OUTPUTS["preview"])
     area_m2, seconds = sum(report.area_m2.values()), sum(report.statistics.seconds.values())
     megapixels = report.statistics.pixels / 1e6
-    files = [f"- {kind}: [{name}]({_link(report.folder, name)})" for kind, name in report.outputs.names.items()]
+    files = [
+        f"- {markdown(kind)}: [{markdown(name)}](<{_link(report.folder, name)}>)"
+        for kind, name in report.outputs.names.items()
+    ]
     lines = [
-        f"## {report.scene}",
-        *([f"![{report.scene}]({picture})"] if picture else []),
+        f"## {markdown(report.scene)}",
+        *([f"![{markdown(report.scene)}]({picture})"] if picture else []),
         f"{report.polygons:,} polygons, {area_m2:,.0f} m2, {megapixels:,.1f} Mpx in {seconds:,.1f} s",
         "\n".join(files),
     ]
@@ -46,4 +51,7 @@ def thumbnail(path: Path) -> str | None:
 
 
 def _link(folder: str, name: str) -> str:
-    return f"{folder.rstrip('/')}/{name}" if "://" in folder else (Path(folder).absolute() / name).as_uri()
+    """An address without characters that end a link in Markdown."""
+    if "://" not in folder:
+        return (Path(folder).absolute() / name).as_uri()
+    return quote(f"{folder.rstrip('/')}/{name}", safe="/:%?&=+,;@~", errors="surrogateescape")

@@ -20,6 +20,7 @@ from prefect.artifacts import (
 from flows.artifact_scene import scene_markdown
 from flows.server_errors import ignore_server_errors
 from pipeline.results import SceneReport
+from pipeline.text import markdown, printable
 
 KEY = "segment-catalog"
 MAX_SCENE_PAGES = 50
@@ -51,7 +52,7 @@ class RunArtifacts:
                 self._shown = percent
             if report.status == "done" and self._pages < MAX_SCENE_PAGES:
                 self._pages += 1
-                create_markdown_artifact(markdown=scene_markdown(report), description=report.scene)
+                create_markdown_artifact(markdown=scene_markdown(report), description=markdown(report.scene))
             self._progress = progress
 
 
@@ -62,7 +63,9 @@ def show_summary(reports: Sequence[SceneReport], out: str) -> None:
     left_out = f"; {len(reports) - len(shown)} more in run.json" if len(shown) < len(reports) else ""
     with ignore_server_errors():
         create_table_artifact(
-            key=KEY, table=[_row(each) for each in shown], description=f"{out}: {counts or 'no scene'}{left_out}"
+            key=KEY,
+            table=[_row(each) for each in shown],
+            description=f"{markdown(out)}: {counts or 'no scene'}{left_out}",
         )
 
 
@@ -75,14 +78,14 @@ def _without_result_first(reports: Sequence[SceneReport]) -> Sequence[SceneRepor
 
 def _row(report: SceneReport) -> dict[str, Any]:
     return {
-        "scene": report.scene,
+        "scene": printable(report.scene),
         "status": report.status,
         "polygons": report.polygons,
         "area_m2": round(sum(report.area_m2.values()), 1),
         "megapixels": round(report.statistics.pixels / 1e6, 1),
         "seconds": round(sum(report.statistics.seconds.values()), 1),
-        "folder": report.folder,
-        "reason": report.reason or "",
+        "folder": printable(report.folder),
+        "reason": printable(report.reason or ""),
     }
 
 

@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 
 from prefect.runtime import flow_run
 
+from pipeline.text import printable
+
 
 def run_name(sources: str) -> Callable[[], str]:
     """A function that names a run after the parameter `sources` and after `out`."""
 
     def name() -> str:
         parameters = flow_run.parameters
-        return f"{brief(parameters[sources])} into {parameters['out']}"
+        return printable(f"{brief(parameters[sources])} into {parameters['out']}")
 
     return name
 

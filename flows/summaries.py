@@ -15,6 +15,7 @@ from flows.server_errors import ignore_server_errors
 from pipeline.errors import ScenemillError
 from pipeline.evaluation import EvaluationReport
 from pipeline.results import SceneReport
+from pipeline.text import markdown, printable
 
 COLUMNS = {"IoU": "iou", "F1": "f1", "boundary IoU": "boundary_iou", "object F1": "object_f1"}
 
@@ -52,12 +53,12 @@ def summarise_evaluation(report: EvaluationReport) -> State[Any]:
     """Show the table of an evaluation, and return the final state of its run."""
     page = Path(report.folder) / report.page
     with ignore_server_errors():
-        create_table_artifact(key="evaluate-scenes", table=[*_rows(report)], description=str(page))
+        create_table_artifact(key="evaluate-scenes", table=[*_rows(report)], description=markdown(page))
     if report.failed:
         reasons = "; ".join(f"{scene.scene}: {scene.reason}" for scene in report.failed)
         message = f"{len(report.failed)} of {len(report.scenes)} scenes could not be evaluated: {reasons}"
         return Failed(message=message, data=EvaluationFailedError(message, report))
-    return Completed(message=f"{len(report.scenes)} scenes, {page}", data=report)
+    return Completed(message=f"{len(report.scenes)} scenes, {printable(page)}", data=report)
 
 
 def _count(reports: Sequence[SceneReport], status: str) -> str:
@@ -75,7 +76,7 @@ def _rows(report: EvaluationReport) -> Sequence[dict[str, Any]]:
 
 def _row(name: str, status: str, scores: Any, reason: str | None) -> dict[str, Any]:
     values = {title: _text(scores[key]) if scores else "" for title, key in COLUMNS.items()}
-    return {"scene": name, "status": status, **values, "reason": reason or ""}
+    return {"scene": printable(name), "status": status, **values, "reason": printable(reason or "")}
 
 
 def _text(estimate: Any) -> str:

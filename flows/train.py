@@ -19,6 +19,7 @@ from flows.run_names import run_name
 from flows.server_errors import ignore_server_errors
 from flows.tasks import train_one
 from pipeline.errors import ScenemillError
+from pipeline.text import markdown
 from pipeline.training import EpochRecord, TrainReport, TrainSpec
 from pipeline.training.artifacts import card_page
 
@@ -53,9 +54,9 @@ def train_network(images: list[str], labels: list[str], out: str, settings: Sett
 def show_training(report: TrainReport, out: str) -> None:
     """Show the epochs as a table, and the model card as a page."""
     rows = [_row(record) for record in report.history]
-    create_table_artifact(key="train-network", table=rows, description=f"{out}, epoch by epoch")
+    create_table_artifact(key="train-network", table=rows, description=f"{markdown(out)}, epoch by epoch")
     page = card_page(report.card, checkpoint=report.checkpoint.name, report=report)
-    create_markdown_artifact(key="model-card", markdown=page, description=out)
+    create_markdown_artifact(key="model-card", markdown=page, description=markdown(out))
 
 
 def _row(record: EpochRecord) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from pipeline.catalog.stac.items import ItemRules
 from pipeline.catalog.stac.walk import STAC_PREFIX, is_stac_source, open_stac
 from pipeline.errors import SceneError, SettingsError
 from pipeline.scene import ReadingSpec, parse_date
-from pipeline.storage import resolve_location, sanitize_name
+from pipeline.storage import check_utf8, resolve_location, sanitize_name
+from pipeline.text import printable
 
 SUFFIXES = (".tif", ".tiff", ".gtiff")
 """Suffixes of scenes in a folder; name other files by a glob, since they need a driver in the settings."""
@@ -108,7 +109,15 @@ def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
     if twice:
         same = [location for name, location in zip(ids, locations, strict=True) if name.lower() in twice]
         raise SettingsError(f"these scenes would share one output folder, run them apart: {', '.join(same)}")
-    return tuple(CatalogEntry(id=name, location=location) for name, location in zip(ids, locations, strict=True))
+    return tuple(_entry(name, location) for name, location in zip(ids, locations, strict=True))
+
+
+def _entry(name: str, location: str) -> CatalogEntry:
+    try:
+        check_utf8(location)
+    except SceneError as error:
+        return CatalogEntry(id=name, location=printable(location), refused=str(error))
+    return CatalogEntry(id=name, location=location)
 
 
 def _is_index(source: str) -> bool:
@@ -179,8 +188,7 @@ def _entry_of(row: Row, locate_row: Callable[[], str], paths: set[str], ids: set
             return None
         name = check_id(row.id or location.stem, ids)
     except SceneError as error:
-        path = row.path if row.path.isprintable() else repr(row.path)  # for terminals
-        return CatalogEntry(id=row.location, location=path, refused=str(error))
+        return CatalogEntry(id=printable(row.location), location=printable(row.path), refused=str(error))
     paths.add(path)
     ids.add(name.lower())
     return CatalogEntry(id=name, location=text, files=row.files, acquired=parse_date(row.date), source=row.source)

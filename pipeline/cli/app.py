@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
 from rich.table import Table
 
 from pipeline import __version__
@@ -29,6 +28,7 @@ from pipeline.cli.console import (
     ConfigFile,
     Crs,
     Overrides,
+    PrintableConsole,
     console,
     escape,
     option_overrides,
@@ -39,12 +39,15 @@ from pipeline.cli.merge import merge
 from pipeline.cli.segment import catalog, segment
 from pipeline.cli.training import evaluate, export_onnx, import_model, train
 from pipeline.errors import ModelError, ScenemillError, SettingsError
+from pipeline.text import escape_messages, printable, printable_traceback
 
 app = App(
     name="scenemill",
     version=__version__,
     help="Segment large georeferenced scenes: seamless probability mosaics and whole polygons.",
     suppress_keyboard_interrupt=False,
+    console=PrintableConsole(),
+    error_console=console,
 )
 app.meta.suppress_keyboard_interrupt = False
 
@@ -95,8 +98,8 @@ def inspect(
     table = Table(show_header=False, box=None)
     for name, value in facts:
         table.add_row(f"[bold]{escape(name)}", escape(value))
-    output = Console()
-    output.print(f"{path}: {kind}", markup=False, highlight=False, soft_wrap=True)
+    output = PrintableConsole()
+    output.print(printable(f"{path}: {kind}"), markup=False, highlight=False, soft_wrap=True)
     output.print(table)
     return EXIT_SOME_FAILED if facts[-1][1].startswith("no:") else EXIT_DONE
 
@@ -125,6 +128,7 @@ def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     debug: Annotated[bool, Parameter(negative="", help="Show tracebacks and debug messages.")] = False,
 ) -> int:
+    escape_messages()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if debug:
         logging.getLogger("pipeline").setLevel(logging.DEBUG)
@@ -132,17 +136,21 @@ def _launch(
         code = app(tokens, exit_on_error=False, result_action="return_value")
     except ScenemillError as error:
         if debug:
-            console.print_exception()
+            _show_traceback()
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return EXIT_USAGE if isinstance(error, SettingsError | ModelError) else EXIT_SOME_FAILED
     except CycloptsError:
         raise
     except Exception as error:
         if debug:
-            raise
+            _show_traceback()
         say(f"error: unexpected {type(error).__name__}: {error}; --debug shows where, please report it")
         return EXIT_SOME_FAILED
     return code if isinstance(code, int) else EXIT_DONE
+
+
+def _show_traceback() -> None:
+    console.print(printable_traceback(), markup=False, highlight=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

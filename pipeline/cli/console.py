@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+
+from pipeline.text import printable, printable_lines
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_USAGE = 0, 1, 2
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
-console = Console(stderr=True)
 TABLE_WIDTH = 150
+
+
+class PrintableConsole(Console):
+    """A console that shows control characters of names as escapes: only rich itself moves the cursor."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of any renderable; what the encoding of the terminal lacks is an escape, too."""
+        for text, style, control in super().render(renderable, options):
+            shown = text if control or text.isprintable() else printable_lines(text)
+            if (encoding := getattr(self.file, "encoding", None) or "utf-8").lower() != "utf-8" and not control:
+                shown = shown.encode(encoding, "backslashreplace").decode(encoding)
+            yield Segment(shown, style, control)
+
+
+console = PrintableConsole(stderr=True)
 
 ConfigFile = Annotated[Path | None, Parameter(help="YAML file of settings; see docs/guide/configuration.md.")]
 Overrides = Annotated[
@@ -31,20 +48,20 @@ Labels = Annotated[
 
 def say(text: str) -> None:
     """Print a line verbatim: square brackets are not markup, and long paths are not wrapped."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def show_table(table: Table) -> None:
     """Print a table without cropping, also where the terminal is narrower or absent."""
-    wide = Console(stderr=True, width=max(console.width, TABLE_WIDTH))
+    wide = PrintableConsole(stderr=True, width=max(console.width, TABLE_WIDTH))
     wide.print(table, crop=False, no_wrap=True)
 
 
 def escape(text: str) -> str:
-    """Text whose square brackets are not markup."""
+    """Text on one line whose square brackets are not markup."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(printable(text))
 
 
 def option_overrides(options: Mapping[str, object]) -> list[str]:
@@ -53,6 +70,6 @@ def option_overrides(options: Mapping[str, object]) -> list[str]:
 
 
 def show_areas(area_m2: object) -> str:
-    """The area of each class as text."""
+    """The area of each class as text, verbatim."""
     areas = dict(area_m2) if isinstance(area_m2, dict) else {}
     return ", ".join(f"{name} {area:,.0f} m2" for name, area in areas.items()) or "no area"

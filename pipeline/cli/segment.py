@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
-from pipeline.cli.console import EXIT_DONE, EXIT_SOME_FAILED, console, escape, say, show_areas
+from pipeline.cli.console import EXIT_DONE, EXIT_SOME_FAILED, PrintableConsole, console, escape, say, show_areas
 from pipeline.cli.merge import MergeInto, show_merge
 from pipeline.cli.scene_options import DEFAULT_OPTIONS, SceneOptions, Sources
+from pipeline.text import printable
 
 if TYPE_CHECKING:
     from pipeline.catalog import CatalogEntry
@@ -98,8 +98,9 @@ def _show_report(report: SceneReport) -> None:
         seconds = sum(report.statistics.seconds.values())
         rate = f", {report.statistics.pixels / seconds / 1e6:.1f} Mpx/s" if report.status == "done" and seconds else ""
         rate += f", {report.inputs.passes} passes per tile" if report.inputs.passes > 1 else ""
+        areas = escape(show_areas(report.area_m2))
         text = (
-            f"[bold green]{report.status:7}[/] {name}: {report.polygons:,} polygons, {show_areas(report.area_m2)}"
+            f"[bold green]{report.status:7}[/] {name}: {report.polygons:,} polygons, {areas}"
             f"{rate} -> {escape(report.folder)}"
         )
     console.print(text, highlight=False, soft_wrap=True)
@@ -123,12 +124,12 @@ def catalog(
     from pipeline.run import plan_run
 
     spec = options.settings({})
-    output = Console()
+    output = PrintableConsole()
     counts = {"runs": 0, "done": 0, "refused": 0, "left out": 0}
 
     def show(action: str, entry: CatalogEntry, reason: str) -> None:
         counts[action] += 1
-        line = f"{action:7} {entry.id}: {entry.location}: {reason}"
+        line = printable(f"{action:7} {entry.id}: {entry.location}: {reason}")
         output.print(line, markup=False, highlight=False, soft_wrap=True)
 
     left_out = partial(show, "left out")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,10 @@ from pipeline.evaluation.metrics.bootstrap import MIN_BLOCKS
 from pipeline.evaluation.records import METRICS, EvaluationReport, Kind, SceneEvaluation
 from pipeline.mosaic import read_mask
 from pipeline.storage import atomic_write
+from pipeline.text import printable_lines
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PAGE, JSON = "evaluation.html", "evaluation.json"
 TITLES = {
@@ -55,11 +60,7 @@ def write_page(out: Path, report: EvaluationReport) -> None:
 
 def render_page(out: Path, report: EvaluationReport) -> str:
     """The page as HTML, without external resources or scripts; pictures and error maps are in the folder `out`."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"score": "{:.3f}".format, "count": _count, "millions": _millions}
-    template = environment.from_string((files("pipeline") / "data" / PAGE).read_text(encoding="utf-8"))
+    template = page_environment().from_string((files("pipeline") / "data" / PAGE).read_text(encoding="utf-8"))
     done = [scene for scene in report.scenes if scene.scores is not None]
     bins = report.overall.calibration if report.overall else None
     return template.render(
@@ -83,6 +84,22 @@ def render_page(out: Path, report: EvaluationReport) -> str:
         settings=json.dumps({**report.settings, "versions": report.versions}, indent=2),
         **_bootstrap_values(report),
     )
+
+
+def page_environment() -> Environment:
+    """The template engine: HTML in texts is escaped, and so is what cannot be printed."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
+    environment.filters |= {"score": "{:.3f}".format, "count": _count, "millions": _millions}
+    return environment
+
+
+def _shown(value: object) -> object:
+    """A value of the template; texts with escapes for what cannot be printed, and HTML as it is."""
+    return printable_lines(value) if type(value) is str else value
 
 
 def _notes(report: EvaluationReport) -> list[str]:

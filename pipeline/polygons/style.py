@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from pipeline.mosaic import class_colour
+from pipeline.text import printable
 
 FILL_ALPHA = 90
 """Opacity of fills, 0..255: the image below stays visible."""
@@ -25,7 +26,8 @@ def layer_style(classes: Mapping[int, str]) -> str:
     )
     categories, symbols = SubElement(renderer, "categories"), SubElement(renderer, "symbols")
     for index, name in enumerate(classes.values()):
-        SubElement(categories, "category", value=name, symbol=str(index), label=name, render="true", type="string")
+        text = printable(name)  # XML has no control characters, not even as entities
+        SubElement(categories, "category", value=text, symbol=str(index), label=text, render="true", type="string")
         symbol = SubElement(symbols, "symbol", type="fill", name=str(index), alpha="1", clip_to_extent="1")
         _fill(symbol, class_colour(index))
     SubElement(root, "layerGeometryType").text = "2"

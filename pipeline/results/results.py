@@ -10,6 +10,7 @@ from pipeline.results.documents import Documents, LocalDocuments, StoreDocuments
 from pipeline.results.object_store import StoreScenes
 from pipeline.results.scenes import LocalScenes, SceneResults
 from pipeline.storage import StoreFolder
+from pipeline.text import is_utf8
 
 COLLAPSED = ("s3:/", "http:/", "https:/", "gs:/", "az:/")
 """Beginnings of addresses that `Path` has stripped of a slash."""
@@ -40,6 +41,8 @@ def open_results(out: str | Path, work_dir: str | Path | None = None) -> Results
         return Results(documents=StoreDocuments(store, work_dir), scenes=StoreScenes(store, work_dir))
     if is_address:
         raise SettingsError(f"{text}: results cannot be written to {scheme}://; name a folder or s3:// with --out")
+    if not is_utf8(text):
+        raise SettingsError(f"{text}: the name of the folder is not UTF-8, which GDAL needs; choose another")
     if text.startswith(COLLAPSED):
         raise SettingsError(
             f"{text}: an address that lost a slash, as in a Path; pass it as text, e.g. s3://bucket/out"

@@ -30,6 +30,7 @@ from .gdal import suppress_georef_warnings as suppress_georef_warnings
 from .location import DOCUMENT_SUFFIXES as DOCUMENT_SUFFIXES
 from .location import MAX_NAME_BYTES as MAX_NAME_BYTES
 from .location import Location as Location
+from .location import check_utf8 as check_utf8
 from .location import resolve_location as resolve_location
 from .location import sanitize_name as sanitize_name
 from .probe import FileFacts as FileFacts

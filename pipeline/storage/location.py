@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import SceneError
+from pipeline.text import is_utf8
 
 _PREFIX_OF_SCHEME = {"s3": "/vsis3/", "https": "/vsicurl/https://", "http": "/vsicurl/http://"}
 
@@ -75,6 +76,12 @@ def resolve_location(location: str | Path) -> Location:
     if scheme.lower() not in _PREFIX_OF_SCHEME:
         raise SceneError(f"{text}: the scheme {scheme}:// is not accepted; use a local path, s3:// or https://")
     return Location(text, _PREFIX_OF_SCHEME[scheme.lower()] + rest, is_remote=True)
+
+
+def check_utf8(path: str | Path) -> None:
+    """Refuse a path that GDAL cannot take, with SceneError: each byte that is not UTF-8 is a lone surrogate here."""
+    if not is_utf8(str(path)):
+        raise SceneError(f"{path}: the name is not UTF-8, which GDAL needs; rename it")
 
 
 def _without_signature(address: str) -> str:

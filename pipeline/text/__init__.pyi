@@ -1,10 +1,13 @@
 from .escapes import MAX_NAME_LENGTH as MAX_NAME_LENGTH
+from .escapes import is_utf8 as is_utf8
 from .escapes import markdown as markdown
 from .escapes import name_fault as name_fault
 from .escapes import printable as printable
+from .escapes import printable_lines as printable_lines
 from .escapes import quoted as quoted
 from .escapes import shorten as shorten
-from .log import escape_log_records as escape_log_records
+from .log import escape_messages as escape_messages
+from .log import printable_traceback as printable_traceback
 from .plain_json import read_json as read_json
 from .plain_yaml import read_yaml as read_yaml
 from .plain_yaml import read_yaml_file as read_yaml_file

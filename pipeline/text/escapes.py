@@ -30,6 +30,16 @@ def printable(text: object) -> str:
     return plain if plain.isprintable() else "".join(map(_shown, plain))
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be encoded: a file name that is not UTF-8 has a lone surrogate for each such byte."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def printable_lines(text: object) -> str:
+    """Text of several lines, each as `printable` gives it."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
 def quoted(value: object, limit: int = MAX_QUOTED_LENGTH) -> str:
     """A value as Python writes it, at most `limit` characters of it: for messages about values of any size.
 
@@ -71,12 +81,12 @@ def name_fault(name: object) -> str | None:
 
 
 def markdown(value: object) -> str:
-    r"""Any text on one line of Markdown, also in a table, with markup and HTML escaped.
+    r"""Any text on one line of Markdown, also in a table, with markup, HTML and entities escaped.
 
-    >>> print(markdown("a|b <i>"))
-    a\|b \<i\>
+    >>> print(markdown("a|b <i> &#27;"))
+    a\|b \<i\> \&\#27;
     """
-    return re.sub(r"([\\`*\[\]<>|#~])", r"\\\1", printable(" ".join(str(value).split())))
+    return re.sub(r"([\\`*\[\]<>|#~&])", r"\\\1", printable(" ".join(str(value).split())))
 
 
 def _shown(character: str) -> str:

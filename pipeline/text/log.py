@@ -1,12 +1,13 @@
-"""Log records without control characters, whatever handler, formatter or logging service receives them."""
+"""Log records and warnings without control characters, whatever handler or logging service receives them."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import traceback
+import warnings
 
-from pipeline.text.escapes import printable
+from pipeline.text.escapes import printable, printable_lines
 
 
 class PrintableRecord(logging.LogRecord):
@@ -17,24 +18,30 @@ class PrintableRecord(logging.LogRecord):
         return printable(super().getMessage())
 
 
-def escape_log_records() -> None:
-    """Make every record that is logged from now on in this process printable; for programs, not for libraries.
+def escape_messages() -> None:
+    """Make each record that is logged and each warning that is shown from now on printable; for programs only.
 
     A record is changed where it is made, so that handlers of Prefect and dask are covered, which are set up later.
     """
     logging.setLogRecordFactory(_make_record)
-
-
-def _make_record(*args: object, **kwargs: object) -> logging.LogRecord:
-    record = PrintableRecord(*args, **kwargs)  # type: ignore[arg-type]
-    if record.exc_info and record.exc_info[0] is not None:
-        # Formatters use this text instead of their own.
-        record.exc_text = printable_traceback(record.exc_info[1])
-    return record
+    warnings.formatwarning = _format_warning
 
 
 def printable_traceback(error: BaseException | None = None) -> str:
     """The traceback of an error, by default the current one, with escapes on each line."""
     error = sys.exc_info()[1] if error is None else error
-    lines = traceback.format_exception(error) if error else []
-    return "\n".join(printable(line) for line in "".join(lines).rstrip("\n").split("\n"))
+    return printable_lines("".join(traceback.format_exception(error)).rstrip("\n")) if error else ""
+
+
+def _make_record(*args: object, **kwargs: object) -> logging.LogRecord:
+    record = PrintableRecord(*args, **kwargs)  # type: ignore[arg-type]
+    if record.exc_info and record.exc_info[1] is not None:
+        # Formatters take this text instead of their own.
+        record.exc_text = printable_traceback(record.exc_info[1])
+    return record
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"{filename}:{lineno}: {category.__name__}: {printable(message)}\n"

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.errors import SettingsError, TransientError
 from pipeline.model.card import ModelCard
-from pipeline.training.artifacts.card_facts import escape
+from pipeline.text import markdown
 from pipeline.training.artifacts.card_limits import known_limits
 from pipeline.training.artifacts.card_markdown import card_page
 from pipeline.training.artifacts.curves import curves_png, reliability_png
@@ -251,8 +251,8 @@ def test_the_page_lists_the_settings_that_are_not_defaults_and_only_those():
 
 @given(name=st.text(min_size=1, max_size=12).filter(str.strip))
 def test_no_name_breaks_a_table_or_becomes_markup(name: str):
-    assert "\n" not in escape(name)
-    assert not re.search(r"(?<!\\)[|<>`*\[\]]", escape(name).replace("\\\\", ""))
+    assert "\n" not in markdown(name)
+    assert not re.search(r"(?<!\\)[|<>`*\[\]]", markdown(name).replace("\\\\", ""))
 
 
 def test_a_run_writes_every_file_and_the_page_links_them(tmp_path: Path):

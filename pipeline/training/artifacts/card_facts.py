@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.model import ModelCard
+from pipeline.text import markdown
 
 PARTS = ("validation", "test")
 """The held-out parts, in the order in which they are shown."""
@@ -71,16 +71,7 @@ def as_number(value: object) -> float | None:
     return float(value)
 
 
-def escape(value: object) -> str:
-    r"""Any text on one line of Markdown, also in a table, with markup escaped.
-
-    >>> print(escape("a|b <i>"))
-    a\|b \<i\>
-    """
-    return re.sub(r"([\\`*\[\]<>|#~])", r"\\\1", " ".join(str(value).split()))
-
-
 def join_names(names: Sequence[str], max_names: int = 20) -> str:
     """Names joined by commas; those after `max_names` are only counted."""
-    shown = ", ".join(escape(name) for name in names[:max_names])
+    shown = ", ".join(markdown(name) for name in names[:max_names])
     return f"{shown} and {len(names) - max_names} more" if len(names) > max_names else shown

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.model import ModelCard
-from pipeline.training.artifacts.card_facts import PARTS, CardFacts, as_number, escape, join_names
+from pipeline.text import markdown
+from pipeline.training.artifacts.card_facts import PARTS, CardFacts, as_number, join_names
 
 MIN_SCENES = 5
 """With fewer training scenes, the page warns about other places."""
@@ -60,7 +61,8 @@ def _about_evidence(facts: CardFacts) -> Iterator[str]:
 def _about_places(facts: CardFacts) -> Iterator[str]:
     scenes = facts.texts("scenes")
     if len(scenes) == 1:
-        yield f"It has seen a single scene ({escape(scenes[0])}): nothing is known of other places, dates and sensors."
+        only = markdown(scenes[0])
+        yield f"It has seen a single scene ({only}): nothing is known of other places, dates and sensors."
     elif 0 < len(scenes) < MIN_SCENES:
         yield f"It has seen {len(scenes)} scenes only: little is known of other places, dates and sensors."
     for part in PARTS:
@@ -77,10 +79,10 @@ def _about_classes(facts: CardFacts) -> Iterator[str]:
     for name, value in facts.table("class_share").items():
         share = as_number(value)
         if share is not None and share < MIN_CLASS_SHARE and name in facts.card.classes:
-            yield f"{escape(name)} covers {share:.2%} of the labelled training pixels: it has been seen rarely."
+            yield f"{markdown(name)} covers {share:.2%} of the labelled training pixels: it has been seen rarely."
     part = "test" if facts.scores("test") else "validation"
     for name, scores in facts.class_scores(part).items():
-        yield from _about_class(escape(name), {key: as_number(value) for key, value in scores.items()}, part)
+        yield from _about_class(markdown(name), {key: as_number(value) for key, value in scores.items()}, part)
 
 
 def _about_class(name: str, scores: dict[str, float | None], part: str) -> Iterator[str]:
@@ -119,7 +121,7 @@ def _about_labels(facts: CardFacts) -> Iterator[str]:
 
 
 def _about_input(card: ModelCard) -> Iterator[str]:
-    bands = f"the bands {join_names(card.bands)}" if len(card.bands) > 1 else f"the band {escape(card.bands[0])}"
+    bands = f"the bands {join_names(card.bands)}" if len(card.bands) > 1 else f"the band {markdown(card.bands[0])}"
     required = [bands]
     if card.dtype:
         required.append(f"{card.dtype} values")

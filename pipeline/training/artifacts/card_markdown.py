@@ -14,7 +14,8 @@ from dataclasses import fields, is_dataclass
 import yaml
 
 from pipeline.model import ModelCard
-from pipeline.training.artifacts.card_facts import PARTS, CardFacts, as_number, escape, join_names
+from pipeline.text import markdown, printable, printable_lines
+from pipeline.training.artifacts.card_facts import PARTS, CardFacts, as_number, join_names
 from pipeline.training.artifacts.card_limits import known_limits
 from pipeline.training.records import TrainReport
 
@@ -39,7 +40,7 @@ def card_page(
     """
     facts = CardFacts(card=card)
     sections = {
-        f"Model card: {escape(checkpoint)}": _summary(card),
+        f"Model card: {markdown(checkpoint)}": _summary(card),
         "Use": _use(card, checkpoint),
         "Model": _details(facts, report),
         "Intended use": _intended(card),
@@ -65,7 +66,7 @@ def _summary(card: ModelCard) -> Iterator[str]:
 
 def _use(card: ModelCard, checkpoint: str) -> Iterator[str]:
     yield "```sh"
-    yield f"scenemill segment SCENE.tif --model {shlex.quote(checkpoint)} --out OUT"
+    yield f"scenemill segment SCENE.tif --model {_verbatim(printable(shlex.quote(checkpoint)))} --out OUT"
     yield "```"
     if card.resolution_m:
         yield ""
@@ -74,16 +75,16 @@ def _use(card: ModelCard, checkpoint: str) -> Iterator[str]:
 
 def _details(facts: CardFacts, report: TrainReport | None) -> Iterator[str]:
     card = facts.card
-    versions = ", ".join(f"{escape(name)} {escape(value)}" for name, value in facts.table("versions").items())
+    versions = ", ".join(f"{markdown(name)} {markdown(value)}" for name, value in facts.table("versions").items())
     context = f"{card.receptive_field} px" if card.receptive_field else "the whole tile"
     rows: dict[str, object] = {
-        "network": facts.at("settings", "network", "name") or "",
+        "network": markdown(facts.at("settings", "network", "name") or ""),
         "classes": join_names(card.classes),
         "decision": _decision(card),
         "input": f"{_band_names(card)}{f', {card.dtype}' if card.dtype else ''}",
         "ground pixel": f"{card.resolution_m:g} m" if card.resolution_m else "any",
         "context of a pixel": context,
-        "seed": facts.at("seed") if facts.at("seed") is not None else facts.at("settings", "seed"),
+        "seed": markdown(seed if (seed := facts.at("seed")) is not None else facts.at("settings", "seed") or ""),
         "versions": versions,
     }
     if report is not None:
@@ -94,7 +95,7 @@ def _details(facts: CardFacts, report: TrainReport | None) -> Iterator[str]:
 
 def _decision(card: ModelCard) -> str:
     if card.activation == "softmax":
-        rest = f"; {escape(card.background)} means none of the others" if card.background else ""
+        rest = f"; {markdown(card.background)} means none of the others" if card.background else ""
         return f"exclusive classes: the likeliest one{rest}"
     return f"independent classes: probability of at least {card.threshold:.3g}"
 
@@ -139,10 +140,12 @@ def _data(facts: CardFacts) -> Iterator[str]:
 
 def _labels(facts: CardFacts) -> Iterator[str]:
     labels = {name: as_number(value) for name, value in facts.table("labels").items()}
-    counts = [f"{value:,.0f} {escape(name)}" for name, value in labels.items() if value is not None]
+    counts = [f"{value:,.0f} {markdown(name)}" for name, value in labels.items() if value is not None]
     if counts:
         yield f"\nLabels: {', '.join(counts)}."
-    shares = [(escape(k), v) for k, value in facts.table("class_share").items() if (v := as_number(value)) is not None]
+    shares = [
+        (markdown(k), v) for k, value in facts.table("class_share").items() if (v := as_number(value)) is not None
+    ]
     if shares:
         yield f"\nShare of the labelled training pixels: {', '.join(f'{name} {share:.2%}' for name, share in shares)}."
 
@@ -159,7 +162,7 @@ def _metrics(facts: CardFacts) -> Iterator[str]:
         classes = facts.class_scores(part)
         if classes:
             yield f"\nEach class on {part}:\n"
-            lines = ((escape(name), *(_score(scores.get(key)) for key in SCORES)) for name, scores in classes.items())
+            lines = ((markdown(name), *(_score(scores.get(key)) for key in SCORES)) for name, scores in classes.items())
             yield from _table(("class", *SCORES.values()), lines)
 
 
@@ -176,7 +179,7 @@ def _calibration(facts: CardFacts) -> Iterator[str]:
 def _pictures(pictures: Sequence[str]) -> Iterator[str]:
     for address in pictures:
         name = address.rsplit("/", 1)[-1].removesuffix(".png")
-        yield f"![{escape(name)}](<{address}>)\n"
+        yield f"![{markdown(name)}](<{address}>)\n"
 
 
 def _settings(facts: CardFacts) -> Iterator[str]:
@@ -189,7 +192,8 @@ def _settings(facts: CardFacts) -> Iterator[str]:
     else:
         yield "All settings have their defaults."
     yield "\n<details><summary>All settings</summary>\n\n```yaml"
-    yield yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False, allow_unicode=True).rstrip()
+    text = yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False, allow_unicode=True)
+    yield _verbatim(text.rstrip())
     yield "```\n\n</details>"
 
 
@@ -234,4 +238,9 @@ def _score(value: object) -> str:
 
 
 def _code(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("`", "'").replace("|", "\\|")
+    return _verbatim(json.dumps(value, ensure_ascii=False)).replace("|", "\\|")
+
+
+def _verbatim(text: str) -> str:
+    """Text inside a block or span of code, which it cannot end."""
+    return printable_lines(text).replace("`", "'")

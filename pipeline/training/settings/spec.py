@@ -83,6 +83,8 @@ class TrainSpec:
             raise SettingsError(
                 f"classes and bands must be names of at most {MAX_NAME_LENGTH} printable characters: {fault}"
             )
+        if len(set(self.bands)) != len(self.bands):
+            raise SettingsError(f"bands must be different names, not {quoted(self.bands)}")
         taken = sorted({NONE, UNLABELLED_WORD, BACKGROUND} & set(self.classes))
         if taken:
             raise SettingsError(f"classes must not be named {', '.join(taken)}: these words are reserved")
