@@ -2,7 +2,8 @@
 
 Each process sees one device, runs one region at a time, and is restarted when it dies. Next to the region it may run
 the output stages of a scene, which need no device. The processes end at once with the process that started them,
-however that ends.
+however that ends. They listen on the loopback interface, and talk over TLS with a certificate that exists only in their
+memory: without it, any user of the machine could run code in them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +49,7 @@ def device_workers(devices: Sequence[str], *, threads: int) -> Iterator[str]:
     from pipeline.distribute.nanny import new_nanny_class
 
     nanny = new_nanny_class()
-    options = {"host": LOOPBACK, "port": 0, "dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
+    options = {"host": LOOPBACK, "protocol": "tls", "port": 0, "dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
     scheduler = {"cls": Scheduler, "options": options}
     workers = {
         f"{device}-{index}": {"cls": nanny, "options": _worker_options(device, threads)}
@@ -82,7 +84,7 @@ def dask_cuda_workers(devices: Sequence[str]) -> Iterator[str]:
     nanny = new_nanny_class()
     visible = [device_environment(device)["CUDA_VISIBLE_DEVICES"] for device in devices]
     options = {key: value for key, value in _worker_options("cpu", 1).items() if key in SHARED_OPTIONS}
-    options |= {"dashboard_address": f"{LOOPBACK}:0", "scheduler_port": 0, "worker_class": nanny}
+    options |= {"dashboard_address": f"{LOOPBACK}:0", "protocol": "tls", "scheduler_port": 0, "worker_class": nanny}
     threads = options.pop("nthreads")
     with _running_cluster(
         lambda: LocalCUDACluster(CUDA_VISIBLE_DEVICES=visible, threads_per_worker=threads, **options), nanny, devices
@@ -95,7 +97,7 @@ def _running_cluster(start: Callable[[], Any], nanny: type[KillingNanny], device
     """Yield the address of a cluster's scheduler, and close the cluster afterwards."""
     import dask
 
-    with _dask_warnings_only(), dask.config.set(DASK_SETTINGS):
+    with _dask_warnings_only(), dask.config.set({**DASK_SETTINGS, **_new_certificate()}):
         try:
             cluster = _start_cluster(start, nanny)
         except (OSError, RuntimeError, TimeoutError) as error:
@@ -108,6 +110,28 @@ def _running_cluster(start: Callable[[], Any], nanny: type[KillingNanny], device
                 yield cluster.scheduler_address
             finally:
                 _silence_dask()
+
+
+def _new_certificate() -> dict[str, str]:
+    """Dask's settings of a certificate that is its own authority, for all processes of one cluster."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "scenemill")])
+    certificate = (
+        x509.CertificateBuilder(subject_name=name, issuer_name=name, public_key=key.public_key())
+        .serial_number(x509.random_serial_number())
+        # Valid at any time: it is forgotten when the run ends, and a clock that is set back must not end the run.
+        .not_valid_before(datetime(2000, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(9999, 1, 1, tzinfo=UTC))
+        .sign(key, hashes.SHA256())
+    )
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    texts = {"cert": certificate.public_bytes(plain[0]).decode(), "key": key.private_bytes(*plain).decode()}
+    roles = {f"{role}.{part}": text for role in ("scheduler", "worker", "client") for part, text in texts.items()}
+    return {f"distributed.comm.tls.{name}": text for name, text in {"ca-file": texts["cert"], **roles}.items()}
 
 
 def _start_cluster(start: Callable[[], Any], nanny: type[KillingNanny]) -> Any:

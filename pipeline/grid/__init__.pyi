@@ -3,9 +3,12 @@ from .area import load_area as load_area
 from .area_pixels import AreaPixels as AreaPixels
 from .area_pixels import invert_runs as invert_runs
 from .area_pixels import rasterize_area as rasterize_area
+from .crs import foreign_body as foreign_body
+from .crs import geodetic_transformer as geodetic_transformer
 from .crs import is_on_earth as is_on_earth
 from .crs import parse_crs as parse_crs
 from .crs import short_crs as short_crs
+from .domain import check_on_earth as check_on_earth
 from .footprint import Bbox as Bbox
 from .footprint import Footprint as Footprint
 from .footprint import join_bboxes as join_bboxes

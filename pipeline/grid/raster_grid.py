@@ -19,9 +19,10 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from pipeline.errors import SceneError
+from pipeline.grid.crs import geodetic_transformer
 
 if TYPE_CHECKING:
-    from pyproj import Geod, Transformer
+    from pyproj import Geod
 
 MAX_EDGE_M = 2_000.0
 """Edges longer than this are densified before they are measured; a straight line of 2 km bends by
@@ -117,7 +118,7 @@ def measure_on_ground(
     from pyproj import Geod
 
     geometries = np.asarray(geometries, dtype=object)
-    to_geographic = _to_lonlat(crs)
+    to_geographic = geodetic_transformer(crs)
     rings, owner, sign = _rings_of(geometries)
     rings = _densify(rings, crs)
     coordinates, ring_of_vertex = shapely.get_coordinates(rings, return_index=True)
@@ -150,21 +151,6 @@ def measure_on_ground(
     np.add.at(area_m2, owner, sign * ring_area)
     np.add.at(perimeter_m, owner, ring_length)
     return area_m2, perimeter_m
-
-
-def _to_lonlat(crs: CRS) -> Transformer:
-    from pyproj import CRS as ProjCRS
-    from pyproj import Transformer
-
-    source = ProjCRS.from_user_input(crs.to_wkt())
-    geodetic = source.geodetic_crs
-    if geodetic is None:
-        raise SceneError(
-            f"the CRS {source.name!r} is not tied to the Earth, so areas cannot be measured; "
-            "give the true CRS with --crs"
-        )
-    target = ProjCRS.from_user_input(geodetic.to_2d())
-    return Transformer.from_crs(source, target, always_xy=True)
 
 
 def _densify(rings: NDArray[np.object_], crs: CRS) -> NDArray[np.object_]:

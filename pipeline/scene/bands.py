@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.errors import SceneError
 
@@ -104,3 +105,11 @@ class BandFile:
         }
         if len(lengths) != 1 or not self.names:
             raise ValueError("names, nodata, scales and offsets must have one value per band, and at least one band")
+
+
+def catalog_values(
+    listed: BandFile | None, fact: Literal["scales", "offsets", "nodata"], numbers: Sequence[int]
+) -> list[float | None]:
+    """A catalog's values of the bands with 1-based `numbers`; None where it gives none."""
+    known: tuple[float | None, ...] = () if listed is None else getattr(listed, fact)
+    return [known[number - 1] if number <= len(known) else None for number in numbers]

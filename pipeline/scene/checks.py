@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ from rasterio.enums import ColorInterp
 
 from pipeline.errors import SceneError
 from pipeline.model import ModelCard
-from pipeline.scene.bands import choose_bands, offered_bands
+from pipeline.scene.bands import BandFile, catalog_values, choose_bands, offered_bands
 from pipeline.storage import Location
 
 if TYPE_CHECKING:
@@ -79,9 +79,25 @@ def check_type(dataset: DatasetReader, numbers: Mapping[str, int], card: ModelCa
             )
 
 
-def check_scaling(scales: Sequence[float], offsets: Sequence[float], bands: Sequence[str], place: Location) -> None:
-    """Refuse scales and offsets that turn every pixel of a band into one value, or into none."""
-    for band, scale, offset in zip(bands, scales, offsets, strict=True):
+def resolve_scaling(
+    dataset: DatasetReader, numbers: Mapping[str, int], spec: ReadingSpec, listed: BandFile | None, place: Location
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and offset of each band, from the catalog or else the file's tags.
+
+    Raises:
+        SceneError: one is no number, or a scale is 0, so that pixels would lose their values.
+    """
+    chosen = [*numbers.values()]
+    if spec.ignore_scale:
+        return (1.0,) * len(chosen), (0.0,) * len(chosen)
+    scales, offsets = (
+        tuple(float(own[n - 1] if value is None else value) for n, value in zip(chosen, values, strict=True))
+        for own, values in (
+            (dataset.scales, catalog_values(listed, "scales", chosen)),
+            (dataset.offsets, catalog_values(listed, "offsets", chosen)),
+        )
+    )
+    for band, scale, offset in zip(numbers, scales, offsets, strict=True):
         wrong = "scale" if scale == 0 or not math.isfinite(scale) else None if math.isfinite(offset) else "offset"
         if wrong is not None:
             value = scale if wrong == "scale" else offset
@@ -89,6 +105,7 @@ def check_scaling(scales: Sequence[float], offsets: Sequence[float], bands: Sequ
                 f"{place}: band {band!r} has the {wrong} {value:g}, and value = stored * scale + offset would mean "
                 "nothing; correct the tag, or set reading.ignore_scale=true to take the stored values"
             )
+    return scales, offsets
 
 
 def check_size(dataset: DatasetReader, spec: ReadingSpec, place: Location) -> None:

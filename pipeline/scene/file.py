@@ -17,10 +17,10 @@ from rasterio.windows import Window
 
 from pipeline.errors import DamagedSceneError, SceneError, TransientError
 from pipeline.grid import RasterGrid, is_on_earth
-from pipeline.scene.bands import BandFile
-from pipeline.scene.checks import check_scaling, check_size, check_type, fingerprint
+from pipeline.scene.bands import BandFile, catalog_values
+from pipeline.scene.checks import check_size, check_type, fingerprint, resolve_scaling
 from pipeline.scene.dates import parse_tiff_date
-from pipeline.scene.georeference import file_grid
+from pipeline.scene.georeference import SourceReader, file_grid
 from pipeline.scene.spec import ReadingTerms
 from pipeline.scene.validity import (
     NodataWhen,
@@ -143,15 +143,13 @@ def describe_file(
     # Cheap checks of the header first: the grid may need the file opened once more.
     check_type(dataset, numbers, terms.card, place)
     check_size(dataset, spec, place)
-    reopen = partial(open_raster, place.gdal_path, dataset.driver)
+    reopen = partial(_open_source, place, dataset.driver)
     grid = file_grid(dataset, spec, place, reopen=reopen, georeferenced=terms.georeferenced)
-    scales, offsets, nodata = (_catalog_values(listed, fact, dataset.count) for fact in ("scales", "offsets", "nodata"))
+    scales, offsets = resolve_scaling(dataset, numbers, spec, listed, place)
     chosen = [*numbers.values()]
-    scale = tuple(1.0 if spec.ignore_scale else _first(scales[n - 1], dataset.scales[n - 1]) for n in chosen)
-    offset = tuple(0.0 if spec.ignore_scale else _first(offsets[n - 1], dataset.offsets[n - 1]) for n in chosen)
-    check_scaling(scale, offset, [*numbers], place)
     alpha = resolve_alpha(dataset, spec, numbers, place)
-    named, mask = resolve_nodata(dataset, chosen, spec, [nodata[n - 1] for n in chosen])
+    _check_mask_size(dataset, place)
+    named, mask = resolve_nodata(dataset, chosen, spec, catalog_values(listed, "nodata", chosen))
     return SceneFile(
         location=place,
         driver=dataset.driver,
@@ -160,8 +158,8 @@ def describe_file(
         bands=tuple(numbers),
         band_numbers=tuple(chosen),
         dtype=np.result_type(*(dataset.dtypes[n - 1] for n in chosen)).name,
-        scales=scale,
-        offsets=offset,
+        scales=scales,
+        offsets=offsets,
         nodata=named,
         alpha_number=alpha,
         mask=mask,
@@ -172,10 +170,23 @@ def describe_file(
     )
 
 
+def _check_mask_size(dataset: rasterio.DatasetReader, place: Location) -> None:
+    """Refuse a `.msk` sidecar that does not cover the pixels of its scene."""
+    if not any(name.endswith(".msk") for name in dataset.files):
+        return
+    with suppress_georef_warnings(), open_raster(f"{place.gdal_path}.msk") as mask:
+        (height, width), (rows, cols) = dataset.shape, mask.shape
+    if (height, width) != (rows, cols):
+        raise SceneError(
+            f"{place}: its mask {place.text.rpartition('/')[2]}.msk has {rows} x {cols} px, but the scene has "
+            f"{height} x {width}; write it again, or remove it"
+        )
+
+
 def reopen_file(file: SceneFile) -> rasterio.DatasetReader:
     """A new handle; without rasterio's warning where georeferencing is known to be missing."""
     if is_on_earth(file.grid.crs):
-        return open_raster(file.location.gdal_path, file.driver)
+        return _open_source(file.location, file.driver)
     return _open_quietly(file.location, file.driver)
 
 
@@ -215,18 +226,6 @@ def translate_read_errors(file: SceneFile, window: Window) -> Iterator[None]:
         raise _read_error(file.location, window, error) from error
 
 
-def _catalog_values(
-    listed: BandFile | None, fact: Literal["scales", "offsets", "nodata"], count: int
-) -> list[float | None]:
-    """Values of each band of a file that a catalog gives."""
-    known: tuple[float | None, ...] = () if listed is None else getattr(listed, fact)
-    return [*known, *[None] * count][:count]
-
-
-def _first(listed: float | None, own: float) -> float:
-    return float(own if listed is None else listed)
-
-
 @contextmanager
 def _translate_header_errors(place: Location) -> Iterator[None]:
     """Translate errors of GDAL about single tags, some of which are undecodable text."""
@@ -260,7 +259,11 @@ def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
 def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
     """Open without rasterio's warning of missing georeferencing: such a scene is refused with an error."""
     with suppress_georef_warnings():
-        return open_raster(place.gdal_path, driver)
+        return _open_source(place, driver)
+
+
+def _open_source(place: Location, driver: str) -> rasterio.DatasetReader:
+    return open_raster(place.gdal_path, driver, SourceReader)
 
 
 def _read_error(place: Location, window: Window, error: Exception) -> DamagedSceneError | TransientError:

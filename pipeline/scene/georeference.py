@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import rasterio
 from affine import Affine
-from rasterio import DatasetReader
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import CRSError, NotGeoreferencedWarning
+from rasterio.io import DatasetReader
 
 from pipeline.errors import SceneError
-from pipeline.grid import RasterGrid, is_on_earth, parse_crs, short_crs
+from pipeline.grid import (
+    RasterGrid,
+    check_on_earth,
+    foreign_body,
+    geodetic_transformer,
+    is_on_earth,
+    parse_crs,
+    short_crs,
+)
 from pipeline.model import ModelCard
 from pipeline.storage import Location, exclusive_warning_filters, suppress_georef_warnings
 
@@ -24,6 +34,29 @@ if TYPE_CHECKING:
     from pipeline.scene.spec import ReadingSpec
 
 Reopen = Callable[[], DatasetReader]
+
+
+class SourceReader(DatasetReader):  # type: ignore[misc]
+    """A dataset that opens also where its CRS is not understood; then it has none, and `crs_fault` says why."""
+
+    crs_fault: str | None = None
+    """Why its CRS is not understood; None where it has none, or a usable one."""
+
+    def read_crs(self) -> CRS | None:
+        """The CRS of the file, as rasterio calls it on opening."""
+        try:
+            crs = super().read_crs()
+            if crs is not None and is_on_earth(crs):
+                foreign_body(crs)
+                geodetic_transformer(crs)
+        except (CRSError, CPLE_BaseError, UnicodeDecodeError, SceneError) as error:
+            self.crs_fault = " ".join(str(error).split())
+            # GDAL keeps its last error, which rasterio would raise on the next call; raising it clears it.
+            with suppress(CPLE_BaseError):
+                _ = self.colorinterp
+            return None
+        return crs
+
 
 PLANE = (
     'ENGCRS["picture",EDATUM["corner of the picture"],CS[Cartesian,2],'
@@ -51,11 +84,17 @@ def file_grid(
     if not has_transform:
         raise SceneError(f"{place}: {_why_no_transform(dataset)}")
     _check_sidecar(dataset, place, reopen)
-    crs = _resolve_crs(dataset.crs, spec, place)
+    fault = dataset.crs_fault if isinstance(dataset, SourceReader) else None
+    crs = _resolve_crs(dataset.crs, spec, place, fault)
     try:
-        return RasterGrid(crs=crs, transform=dataset.transform, height=dataset.height, width=dataset.width)
+        grid = RasterGrid(crs=crs, transform=dataset.transform, height=dataset.height, width=dataset.width)
     except SceneError as error:
         raise SceneError(f"{place}: {error}; correct it with gdal_edit -a_ullr") from error
+    try:
+        check_on_earth(grid)
+    except SceneError as error:
+        raise SceneError(f"{place}: {error}") from error
+    return grid
 
 
 def resolve_grid(grid: RasterGrid, spec: ReadingSpec, card: ModelCard | None, place: Location) -> RasterGrid:
@@ -119,10 +158,15 @@ def _check_sidecar(dataset: DatasetReader, place: Location, reopen: Reopen) -> N
             )
 
 
-def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location) -> CRS:
-    """The scene's CRS; the settings' where it has none, or a local one."""
+def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location, fault: str | None) -> CRS:
+    """The scene's CRS; the settings' where it has none, a local one, or one that is not understood (`fault`)."""
     given = None if spec.crs is None else parse_crs(spec.crs)
     if own is None or not is_on_earth(own):
+        if given is None and fault is not None:
+            raise SceneError(
+                f"{place}: its CRS is not understood ({fault}); if you know it, give it with --crs, "
+                "e.g. --crs EPSG:32633"
+            )
         if given is None:
             lack = "no CRS" if own is None else f"a local CRS that is not tied to the Earth ({short_crs(own)})"
             raise SceneError(
@@ -130,6 +174,11 @@ def _resolve_crs(own: CRS | None, spec: ReadingSpec, place: Location) -> CRS:
                 "e.g. --crs EPSG:32633"
             )
         return given
+    if body := foreign_body(own):
+        raise SceneError(
+            f"{place}: its CRS ({short_crs(own)}) is not on the Earth: it has {body}, and only scenes of the Earth are "
+            "processed; if the CRS is wrong, correct it with gdal_edit -a_srs"
+        )
     if given is not None and own != given:
         raise SceneError(
             f"{place}: has its own CRS ({short_crs(own)}), which reading.crs = {spec.crs} contradicts; "

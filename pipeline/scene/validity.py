@@ -43,7 +43,7 @@ def resolve_nodata(
     from_tags = spec.nodata is None and not spec.ignore_nodata and all(value is None for value in listed)
     if from_tags and any(_is_inexact(dataset, n) for n in numbers):
         return (None,) * len(numbers), "band"
-    return values, _mask_kind(dataset, numbers)
+    return values, resolve_mask(dataset, numbers)
 
 
 def _nodata_of(dataset: DatasetReader, number: int, spec: ReadingSpec, listed: float | None) -> float | None:
@@ -80,7 +80,7 @@ def _is_inexact(dataset: DatasetReader, number: int) -> bool:
     )
 
 
-def _mask_kind(dataset: DatasetReader, numbers: Iterable[int]) -> MaskKind:
+def resolve_mask(dataset: DatasetReader, numbers: Iterable[int]) -> MaskKind:
     """The kind of a stored mask; masks that GDAL makes of alpha or nodata are decided from pixels."""
     flags = [dataset.mask_flag_enums[n - 1] for n in numbers]
     from_pixels = (MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha)

@@ -15,7 +15,8 @@ from types import ModuleType
 
 import rasterio
 import rasterio._env
-from rasterio.env import set_gdal_config
+import rasterio.io
+from rasterio.env import env_ctx_if_needed, set_gdal_config
 
 from pipeline.errors import SceneError, SettingsError
 from pipeline.storage.location import check_utf8
@@ -146,8 +147,15 @@ def known_drivers() -> set[str]:
     return {*_RASTERS.build()}
 
 
-def open_raster(path: str | Path, driver: str = "GTiff") -> rasterio.DatasetReader:
+def open_raster(
+    path: str | Path, driver: str = "GTiff", reader: type[rasterio.io.DatasetReader] = rasterio.io.DatasetReader
+) -> rasterio.DatasetReader:
     """Open a raster for reading with one driver, which is allowed from then on; others cannot open anything it names.
+
+    Args:
+        path: local, or GDAL's path of an address.
+        driver: the GDAL driver.
+        reader: class of the dataset.
 
     Raises:
         SceneError: its metadata name a file of overviews, or its name is not UTF-8.
@@ -155,7 +163,8 @@ def open_raster(path: str | Path, driver: str = "GTiff") -> rasterio.DatasetRead
     """
     check_utf8(path)
     allow_drivers(driver)
-    dataset = rasterio.open(path, driver=driver)
+    with env_ctx_if_needed():
+        dataset = reader(str(path), driver=driver)
     # GDAL would open any path or address in this tag, once it looks for overviews or lists the dataset's files.
     overviews = dataset.get_tag_item("OVERVIEW_FILE", "OVERVIEWS")
     if overviews is not None:

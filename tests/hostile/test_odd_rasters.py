@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-from conftest import MakeScene
+from affine import Affine
+from conftest import Call, MakeScene
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
+from rasterio.crs import CRS
 from support.pointwise import CARD, check_result, run_pointwise
 
 from pipeline.config import SegmentSpec
-from pipeline.errors import SceneError
+from pipeline.errors import SceneError, SettingsError
 from pipeline.model.card import ModelCard
 from pipeline.polygons.shaping import PolygonSpec
 from pipeline.scene.describe import describe_scene
@@ -157,3 +160,94 @@ def test_an_offset_that_is_no_number_names_band_tag_and_setting(make_scene: Make
         describe_scene(path)
     assert describe_scene(path, card=CARD).scales == (1,)  # of a band that the model does not use, nothing is asked
     assert describe_scene(path, ReadingSpec(ignore_scale=True)).scales == (1, 1)
+
+
+# Where a scene lies
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "reason"),
+    [
+        ("EPSG:4326", Affine(0.2, 0, 5, 0, -0.2, 120), "latitudes run from 112.1 to 119.9 degrees"),
+        ("EPSG:4326", Affine(0.1, 0, 5, 0, -0.1, 91), "latitudes run from 87.05 to 90.95 degrees"),
+        ("EPSG:4326", Affine(1e-3, 0, -33, 0, -1e-3, 150), "see whether x and y are swapped"),
+        ("EPSG:32633", Affine(10, 0, 5e7, 0, -10, 5.4e6), "x 50000000 to 50000500"),
+        ("EPSG:32633", Affine(10, 0, 1e8, 0, -10, 5.4e6), "x 1e.08 to 1.000005e.08"),
+    ],
+)
+def test_a_scene_off_the_earth_is_refused_before_any_work(
+    make_scene: MakeScene, model: str, call: Call, tmp_path: Path, crs: str, transform: Affine, reason: str
+) -> None:
+    path = make_scene(name="lost.tif", crs=crs, transform=transform, colorinterp=["red", "green", "blue"])
+    good = make_scene(name="good.tif", colorinterp=["red", "green", "blue"])
+    code, out, err = call("segment", path, good, "--model", model, "--out", tmp_path / "out")
+    said = " ".join((out + err).split())
+    assert code == 1
+    assert re.search(rf"lost.tif: leads off the Earth: .*{reason}", said), said
+    assert "gdal_edit -a_ullr" in said
+    assert not (tmp_path / "out" / "lost").exists()
+    assert (tmp_path / "out" / "good" / "report.json").exists()
+
+
+@pytest.mark.parametrize("crs", ["IAU_2015:30100", "ESRI:104905", "+proj=sinu +R=3396190 +units=m"])
+def test_another_planet_is_refused_by_name_and_not_taken_as_a_setting(make_scene: MakeScene, crs: str) -> None:
+    path = make_scene(
+        name="crater.tif", crs=CRS.from_user_input(crs).to_wkt(), transform=Affine(0.01, 0, 1, 0, -0.01, 1)
+    )
+    for spec in (ReadingSpec(), ReadingSpec(crs="EPSG:4326")):
+        with pytest.raises(
+            SceneError, match=r"crater.tif: its CRS .* is not on the Earth: .* radius of [13],.* km"
+        ) as caught:
+            describe_scene(path, spec)
+        assert "PROJ" not in str(caught.value).replace("PROJCS", "")
+    with pytest.raises(SettingsError, match="crs must be tied to the Earth"):
+        ReadingSpec(crs=crs)
+
+
+def with_changed_crs(path: Path, old: bytes, new: bytes) -> Path:
+    content = path.read_bytes()
+    assert content.count(old) >= 1
+    path.write_bytes(content.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (struct.pack("<d", 29.5), struct.pack("<d", float("nan"))),
+        (struct.pack("<d", 29.5), struct.pack("<d", float("inf"))),
+        (struct.pack("<d", 37.5), struct.pack("<d", 1e300)),
+        (b"unknown", b"unkno\xff\xfe"),
+    ],
+    ids=["NaN", "infinite", "huge", "undecodable name"],
+)
+def test_a_crs_that_nobody_understands_can_be_replaced_by_the_setting(
+    make_scene: MakeScene, tmp_path: Path, old: bytes, new: bytes
+) -> None:
+    albers = CRS.from_proj4("+proj=aea +lat_1=29.5 +lat_2=45.5 +lat_0=37.5 +lon_0=-96 +ellps=GRS80 +units=m")
+    path = make_scene(graded_pixels(40, 50), name="s.tif", descriptions=["red"], crs=albers.to_wkt())
+    with_changed_crs(path, old, new)
+    with pytest.raises(SceneError, match=r"s.tif: its CRS is not understood \(.*--crs EPSG:32633"):
+        describe_scene(path)
+    run_pointwise(path, tmp_path / "out", SegmentSpec(reading=ReadingSpec(crs="EPSG:32633")))
+    with rasterio.open(tmp_path / "out" / "s" / "mask.tif") as mask:
+        assert mask.crs == CRS.from_epsg(32633)
+        assert mask.transform == Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)
+
+
+# Masks of another size
+
+
+@pytest.mark.parametrize("shape", [(20, 50), (80, 100), (40, 51)])
+def test_a_mask_of_another_size_is_refused_with_both_sizes(make_scene: MakeScene, shape: tuple[int, int]) -> None:
+    path = make_scene(height=40, width=50, name="s.tif")
+    with rasterio.open(
+        f"{path}.msk", "w", driver="GTiff", count=1, height=shape[0], width=shape[1], dtype="uint8",
+        transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000),
+    ) as mask:  # fmt: skip
+        mask.write(np.full((1, *shape), 255, np.uint8))
+        mask.update_tags(INTERNAL_MASK_FLAGS_1=2)
+    with pytest.raises(SceneError) as caught:
+        describe_scene(path)
+    said = f"s.tif: its mask s.tif.msk has {shape[0]} x {shape[1]} px, but the scene has 40 x 50; write it again, or"
+    assert str(caught.value).endswith(f"{said} remove it")

@@ -54,6 +54,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "prefect": (),
     "dask": ("inference.tiling", "distribute", "catalog"),
     "distributed": ("distribute",),
+    "cryptography": ("distribute",),
     "pydantic": ("config", "results.report"),
     "torch": ("model", "inference", "training", "distribute"),
     "safetensors": ("model", "training"),

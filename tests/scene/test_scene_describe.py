@@ -428,9 +428,9 @@ def test_a_sidecar_may_place_a_file_that_has_no_place_of_its_own(tmp_path: Path)
 
 
 def test_an_unknown_resolution_is_refused_when_it_matters(make_scene: MakeScene) -> None:
-    """The middle of this view of the Earth from space lies beside the Earth."""
+    """The middle of this view of the Earth from space lies beside the Earth, its left edge on it."""
     view = "+proj=geos +h=35785831 +lon_0=-75 +ellps=GRS80 +sweep=x +units=m"
-    path = make_scene(crs=CRS.from_proj4(view).to_wkt(), transform=Affine(1000, 0, 6e6, 0, -1000, 1e5))
+    path = make_scene(crs=CRS.from_proj4(view).to_wkt(), transform=Affine(100_000, 0, 4e6, 0, -1000, 1e5))
     assert describe_scene(path).grid.shape == (40, 50)
     with pytest.raises(SceneError, match="middle lies off the Earth"):
         describe_scene(path, ReadingSpec(resolution_m=10.0))
