@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick lint format bench docs pictures clean
+.PHONY: help install demo test quick lint format bench soak docs pictures clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench: $(STAMP) .peers/.installed  ## print the figures of docs/explanation/perf
 	$(BIN)/python -m benchmarks.merge
 	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks.orchestration
+
+soak: $(STAMP)  ## 1,000 mixed scenes by the library and by the flow: memory, open files and threads stay flat (10 minutes)
+	$(BIN)/python -m benchmarks.soak
 
 .peers/.installed: constraints.txt | $(STAMP)
 	$(BIN)/python -m benchmarks.peers --install

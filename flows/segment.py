@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from threading import Event
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import RunArtifacts
-from flows.concurrency import MAX_CONCURRENCY, resolve_concurrency, run_scenes
+from flows.concurrency import resolve_concurrency, run_scenes
 from flows.device_limits import hold_devices
 from flows.hooks import ON_END
 from flows.model_cache import load_model
@@ -36,7 +36,6 @@ DEFAULTS = SegmentSpec()
 @flow(
     name="segment-catalog",
     flow_run_name=run_name("scenes"),
-    task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=MAX_CONCURRENCY)),
     validate_parameters=True,
     **ON_END,
 )
@@ -81,10 +80,15 @@ def segment_catalog(
             max_concurrent, scene_spec = resolve_concurrency(running, len(entries))
             artifacts = RunArtifacts(len(entries))
 
-            def submit(entry: CatalogEntry, stop: Event) -> PrefectFuture[SceneReport]:
-                return task.submit(entry, model, out, scene_spec, stop)
+            # A runner of its own has one thread per concurrent scene: with more, each race between a thread that ends a
+            # scene and the submission of the next starts another thread, which keeps its buffers to the end of the run.
+            with ThreadPoolTaskRunner[SceneReport](max_workers=max_concurrent) as runner:
 
-            run_scenes(ledger, entries, submit, artifacts.add, max_concurrent=max_concurrent)
+                def submit(entry: CatalogEntry, stop: Event) -> PrefectFuture[SceneReport]:
+                    arguments = {"entry": entry, "model": model, "out": out, "spec": scene_spec, "stop": stop}
+                    return runner.submit(task, arguments)
+
+                run_scenes(ledger, entries, submit, artifacts.add, max_concurrent=max_concurrent)
 
     # The merge needs all results, but no device.
     if spec.merge.output is not None:
