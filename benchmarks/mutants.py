@@ -89,7 +89,8 @@ class Mutant:
         if not self.tests:
             yield f"{self.id}: names no test"
         for test in self.tests:
-            if not (root / test.partition("::")[0]).exists():
+            file, _, name = test.partition("::")
+            if not (root / file).is_file() or f"def {name}(" not in f"{(root / file).read_text(encoding='utf-8')}def (":
                 yield f"{self.id}: there is no {test}"
 
 
@@ -130,14 +131,14 @@ def main() -> None:
     """Run mutants, print what became of each, and the score of each module."""
     arguments = _parser().parse_args()
     mutants = read_mutants()
-    faults = faults_of(mutants)
+    chosen = [mutant for mutant in mutants if mutant.matches(arguments.selectors)]
+    faults = faults_of(chosen)
     if faults:
         print("\n".join(faults), file=sys.stderr)
         print(f"{len(faults)} entries of {LISTS.relative_to(ROOT)} no longer fit the code", file=sys.stderr)
         raise SystemExit(2)
-    chosen = [mutant for mutant in mutants if mutant.matches(arguments.selectors)]
     if arguments.check or not chosen:
-        print(f"{len(mutants)} mutants fit the code, {len(chosen)} are chosen")
+        print(f"{len(chosen)} of {len(mutants)} mutants are chosen, and fit the code")
         raise SystemExit(0 if chosen else 2)
     with copied_tree() as tree:
         results, unproven = run_mutants(tree, chosen, timeout_s=arguments.timeout)
