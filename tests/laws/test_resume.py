@@ -141,6 +141,20 @@ def test_regions_that_are_done_are_not_run_again(
     assert not pixels or pixels[-1] == 200 * 70
 
 
+def test_regions_on_both_sides_of_one_that_is_done_are_run_apart(
+    scene: Path, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a run on a cluster, where regions end in any order."""
+    calm = segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=spec_of())
+    work = stop_in(monkeypatch, segment, "record_inference", scene, predictor, tmp_path / "out")
+    for index in (0, 2):
+        (work / "stages" / f"region-{index:05d}.json").unlink()
+    again = segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of())
+    assert again.statistics.reused == ["2 of 4 regions"]
+    assert (again.statistics.tiles_run, again.polygons) == (calm.statistics.tiles_run, calm.polygons)
+    assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
+
+
 def test_the_plan_of_regions_is_kept_by_every_resumed_run(
     scene: Path, predictor: LoadedPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

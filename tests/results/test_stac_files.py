@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,3 +57,17 @@ def test_a_collection_spans_its_items_from_the_first_to_the_last() -> None:
     sources = [ItemSource(item=item(f"s{k}", date), report=report(f"s{k}", date)) for k, date in enumerate(dates)]
     extent: Any = collection_of(sources)["extent"]
     assert extent["temporal"]["interval"] == [["2023-01-01T00:00:00Z", "2024-12-31T00:00:00Z"]]
+
+
+@pytest.mark.parametrize(
+    ("location", "href"),
+    [
+        ("https://host/a b.tif", "https://host/a b.tif"),
+        ("s3://bucket/a.tif", "s3://bucket/a.tif"),
+        ("/a/b.tif", "file:///a/b.tif"),
+    ],
+)
+def test_an_item_links_to_its_scene_by_address(location: str, href: str) -> None:
+    document = build_item(replace(report("town", "2024-01-01T00:00:00Z"), location=location), UTM, {})
+    links: Any = document["links"]
+    assert [link["href"] for link in links if link["rel"] == "derived_from"] == [href]

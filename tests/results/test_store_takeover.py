@@ -84,6 +84,25 @@ def test_a_run_that_lost_its_lock_leaves_that_of_its_successor(
     assert two.scenes.finished("town", "second") is not None
 
 
+def test_a_lock_whose_answer_was_lost_is_held_by_the_run_that_wrote_it(store: Store, tmp_path: Path) -> None:
+    """The request arrived, its answer did not; tried again, the store refuses it, since the lock is there."""
+    arrived = list[str]()
+
+    def write_before(params: dict[str, Any], **_: object) -> None:
+        if params["url_path"].endswith("/.lock") and "If-None-Match" in params["headers"]:
+            store.put("out/town/.lock", params["body"].getvalue())
+            arrived.append(params["url_path"])
+
+    events = store_access().client.meta.events
+    events.register("before-call.s3.PutObject", write_before)
+    try:
+        publish(open_store(store, tmp_path), "x")
+    finally:
+        events.unregister("before-call.s3.PutObject", write_before)
+    assert len(arrived) == 1
+    assert open_store(store, tmp_path).scenes.finished("town", "x") is not None
+
+
 @pytest.fixture
 def shared_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

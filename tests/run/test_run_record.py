@@ -100,12 +100,17 @@ def test_of_a_scene_in_two_runs_the_one_with_a_result_counts(tmp_path: Path) -> 
 
 
 def test_a_run_writes_now_and_then_and_spends_little_on_it(tmp_path: Path) -> None:
-    seconds = iter([0.0, 10.0, 10.2, 10.2, 20.0, 20.5])
-    record = record_in(tmp_path, lambda: next(seconds))
-    assert record.is_due
+    during_the_write, after_it = [10.0, 10.2, 10.2], [20.0]
+    record = record_in(tmp_path, lambda: during_the_write.pop(0) if during_the_write else after_it[0])
     record.write([WAITING], ended=False)  # takes 0.2 s: the next is due 10 s later
+    during_the_write.clear()
     assert not record.is_due
+    after_it[0] = 20.5
     assert record.is_due
+
+
+def test_the_first_record_is_due_at_once(tmp_path: Path) -> None:
+    assert record_in(tmp_path).is_due
 
 
 def test_a_record_that_cannot_be_written_is_a_transient_error(tmp_path: Path) -> None:
