@@ -6,6 +6,7 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 from affine import Affine
 from conftest import MakeScene
@@ -13,6 +14,7 @@ from conftest import MakeScene
 from pipeline.errors import SceneError
 from pipeline.scene.bands import BandFile
 from pipeline.scene.describe import Scene, describe_scene
+from pipeline.scene.reader import SceneReader
 from pipeline.scene.resample import AxisMapping, plan_taps
 from pipeline.scene.spec import SceneSource
 
@@ -82,3 +84,22 @@ def as_remote(scene: Scene) -> object:
 def test_positions_that_only_touch_the_stored_pixels_hold_nothing_of_them() -> None:
     mapping = AxisMapping(stored=4, outputs=4, first=Fraction(-2), last=Fraction(6))
     assert plan_taps(mapping, 0, 4).inside.tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("step", [1.5, 2, 3.7])
+def test_what_is_no_number_in_a_coarser_file_is_no_data_of_the_scene(make_scene: MakeScene, step: float) -> None:
+    """Whether its pixels are repeated or averaged."""
+    coarse = np.ones((40, 50), np.float32)
+    coarse[:, :10] = np.nan
+    paths = [
+        make_scene(np.ones((40, 50), np.float32), name="red.tif", transform=TEN),
+        make_scene(coarse, name="blue.tif", transform=TEN @ Affine.scale(step)),
+    ]
+    scene = described(*paths)
+    with SceneReader(scene) as reader:
+        pixels, valid = reader.read(scene.grid.window)
+    border = 10 * step
+    columns = np.arange(50)
+    assert not valid[:, columns + 1 <= border].any()
+    assert valid[:, columns >= border].all()
+    assert np.isfinite(pixels[:, valid]).all()

@@ -81,6 +81,20 @@ def test_a_sidecar_may_repeat_the_place_of_a_file_and_not_move_it(
         describe_scene(path)
 
 
+@pytest.mark.parametrize(("epsg", "refused"), [(32633, False), (32634, True)])
+def test_a_sidecar_may_repeat_the_crs_of_a_file_and_not_change_it(
+    make_scene: MakeScene, epsg: int, refused: bool
+) -> None:
+    path = make_scene()
+    wkt = CRS.from_epsg(epsg).to_wkt().replace("&", "&amp;")
+    path.with_name(f"{path.name}.aux.xml").write_text(f"<PAMDataset><SRS>{wkt}</SRS></PAMDataset>")
+    if refused:
+        with pytest.raises(SceneError, match=r"\(EPSG:32633.*contradicts its \.aux\.xml sidecar \(EPSG:32634"):
+            describe_scene(path)
+    else:
+        assert describe_scene(path).grid.crs.to_epsg() == 32633
+
+
 @pytest.mark.parametrize(("trained_m", "fits"), [(0.5, True), (0.41, True), (0.39, False), (0.66, True), (0.68, False)])
 def test_the_tolerance_is_a_share_of_the_resolution_that_the_model_was_trained_at(
     make_scene: MakeScene, trained_m: float, fits: bool
