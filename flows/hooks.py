@@ -69,11 +69,21 @@ def webhook_payload(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) 
 
 
 def post(address: str, content: dict[str, object]) -> None:
-    """POST JSON to an `http` or `https` URL (else ValueError); OSError without an answer of success."""
+    """POST JSON to an `http` or `https` URL (else ValueError); OSError without an answer of success.
+
+    Redirects are not followed: they would turn the request into a GET, perhaps to another host.
+    """
     if urlsplit(address).scheme not in ("http", "https"):
         raise ValueError("a webhook must be an http or https URL")
     request = urllib.request.Request(
         address, data=json.dumps(content).encode(), headers={"Content-Type": "application/json"}, method="POST"
     )
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+    with urllib.request.build_opener(_NoRedirects).open(request, timeout=TIMEOUT_S) as answer:
         answer.read(1)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Raises HTTPError for a redirect."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Refuse it."""

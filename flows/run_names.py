@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from prefect.runtime import flow_run
 
-from pipeline.text import printable
+from pipeline.text import printable, without_secrets
 
 
 def run_name(sources: str) -> Callable[[], str]:
@@ -25,5 +25,5 @@ def brief(sources: Sequence[str]) -> str:
     >>> brief(["/data/a.tif"]), brief(["a.tif", "b.tif", "c.tif"]), brief([])
     ('/data/a.tif', 'a.tif and 2 more', 'nothing')
     """
-    first, more = next(iter(sources), "nothing"), len(sources) - 1
+    first, more = without_secrets(next(iter(sources), "nothing")), len(sources) - 1
     return f"{first} and {more} more" if more > 0 else first

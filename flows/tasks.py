@@ -33,6 +33,9 @@ def segment_one(entry: CatalogEntry, model: str | list[str], out: str, spec: Seg
         with cluster(spec.distribute) as client:
             progress = cancellable(None, stop)
             return segment_entry(entry, out, predictor=predictor, spec=spec, client=client, progress=progress)
+    except ScenemillError as error:
+        # Prefect logs causes, too, and theirs may quote an address with its secrets.
+        raise error from None
     except RunCancelledError:
         # Prefect takes a returned State as the state of the task.
         return cast("SceneReport", Cancelled(message="the run was stopped; run again to continue"))

@@ -13,14 +13,24 @@
         └── ConflictError       another process wrote the same object                   retried
 
 Each message gives the rule, the offending value, its source and the remedy, in one paragraph that an operator can act
-on without reading code. It is one line of printable text, whatever names of files, bands and classes are in it.
+on without reading code. It is one line of printable text, whatever names of files, bands and classes are in it. Secrets
+of the addresses in it are left out, and very long values are cut.
 """
 
-from pipeline.text import printable
+from __future__ import annotations
+
+from pipeline.text import printable, without_secrets
+
+MAX_MESSAGE = 4000
+"""Maximum characters of a message, which may quote a value of any length."""
 
 
 class ScenemillError(Exception):
     """Base class; the command reports it as one paragraph instead of a traceback."""
+
+    def __init__(self, message: object = "") -> None:
+        """Keep the message without secrets, at most `MAX_MESSAGE` characters of it."""
+        super().__init__(_shortened(without_secrets(str(message))))
 
     def __str__(self) -> str:
         """The message, with escapes for characters that cannot be printed."""
@@ -65,3 +75,9 @@ class MissingError(TransientError):
 
 class ConflictError(TransientError):
     """A conditional write failed because another process wrote the object."""
+
+
+def _shortened(text: str) -> str:
+    """A text, with a mark in place of its middle if it is too long."""
+    half = MAX_MESSAGE // 2
+    return text if len(text) <= MAX_MESSAGE else f"{text[:half]} ... ({len(text):,} characters) ... {text[-half:]}"

@@ -84,7 +84,7 @@ class SceneFilter:
             date = describe().acquired
         if date is None and entry.refused is None:
             raise SceneError(
-                f"{entry.location}: its acquisition date is unknown, which catalog.since and catalog.until need; "
+                f"{entry.shown}: its acquisition date is unknown, which catalog.since and catalog.until need; "
                 "give it in a column called datetime, or leave them out"
             )
         return date is None or (spec.since_utc or date) <= date <= (spec.until_utc or date)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -26,8 +27,8 @@ from pipeline.catalog.stac.items import ItemRules
 from pipeline.catalog.stac.walk import STAC_PREFIX, is_stac_source, open_stac
 from pipeline.errors import SceneError, SettingsError
 from pipeline.scene import ReadingSpec, parse_date
-from pipeline.storage import check_utf8, resolve_location, sanitize_name
-from pipeline.text import printable
+from pipeline.storage import HostRules, check_utf8, resolve_location, sanitize_name
+from pipeline.text import printable, without_secrets
 
 SUFFIXES = (".tif", ".tiff", ".gtiff")
 """Suffixes of scenes in a folder; name other files by a glob, since they need a driver in the settings."""
@@ -70,7 +71,8 @@ def read_catalog(
     spec, reading = scene_filter.spec, scene_filter.reading
     indexes = [str(source) for source in sources if _is_index(str(source))]
     others = [source for source in sources if str(source) not in indexes]
-    named = list_scenes(others) if others or not indexes else ()
+    hosts = HostRules(spec.hosts)
+    named = [replace(entry, rules=hosts) for entry in (list_scenes(others) if others or not indexes else ())]
     rules = ItemRules(spec=spec, drivers=reading.drivers)
 
     # Indexes are opened now, so that a missing file or column fails before the first scene.
@@ -79,7 +81,7 @@ def read_catalog(
         for index in dict.fromkeys(index for source in indexes for index in _index_files(source))
     ]
     root = None if spec.root is None else Path(spec.root)
-    return islice(scene_filter.apply(_candidates(named, opened, root)), spec.limit)
+    return islice(scene_filter.apply(_candidates(named, opened, root, hosts)), spec.limit)
 
 
 def list_scenes(sources: Sequence[str | Path]) -> tuple[CatalogEntry, ...]:
@@ -164,9 +166,12 @@ def _open_index(source: str, rules: ItemRules) -> Iterator[Row]:
 
 
 def _candidates(
-    named: Sequence[CatalogEntry], indexes: Sequence[tuple[Path, Iterator[Row]]], root: Path | None
+    named: Sequence[CatalogEntry],
+    indexes: Sequence[tuple[Path, Iterator[Row]]],
+    root: Path | None,
+    rules: HostRules,
 ) -> Iterator[Candidate]:
-    """Yield each scene once, and each row with an error."""
+    """Yield each scene once, and each row with an error; `rules` are those of addresses that the operator named."""
     yield from (Candidate(entry=entry) for entry in named)
     paths = {resolve_location(entry.location).gdal_path for entry in named}
     ids = {entry.id.lower() for entry in named}
@@ -174,7 +179,7 @@ def _candidates(
         for row in rows:
             entry = _entry_of(row, partial(locate, row, folder, root), paths, ids)
             if entry is not None:
-                yield Candidate(entry=entry, row=row)
+                yield Candidate(entry=replace(entry, rules=row.rules or rules), row=row)
 
 
 def _entry_of(row: Row, locate_row: Callable[[], str], paths: set[str], ids: set[str]) -> CatalogEntry | None:
@@ -188,7 +193,8 @@ def _entry_of(row: Row, locate_row: Callable[[], str], paths: set[str], ids: set
             return None
         name = check_id(row.id or location.stem, ids)
     except SceneError as error:
-        return CatalogEntry(id=printable(row.location), location=printable(row.path), refused=str(error))
+        shown = printable(without_secrets(row.path))
+        return CatalogEntry(id=printable(row.location), location=shown, refused=str(error))
     paths.add(path)
     ids.add(name.lower())
     return CatalogEntry(id=name, location=text, files=row.files, acquired=parse_date(row.date), source=row.source)

@@ -13,7 +13,7 @@ import shapely
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, SettingsError
 from pipeline.scene import BandFile
-from pipeline.storage import DOCUMENT_SUFFIXES, MAX_NAME_BYTES, sanitize_name
+from pipeline.storage import DOCUMENT_SUFFIXES, MAX_NAME_BYTES, HostRules, sanitize_name
 
 PATH_COLUMNS = ("path", "location", "href")
 """Default names of the column of paths."""
@@ -43,6 +43,8 @@ class Row:
     files: tuple[BandFile, ...] = ()
     """The raster files of its bands, if the Item lists several; `path` is then the first of them."""
     source: str | None = None
+    rules: HostRules | None = None
+    """The hosts that requests for its files may reach; None: as for addresses that the operator named."""
     error: str = ""
     """Why the row cannot be used; empty if it can."""
 

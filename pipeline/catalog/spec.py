@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from pipeline.errors import SettingsError
 from pipeline.scene import parse_ago, parse_date
+from pipeline.storage import check_host_pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,9 @@ class CatalogSpec:
     """Column of acquisition dates; None: `datetime` or `date`, if one exists."""
     root: str | None = None
     """Folder that relative paths of lists and links of local STAC documents must stay in; None: the source's folder."""
+    hosts: tuple[str, ...] = ()
+    """Hosts that are not public and that catalogs and redirects may lead to: names, `name:port`, patterns such as
+    `*.example.org`, and networks such as `10.1.0.0/16`; empty: only hosts that are named directly."""
     assets: tuple[str, ...] = ()
     """Keys of the STAC assets that hold the bands, the preferred first; empty: found by media type and role."""
     item_scales: bool = True
@@ -39,6 +43,8 @@ class CatalogSpec:
 
     def __post_init__(self) -> None:
         self._check_dates()
+        for host in self.hosts:
+            check_host_pattern(host)
         if self.cloud_cover is not None and not 0 <= self.cloud_cover <= 100:
             raise SettingsError(f"cloud_cover must be 0 to 100 percent, not {self.cloud_cover:g}")
         if len(set(self.assets)) < len(self.assets):

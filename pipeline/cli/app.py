@@ -39,7 +39,7 @@ from pipeline.cli.merge import merge
 from pipeline.cli.segment import catalog, segment
 from pipeline.cli.training import evaluate, export_onnx, import_model, train
 from pipeline.errors import ModelError, ScenemillError, SettingsError
-from pipeline.text import escape_messages, printable, printable_traceback
+from pipeline.text import escape_messages, printable, printable_traceback, without_secrets
 
 app = App(
     name="scenemill",
@@ -144,7 +144,8 @@ def _launch(
     except Exception as error:
         if debug:
             _show_traceback()
-        say(f"error: unexpected {type(error).__name__}: {error}; --debug shows where, please report it")
+        problem = without_secrets(f"unexpected {type(error).__name__}: {error}")
+        say(f"error: {problem}; --debug shows where, please report it")
         return EXIT_SOME_FAILED
     return code if isinstance(code, int) else EXIT_DONE
 

@@ -129,7 +129,7 @@ def catalog(
 
     def show(action: str, entry: CatalogEntry, reason: str) -> None:
         counts[action] += 1
-        line = printable(f"{action:7} {entry.id}: {entry.location}: {reason}")
+        line = printable(f"{action:7} {entry.id}: {entry.shown}: {reason}")
         output.print(line, markup=False, highlight=False, soft_wrap=True)
 
     left_out = partial(show, "left out")

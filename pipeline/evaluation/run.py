@@ -47,6 +47,7 @@ from pipeline.model.predictor import LoadedModel
 from pipeline.scene import describe_scene
 from pipeline.segment import segment_scene
 from pipeline.storage import ensure_dir
+from pipeline.text import without_secrets
 
 __all__ = ["EvaluateSpec", "EvaluationReport", "evaluate"]
 
@@ -88,7 +89,7 @@ def evaluate(
             except SettingsError:
                 raise
             except Exception as error:
-                log.debug("%s failed", entry.location, exc_info=True)
+                log.debug("%s failed", entry.shown, exc_info=True)
                 scenes.append(failed_evaluation(entry, error))
     return aggregate(plan, scenes, files, seconds=time.perf_counter() - started)
 
@@ -122,13 +123,13 @@ def evaluate_scene(
     counts, prediction, planes = counter.counter.finish(), comparison.prediction, comparison.planes
     if not counts.counted.any():
         raise LabelError(
-            f"{entry.location}: no pixel is both labelled and valid in {prediction.path}, so nothing can be compared; "
+            f"{entry.shown}: no pixel is both labelled and valid in {prediction.path}, so nothing can be compared; "
             "check the labels, labelled_area and nodata"
         )
     counts.save(folder / COUNTS)
     return SceneEvaluation(
         scene=entry.id,
-        location=entry.location,
+        location=entry.shown,
         status="done",
         found=str(prediction.path),
         labels=files.names(entry.location),
@@ -146,7 +147,7 @@ def evaluate_scene(
 def failed_evaluation(entry: CatalogEntry, error: BaseException) -> SceneEvaluation:
     """The record of a scene that could not be evaluated."""
     reason = str(error) if isinstance(error, ScenemillError) else f"unexpected {type(error).__name__}: {error}"
-    return SceneEvaluation(scene=entry.id, location=entry.location, status="failed", reason=reason)
+    return SceneEvaluation(scene=entry.id, location=entry.shown, status="failed", reason=without_secrets(reason))
 
 
 def aggregate(

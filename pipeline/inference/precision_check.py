@@ -55,7 +55,7 @@ def choose_precision(
     check = combine_checks(
         [member.check_precision(_as_tile(scene, member.card, pixels, valid)) for member in predictor.members]
     )
-    check.log_fallback(scene.location.text)
+    check.log_fallback(str(scene.location))
     log.debug("%s: precision %s was checked at %s", scene.location, check.precision, window)
     return check
 

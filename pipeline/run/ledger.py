@@ -21,6 +21,7 @@ from pipeline.model.predictor import LoadedModel
 from pipeline.results import RUN, SceneReport, Status, open_results, write_collection
 from pipeline.run.quarantine import Quarantine, is_data_error, run_inputs
 from pipeline.run.record import RunRecord
+from pipeline.text import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -173,4 +174,4 @@ def failed_report(entry: CatalogEntry, error: BaseException) -> SceneReport:
 
 
 def _without_result(entry: CatalogEntry, status: Status, reason: str) -> SceneReport:
-    return SceneReport(scene=entry.id, location=entry.location, status=status, reason=reason)
+    return SceneReport(scene=entry.id, location=entry.shown, status=status, reason=without_secrets(reason))

@@ -18,6 +18,7 @@ from pipeline.model.predictor import LoadedModel
 from pipeline.results import open_results
 from pipeline.scene import remote_fingerprint
 from pipeline.storage import Location, resolve_location
+from pipeline.text import without_secrets
 
 QUARANTINE = "quarantine.json"
 SIDECARS = (".aux.xml", ".msk", ".ovr")
@@ -112,7 +113,7 @@ class Quarantine:
 
     def begin(self, entry: CatalogEntry) -> None:
         """Note the fingerprint of a local scene: one that is replaced during the run counts as changed."""
-        locations = [_resolved(text) for text in _locations(entry)]
+        locations = [_resolved(text, entry) for text in _locations(entry)]
         if all(location is not None and not location.is_remote for location in locations):
             self._started[entry.id] = self._source_facts(entry)
 
@@ -123,9 +124,9 @@ class Quarantine:
             source = self._source_facts(entry)
         scene = QuarantinedScene(
             scene=entry.id,
-            location=entry.location,
+            location=entry.shown,
             kind=type(error).__name__,
-            reason=str(error),
+            reason=without_secrets(str(error)),
             since=self._now().isoformat(timespec="seconds"),
             source=source,
             inputs=self._inputs,
@@ -143,11 +144,11 @@ class Quarantine:
     def _source_facts(self, entry: CatalogEntry) -> dict[str, str]:
         """Fingerprint of a scene's bytes, of remote files from their headers; empty: none available."""
         if not entry.files:
-            return self._file_facts(_resolved(entry.location))
+            return self._file_facts(_resolved(entry.location, entry))
         facts = {
-            f"{text}: {name}": fact
+            f"{without_secrets(text)}: {name}": fact
             for text in _locations(entry)
-            for name, fact in self._file_facts(_resolved(text)).items()
+            for name, fact in self._file_facts(_resolved(text, entry)).items()
         }
         return {"catalog": hashlib.sha256(repr(entry.files).encode()).hexdigest(), **facts} if facts else {}
 
@@ -158,7 +159,7 @@ class Quarantine:
         if not location.is_remote:
             return local_facts(Path(location.gdal_path))
         try:
-            return {location.persistent_path: remote_fingerprint(location, self._drivers)}
+            return {without_secrets(location.persistent_path): remote_fingerprint(location, self._drivers)}
         except ScenemillError:
             return {}
 
@@ -186,9 +187,9 @@ def _locations(entry: CatalogEntry) -> tuple[str, ...]:
     return tuple(file.location for file in entry.files) or (entry.location,)
 
 
-def _resolved(location: str) -> Location | None:
-    """The location of an address; None for an invalid one, with which the scene fails later."""
+def _resolved(location: str, entry: CatalogEntry) -> Location | None:
+    """The location of an address of a scene; None for an invalid one, with which the scene fails later."""
     try:
-        return resolve_location(location)
+        return resolve_location(location, entry.rules)
     except SceneError:
         return None

@@ -200,7 +200,7 @@ def _run_with_retries(
         # Wrong settings would fail every scene, so they end the run.
         raise
     except Exception as error:
-        log.debug("%s failed", entry.location, exc_info=True)
+        log.debug("%s failed", entry.shown, exc_info=True)
         return error
 
 

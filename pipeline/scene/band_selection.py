@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pipeline.errors import SceneError
 from pipeline.scene.bands import BandFile, canonical_name
+from pipeline.text import without_secrets
 
 BandPlaces = dict[str, tuple[int, int]]
 """Name of a band -> index of its file, 1-based band number."""
@@ -65,7 +66,7 @@ def find_in_files(
     if wanted is None:
         return {name: (index, number) for name, index, number in sorted(offered.values(), key=lambda one: one[1:])}
     if missing := _missing(offered, wanted):
-        has = ", ".join(f"{name} ({files[index].location})" for name, index, _ in offered.values())
+        has = ", ".join(f"{name} ({without_secrets(files[index].location)})" for name, index, _ in offered.values())
         raise SceneError(
             f"{place}: the model needs band(s) {', '.join(missing)}, but the {len(files)} files of this scene offer "
             f"{has or 'none by name'}; name the bands in the catalog, e.g. by common_name"

@@ -131,11 +131,11 @@ def describe_scene(
         TransientError: a remote file cannot be reached.
     """
     spec, source = spec or ReadingSpec(), source or SceneSource()
-    place = resolve_location(location)
+    place = resolve_location(location, source.rules)
     name = _folder_name(scene_id or place.stem)
     files = apply_own_names(source.files, card.bands) if card is not None else source.files
     # Several files are aligned by their georeferencing.
-    terms = ReadingTerms(spec=spec, card=card, georeferenced=source.georeferenced or len(files) > 1)
+    terms = ReadingTerms(spec=spec, card=card, georeferenced=source.georeferenced or len(files) > 1, rules=source.rules)
     if len(files) > 1:
         found, bands = _describe_files(files, place, terms)
     else:
@@ -167,7 +167,7 @@ def remote_fingerprint(place: Location, drivers: Sequence[str]) -> str:
 
 def _describe_whole(place: Location, terms: ReadingTerms, listed: BandFile | None) -> SceneFile:
     """Describe the only file of a scene: the one that a catalog names, else the one at its location."""
-    place = resolve_location(listed.location) if listed else place
+    place = resolve_location(listed.location, terms.rules) if listed else place
     with open_header(place, terms.spec.drivers) as file:
         numbers = find_bands(file.dataset, terms.spec, terms.card, place, catalog_bands(listed) if listed else None)
         return describe_file(file, terms, numbers, listed)
@@ -185,7 +185,7 @@ def _describe_files(
 
     # Which file has which band; files without a wanted band are not described.
     wanted = terms.card.bands if terms.card else None
-    found = find_in_files(files, wanted, own_names=partial(_own_names, spec=terms.spec), place=str(place))
+    found = find_in_files(files, wanted, own_names=partial(_own_names, terms=terms), place=str(place))
     needed = sorted({index for index, _ in found.values()})
     is_remote = any("://" in files[index].location for index in needed)
 
@@ -200,22 +200,22 @@ def _describe_files(
 
 def _describe_part(listed: BandFile, numbers: Mapping[str, int], terms: ReadingTerms) -> SceneFile:
     """One of several files."""
-    with open_header(resolve_location(listed.location), terms.spec.drivers) as file:
+    with open_header(resolve_location(listed.location, terms.rules), terms.spec.drivers) as file:
         return describe_file(file, terms, numbers, listed)
 
 
-def _own_names(listed: BandFile, spec: ReadingSpec) -> dict[str, int]:
+def _own_names(listed: BandFile, terms: ReadingTerms) -> dict[str, int]:
     """`{name: 1-based number}` of all bands of one of several files: its descriptions, else the file's own name.
 
     Colour interpretations are left out: that of a single band is always grey.
     """
-    place = resolve_location(listed.location)
-    with open_header(place, spec.drivers) as file:
+    place = resolve_location(listed.location, terms.rules)
+    with open_header(place, terms.spec.drivers) as file:
         dataset = file.dataset
         kinds = ["alpha" if interp.name == "alpha" else "undefined" for interp in dataset.colorinterp]
         stems = [f"{place.stem}_{n + 1}" for n in range(dataset.count)] if dataset.count > 1 else [place.stem]
         plain = [text or stem for text, stem in zip(dataset.descriptions, stems, strict=True)]
-    return offered_bands(plain, kinds, explicit=catalog_bands(listed), use_alpha=spec.ignore_alpha)
+    return offered_bands(plain, kinds, explicit=catalog_bands(listed), use_alpha=terms.spec.ignore_alpha)
 
 
 def _folder_name(name: str) -> str:

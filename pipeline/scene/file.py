@@ -37,6 +37,7 @@ from pipeline.storage import (
     is_missing,
     open_raster,
     probe_file,
+    settle_rules,
     suppress_georef_warnings,
     unreadable_error,
 )
@@ -118,6 +119,7 @@ def open_header(place: Location, drivers: Sequence[str], *, without_sidecars: bo
         drivers: the GDAL drivers that may open it.
         without_sidecars: True skips the sidecars of a remote file.
     """
+    place = settle_rules(place)
     facts = probe_file(place, sidecars=not without_sidecars)
     if not place.is_remote:
         check_whole(place)

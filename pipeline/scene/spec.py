@@ -12,7 +12,7 @@ from pipeline.errors import SettingsError
 from pipeline.grid import parse_crs
 from pipeline.model import ModelCard
 from pipeline.scene.bands import BandFile
-from pipeline.storage import known_drivers
+from pipeline.storage import NAMED_BY_OPERATOR, HostRules, known_drivers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,8 @@ class SceneSource:
     """Acquisition time, ISO 8601 in UTC; None: as the files say."""
     georeferenced: bool = True
     """False accepts an image without georeferencing, on a plane of its own pixels; for training only."""
+    rules: HostRules = NAMED_BY_OPERATOR
+    """The hosts that requests for its files may reach."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,8 @@ class ReadingTerms:
     """The model that will see it; None takes every band that is not alpha."""
     georeferenced: bool = True
     """False accepts an image without georeferencing, on a plane of its own pixels."""
+    rules: HostRules = NAMED_BY_OPERATOR
+    """The hosts that requests for its files may reach."""
 
 
 def _check_driver(name: str) -> None:

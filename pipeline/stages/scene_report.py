@@ -33,11 +33,11 @@ def opening_report(inputs: Inputs, folder: str) -> SceneReport:
         area_share=1.0 if area is None else area.count / pixels,
         date=date.text,
         date_of=date.of,
-        files=[file.location.text for file in scene.files] if len(scene.files) > 1 else [],
+        files=[str(file.location) for file in scene.files] if len(scene.files) > 1 else [],
     )
     return SceneReport(
         scene=scene.id,
-        location=scene.location.text,
+        location=str(scene.location),
         status="done",
         folder=folder,
         inputs=known,

@@ -27,6 +27,12 @@ from .gdal import exclusive_warning_filters as exclusive_warning_filters
 from .gdal import gdal_env as gdal_env
 from .gdal import limit_block_cache as limit_block_cache
 from .gdal import suppress_georef_warnings as suppress_georef_warnings
+from .http.client import HttpRequest as HttpRequest
+from .http.client import WebClient as WebClient
+from .http.client import read_body as read_body
+from .http.hosts import NAMED_BY_OPERATOR as NAMED_BY_OPERATOR
+from .http.hosts import HostRules as HostRules
+from .http.hosts import check_host_pattern as check_host_pattern
 from .location import DOCUMENT_SUFFIXES as DOCUMENT_SUFFIXES
 from .location import MAX_NAME_BYTES as MAX_NAME_BYTES
 from .location import Location as Location
@@ -36,6 +42,7 @@ from .location import sanitize_name as sanitize_name
 from .probe import FileFacts as FileFacts
 from .probe import is_missing as is_missing
 from .probe import probe_file as probe_file
+from .probe import settle_rules as settle_rules
 from .retries import REQUEST_RETRIES as REQUEST_RETRIES
 from .retries import TRANSIENT_STATUS as TRANSIENT_STATUS
 from .retries import RetryPolicy as RetryPolicy

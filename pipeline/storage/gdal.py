@@ -20,6 +20,7 @@ from rasterio.env import set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.session import DummySession
 
+from pipeline.storage.http.relay import gdal_proxy_options
 from pipeline.storage.location import Location
 from pipeline.storage.remote import SIDECARS
 from pipeline.storage.retries import REQUEST_RETRIES
@@ -55,7 +56,8 @@ def gdal_env(location: Location, *, ignore_sidecars: bool = False) -> rasterio.E
         return rasterio.Env(session=DummySession())
     options = _REMOTE_OPTIONS | _sidecar_options(location, ignore_sidecars)
     if not location.gdal_path.startswith("/vsis3/"):
-        return rasterio.Env(session=DummySession(), **options)
+        hosts = location.rules.settled(location.text).hosts
+        return rasterio.Env(session=DummySession(), **options, **gdal_proxy_options(location.text, hosts))
     access = store_access()
     return rasterio.Env(session=access.session, **options, **access.options)
 

@@ -13,17 +13,12 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import SceneError
-from pipeline.text import is_utf8
+from pipeline.storage.http.hosts import NAMED_BY_OPERATOR, HostRules
+from pipeline.text import is_utf8, without_secrets, without_signature
 
 _PREFIX_OF_SCHEME = {"s3": "/vsis3/", "https": "/vsicurl/https://", "http": "/vsicurl/http://"}
-
-SIGNATURE_PARAMETERS = {"signature", "sig", "x-amz-signature", "x-goog-signature"}
-"""Query parameters that hold the signature of a URL."""
-SIGNING_PARAMETERS = SIGNATURE_PARAMETERS | {
-    *("awsaccesskeyid", "expires", "policy", "key-pair-id", "googleaccessid"),
-    *("sv", "st", "se", "sr", "sp", "spr", "sip", "ss", "srt", "skoid", "sktid", "skt", "ske", "sks", "skv"),
-}
-"""These and the parameters that accompany a signature of Amazon, Google or Azure."""
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
+"""Names of buckets; with other characters a name could change the host of the request."""
 
 MAX_NAME_BYTES = 200
 """File systems take 255 bytes; hidden files and folders next to a result have longer names than it."""
@@ -33,15 +28,20 @@ DOCUMENT_SUFFIXES = (".json", ".gpkg", ".parquet")
 
 @dataclass(frozen=True)
 class Location:
-    """A raster's path or address as given, and the path for GDAL."""
+    """A raster's path or address as given, and the path for GDAL; as text without secrets, see `without_secrets`."""
 
     text: str
-    """As given."""
+    """As given, for opening only."""
     gdal_path: str
     is_remote: bool = False
+    rules: HostRules = NAMED_BY_OPERATOR
+    """The hosts that requests for it may reach."""
 
     def __str__(self) -> str:
-        return self.text
+        return without_secrets(self.text) if self.is_remote else self.text
+
+    def __repr__(self) -> str:
+        return f"Location({str(self)!r})"
 
     @property
     def stem(self) -> str:
@@ -52,7 +52,7 @@ class Location:
     @property
     def persistent_path(self) -> str:
         """The GDAL path without the signature of a signed URL, which changes from day to day."""
-        return _without_signature(self.gdal_path) if self.is_remote else self.gdal_path
+        return without_signature(self.gdal_path) if self.is_remote else self.gdal_path
 
     @property
     def ends_in_suffix(self) -> bool:
@@ -61,11 +61,15 @@ class Location:
         return not parts.query and re.fullmatch(r"\.\w+", PurePosixPath(parts.path).suffix) is not None
 
 
-def resolve_location(location: str | Path) -> Location:
+def resolve_location(location: str | Path, rules: HostRules | None = None) -> Location:
     """Parse a path or address; only allowed schemes are accepted.
 
+    Args:
+        location: a path, or an `s3://`, `https://` or `http://` address.
+        rules: the hosts that requests for it may reach; None: those of an address that the operator named.
+
     Raises:
-        SceneError: a scheme or virtual path that is not allowed.
+        SceneError: a scheme, virtual path, bucket or form of address that is not allowed.
     """
     text = str(location)
     if posixpath.normpath(text).lstrip("/").startswith("vsi") and text.startswith("/"):
@@ -75,34 +79,20 @@ def resolve_location(location: str | Path) -> Location:
         return Location(text, str(Path(text).expanduser().absolute()))
     if scheme.lower() not in _PREFIX_OF_SCHEME:
         raise SceneError(f"{text}: the scheme {scheme}:// is not accepted; use a local path, s3:// or https://")
-    return Location(text, _PREFIX_OF_SCHEME[scheme.lower()] + rest, is_remote=True)
+    host = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+    if "@" in host:
+        raise SceneError(f"{text}: holds a user name or password, which logs would show; write them into .netrc")
+    if scheme.lower() == "s3" and not _BUCKET.fullmatch(host):
+        raise SceneError(f"{text}: {host!r} is not the name of a bucket; correct the address")
+    if not host or not text.isprintable():
+        raise SceneError(f"{text!r}: not an address: it has no host, or holds a line break; correct it")
+    return Location(text, _PREFIX_OF_SCHEME[scheme.lower()] + rest, is_remote=True, rules=rules or NAMED_BY_OPERATOR)
 
 
 def check_utf8(path: str | Path) -> None:
     """Refuse a path that GDAL cannot take, with SceneError: each byte that is not UTF-8 is a lone surrogate here."""
     if not is_utf8(str(path)):
         raise SceneError(f"{path}: the name is not UTF-8, which GDAL needs; rename it")
-
-
-def _without_signature(address: str) -> str:
-    """An address without its signing parameters.
-
-    >>> _without_signature("https://a/b.tif?year=2026&X-Amz-Date=20261120&X-Amz-Signature=ab12")
-    'https://a/b.tif?year=2026'
-    >>> _without_signature("https://a/b.tif?st=4")
-    'https://a/b.tif?st=4'
-    """
-    path, _, query = address.partition("?")
-    parts = query.split("&")
-    names = [part.partition("=")[0].lower() for part in parts]
-    if not SIGNATURE_PARAMETERS & {*names}:
-        return address
-    kept = [
-        part
-        for part, name in zip(parts, names, strict=True)
-        if name not in SIGNING_PARAMETERS and not name.startswith(("x-amz-", "x-goog-"))
-    ]
-    return f"{path}?{'&'.join(kept)}" if kept else path
 
 
 def sanitize_name(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import DamagedSceneError, SceneError, TransientError
@@ -38,9 +38,9 @@ def probe_file(location: Location, *, sidecars: bool = True) -> FileFacts:
     """
     if not location.is_remote:
         return _probe_local(location)
-    version = remote_version(location.text)
+    version = remote_version(location)
     return FileFacts(
-        version=version, may_have_sidecars=sidecars and location.ends_in_suffix and may_have_sidecars(location.text)
+        version=version, may_have_sidecars=sidecars and location.ends_in_suffix and may_have_sidecars(location)
     )
 
 
@@ -60,6 +60,13 @@ def _probe_local(location: Location) -> FileFacts:
     if stat.st_size == 0:
         raise DamagedSceneError(f"{location}: an empty file (0 bytes); fetch it again")
     return FileFacts(size_bytes=stat.st_size, modified_ns=stat.st_mtime_ns)
+
+
+def settle_rules(location: Location) -> Location:
+    """The location with its own host among its rules, if the operator named it and it is private now; resolves it."""
+    if not (location.is_remote and location.rules.is_named):
+        return location
+    return replace(location, rules=location.rules.settled(location.text))
 
 
 def is_missing(location: Location) -> bool:

@@ -1,4 +1,4 @@
-"""Text from files: unprintable characters as escapes, and bounded readers of YAML and JSON."""
+"""Text from files: unprintable characters as escapes, addresses without secrets, bounded readers of YAML and JSON."""
 
 import lazy_loader
 

@@ -1,3 +1,5 @@
+from .addresses import without_secrets as without_secrets
+from .addresses import without_signature as without_signature
 from .escapes import MAX_NAME_LENGTH as MAX_NAME_LENGTH
 from .escapes import is_utf8 as is_utf8
 from .escapes import markdown as markdown

@@ -1,4 +1,4 @@
-"""Log records and warnings without control characters, whatever handler or logging service receives them."""
+"""Log records and warnings without control characters and secrets of addresses, whatever handler receives them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 
+from pipeline.text.addresses import without_secrets
 from pipeline.text.escapes import printable, printable_lines
 
 
@@ -15,7 +16,7 @@ class PrintableRecord(logging.LogRecord):
 
     def getMessage(self) -> str:  # noqa: N802 -- the name of logging
         """The message with escapes."""
-        return printable(super().getMessage())
+        return printable(without_secrets(super().getMessage()))
 
 
 def escape_messages() -> None:
@@ -28,9 +29,10 @@ def escape_messages() -> None:
 
 
 def printable_traceback(error: BaseException | None = None) -> str:
-    """The traceback of an error, by default the current one, with escapes on each line."""
+    """The traceback of an error, by default the current one, with escapes on each line and without secrets."""
     error = sys.exc_info()[1] if error is None else error
-    return printable_lines("".join(traceback.format_exception(error)).rstrip("\n")) if error else ""
+    text = "".join(traceback.format_exception(error)).rstrip("\n") if error else ""
+    return printable_lines(without_secrets(text))
 
 
 def _make_record(*args: object, **kwargs: object) -> logging.LogRecord:
@@ -44,4 +46,4 @@ def _make_record(*args: object, **kwargs: object) -> logging.LogRecord:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    return f"{filename}:{lineno}: {category.__name__}: {printable(message)}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {printable(without_secrets(str(message)))}\n"

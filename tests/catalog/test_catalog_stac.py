@@ -26,7 +26,7 @@ from pipeline.catalog.spec import CatalogSpec
 from pipeline.catalog.stac import documents as catalog_documents
 from pipeline.catalog.stac.documents import MAX_PREFETCHED, DocumentReader, Json
 from pipeline.catalog.stac.items import ItemRules, item_row
-from pipeline.catalog.stac.links import document_location
+from pipeline.catalog.stac.links import DocumentLocation, document_location
 from pipeline.errors import SettingsError, TransientError
 from pipeline.storage.retries import RetryPolicy
 
@@ -222,11 +222,11 @@ def test_the_next_documents_of_a_server_are_read_together_and_no_more_than_those
         list[str](),
     )
 
-    def meet(reader: DocumentReader, address: str) -> Json:
-        requests.append(address)
-        if not address.endswith("catalog.json"):
+    def meet(reader: DocumentReader, document: DocumentLocation) -> Json:
+        requests.append(document.address)
+        if not document.address.endswith("catalog.json"):
             together.wait(timeout=60)
-        return alone(reader, address)
+        return alone(reader, document)
 
     monkeypatch.setattr(DocumentReader, "read", meet)
     entries = read_catalog([f"{base}/catalog.json"])
@@ -320,7 +320,7 @@ def test_an_address_without_stac_is_reported_at_once(
 
 
 def test_a_missing_server_is_a_transient_error() -> None:
-    with pytest.raises(TransientError, match="cannot be fetched"):
+    with pytest.raises(TransientError, match="cannot be reached"):
         read_catalog(["stac+http://127.0.0.1:9/v1"])
 
 

@@ -46,7 +46,7 @@ def test_an_answer_is_an_error_of_the_document_or_of_the_server(
 ) -> None:
     api.failing += [status] * 2
     with pytest.raises(kind, match=rf"the server answers {status} .*{message}"):
-        DocumentReader().read(api.address)
+        DocumentReader().read(document_location(api.address))
     assert len(api.requests) == (2 if kind is TransientError else 1)
 
 
@@ -54,27 +54,27 @@ def test_a_document_may_be_large_and_not_endless(tmp_path: Path, monkeypatch: py
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"a": "x" * 100}))
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", path.stat().st_size)
-    assert DocumentReader().read(str(path)) == {"a": "x" * 100}
+    assert DocumentReader().read(document_location(str(path))) == {"a": "x" * 100}
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", path.stat().st_size - 1)
     with pytest.raises(SceneError, match="MiB of JSON"):
-        DocumentReader().read(str(path))
+        DocumentReader().read(document_location(str(path)))
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"text"'])
 def test_a_document_is_an_object(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(SceneError, match="not an object"):
-        DocumentReader().read(str(tmp_path / "a.json"))
+        DocumentReader().read(document_location(str(tmp_path / "a.json")))
 
 
 def test_a_document_that_was_read_ahead_is_read_anew_the_next_time(api: StacApi) -> None:
     api.documents["/a.json"] = {"version": 1}
-    address = api.address.replace("/v1", "/a.json")
+    document = document_location(api.address.replace("/v1", "/a.json"))
     prefetcher = DocumentPrefetcher()
-    prefetcher.prefetch([address])
-    assert prefetcher.read(address) == {"version": 1}
+    prefetcher.prefetch([document])
+    assert prefetcher.read(document) == {"version": 1}
     api.documents["/a.json"] = {"version": 2}
-    assert prefetcher.read(address) == {"version": 2}
+    assert prefetcher.read(document) == {"version": 2}
     prefetcher.close()
 
 

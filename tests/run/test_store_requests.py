@@ -29,6 +29,7 @@ from pipeline.run.scenes import segment_catalog
 from pipeline.scene.describe import describe_scene
 from pipeline.scene.reader import SceneReader
 from pipeline.scene.spec import ReadingSpec
+from pipeline.storage.location import Location
 from pipeline.storage.remote import remote_version
 from pipeline.storage.s3_folder import StoreFolder
 
@@ -122,9 +123,9 @@ def test_finished_scenes_are_looked_up_concurrently(
 ) -> None:
     together = threading.Barrier(3)
 
-    def wait_for_both(address: str) -> str | None:
+    def wait_for_both(location: Location) -> str | None:
         together.wait(20)
-        return remote_version(address)
+        return remote_version(location)
 
     scenes = ("north", "south", "west")
     for seed, name in enumerate(scenes):

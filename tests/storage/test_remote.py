@@ -23,7 +23,7 @@ from pipeline.scene.describe import describe_scene, remote_fingerprint
 from pipeline.scene.reader import SceneReader
 from pipeline.scene.spec import SceneSource
 from pipeline.segment import segment_scene
-from pipeline.storage.location import resolve_location
+from pipeline.storage.location import Location, resolve_location
 from pipeline.storage.remote import remote_version
 from pipeline.storage.retries import RetryPolicy, is_transient
 
@@ -107,9 +107,9 @@ def test_the_headers_of_a_scenes_files_are_read_side_by_side(
 ) -> None:
     together = threading.Barrier(3)
 
-    def wait_for_both(address: str) -> str | None:
+    def wait_for_both(location: Location) -> str | None:
         together.wait(20)
-        return remote_version(address)
+        return remote_version(location)
 
     for seed, name in enumerate("abc"):
         store.put(f"{name}.tif", make_scene(bands=1, name=f"{name}.tif", seed=seed))
@@ -128,13 +128,13 @@ def test_of_several_files_that_are_not_there_the_first_is_named(
     """Though the answer about the other came before."""
     answered = threading.Event()
 
-    def answered_late(address: str) -> str | None:
-        if address.endswith("b.tif"):
+    def answered_late(location: Location) -> str | None:
+        if location.text.endswith("b.tif"):
             assert answered.wait(20)
         try:
-            return remote_version(address)
+            return remote_version(location)
         finally:
-            if address.endswith("c.tif"):
+            if location.text.endswith("c.tif"):
                 answered.set()
 
     store.put("a.tif", make_scene(bands=1, name="a.tif"))

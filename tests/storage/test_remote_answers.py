@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import DamagedSceneError, SceneError, TransientError
 from pipeline.storage import remote
+from pipeline.storage.location import resolve_location
 from pipeline.storage.remote import remote_version
 from pipeline.storage.retries import RetryPolicy
 
@@ -57,17 +58,17 @@ def test_an_answer_says_whose_fault_it_is(
 ) -> None:
     monkeypatch.setattr(remote, "REQUEST_RETRIES", RetryPolicy((0.0,)))
     with pytest.raises(kind, match=message) as caught:
-        remote_version(f"{server}/{status}")
+        remote_version(resolve_location(f"{server}/{status}"))
     assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize("status", [400, 403, 405])
 def test_a_server_that_does_not_answer_such_a_request_gives_no_version(server: str, status: int) -> None:
-    assert remote_version(f"{server}/{status}") is None
+    assert remote_version(resolve_location(f"{server}/{status}")) is None
 
 
 def test_a_version_holds_tag_and_size_and_is_unknown_without_a_tag(server: str) -> None:
-    versions = [remote_version(f"{server}/206/{facts}") for facts in ("5/x", "6/x", "5/y")]
+    versions = [remote_version(resolve_location(f"{server}/206/{facts}")) for facts in ("5/x", "6/x", "5/y")]
     assert None not in versions
     assert len(set(versions)) == 3
-    assert remote_version(f"{server}/206/5/none") is None
+    assert remote_version(resolve_location(f"{server}/206/5/none")) is None

@@ -1,14 +1,19 @@
 """A file server with range requests, in a process of its own: GDAL holds Python's lock while it looks for sidecars.
 
 `python range_server.py FOLDER` serves the folder on a free port of the loopback and prints the port. While the folder
-holds a file named `failing`, every connection is dropped. Requests are appended to `requests.log`.
+holds a file named `failing`, every connection is dropped. `redirects.json`, an object of path -> address, redirects
+GDAL's requests, and ours too for the paths in it that begin with `any:`. Requests are appended to `requests.log`.
 """
 
 from __future__ import annotations
 
 import http.server
+import json
 import re
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -26,6 +31,13 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
         if (FOLDER / "failing").exists():
             self.close_connection = True
             return
+        target = self.redirect_target()
+        if target is not None:
+            self.send_response(302)
+            self.send_header("Location", target)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if not path.is_file():
             self.send_error(404)
             return
@@ -42,8 +54,34 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(part)
 
+    def redirect_target(self) -> str | None:
+        redirects = FOLDER / "redirects.json"
+        if not redirects.exists():
+            return None
+        targets: dict[str, str] = json.loads(redirects.read_text())
+        is_gdal = self.headers.get("User-Agent", "").startswith("GDAL")
+        return targets.get(f"any:{self.path}") or (targets.get(self.path) if is_gdal else None)
+
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a folder on a file server, in a process of its own."""
+    command = [sys.executable, __file__, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
+        finally:
+            server.terminate()
+
+
+def requests_of(folder: Path) -> list[str]:
+    """The requests that the server of a folder got."""
+    log = folder / "requests.log"
+    return log.read_text().splitlines() if log.exists() else []
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ from typing import Any
 
 
 @contextmanager
-def webhook(*, received: list[dict[str, Any]], status: int = 200) -> Iterator[str]:
-    """Yield the address of a webhook that records requests."""
+def webhook(*, received: list[dict[str, Any]], status: int = 200, location: str = "") -> Iterator[str]:
+    """Yield the address of a webhook that records requests, and may redirect."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(status)
+            if location:
+                self.send_header("Location", location)
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:

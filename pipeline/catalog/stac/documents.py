@@ -3,90 +3,71 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import local
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import AccessError, MissingError, SceneError, TransientError
-from pipeline.storage import REQUEST_RETRIES, TRANSIENT_STATUS, read_chunks, resolve_location, retry_transient
+from pipeline.storage import (
+    REQUEST_RETRIES,
+    TRANSIENT_STATUS,
+    HttpRequest,
+    WebClient,
+    read_body,
+    read_chunks,
+    resolve_location,
+    retry_transient,
+)
 
 if TYPE_CHECKING:
-    from requests import Response, Session
+    from requests import Response
+
+    from pipeline.catalog.stac.links import DocumentLocation
 
 MAX_DOCUMENT_BYTES = 2**27
 """Maximum size of a document, which is held in memory."""
-
-TIMEOUT_S = (10.0, 60.0)
-"""Timeouts of an HTTP request: to connect, and between two chunks of the response."""
 
 CHUNK_BYTES = 2**20
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class HttpRequest:
-    """A request to a web server."""
-
-    address: str
-    method: str = "GET"
-    query: Mapping[str, Any] | None = None
-    """Parameters after those of the address."""
-    headers: Mapping[str, str] | None = None
-    body: Json | None = None
-    """JSON body; None: no body."""
-
-
 class DocumentReader:
     """Reads documents over kept-alive connections; not thread-safe."""
 
     def __init__(self) -> None:
-        self._session: Session | None = None
+        self._client = WebClient()
 
-    def read(self, address: str) -> Json:
+    def read(self, document: DocumentLocation) -> Json:
         """The JSON object at a local path, or an `s3://`, `https://` or `http://` address.
 
-        SceneError: it is missing, too large, or no JSON object; TransientError: the server failed, after all retries.
+        SceneError: it is missing, too large, no JSON object, or on a host that requests may not reach; TransientError:
+        the server failed, after all retries.
         """
+        address = document.address
         location = resolve_location(address)
         if not location.is_remote:
             return _parse(address, _read_file(Path(location.gdal_path)))
         if address.lower().startswith("s3:"):
             return _parse(address, _read_object(address))
-        return _parse(address, self.request(HttpRequest(address=address)))
+        return _parse(address, self.request(HttpRequest(address=address, hosts=document.settled().rules.hosts)))
 
     def request(self, request: HttpRequest) -> bytes:
         """The body of a web server's response; raises what `read` raises."""
         return retry_transient(partial(self._request_once, request), REQUEST_RETRIES)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def _request_once(self, request: HttpRequest) -> bytes:
-        from requests import RequestException, Session
-        from requests.exceptions import InvalidSchema, InvalidURL
-
-        self._session = self._session or Session()
-        address = request.address
-
         # The body is streamed, so that `_join` can stop at the size limit.
-        try:
-            with self._session.request(
-                request.method,
-                address,
-                params=request.query,
-                headers=request.headers,
-                json=request.body,
-                timeout=TIMEOUT_S,
-                stream=True,
-            ) as response:
-                _check_status(address, response)
-                return _join(address, response.iter_content(CHUNK_BYTES))
-        except (InvalidURL, InvalidSchema) as error:
-            raise SceneError(f"{address}: not an address of a web server: {error}; correct it") from error
-        except (RequestException, OSError) as error:
-            raise TransientError(f"{address}: cannot be fetched: {error}; check the network and run again") from error
+        with self._client.send(request) as response:
+            _check_status(request.address, response)
+            return _join(request.address, read_body(response))
 
 
 def _check_status(address: str, response: Response) -> None:
@@ -150,26 +131,26 @@ class DocumentPrefetcher:
         self._thread_local = local()
         self._futures: dict[str, Future[Json]] = {}
 
-    def prefetch(self, addresses: Iterable[str]) -> None:
+    def prefetch(self, documents: Iterable[DocumentLocation]) -> None:
         """Start to read remote documents, in order, up to `MAX_PREFETCHED`."""
-        for address in addresses:
+        for document in documents:
             if len(self._futures) == MAX_PREFETCHED:
                 return
-            if address not in self._futures and "://" in address:
-                self._futures[address] = self._pool.submit(self._read, address)
+            if document.address not in self._futures and document.root is None:
+                self._futures[document.address] = self._pool.submit(self._read, document)
 
-    def read(self, address: str) -> Json:
+    def read(self, document: DocumentLocation) -> Json:
         """The JSON object at an address, or a local path; raises what `DocumentReader.read` raises."""
-        future = self._futures.pop(address, None)
-        return self._read(address) if future is None else future.result()
+        future = self._futures.pop(document.address, None)
+        return self._read(document) if future is None else future.result()
 
     def close(self) -> None:
         """Cancel pending reads."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _read(self, address: str) -> Json:
+    def _read(self, document: DocumentLocation) -> Json:
         # A session is not thread-safe, so each thread has its own reader.
         if not hasattr(self._thread_local, "reader"):
             self._thread_local.reader = DocumentReader()
         reader: DocumentReader = self._thread_local.reader
-        return reader.read(address)
+        return reader.read(document)

@@ -16,7 +16,7 @@ from pipeline.catalog.spec import CatalogSpec
 from pipeline.catalog.stac.items import CLOUDS, ItemRules, item_row
 from pipeline.catalog.stac.links import document_location
 from pipeline.errors import SettingsError
-from pipeline.storage import check_signature
+from pipeline.storage import HostRules, check_signature
 
 COLUMNS = ("id", "stac_version", "geometry", "bbox", "assets", "links")
 """Columns that are fields of an Item."""
@@ -52,7 +52,7 @@ def read_item_table(table: Path, rules: ItemRules) -> Iterator[Row]:
 def _rows(table: Path, rules: ItemRules) -> Iterator[Row]:
     from pyarrow.parquet import ParquetFile
 
-    document = document_location(str(table), rules.spec.root)
+    document = document_location(str(table), rules.spec.root, HostRules(rules.spec.hosts))
     number = 0
     with ParquetFile(table) as file:
         columns = [name for name in (*COLUMNS, *PROPERTIES) if name in file.schema_arrow.names]

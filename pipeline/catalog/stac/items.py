@@ -19,6 +19,7 @@ from pipeline.errors import SceneError
 from pipeline.grid import FULL_CIRCLE_DEG
 from pipeline.scene import parse_date
 from pipeline.storage import sanitize_name
+from pipeline.text import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,6 +58,7 @@ def item_row(
             footprint=_footprint(item),
             date=_date(item),
             clouds=_clouds(item),
+            rules=document.link_rules,
         )
         return _with_files(row, item, document if itself else _self_location(item, document), document, rules)
     except MALFORMED as error:
@@ -86,7 +88,7 @@ def _with_files(
     except SceneError as error:
         return replace(row, error=str(error))
     files = found.files if rules.spec.item_scales else tuple(without_scaling(file) for file in found.files)
-    return replace(row, path=found.location, files=files, source=own.address if own else None)
+    return replace(row, path=found.location, files=files, source=without_secrets(own.address) if own else None)
 
 
 def _self_location(item: Item, document: DocumentLocation) -> DocumentLocation | None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pipeline.catalog.rows import Row, truncated_row
-from pipeline.catalog.stac.documents import HttpRequest
 from pipeline.catalog.stac.items import CLOUDS, ItemRules, item_row
 from pipeline.errors import SceneError, SettingsError, TransientError
+from pipeline.storage import HttpRequest
 
 if TYPE_CHECKING:
     from pystac_client import Client, ItemSearch
@@ -58,11 +58,17 @@ def open_search(
 
 
 def _client(content: Mapping[str, Any], document: DocumentLocation, documents: DocumentReader) -> Client:
+    from pystac import Link
     from pystac_client import Client
     from pystac_client.stac_api_io import StacApiIO
 
     class ReaderIO(StacApiIO):
         """Sends pystac-client's requests through our reader, with its limits of size and time, and its retries."""
+
+        def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
+            """The response as text; a path, which pystac-client would open, is no address."""
+            is_link = isinstance(source, Link)
+            return super().read_text(source, *args, **kwargs) if is_link else self.request(str(source), *args, **kwargs)
 
         def request(
             self,
@@ -73,8 +79,17 @@ def _client(content: Mapping[str, Any], document: DocumentLocation, documents: D
         ) -> str:
             """The response as text."""
             method = (method or "GET").upper()
+            if method not in ("GET", "POST"):
+                raise SceneError(f"{document.address}: a link asks for the method {method}; only GET and POST are sent")
             body, query = (parameters, None) if method == "POST" else (None, parameters)
-            request = HttpRequest(address=href, method=method, query=query, headers=headers, body=body)
+            request = HttpRequest(
+                address=href,
+                hosts=document.rules.hosts,
+                method=method,
+                query=query,
+                headers=headers,
+                body=body,
+            )
             return documents.request(request).decode("utf-8")
 
     # The landing page is read already; `Client.open` would request it again.

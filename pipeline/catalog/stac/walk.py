@@ -19,6 +19,7 @@ from pipeline.catalog.stac.documents import MAX_PREFETCHED, DocumentPrefetcher, 
 from pipeline.catalog.stac.items import ItemRules, item_row
 from pipeline.catalog.stac.links import DocumentLocation, canonical_path, document_location, follow_link
 from pipeline.errors import SceneError, SettingsError, TransientError
+from pipeline.storage import HostRules
 
 STAC_PREFIX = "stac+"
 """Prefix of addresses of STAC documents without the suffix `.json`."""
@@ -69,9 +70,9 @@ def open_stac(source: str, rules: ItemRules) -> Iterator[Row]:
 
     documents = DocumentReader()
     address, collections = split_collections(source.removeprefix(STAC_PREFIX))
-    document = document_location(address, rules.spec.root)
+    document = document_location(address, rules.spec.root, HostRules(rules.spec.hosts)).settled()
     try:
-        content = documents.read(document.address)
+        content = documents.read(document)
         if _is_api(content, document):
             return open_search(content, document, collections, rules, documents)
         if collections:
@@ -116,12 +117,12 @@ def _walk(
             link = pending.pop()
             address = f"{link.document.address}, link {link.href}"
             try:
-                document = follow_link(link.href, link.document)
+                document = follow_link(link.href, link.document).settled()
                 address = document.address
                 if canonical_path(address) in seen:
                     continue
                 seen.add(canonical_path(address))
-                content = documents.read(address)
+                content = documents.read(document)
                 kind = _kind_of(content, address)
             except (SceneError, TransientError) as error:
                 yield Row(location=address, error=f"this document and those below it are missing: {error}")
@@ -130,13 +131,13 @@ def _walk(
             pending += _next_links(content, kind, document)
 
 
-def _upcoming(pending: Sequence[_Link], seen: Set[str]) -> Iterator[str]:
-    """Yield the addresses of the next documents, without those already read and invalid links."""
+def _upcoming(pending: Sequence[_Link], seen: Set[str]) -> Iterator[DocumentLocation]:
+    """Yield the locations of the next documents, without those already read and invalid links."""
     for link in islice(reversed(pending), MAX_PREFETCHED):
         with suppress(SceneError):
-            address = follow_link(link.href, link.document).address
-            if canonical_path(address) not in seen:
-                yield address
+            document = follow_link(link.href, link.document)
+            if canonical_path(document.address) not in seen:
+                yield document
 
 
 def _rows(
