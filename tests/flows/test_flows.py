@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -21,7 +22,7 @@ import rasterio
 import shapely
 import yaml
 from conftest import MakeScene
-from prefect import Flow
+from prefect import Flow, task_runners
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.concurrency.sync import concurrency
@@ -36,7 +37,7 @@ from benchmarks.prefect_server import ROOT
 from flows import artifacts
 from flows import tasks as flow_tasks
 from flows.command_line import segment_command
-from flows.concurrency import run_scenes
+from flows.concurrency import LOCAL_CONCURRENCY, run_scenes
 from flows.device_limits import MACHINE, hold_devices
 from flows.hooks import WEBHOOK, notify_end
 from flows.model_cache import load_model
@@ -96,6 +97,22 @@ def test_a_run_again_skips_what_is_done_and_completes(make_scene: MakeScene, tmp
     alone = Path(out) / "a" / "polygons.gpkg"
     merged, expected = (geopandas.read_file(path, layer="polygons") for path in (Path(out) / "polygons.gpkg", alone))
     assert len(merged) == len(expected) > 0
+
+
+def test_the_scenes_of_a_run_share_one_thread_for_each_that_is_concurrent(
+    make_scene: MakeScene, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger pool starts another thread each time a scene is submitted before the last one's thread is free again."""
+    sizes: set[int] = set()
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *args: Any, **kwargs: Any) -> Any:
+            sizes.add(self._max_workers)
+            return super().submit(*args, **kwargs)
+
+    monkeypatch.setattr(task_runners, "ThreadPoolExecutor", Pool)
+    assert segment_catalog([str(make_scene())], model, str(tmp_path / "out"), SETTINGS)[0].status == "done"
+    assert sizes == {LOCAL_CONCURRENCY}
 
 
 def test_a_table_of_scenes_is_a_catalog_of_the_flow_too(make_scene: MakeScene, tmp_path: Path, model: str) -> None:
