@@ -75,7 +75,7 @@ RUN apt-get update \
 RUN groupadd --gid 10001 scenemill \
     && useradd --uid 10001 --gid scenemill --create-home scenemill \
     && install --directory --owner scenemill --group scenemill /work \
-    && install --directory --mode 1777 /opt/numba
+    && install --directory --owner scenemill --group scenemill --mode 700 /opt/numba
 
 COPY --from=build /opt/scenemill /opt/scenemill
 # For `prefect deploy` and as the working folder of the deployments in prefect.yaml.
@@ -83,7 +83,8 @@ COPY --chown=scenemill:scenemill prefect.yaml /app/prefect.yaml
 COPY --chown=scenemill:scenemill flows /app/flows
 COPY --chown=scenemill:scenemill configs /app/configs
 
-# Logs appear as they are written; compiled loops are kept where any user may write; no telemetry is sent.
+# Logs appear as they are written; no telemetry is sent. Compiled loops are code: only the image's user may write or
+# read them; another --user compiles them anew, while the network runs.
 ENV PATH=/opt/scenemill/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -95,6 +95,8 @@ def _finished(results: Results, scene_id: str) -> MergedScene | None:
     content = results.documents.read(f"{scene_id}/{REPORT}") or b""
     found = read_report(content, scene_id)
     if found is None:
+        if content:
+            log.warning("%s: its report is invalid, so it is left out", results.documents.address(scene_id))
         return None
     names, sizes = found.outputs.names, results.documents.sizes(scene_id)
     if not {"polygons", "mask", "probability"} <= {*names} or not {*names.values()} <= {*sizes}:
@@ -105,6 +107,8 @@ def _finished(results: Results, scene_id: str) -> MergedScene | None:
     if found.inputs.content_key is not None:
         complete = results.scenes.finished(scene_id, found.inputs.content_key)
         if complete is None:
+            address = results.documents.address(scene_id)
+            log.warning("%s: its files differ from its report, so it is left out; segment it again", address)
             return None
         if complete.reason is not None:
             log.warning("%s: %s; merged as it is", results.documents.address(scene_id), complete.reason)

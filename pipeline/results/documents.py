@@ -84,13 +84,16 @@ class LocalDocuments:
         self.folder = folder
 
     def check(self, *, writing: bool = True) -> None:
-        """Raise SettingsError when the folder, or one above it, is a file."""
+        """Raise SettingsError when the folder, or one above it, is a file, or may not be written."""
         folder = self.folder
         # The nearest existing ancestor decides whether the folder can be created.
-        blocking = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-        if blocking.exists() and not blocking.is_dir():
+        nearest = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        if nearest.exists() and not nearest.is_dir():
+            raise SettingsError(f"{folder}: results go into a folder, and {nearest} is a file; name another with --out")
+        if writing and nearest.exists() and not os.access(nearest, os.W_OK | os.X_OK):
             raise SettingsError(
-                f"{folder}: results go into a folder, and {blocking} is a file; name another with --out"
+                f"{folder}: results cannot be written, since {nearest} may not be written by this user, or its disk is "
+                "read-only; name another with --out"
             )
 
     def address(self, name: str) -> str:

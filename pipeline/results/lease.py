@@ -150,8 +150,9 @@ def _acquire(store: StoreFolder, name: str, owner: str) -> Lease:
     found = store.read(name)
     held = LockRecord.read(found)
 
-    # The lock may be taken if it is absent, invalid, this work folder's own, or expired.
-    if found is not None and not (held is None or held.owner == owner or found.age_s > LEASE_S):
+    # The lock may be taken if it is absent, invalid, this work folder's own, or expired. A holder renews it every
+    # minute, so one that was written minutes in the future is older than the last time the store's clock was set back.
+    if found is not None and not (held is None or held.owner == owner or abs(found.age_s) > LEASE_S):
         raise _held_error(store, name, found)
 
     # Conditional on the version just read: of two runs that take over, one fails.

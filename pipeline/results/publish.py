@@ -12,6 +12,7 @@ A work folder of an interrupted run is reused if any stage in it is complete.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -36,10 +37,14 @@ from pipeline.storage import (
     try_lock,
 )
 
+log = logging.getLogger(__name__)
+
 RESULT_FORMAT = 3
 """Raised whenever the same inputs give different outputs than before."""
 RESULT = "result"
 """Folder in the work folder that becomes the scene's folder."""
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "can't start new thread")
+"""Phrases of errors of lack of memory that are no MemoryError."""
 SQLITE_SUFFIXES = (".gpkg-wal", ".gpkg-shm", ".gpkg-journal")
 """Unsaved changes of a previous GeoPackage, which SQLite would apply to the one that replaces it."""
 
@@ -116,20 +121,42 @@ def publishing(folder: Path) -> Iterator[Path]:
         except OSError as error:
             is_resumable = True
             raise TransientError(f"{folder}: writing failed: {error}; check the disk and run again") from error
+        except (MemoryError, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
+            is_resumable = True
+            raise TransientError(
+                f"{folder}: no memory: {error}; run fewer processes or a smaller tiling.tile_size here, or use a "
+                "larger machine; completed stages are kept"
+            ) from error
         except BaseException as error:
             # Ctrl-C and SIGTERM are no `Exception`: the run can continue. Other errors would recur.
             is_resumable = isinstance(error, TransientError) or not isinstance(error, Exception)
             raise
         finally:
-            if is_resumable and StageRecords(work).digests():
-                StageRecords(work).remove_unrecorded()
-            else:
-                _remove(work)
+            _clean_up(work, is_resumable=is_resumable)
 
 
 def work_folder(folder: Path) -> Path:
     """The work folder of outputs that will be published as `folder`."""
     return folder.with_name(f".{folder.name}.partial")
+
+
+def _clean_up(work: Path, *, is_resumable: bool) -> None:
+    """Delete a work folder, or the unfinished files in one that can be resumed; if that fails, the next run does it."""
+    try:
+        if is_resumable and StageRecords(work).digests():
+            StageRecords(work).remove_unrecorded()
+        else:
+            _remove(work)
+    except OSError as error:
+        log.warning("%s: cannot be cleaned up: %s; the next run does it", work, error)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether an allocation failed, as Python or torch says it, or a thread could not be started."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in NO_MEMORY)
 
 
 def _remove(work: Path) -> None:

@@ -6,6 +6,7 @@ rejected. It holds the key of the stage's inputs: another key is another stage.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -44,11 +45,11 @@ class StageRecords:
         """The facts of a stage that was completed with this key and whose files are unchanged; None otherwise."""
         if key is None:
             return None
-        content = _read(self._path(stage))
-        if content is None or content["key"] != key:
-            return None
-        files = {self._folder / name: known for name, known in content["files"].items()}
         try:
+            content = _read(self._path(stage))
+            if content is None or content["key"] != key:
+                return None
+            files = {self._folder / name: known for name, known in content["files"].items()}
             whole = all(is_file(file) and sha256_file(file) == known for file, known in files.items())
         except OSError:
             return None
@@ -61,12 +62,16 @@ class StageRecords:
             path.unlink(missing_ok=True)
 
     def digests(self) -> dict[Path, str]:
-        """The digests of all recorded files."""
+        """The digests of all recorded files; raises OSError if a record cannot be read now."""
         contents = filter(None, map(_read, self._records()))
         return {self._folder / name: digest for content in contents for name, digest in content["files"].items()}
 
     def remove_unrecorded(self) -> None:
-        """Remove every file that no record names: those an interrupted run was still writing. No link is followed."""
+        """Remove every file that no record names: those an interrupted run was still writing. No link is followed.
+
+        Raises:
+            OSError: a record cannot be read now, e.g. for lack of file handles; then nothing is removed.
+        """
         kept = {*self._records(), *self.digests()}
         for folder, folders, names in os.walk(self._folder):
             links = [path for path in (Path(folder, name) for name in folders) if path.is_symlink()]
@@ -89,12 +94,22 @@ def stage_key(*parts: object) -> str | None:
 
 
 def _read(record: Path) -> dict[str, Any] | None:
-    """The content of a record with its own digest, whose files are in the work folder; None if it is invalid."""
+    """The content of a record with its own digest, whose files are in the work folder; None if it is invalid.
+
+    Raises:
+        OSError: it exists and cannot be read now.
+    """
     try:
-        content = json.loads(read_file(record, max_bytes=MAX_RECORD_BYTES))
+        text = read_file(record, max_bytes=MAX_RECORD_BYTES)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EFBIG, errno.ELOOP, errno.EISDIR):
+            return None
+        raise
+    try:
+        content = json.loads(text)
         whole = content.pop("sha256") == sha256_of_json(content) and isinstance(content["facts"], dict)
         return content if whole and all(map(_is_inside, content["files"], content["files"].values())) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -6,6 +6,7 @@ The failure of a scene is recorded and does not stop the others, unless the sett
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MIN_OPEN_FILES = 64
+"""A run on one thread needs about 15; with fewer, libraries report files that are missing instead."""
 LOOKAHEAD = 8
 """Remote scenes whose results are looked up concurrently before their turn, since requests to a store are slow."""
 
@@ -212,5 +215,11 @@ def check_settings(spec: SegmentSpec, predictor: LoadedModel) -> None:
 
 
 def check_out(out_dir: str | Path, work_dir: str | None = None) -> None:
-    """Raise SettingsError when results cannot be written to `out_dir`, before any work."""
+    """Raise SettingsError when results cannot be written to `out_dir`, or too few files opened, before any work."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < MIN_OPEN_FILES:
+        raise SettingsError(
+            f"this process may open {most} files, and a run needs at least {MIN_OPEN_FILES}; raise the limit: "
+            "ulimit -n 1024"
+        )
     open_results(out_dir, work_dir).documents.check()

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 NANOSECONDS = 1_000_000_000
+EARLIEST_S = -30_610_224_000
+"""The year 1000, in seconds since 1970."""
 
 DATE_PATTERN = re.compile(r"[1-9]\d{3}-\d{2}-\d{2}")
 """The beginning of dates in settings and catalogs; bare numbers are ambiguous."""
@@ -75,7 +77,7 @@ def parse_ago(text: str | None, now: datetime) -> str | None:
 
 
 def resolve_date(acquired: str | None, modified_ns: int | None, *, now: datetime) -> SceneDate:
-    """The date of a scene: when it was taken, else when its file changed, else now.
+    """The date of a scene: when it was taken, else when its file changed, unless that is in the future, else now.
 
     Args:
         acquired: ISO 8601 in UTC, None when unknown.
@@ -84,7 +86,8 @@ def resolve_date(acquired: str | None, modified_ns: int | None, *, now: datetime
     """
     if acquired is not None:
         return SceneDate(text=acquired, of="scene")
-    if modified_ns is not None:
+    # A clock that was set back leaves files of the future, some file systems of years that no date has.
+    if modified_ns is not None and EARLIEST_S <= modified_ns // NANOSECONDS <= now.timestamp():
         return SceneDate(text=_iso(datetime.fromtimestamp(modified_ns // NANOSECONDS, UTC)), of="file")
     return SceneDate(text=_iso(now), of="processing")
 

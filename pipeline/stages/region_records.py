@@ -106,7 +106,8 @@ class RegionRecords:
         height, width = self._job.scene.grid.shape
         if not all(ATTEMPT.fullmatch(each.attempt) and _lies_in(each.core, height, width) for each in rasters):
             return None
-        if sum(int(each.core.width * each.core.height) for each in rasters) != region.pixels:
+        is_inside = pixels.ndim == 3 and 0 <= top <= height - pixels.shape[1] and 0 <= left <= width - pixels.shape[2]
+        if not is_inside or sum(int(each.core.width * each.core.height) for each in rasters) != region.pixels:
             return None
         return RegionResult(
             region=region, rasters=rasters, quicklook=Quicklook(top=top, left=left, pixels=pixels), **counts

@@ -385,3 +385,152 @@ def test_a_record_that_is_no_record_is_none(tmp_path: Path, content: str) -> Non
 
 def test_every_refusal_is_an_error_of_ours() -> None:
     assert issubclass(AccessError, ScenemillError)
+
+
+# Readers of results
+
+
+def test_a_thumbnail_opens_nothing_but_a_png_of_the_result(tmp_path: Path) -> None:
+    """L6 of the review: a report could name any picture, which then was on a page of the Prefect server."""
+    from PIL import Image
+
+    from flows.artifact_scene import scene_markdown, thumbnail
+    from pipeline.results import OUTPUTS, OutputFiles, SceneReport
+
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    assert thumbnail(picture) is not None
+    (tmp_path / "link.png").symlink_to(picture)
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "jpeg.png", "JPEG")
+    (tmp_path / "torn.png").write_bytes(picture.read_bytes()[:40])
+    header = bytearray(picture.read_bytes())
+    header[16:24] = (2**30).to_bytes(4) * 2  # a bomb: width and height of 2**30
+    (tmp_path / "bomb.png").write_bytes(header)
+    for name in ("link", "pipe", "jpeg", "torn", "bomb", "absent"):
+        assert thumbnail(tmp_path / f"{name}.png") is None, name
+
+    with pytest.raises(ValueError, match="outputs are among"):
+        OutputFiles(names={"preview": "../picture.png"})
+    files = OutputFiles(names=OUTPUTS)
+    report = SceneReport(scene="a", location="a", status="done", outputs=files, folder=str(tmp_path))
+    assert "data:image" not in scene_markdown(report)
+
+
+def test_an_evaluation_takes_no_threshold_from_a_report_that_is_invalid(tmp_path: Path) -> None:
+    from pipeline.evaluation.result_files import threshold_of_run
+
+    settings = {"settings": {"polygons": {"threshold": 0.25}}}
+    report, mosaic = tmp_path / "report.json", tmp_path / "probability.tif"
+    report.write_text(json.dumps(REPORT | settings))
+    assert threshold_of_run(mosaic) == 0.25
+    for change in (
+        {"outputs": {"mask": "/etc/passwd"}},
+        {"settings": {"polygons": []}},
+        {"settings": {"polygons": {}}},
+    ):
+        report.write_text(json.dumps(REPORT | settings | change))
+        assert threshold_of_run(mosaic) is None
+    report.unlink()
+    os.mkfifo(report)
+    assert threshold_of_run(mosaic) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "../../victim"},
+        {"properties": []},
+        {"properties": {}},
+        {"bbox": ["a", "b", "c", "d"]},
+        {"bbox": 5},
+        {"bbox": [1, 2]},
+    ],
+    ids=str,
+)
+def test_an_item_that_was_tampered_with_is_left_out_of_the_collection(
+    tmp_path: Path, call: Call, make_scene: MakeScene, model: str, change: dict[str, object]
+) -> None:
+    scenes, out = [make_scene(name=f"{name}.tif") for name in "ab"], tmp_path / "out"
+    assert call("segment", *scenes, "--model", model, "--out", out, *FAST)[0] == 0
+    item = json.loads((out / "a" / "item.json").read_text())
+    (out / "a" / "item.json").write_text(json.dumps(item | change))
+    write_collection(open_results(out))
+    links = [each["href"] for each in json.loads((out / "collection.json").read_text())["links"]]
+    assert "./b/item.json" in links
+    assert "./a/item.json" not in links
+
+
+# Records of regions
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cores": [[0, 0, 10, 10]]},
+        {"cores": [[0, 0, 2000, 2000]]},
+        {"cores": [[-5, 0, 60, 60]]},
+        {"cores": [[0.5, 0, 60, 60]]},
+        {"cores": [["a"]]},
+        {"cores": 5},
+        {"proof": {"precision": "float1", "change": 0, "note": ""}},
+        {"proof": {}},
+        {"threshold": "x"},
+    ],
+    ids=str,
+)
+def test_a_plan_of_regions_that_was_tampered_with_is_made_again(
+    tmp_path: Path, call: Call, make_scene: MakeScene, model: str, change: dict[str, object]
+) -> None:
+    scene, out = make_scene(name="a.tif"), tmp_path / "out"
+    stopped, whole = _stopped_after_a_region(scene, tmp_path, call, model)
+    _change_record(stopped / "stages" / "regions.json", change)
+    assert call("segment", scene, "--model", model, "--out", out, *FAST)[0] == 0
+    assert (out / "a" / "mask.tif").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rasters": [[[0, 0, 50, 40], "../../../secret"]]},
+        {"rasters": [[[0, 0, 50, 9999], "1a2b3c4d"]]},
+        {"rasters": 5},
+        {"glance": ["a", "b"]},
+        {"glance": [10**400, 0]},
+        {"counts": {}},
+    ],
+    ids=lambda change: str(change)[:50],
+)
+def test_a_region_that_was_tampered_with_is_run_again(
+    tmp_path: Path, call: Call, make_scene: MakeScene, model: str, change: dict[str, object]
+) -> None:
+    scene, out = make_scene(name="a.tif"), tmp_path / "out"
+    stopped, whole = _stopped_after_a_region(scene, tmp_path, call, model)
+    _change_record(stopped / "stages" / "region-00000.json", change)
+    assert call("segment", scene, "--model", model, "--out", out, *FAST)[0] == 0
+    assert (out / "a" / "mask.tif").read_bytes() == whole
+
+
+def _stopped_after_a_region(scene: Path, folder: Path, call: Call, model: str) -> tuple[Path, bytes]:
+    """The work folder of a run that ended after its region, and the mask of a whole run."""
+    import pipeline.segment
+
+    assert call("segment", scene, "--model", model, "--out", folder / "whole", *FAST)[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop(*_: object, **__: object) -> None:
+            raise TransientError("the disk is full")
+
+        patch.setattr(pipeline.segment, "record_inference", stop)
+        assert call("segment", scene, "--model", model, "--out", folder / "out", *FAST)[0] == 1
+    return folder / "out" / ".a.partial", (folder / "whole" / "a" / "mask.tif").read_bytes()
+
+
+def _change_record(path: Path, change: dict[str, object]) -> None:
+    """Change the facts of a record, with a digest that is right."""
+    from pipeline.storage import sha256_of_json
+
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    content["facts"] |= change
+    path.write_text(json.dumps({"sha256": sha256_of_json(content), **content}))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from support.models import write_checkpoint
 from support.networks import SHAPES, make_network, pixels_for
 from torch import Tensor, nn
 
+from pipeline.errors import AccessError
 from pipeline.inference.cpu_workers import torch_num_threads
 from pipeline.model.networks.deeplab import DeepLabSpec
 from pipeline.model.networks.registry import Shape
@@ -276,3 +279,29 @@ def test_every_form_agrees_on_cuda(precision: str) -> None:
             results = [form(as_input(pixels, arithmetic)).float().cpu() for form in forms]
     bound = 1e-4 if precision == "exact" else 0.02
     assert all(float((result - expected).abs().max()) <= bound * float(expected.abs().max()) for result in results)
+
+
+# The cache of compiled networks
+
+
+def test_compiled_networks_are_cached_where_no_other_user_can_put_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    network, arithmetic = folded(SHAPES["unet"]), Arithmetic(device=CPU)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/mine")
+    preparing.compile_network(network, arithmetic)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    preparing.compile_network(network, arithmetic)
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folder == tmp_path / f"scenemill-{os.geteuid()}" / "torchinductor"
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder.parent)] == [0o700, 0o700]
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(AccessError, match="is a symbolic link"):
+        preparing.compile_network(network, arithmetic)

@@ -7,6 +7,7 @@ Everything is imported once, before the first child; a child does what the comma
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pkgutil
@@ -75,7 +76,15 @@ class Killer:
             cwd=ROOT,
         )
 
-    def run(self, *command: object, kill: Kill | None = None, count: bool = False, file_bytes: int = 0) -> Outcome:
+    def run(
+        self,
+        *command: object,
+        kill: Kill | None = None,
+        count: bool = False,
+        file_bytes: int = 0,
+        limits: dict[str, int] | None = None,
+        ordinary: bool = False,
+    ) -> Outcome:
         """Run the command in a child.
 
         Args:
@@ -83,8 +92,11 @@ class Killer:
             kill: when the child dies.
             count: count events to the end.
             file_bytes: no file may grow beyond this, as on a full disk; 0: any may.
+            limits: further limits by the names of `resource`, e.g. `RLIMIT_NOFILE`.
+            ordinary: without the rights of root, which permissions do not hold back.
         """
-        return self.runs([command], kill=kill, count=count, file_bytes=file_bytes)[0]
+        limits = {**({"RLIMIT_FSIZE": file_bytes} if file_bytes else {}), **(limits or {})}
+        return self.runs([command], kill=kill, count=count, limits=limits, ordinary=ordinary)[0]
 
     def runs(
         self,
@@ -92,7 +104,8 @@ class Killer:
         *,
         kill: Kill | None = None,
         count: bool = False,
-        file_bytes: int = 0,
+        limits: dict[str, int] | None = None,
+        ordinary: bool = False,
     ) -> list[Outcome]:
         """Run several commands at once, a child each."""
         assert self._process.stdin is not None
@@ -101,7 +114,8 @@ class Killer:
             "commands": [[str(part) for part in command] for command in commands],
             "kill": None if kill is None else asdict(kill),
             "count": count,
-            "file_bytes": file_bytes,
+            "limits": limits or {},
+            "ordinary": ordinary,
         }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -182,8 +196,11 @@ def _child(command: list[str], request: dict[str, Any]) -> None:
 
     code, counter = 70, None
     try:
-        if request["file_bytes"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], resource.RLIM_INFINITY))
+        for name, value in request["limits"].items():
+            limit = getattr(resource, name)
+            resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
+        if request["ordinary"]:
+            _drop_rights()
         if request["kill"] or request["count"]:
             counter = _Counter(Kill(**request["kill"]) if request["kill"] else None)
             counter.start()
@@ -195,6 +212,14 @@ def _child(command: list[str], request: dict[str, Any]) -> None:
         sys.stderr.write("\0" + json.dumps(counter.seen if counter else {}))
         sys.stderr.flush()
         os._exit(code)
+
+
+def _drop_rights() -> None:
+    """Give up all capabilities: root then obeys permissions like any user, and keeps its number and its files."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    if libc.capset(header, (ctypes.c_uint32 * 6)()) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 class _Counter:

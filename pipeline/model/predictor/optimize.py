@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from pipeline.model.predictor.optimized_layers import (
     SplitConvolution,
     UpcastBlock,
 )
+from pipeline.storage import private_folder
 
 log = logging.getLogger(__name__)
 
@@ -207,9 +209,14 @@ def is_compilation_worthwhile(batches: int, seconds: float) -> bool:
 def compile_network(network: nn.Module, arithmetic: Arithmetic) -> Callable[[Tensor], Tensor]:
     """A copy of a network that torch compiles on its first call, for the shape of that call alone.
 
+    torch's cache holds machine code and pickles. By default it lies where any user of the machine may have put some;
+    here in a folder of this user, unless TORCHINDUCTOR_CACHE_DIR names another. Triton's cache lies in it.
+
     The call raises RuntimeError where the network does not compile as a whole, and torch's FailOnRecompileLimitHit
     after eight networks or shapes in one process.
     """
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_folder("torchinductor"))
     split = split_joins(converted(network, arithmetic))
     compiled: Callable[[Tensor], Tensor] = torch.compile(split, dynamic=False, fullgraph=True)
     return compiled
