@@ -37,6 +37,21 @@ def test_items_are_drawn_no_further_than_max_workers_ahead(max_workers: int) -> 
         assert len(drawn) <= number + max_workers + 1
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 3, 20])
+def test_as_many_items_are_drawn_as_may_be_ahead(ahead: int) -> None:
+    drawn: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(9):
+            drawn.append(item)
+            yield item
+
+    with ThreadPoolExecutor(2) as pool:
+        for number, item in enumerate(map_ordered(lambda item: item, items(), pool, ahead=ahead)):
+            assert item == number
+            assert len(drawn) == min(9, number + ahead + 1)
+
+
 def test_the_first_exception_in_order_is_raised_though_a_later_one_came_first() -> None:
     later = threading.Event()
 

@@ -159,10 +159,10 @@ def test_a_table_that_is_cut_shows_scenes_without_a_result_first(monkeypatch: py
 
 def test_files_of_a_scene_are_linked_where_they_are(tmp_path: Path) -> None:
     outputs = OutputFiles(names={"mask": "mask.tif"})
-    assert "(s3://bucket/out/a/mask.tif)" in scene_markdown(
+    assert "(<s3://bucket/out/a/mask.tif>)" in scene_markdown(
         report("a", "done", folder="s3://bucket/out/a/", outputs=outputs)
     )
-    assert f"({(tmp_path / 'mask.tif').as_uri()})" in scene_markdown(
+    assert f"(<{(tmp_path / 'mask.tif').as_uri()}>)" in scene_markdown(
         report("a", "done", folder=str(tmp_path), outputs=outputs)
     )
 
