@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rasterio import DatasetReader
-from rasterio.enums import ColorInterp
+from rasterio.enums import Interleaving
 
 from pipeline.errors import SceneError
 from pipeline.model import ModelCard
 from pipeline.scene.bands import BandFile, catalog_values, choose_bands, offered_bands
+from pipeline.scene.validity import tagged_alpha
 from pipeline.storage import Location
 
 if TYPE_CHECKING:
     from pipeline.scene.spec import ReadingSpec
 
-MAX_BLOCK_BYTES = 2**31
-"""A storage block is decoded whole; a header that declares a larger one is refused."""
+LARGE_ROW_BYTES = 2**28
+"""A row of storage blocks across a file that is larger when decoded is read by parts, if its blocks are large too."""
+LARGE_BLOCK_BYTES = 2**26
+"""A block is large if it is larger when decoded, or higher than `WINDOW_ROWS`."""
+MAX_DECODING_BYTES = 5 * 2**29
+"""Memory for decoding one row of large blocks: blocks are decoded whole, and all of a row for each window across it."""
+WINDOW_ROWS = 512
+"""Rows up to which whole blocks are read at once."""
 MAX_SAMPLED_BLOCKS = 256
 """Largest number of blocks in the fingerprint of a remote scene."""
 
@@ -46,7 +53,7 @@ def find_bands(
         dataset.descriptions,
         [interp.name for interp in dataset.colorinterp],
         explicit=explicit | dict(spec.bands),
-        use_alpha=spec.ignore_alpha,
+        use_alpha=bool(spec.ignore_alpha),
     )
     too_high = {name: number for name, number in spec.bands.items() if number > dataset.count}
     if too_high:
@@ -54,9 +61,9 @@ def find_bands(
     try:
         return choose_bands(offered, card.bands if card else None, place=str(place))
     except SceneError as error:
-        if spec.ignore_alpha or ColorInterp.alpha not in dataset.colorinterp:
+        alpha = tagged_alpha(dataset, spec)
+        if alpha is None:
             raise
-        alpha = dataset.colorinterp.index(ColorInterp.alpha) + 1
         raise SceneError(
             f"{error}; band {alpha} is tagged alpha (transparency), and if that is wrong, "
             "set reading.ignore_alpha=true too"
@@ -109,20 +116,43 @@ def resolve_scaling(
 
 
 def check_size(dataset: DatasetReader, spec: ReadingSpec, place: Location) -> None:
-    """Refuse implausible sizes, and blocks too large to be read by windows."""
+    """Refuse implausible sizes."""
     pixels = dataset.height * dataset.width
     if pixels > spec.max_pixels:
         raise SceneError(
             f"{place}: its header declares {dataset.height} x {dataset.width} px, over reading.max_pixels "
             f"({spec.max_pixels:,}); raise that setting if the scene is really so large"
         )
+
+
+def resident_bytes(dataset: DatasetReader, numbers: Collection[int], place: Location) -> int:
+    """Bytes of decoded blocks to keep while windows across the file are read by parts of them; 0 for small blocks.
+
+    Args:
+        dataset: the open file.
+        numbers: 1-based numbers of the bands that are read.
+        place: for messages.
+
+    Raises:
+        SceneError: one row of blocks needs more memory than `MAX_DECODING_BYTES`.
+    """
     rows, cols = dataset.block_shapes[0]
-    block_bytes = rows * cols * np.dtype(dataset.dtypes[0]).itemsize * dataset.count
-    if block_bytes > MAX_BLOCK_BYTES:
+    itemsize = max(np.dtype(dataset.dtypes[number - 1]).itemsize for number in numbers)
+    # Blocks of interleaved pixels are decoded with all bands, and once more taken apart into bands.
+    together = dataset.count > 1 and dataset.interleaving != Interleaving.band
+    block_bytes = rows * cols * itemsize * (dataset.count if together else 1)
+    row_bytes = -(-dataset.width // cols) * block_bytes * (1 if together else len(numbers))
+    if row_bytes <= LARGE_ROW_BYTES or (rows <= WINDOW_ROWS and block_bytes <= LARGE_BLOCK_BYTES):
+        return 0
+    # A compressed block may be as large as its pixels.
+    needed = row_bytes + block_bytes * (2 if together else 1)
+    if needed > MAX_DECODING_BYTES:
         raise SceneError(
-            f"{place}: stored in blocks of {rows} x {cols} px ({block_bytes / 2**30:.1f} GiB each), which cannot be "
-            "read by windows; rewrite it tiled, e.g. gdal_translate -of COG"
+            f"{place}: stored in blocks of {rows} x {cols} px ({block_bytes / 2**30:.1f} GiB each); decoding one row "
+            f"of them needs {needed / 2**30:.1f} GiB of memory, over the limit of {MAX_DECODING_BYTES / 2**30:.1f} "
+            "GiB; rewrite it tiled, e.g. gdal_translate -of COG"
         )
+    return int(row_bytes)
 
 
 def fingerprint(dataset: DatasetReader, version: str | None) -> str:

@@ -215,7 +215,7 @@ def _own_names(listed: BandFile, terms: ReadingTerms) -> dict[str, int]:
         kinds = ["alpha" if interp.name == "alpha" else "undefined" for interp in dataset.colorinterp]
         stems = [f"{place.stem}_{n + 1}" for n in range(dataset.count)] if dataset.count > 1 else [place.stem]
         plain = [text or stem for text, stem in zip(dataset.descriptions, stems, strict=True)]
-    return offered_bands(plain, kinds, explicit=catalog_bands(listed), use_alpha=terms.spec.ignore_alpha)
+    return offered_bands(plain, kinds, explicit=catalog_bands(listed), use_alpha=bool(terms.spec.ignore_alpha))
 
 
 def _folder_name(name: str) -> str:

@@ -18,7 +18,7 @@ from rasterio.windows import Window
 from pipeline.errors import DamagedSceneError, SceneError, TransientError
 from pipeline.grid import RasterGrid, is_on_earth
 from pipeline.scene.bands import BandFile, catalog_values
-from pipeline.scene.checks import check_size, check_type, fingerprint, resolve_scaling
+from pipeline.scene.checks import check_size, check_type, fingerprint, resident_bytes, resolve_scaling
 from pipeline.scene.dates import parse_tiff_date
 from pipeline.scene.georeference import SourceReader, file_grid
 from pipeline.scene.spec import ReadingTerms
@@ -28,6 +28,7 @@ from pipeline.scene.validity import (
     present_pixels,
     resolve_alpha,
     resolve_nodata,
+    tagged_alpha,
 )
 from pipeline.storage import (
     FileFacts,
@@ -75,6 +76,8 @@ class SceneFile:
     """Size of the file, None when remote."""
     modified_ns: int | None
     """Modification time of the file, None when remote."""
+    resident_bytes: int = 0
+    """Bytes of decoded blocks to keep while parts of them are read; 0 for small blocks. See `checks.resident_bytes`."""
     fingerprint: str | None = None
     """Digest of a remote file's version, if reported, and of its block offsets; see `checks.fingerprint`."""
     acquired: str | None = None
@@ -149,6 +152,8 @@ def describe_file(
     grid = file_grid(dataset, spec, place, reopen=reopen, georeferenced=terms.georeferenced)
     scales, offsets = resolve_scaling(dataset, numbers, spec, listed, place)
     chosen = [*numbers.values()]
+    tagged = tagged_alpha(dataset, spec)
+    resident = resident_bytes(dataset, [*chosen, tagged] if tagged else chosen, place)
     alpha = resolve_alpha(dataset, spec, numbers, place)
     _check_mask_size(dataset, place)
     named, mask = resolve_nodata(dataset, chosen, spec, catalog_values(listed, "nodata", chosen))
@@ -167,6 +172,7 @@ def describe_file(
         mask=mask,
         size_bytes=file.facts.size_bytes,
         modified_ns=file.facts.modified_ns,
+        resident_bytes=resident,
         fingerprint=fingerprint(dataset, file.facts.version) if place.is_remote else None,
         acquired=parse_tiff_date(dataset.tags().get("TIFFTAG_DATETIME")),
     )

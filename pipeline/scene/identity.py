@@ -20,7 +20,9 @@ def identity_facts(scene: Scene) -> dict[str, object]:
 
 def _file_facts(file: SceneFile) -> dict[str, object]:
     place = file.location.persistent_path if file.location.is_remote else None
-    return {**asdict(file), "grid": _grid_facts(file.grid), "location": place}
+    facts = {**asdict(file), "grid": _grid_facts(file.grid), "location": place}
+    del facts["resident_bytes"]  # decides how blocks are read, not what is read
+    return facts
 
 
 def _grid_facts(grid: RasterGrid) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from rasterio.windows import Window
 from pipeline.scene.file import Pixels, SceneFile, read_stored, reopen_file, translate_read_errors
 from pipeline.scene.resample import Taps, plan_nested, plan_taps, resample, resample_plane
 from pipeline.scene.validity import NodataWhen, combine_finite, combine_present
-from pipeline.storage import ThreadHandles, gdal_env
+from pipeline.storage import SharedHandle, ThreadHandles, gdal_env
 
 if TYPE_CHECKING:
     from pipeline.scene.alignment import Layer
@@ -64,7 +65,7 @@ class _LayerReader:
     def __init__(self, layer: Layer, scene: Scene) -> None:
         self._layer, self._dtype, self._when = layer, scene.dtype, scene.nodata_when
         self._alone = len(scene.layers) == 1
-        self._handles = [ThreadHandles(partial(reopen_file, file)) for file in layer.files]
+        self._handles = [_handles_of(file) for file in layer.files]
 
     def close(self) -> None:
         for handles in self._handles:
@@ -98,10 +99,16 @@ class _LayerReader:
         ]
         return parts[0] if len(parts) == 1 else _stack(parts, self._layer.planes_of_files, self._when)
 
-    def _read_file(self, file: SceneFile, handles: ThreadHandles, window: Window) -> Pixels:
+    def _read_file(self, file: SceneFile, handles: ThreadHandles | SharedHandle, window: Window) -> Pixels:
         alone = file.mask == "none"  # of all sidecars, only a mask is read with the pixels
-        with translate_read_errors(file, window), gdal_env(file.location, ignore_sidecars=alone):
-            return read_stored(handles.get(), file, window, dtype=self._dtype, when=self._when)
+        environment = gdal_env(file.location, ignore_sidecars=alone)
+        with translate_read_errors(file, window), environment, handles.use() as dataset:
+            # All bands of one row of large blocks come before the next row, since only one stays decoded.
+            parts = [
+                read_stored(dataset, file, part, dtype=self._dtype, when=self._when)
+                for part in (_block_rows(file, window) if file.resident_bytes else [window])
+            ]
+        return parts[0] if len(parts) == 1 else _concatenate(parts, 0)
 
     def _read_halves(self, window: Window) -> Pixels:
         """Read a window in two parts, so that memory does not follow the ratio of resolutions."""
@@ -134,6 +141,19 @@ class _LayerReader:
         shape = int(window.height), int(window.width)
         nowhere = np.zeros(shape, bool)
         return Pixels(bands=np.zeros((len(self._layer.planes), *shape), self._dtype), present=nowhere, finite=nowhere)
+
+
+def _handles_of(file: SceneFile) -> ThreadHandles | SharedHandle:
+    """A handle for each thread, or one for all where each would decode the same large blocks."""
+    reopen = partial(reopen_file, file)
+    return SharedHandle(reopen, file.resident_bytes) if file.resident_bytes else ThreadHandles(reopen)
+
+
+def _block_rows(file: SceneFile, window: Window) -> list[Window]:
+    """The parts of a window in each row of storage blocks."""
+    height, first, last = file.block_shape[0], int(window.row_off), int(window.row_off + window.height)
+    edges = [first, *range(first - first % height + height, last, height), last]
+    return [Window(window.col_off, top, window.width, bottom - top) for top, bottom in pairwise(edges)]
 
 
 def _stack(parts: Sequence[Pixels], planes: Sequence[Sequence[int]], when: NodataWhen) -> Pixels:

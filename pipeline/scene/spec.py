@@ -27,8 +27,9 @@ class ReadingSpec:
     """Pixel value that means nodata, in place of the file's tag."""
     ignore_nodata: bool = False
     """Take the file's nodata tag for ordinary data."""
-    ignore_alpha: bool = False
-    """Take a band tagged alpha for ordinary data."""
+    ignore_alpha: bool | None = None
+    """Take a band tagged alpha for ordinary data (true) or for a mask (false); None: for a mask, but a scene where its
+    values are none is refused."""
     ignore_scale: bool = False
     """Give the model stored values, whatever scale and offset the file or its catalog gives."""
     nodata_when: Literal["all_bands", "any_band"] = "all_bands"

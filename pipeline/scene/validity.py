@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio import DatasetReader
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
 
 from pipeline.errors import SceneError
 from pipeline.storage import Location
@@ -56,18 +60,82 @@ def _nodata_of(dataset: DatasetReader, number: int, spec: ReadingSpec, listed: f
     return float(value)
 
 
-def resolve_alpha(dataset: DatasetReader, spec: ReadingSpec, numbers: Mapping[str, int], place: Location) -> int | None:
-    """The number of the alpha band."""
+ALPHA_WINDOW = 256
+"""Side of the windows of an alpha band whose values are looked at, px."""
+ALPHA_CELL = 16
+"""Partial transparency is an edge within one to two of these of a transparent pixel, px: a block of JPEG."""
+MAX_STRAY_SHARE = 0.01
+"""Share of the pixels that may be partially transparent elsewhere in a mask. Near infrared has 4 % and more, however
+saturated; masks with soft edges or of JPEG have none."""
+
+
+def tagged_alpha(dataset: DatasetReader, spec: ReadingSpec) -> int | None:
+    """The number of the band that is tagged alpha, unless the settings take it for data."""
     if spec.ignore_alpha or ColorInterp.alpha not in dataset.colorinterp:
         return None
-    alpha: int = dataset.colorinterp.index(ColorInterp.alpha) + 1
+    return int(dataset.colorinterp.index(ColorInterp.alpha)) + 1
+
+
+def resolve_alpha(dataset: DatasetReader, spec: ReadingSpec, numbers: Mapping[str, int], place: Location) -> int | None:
+    """The number of the alpha band, whose 0 is nodata; None where there is none, or the settings take it for data.
+
+    Raises:
+        SceneError: the model wants this band, or its values are no mask and the settings do not say what it is.
+    """
+    alpha = tagged_alpha(dataset, spec)
+    if alpha is None:
+        return None
     for name, number in numbers.items():
         if number == alpha:
             raise SceneError(
                 f"{place}: band {number}, wanted as {name!r}, is tagged alpha (transparency); "
                 "if the tag is wrong set reading.ignore_alpha=true"
             )
+    if spec.ignore_alpha is None:
+        share = stray_share([*_sample_windows(dataset, alpha)])
+        if share > MAX_STRAY_SHARE:
+            raise SceneError(
+                f"{place}: band {alpha} is tagged alpha (transparency), but {share:.0%} of its pixels are partially "
+                "transparent away from any transparent one, so it is hardly a mask; near infrared is often tagged so. "
+                "If it is data, set reading.ignore_alpha=true; if it is a mask, reading.ignore_alpha=false"
+            )
     return alpha
+
+
+def stray_share(windows: Sequence[NDArray[np.generic]]) -> float:
+    """Share of the pixels above 0 of an alpha band that are partially transparent, and not near a transparent pixel.
+
+    Args:
+        windows: `(height, width)` values of the band; their largest is opaque.
+    """
+    opaque = max((window.max() for window in windows), default=0)
+    seen = stray = 0
+    for alpha in windows:
+        seen += int(np.count_nonzero(alpha))
+        stray += int(np.count_nonzero((alpha != 0) & (alpha != opaque) & ~_near(alpha == 0)))
+    return stray / max(1, seen)
+
+
+def _near(plane: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where a cell of `ALPHA_CELL` px or one of its eight neighbours holds True."""
+    (height, width), side = plane.shape, ALPHA_CELL
+    rows, cols = -(-height // side), -(-width // side)
+    cells = np.pad(plane, ((0, rows * side - height), (0, cols * side - width)))
+    holds = np.pad(cells.reshape(rows, side, cols, side).any(axis=(1, 3)), 1)
+    near = np.logical_or.reduce([holds[i : i + rows, j : j + cols] for i in range(3) for j in range(3)])
+    return np.asarray(near.repeat(side, axis=0).repeat(side, axis=1)[:height, :width])
+
+
+def _sample_windows(dataset: DatasetReader, number: int) -> Iterator[NDArray[np.generic]]:
+    """Windows of a band at the ends and in the middle of rows and columns; only one row where blocks are high."""
+    height, width = dataset.shape
+    tall = dataset.block_shapes[0][0] > 4 * ALPHA_WINDOW
+    tops, lefts = ({max(0, (length - ALPHA_WINDOW) * k // 2) for k in range(3)} for length in (height, width))
+    for top in [max(0, height - ALPHA_WINDOW) // 2] if tall else sorted(tops):
+        for left in sorted(lefts):
+            window = Window(left, top, min(ALPHA_WINDOW, width), min(ALPHA_WINDOW, height))
+            with suppress(RasterioError, CPLE_BaseError):  # damage is reported where the pixels are read
+                yield dataset.read(number, window=window)
 
 
 def _is_inexact(dataset: DatasetReader, number: int) -> bool:

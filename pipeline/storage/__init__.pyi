@@ -22,6 +22,7 @@ from .folders import open_own_folder as open_own_folder
 from .folders import own_folder as own_folder
 from .folders import private_folder as private_folder
 from .folders import real_folder as real_folder
+from .gdal import SharedHandle as SharedHandle
 from .gdal import ThreadHandles as ThreadHandles
 from .gdal import exclusive_warning_filters as exclusive_warning_filters
 from .gdal import gdal_env as gdal_env

@@ -39,7 +39,7 @@ _REMOTE_OPTIONS = {
     "VSI_CACHE_SIZE": "67108864",
 }
 CACHE_BYTES = 128 * 2**20
-"""GDAL's block cache of the process, unless the environment variable GDAL_CACHEMAX is set."""
+"""GDAL's block cache of the process, unless the environment variable GDAL_CACHEMAX is set; see also `SharedHandle`."""
 
 
 def gdal_env(location: Location, *, ignore_sidecars: bool = False) -> rasterio.Env:
@@ -75,8 +75,25 @@ def _sidecar_options(location: Location, ignore_sidecars: bool) -> dict[str, str
 
 def limit_block_cache() -> None:
     """Limit GDAL's cache for the life of the process: a rasterio.Env would reset it on exit, in any thread."""
-    if "GDAL_CACHEMAX" not in os.environ:
-        set_gdal_config("GDAL_CACHEMAX", CACHE_BYTES)
+    _CACHE.reserve(0)
+
+
+class _BlockCache:
+    """The size of GDAL's block cache: `CACHE_BYTES`, and what is reserved for files with large blocks."""
+
+    def __init__(self) -> None:
+        self._reserved = 0
+        self._lock = threading.Lock()
+
+    def reserve(self, more_bytes: int) -> None:
+        """Reserve bytes, or release them where `more_bytes` is below 0."""
+        with self._lock:
+            self._reserved += more_bytes
+            if "GDAL_CACHEMAX" not in os.environ:
+                set_gdal_config("GDAL_CACHEMAX", CACHE_BYTES + self._reserved)
+
+
+_CACHE = _BlockCache()
 
 
 class ThreadHandles:
@@ -98,6 +115,11 @@ class ThreadHandles:
                 self._opened.append(dataset)
         return dataset
 
+    @contextmanager
+    def use(self) -> Iterator[DatasetReader]:
+        """Context of this thread's handle."""
+        yield self.get()
+
     def close(self) -> None:
         """Close every thread's handle; none may be in use."""
         with self._lock:
@@ -105,6 +127,36 @@ class ThreadHandles:
                 dataset.close()
             self._opened.clear()
             self._local = threading.local()
+
+
+class SharedHandle:
+    """One dataset handle that one thread uses at a time, for a file whose blocks are too large to be decoded by each.
+
+    GDAL's cache is enlarged until `close`, so that blocks stay decoded while parts of them are read.
+    """
+
+    def __init__(self, open_dataset: Callable[[], DatasetReader], cache_bytes: int) -> None:
+        self._open, self._cache_bytes = open_dataset, cache_bytes
+        self._dataset: DatasetReader | None = None
+        self._lock = threading.Lock()
+        _CACHE.reserve(cache_bytes)
+
+    @contextmanager
+    def use(self) -> Iterator[DatasetReader]:
+        """Context of the handle, which is opened on first use; other threads wait."""
+        with self._lock:
+            if self._dataset is None:
+                self._dataset = self._open()
+            yield self._dataset
+
+    def close(self) -> None:
+        """Close the handle, and release its share of the cache; it may not be in use."""
+        with self._lock:
+            if self._dataset is not None:
+                self._dataset.close()
+            self._dataset = None
+            _CACHE.reserve(-self._cache_bytes)
+            self._cache_bytes = 0
 
 
 class _GeorefWarningFilter:

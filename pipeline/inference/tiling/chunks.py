@@ -19,6 +19,10 @@ CHUNK_ROWS = 512
 """Target height of a chunk, rounded up to whole storage blocks."""
 CHUNK_COLS = 1024
 """Target width of a chunk, rounded up to whole storage blocks."""
+MIN_CHUNK_ROWS = 64
+"""Lowest height of a chunk that is a part of large blocks."""
+MAX_PART_BYTES = 2**27
+"""Bytes of pixels in a chunk that is a part of large blocks."""
 MAX_CHUNK_ROWS = 1024
 """Height up to which a chunk grows to hold whole storage blocks of files with larger pixels."""
 
@@ -46,12 +50,26 @@ class RowBand:
 def chunk_shape(scene: Scene) -> tuple[int, int]:
     """Rows and columns of a chunk: whole storage blocks of the files that are not resampled, else round figures.
 
-    It is enlarged, to `MAX_CHUNK_ROWS` rows at most, for the blocks of coarser files, to decode few of them twice.
+    Where blocks are so large that a row of them stays decoded between chunks, a chunk is a part of that row, over the
+    whole width. It is enlarged for the blocks of coarser files, to `MAX_CHUNK_ROWS` rows at most, to decode few of
+    them twice.
     """
-    stored = [(layer, file.block_shape) for layer in scene.layers for file in layer.files]
-    rows = _whole_blocks(CHUNK_ROWS, MAX_CHUNK_ROWS, [(layer.rows, block[0]) for layer, block in stored])
+    stored = [
+        (layer, (1, layer.cols.stored) if file.resident_bytes else file.block_shape)
+        for layer in scene.layers
+        for file in layer.files
+    ]
+    rows = _whole_blocks(_target_rows(scene), MAX_CHUNK_ROWS, [(layer.rows, block[0]) for layer, block in stored])
     cols = _whole_blocks(CHUNK_COLS, scene.grid.width, [(layer.cols, block[1]) for layer, block in stored])
     return rows, cols
+
+
+def _target_rows(scene: Scene) -> int:
+    """Rows of a chunk: `CHUNK_ROWS`, or fewer where chunks are as wide as the scene, for `MAX_PART_BYTES`."""
+    if not any(file.resident_bytes for file in scene.files):
+        return CHUNK_ROWS
+    row_bytes = scene.grid.width * len(scene.bands) * np.dtype(scene.dtype).itemsize
+    return max(MIN_CHUNK_ROWS, min(CHUNK_ROWS, MAX_PART_BYTES // row_bytes))
 
 
 def _whole_blocks(target: int, largest: int, blocks: Sequence[tuple[AxisMapping, int]]) -> int:

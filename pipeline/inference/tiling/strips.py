@@ -26,7 +26,9 @@ from pipeline.scene import Scene, SceneReader
 MAX_READERS = 12
 """Decoding threads at most by default; enough for the fastest device."""
 PREFETCH_ROW_BANDS = 2
-"""Row bands decoded ahead of the current strip; bounds the memory of prefetching."""
+"""Row bands decoded ahead of the current strip at most; bounds the memory of prefetching."""
+PREFETCH_BYTES = 2**28
+"""Bytes of pixels decoded ahead of it at most, but at least one row band."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +131,12 @@ def read_strips(
     # For each strip the first scene row that it or a later one needs; mirrored rows may lie further up.
     first_needed = np.minimum.accumulate([need.rows.min() for need in needs][::-1])[::-1]
     threads = threads or min(usable_cpus(), MAX_READERS)
+    row_bands = plan_row_bands(scene, needs)
     with (
         SceneReader(scene) as reader,
         ThreadPoolExecutor(threads, "decode") as pool,
         ThreadPoolExecutor(1, "read-ahead") as ahead,
-        closing(map_ordered(decode, plan_row_bands(scene, needs), ahead, ahead=PREFETCH_ROW_BANDS)) as bands,
+        closing(map_ordered(decode, row_bands, ahead, ahead=_prefetched(scene, row_bands))) as bands,
     ):
         held: deque[_Band] = deque()
         for index, (row, need, keep_from) in enumerate(zip(rows, needs, first_needed, strict=True)):
@@ -150,6 +153,13 @@ def read_strips(
                 chunks=chunks,
                 tiles=None if wanted is None else wanted[index],
             )
+
+
+def _prefetched(scene: Scene, bands: Sequence[RowBand]) -> int:
+    """Number of row bands to decode ahead."""
+    pixel_bytes = len(scene.bands) * np.dtype(scene.dtype).itemsize
+    largest = max(sum(int(window.height * window.width) for window in band.windows) for band in bands) * pixel_bytes
+    return max(1, min(PREFETCH_ROW_BANDS, PREFETCH_BYTES // max(1, largest)))
 
 
 def _need(plan: TilePlan, row: int, cols: range, wanted: tuple[int, ...] | None) -> StripRequest:
