@@ -14,12 +14,10 @@ SCENES = 40
 
 def test_scenes_of_every_kind_leave_no_file_open_and_no_thread(tmp_path: Path) -> None:
     scenes, listed = soak.write_scenes(tmp_path, SCENES)
-    probe = soak.Probe()
-    soak.run_library(listed, write_model(tmp_path), tmp_path / "out", probe)
-    assert soak.wrong_results(scenes, tmp_path / "out") == []
-    warm = probe.samples[SCENES // 4 :]
-    assert {sample.handles for sample in warm} == {warm[0].handles}
-    assert {sample.threads for sample in warm} == {warm[0].threads}
+    samples = soak.run_apart("library", listed, write_model(tmp_path), tmp_path / "out")
+    figures = soak.measure("library", samples, soak.wrong_results(scenes, tmp_path / "out"))
+    assert figures.scenes == SCENES
+    assert figures.faults == []
 
 
 def test_every_fault_fails_its_scene_and_no_other(tmp_path: Path) -> None:
