@@ -15,6 +15,7 @@ from typing import Protocol
 
 from pipeline.errors import SettingsError, TransientError
 from pipeline.storage.files import atomic_path, ensure_dir, sha256_file
+from pipeline.storage.folders import real_folder
 from pipeline.storage.s3_folder import LocalFile, StoreFolder
 
 
@@ -51,7 +52,11 @@ class Exchange(Protocol):
         """Whether the file was uploaded."""
 
     def delete(self) -> None:
-        """Delete the staging area with its files; those that cannot be deleted stay."""
+        """Delete the staging area with its files; those that cannot be deleted stay.
+
+        Raises:
+            AccessError: a link is in its place.
+        """
 
 
 def open_exchange(address: str) -> Exchange:
@@ -91,6 +96,7 @@ class FolderExchange:
         """See `Exchange`."""
         if not self.root.is_dir():
             raise _not_visible(self.root)
+        real_folder(self.folder)
         target = self.folder / name
         ensure_dir(target.parent)
         with atomic_path(target) as partial:
@@ -113,7 +119,8 @@ class FolderExchange:
 
     def delete(self) -> None:
         """See `Exchange`."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if real_folder(self.folder):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)

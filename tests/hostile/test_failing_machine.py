@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import geopandas
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from conftest import MakeScene
 from support.kill_process import Killer, Outcome, killer
@@ -167,6 +170,24 @@ def test_errors_that_no_retry_mends_are_not_retried(tmp_path: Path, code: str, m
 def test_a_name_that_is_too_long_is_not_retried(tmp_path: Path) -> None:
     with pytest.raises(AccessError, match=r"cannot be made: .*too long"):
         ensure_dir(tmp_path / ("x" * 300))
+
+
+# A full disk
+
+
+@pytest.mark.parametrize("options", [("--overwrite",), ("--layer", "roofs")])
+def test_a_full_disk_leaves_the_file_of_a_user_as_it_was(machine: Machine, options: tuple[str, ...]) -> None:
+    """Full disks during a run are in `test_kills`; here one during `vectorize` into an existing file."""
+    frame = geopandas.GeoDataFrame({"owner": ["me"]}, geometry=[shapely.box(0, 0, 1, 1)], crs="EPSG:3857")
+    path = machine.folder / "mine.gpkg"
+    pyogrio.write_dataframe(frame, path, layer="roads")
+    before, names = path.read_bytes(), {each.name for each in machine.folder.iterdir()}
+    command = ("vectorize", machine.folder / "calm" / "a" / "probability.tif", "--out", path, *options)
+    refused = machine.killer.run(*command, file_bytes=40_000)
+    check_refusal(refused, "disk")
+    assert path.read_bytes() == before
+    assert {each.name for each in machine.folder.iterdir()} == names
+    assert machine.killer.run(*command).code == 0
 
 
 # Too few handles

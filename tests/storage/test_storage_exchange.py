@@ -22,7 +22,7 @@ from pipeline.distribute.remote_predictor import RemotePredictor
 from pipeline.distribute.spec import DistributeSpec
 from pipeline.distribute.staging import staging_area
 from pipeline.distribute.versions import check_versions, code_versions
-from pipeline.errors import ModelError, SettingsError, TransientError
+from pipeline.errors import AccessError, ModelError, SettingsError, TransientError
 from pipeline.inference.tiling.tiles import TilingSpec
 from pipeline.model.predictor.loading import LoadedPredictor
 from pipeline.scene.describe import describe_scene
@@ -99,6 +99,27 @@ def test_staging_areas_of_different_results_are_separate(tmp_path: Path) -> None
     places = [*(tmp_path / "exchange").iterdir()]
     with LocalExecutor(spec).workspace(tmp_path, lambda: None):
         assert [*(tmp_path / "exchange").iterdir()] == places
+
+
+def test_a_link_in_place_of_a_staging_area_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "thesis.txt").write_text("mine")
+    area = open_exchange(str(tmp_path / "shared")).child("town")
+    (tmp_path / "shared" / "town").symlink_to(tmp_path / "victim")
+    (tmp_path / "file").touch()
+    for write in (lambda: area.upload(tmp_path / "file", "thesis.txt"), area.delete):
+        with pytest.raises(AccessError, match="is a symbolic link"):
+            write()
+    assert (tmp_path / "victim" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_model_downloaded_by_a_worker_lies_in_a_private_folder(apart: Path, tmp_path: Path) -> None:
+    folder = distant._model_cache()
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder.parent)] == [0o700, 0o700]
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(AccessError, match="is a symbolic link"):
+        distant._model_cache()
 
 
 def test_only_some_addresses_can_be_staging_areas() -> None:
