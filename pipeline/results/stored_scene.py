@@ -123,8 +123,13 @@ class StoredScene:
     def finished(self, key: str | None, listed: Mapping[str, StoredFile]) -> SceneReport | None:
         """The report of the result, if it has this key and is complete by a listing of the scene's folder."""
         report = self.report
-        matches = report is not None and key is not None and report.record.get("content_key") == key
-        return report.report if report is not None and matches and report.is_complete(listed) else None
+        if report is None or key is None or report.record.get("content_key") != key:
+            return None
+        differing = [name for name, file in report.files.items() if not file.matches(listed.get(name))]
+        if differing:
+            log.warning("%s: %s differ from its report", self._store.address(self._id), ", ".join(differing))
+            return None
+        return report.report
 
     def fetch(self, report: StoredReport, folder: Path) -> Path | None:
         """Download the result into a new folder, in the form of a local result; None if a file differs from the report.

@@ -80,7 +80,9 @@ def test_a_report_names_size_digest_and_etag_of_every_file(store: Store) -> None
 
 
 @pytest.mark.parametrize("harm", ["gone", "torn", "same size", "no report", "torn report"])
-def test_a_result_that_differs_from_its_report_is_not_found(store: Store, harm: str) -> None:
+def test_a_result_that_differs_from_its_report_is_not_found(
+    store: Store, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
     results = open_store(store)
     publish(results, "x")
     name = "report.json" if "report" in harm else FILES["a"]
@@ -89,6 +91,7 @@ def test_a_result_that_differs_from_its_report_is_not_found(store: Store, harm: 
     else:
         store.put(f"out/town/{name}", {"torn": b"x", "same size": b"yyy", "torn report": b"{"}[harm])
     assert results.scenes.finished("town", "x") is None
+    assert (f"{FILES['a']} differ from its report" in caplog.text) == ("report" not in harm)
     assert results.scenes.recover("town", "x") is None
     publish(results, "x")
     assert results.scenes.finished("town", "x") is not None
