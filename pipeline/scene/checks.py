@@ -125,13 +125,14 @@ def check_size(dataset: DatasetReader, spec: ReadingSpec, place: Location) -> No
         )
 
 
-def resident_bytes(dataset: DatasetReader, numbers: Collection[int], place: Location) -> int:
+def resident_bytes(dataset: DatasetReader, numbers: Collection[int], place: Location, *, masked: bool) -> int:
     """Bytes of decoded blocks to keep while windows across the file are read by parts of them; 0 for small blocks.
 
     Args:
         dataset: the open file.
         numbers: 1-based numbers of the bands that are read.
         place: for messages.
+        masked: whether a mask is read with them, one byte for each pixel.
 
     Raises:
         SceneError: one row of blocks needs more memory than `MAX_DECODING_BYTES`.
@@ -141,7 +142,8 @@ def resident_bytes(dataset: DatasetReader, numbers: Collection[int], place: Loca
     # Blocks of interleaved pixels are decoded with all bands, and once more taken apart into bands.
     together = dataset.count > 1 and dataset.interleaving != Interleaving.band
     block_bytes = rows * cols * itemsize * (dataset.count if together else 1)
-    row_bytes = -(-dataset.width // cols) * block_bytes * (1 if together else len(numbers))
+    mask_bytes = rows * cols if masked else 0
+    row_bytes = -(-dataset.width // cols) * (block_bytes * (1 if together else len(numbers)) + mask_bytes)
     if row_bytes <= LARGE_ROW_BYTES or (rows <= WINDOW_ROWS and block_bytes <= LARGE_BLOCK_BYTES):
         return 0
     # A compressed block may be as large as its pixels.

@@ -152,11 +152,12 @@ def describe_file(
     grid = file_grid(dataset, spec, place, reopen=reopen, georeferenced=terms.georeferenced)
     scales, offsets = resolve_scaling(dataset, numbers, spec, listed, place)
     chosen = [*numbers.values()]
-    tagged = tagged_alpha(dataset, spec)
-    resident = resident_bytes(dataset, [*chosen, tagged] if tagged else chosen, place)
-    alpha = resolve_alpha(dataset, spec, numbers, place)
     _check_mask_size(dataset, place)
     named, mask = resolve_nodata(dataset, chosen, spec, catalog_values(listed, "nodata", chosen))
+    tagged = tagged_alpha(dataset, spec)
+    resident = resident_bytes(dataset, [*chosen, tagged] if tagged else chosen, place, masked=mask != "none")
+    # Reads a few pixels, so it comes after all checks of the header.
+    alpha = resolve_alpha(dataset, spec, numbers, place)
     return SceneFile(
         location=place,
         driver=dataset.driver,

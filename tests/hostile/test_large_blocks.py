@@ -95,6 +95,14 @@ def test_blocks_that_fit_are_accepted(
     assert chunk * len(scene.bands) * np.dtype(dtype).itemsize < 2**28
 
 
+def test_the_blocks_of_a_mask_count_too(make_scene: MakeScene, small_limits: None) -> None:
+    plain, masked = (
+        describe_scene(scene_in(make_scene, "strips", mask=mask)).files[0] for mask in (None, PIXELS[0] > 9)
+    )
+    assert (plain.mask, masked.mask) == ("none", "dataset")
+    assert (plain.resident_bytes, masked.resident_bytes) == (48 * 130 * 3, 48 * 130 * 4)
+
+
 # Read by parts
 
 
