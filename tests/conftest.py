@@ -17,9 +17,8 @@ from rasterio.enums import ColorInterp
 
 from pipeline.storage import allow_drivers
 
-pytest_plugins = tuple(
-    f"support.{name}" for name in ("labelled", "clusters", "object_stores", "prefect_server", "tmp_disk")
-)
+PLUGINS = ("labelled", "clusters", "hostile_rasters", "object_stores", "prefect_server", "tmp_disk")
+pytest_plugins = tuple(f"support.{name}" for name in PLUGINS)
 
 hypothesis_settings.register_profile("here", deadline=None, derandomize=True, print_blob=True)
 hypothesis_settings.load_profile("here")

@@ -14,7 +14,7 @@ from pipeline.catalog.rows import Columns, Row, choose_columns, truncated_row
 from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid import to_geographic
-from pipeline.storage import check_signature, import_pyogrio
+from pipeline.storage import check_vector, import_pyogrio
 
 if TYPE_CHECKING:
     import pyarrow
@@ -26,9 +26,9 @@ BATCH_ROWS = 1024
 
 def open_layer(index: Path, spec: CatalogSpec) -> Iterator[Row]:
     """The rows of a file of footprints; columns are checked before the first row, footprints read only for a bbox."""
-    check_signature(index)
     with_footprints = spec.bbox is not None
     try:
+        check_vector(index)
         if index.suffix.lower() in (".parquet", ".geoparquet"):
             return _open_parquet(index, spec, with_footprints)
         layer, columns = _choose_layer(index, spec)

@@ -27,7 +27,7 @@ from pipeline.catalog.stac.items import ItemRules
 from pipeline.catalog.stac.walk import STAC_PREFIX, is_stac_source, open_stac
 from pipeline.errors import SceneError, SettingsError
 from pipeline.scene import ReadingSpec, parse_date
-from pipeline.storage import HostRules, check_utf8, resolve_location, sanitize_name
+from pipeline.storage import HostRules, check_regular, check_utf8, resolve_location, sanitize_name
 from pipeline.text import printable, without_secrets
 
 SUFFIXES = (".tif", ".tiff", ".gtiff")
@@ -152,6 +152,7 @@ def _open_index(source: str, rules: ItemRules) -> Iterator[Row]:
 
     # An early open gives one error message for all formats.
     try:
+        check_regular(index)
         index.open("rb").close()
     except OSError as error:
         raise SettingsError(f"{source}: cannot be read: {error.strerror}; check the path") from error

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import LabelError, SceneError
+from pipeline.errors import LabelError, SceneError, SettingsError
 from pipeline.grid import RasterGrid
 from pipeline.polygons import LAYER
 from pipeline.results import OUTPUTS, REPORT, read_report_file
-from pipeline.storage import import_pyogrio
+from pipeline.storage import check_vector, import_pyogrio
 from pipeline.training.labels import VECTOR_SUFFIXES, PolygonTable, polygons_touching
 
 Objects = dict[str, NDArray[np.object_]]
@@ -72,17 +72,19 @@ def is_own_file(path: Path) -> bool:
     if path.suffix.lower() != ".gpkg":
         return False
     try:
+        check_vector(path)
         pyogrio = import_pyogrio()
         return LAYER in pyogrio.list_layers(path)[:, 0] and "class_value" in pyogrio.read_info(path, LAYER)["fields"]
-    except (OSError, RuntimeError, ValueError):
+    except (OSError, RuntimeError, ValueError, SettingsError):
         return False
 
 
 def read_own_polygons(path: Path, classes: tuple[str, ...]) -> PolygonTable:
     """The polygons of `classes` in a GeoPackage of Scenemill; all polygons for `ONE_CLASS`."""
     try:
+        check_vector(path)
         frame = import_pyogrio().read_dataframe(path, layer=LAYER, columns=["class"])
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SettingsError) as error:
         raise LabelError(
             f"{path}: cannot be read as polygons of scenemill: {error}; segment the scene again"
         ) from error

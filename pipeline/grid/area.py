@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid.footprint import Bbox, bbox_of
 from pipeline.grid.geographic import FULL_CIRCLE_DEG, to_geographic
-from pipeline.storage import check_signature, import_pyogrio
+from pipeline.storage import check_vector, import_pyogrio
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -77,7 +77,7 @@ def load_area(path: str | Path) -> Area:
 def _load(path: Path, _modified_ns: int, _size_bytes: int) -> Area:
     """Read a file; time and size are keys of the cache."""
     try:
-        check_signature(path)
+        check_vector(path)
         frame = _reader_of(path)(path)
     except SettingsError as error:
         raise SettingsError(f"area: {error}") from error

@@ -13,10 +13,11 @@ from typing import Literal
 import numpy as np
 import shapely
 
+from pipeline.errors import SceneError, SettingsError
 from pipeline.grid import FULL_CIRCLE_DEG, RasterGrid, outline_polygon, unwrap_longitudes
 from pipeline.mosaic import MosaicReader
 from pipeline.results import REPORT, Documents, Results, read_report
-from pipeline.storage import gdal_env, sha256_file
+from pipeline.storage import check_vector, gdal_env, sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +58,20 @@ def localized(scenes: Iterable[MergedScene], documents: Documents, folder: Path)
     return tuple(
         replace(
             scene,
-            polygons=documents.download(str(scene.polygons), folder),
+            polygons=_plain_table(documents.download(str(scene.polygons), folder)),
             mask=scene.mask if scene.is_full else documents.download(str(scene.mask), folder),
         )
         for scene in scenes
     )
+
+
+def _plain_table(polygons: Path) -> Path:
+    """A GeoPackage, after its check by `check_vector`."""
+    try:
+        check_vector(polygons)
+    except (SettingsError, OSError, ValueError) as error:
+        raise SceneError(f"{error}; delete the folder of the scene and run again") from error
+    return polygons
 
 
 def by_priority(
@@ -114,7 +124,7 @@ def _finished(results: Results, scene_id: str) -> MergedScene | None:
             log.warning("%s: %s; merged as it is", results.documents.address(scene_id), complete.reason)
             edited = (sha256_file(Path(results.documents.address(f"{scene_id}/{names['polygons']}"))),)
     location = results.documents.location(f"{scene_id}/{names['probability']}")
-    with gdal_env(location, ignore_sidecars=True), MosaicReader(Path(location.gdal_path)) as mosaic:
+    with gdal_env(location, sidecars=()), MosaicReader(Path(location.gdal_path)) as mosaic:
         grid, card = mosaic.grid, mosaic.card
     size, key = str(sizes[names["polygons"]]), found.inputs.content_key or hashlib.sha256(content).hexdigest()
     return MergedScene(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio import DatasetReader
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
@@ -15,7 +17,7 @@ from pipeline.errors import ModelError, SceneError
 from pipeline.grid import RasterGrid
 from pipeline.model import ModelCard
 from pipeline.mosaic.levels import TOP_LEVEL, as_integers
-from pipeline.storage import ThreadHandles, open_raster
+from pipeline.storage import ThreadHandles, check_local_sidecars, open_raster
 
 CARD_TAG = "SCENEMILL_CARD"
 """The tag of `probability.tif` that holds the card of its model."""
@@ -33,7 +35,7 @@ class MosaicReader:
         Raises:
             SceneError: the file is not a probability mosaic.
         """
-        self._handles = ThreadHandles(lambda: open_raster(path))
+        self._handles = ThreadHandles(partial(_open, path))
         try:
             dataset = self._handles.get()
         except RasterioError as error:
@@ -67,6 +69,11 @@ class MosaicReader:
         return levels
 
 
+def _open(path: Path) -> DatasetReader:
+    check_local_sidecars(path)
+    return open_raster(path)
+
+
 def _card_of(text: str, path: Path) -> ModelCard:
     try:
         return ModelCard.from_json(text)
@@ -76,7 +83,7 @@ def _card_of(text: str, path: Path) -> ModelCard:
 
 def read_mask(path: Path, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], dict[int, tuple[int, int, int, int]]]:
     """`mask.tif` resampled to `shape`: `(h, w)` class values, and the colour of each value."""
-    with open_raster(path) as dataset:
+    with _open(path) as dataset:
         return dataset.read(1, out_shape=shape), dataset.colormap(1)
 
 
@@ -87,7 +94,7 @@ def read_mask_blocks(path: Path, side: int) -> Iterator[tuple[Window, NDArray[np
         SceneError: the file is damaged or gone.
     """
     try:
-        with open_raster(path) as dataset:
+        with _open(path) as dataset:
             height, width = dataset.shape
             for row in range(0, height, side):
                 for col in range(0, width, side):

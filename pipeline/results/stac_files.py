@@ -46,7 +46,7 @@ def write_item(documents: Documents, report: SceneReport) -> None:
     if grid is not None and _to_json(build_item(report, grid, sizes)) == previous:
         return
     location = documents.location(f"{report.scene}/{report.outputs.names['probability']}")
-    with gdal_env(location, ignore_sidecars=True), MosaicReader(Path(location.gdal_path)) as mosaic:
+    with gdal_env(location, sidecars=()), MosaicReader(Path(location.gdal_path)) as mosaic:
         grid = mosaic.grid
     with documents.lock():
         documents.write(name, _to_json(build_item(report, grid, sizes)))

@@ -33,6 +33,8 @@ from pipeline.scene.validity import (
 from pipeline.storage import (
     FileFacts,
     Location,
+    check_files,
+    check_sidecars,
     check_whole,
     gdal_env,
     is_missing,
@@ -126,9 +128,12 @@ def open_header(place: Location, drivers: Sequence[str], *, without_sidecars: bo
     facts = probe_file(place, sidecars=not without_sidecars)
     if not place.is_remote:
         check_whole(place)
-    environment = gdal_env(place, ignore_sidecars=not facts.may_have_sidecars)
-    with environment, _translate_header_errors(place), _open(place, drivers) as dataset:
-        yield OpenFile(dataset=dataset, location=place, facts=facts)
+    with gdal_env(place, sidecars=facts.sidecars), _translate_header_errors(place):
+        # Before the raster is opened: GDAL opens some sidecars with it.
+        check_sidecars(place, facts)
+        with _open(place, drivers) as dataset:
+            check_files(dataset, place, facts)
+            yield OpenFile(dataset=dataset, location=place, facts=facts)
 
 
 def describe_file(
@@ -152,7 +157,6 @@ def describe_file(
     grid = file_grid(dataset, spec, place, reopen=reopen, georeferenced=terms.georeferenced)
     scales, offsets = resolve_scaling(dataset, numbers, spec, listed, place)
     chosen = [*numbers.values()]
-    _check_mask_size(dataset, place)
     named, mask = resolve_nodata(dataset, chosen, spec, catalog_values(listed, "nodata", chosen))
     tagged = tagged_alpha(dataset, spec)
     resident = resident_bytes(dataset, [*chosen, tagged] if tagged else chosen, place, masked=mask != "none")
@@ -177,19 +181,6 @@ def describe_file(
         fingerprint=fingerprint(dataset, file.facts.version) if place.is_remote else None,
         acquired=parse_tiff_date(dataset.tags().get("TIFFTAG_DATETIME")),
     )
-
-
-def _check_mask_size(dataset: rasterio.DatasetReader, place: Location) -> None:
-    """Refuse a `.msk` sidecar that does not cover the pixels of its scene."""
-    if not any(name.endswith(".msk") for name in dataset.files):
-        return
-    with suppress_georef_warnings(), open_raster(f"{place.gdal_path}.msk") as mask:
-        (height, width), (rows, cols) = dataset.shape, mask.shape
-    if (height, width) != (rows, cols):
-        raise SceneError(
-            f"{place}: its mask {place.text.rpartition('/')[2]}.msk has {rows} x {cols} px, but the scene has "
-            f"{height} x {width}; write it again, or remove it"
-        )
 
 
 def reopen_file(file: SceneFile) -> rasterio.DatasetReader:

@@ -14,7 +14,7 @@ from rasterio.windows import Window
 from pipeline.scene.file import Pixels, SceneFile, read_stored, reopen_file, translate_read_errors
 from pipeline.scene.resample import Taps, plan_nested, plan_taps, resample, resample_plane
 from pipeline.scene.validity import NodataWhen, combine_finite, combine_present
-from pipeline.storage import SharedHandle, ThreadHandles, gdal_env
+from pipeline.storage import SIDECARS, SharedHandle, ThreadHandles, gdal_env
 
 if TYPE_CHECKING:
     from pipeline.scene.alignment import Layer
@@ -100,8 +100,8 @@ class _LayerReader:
         return parts[0] if len(parts) == 1 else _stack(parts, self._layer.planes_of_files, self._when)
 
     def _read_file(self, file: SceneFile, handles: ThreadHandles | SharedHandle, window: Window) -> Pixels:
-        alone = file.mask == "none"  # of all sidecars, only a mask is read with the pixels
-        environment = gdal_env(file.location, ignore_sidecars=alone)
+        # Of all sidecars, only a mask is read with the pixels.
+        environment = gdal_env(file.location, sidecars=() if file.mask == "none" else SIDECARS)
         with translate_read_errors(file, window), environment, handles.use() as dataset:
             # All bands of one row of large blocks come before the next row, since only one stays decoded.
             parts = [

@@ -58,6 +58,26 @@ def sha256_of_json(document: object) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
+class NotRegularError(OSError):
+    """A pipe, socket or device where a regular file is due; to open one can block for ever."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.EINVAL, "is no regular file, but a pipe, socket or device", str(path))
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """Size, time and kind of a regular file or folder, without opening it.
+
+    Raises:
+        NotRegularError: it is a pipe, socket or device.
+        OSError: it is missing, or its folder may not be entered.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise NotRegularError(path)
+    return found
+
+
 @contextmanager
 def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
     """Yield a temporary path in the target's folder; on success it is fsynced and renamed, on failure removed.

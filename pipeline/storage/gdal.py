@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -42,19 +42,19 @@ CACHE_BYTES = 128 * 2**20
 """GDAL's block cache of the process, unless the environment variable GDAL_CACHEMAX is set; see also `SharedHandle`."""
 
 
-def gdal_env(location: Location, *, ignore_sidecars: bool = False) -> rasterio.Env:
+def gdal_env(location: Location, *, sidecars: Iterable[str] = SIDECARS) -> rasterio.Env:
     """GDAL options for reading a file; use as a context manager around every GDAL call.
 
     Args:
         location: the file.
-        ignore_sidecars: do not look for sidecars of a remote file; a local file is read with them all the same.
+        sidecars: suffixes of the sidecars that a remote file is read with; a local file is read with all.
 
     Raises:
         AccessError: there are no credentials.
     """
     if not location.is_remote:
         return rasterio.Env(session=DummySession())
-    options = _REMOTE_OPTIONS | _sidecar_options(location, ignore_sidecars)
+    options = _REMOTE_OPTIONS | _sidecar_options(location, [*sidecars])
     if not location.gdal_path.startswith("/vsis3/"):
         hosts = location.rules.settled(location.text).hosts
         return rasterio.Env(session=DummySession(), **options, **gdal_proxy_options(location.text, hosts))
@@ -62,14 +62,14 @@ def gdal_env(location: Location, *, ignore_sidecars: bool = False) -> rasterio.E
     return rasterio.Env(session=access.session, **options, **access.options)
 
 
-def _sidecar_options(location: Location, ignore_sidecars: bool) -> dict[str, str]:
+def _sidecar_options(location: Location, sidecars: Sequence[str]) -> dict[str, str]:
     """Restrict GDAL's search to the sidecars that change a scene: a mask and georeferencing, not thirty others."""
     if not location.ends_in_suffix:
         return {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
     suffix = PurePosixPath(urlsplit(location.text).path).suffix
     return {
-        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR" if ignore_sidecars else "TRUE",
-        "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ",".join((suffix, *SIDECARS)),
+        "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE" if sidecars else "EMPTY_DIR",
+        "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ",".join((suffix, *sidecars)),
     }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.errors import DamagedSceneError, SceneError, TransientError
+from pipeline.storage.files import NotRegularError, check_regular
 from pipeline.storage.location import Location
-from pipeline.storage.remote import may_have_sidecars, remote_version
+from pipeline.storage.remote import remote_sidecars, remote_version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +22,9 @@ class FileFacts:
     """Modification time of a local file, None when remote."""
     version: str | None = None
     """Version of a remote file, see `remote_version`; None if its server sends none, or local."""
-    may_have_sidecars: bool = False
-    """True = files next to a remote one may change how it is read."""
+    sidecars: Mapping[str, bytes | None] = field(default_factory=dict)
+    """Suffixes of the files next to a remote one that may change how it is read, and their first bytes; None if they
+    may exist, but cannot be read without GDAL's credentials."""
 
 
 def probe_file(location: Location, *, sidecars: bool = True) -> FileFacts:
@@ -32,22 +35,21 @@ def probe_file(location: Location, *, sidecars: bool = True) -> FileFacts:
         sidecars: False = do not look for sidecars of a remote file.
 
     Raises:
-        SceneError: it is missing, a folder or empty, or a local file is not readable.
+        SceneError: it is missing, empty or no regular file, or a local file is not readable.
         AccessError: a store denies access, or there are no credentials.
         TransientError: disk, network or store fail.
     """
     if not location.is_remote:
         return _probe_local(location)
     version = remote_version(location)
-    return FileFacts(
-        version=version, may_have_sidecars=sidecars and location.ends_in_suffix and may_have_sidecars(location)
-    )
+    look = sidecars and location.ends_in_suffix
+    return FileFacts(version=version, sidecars=remote_sidecars(location) if look else {})
 
 
 def _probe_local(location: Location) -> FileFacts:
     path = Path(location.gdal_path)
     try:
-        stat = path.stat()
+        stat = check_regular(path)
         path.open("rb").close()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise SceneError(f"{location}: no such file; check the path") from error
@@ -55,6 +57,8 @@ def _probe_local(location: Location) -> FileFacts:
         raise SceneError(f"{location}: a folder, not a raster file") from error
     except PermissionError as error:
         raise SceneError(f"{location}: may not be read by this user; check the file's permissions") from error
+    except NotRegularError as error:
+        raise SceneError(f"{location}: {error.strerror}; name a raster file") from error
     except OSError as error:
         raise TransientError(f"{location}: cannot be read: {error.strerror}; check the path and the disk") from error
     if stat.st_size == 0:

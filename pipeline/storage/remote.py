@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from urllib.parse import urlsplit
 
-from pipeline.errors import DamagedSceneError, MissingError, SceneError, TransientError
+from pipeline.errors import AccessError, DamagedSceneError, MissingError, SceneError, TransientError
 from pipeline.storage.http.client import HttpRequest, WebClient, read_body
 from pipeline.storage.http.hosts import CONNECT_TIMEOUT_S
 from pipeline.storage.location import Location
@@ -21,6 +21,8 @@ VERSION_HEADERS = ("ETag", "Last-Modified", "x-amz-version-id")
 """Response headers that change with the file; the version holds these and the size."""
 SIDECARS = (".msk", ".aux.xml")
 """Suffixes, after a raster's whole name, of the sidecars that change how it is read: mask and GDAL metadata."""
+_ABSENT = b"absent"
+_PAGE_STARTS = (b"<!do", b"<htm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +53,36 @@ def read_start(location: Location, count: int) -> FileStart | None:
     return FileStart(content=content, size_bytes=int(size) if size.isdigit() else None)
 
 
-def may_have_sidecars(location: Location) -> bool:
-    """Whether a remote file may have `SIDECARS`; False only if a store's listing shows none.
+def remote_sidecars(location: Location) -> dict[str, bytes | None]:
+    """Suffixes of the `SIDECARS` that a remote file has, in their own case, and the first four bytes of each.
 
-    One request; GDAL would make eight: for each sidecar, and for a folder of its name.
+    A store gets one listing; a server, or a store that denies listings, one request for each name. GDAL would make
+    eight. None stands for bytes that this process may not read; GDAL may have credentials of its own.
     """
-    if not _is_in_store(location):
-        return True
-    bucket, key = split_address(location.text)
+    names: Iterable[str] = (".msk", ".MSK", ".aux.xml")
+    if _is_in_store(location):
+        bucket, key = split_address(location.text)
+        with suppress(TransientError):  # Permission to read does not include permission to list.
+            listed = [name[len(key) :] for name in list_keys(bucket, f"{key}.", flat=True)]
+            names = [name for name in listed if name.lower() in SIDECARS]
+    starts = {name: _sidecar_start(location, name) for name in names}
+    return {name: start for name, start in starts.items() if start is not _ABSENT}
+
+
+def _sidecar_start(location: Location, suffix: str) -> bytes | None:
+    """First bytes of a sidecar, `_ABSENT` where there is none, None where access is denied."""
     try:
-        return any(name.lower().endswith(SIDECARS) for name in list_keys(bucket, f"{key}.", flat=True))
-    except TransientError:  # Permission to read does not include permission to list.
-        return True
+        found = read_start(replace(location, text=location.text + suffix, gdal_path=location.gdal_path + suffix), 4)
+    except DamagedSceneError:
+        return b""
+    except SceneError:
+        return _ABSENT
+    except AccessError:
+        return None
+    if found is None:
+        return None
+    # Some servers answer with a page for every address.
+    return _ABSENT if found.content.lower() in _PAGE_STARTS else found.content
 
 
 def _is_in_store(location: Location) -> bool:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import DamagedSceneError, SceneError, SettingsError
+from pipeline.storage.files import check_regular
 from pipeline.storage.location import Location
 
 FILE_SIGNATURES = {
     ".gpkg": b"SQLite format 3\0",
     ".geojson": b"{",
+    ".json": b"{",
     ".parquet": b"PAR1",
     ".geoparquet": b"PAR1",
     ".fgb": b"fgb\x03",
@@ -40,15 +42,16 @@ def check_signature(path: Path) -> None:
 
     Raises:
         SettingsError: the suffix is unknown, or the signature is another.
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is a pipe, socket or device.
     """
     suffix = path.suffix.lower()
     signature = FILE_SIGNATURES.get(suffix)
     if signature is None:
         raise SettingsError(f"{path}: not a supported vector format; use one of {', '.join(FILE_SIGNATURES)}")
+    check_regular(path)
     with path.open("rb") as file:
         head = file.read(64)
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip() if suffix == ".geojson" else head
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip() if signature == b"{" else head
     if not text.startswith(signature):
         raise SettingsError(f"{path}: does not begin like a {suffix} file; write it again, or rename it")
 

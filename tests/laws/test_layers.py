@@ -61,7 +61,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "geopandas": ("grid.area", "polygons", "catalog", "training", "evaluation"),
     "fiona": (),
     "osgeo": (),
-    "pyogrio": ("storage.drivers",),
+    "pyogrio": ("storage.formats.drivers",),
     "numba": ("polygons", "mosaic.classify"),
     "matplotlib": ("training",),
     "jinja2": ("evaluation",),
@@ -74,7 +74,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
 }
 """Third-party packages that only these packages or modules of `pipeline` may import, lazily or not."""
 
-OPENS_FILES = "pipeline.storage.drivers"
+OPENS_FILES = "pipeline.storage.formats.drivers"
 """The module that may call the functions of `OPENERS`, since it removes GDAL's other drivers before it does."""
 
 OPENERS = {

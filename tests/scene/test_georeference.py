@@ -8,12 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import rasterio
 from affine import Affine
 from conftest import MakeScene
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
+import pipeline.scene.file
 from pipeline.errors import SceneError
 from pipeline.model.card import ModelCard
 from pipeline.scene.describe import describe_scene
@@ -45,14 +45,14 @@ def test_only_a_transform_without_an_origin_costs_a_second_look(
     make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[object] = []
-    usual = rasterio.open
+    usual = pipeline.scene.file.open_raster
 
-    def counted(path: object, *args: object, **options: object) -> object:
+    def counted(path: str, *args: Any) -> object:
         opened.append(path)
-        return usual(path, *args, **options)
+        return usual(path, *args)
 
     paths = make_scene(), make_scene(transform=Affine(0.5, 0, 0, 0, -0.5, 0))
-    monkeypatch.setattr(rasterio, "open", counted)
+    monkeypatch.setattr("pipeline.scene.file.open_raster", counted)
     counts = []
     for path in paths:
         opened.clear()

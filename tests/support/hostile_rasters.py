@@ -72,6 +72,7 @@ def write_plain(path: Path, *, overviews: str | None = None) -> None:
     """A scene of random bytes, with a tag that names a file of overviews."""
     profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "crs": "EPSG:32633", "photometric": "rgb"}
     place = Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)
+    path.unlink(missing_ok=True)  # GDAL opens what it is to delete.
     pixels = np.random.default_rng(0).integers(1, 255, (3, SIDE, SIDE), np.uint8)
     with rasterio.open(path, "w", height=SIDE, width=SIDE, transform=place, **profile) as dataset:
         dataset.write(pixels)

@@ -82,7 +82,7 @@ def test_unusable_labels_are_refused_with_the_reason(town: Town, tmp_path: Path)
         open_polygon_labels([read_polygons(tmp_path / "far.gpkg", ("roof",))], scene, classes=1)
     with pytest.raises(LabelError, match=r"lost\.gpkg: has no CRS.*ogr2ogr"):
         read_polygons(tmp_path / "lost.gpkg", ("roof",))
-    with pytest.raises(LabelError, match=r"text\.gpkg: cannot be read as vector data"):
+    with pytest.raises(LabelError, match=r"text\.gpkg: does not begin like a \.gpkg file"):
         read_polygons(tmp_path / "text.gpkg", ("roof",))
     with pytest.raises(LabelError, match="has no attribute 'class'; it has kind, geometry"):
         read_polygons(town.labels, ("roof",), "class")

@@ -15,7 +15,9 @@ from pipeline.storage import (
     REQUEST_RETRIES,
     TRANSIENT_STATUS,
     HttpRequest,
+    NotRegularError,
     WebClient,
+    check_regular,
     read_body,
     read_chunks,
     resolve_location,
@@ -83,9 +85,17 @@ def _check_status(address: str, response: Response) -> None:
 
 def _read_file(path: Path) -> bytes:
     try:
+        check_regular(path)
         with path.open("rb") as file:
             return _join(str(path), iter(lambda: file.read(CHUNK_BYTES), b""))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError) as error:
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        IsADirectoryError,
+        PermissionError,
+        NotRegularError,
+        ValueError,
+    ) as error:
         raise SceneError(f"{path}: cannot be read: {error}; check the path") from error
     except OSError as error:
         raise TransientError(f"{path}: cannot be read: {error}; check the disk") from error

@@ -19,7 +19,7 @@ from pipeline.catalog.stac.documents import MAX_PREFETCHED, DocumentPrefetcher, 
 from pipeline.catalog.stac.items import ItemRules, item_row
 from pipeline.catalog.stac.links import DocumentLocation, canonical_path, document_location, follow_link
 from pipeline.errors import SceneError, SettingsError, TransientError
-from pipeline.storage import HostRules
+from pipeline.storage import HostRules, check_regular
 
 STAC_PREFIX = "stac+"
 """Prefix of addresses of STAC documents without the suffix `.json`."""
@@ -53,6 +53,7 @@ def is_stac_source(source: str) -> bool:
 def _has_marker(path: Path) -> bool:
     """Whether a file contains the marker; False for an unreadable file, which is then refused as a table."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             tail = b""
             while chunk := file.read(CHUNK_BYTES):

@@ -9,8 +9,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from pipeline.errors import LabelError
-from pipeline.storage import import_pyogrio
+from pipeline.errors import LabelError, SettingsError
+from pipeline.storage import check_vector, import_pyogrio
 
 if TYPE_CHECKING:
     import geopandas
@@ -50,10 +50,13 @@ def _read_frame(path: Path) -> geopandas.GeoDataFrame:
     import geopandas
 
     try:
+        check_vector(path)
         if path.suffix.lower() in (".parquet", ".geoparquet"):
             return geopandas.read_parquet(path)
         frame: geopandas.GeoDataFrame = import_pyogrio().read_dataframe(path, layer=_only_layer(path))
         return frame
+    except SettingsError as error:
+        raise LabelError(str(error)) from error
     except ImportError as error:
         raise LabelError(f"{path}: reading GeoParquet needs pyarrow: pip install pyarrow, or use GeoPackage") from error
     except (OSError, RuntimeError, ValueError) as error:

@@ -179,6 +179,7 @@ def open_raster(
 def create_raster(path: Path, **profile: object) -> rasterio.io.DatasetWriter:
     """Create a raster; `profile` as for `rasterio.open`, with its driver, which is allowed from then on."""
     allow_drivers(str(profile["driver"]))
+    path.unlink(missing_ok=True)  # GDAL would open the old file, and what it names, to delete it.
     return rasterio.open(path, "w", **profile)
 
 

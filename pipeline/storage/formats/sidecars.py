@@ -1,0 +1,121 @@
+"""Raster sidecars: masks and overviews next to a raster, refused before GDAL opens anything that they name.
+
+Only GDAL's own GeoTIFF sidecars are accepted. What they, or metadata files, name is found by `open_raster`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from rasterio import DatasetReader
+from rasterio.errors import RasterioError
+
+from pipeline.errors import SceneError
+from pipeline.storage.files import check_regular
+from pipeline.storage.formats.drivers import SELF_CONTAINED, open_raster
+from pipeline.storage.gdal import suppress_georef_warnings
+from pipeline.storage.location import Location
+from pipeline.storage.probe import FileFacts
+
+RASTER_SUFFIXES = (".msk", ".ovr")
+"""Suffixes, after a raster's whole name, of sidecars that are rasters themselves."""
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def check_sidecars(location: Location, facts: FileFacts) -> None:
+    """Refuse sidecars of a scene that GDAL must not open; a remote one needs its GDAL environment entered.
+
+    Raises:
+        SceneError: a mask or overview is no TIFF, or names another file; a sidecar is a pipe, socket or device.
+    """
+    if not location.is_remote:
+        check_local_sidecars(Path(location.gdal_path))
+    for suffix, start in facts.sidecars.items():
+        if suffix.lower() in RASTER_SUFFIXES and start is not None:  # Without bytes: GDAL opens it as a TIFF, or not.
+            _check_raster(location.gdal_path + suffix, f"{location}{suffix}", start)
+
+
+def check_local_sidecars(raster: Path) -> None:
+    """Refuse files next to a raster that GDAL must not open, or cannot; see `check_sidecars`."""
+    whole = f"{raster.name}.".casefold()
+    for path in _namesakes(raster):
+        try:
+            check_regular(path)
+            if path.name.casefold().startswith(whole) and path.name.lower().endswith(RASTER_SUFFIXES):
+                with path.open("rb") as file:
+                    start = file.read(4)
+                _check_raster(str(path), str(path), start)
+        except (FileNotFoundError, IsADirectoryError):  # GDAL does not open it either.
+            continue
+        except OSError as error:
+            raise SceneError(
+                f"{path}: cannot be read as a sidecar of {raster.name}: {error.strerror}; remove it, or correct it"
+            ) from error
+
+
+def check_files(dataset: DatasetReader, location: Location, facts: FileFacts) -> None:
+    """Refuse an open raster that is read with files outside its folder, or with a mask of another size.
+
+    Files of drivers that refer to others, such as VRT, may lie anywhere.
+
+    Raises:
+        SceneError: it has such a file or mask.
+    """
+    if location.is_remote and not facts.sidecars:
+        return  # It has no other files, and GDAL's list of them costs a request.
+    files = dataset.files
+    if dataset.driver in SELF_CONTAINED:
+        check_folder(files, location)
+    for name in files:
+        if name.lower() == f"{location.gdal_path}.msk".lower():
+            with suppress_georef_warnings(), open_raster(name) as mask:
+                (height, width), (rows, cols) = dataset.shape, mask.shape
+            if (height, width) != (rows, cols):
+                raise SceneError(
+                    f"{location}: its mask {name.rpartition('/')[2]} has {rows} x {cols} px, but the scene has "
+                    f"{height} x {width}; write it again, or remove it"
+                )
+
+
+def check_folder(files: Iterable[str], location: Location) -> None:
+    """Refuse GDAL's list of a raster's files if one lies outside the raster's folder; see `check_files`."""
+    folder = location.gdal_path.partition("?")[0] if location.is_remote else location.gdal_path
+    folder = folder.rpartition("/")[0] + "/"
+    for name in files:
+        if name != location.gdal_path and not (name.startswith(folder) and ".." not in name.split("/")):
+            raise SceneError(
+                f"{location}: names a file outside its folder ({name[:100]!r}), which is not read; write the scene "
+                "again as a plain GeoTIFF"
+            )
+
+
+def _namesakes(raster: Path) -> list[Path]:
+    """Files next to a raster that GDAL may open by their names, in any case of letters."""
+    starts = tuple(f"{name}{mark}".casefold() for name in (raster.name, raster.stem) for mark in "._")
+    try:
+        with os.scandir(raster.parent) as entries:
+            names = {entry.name for entry in entries if entry.name.casefold().startswith(starts)}
+    except OSError:  # A folder that may be entered, but not listed: GDAL asks for these names.
+        names = {f"{raster.name}{suffix}" for suffix in (".msk", ".MSK", ".ovr", ".OVR", ".aux.xml")}
+    return [raster.with_name(name) for name in sorted(names - {raster.name})]
+
+
+def _check_raster(path: str, shown: str, start: bytes) -> None:
+    """Refuse a mask or overview that is no TIFF, or that names another file.
+
+    Args:
+        path: GDAL's path of the sidecar.
+        shown: its name for messages.
+        start: its first four bytes.
+    """
+    if start not in _TIFF_STARTS:
+        raise SceneError(
+            f"{shown}: is no TIFF, so it is not read as a mask or overviews; remove it, or write it again as GeoTIFF"
+        )
+    try:
+        with suppress_georef_warnings():
+            open_raster(path).close()
+    except RasterioError as error:
+        raise SceneError(f"{shown}: cannot be opened as a TIFF: {error}; remove it, or write it again") from error
