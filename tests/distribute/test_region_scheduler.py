@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from distributed.scheduler import KilledWorker
 
 from pipeline.distribute import scheduler as scheduler_module
 from pipeline.distribute.scheduler import RegionScheduler
@@ -41,19 +42,25 @@ class CountingClient:
 
     status = "running"
 
-    def __init__(self, fails_at: int | None = None) -> None:
+    def __init__(self, fails_at: int | None = None, kills: Mapping[int, int] | None = None) -> None:
+        """Regions at `kills` lose their worker as often as it says."""
         self.running: dict[str, Task] = {}
         self.cancelled: set[str] = set()
         self.most = 0
-        self._fails_at = fails_at
+        self.together: list[tuple[int, int]] = []
+        self._fails_at, self._kills = fails_at, dict(kills or {})
 
     def scheduler_info(self, n_workers: int = 0) -> dict[str, Any]:
         return {"workers": {k: {"resources": {}, "nthreads": 1} for k in range(WORKERS)}}
 
     def submit(self, function: object, content: bytes, region: Region, *, key: str, **_: object) -> Task:
-        error = TransientError("the disk is full") if region.index == self._fails_at else None
+        error: Exception | None = TransientError("the disk is full") if region.index == self._fails_at else None
+        if self._kills.get(region.index, 0) > 0:
+            self._kills[region.index] -= 1
+            error = KilledWorker(key, cast("Any", SimpleNamespace(address="tcp://b:1")), 1)
         self.running[key] = Task(key, region, error, self.running)
         self.most = max(self.most, len(self.running))
+        self.together.append((region.index, len(self.running)))
         return self.running[key]
 
     def cancel(self, tasks: list[Task]) -> None:
@@ -93,3 +100,15 @@ def test_a_region_that_fails_takes_the_others_off_the_cluster() -> None:
         list(run(client))
     assert client.running
     assert client.running.keys() <= client.cancelled
+
+
+def test_regions_that_lost_their_workers_are_tried_again_alone() -> None:
+    client = CountingClient(kills={3: 1, 4: 1, 17: 1})
+    assert sorted(result.region.index for result in run(client)) == list(range(20))
+    assert client.together[20:] == [(3, 1), (4, 1), (17, 1)]
+
+
+def test_a_region_that_loses_its_worker_when_alone_ends_the_scene_by_its_rows() -> None:
+    client = CountingClient(kills={3: 1, 4: 2, 17: 1})
+    with pytest.raises(TransientError, match=r"the region of rows \d+ to \d+"):
+        list(run(client))

@@ -6,17 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pytest
 from affine import Affine
+from conftest import MakeScene
 from rasterio.crs import CRS
-from test_merge_scenes import write_result
+from test_merge_scenes import merged, roof, segmented, two, write_result
 
 from pipeline.grid.raster_grid import RasterGrid
-from pipeline.merge.record import MergeReport
+from pipeline.merge import joining
+from pipeline.merge.record import MergeReport, merge_key
 from pipeline.merge.rows import MergedRows
 from pipeline.merge.run import compare_scenes
-from pipeline.merge.scenes import MergedScene, by_priority, overlapping_pairs
+from pipeline.merge.scenes import MergedScene, by_priority, finished_scenes, overlapping_pairs
 from pipeline.merge.selection import select_polygons
 from pipeline.merge.spec import MergeSpec
+from pipeline.results.results import open_results
 
 NONE = np.empty((0, 2), np.int64)
 
@@ -91,3 +96,39 @@ def test_counts_and_areas_of_a_merge_are_those_of_its_rows(tmp_path: Path) -> No
 
 def select_nothing():  # type: ignore[no-untyped-def]
     return select_polygons(NONE, NONE, np.empty(0, np.int64))
+
+
+def test_a_joined_polygon_has_the_greatest_probability_and_counts_shared_pixels_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = two(tmp_path, roof((5, 4, 6, 16)), roof((5, 0, 6, 12)), col=10)
+    read = joining.read_rows
+
+    def with_other_maxima(scene: MergedScene, fids: list[int]):  # type: ignore[no-untyped-def]
+        for table, geometry in read(scene, fids):
+            at = table.column_names.index("max_probability")
+            value = pa.array([0.75 if scene is scenes[0] else 0.5] * len(table), table.schema.field(at).type)
+            yield table.set_column(at, table.schema.field(at), value), geometry
+
+    monkeypatch.setattr(joining, "read_rows", with_other_maxima)
+    (joined,) = merged(scenes).itertuples()
+    assert joined.max_probability == 0.75
+    assert joined.pixel_count == 6 * 18  # 96 and 72 pixels, 60 of them the same
+
+
+def test_a_scene_is_full_where_no_pixel_of_it_is_missing(tmp_path: Path, make_scene: MakeScene) -> None:
+    whole = np.full((40, 40), 251, np.uint8)
+    holed = whole.copy()
+    holed[:10, :10] = 0
+    segmented(tmp_path / "out", make_scene, whole, name="whole", row=0, col=0)
+    segmented(tmp_path / "out", make_scene, holed, name="holed", row=0, col=0)
+    found = finished_scenes(open_results(tmp_path / "out"))
+    assert {scene.id: scene.is_full for scene in found} == {"whole": True, "holed": False}
+
+
+def test_a_merge_of_scenes_with_the_same_names_and_other_results_is_another() -> None:
+    before, after = scene("a"), replace(scene("a"), identity=("a", "other"))
+    assert merge_key([before], MergeSpec()) == merge_key([scene("a")], MergeSpec())
+    assert merge_key([before], MergeSpec()) != merge_key([after], MergeSpec())
+    both = [scene("a"), scene("b")]
+    assert merge_key(both, MergeSpec()) == merge_key(both[::-1], MergeSpec())
