@@ -24,8 +24,10 @@ LARGE_ROW_BYTES = 2**28
 """A row of storage blocks across a file that is larger when decoded is read by parts, if its blocks are large too."""
 LARGE_BLOCK_BYTES = 2**26
 """A block is large if it is larger when decoded, or higher than `WINDOW_ROWS`."""
-MAX_DECODING_BYTES = 5 * 2**29
-"""Memory for decoding one row of large blocks: blocks are decoded whole, and all of a row for each window across it."""
+MAX_DECODING_BYTES = 17 * 2**27
+"""Memory for decoding one row of large blocks: blocks are decoded whole, and all of a row for each window across it.
+
+With it a whole run stays under 4 GiB."""
 WINDOW_ROWS = 512
 """Rows up to which whole blocks are read at once."""
 MAX_SAMPLED_BLOCKS = 256

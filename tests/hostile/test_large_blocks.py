@@ -67,7 +67,7 @@ def test_blocks_that_need_too_much_memory_are_refused_with_the_need(
 ) -> None:
     path = write(tmp_path / "s.tif", *shape, dtype, **options)
     with pytest.raises(SceneError, match=rf"s.tif: stored in blocks of .* needs {need} of memory, over the limit of "
-                       r"2.5 GiB; rewrite it tiled, e.g. gdal_translate -of COG"):  # fmt: skip
+                       r"2.1 GiB; rewrite it tiled, e.g. gdal_translate -of COG"):  # fmt: skip
         describe_scene(path)
 
 
