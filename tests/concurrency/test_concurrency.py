@@ -95,3 +95,20 @@ def test_a_shared_pool_stays_open_and_starts_nothing_behind_a_failed_item() -> N
         with pytest.raises(ZeroDivisionError):
             next(results)
         assert pool.submit(len, started).result() == 3
+
+
+def test_closing_takes_back_what_waits_in_a_shared_pool() -> None:
+    started, gate = list[int](), threading.Event()
+
+    def hold(item: int) -> int:
+        started.append(item)
+        if item:
+            gate.wait(30)
+        return item
+
+    with ThreadPoolExecutor(1) as pool:
+        results = map_ordered(hold, range(9), pool, ahead=8)
+        assert next(results) == 0
+        results.close()
+        gate.set()
+        assert pool.submit(len, started).result() <= 2
