@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.exported_archive import CARD as CARD_OF_SMALL
+from support.exported_archive import edited, pack, small_members, with_label
 
 from pipeline.errors import ModelError
 from pipeline.model.exported import archive as archives
 from pipeline.model.exported.archive import CARD, FORMAT, GRAPH, Archive, digest_of, write_archive
+from pipeline.model.exported.load import load_exported
 
 MEMBERS: Mapping[str, bytes] = {**FORMAT, GRAPH: b"{}", "data/weights/weight_0": bytes(range(16))}
 
@@ -70,3 +75,24 @@ def test_a_graph_larger_than_any_is_refused_before_it_is_read(tmp_path: Path, mo
     archive = Archive(write(tmp_path / "m.pt2", {**MEMBERS, GRAPH: b'{"a": 123456}'}))
     with pytest.raises(ModelError, match=r"models/model.json is 13 bytes, over 10"):
         archive.read_json(GRAPH)
+
+
+def test_a_card_with_a_fitting_hash_must_be_the_one_that_an_import_writes(tmp_path: Path) -> None:
+    """Files that were never imported: the export takes 64 x 64 px and one band."""
+
+    def fixed(content: dict[str, Any]) -> None:
+        content["graph_module"]["graph"]["tensor_values"]["x"]["sizes"][2:] = [{"as_int": 64}] * 2
+
+    path = tmp_path / "m.pt2"
+    for change, reason in (
+        ({}, "does not fit the network"),
+        ({"tile_size": 32}, "the export takes 64 px only"),
+        ({"tile_size": 64, "bands": ["red", "green"]}, "the network takes 1 bands"),
+    ):
+        path.write_bytes(pack(with_label(edited(GRAPH, fixed), json.dumps(CARD_OF_SMALL | change))))
+        with pytest.raises(ModelError, match=reason):
+            load_exported(path)
+    path.write_bytes(pack(with_label(edited(GRAPH, fixed), json.dumps(CARD_OF_SMALL | {"tile_size": 64}))))
+    assert load_exported(path).card.tile_size == 64
+    path.write_bytes(pack(with_label(small_members(), json.dumps(CARD_OF_SMALL))))
+    assert load_exported(path).card.tile_size is None
