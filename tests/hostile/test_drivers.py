@@ -192,6 +192,16 @@ def test_a_scene_is_refused_for_what_lies_beside_it(kind: str, make_scene: MakeS
     loot.check_untouched()
 
 
+@pytest.mark.parametrize("kind", ["mask", "MASK"])
+def test_a_sidecar_in_a_folder_of_thousands_is_found(kind: str, make_scene: MakeScene, loot: Loot) -> None:
+    scene = make_scene(name="town.tif")
+    for number in range(1500):
+        scene.with_name(f"{number}.txt").touch()
+    plant(kind, scene, loot)
+    with pytest.raises(SceneError, match=KINDS[kind]):
+        describe_scene(scene)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mosaic_of_a_results_folder_is_refused_like_a_scene(kind: str, make_scene: MakeScene, loot: Loot) -> None:
     mosaic = make_scene(name="probability.tif", bands=1)
@@ -223,6 +233,14 @@ def test_a_mask_over_http_is_checked_whatever_the_case_of_its_name(suffix: str, 
     with pytest.raises(SceneError, match=rf"{scene.name}\{suffix}: its tag OVERVIEW_FILE"):
         describe_scene(f"{loot.url}/{scene.name}")
     loot.check_untouched()
+
+
+def test_the_refusal_of_a_remote_scene_shows_its_address_without_the_signature(loot: Loot) -> None:
+    write_plain(loot.log.parent / "signed.tif", overviews="/etc/passwd")
+    with pytest.raises(SceneError, match="OVERVIEW_FILE") as refused:
+        describe_scene(f"{loot.url}/signed.tif?X-Amz-Signature=hunter2")
+    assert str(refused.value).startswith(f"{loot.url}/signed.tif")
+    assert "hunter2" not in str(refused.value)
 
 
 def test_a_server_that_answers_with_a_page_for_every_name_has_no_sidecars(loot: Loot) -> None:

@@ -368,6 +368,10 @@ def test_flows_reach_the_steps_only_through_the_library():
     assert sorted(allowed - set(reached.values())) == [], "no flow needs these any more"
 
 
+CLASSES = {"DatasetReader", "DatasetWriter", "SourceReader"}
+"""Classes that open a file when they are called; elsewhere they are types."""
+
+
 def opened_files(code: Code) -> list[str]:
     """Places outside `OPENS_FILES` that open a raster or vector file with GDAL."""
     return [
@@ -387,6 +391,8 @@ def _opens_file(node: ast.AST) -> bool:
         package, *inner = (node.module or "").split(".")
         names = {*inner, *(alias.name for alias in node.names)}
         return package in OPENERS and bool(names & (OPENERS[package] | OPENING_NAMES))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return node.func.id in CLASSES
     if not isinstance(node, ast.Attribute):
         return False
     owner = node.value
@@ -405,6 +411,7 @@ def test_files_are_opened_with_gdal_in_one_module_only():
         "import rasterio\nfile = rasterio.io.MemoryFile()",
         "from rasterio import open",
         "from rasterio.io import MemoryFile",
+        "dataset = DatasetReader('a.tif')",
         "from rasterio.shutil import copy",
         "import geopandas\nframe = geopandas.read_file('a.csv')",
         "from geopandas import read_file",

@@ -138,14 +138,14 @@ def _foreign_mask(scene: Path, loot: Loot) -> None:
 
 
 def _overview_tag(scene: Path, loot: Loot) -> None:
-    write_plain(scene, overviews=f"/vsicurl/{loot.url}/evil.vrt")
+    write_plain(scene, overviews=f"/vsicurl/{loot.url}/evil.tif")
 
 
 def _overview_pam(scene: Path, loot: Loot) -> None:
     write_plain(scene)
     Path(f"{scene}.aux.xml").write_text(
         '<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">'
-        f"/vsicurl/{loot.url}/evil.vrt</MDI></Metadata></PAMDataset>"
+        f"/vsicurl/{loot.url}/evil.tif</MDI></Metadata></PAMDataset>"
     )
 
 

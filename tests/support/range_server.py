@@ -27,7 +27,7 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         with (FOLDER / "requests.log").open("a") as log:
             log.write(f"{self.command} {self.path} {self.headers.get('Range', '')}\n")
-        path = FOLDER / unquote(self.path).lstrip("/")
+        path = FOLDER / unquote(self.path.partition("?")[0]).lstrip("/")
         if (FOLDER / "failing").exists():
             self.close_connection = True
             return

@@ -20,6 +20,7 @@ from rasterio.env import env_ctx_if_needed, set_gdal_config
 
 from pipeline.errors import SceneError, SettingsError
 from pipeline.storage.location import check_utf8
+from pipeline.text import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ class _Registry:
 
     def _restrict(self, allowed: frozenset[str]) -> None:
         added = sorted(allowed - self._allowed - SELF_CONTAINED)
-        # The first time no name is known, so all drivers are registered, and their names are those to skip.
+        # The first time no name is known, so all drivers are registered, and their names are those to skip. Later all
+        # are there for milliseconds while one is added: another reason to check sidecars by their first bytes.
         for _ in range(2):
             self._register_except(",".join(sorted(self._build - allowed)))
             self._build |= self._registered()
@@ -170,10 +172,16 @@ def open_raster(
     if overviews is not None:
         dataset.close()
         raise SceneError(
-            f"{path}: its tag OVERVIEW_FILE names another file or address ({overviews[:100]!r}), which is not opened; "
-            "remove the tag from the file or its .aux.xml"
+            f"{shown_path(path)}: its tag OVERVIEW_FILE names another file or address ({overviews[:100]!r}), which is "
+            "not opened; remove the tag from the file or its .aux.xml"
         )
     return dataset
+
+
+def shown_path(path: str | Path) -> str:
+    """A path of GDAL as an address for messages, without secrets."""
+    text = str(path).removeprefix("/vsicurl/").replace("/vsis3/", "s3://", 1)
+    return without_secrets(text) if "://" in text else text
 
 
 def create_raster(path: Path, **profile: object) -> rasterio.io.DatasetWriter:

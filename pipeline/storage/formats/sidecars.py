@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from rasterio import DatasetReader
@@ -14,13 +16,18 @@ from rasterio.errors import RasterioError
 
 from pipeline.errors import SceneError
 from pipeline.storage.files import check_regular
-from pipeline.storage.formats.drivers import SELF_CONTAINED, open_raster
+from pipeline.storage.formats.drivers import SELF_CONTAINED, open_raster, shown_path
 from pipeline.storage.gdal import suppress_georef_warnings
 from pipeline.storage.location import Location
 from pipeline.storage.probe import FileFacts
 
 RASTER_SUFFIXES = (".msk", ".ovr")
 """Suffixes, after a raster's whole name, of sidecars that are rasters themselves."""
+WHOLE_SUFFIXES = (".msk", ".MSK", ".ovr", ".OVR", ".aux.xml")
+STEM_SUFFIXES = (".aux", ".tfw", ".TFW", ".tifw", ".wld", ".tab", ".IMD", ".RPB", "_RPC.TXT", "_rpc.txt")
+"""Names that GDAL tries in folders that it does not list; these suffixes replace the raster's own."""
+MAX_LISTED = 1200
+"""Entries of a folder that are looked at; GDAL lists folders of at most a thousand."""
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -86,19 +93,19 @@ def check_folder(files: Iterable[str], location: Location) -> None:
     for name in files:
         if name != location.gdal_path and not (name.startswith(folder) and ".." not in name.split("/")):
             raise SceneError(
-                f"{location}: names a file outside its folder ({name[:100]!r}), which is not read; write the scene "
-                "again as a plain GeoTIFF"
+                f"{location}: names a file outside its folder ({shown_path(name)[:100]!r}), which is not read; write "
+                "the scene again as a plain GeoTIFF"
             )
 
 
 def _namesakes(raster: Path) -> list[Path]:
-    """Files next to a raster that GDAL may open by their names, in any case of letters."""
+    """Files next to a raster that GDAL may open by their names, in any case of letters where it lists the folder."""
+    names = {raster.name + suffix for suffix in WHOLE_SUFFIXES} | {raster.stem + suffix for suffix in STEM_SUFFIXES}
     starts = tuple(f"{name}{mark}".casefold() for name in (raster.name, raster.stem) for mark in "._")
-    try:
-        with os.scandir(raster.parent) as entries:
-            names = {entry.name for entry in entries if entry.name.casefold().startswith(starts)}
-    except OSError:  # A folder that may be entered, but not listed: GDAL asks for these names.
-        names = {f"{raster.name}{suffix}" for suffix in (".msk", ".MSK", ".ovr", ".OVR", ".aux.xml")}
+    # A folder that may be entered, but not listed, has the names above only.
+    with suppress(OSError), os.scandir(raster.parent) as entries:
+        listed = [entry.name for entry in islice(entries, MAX_LISTED)]
+        names.update(name for name in listed if name.casefold().startswith(starts))
     return [raster.with_name(name) for name in sorted(names - {raster.name})]
 
 
