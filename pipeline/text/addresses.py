@@ -22,7 +22,7 @@ _SECRET_NAMES = re.compile(
 )
 """Names of query parameters, in lower case, whose values are secret."""
 _USER = re.compile(r"(?<=://)[^/?#\s'\"<>]*@")
-_QUERY = re.compile(r"[?#][^\s'\"<>)]*")
+_QUERY = re.compile(r"[?#][^\s'\"<>)]*[^\s'\"<>),.:;]")
 
 
 def without_secrets(text: str) -> str:

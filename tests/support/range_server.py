@@ -2,7 +2,8 @@
 
 `python range_server.py FOLDER` serves the folder on a free port of the loopback and prints the port. While the folder
 holds a file named `failing`, every connection is dropped. `redirects.json`, an object of path -> address, redirects
-GDAL's requests, and ours too for the paths in it that begin with `any:`. Requests are appended to `requests.log`.
+GDAL's requests, and ours too for the paths in it that begin with `any:`; a number in place of an address is a status to
+answer. Queries count for nothing. Requests are appended to `requests.log`.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
             return
         target = self.redirect_target()
         if target is not None:
-            self.send_response(302)
-            self.send_header("Location", target)
+            self.send_response(target if isinstance(target, int) else 302)
+            self.send_header("Location", str(target))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -54,13 +55,14 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(part)
 
-    def redirect_target(self) -> str | None:
+    def redirect_target(self) -> str | int | None:
         redirects = FOLDER / "redirects.json"
         if not redirects.exists():
             return None
-        targets: dict[str, str] = json.loads(redirects.read_text())
+        targets: dict[str, str | int] = json.loads(redirects.read_text())
         is_gdal = self.headers.get("User-Agent", "").startswith("GDAL")
-        return targets.get(f"any:{self.path}") or (targets.get(self.path) if is_gdal else None)
+        path = self.path.partition("?")[0]
+        return targets.get(f"any:{path}") or (targets.get(path) if is_gdal else None)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
