@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.grid import load_area
 from pipeline.model.predictor import LoadedModel
 from pipeline.results import open_results
 from pipeline.scene import remote_fingerprint
-from pipeline.storage import Location, resolve_location
+from pipeline.storage import Location, remote_version, resolve_location
 from pipeline.text import without_secrets
 
 QUARANTINE = "quarantine.json"
@@ -158,10 +159,14 @@ class Quarantine:
             return {}
         if not location.is_remote:
             return local_facts(Path(location.gdal_path))
-        try:
-            return {without_secrets(location.persistent_path): remote_fingerprint(location, self._drivers)}
-        except ScenemillError:
-            return {}
+        name = without_secrets(location.persistent_path)
+        with suppress(ScenemillError):
+            return {name: remote_fingerprint(location, self._drivers)}
+        # A damaged header has no blocks to compare.
+        with suppress(ScenemillError):
+            version = remote_version(location)
+            return {} if version is None else {name: version}
+        return {}
 
     def _read(self) -> dict[str, QuarantinedScene]:
         try:

@@ -15,7 +15,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from pipeline.errors import DamagedSceneError, SceneError, TransientError
+from pipeline.errors import DamagedSceneError, SceneError, ScenemillError, TransientError
 from pipeline.grid import RasterGrid, is_on_earth
 from pipeline.scene.bands import BandFile, catalog_values
 from pipeline.scene.checks import check_size, check_type, fingerprint, resident_bytes, resolve_scaling
@@ -38,10 +38,14 @@ from pipeline.storage import (
     check_whole,
     gdal_env,
     is_missing,
+    is_refused,
+    is_undecodable,
     open_raster,
     probe_file,
+    redirect_error,
     settle_rules,
     suppress_georef_warnings,
+    unread_tags,
     unreadable_error,
 )
 
@@ -235,8 +239,8 @@ def _translate_header_errors(place: Location) -> Iterator[None]:
         raise DamagedSceneError(f"{place}: its header is damaged: {error}; fetch or write the file again") from error
 
 
-def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
-    errors = []
+def _open(place: Location, drivers: Sequence[str], *, is_second: bool = False) -> rasterio.DatasetReader:
+    errors: list[str] = []
     for driver in drivers:
         try:
             dataset = _open_quietly(place, driver)
@@ -251,9 +255,14 @@ def _open(place: Location, drivers: Sequence[str]) -> rasterio.DatasetReader:
                 dataset.close()
                 raise SceneError(f"{place}: holds no raster band (a container of subdatasets?); name one raster file")
             return dataset
-    if place.is_remote:
-        raise TransientError(f"{place}: cannot be opened: {errors[0]}; check the address, credentials and network")
-    raise unreadable_error(place, drivers, errors)
+    if not place.is_remote:
+        raise unreadable_error(place, drivers, errors)
+    check_whole(place)
+    failure = unreadable_error(place, drivers, errors)
+    # Damage is the same at a second attempt; a fault of the network in between hardly is.
+    if is_second or isinstance(failure, TransientError):
+        raise failure
+    return _open(place, drivers, is_second=True)
 
 
 def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
@@ -263,25 +272,28 @@ def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
 
 
 def _open_source(place: Location, driver: str) -> rasterio.DatasetReader:
-    return open_raster(place.gdal_path, driver, SourceReader)
+    with unread_tags() as unread:
+        dataset = open_raster(place.gdal_path, driver, SourceReader)
+    if unread:
+        dataset.close()
+        check_whole(place)
+        raise TransientError(f"{place}: its header was not read whole: {unread[0]}; check the network or disk")
+    return dataset
 
 
-def _read_error(place: Location, window: Window, error: Exception) -> DamagedSceneError | TransientError:
+def _read_error(place: Location, window: Window, error: Exception) -> ScenemillError:
     where = f"rows {window.row_off}..{window.row_off + window.height - 1}, columns {window.col_off}.."
     where += str(window.col_off + window.width - 1)
     cause = str(error.__cause__ or error).strip().rstrip(".")
-    if is_missing(place) or (place.is_remote and not _is_undecodable(error)):
+    if place.is_remote:
+        if is_refused(error):
+            return redirect_error(place)
+        try:
+            check_whole(place)
+        except (SceneError, TransientError) as found:
+            return found
+    if is_missing(place) or (place.is_remote and not is_undecodable(error)):
         return TransientError(f"{place}: reading {where} failed: {cause}; check the network or disk and run again")
     return DamagedSceneError(
         f"{place}: damaged at {where}: {cause}; fetch or write the file again, nothing of it was published"
     )
-
-
-def _is_undecodable(error: BaseException) -> bool:
-    """Whether the bytes of a block arrived and could not be decoded; otherwise GDAL reports a read error."""
-    messages = []
-    cause: BaseException | None = error
-    while cause is not None:
-        messages.append(str(cause))
-        cause = cause.__cause__
-    return any("IReadBlock failed" in text for text in messages) and not any("Read error" in text for text in messages)

@@ -34,6 +34,7 @@ from .gdal import exclusive_warning_filters as exclusive_warning_filters
 from .gdal import gdal_env as gdal_env
 from .gdal import limit_block_cache as limit_block_cache
 from .gdal import suppress_georef_warnings as suppress_georef_warnings
+from .gdal import unread_tags as unread_tags
 from .http.client import HttpRequest as HttpRequest
 from .http.client import WebClient as WebClient
 from .http.client import read_body as read_body
@@ -51,6 +52,7 @@ from .probe import is_missing as is_missing
 from .probe import probe_file as probe_file
 from .probe import settle_rules as settle_rules
 from .remote import SIDECARS as SIDECARS
+from .remote import remote_version as remote_version
 from .retries import REQUEST_RETRIES as REQUEST_RETRIES
 from .retries import TRANSIENT_STATUS as TRANSIENT_STATUS
 from .retries import RetryPolicy as RetryPolicy
@@ -65,6 +67,9 @@ from .s3_folder import StoredDocument as StoredDocument
 from .s3_folder import StoredFile as StoredFile
 from .s3_folder import StoreFolder as StoreFolder
 from .signatures import check_signature as check_signature
+from .signatures import is_refused as is_refused
+from .signatures import is_undecodable as is_undecodable
+from .signatures import redirect_error as redirect_error
 from .signatures import unreadable_error as unreadable_error
 from .truncation import check_whole as check_whole
 from .truncation import tiff_extent as tiff_extent

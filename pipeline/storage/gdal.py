@@ -6,6 +6,7 @@ Handles are neither thread-safe nor picklable. Every block is decoded once by de
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import warnings
@@ -71,6 +72,24 @@ def _sidecar_options(location: Location, sidecars: Sequence[str]) -> dict[str, s
         "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE" if sidecars else "EMPTY_DIR",
         "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ",".join((suffix, *sidecars)),
     }
+
+
+@contextmanager
+def unread_tags() -> Iterator[list[str]]:
+    """Collect GDAL's lines about tags of a TIFF that could not be read and count as absent, instead of logging them."""
+    lines, thread, log = list[str](), threading.get_ident(), logging.getLogger("rasterio._env")
+
+    def keep(record: logging.LogRecord) -> bool:
+        is_unread = record.thread == thread and "IO error during reading" in record.getMessage()
+        if is_unread:
+            lines.append(record.getMessage())
+        return not is_unread
+
+    log.addFilter(keep)
+    try:
+        yield lines
+    finally:
+        log.removeFilter(keep)
 
 
 def limit_block_cache() -> None:

@@ -26,8 +26,8 @@ _PAGE_STARTS = (b"<!do", b"<htm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileStart:
-    """The first bytes of a remote file."""
+class FilePart:
+    """Bytes of a remote file."""
 
     content: bytes
     size_bytes: int | None
@@ -39,18 +39,18 @@ def remote_version(location: Location) -> str | None:
 
     It requests one byte instead of HEAD, whose errors have no body and which signed URLs do not allow.
     """
-    found = _request(location, 1)
+    found = _request(location, 0, 1)
     return _version(found[0]) if found is not None else None
 
 
-def read_start(location: Location, count: int) -> FileStart | None:
-    """At most the first `count` bytes; None if the server denies access. Raises what `remote_version` raises."""
-    found = _request(location, count)
+def read_range(location: Location, offset: int, count: int) -> FilePart | None:
+    """At most `count` bytes from `offset`; None if the server denies access. Raises what `remote_version` raises."""
+    found = _request(location, offset, count)
     if found is None:
         return None
     headers, content = found
     size = _size(headers)
-    return FileStart(content=content, size_bytes=int(size) if size.isdigit() else None)
+    return FilePart(content=content, size_bytes=int(size) if size.isdigit() else None)
 
 
 def remote_sidecars(location: Location) -> dict[str, bytes | None]:
@@ -89,19 +89,19 @@ def _is_in_store(location: Location) -> bool:
     return urlsplit(location.text).scheme.lower() == "s3"
 
 
-def _request(location: Location, count: int) -> tuple[Mapping[str, str], bytes] | None:
-    """Response headers and the first `count` bytes, after retries; None if a server denies access."""
+def _request(location: Location, offset: int, count: int) -> tuple[Mapping[str, str], bytes] | None:
+    """Response headers and `count` bytes from `offset`, after retries; None if a server denies access."""
     if _is_in_store(location):
-        return _request_store(location, count)
-    return retry_transient(partial(_request_server, location, count), REQUEST_RETRIES)
+        return _request_store(location, f"bytes={offset}-{offset + count - 1}")
+    return retry_transient(partial(_request_server, location, offset, count), REQUEST_RETRIES)
 
 
-def _request_store(location: Location, count: int) -> tuple[Mapping[str, str], bytes]:
+def _request_store(location: Location, span: str) -> tuple[Mapping[str, str], bytes]:
     access = store_access()
     bucket, key = split_address(location.text)
     try:
         with translate_store_errors(location.text):
-            response = access.client.get_object(Bucket=bucket, Key=key, Range=f"bytes=0-{count - 1}", **access.payer)
+            response = access.client.get_object(Bucket=bucket, Key=key, Range=span, **access.payer)
             content: bytes = response["Body"].read()
     except MissingError as error:
         hint = "; a folder ends with a slash" if "." not in key.rpartition("/")[2] else ""
@@ -113,9 +113,10 @@ def _request_store(location: Location, count: int) -> tuple[Mapping[str, str], b
     return {name.lower(): text for name, text in response["ResponseMetadata"]["HTTPHeaders"].items()}, content
 
 
-def _request_server(location: Location, count: int) -> tuple[Mapping[str, str], bytes] | None:
+def _request_server(location: Location, offset: int, count: int) -> tuple[Mapping[str, str], bytes] | None:
     """As `_request`, once; None if access is denied, since GDAL may have credentials of its own."""
-    headers = {"Range": f"bytes=0-{count - 1}", "User-Agent": "scenemill", "Accept-Encoding": "identity"}
+    span = f"bytes={offset}-{offset + count - 1}"
+    headers = {"Range": span, "User-Agent": "scenemill", "Accept-Encoding": "identity"}
     rules = location.rules.settled(location.text)
     request = HttpRequest(
         address=location.text, hosts=rules.hosts, headers=headers, timeout_s=(CONNECT_TIMEOUT_S, TIMEOUT_S)
@@ -133,6 +134,8 @@ def _request_server(location: Location, count: int) -> tuple[Mapping[str, str], 
             )
         if status >= 400:
             return None
+        if offset and status != 206:
+            raise TransientError(f"{location}: its server does not serve ranges of a file; check the address")
         # A server without ranges would send the whole file.
         content = bytearray()
         for chunk in read_body(response) if count > 1 else ():

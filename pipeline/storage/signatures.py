@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import DamagedSceneError, SceneError, SettingsError
+from pipeline.errors import DamagedSceneError, SceneError, ScenemillError, SettingsError, TransientError
 from pipeline.storage.files import check_regular
+from pipeline.storage.http.relay import FORBIDDEN_STATUS
 from pipeline.storage.location import Location
+from pipeline.storage.remote import read_range
 
 FILE_SIGNATURES = {
     ".gpkg": b"SQLite format 3\0",
@@ -19,6 +21,10 @@ FILE_SIGNATURES = {
     ".shp": b"\x00\x00\x27\x0a",
 }
 """First bytes by suffix. GDAL goes by content, and could open a file of another format that refers to other files."""
+
+_NETWORK_ERRORS = ("HTTP response code", "CURL error", "does not exist in the file system", "Range downloading")
+"""Parts of GDAL's errors for a file whose bytes it could not get."""
+_REFUSED_BY_PROXY = f"response code: {FORBIDDEN_STATUS}"
 
 _RASTER_SIGNATURES = {
     b"II*\0": "a TIFF",
@@ -56,11 +62,25 @@ def check_signature(path: Path) -> None:
         raise SettingsError(f"{path}: does not begin like a {suffix} file; write it again, or rename it")
 
 
-def unreadable_error(location: Location, drivers: Sequence[str], errors: Sequence[str]) -> SceneError:
-    """The error for a local raster that none of the allowed drivers opens, with GDAL's error of each."""
-    with Path(location.gdal_path).open("rb") as file:
-        head = file.read(64).lstrip()
-    kind = next((name for signature, name in _RASTER_SIGNATURES.items() if head.startswith(signature)), None)
+def unreadable_error(location: Location, drivers: Sequence[str], errors: Sequence[str]) -> ScenemillError:
+    """The error for a raster that none of the allowed drivers opens, with GDAL's error of each.
+
+    Of a remote file the first bytes are requested: if they arrive, and GDAL reports no fault of the network, the file
+    is to blame.
+    """
+    if location.is_remote:
+        if _REFUSED_BY_PROXY in errors[0]:
+            return redirect_error(location)
+        start = read_range(location, 0, 64)
+        if start is None or any(text in errors[0] for text in _NETWORK_ERRORS):
+            return TransientError(
+                f"{location}: cannot be opened: {errors[0]}; check the address, credentials and network"
+            )
+        head = start.content
+    else:
+        with Path(location.gdal_path).open("rb") as file:
+            head = file.read(64)
+    kind = next((name for signature, name in _RASTER_SIGNATURES.items() if head.lstrip().startswith(signature)), None)
     if kind in ("a TIFF", "a BigTIFF"):
         is_codec = "codec" in errors[0] or "compression" in errors[0]
         hint = ", with a codec this build has (e.g. DEFLATE or ZSTD)" if is_codec else ""
@@ -72,3 +92,32 @@ def unreadable_error(location: Location, drivers: Sequence[str], errors: Sequenc
         f"{location}: {problem}; allowed drivers are {', '.join(drivers)}. If you trust the file, convert it to "
         "GeoTIFF or add its GDAL driver to reading.drivers"
     )
+
+
+def redirect_error(location: Location) -> SceneError:
+    """The error for a scene whose server redirects GDAL's requests to where they may not go."""
+    return SceneError(
+        f"{location}: its server redirects to a host that is not public, or to another protocol than http; if it is "
+        "right, allow the host with catalog.hosts"
+    )
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether a request of GDAL was refused by the policy of hosts."""
+    return any(_REFUSED_BY_PROXY in text for text in _messages(error))
+
+
+def is_undecodable(error: BaseException) -> bool:
+    """Whether the bytes of a block arrived and could not be decoded; otherwise GDAL reports a read error."""
+    messages = _messages(error)
+    return any("IReadBlock failed" in text for text in messages) and not any("Read error" in text for text in messages)
+
+
+def _messages(error: BaseException) -> list[str]:
+    """The message of an error, and those of its causes."""
+    messages = []
+    cause: BaseException | None = error
+    while cause is not None:
+        messages.append(str(cause))
+        cause = cause.__cause__
+    return messages

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DamagedSceneError
 from pipeline.storage.location import Location
+from pipeline.storage.remote import read_range
 
 ReadBytes = Callable[[int, int], bytes]
 """Offset and number of bytes -> these bytes, or fewer where the file ends."""
@@ -32,6 +34,7 @@ NEEDED_TAGS = frozenset(
 """Tags whose values are read; other tags may refer to anything."""
 MAX_TAGS = 4096
 """A directory with more tags is left to GDAL, as are more than `MAX_DIRECTORIES`."""
+REMOTE_PART_BYTES, MAX_REMOTE_PARTS = 2**18, 64
 MAX_DIRECTORIES = 1024
 """Directories that are followed: the image, its mask and overviews, or further pages."""
 
@@ -52,12 +55,18 @@ _INTEGERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 
 
 def check_whole(place: Location) -> None:
-    """Refuse a local TIFF that is shorter than its directories say; other files pass.
+    """Refuse a TIFF that is shorter than its directories say; other files pass.
+
+    A remote file costs a request for each part of `REMOTE_PART_BYTES`; one with directories in too many parts passes.
 
     Raises:
         DamagedSceneError: it is truncated.
-        OSError: it cannot be read.
+        SceneError, TransientError: a remote file cannot be requested.
+        OSError: a local file cannot be read.
     """
+    if place.is_remote:
+        _check_remote(place)
+        return
     with Path(place.gdal_path).open("rb") as file:
         size_bytes = file.seek(0, os.SEEK_END)
 
@@ -70,6 +79,38 @@ def check_whole(place: Location) -> None:
         needed = tiff_extent(read, size_bytes)
     if needed > size_bytes:
         raise truncated_error(place, size_bytes, needed)
+
+
+def _check_remote(place: Location) -> None:
+    first = read_range(place, 0, REMOTE_PART_BYTES)
+    if first is None or first.size_bytes is None:
+        return
+    size_bytes, parts = first.size_bytes, {0: first.content}
+
+    def part(number: int) -> bytes:
+        if number not in parts:
+            if len(parts) == MAX_REMOTE_PARTS:
+                raise _TooManyPartsError
+            found = read_range(place, number * REMOTE_PART_BYTES, REMOTE_PART_BYTES)
+            parts[number] = b"" if found is None else found.content
+        return parts[number]
+
+    def read(offset: int, count: int) -> bytes:
+        end = min(offset + count, size_bytes)
+        if offset >= end:
+            return b""
+        numbers = range(offset // REMOTE_PART_BYTES, (end - 1) // REMOTE_PART_BYTES + 1)
+        start = numbers.start * REMOTE_PART_BYTES
+        return b"".join(map(part, numbers))[offset - start : end - start]
+
+    with suppress(_TooManyPartsError):
+        needed = tiff_extent(read, size_bytes)
+        if needed > size_bytes:
+            raise truncated_error(place, size_bytes, needed)
+
+
+class _TooManyPartsError(Exception):
+    """A remote file has directories in more than `MAX_REMOTE_PARTS` parts."""
 
 
 def truncated_error(place: Location, size_bytes: int, needed: int) -> DamagedSceneError:

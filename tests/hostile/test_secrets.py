@@ -182,7 +182,7 @@ def test_no_run_writes_or_prints_a_secret_however_its_scenes_end(
     run = json.loads((out / "run.json").read_text())
     assert {row["scene"] for row in run["scenes"] if row["status"] in ("done", "skipped")} == {"good", "listed"}
     assert len(run["scenes"]) == len(rows) + 1
-    assert run["counts"]["quarantined"] >= 3
+    assert run["counts"]["quarantined"] >= 1
     links = json.loads((out / "listed" / "item.json").read_text())["links"]
     assert [link["href"] for link in links if link["rel"] == "derived_from"] == ["https://host.example/listed.json"]
     assert SECRET not in shown, [line for line in shown.splitlines() if SECRET in line]

@@ -33,6 +33,8 @@ from pipeline.storage.http.hosts import open_connection
 
 MAX_HEAD_BYTES = 2**16
 """Maximum size of the headers of a request."""
+FORBIDDEN_STATUS = 451
+"""Status of the answer to a request that the policy refuses; servers hardly use it."""
 IDLE_S = 300.0
 """Time without a byte after which a connection is closed."""
 BUFFER_BYTES = 2**18
@@ -240,7 +242,7 @@ class _Connection:
         """Send a plain request to its server, over the last connection if that is the same one."""
         url = urlsplit(head.target)
         if url.scheme.lower() != "http" or head.method not in ("GET", "HEAD") or not url.hostname:
-            raise _RefusedError("403 Only http and https addresses are read")
+            raise _RefusedError(f"{FORBIDDEN_STATUS} Only http and https addresses are read")
         if self._server is None or self._of != (url.hostname, url.port or 80, hosts):
             self._connect(url.hostname, url.port or 80, hosts)
         assert self._server is not None
@@ -253,7 +255,7 @@ class _Connection:
         try:
             self._server, self._of = open_connection(host, port, hosts), (host, port, hosts)
         except SceneError as error:
-            raise _RefusedError("403 Not a public address") from error
+            raise _RefusedError(f"{FORBIDDEN_STATUS} Not a public address") from error
         except OSError as error:
             raise _RefusedError("502 Cannot be reached") from error
         self._server.settimeout(IDLE_S)
