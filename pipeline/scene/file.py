@@ -41,11 +41,11 @@ from pipeline.storage import (
     is_refused,
     is_undecodable,
     open_raster,
+    open_whole,
     probe_file,
     redirect_error,
     settle_rules,
     suppress_georef_warnings,
-    unread_tags,
     unreadable_error,
 )
 
@@ -272,13 +272,7 @@ def _open_quietly(place: Location, driver: str) -> rasterio.DatasetReader:
 
 
 def _open_source(place: Location, driver: str) -> rasterio.DatasetReader:
-    with unread_tags() as unread:
-        dataset = open_raster(place.gdal_path, driver, SourceReader)
-    if unread:
-        dataset.close()
-        check_whole(place)
-        raise TransientError(f"{place}: its header was not read whole: {unread[0]}; check the network or disk")
-    return dataset
+    return open_whole(place, driver, SourceReader)
 
 
 def _read_error(place: Location, window: Window, error: Exception) -> ScenemillError:
@@ -290,8 +284,10 @@ def _read_error(place: Location, window: Window, error: Exception) -> ScenemillE
             return redirect_error(place)
         try:
             check_whole(place)
-        except (SceneError, TransientError) as found:
+        except SceneError as found:
             return found
+        except TransientError:
+            pass
     if is_missing(place) or (place.is_remote and not is_undecodable(error)):
         return TransientError(f"{place}: reading {where} failed: {cause}; check the network or disk and run again")
     return DamagedSceneError(

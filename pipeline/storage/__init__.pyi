@@ -33,8 +33,8 @@ from .gdal import ThreadHandles as ThreadHandles
 from .gdal import exclusive_warning_filters as exclusive_warning_filters
 from .gdal import gdal_env as gdal_env
 from .gdal import limit_block_cache as limit_block_cache
+from .gdal import open_whole as open_whole
 from .gdal import suppress_georef_warnings as suppress_georef_warnings
-from .gdal import unread_tags as unread_tags
 from .http.client import HttpRequest as HttpRequest
 from .http.client import WebClient as WebClient
 from .http.client import read_body as read_body

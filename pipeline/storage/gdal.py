@@ -21,11 +21,14 @@ from rasterio.env import set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.session import DummySession
 
+from pipeline.errors import TransientError
+from pipeline.storage.drivers import open_raster
 from pipeline.storage.http.relay import gdal_proxy_options
 from pipeline.storage.location import Location
 from pipeline.storage.remote import SIDECARS
 from pipeline.storage.retries import REQUEST_RETRIES
 from pipeline.storage.s3 import store_access
+from pipeline.storage.truncation import check_whole
 
 _REMOTE_OPTIONS = {
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
@@ -74,8 +77,24 @@ def _sidecar_options(location: Location, sidecars: Sequence[str]) -> dict[str, s
     }
 
 
+def open_whole(location: Location, driver: str, reader: type[DatasetReader]) -> DatasetReader:
+    """As `open_raster`; refuses a TIFF with tags that could not be read, which GDAL would count as absent.
+
+    Raises:
+        DamagedSceneError: it is truncated.
+        TransientError: disk or network failed in between.
+    """
+    with _unread_tags() as unread:
+        dataset = open_raster(location.gdal_path, driver, reader)
+    if unread:
+        dataset.close()
+        check_whole(location)
+        raise TransientError(f"{location}: its header was not read whole: {unread[0]}; check the network or disk")
+    return dataset
+
+
 @contextmanager
-def unread_tags() -> Iterator[list[str]]:
+def _unread_tags() -> Iterator[list[str]]:
     """Collect GDAL's lines about tags of a TIFF that could not be read and count as absent, instead of logging them."""
     lines, thread, log = list[str](), threading.get_ident(), logging.getLogger("rasterio._env")
 
