@@ -40,7 +40,6 @@ from pipeline.storage import (
     is_missing,
     is_refused,
     is_undecodable,
-    open_raster,
     open_whole,
     probe_file,
     redirect_error,

@@ -22,7 +22,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.session import DummySession
 
 from pipeline.errors import TransientError
-from pipeline.storage.drivers import open_raster
+from pipeline.storage.formats.drivers import open_raster
 from pipeline.storage.http.relay import gdal_proxy_options
 from pipeline.storage.location import Location
 from pipeline.storage.remote import SIDECARS

@@ -72,7 +72,8 @@ def remote_sidecars(location: Location) -> dict[str, bytes | None]:
 def _sidecar_start(location: Location, suffix: str) -> bytes | None:
     """First bytes of a sidecar, `_ABSENT` where there is none, None where access is denied."""
     try:
-        found = read_start(replace(location, text=location.text + suffix, gdal_path=location.gdal_path + suffix), 4)
+        place = replace(location, text=location.text + suffix, gdal_path=location.gdal_path + suffix)
+        found = read_range(place, 0, 4)
     except DamagedSceneError:
         return b""
     except SceneError:
