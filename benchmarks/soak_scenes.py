@@ -241,6 +241,12 @@ def _overviews_elsewhere(path: Path, random: Generator) -> None:
         dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE="/etc/hostname")
 
 
+def _mask_is_a_vrt(path: Path, random: Generator) -> None:
+    """A sidecar by the name of a mask is a VRT of another file."""
+    _plain(path, random)
+    _foreign_driver(path.with_suffix(".tif.msk"), random)
+
+
 FAULTS: Mapping[str, Callable[[Path, Generator], object]] = {
     "truncated": _truncated,
     "no CRS": lambda path, random: _plain(path, random, crs=None),
@@ -253,6 +259,8 @@ FAULTS: Mapping[str, Callable[[Path, Generator], object]] = {
     "missing": lambda path, random: None,
     "a folder": lambda path, random: path.mkdir(),
     "overviews elsewhere": _overviews_elsewhere,
+    "mask is a VRT": _mask_is_a_vrt,
+    "a pipe": lambda path, random: os.mkfifo(path),
     "off the Earth": lambda path, random: _plain(path, random, transform=Affine(0.5, 0, 5e7, 0, -0.5, 5.4e6)),
     "scale is not a number": lambda path, random: _unscaled(_plain(path, random)),
     "TIFF header and garbage": lambda path, random: path.write_bytes(b"II*\x00" + random.bytes(3_000)),
