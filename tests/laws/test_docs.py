@@ -164,6 +164,13 @@ def test_documents_of_the_site_link_only_to_pages_of_the_site() -> None:
     assert [page.name for page in pages if not all(each.is_relative_to(docs) for each in linked_from(page))] == []
 
 
+def test_every_theme_of_the_hostile_tests_has_a_row_on_the_security_page() -> None:
+    page = (ROOT / "docs" / "explanation" / "security.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .+ \| (\d+) \| (\d+) \| `(test_\w+\.py)` \|$", page, re.MULTILINE)
+    assert {name for _, _, name in rows} >= {path.name for path in (ROOT / "tests" / "hostile").glob("test_*.py")}
+    assert all(tried == held for tried, held, _ in rows)
+
+
 def linked_from(document: Path) -> list[Path]:
     """Files that a document links to."""
     links = LINK.findall(without_code(document.read_text(encoding="utf-8")))
