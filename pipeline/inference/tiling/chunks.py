@@ -21,7 +21,7 @@ CHUNK_COLS = 1024
 """Target width of a chunk, rounded up to whole storage blocks."""
 MIN_CHUNK_ROWS = 64
 """Lowest height of a chunk that is a part of large blocks."""
-MAX_PART_BYTES = 2**27
+MAX_PART_BYTES = 2**26
 """Bytes of pixels in a chunk that is a part of large blocks."""
 MAX_CHUNK_ROWS = 1024
 """Height up to which a chunk grows to hold whole storage blocks of files with larger pixels."""

@@ -27,7 +27,7 @@ MAX_READERS = 12
 """Decoding threads at most by default; enough for the fastest device."""
 PREFETCH_ROW_BANDS = 2
 """Row bands decoded ahead of the current strip at most; bounds the memory of prefetching."""
-PREFETCH_BYTES = 2**28
+PREFETCH_BYTES = 2**29
 """Bytes of pixels decoded ahead of it at most, but at least one row band."""
 
 
