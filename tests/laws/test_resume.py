@@ -185,6 +185,27 @@ def test_a_change_undoes_the_stages_that_it_concerns_and_no_others(
     assert os.listdir(tmp_path / "out") == ["town"]
 
 
+@pytest.mark.parametrize("change", ["polygons.min_area_m2=3", "polygons.threshold=0.7"])
+@pytest.mark.parametrize("place", ["regions", "infer", "report"])
+def test_other_polygons_after_a_stop_anywhere_are_those_of_a_calm_run(
+    scene: Path,
+    predictor: LoadedPredictor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    change: str,
+) -> None:
+    segment_scene(scene, tmp_path / "calm", predictor=predictor, spec=spec_of(change))
+    if place == "regions":
+        stop_after_regions(monkeypatch, scene, predictor, tmp_path / "out", 3)
+    else:
+        function = {"infer": "record_inference", "report": "write_report"}[place]
+        stop_in(monkeypatch, segment, function, scene, predictor, tmp_path / "out")
+    again = segment_scene(scene, tmp_path / "out", predictor=predictor, spec=spec_of(change))
+    assert again.statistics.reused
+    assert contents(tmp_path / "out" / "town") == contents(tmp_path / "calm" / "town")
+
+
 def test_another_model_or_scene_restarts(
     stopped: Path, scene: Path, predictor: LoadedPredictor, tmp_path: Path
 ) -> None:

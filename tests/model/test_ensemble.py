@@ -191,6 +191,23 @@ def test_a_model_is_made_ready_for_the_shapes_and_passes_that_follow(
     ]
 
 
+def test_turned_tiles_run_on_the_network_that_was_made_ready_for_them() -> None:
+    class ReadyForOneShape(Recorder):
+        def runnable(self, work: BatchShape) -> Any:
+            def run(tiles: Tensor) -> Tensor:
+                assert tuple(tiles.shape) == work.shape
+                return tiles
+
+            ready: Any = super().runnable(work)
+            run.dtype, run.layout, run.device = ready.dtype, ready.layout, ready.device  # type: ignore[attr-defined]
+            return run
+
+    model: Any = ReadyForOneShape()
+    tiles = torch.rand(1, 1, 8, 12)
+    found = TTAPredictor(model, "all").runnable(BatchShape(precision="float32", shape=(1, 1, 8, 12)))(tiles)
+    assert torch.allclose(found, tiles)
+
+
 def test_identity_members_and_passes_include_the_augmentation(model: LoadedPredictor) -> None:
     found = with_tta(model, "flips")
     assert isinstance(found, LoadedModel)
@@ -229,6 +246,12 @@ def test_an_ensemble_is_the_mean_of_its_models(model: LoadedPredictor, other: Lo
     assert torch.equal(both(tiles), running_mean([model(tiles), other(tiles)]))
     assert torch.allclose(both(tiles), (model(tiles) + other(tiles)) / 2)
     assert torch.equal(both.runnable(BatchShape(precision="float32"))(tiles), both(tiles))
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_each_term_of_a_mean_counts_the_same(count: int) -> None:
+    terms = [tiles_of(8, seed=seed) for seed in range(count)]
+    assert torch.allclose(running_mean(terms), torch.stack(terms).mean(0), atol=1e-6)
 
 
 def test_the_identity_of_an_ensemble_is_that_of_its_members_in_their_order(
