@@ -10,6 +10,7 @@ from pipeline.merge.scenes import MergedScene
 from pipeline.merge.spec import MergeSpec
 from pipeline.results import MERGE_RECORD, Documents
 from pipeline.storage import sha256_of_json
+from pipeline.text import read_json
 
 MERGE_FORMAT = 1
 """Raised whenever the same results of scenes give a different file than before."""
@@ -68,7 +69,7 @@ def recorded_settings(spec: MergeSpec) -> dict[str, object]:
 def previous_merge(documents: Documents) -> MergeReport | None:
     """The record of the last merge into a folder; None without a valid one."""
     try:
-        previous = MergeReport(**json.loads(documents.read(MERGE_RECORD) or b""))
+        previous = MergeReport(**read_json(documents.read(MERGE_RECORD) or b""))
     except (ValueError, TypeError):
         return None
     return previous if previous.file in FILES.values() else None

@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from pipeline.errors import ConflictError, TransientError
 from pipeline.storage import StoredDocument, StoreFolder, atomic_write, disk_error, ensure_dir, is_opened, try_lock
+from pipeline.text import read_json
 
 LEASE_S = 300.0
 """An older lock is stale; ages are measured by the store's clock alone."""
@@ -54,7 +55,7 @@ class LockRecord:
     def read(cls, found: StoredDocument | None) -> LockRecord | None:
         """The record in a lock object; None without a valid one."""
         try:
-            return cls(**json.loads(found.content)) if found else None
+            return cls(**read_json(found.content)) if found else None
         except (ValueError, TypeError):
             return None
 

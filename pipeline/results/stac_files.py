@@ -24,6 +24,7 @@ from pipeline.results.stac_item import (
     is_valid_item,
 )
 from pipeline.storage import gdal_env
+from pipeline.text import read_json
 
 MERGE_RECORD = "merge.json"
 """Name of the record of the merged polygons of all scenes."""
@@ -96,7 +97,7 @@ def _read(documents: Documents, name: str) -> Mapping[str, object]:
 
 def _parse(content: bytes | None) -> Mapping[str, object]:
     try:
-        document = json.loads(content or b"")
+        document = read_json(content or b"")
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

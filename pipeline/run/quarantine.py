@@ -19,7 +19,7 @@ from pipeline.model.predictor import LoadedModel
 from pipeline.results import open_results
 from pipeline.scene import remote_fingerprint
 from pipeline.storage import Location, remote_version, resolve_location
-from pipeline.text import without_secrets
+from pipeline.text import read_json, without_secrets
 
 QUARANTINE = "quarantine.json"
 SIDECARS = (".aux.xml", ".msk", ".ovr")
@@ -173,7 +173,7 @@ class Quarantine:
             content = self._documents.read(QUARANTINE)
             if content is None:
                 return {}
-            scenes = [QuarantinedScene(**scene) for scene in json.loads(content)["scenes"]]
+            scenes = [QuarantinedScene(**scene) for scene in read_json(content)["scenes"]]
         except (TransientError, ValueError, TypeError, KeyError) as error:
             raise SettingsError(
                 f"{self._documents.address(QUARANTINE)}: no readable list of scenes in quarantine: {error}; repair it, "

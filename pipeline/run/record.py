@@ -15,6 +15,7 @@ from typing import Any, get_args
 from uuid import uuid4
 
 from pipeline.results import RUN, Documents, SceneReport, Status
+from pipeline.text import read_json
 
 MIN_INTERVAL_S = 1.0
 """Minimum time between writes ..."""
@@ -111,8 +112,14 @@ def _parsed(content: bytes | None) -> Mapping[str, Any]:
     """The parsed file; an empty document if it is missing or of another version."""
     empty: dict[str, Any] = {"writes": 0, "runs": [], "scenes": []}
     try:
-        found = {**empty, **json.loads(content or b"{}")}
-        whole = isinstance(found["writes"], int) and all("write" in run and "run" in run for run in found["runs"])
-        return found if whole and all("run" in row and "scene" in row for row in found["scenes"]) else empty
-    except (ValueError, TypeError):
+        found = {**empty, **read_json(content or b"{}")}
+        whole = isinstance(found["writes"], int) and all(_has(run, "run") for run in found["runs"])
+        whole = whole and all(isinstance(run["write"], int) for run in found["runs"])
+        return found if whole and all(_has(row, "run", "scene", "status") for row in found["scenes"]) else empty
+    except (ValueError, TypeError, KeyError):
         return empty
+
+
+def _has(record: Mapping[str, Any], *keys: str) -> bool:
+    """Whether these keys of a record are texts."""
+    return all(isinstance(record[key], str) for key in keys)

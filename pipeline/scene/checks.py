@@ -74,8 +74,9 @@ def find_bands(
 
 def check_type(dataset: DatasetReader, numbers: Mapping[str, int], card: ModelCard | None, place: Location) -> None:
     """Refuse complex numbers, and a pixel type that is not the model's."""
+    kinds = dataset.dtypes
     for name, number in numbers.items():
-        dtype = dataset.dtypes[number - 1]
+        dtype = kinds[number - 1]
         if dtype.startswith("complex"):  # also complex_int16 of GDAL, which numpy does not have
             raise SceneError(
                 f"{place}: band {name!r} holds complex numbers ({dtype}), which have no single brightness; "
@@ -140,7 +141,8 @@ def resident_bytes(dataset: DatasetReader, numbers: Collection[int], place: Loca
         SceneError: one row of blocks needs more memory than `MAX_DECODING_BYTES`.
     """
     rows, cols = dataset.block_shapes[0]
-    itemsize = max(np.dtype(dataset.dtypes[number - 1]).itemsize for number in numbers)
+    kinds = dataset.dtypes
+    itemsize = max(np.dtype(kinds[number - 1]).itemsize for number in numbers)
     # Blocks of interleaved pixels are decoded with all bands, and once more taken apart into bands.
     together = dataset.count > 1 and dataset.interleaving != Interleaving.band
     block_bytes = rows * cols * itemsize * (dataset.count if together else 1)

@@ -160,6 +160,7 @@ def describe_file(
     grid = file_grid(dataset, spec, place, reopen=reopen, georeferenced=terms.georeferenced)
     scales, offsets = resolve_scaling(dataset, numbers, spec, listed, place)
     chosen = [*numbers.values()]
+    kinds = dataset.dtypes
     named, mask = resolve_nodata(dataset, chosen, spec, catalog_values(listed, "nodata", chosen))
     tagged = tagged_alpha(dataset, spec)
     resident = resident_bytes(dataset, [*chosen, tagged] if tagged else chosen, place, masked=mask != "none")
@@ -172,7 +173,7 @@ def describe_file(
         block_shape=dataset.block_shapes[0],
         bands=tuple(numbers),
         band_numbers=tuple(chosen),
-        dtype=np.result_type(*(dataset.dtypes[n - 1] for n in chosen)).name,
+        dtype=np.result_type(*{kinds[n - 1] for n in chosen}).name,
         scales=scales,
         offsets=offsets,
         nodata=named,
@@ -214,7 +215,8 @@ def read_stored(
 
 def _read_bands(dataset: rasterio.DatasetReader, numbers: list[int], window: Window, dtype: str) -> NDArray[np.generic]:
     """Bands of a window in one call, or in one for each where their stored types differ, as they may in a VRT."""
-    if len({dataset.dtypes[number - 1] for number in numbers}) == 1:
+    kinds = dataset.dtypes
+    if len({kinds[number - 1] for number in numbers}) == 1:
         pixels: NDArray[np.generic] = dataset.read(numbers, window=window, out_dtype=dtype)
         return pixels
     return np.stack([dataset.read(number, window=window, out_dtype=dtype) for number in numbers])

@@ -43,18 +43,19 @@ def resolve_nodata(
         spec: corrections; they take precedence.
         listed: the catalog's values, which come next.
     """
-    values = tuple(_nodata_of(dataset, n, spec, value) for n, value in zip(numbers, listed, strict=True))
+    tags = dataset.nodatavals  # read once: it asks GDAL for every band, of which a header may claim 65,535
+    values = tuple(_nodata_of(tags[n - 1], spec, value) for n, value in zip(numbers, listed, strict=True))
     from_tags = spec.nodata is None and not spec.ignore_nodata and all(value is None for value in listed)
-    if from_tags and any(_is_inexact(dataset, n) for n in numbers):
+    if from_tags and _any_inexact(dataset, numbers):
         return (None,) * len(numbers), "band"
     return values, resolve_mask(dataset, numbers)
 
 
-def _nodata_of(dataset: DatasetReader, number: int, spec: ReadingSpec, listed: float | None) -> float | None:
+def _nodata_of(tag: float | None, spec: ReadingSpec, listed: float | None) -> float | None:
     """The nodata value of a band: the settings', the catalog's (`listed`), or the file's tag. NaN needs no naming."""
     if spec.nodata is not None:
         return spec.nodata
-    value = dataset.nodatavals[number - 1] if listed is None else listed
+    value = tag if listed is None else listed
     if spec.ignore_nodata or value is None or np.isnan(value):
         return None
     return float(value)
@@ -138,19 +139,21 @@ def _sample_windows(dataset: DatasetReader, number: int) -> Iterator[NDArray[np.
                 yield dataset.read(number, window=window)
 
 
-def _is_inexact(dataset: DatasetReader, number: int) -> bool:
+def _any_inexact(dataset: DatasetReader, numbers: Iterable[int]) -> bool:
     """Whether GDAL masks a band of 64-bit integers by a nodata value that a float may not hold."""
-    value = dataset.nodatavals[number - 1]
-    return (
-        dataset.dtypes[number - 1] in ("int64", "uint64")
-        and MaskFlags.nodata in dataset.mask_flag_enums[number - 1]
-        and (value is None or abs(value) >= EXACT_FLOAT)
+    kinds, tags, flags = dataset.dtypes, dataset.nodatavals, dataset.mask_flag_enums
+    return any(
+        kinds[n - 1] in ("int64", "uint64")
+        and MaskFlags.nodata in flags[n - 1]
+        and ((value := tags[n - 1]) is None or abs(value) >= EXACT_FLOAT)
+        for n in numbers
     )
 
 
 def resolve_mask(dataset: DatasetReader, numbers: Iterable[int]) -> MaskKind:
     """The kind of a stored mask; masks that GDAL makes of alpha or nodata are decided from pixels."""
-    flags = [dataset.mask_flag_enums[n - 1] for n in numbers]
+    known = dataset.mask_flag_enums
+    flags = [known[n - 1] for n in numbers]
     from_pixels = (MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha)
     if all(any(source in flag for source in from_pixels) for flag in flags):
         return "none"

@@ -131,7 +131,7 @@ def _plan_of(facts: Mapping[str, Any]) -> RegionPlan | None:
             threshold=None if threshold is None else float(threshold),
             regions=tuple(Region(index=index, core=Window(*core)) for index, core in enumerate(facts["cores"])),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline.text.escapes import quoted
 
@@ -16,7 +16,7 @@ MAX_DIGITS = 40
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read_json(content: str | bytes | bytearray) -> object:
+def read_json(content: str | bytes | bytearray) -> Any:
     """The value of a JSON text.
 
     Raises:
@@ -24,9 +24,7 @@ def read_json(content: str | bytes | bytearray) -> object:
     """
     text = content if isinstance(content, str) else content.decode("utf-8")
     try:
-        value: object = json.loads(
-            text, parse_int=_whole_number, parse_constant=_no_number, object_pairs_hook=_unique_keys
-        )
+        value = json.loads(text, parse_int=_whole_number, parse_constant=_no_number, object_pairs_hook=_unique_keys)
     except RecursionError:
         raise _too_deep() from None
     if _is_deeper(value, MAX_JSON_DEPTH):

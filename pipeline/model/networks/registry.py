@@ -19,6 +19,7 @@ from pipeline.model.networks.fcn import FCN8s, FCNSpec
 from pipeline.model.networks.layers import Norm
 from pipeline.model.networks.resnet import Backbone, OutputStride
 from pipeline.model.networks.unet import Padding, UNet, UNetSpec, Upsampling
+from pipeline.text import quoted
 
 NetworkName = Literal["unet", "fcn8s", "deeplabv3plus"]
 Shape: TypeAlias = UNetSpec | FCNSpec | DeepLabSpec
@@ -124,7 +125,7 @@ def network_from(facts: Mapping[str, object]) -> Network:
     values: dict[str, Any] = dict(facts)
     name = values.pop("name", None)
     if not isinstance(name, str) or name not in SHAPES:
-        raise ModelError(f"the network {name!r} is not one of: {', '.join(SHAPES)}")
+        raise ModelError(f"the network {quoted(name)} is not one of: {', '.join(SHAPES)}")
     try:
         return build_network(SHAPES[name](**values))
     except (TypeError, SettingsError) as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError, SettingsError
 from pipeline.model.card import MAX_CLASSES
+from pipeline.text import quoted
 
 BASE_CHANNELS = (8, 128)
 MAX_BANDS = 2**16
@@ -60,16 +61,16 @@ def check_settings(spec: Any, *, ranges: Mapping[str, tuple[int, int]], choices:
     for key, (low, high) in (common | dict(ranges)).items():
         value = getattr(spec, key)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise SettingsError(f"{key} must be a whole number from {low} to {high}, not {value!r}")
+            raise SettingsError(f"{key} must be a whole number from {low} to {high}, not {quoted(value)}")
     if not 0 <= spec.dropout <= MAX_DROPOUT:
-        raise SettingsError(f"dropout must be from 0 to {MAX_DROPOUT}, not {spec.dropout!r}")
+        raise SettingsError(f"dropout must be from 0 to {MAX_DROPOUT}, not {quoted(spec.dropout)}")
     for key, allowed in choices.items():
         if getattr(spec, key) not in get_args(allowed):
             names = ", ".join(map(str, get_args(allowed)))
-            raise SettingsError(f"{key} must be one of {names}, not {getattr(spec, key)!r}")
+            raise SettingsError(f"{key} must be one of {names}, not {quoted(getattr(spec, key))}")
     for flag in fields(spec):
         if isinstance(flag.default, bool) and not isinstance(getattr(spec, flag.name), bool):
-            raise SettingsError(f"{flag.name} must be true or false, not {getattr(spec, flag.name)!r}")
+            raise SettingsError(f"{flag.name} must be true or false, not {quoted(getattr(spec, flag.name))}")
 
 
 def check_size(spec: Shape, pixels: Tensor) -> None:
