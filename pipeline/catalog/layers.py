@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
     import pyarrow
 
 LAYER_SUFFIXES = (".gpkg", ".geojson", ".parquet", ".geoparquet")
+MAX_COLLECTIONS = 32
+"""Maximum geometry collections in a footprint."""
+_COLLECTION = re.compile(
+    rb"\x01(\x07\0\0[\0\x20\x40\x60\x80\xa0\xc0\xe0]|\xef\x03\0\0|\xd7\x07\0\0|\xbf\x0b\0\0)"
+    rb"|\0([\0\x20\x40\x60\x80\xa0\xc0\xe0]\0\0\x07|\0\0\x03\xef|\0\0\x07\xd7|\0\0\x0b\xbf)"
+)
+"""Byte order and type of a geometry collection in WKB: of ISO in 2 to 4 dimensions, or with the flags of EWKB."""
 BATCH_ROWS = 1024
 """Rows in memory at a time."""
 
@@ -41,7 +50,7 @@ def rows_until_error(index: Path, rows: Iterator[Row]) -> Iterator[Row]:
     """Yield the rows; an error of the file becomes the last row."""
     try:
         yield from rows
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, RecursionError) as error:
         yield truncated_row(index, error)
 
 
@@ -133,8 +142,15 @@ def _texts(batch: pyarrow.RecordBatch, column: str | None) -> list[str]:
 def _footprints(batch: pyarrow.RecordBatch, geometry: str | None, crs: str | None) -> Sequence[shapely.Geometry | None]:
     if geometry is None or crs is None:
         return [None] * batch.num_rows
-    shapes = shapely.from_wkb(batch.column(geometry).to_numpy(zero_copy_only=False), on_invalid="ignore")
-    return [usable_footprint(shape, crs) for shape in shapes]
+    values = batch.column(geometry).to_numpy(zero_copy_only=False)
+    return [usable_footprint(parse_wkb(wkb), crs) for wkb in values]
+
+
+def parse_wkb(wkb: object) -> shapely.Geometry | None:
+    """A geometry in WKB; None for invalid WKB and for deeply nested collections, which GEOS takes for ever to walk."""
+    if not isinstance(wkb, bytes) or any(islice(_COLLECTION.finditer(wkb), MAX_COLLECTIONS, None)):
+        return None
+    return shapely.from_wkb(wkb, on_invalid="ignore")
 
 
 def usable_footprint(shape: shapely.Geometry | None, crs: str) -> shapely.Geometry | None:

@@ -6,14 +6,15 @@ An asset counts if an allowed driver reads its format and no role marks it as a 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.catalog.stac.band_names import AssetInfo, BandInfo, name_bands
+from pipeline.catalog.stac.bounds import check_count
 from pipeline.catalog.stac.links import DocumentLocation, resolve_href
 from pipeline.errors import SceneError
 from pipeline.scene import BandFile
@@ -59,7 +60,9 @@ def find_band_files(
     key; the bands of a single file are named by the file. SceneError if there are none, or the Item is wrong.
     `drivers` are the allowed GDAL drivers, and `keys` the assets to use, the preferred first; no keys: the rule above.
     """
+    check_count(item.assets, "assets")
     candidates = _by_keys(item, keys) if keys else [*_by_format(item, drivers)]
+    check_count(sum(len(asset.bands) for asset in candidates), "bands")
     assets = candidates if keys else [asset for asset in candidates if asset.has_bands] or candidates
     if not assets:
         kinds = Counter(str(asset.media_type or "without a type") for asset in item.assets.values())
@@ -106,7 +109,7 @@ def _driver_rank(media_type: str | None, href: object, drivers: Sequence[str]) -
 
 def _asset_info(item: Item, key: str, rank: int) -> AssetInfo:
     asset = item.assets[key]
-    defaults = {**item.properties, **asset.extra_fields}
+    defaults = ChainMap(asset.extra_fields, item.properties)
     try:
         bands = _bands(asset.extra_fields, defaults)
     except SceneError as error:
@@ -114,7 +117,7 @@ def _asset_info(item: Item, key: str, rank: int) -> AssetInfo:
     return AssetInfo(key=key, href=asset.href, rank=rank, bands=bands)
 
 
-def _bands(asset: Fields, defaults: Fields) -> tuple[BandInfo, ...]:
+def _bands(asset: Fields, defaults: ChainMap[str, Any]) -> tuple[BandInfo, ...]:
     """The bands of an asset: `bands` of STAC 1.1, else `eo:bands` and `raster:bands`, else the asset as one band."""
     lists = [_records(asset, name) for name in ("raster:bands", "eo:bands", "bands")]
     lengths = {len(records) for records in lists if records}
@@ -123,8 +126,10 @@ def _bands(asset: Fields, defaults: Fields) -> tuple[BandInfo, ...]:
     count = max(lengths, default=0)
     if not count:
         return (_band({}, defaults),) if _text(asset, "eo:common_name") else ()
+    check_count(count, "bands in one asset")
     merged = [{key: value for records in lists if records for key, value in records[k].items()} for k in range(count)]
-    return tuple(_band(band, defaults if count == 1 else {**defaults, "eo:common_name": None}) for band in merged)
+    shared = defaults if count == 1 else defaults.new_child({"eo:common_name": None})
+    return tuple(_band(band, shared) for band in merged)
 
 
 def _records(asset: Fields, name: str) -> Sequence[Fields]:

@@ -7,7 +7,7 @@ as copies of the same band. If neither decides, they are different bands and kee
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from pipeline.scene import canonical_name
@@ -66,20 +66,24 @@ class _Slot:
 
 def name_bands(assets: Sequence[AssetInfo]) -> dict[str, tuple[str | None, ...]]:
     """Key of each asset that is used -> names of its bands, None where the file names them."""
-    slots = [_Slot(asset, number) for asset in assets for number in range(len(asset.bands) or 1)]
+    of_asset = {asset.key: [_Slot(asset, number) for number in range(len(asset.bands) or 1)] for asset in assets}
+    slots = [slot for each in of_asset.values() for slot in each]
     names: dict[_Slot, str | None] = {}
     copies: set[_Slot] = set()
     for assign in (_by_common_name, _by_own_name):
         assigned = assign([slot for slot in slots if slot not in names and slot not in copies], _canonical(names))
         names |= {best: name for best, (name, _) in assigned.items()}
         copies |= {slot for _, others in assigned.values() for slot in others}
+    taken = set(_canonical(names))
     for slot in slots:
         if slot not in names and slot not in copies:
-            names[slot] = _by_key(slot, _canonical(names)) if _needs_name(slot, alone=len(assets) == 1) else None
+            name = _by_key(slot, taken) if _needs_name(slot, alone=len(assets) == 1) else None
+            names[slot] = name
+            taken |= {canonical_name(name)} if name else set()
     return {
-        asset.key: tuple(names.get(slot, slot.numbered_key) for slot in slots if slot.asset is asset)
-        for asset in assets
-        if any(slot in names for slot in slots if slot.asset is asset)
+        key: tuple(names.get(slot, slot.numbered_key) for slot in own)
+        for key, own in of_asset.items()
+        if any(slot in names for slot in own)
     }
 
 
@@ -113,7 +117,7 @@ def _by_own_name(slots: Sequence[_Slot], taken: frozenset[str]) -> Assigned:
     }
 
 
-def _by_key(slot: _Slot, taken: frozenset[str]) -> str:
+def _by_key(slot: _Slot, taken: Set[str]) -> str:
     key = slot.numbered_key
     return key if canonical_name(key) not in taken else f"{key}_{slot.band.own or slot.band.common or slot.number + 1}"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import shapely
 
-from pipeline.catalog.layers import rows_until_error
+from pipeline.catalog.layers import parse_wkb, rows_until_error
 from pipeline.catalog.rows import PATH_COLUMNS, Row
 from pipeline.catalog.spec import CatalogSpec
-from pipeline.catalog.stac.items import CLOUDS, ItemRules, item_row
+from pipeline.catalog.stac.items import CLOUDS, MALFORMED, ItemRules, item_row, malformed_row
 from pipeline.catalog.stac.links import document_location
 from pipeline.errors import SettingsError
 from pipeline.storage import HostRules, check_signature
@@ -59,7 +59,13 @@ def _rows(table: Path, rules: ItemRules) -> Iterator[Row]:
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             for record in batch.to_pylist():
                 number += 1
-                yield item_row(_item(record), document, rules, label=f"{table}, row {number}", itself=False)
+                label = f"{table}, row {number}"
+                try:
+                    content = _item(record)
+                except MALFORMED as error:
+                    yield malformed_row(label, error)
+                else:
+                    yield item_row(content, document, rules, label=label, itself=False)
 
 
 def _item(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +103,7 @@ def _mapping(assets: Any) -> Any:
 
 
 def _geometry(wkb: object) -> Any:
-    shape = shapely.from_wkb(wkb, on_invalid="ignore") if isinstance(wkb, bytes) else None
+    shape = parse_wkb(wkb) if isinstance(wkb, bytes) else None
     return None if shape is None or shape.is_empty else json.loads(shapely.to_geojson(shape))
 
 

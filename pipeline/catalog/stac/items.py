@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from pystac import Item
 
-MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
-"""Exceptions that JSON without the structure of an Item causes."""
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""Exceptions that JSON without the structure of an Item causes, or with too deep a structure."""
 ITEM_CRS = "OGC:CRS84"
 """CRS of the footprints of Items."""
 CLOUDS = "eo:cloud_cover"
@@ -62,7 +62,12 @@ def item_row(
         )
         return _with_files(row, item, document if itself else _self_location(item, document), document, rules)
     except MALFORMED as error:
-        return Row(location=label, error=f"invalid STAC Item: {type(error).__name__}: {error}; correct it")
+        return malformed_row(label, error)
+
+
+def malformed_row(label: str, error: Exception) -> Row:
+    """The row of an Item that raised one of `MALFORMED`."""
+    return Row(location=label, error=f"invalid STAC Item: {type(error).__name__}: {error}; correct it")
 
 
 def _parse(content: Mapping[str, Any]) -> Item:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pipeline.catalog.rows import Row, truncated_row
+from pipeline.catalog.stac.bounds import ListingBounds
 from pipeline.catalog.stac.items import CLOUDS, ItemRules, item_row
 from pipeline.errors import SceneError, SettingsError, TransientError
 from pipeline.storage import HttpRequest
@@ -116,9 +117,10 @@ def _search(client: Client, collections: Sequence[str], rules: ItemRules) -> Ite
 
 
 def _rows(search: ItemSearch, document: DocumentLocation, rules: ItemRules) -> Iterator[Row]:
-    number = 0
+    number, bounds = 0, ListingBounds()
     try:
         for page in search.pages_as_dicts():
+            bounds.count(document.address, page["features"])
             for feature in page["features"]:
                 number += 1
                 yield item_row(feature, document, rules, label=f"{document.address}, item {number}", itself=False)
@@ -133,7 +135,7 @@ def _search_errors() -> tuple[type[Exception], ...]:
     from pystac_client.warnings import PystacClientWarning
 
     known = (SceneError, TransientError, APIError, STACError, STACTypeError, PystacClientWarning)
-    return (*known, NotImplementedError, LookupError, TypeError, ValueError, AttributeError)
+    return (*known, NotImplementedError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 def _message(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.catalog.rows import Row
+from pipeline.catalog.stac.bounds import ListingBounds
 from pipeline.catalog.stac.documents import MAX_PREFETCHED, DocumentPrefetcher, DocumentReader
 from pipeline.catalog.stac.items import ItemRules, item_row
 from pipeline.catalog.stac.links import DocumentLocation, canonical_path, document_location, follow_link
@@ -112,6 +113,7 @@ def _walk(
 
     # Depth first: `pending` is a stack, and `seen` stops cycles of links.
     seen, pending = {canonical_path(document.address)}, _next_links(content, kind, document)
+    bounds = ListingBounds()
     with closing(DocumentPrefetcher()) as documents:
         while pending:
             documents.prefetch(_upcoming(pending, seen))
@@ -128,6 +130,11 @@ def _walk(
             except (SceneError, TransientError) as error:
                 yield Row(location=address, error=f"this document and those below it are missing: {error}")
                 continue
+            try:
+                bounds.count(address, content["features"] if kind == "items" else None)
+            except SceneError as error:
+                yield Row(location=address, error=str(error))
+                return
             yield from _rows(content, kind, document, rules)
             pending += _next_links(content, kind, document)
 
