@@ -120,7 +120,7 @@ def test_a_connection_through_the_proxy_goes_to_the_server_of_each_request(ports
     ):
         for port in (ports[0], ports[0], ports[1], ports[0]):
             assert asked(connection, answers, port, ("127.0.0.1",)) == ("200", str(port).encode())
-        assert asked(connection, answers, ports[0], ())[0] == "403"
+        assert asked(connection, answers, ports[0], ())[0] == "451"
 
 
 def test_a_document_never_adds_its_own_host_to_the_rules() -> None:
