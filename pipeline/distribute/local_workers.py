@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,9 +24,16 @@ if TYPE_CHECKING:
     from pipeline.distribute.nanny import KillingNanny
 
 LOOPBACK = "127.0.0.1"
-DASK_SETTINGS = {"distributed.deploy.lost-worker-timeout": "1000 days", "distributed.worker.profile.enabled": False}
-"""By default dask drops a worker that has not come back after 15 s, even while its process restarts; and each worker
-samples its stacks a hundred times a second for a dashboard that is off."""
+DASK_SETTINGS: Mapping[str, object] = {
+    # By default dask drops a worker that has not come back after 15 s, even while its process restarts.
+    "distributed.deploy.lost-worker-timeout": "1000 days",
+    # A worker would sample its stacks a hundred times a second, for a dashboard that is off.
+    "distributed.worker.profile.enabled": False,
+    # Without a dashboard there would still be pages of tasks and workers, for any user of the machine.
+    "distributed.scheduler.http.routes": (),
+    "distributed.worker.http.routes": (),
+}
+"""Settings of dask while local workers run."""
 SHARED_OPTIONS = ("host", "nthreads", "resources", "memory_limit", "silence_logs")
 """Worker options that dask-cuda passes on."""
 TASKS_PER_WORKER = 2

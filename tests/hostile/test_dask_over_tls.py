@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +75,17 @@ def test_a_scene_runs_over_tls_and_gives_the_bytes_of_this_process(
         predictor = load_run_models([model], spec)
         there = segment_scene(scene, tmp_path / "there", predictor=predictor, spec=spec, client=client)
     assert contents(there.folder) == contents(here.folder)
+
+
+def test_no_page_of_dask_is_shown_over_http(encrypted: RealCluster, certificates: Path) -> None:
+    with dask.config.set(settings_of(certificates)), cluster(DistributeSpec(scheduler=encrypted.address)) as client:
+        assert client is not None
+        facts = client.scheduler_info()
+        for process in (facts, *facts["workers"].values()):
+            address = f"http://127.0.0.1:{process['services']['dashboard']}/info/main/workers.html"
+            with pytest.raises(urllib.error.HTTPError, match="404") as refused:
+                urllib.request.urlopen(address, timeout=5)
+            refused.value.close()
 
 
 def test_certificates_of_another_authority_are_refused(encrypted: RealCluster, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,14 +21,25 @@ from pipeline.distribute.local_workers import _new_certificate
 PREFIX = "distributed.comm.tls."
 
 
+PAGES = ("/", "/health", "/metrics", "/info/main/workers.html", "/json/identity.json", "/json/counts.json")
+"""What dask shows over HTTP without a dashboard."""
+
+
 @pytest.fixture(scope="module")
-def addresses() -> Iterator[tuple[str, ...]]:
-    """Addresses of scheduler, nanny and worker process."""
+def client() -> Iterator[Client]:
+    """A client of one worker process."""
     with device_workers(["cpu"], threads=1) as scheduler, cluster(DistributeSpec(scheduler=scheduler)) as client:
         assert client is not None
         assert client.submit(int, "7").result() == 7
-        ((worker, facts),) = client.scheduler_info()["workers"].items()
-        yield scheduler, worker, facts["nanny"]
+        yield client
+
+
+@pytest.fixture(scope="module")
+def addresses(client: Client) -> tuple[str, ...]:
+    """Addresses of scheduler, worker and nanny."""
+    facts = client.scheduler_info()
+    ((worker, of_worker),) = facts["workers"].items()
+    return facts["address"], worker, of_worker["nanny"]
 
 
 @contextmanager
@@ -64,6 +77,15 @@ def test_nothing_listens_beyond_the_loopback_interface(addresses: tuple[str, ...
         port = int(address.rsplit(":", 1)[1])
         with pytest.raises(OSError, match="refused"):
             socket.create_connection(("127.0.0.2", port), timeout=2).close()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_shows_tasks_or_workers(client: Client, page: str) -> None:
+    facts = client.scheduler_info()
+    for process in (facts, *facts["workers"].values()):
+        with pytest.raises(urllib.error.HTTPError, match="404") as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{process['services']['dashboard']}{page}", timeout=5)
+        refused.value.close()
 
 
 def test_certificates_stay_valid_when_the_clock_is_set_back() -> None:
