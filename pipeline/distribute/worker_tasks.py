@@ -25,6 +25,7 @@ from pipeline.model import ArrayFunction, ModelCard, Predictor
 from pipeline.model.predictor import PrecisionCheck
 from pipeline.scene import Scene
 from pipeline.storage import Exchange, is_missing
+from pipeline.text import escape_messages
 
 Result = TypeVar("Result")
 TASK_FOLDER_PREFIX = "scenemill-"
@@ -53,6 +54,7 @@ def loads(args: bytes) -> Any:
     """The arguments that `dumps` pickled, loaded in the task's thread: a model takes a while, and may fail to load."""
     from distributed.protocol.pickle import loads as dask_loads
 
+    escape_messages()  # each task begins here, in a worker that may have been started by `dask worker`
     versions, content = dask_loads(args)
     check_versions(versions, code_versions())
     return dask_loads(content)

@@ -117,6 +117,15 @@ def test_records_of_the_flows_are_printable_too(escaped_messages: None) -> None:
     assert no_raw(record.getMessage())
 
 
+def test_records_of_workers_are_printable_too(escaped_messages: None) -> None:
+    from pipeline.distribute.worker_tasks import dumps, loads
+
+    logging.setLogRecordFactory(logging.LogRecord)
+    assert loads(dumps(HOSTILE)) == (HOSTILE,)
+    record = logging.getLogRecordFactory()("distributed.worker", 20, "a.py", 1, "scene %s", (HOSTILE,), None)
+    assert no_raw(record.getMessage())
+
+
 @pytest.mark.parametrize("of", [str, Text, Text.from_markup], ids=["text", "rich text", "markup"])
 def test_the_console_shows_no_control_character_of_any_renderable(of: Callable[[str], Any], capsys) -> None:
     console = PrintableConsole(width=1000)
