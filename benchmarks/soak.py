@@ -43,7 +43,7 @@ BAD_EVERY = 20
 """One scene of so many is bad."""
 WARM_UP = 1 / 3
 """Share of the run after which memory must be flat."""
-FLAT_MIB: Mapping[str, float] = {"library": 32, "flow": 64}
+FLAT_MIB: Mapping[str, float] = {"library": 32, "flow": 80}
 """Growth of memory for 1,000 scenes that is still called flat; Prefect keeps the state of every task of a run."""
 MIN_SCENES = 600
 """Scenes of a run whose memory is judged."""
