@@ -195,7 +195,7 @@ def run_mutants(tree: Path, mutants: Iterable[Mutant], *, timeout_s: float) -> t
         result = _run_mutant(tree, mutant, timeout_s)
         print(f"{result.outcome:10} {result.seconds:5.1f} s  {mutant.id:28} {result.by}", flush=True)
         results.append(result)
-    killers = sorted({result.by for result in results if "::" in result.by})
+    killers = sorted({result.by for result in results if ".py" in result.by})
     _, failed = _run_tests(tree, killers, timeout_s=timeout_s * max(1, len(killers)), stop_at_first=False)
     return results, failed
 
@@ -294,7 +294,7 @@ def _test_in_child(tree: Path, tests: Sequence[str], folder: Path, kernels: Path
     numba.config.CACHE_DIR = str(kernels)
     recorder = _Recorder()
     options = ["-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'temporary'}"]
-    options += ["-x"] if stop_at_first else []
+    options += ["-x"] if stop_at_first else ["--continue-on-collection-errors"]
     options += ["-m", ""] if any("::" in test for test in tests) else []
     code = int(pytest.main([*options, *tests], plugins=[recorder]))
     (folder / "failed").write_text("\n".join(recorder.failed), encoding="utf-8")

@@ -75,6 +75,7 @@ def test_mutants_are_killed_survive_or_run_into_the_time_limit_and_the_code_stay
         replace(one, id="four", equivalent="it is the same"),
         replace(one, id="five", tests=("tests/test_broken.py",)),
         replace(one, id="six", old="def", new="dfe"),
+        replace(one, id="seven", tests=("tests/test_unreadable.py",)),
     ]
     results, unproven = command.run_mutants(Path(sys.argv[1]), mutants, timeout_s=5)
     print(json.dumps([[(result.mutant.id, result.outcome, result.by) for result in results], unproven]))
@@ -90,8 +91,9 @@ def test_mutants_are_killed_survive_or_run_into_the_time_limit_and_the_code_stay
         ["four", "equivalent", "it is the same"],
         ["five", "killed", "tests/test_broken.py::test_broken"],
         ["six", "killed", "tests/test_a.py"],
+        ["seven", "killed", "tests/test_unreadable.py"],
     ]
-    assert unproven == ["tests/test_broken.py::test_broken"]
+    assert sorted(unproven) == ["tests/test_broken.py::test_broken", "tests/test_unreadable.py"]
     assert (tmp_path / "tree" / "pipeline" / "a.py").read_text() == "def after(x):\n    return x + 1\n"
 
 
@@ -100,6 +102,7 @@ def small_tree(folder: Path) -> None:
         "pipeline/a.py": "def after(x):\n    return x + 1\n",
         "tests/test_a.py": "from pipeline.a import after\n\n\ndef test_next():\n    assert after(1) == 2\n",
         "tests/test_broken.py": "def test_broken():\n    assert False\n",
+        "tests/test_unreadable.py": "import nowhere\n",
         "pyproject.toml": '[tool.pytest.ini_options]\npythonpath = ["."]\n',
     }
     for name, text in files.items():

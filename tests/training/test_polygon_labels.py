@@ -159,6 +159,17 @@ def test_attribute_values_mean_a_class_none_or_unlabelled(town: Town) -> None:
     assert (target[:, 60:70] == 255).all()
 
 
+def test_an_unlabelled_polygon_overrides_the_others_of_every_class() -> None:
+    grid = grid_of(96)
+    shapes = [shapely.box(10, 10, 30, 30), shapely.box(20, 10, 40, 30), shapely.box(25, 10, 35, 30)]
+    index = np.array([0, 1, UNLABELLED_CLASS])
+    target = PolygonLabels(np.array(place(shapes).array, object), index, grid, classes=2).burn(Window(0, 15, 50, 1))
+    row = np.zeros((2, 1, 50), np.uint8)
+    row[0, :, 10:30] = row[1, :, 20:40] = 1
+    row[:, :, 25:35] = 255
+    assert np.array_equal(target, row)
+
+
 def test_numbers_and_gaps_in_an_attribute_are_mapped_by_their_text(town: Town) -> None:
     town.frame["kind"] = np.where(np.arange(len(town.frame)) % 2, 3.0, np.nan)
     town.frame.to_file(town.labels)

@@ -249,6 +249,7 @@ def test_weights_that_diverge_in_the_last_step_of_an_epoch_are_not_validated(
     monkeypatch.setattr("pipeline.training.setup.make_loss", make)
     report = train([town.image], town.labels, tmp_path / "m.safetensors", spec=SMALL)
     assert (report.stopped, report.best_epoch) == ("diverged", 1)
+    assert [record.epoch for record in report.history] == [1]
 
 
 def test_training_stops_when_patience_or_time_runs_out(town: Town, tmp_path: Path) -> None:
