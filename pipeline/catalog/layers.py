@@ -17,6 +17,7 @@ from pipeline.catalog.spec import CatalogSpec
 from pipeline.errors import SceneError, SettingsError
 from pipeline.grid import to_geographic
 from pipeline.storage import check_vector, import_pyogrio
+from pipeline.text import read_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -91,15 +92,17 @@ def _open_parquet(index: Path, spec: CatalogSpec, with_footprints: bool) -> Iter
         schema = file.schema_arrow
     columns = choose_columns(schema.names, spec, index)
     geometry, crs = _parquet_geometry(schema) if with_footprints else (None, None)
+    if geometry is not None and geometry not in schema.names:
+        raise ValueError(f"its metadata name a geometry column {geometry[:100]!r}, which it lacks")
     return rows_until_error(index, _parquet_rows(index, columns, geometry, crs))
 
 
 def _parquet_geometry(schema: pyarrow.Schema) -> tuple[str | None, str | None]:
     """Name and CRS of the geometry column; the default CRS of GeoParquet is longitude and latitude."""
-    geo = json.loads((schema.metadata or {}).get(b"geo", b"{}"))
-    name = geo.get("primary_column")
-    column = geo.get("columns", {}).get(name, {})
-    if column.get("encoding") != "WKB":
+    geo = read_json((schema.metadata or {}).get(b"geo", b"{}"))
+    name, columns = (geo.get("primary_column"), geo.get("columns")) if isinstance(geo, dict) else (None, None)
+    column = columns.get(name) if isinstance(name, str) and isinstance(columns, dict) else None
+    if not isinstance(name, str) or not isinstance(column, dict) or column.get("encoding") != "WKB":
         return None, None
     crs = column.get("crs", "OGC:CRS84")
     return name, crs if crs is None or isinstance(crs, str) else json.dumps(crs)

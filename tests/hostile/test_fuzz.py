@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import numpy as np
+import pyarrow
 import pytest
+import shapely
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from support.checkpoint_bytes import signed
 from support.fuzz_targets import TARGETS, checkpoint
 from support.fuzzing import UnexpectedError, try_input
 
-from pipeline.errors import ModelError
+from pipeline.catalog import CatalogSpec, read_catalog
+from pipeline.errors import ModelError, ScenemillError
 from pipeline.model import load_checkpoint
 from pipeline.run.record import _parsed
 from pipeline.scene import describe_scene
@@ -103,3 +108,21 @@ def test_a_network_of_hostile_settings_is_refused_in_few_words(tmp_path: Path) -
         with pytest.raises(ModelError) as refused:
             load_checkpoint(tmp_path / "model.safetensors")
         assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "geo",
+    [
+        b'{"primary_column": "gone", "columns": {"gone": {"encoding": "WKB"}}}', b"[]", b"5",
+        b"{", b"\xff", b"{" * 5000,
+        b'{"primary_column": {}, "columns": {}}', b'{"primary_column": "geometry", "columns": null}',
+        b'{"primary_column": "geometry", "columns": {"geometry": "WKB"}}', b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        b'{"primary_column": "geometry", "columns": {"geometry": {"encoding": "WKB", "crs": {"a": [1]}}}}',
+    ],
+)  # fmt: skip
+def test_metadata_of_geoparquet_that_lie_are_refused_or_left_out(geo: bytes, tmp_path: Path) -> None:
+    table = pyarrow.table({"path": ["a.tif"], "geometry": [shapely.box(10, 50, 11, 51).wkb]})
+    path = tmp_path / "scenes.parquet"
+    parquet.write_table(table.replace_schema_metadata({b"geo": geo}), path)
+    with suppress(ScenemillError):
+        assert len([*read_catalog([path], CatalogSpec(bbox=(10, 50, 11, 51)))]) <= 1
