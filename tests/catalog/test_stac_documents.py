@@ -15,7 +15,7 @@ from pipeline.catalog.read import read_catalog
 from pipeline.catalog.stac import documents, walk
 from pipeline.catalog.stac.assets import find_band_files
 from pipeline.catalog.stac.documents import DocumentPrefetcher, DocumentReader
-from pipeline.catalog.stac.links import document_location
+from pipeline.catalog.stac.links import DocumentLocation, document_location
 from pipeline.errors import SceneError, TransientError
 from pipeline.storage.retries import RetryPolicy
 
@@ -137,3 +137,19 @@ def test_a_collection_of_items_is_known_wherever_its_marker_lies(
     assert walk.is_stac_source(str(tmp_path / "a.geojson"))
     (tmp_path / "a.geojson").write_bytes(b" " * before + b'{"stac_versio": "1.0.0"}')
     assert not walk.is_stac_source(str(tmp_path / "a.geojson"))
+
+
+def test_no_more_documents_are_read_ahead_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def note(_: DocumentReader, document: DocumentLocation) -> dict[str, Any]:
+        read.append(document.address)
+        return {}
+
+    monkeypatch.setattr(DocumentReader, "read", note)
+    prefetcher, found = DocumentPrefetcher(), [document_location(f"https://a.example/{k}.json") for k in range(20)]
+    prefetcher.prefetch(found)
+    prefetcher.read(found[0])
+    prefetcher.prefetch(found[1:])
+    prefetcher._pool.shutdown(wait=True)
+    assert sorted(read) == sorted(each.address for each in found[: documents.MAX_PREFETCHED + 1])

@@ -94,3 +94,22 @@ def test_objects_are_known_by_their_suffix_in_any_case(store: Store) -> None:
     for name in ("in/a.tif", "in/b.TIF", "in/c.Tiff", "in/d.txt"):
         store.put(name, b"")
     assert [entry.id for entry in list_scenes([f"s3://{store.bucket}/in/"])] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("column", ["path_column", "id_column", "date_column"])
+def test_a_column_of_the_settings_that_is_there_twice_or_never_is_refused(tmp_path: Path, column: str) -> None:
+    table = tmp_path / "scenes.csv"
+    for names, found in (("path,when,when", "more than one column"), ("path,b,c", "no column")):
+        table.write_text(f"{names}\na.tif,1,2\n")
+        with pytest.raises(SettingsError, match=f"{found} is called 'when', which catalog.{column} names"):
+            read(table, **{column: "when"})
+
+
+def test_a_scene_that_is_listed_again_is_the_same_scene_and_no_error(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.tif").touch()
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    one.write_text("path\na.tif\nb.tif\na.tif\n")
+    other.write_text("path,id\nb.tif,another\na.tif,a\n")
+    assert [(entry.id, entry.refused) for entry in read(one, other)] == [("a", None), ("b", None)]
+    assert [(entry.id, entry.refused) for entry in read(tmp_path / "b.tif", one)] == [("b", None), ("a", None)]
