@@ -21,6 +21,8 @@ VERSION_HEADERS = ("ETag", "Last-Modified", "x-amz-version-id")
 """Response headers that change with the file; the version holds these and the size."""
 SIDECARS = (".msk", ".aux.xml")
 """Suffixes, after a raster's whole name, of the sidecars that change how it is read: mask and GDAL metadata."""
+MAX_METADATA_BYTES = 2**24
+"""Maximum size of a metadata sidecar, which GDAL reads whole; those of satellites have less than a megabyte."""
 _ABSENT = b"absent"
 _PAGE_STARTS = (b"<!do", b"<htm")
 
@@ -53,6 +55,15 @@ def read_range(location: Location, offset: int, count: int) -> FilePart | None:
     return FilePart(content=content, size_bytes=int(size) if size.isdigit() else None)
 
 
+def check_metadata_size(shown: str, size_bytes: int) -> None:
+    """Raise SceneError if a metadata sidecar is larger than `MAX_METADATA_BYTES`; `shown`: its name for messages."""
+    if size_bytes > MAX_METADATA_BYTES:
+        raise SceneError(
+            f"{shown}: has {size_bytes} bytes, over the {MAX_METADATA_BYTES} of a file with metadata of a raster; remove "
+            "it, or write it again"
+        )
+
+
 def remote_sidecars(location: Location) -> dict[str, bytes | None]:
     """Suffixes of the `SIDECARS` that a remote file has, in their own case, and the first four bytes of each.
 
@@ -82,6 +93,8 @@ def _sidecar_start(location: Location, suffix: str) -> bytes | None:
         return None
     if found is None:
         return None
+    if suffix.lower() == ".aux.xml":
+        check_metadata_size(str(place), found.size_bytes or 0)
     # Some servers answer with a page for every address.
     return _ABSENT if found.content.lower() in _PAGE_STARTS else found.content
 

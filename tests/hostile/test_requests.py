@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -521,11 +523,69 @@ def test_the_proxy_ends_with_its_process(folder: Path, server: str) -> None:
         pass
 
 
-def test_a_proxy_of_the_operator_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
-    assert gdal_proxy_options("https://host.example/a.tif", ()) == {}
-    monkeypatch.setenv("NO_PROXY", "host.example")
-    assert "GDAL_HTTP_PROXY" in gdal_proxy_options("https://host.example/a.tif", ())
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "GDAL_HTTP_PROXY", "GDAL_HTTPS_PROXY"])
+def test_a_proxy_of_the_operator_is_used_as_it_is(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "http://proxy.example:3128")
+    options = gdal_proxy_options("https://host.example/a.tif", ())
+    assert options == dict.fromkeys(("GDAL_HTTP_PROXY", "GDAL_HTTPS_PROXY"), "http://proxy.example:3128")
+    if not variable.startswith("GDAL"):
+        monkeypatch.setenv("NO_PROXY", "host.example")
+        assert "localhost" in gdal_proxy_options("https://host.example/a.tif", ())["GDAL_HTTP_PROXY"]
+
+
+class NarrowProxy(ThreadingHTTPServer):
+    """A proxy of the operator, for requests without TLS to one server; it refuses all others."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            assert isinstance(self.server, NarrowProxy)
+            parts = urlsplit(self.path)
+            if parts.netloc != self.server.target:
+                self.send_error(403)
+                return
+            with contextlib.closing(http.client.HTTPConnection(parts.netloc)) as connection:
+                connection.request("HEAD", parts.path, headers={"User-Agent": self.headers["User-Agent"]})
+                answer = connection.getresponse()
+            self.send_response(answer.status)
+            self.send_header("Location", answer.headers["Location"])
+            self.end_headers()
+
+        do_GET = do_CONNECT = do_HEAD
+
+        def log_message(self, *_: object) -> None: ...
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), self.Handler)
+        self.target = target
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+@pytest.mark.parametrize(
+    ("variable", "scheme"),
+    [
+        *(("HTTP_PROXY", "http"), ("HTTP_PROXY", "https"), ("http_proxy", "https"), ("http_proxy", "ftp")),
+        *(("GDAL_HTTPS_PROXY", "http"), ("https_proxy", "http"), ("HTTPS_PROXY", "ftp")),
+    ],
+)
+def test_gdal_follows_no_redirect_past_a_proxy_of_the_operator(
+    variable: str, scheme: str, inner: Listener, folder: Path, server: str
+) -> None:
+    """Libcurl has a proxy for each scheme, does not know HTTP_PROXY in upper case, and follows redirects past it."""
+    (folder / "redirects.json").write_text(json.dumps({"/a.tif": f"{scheme}://{inner.address}/a.tif"}))
+    plain = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    with NarrowProxy(server.removeprefix("http://")) as proxy:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, f"{server}/a.tif", server.removeprefix("http://")],
+            env={**plain, variable: proxy.address, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert "opened" not in done.stdout
+    assert requests_of(folder), "GDAL did not ask"
 
 
 def test_names_are_checked_before_a_proxy_of_the_operator_gets_them(

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import Call, MakeScene
+from support.range_server import serving
 
 from pipeline.errors import LabelError, SceneError
 from pipeline.scene import describe_scene
+from pipeline.storage.formats.sidecars import MAX_LISTED
 from pipeline.training.labels.vectors import read_areas
 
 QUICK = ("--set", "tiling.tile_size=32", "--set", "inference.precision=float32")
@@ -85,3 +87,54 @@ def test_a_pipe_among_the_sidecars_is_refused_before_it_is_opened(name: str, mak
     os.mkfifo(scene.with_name(name))
     with pytest.raises(SceneError, match=f"{name}: cannot be read as a sidecar of town.tif: is no regular file"):
         describe_scene(scene)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("scene", "name"),
+    [
+        *(("IMG-x.tif", name) for name in ("HDR-x.txt", "RPC-x.txt", "Summary.txt", "metadata.dim", "IMG-x.pvl")),
+        *(("IMG_PHR_R1C1.tif", name) for name in ("DIM_PHR.XML", "RPC_PHR_R1C1.XML")),
+        *(("LC8_B1.tif", name) for name in ("LC8_MTL.txt", "LC8_B1.xml", "LC8_B1_METADATA.txt")),
+        *(("a.b.tif", name) for name in ("a.pass", "a.PASS")),
+    ],
+)
+@pytest.mark.parametrize("others", [0, MAX_LISTED + 10])
+def test_a_pipe_among_the_metadata_of_a_satellite_is_refused(
+    scene: str, name: str, others: int, make_scene: MakeScene
+) -> None:
+    """GDAL derives their names from that of the scene; a large folder is not listed, neither by GDAL nor by us."""
+    path = make_scene(name=scene)
+    for number in range(others):
+        path.with_name(f"0{number}").touch()
+    os.mkfifo(path.with_name(name if not others or name != "Summary.txt" else "summary.txt"))
+    with pytest.raises(SceneError, match=f"cannot be read as a sidecar of {scene}: is no regular file"):
+        describe_scene(path)
+
+
+@pytest.mark.parametrize("name", ["town.tif.aux.xml", "town.IMD", "town_rpc.txt", "town.xml", "town.PASS", "summary.txt"])
+def test_metadata_of_gigabytes_are_refused_before_gdal_reads_them_whole(name: str, make_scene: MakeScene) -> None:
+    scene = make_scene(name="town.tif")
+    with scene.with_name(name).open("wb") as file:
+        file.truncate(2**34)  # sparse
+    with pytest.raises(SceneError, match=rf"{name}: has 17179869184 bytes, over the 16777216 .* metadata"):
+        describe_scene(scene)
+    with scene.with_name(name).open("wb") as file:
+        file.truncate(0)
+    describe_scene(scene)
+
+
+def test_large_metadata_on_a_server_are_refused_before_gdal_fetches_them(
+    make_scene: MakeScene, tmp_path: Path
+) -> None:
+    (tmp_path / "served").mkdir()
+    scene = tmp_path / "served" / "town.tif"
+    scene.write_bytes(make_scene().read_bytes())
+    with Path(f"{scene}.aux.xml").open("wb") as file:
+        file.truncate(2**24 + 1)
+    with serving(scene.parent) as address, pytest.raises(SceneError, match=r"town\.tif\.aux\.xml: has 16777217 bytes"):
+        describe_scene(f"{address}/town.tif")
+
+
+def test_a_scene_whose_sidecars_could_have_no_name_that_short_is_described(make_scene: MakeScene) -> None:
+    describe_scene(make_scene(name="n" * 250 + ".tif"))

@@ -46,15 +46,17 @@ _NO_HOST = "none.invalid"
 def gdal_proxy_options(address: str, hosts: Sequence[str]) -> dict[str, str]:
     """GDAL's options for requests to `address` that may reach public hosts and `hosts`, also after redirects.
 
-    None where a proxy of the operator connects to the address: what that may reach is the operator's decision.
+    A proxy of the operator that connects to the address is named for all of them: what it may reach is the operator's
+    decision, but libcurl would go past it to a redirect of another scheme, and ignores `HTTP_PROXY` in upper case.
     """
     _ignore_no_proxy()
     host = urlsplit(address).hostname or ""
     scheme = urlsplit(address).scheme.lower()
-    own = {"GDAL_HTTP_PROXY", "GDAL_HTTPS_PROXY"} & os.environ.keys()
-    if own or ({scheme, "all"} & getproxies().keys() and not proxy_bypass(host)):
-        return {}
-    return _proxy_options(hosts)
+    own = os.environ.get("GDAL_HTTPS_PROXY") if scheme == "https" else None
+    own = own or os.environ.get("GDAL_HTTP_PROXY")
+    if own is None and not proxy_bypass(host):
+        own = getproxies().get(scheme) or getproxies().get("all")
+    return {"GDAL_HTTP_PROXY": own, "GDAL_HTTPS_PROXY": own} if own else _proxy_options(hosts)
 
 
 @lru_cache(maxsize=1)
