@@ -59,8 +59,8 @@ def check_metadata_size(shown: str, size_bytes: int) -> None:
     """Raise SceneError if a metadata sidecar is larger than `MAX_METADATA_BYTES`; `shown`: its name for messages."""
     if size_bytes > MAX_METADATA_BYTES:
         raise SceneError(
-            f"{shown}: has {size_bytes} bytes, over the {MAX_METADATA_BYTES} of a file with metadata of a raster; remove "
-            "it, or write it again"
+            f"{shown}: has {size_bytes} bytes, over the {MAX_METADATA_BYTES} of a file with metadata of a raster; "
+            "remove it, or write it again"
         )
 
 

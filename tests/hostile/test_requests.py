@@ -537,6 +537,8 @@ class NarrowProxy(ThreadingHTTPServer):
     """A proxy of the operator, for requests without TLS to one server; it refuses all others."""
 
     class Handler(BaseHTTPRequestHandler):
+        """Passes a request on without its body."""
+
         def do_HEAD(self) -> None:
             assert isinstance(self.server, NarrowProxy)
             parts = urlsplit(self.path)
@@ -550,7 +552,7 @@ class NarrowProxy(ThreadingHTTPServer):
             self.send_header("Location", answer.headers["Location"])
             self.end_headers()
 
-        do_GET = do_CONNECT = do_HEAD
+        do_GET = do_CONNECT = do_HEAD  # noqa: N815 -- names of http.server
 
         def log_message(self, *_: object) -> None: ...
 

@@ -112,7 +112,9 @@ def test_a_pipe_among_the_metadata_of_a_satellite_is_refused(
         describe_scene(path)
 
 
-@pytest.mark.parametrize("name", ["town.tif.aux.xml", "town.IMD", "town_rpc.txt", "town.xml", "town.PASS", "summary.txt"])
+@pytest.mark.parametrize(
+    "name", ["town.tif.aux.xml", "town.IMD", "town_rpc.txt", "town.xml", "town.PASS", "summary.txt"]
+)
 def test_metadata_of_gigabytes_are_refused_before_gdal_reads_them_whole(name: str, make_scene: MakeScene) -> None:
     scene = make_scene(name="town.tif")
     with scene.with_name(name).open("wb") as file:
@@ -124,9 +126,7 @@ def test_metadata_of_gigabytes_are_refused_before_gdal_reads_them_whole(name: st
     describe_scene(scene)
 
 
-def test_large_metadata_on_a_server_are_refused_before_gdal_fetches_them(
-    make_scene: MakeScene, tmp_path: Path
-) -> None:
+def test_large_metadata_on_a_server_are_refused_before_gdal_fetches_them(make_scene: MakeScene, tmp_path: Path) -> None:
     (tmp_path / "served").mkdir()
     scene = tmp_path / "served" / "town.tif"
     scene.write_bytes(make_scene().read_bytes())
