@@ -6,7 +6,7 @@ import pytest
 from pipeline.errors import SettingsError
 from pipeline.model.card import ModelCard
 from pipeline.mosaic.classify import classify, classify_multilabel, resolve_threshold
-from pipeline.mosaic.levels import INVALID, as_integers, as_levels
+from pipeline.mosaic.levels import INVALID, TOP_LEVEL, LevelType, as_integers, as_levels, stored_nodata
 
 INDEPENDENT = ModelCard(bands=("red",), classes=("roof", "road"))
 EXCLUSIVE = ModelCard(bands=("red",), classes=("none", "roof", "road"), activation="softmax", background="none")
@@ -69,3 +69,30 @@ def test_bytes_are_decided_like_the_levels_they_mean(card: ModelCard, threshold:
     assert as_integers(stored).dtype == np.uint8
     expected = classify(as_levels(stored), card, threshold, top=254)
     assert (classify(as_integers(stored), card, threshold, top=254) == expected).all()
+
+
+@pytest.mark.parametrize("level", [1, 64, 127, 254])
+def test_each_independent_class_is_decided_as_if_it_were_the_only_one(level: int):
+    levels = np.array([np.arange(255), np.arange(255)[::-1]], np.uint16)[:, None]
+    alone = ModelCard(bands=("red",), classes=("roof",))
+    for index, found in enumerate(classify_multilabel(levels, INDEPENDENT, level / 254, top=254)):
+        expected = classify(levels[index : index + 1], alone, level / 254, top=254)
+        assert np.array_equal(found.mask > 0, expected == 1)
+        assert (found.mask > 0).sum() == 255 - level
+
+
+def test_rows_of_any_width_are_decided(monkeypatch: pytest.MonkeyPatch):
+    levels = np.random.default_rng(0).integers(0, 255, (2, 5, 40), np.uint16)
+    expected = classify(levels, INDEPENDENT, top=254)
+    for pixels_together in (1, 40, 41, 10**6):
+        monkeypatch.setattr("pipeline.mosaic.classify.CHUNK_PIXELS", pixels_together)
+        assert np.array_equal(classify(levels, INDEPENDENT, top=254), expected)
+
+
+@pytest.mark.parametrize("level_type", ["uint8", "uint16", "float32"])
+def test_nodata_is_stored_as_what_is_read_as_invalid(level_type: LevelType):
+    top = 1 if level_type == "float32" else TOP_LEVEL[level_type]
+    stored = np.array([0, top, stored_nodata(level_type)], level_type)
+    assert as_levels(stored)[2] == INVALID
+    assert (as_levels(stored)[:2] != INVALID).all()
+    assert as_integers(stored)[2] == np.iinfo(as_integers(stored).dtype).max
