@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.inference.tiling import chunks
 from pipeline.inference.tiling import strips as batches
 from pipeline.inference.tiling.strips import DecodedChunk, RawStrip, read_strips
 from pipeline.inference.tiling.tiles import Tiling, plan_tiles
+from pipeline.scene import AxisMapping
 from pipeline.scene.describe import describe_scene
 from pipeline.scene.reader import SceneReader
 
@@ -124,3 +126,15 @@ def test_damage_is_raised_when_its_strip_is_due(make_scene: MakeScene) -> None:
     assert next(strips).row == 0
     with pytest.raises(DamagedSceneError, match=r"damaged at rows 1536\.\.2047"):
         list(strips)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=3), st.integers(1, 600), st.integers(1, 2000))
+def test_chunks_are_whole_blocks_of_all_files_where_that_is_bounded(
+    blocks: list[int], target: int, largest: int
+) -> None:
+    axis = AxisMapping.over(5000, 5000)
+    size = chunks._whole_blocks(target, largest, [(axis, block) for block in blocks])
+    together = math.lcm(*blocks)
+    step = together if together <= largest else max(blocks)
+    assert size % step == 0
+    assert target <= size < target + step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,16 @@ def test_levels_come_back_as_stored_with_the_largest_for_invalid(tmp_path: Path)
         levels = reader.read_levels(Window(0, 0, 3, 1))
         assert levels.dtype == np.uint8
         assert levels.tolist() == pixels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top", "level"), [("uint8", 254, 254), ("uint16", 65534, 65534), ("float32", 1, 65534)]
+)
+def test_a_mosaic_of_each_type_says_what_its_top_level_is(tmp_path: Path, dtype: Any, top: int, level: int) -> None:
+    write(tmp_path / "m.tif", np.full((2, 1, 3), top, dtype), [1], MosaicSpec(dtype=dtype))
+    with MosaicReader(tmp_path / "m.tif") as reader:
+        assert reader.levels == level
+        assert (reader.read_levels(Window(0, 0, 3, 1)) == level).all()
 
 
 def test_the_card_in_a_mosaic_leaves_the_training_facts_to_the_checkpoint(tmp_path: Path) -> None:
