@@ -2,7 +2,8 @@
 
 header ──▶ directory ──▶ values of its tags, blocks ──▶ next directory
 
-All of them are offsets into the file, so a whole file is at least as long as the farthest of them.
+All of them are offsets into the file, so a whole file is at least as long as the farthest of them. libtiff keeps the
+values of all tags in memory, twice for some, and tags may share their bytes, so the sum of their sizes is bounded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DamagedSceneError
+from pipeline.errors import DamagedSceneError, SceneError
 from pipeline.storage.location import Location
 from pipeline.storage.remote import read_range
 
@@ -32,6 +33,8 @@ NEEDED_TAGS = frozenset(
     ]
 )
 """Tags whose values are read; other tags may refer to anything."""
+MAX_TAG_BYTES = 2**29
+"""Maximum size of the values of all tags of a file; a mosaic of 10^11 pixels in blocks of 64 x 64 has less."""
 MAX_TAGS = 4096
 """A directory with more tags is left to GDAL, as are more than `MAX_DIRECTORIES`."""
 REMOTE_PART_BYTES, MAX_REMOTE_PARTS = 2**18, 64
@@ -61,12 +64,20 @@ def check_whole(place: Location) -> None:
 
     Raises:
         DamagedSceneError: it is truncated.
-        SceneError, TransientError: a remote file cannot be requested.
+        SceneError: its tags need too much memory, or a remote file cannot be requested.
+        TransientError: a remote file cannot be requested.
         OSError: a local file cannot be read.
     """
-    if place.is_remote:
-        _check_remote(place)
-        return
+    try:
+        (_check_remote if place.is_remote else _check_local)(place)
+    except _LargeTagsError as error:
+        raise SceneError(
+            f"{place}: its tags hold {error} bytes of metadata, over {MAX_TAG_BYTES}, which would be kept in memory; "
+            "write the scene again without them"
+        ) from None
+
+
+def _check_local(place: Location) -> None:
     with Path(place.gdal_path).open("rb") as file:
         size_bytes = file.seek(0, os.SEEK_END)
 
@@ -109,6 +120,10 @@ def _check_remote(place: Location) -> None:
             raise truncated_error(place, size_bytes, needed)
 
 
+class _LargeTagsError(Exception):
+    """The values of the tags of a file have more than `MAX_TAG_BYTES`; the message is how many."""
+
+
 class _TooManyPartsError(Exception):
     """A remote file has directories in more than `MAX_REMOTE_PARTS` parts."""
 
@@ -132,12 +147,16 @@ def tiff_extent(read: ReadBytes, size_bytes: int) -> int:
     if form is None:
         return 0
     extent, seen, offset = form.header_bytes, set[int](), form.first(head.ljust(16, b"\0"))
+    tag_bytes = 0
     blocks: list[_Blocks] = []
     overviews: list[_Blocks] = []
     while offset and offset not in seen and len(seen) < MAX_DIRECTORIES:
         is_image = not seen
         seen.add(offset)
-        directory = _read_directory(read, form, offset)
+        directory = _read_directory(read, form, offset, size_bytes)
+        tag_bytes += directory.tag_bytes
+        if tag_bytes > MAX_TAG_BYTES:
+            raise _LargeTagsError(tag_bytes)
         extent = max(extent, directory.extent)
         if extent > size_bytes:
             return extent
@@ -185,13 +204,15 @@ class _Directory:
     """One past the last byte of the directory and the values of its tags."""
     next: int
     """Offset of the next directory, 0 after the last."""
+    tag_bytes: int = 0
+    """Bytes of the values that lie outside the directory, as libtiff reads them."""
 
     def integer(self, tag: int, default: int) -> int:
         found = self.values.get(tag)
         return default if found is None or not len(found) else int(found[0])
 
 
-def _read_directory(read: ReadBytes, form: _Form, offset: int) -> _Directory:
+def _read_directory(read: ReadBytes, form: _Form, offset: int, size_bytes: int) -> _Directory:
     head = f"{form.order}{form.count}"
     start = offset + struct.calcsize(head)
     table = read(offset, start - offset)
@@ -206,21 +227,24 @@ def _read_directory(read: ReadBytes, form: _Form, offset: int) -> _Directory:
     if len(table) < end - start:
         return _Directory(values={}, extent=end, next=0)
 
-    values, extent = {}, end
+    values, extent, tag_bytes = {}, end, 0
     for tag, kind, count, inline in entry.iter_unpack(table[: number * entry.size]):
         size = _SIZES.get(kind, 0) * count
         at = struct.unpack(form.order + form.word, inline)[0]
         content = inline[:size]
         if size > len(inline):
+            # libtiff reads no value that ends behind the file.
+            tag_bytes += size if at + size <= size_bytes else 0
             if tag not in NEEDED_TAGS:
                 continue
             extent = max(extent, at + size)
+            if tag_bytes > MAX_TAG_BYTES:
+                break
             content = read(at, size) if kind in _INTEGERS else b""
         if kind in _INTEGERS and len(content) == size:
             values[tag] = np.frombuffer(content, form.order + _INTEGERS[kind])
-    return _Directory(
-        values=values, extent=extent, next=struct.unpack(form.order + form.word, table[number * entry.size :])[0]
-    )
+    following = struct.unpack(form.order + form.word, table[number * entry.size :])[0]
+    return _Directory(values=values, extent=extent, next=following, tag_bytes=tag_bytes)
 
 
 def _stored_blocks(directory: _Directory) -> _Blocks:

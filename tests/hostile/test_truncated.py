@@ -1,7 +1,8 @@
-"""A truncated TIFF is called truncated, once and before GDAL reads it, wherever it was cut."""
+"""A truncated TIFF is called truncated, before GDAL reads it, wherever it was cut; tags of gigabytes are not read."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli.app import main
-from pipeline.errors import DamagedSceneError
+from pipeline.errors import DamagedSceneError, SceneError
 from pipeline.scene.describe import describe_scene
 from pipeline.storage.truncation import tiff_extent
 
@@ -139,3 +140,64 @@ def test_directories_that_refer_to_each_other_end(make_scene: MakeScene) -> None
     (tags,) = struct.unpack_from("<H", content, first)
     struct.pack_into("<I", content, first + 2 + 12 * tags, first)
     assert tiff_extent(lambda at, count: bytes(content[at : at + count]), len(content)) <= len(content)
+
+
+# Tags that need too much memory.
+
+BYTE, ASCII, SHORT, UNDEFINED = 1, 2, 3, 7
+"""Types of the values of tags."""
+
+
+def write_large_tags(path: Path, *tags: tuple[int, int], size: int, copies: int = 1) -> None:
+    """Append a directory of a scene's own tags and further ones, whose values are the same sparse bytes.
+
+    Args:
+        path: a scene.
+        tags: number and type of each.
+        size: bytes of the values of each.
+        copies: how many directories have them.
+    """
+    content = bytearray(path.read_bytes())
+    (first,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, first)
+    own = [struct.unpack_from("<HHII", content, first + 2 + 12 * number) for number in range(count)]
+    widths = {BYTE: 1, ASCII: 1, SHORT: 2, UNDEFINED: 1}
+    end = len(content) + len(content) % 2 + copies * (6 + 12 * (count + len(tags)))
+    entries = {tag: (tag, kind, size // widths[kind], end) for tag, kind in tags}
+    entries = {**{entry[0]: entry for entry in own}, **entries}
+    content += bytes(len(content) % 2)
+    struct.pack_into("<I", content, 4, len(content))
+    for number in range(copies):
+        content += struct.pack("<H", len(entries))
+        content += b"".join(struct.pack("<HHII", *entries[tag]) for tag in sorted(entries))
+        content += struct.pack("<I", len(content) + 4 if number < copies - 1 else 0)
+    path.write_bytes(content)
+    os.truncate(path, end + size)
+
+
+@pytest.mark.parametrize(
+    "tag", [(700, BYTE), (34675, UNDEFINED), (42112, ASCII), (270, ASCII), (320, SHORT), (258, SHORT), (65000, BYTE)]
+)
+def test_a_tag_of_gigabytes_is_refused_before_it_is_read(tag: tuple[int, int], make_scene: MakeScene) -> None:
+    """GDAL took two to four gigabytes of memory for one such tag of a sparse file."""
+    scene = make_scene()
+    write_large_tags(scene, tag, size=2_000_000_000)
+    with pytest.raises(SceneError, match=r"its tags hold 2000\d{6} bytes of metadata, over 536870912"):
+        describe_scene(scene)
+
+
+def test_tags_that_share_their_bytes_count_each(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    write_large_tags(scene, (700, BYTE), (34675, UNDEFINED), (65000, BYTE), size=2**28)
+    with pytest.raises(SceneError, match=r"its tags hold 53687\d{4} bytes"):
+        describe_scene(scene)
+    scene = make_scene(name="pages.tif")
+    write_large_tags(scene, (65000, BYTE), size=2**20, copies=1000)
+    with pytest.raises(SceneError, match=r"its tags hold 53\d{7} bytes"):
+        describe_scene(scene)
+
+
+def test_tags_of_megabytes_are_read(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    write_large_tags(scene, (700, BYTE), (65000, BYTE), size=2**22)
+    describe_scene(scene)
