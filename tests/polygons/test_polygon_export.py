@@ -70,6 +70,9 @@ def test_what_is_written_can_be_read(ending: str, connectivity: int, tmp_path: P
     assert (table["class"] == table.class_value.map(CLASSES)).all()
     assert set(table.scene) == {"s-1"}
     assert set(table.model) == {"abc"}
+    measured = ["area_m2", "perimeter_m", "mean_probability", "max_probability", "pixel_count"]
+    rows = np.concatenate([np.column_stack([getattr(each, name) for name in measured]) for each in expected])
+    assert sorted(map(tuple, table[measured].to_numpy().tolist())) == sorted(map(tuple, rows.tolist()))
     geometry = np.concatenate([polygons.geometry for polygons in expected])
     assert table.geometry.union_all().equals(shapely.union_all(geometry))
 

@@ -9,13 +9,13 @@ import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
 from pipeline.errors import SceneError
 from pipeline.storage.http.client import HttpRequest, WebClient, read_body
-from pipeline.storage.http.hosts import ForbiddenHostError, HostRules
+from pipeline.storage.http.hosts import ForbiddenHostError, HostRules, open_connection
 from pipeline.storage.http.relay import _proxy, gdal_proxy_options
 
 SECRET = {"Authorization": "Bearer 7f3a", "X-Api-Key": "7f3a", "Cookie": "a=b"}
@@ -55,6 +55,48 @@ def test_other_schemes_are_not_followed(target: str) -> None:
         REQUEST.redirected(302, target)
 
 
+class Counting(http.server.BaseHTTPRequestHandler):
+    """Redirects from /3 to /2, to /1, to /0, which answers."""
+
+    def do_GET(self) -> None:
+        left = int(self.path.strip("/"))
+        self.send_response(302 if left else 200)
+        if left:
+            self.send_header("Location", f"/{left - 1}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_ten_redirects_are_followed_and_no_more() -> None:
+    client = WebClient()
+    with running(Counting) as port:
+        for redirects in (0, 1, 10):
+            request = HttpRequest(address=f"http://127.0.0.1:{port}/{redirects}", hosts=("127.0.0.1",))
+            with client.send(request) as response:
+                assert response.status_code == 200
+        request = HttpRequest(address=f"http://127.0.0.1:{port}/11", hosts=("127.0.0.1",))
+        with pytest.raises(SceneError, match="redirects more than 10 times"), client.send(request):
+            pass
+    client.close()
+
+
+def test_a_connection_goes_to_the_address_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS rebinding: a name that is resolved once more may stand for another machine by then."""
+    resolve, names = socket.getaddrinfo, list[object]()
+
+    def count(name: Any, *given: Any, **more: Any) -> Any:
+        names.append(name)
+        return resolve("127.0.0.1", *given, **more)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(socket, "getaddrinfo", count)
+        open_connection("rebind.example", server.getsockname()[1], ("127.0.0.1",)).close()
+    assert names == ["rebind.example"]
+
+
 class Named(http.server.BaseHTTPRequestHandler):
     """Answers every request with the port it came to, and keeps the connection."""
 
@@ -72,8 +114,8 @@ class Named(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running() -> Iterator[int]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Named) as server:
+def running(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[int]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         server.block_on_close = False
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -87,7 +129,7 @@ def running() -> Iterator[int]:
 def ports() -> Iterator[tuple[int, int]]:
     """Two servers that only this machine can reach."""
     with ExitStack() as stack:
-        yield stack.enter_context(running()), stack.enter_context(running())
+        yield stack.enter_context(running(Named)), stack.enter_context(running(Named))
 
 
 def test_a_connection_that_is_kept_serves_no_other_policy(ports: tuple[int, int]) -> None:
