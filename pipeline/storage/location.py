@@ -81,7 +81,9 @@ def resolve_location(location: str | Path, rules: HostRules | None = None) -> Lo
         raise SceneError(f"{text}: the scheme {scheme}:// is not accepted; use a local path, s3:// or https://")
     host = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
     if "@" in host:
-        raise SceneError(f"{text}: holds a user name or password, which logs would show; write them into .netrc")
+        # Messages are redacted, but a password may hold what ends an address in a text, such as a quotation mark.
+        shown = f"{scheme}://{host.rpartition('@')[2]}{rest[len(host) :]}"
+        raise SceneError(f"{shown}: holds a user name or password, which logs would show; write them into .netrc")
     if scheme.lower() == "s3" and not _BUCKET.fullmatch(host):
         raise SceneError(f"{text}: {host!r} is not the name of a bucket; correct the address")
     if not host or not text.isprintable():

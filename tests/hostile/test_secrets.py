@@ -91,6 +91,13 @@ def test_a_location_as_text_has_no_secret() -> None:
     assert SECRET in location.gdal_path
 
 
+@pytest.mark.parametrize("password", ["hunter2", "hun'ter2", 'hun"ter2', "hun ter2", "hun<ter2"])
+def test_the_refusal_of_an_address_with_a_password_does_not_show_it(password: str) -> None:
+    with pytest.raises(SceneError, match=r"^https://host/a\.tif: holds a user name or password") as refused:
+        resolve_location(f"https://bob:{password}@host/a.tif")
+    assert "ter2" not in str(refused.value)
+
+
 def test_a_flow_run_is_named_without_secrets() -> None:
     assert brief([f"https://host/a.tif?sig={SECRET}"]) == "https://host/a.tif"
 
