@@ -22,6 +22,8 @@ _SECRET_NAMES = re.compile(
 )
 """Names of query parameters, in lower case, whose values are secret."""
 _USER = re.compile(r"(?<=://)[^/?#\s'\"<>]*@")
+_FIRST_USER = re.compile(r"\A([A-Za-z][\w+.-]*://)[^/?#\s]*@")
+"""That of an address which a text begins with, where quotation marks do not end it."""
 _QUERY = re.compile(r"[?#][^\s'\"<>)]*[^\s'\"<>),.:;]")
 
 
@@ -33,7 +35,7 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("cannot reach /v1/a.tif?api_key=7&page=2 (timeout)"), without_secrets("https://a/b.tif?st=4")
     ('cannot reach /v1/a.tif?page=2 (timeout)', 'https://a/b.tif?st=4')
     """
-    return _QUERY.sub(lambda found: _public_query(found[0]), _USER.sub("", text))
+    return _QUERY.sub(lambda found: _public_query(found[0]), _USER.sub("", _FIRST_USER.sub(r"\1", text)))
 
 
 def without_signature(address: str) -> str:

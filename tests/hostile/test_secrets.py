@@ -98,6 +98,11 @@ def test_the_refusal_of_an_address_with_a_password_does_not_show_it(password: st
     assert "ter2" not in str(refused.value)
 
 
+def test_a_quotation_mark_does_not_end_the_password_of_an_address() -> None:
+    assert without_secrets("https://bob:hun'ter2@host/a.tif") == "https://host/a.tif"
+    assert without_secrets("https://host/a.tif and 'b@c'") == "https://host/a.tif and 'b@c'"
+
+
 def test_a_flow_run_is_named_without_secrets() -> None:
     assert brief([f"https://host/a.tif?sig={SECRET}"]) == "https://host/a.tif"
 
