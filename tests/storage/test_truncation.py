@@ -86,8 +86,9 @@ def test_a_block_that_runs_into_another_has_a_damaged_size_and_does_not_count(ki
     assert extent_of(content) == ends[0] + 1
 
 
-def test_a_block_at_no_offset_is_not_stored() -> None:
-    content, _ = tiff([0], changes={273: 0})
+@pytest.mark.parametrize("changes", [{273: 0}, {279: 0}, {273: 0, 279: 0}, {273: 10**8, 279: 0}], ids=str)
+def test_a_block_without_an_offset_or_bytes_is_not_stored(changes: dict[int, int]) -> None:
+    content, _ = tiff([0], changes=changes)
     assert extent_of(content) == len(content)
 
 
