@@ -142,11 +142,13 @@ def test_a_connection_that_is_kept_serves_no_other_policy(ports: tuple[int, int]
     client.close()
 
 
-def asked(connection: socket.socket, answers: BinaryIO, port: int, hosts: tuple[str, ...]) -> tuple[str, bytes]:
+def asked(
+    connection: socket.socket, answers: BinaryIO, port: int, hosts: tuple[str, ...], line: str = "GET http://"
+) -> tuple[str, bytes]:
     """Status and body of a request through the proxy of GDAL."""
     given = gdal_proxy_options("http://host.example/", hosts)["GDAL_HTTP_PROXYUSERPWD"]
     name = b64encode(given.encode()).decode()
-    head = f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\nProxy-Authorization: Basic {name}\r\n\r\n"
+    head = f"{line}127.0.0.1:{port}/ HTTP/1.1\r\nProxy-Authorization: Basic {name}\r\n\r\n"
     connection.sendall(head.encode())
     status, length = answers.readline().decode().split(" ")[1], 0
     while line := answers.readline().strip():
@@ -163,6 +165,15 @@ def test_a_connection_through_the_proxy_goes_to_the_server_of_each_request(ports
         for port in (ports[0], ports[0], ports[1], ports[0]):
             assert asked(connection, answers, port, ("127.0.0.1",)) == ("200", str(port).encode())
         assert asked(connection, answers, ports[0], ())[0] == "451"
+
+
+@pytest.mark.parametrize("line", ["POST http://", "PUT http://", "GET ftp://", "GET gopher://", "GET https://"])
+def test_the_proxy_only_reads_also_from_allowed_hosts(ports: tuple[int, int], line: str) -> None:
+    with (
+        socket.create_connection(("127.0.0.1", _proxy(os.getpid()).port), timeout=20) as connection,
+        connection.makefile("rb") as answers,
+    ):
+        assert asked(connection, answers, ports[0], ("127.0.0.1",), line)[0] == "403"
 
 
 def test_a_document_never_adds_its_own_host_to_the_rules() -> None:
