@@ -173,7 +173,7 @@ def test_the_proxy_only_reads_also_from_allowed_hosts(ports: tuple[int, int], li
         socket.create_connection(("127.0.0.1", _proxy(os.getpid()).port), timeout=20) as connection,
         connection.makefile("rb") as answers,
     ):
-        assert asked(connection, answers, ports[0], ("127.0.0.1",), line)[0] == "403"
+        assert asked(connection, answers, ports[0], ("127.0.0.1",), line)[0] == "451"
 
 
 def test_a_document_never_adds_its_own_host_to_the_rules() -> None:
