@@ -4,8 +4,8 @@
     python -m benchmarks.device --out figures --parts engine peers
     python -m benchmarks.device --out figures --device cpu --toy
 
-Needs torch, numpy, rasterio, dask, shapely, pydantic, PyYAML, safetensors and this repository, nothing else; MONAI
-is measured if it is installed. Each part is a command, which is printed above its table and can be run by
+Needs torch, numpy, rasterio, pyproj, dask, shapely, pydantic, PyYAML, safetensors and this repository, nothing else;
+MONAI is measured if it is installed. Each part is a command, which is printed above its table and can be run by
 itself. Tables go to the screen, figures to `OUT/<part>.json`.
 """
 

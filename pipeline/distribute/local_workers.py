@@ -183,14 +183,19 @@ def _worker_options(device: str, threads: int) -> dict[str, object]:
 
 @contextmanager
 def _dask_warnings_only() -> Iterator[None]:
-    """Log warnings of dask, e.g. lost workers, and not each step of the scheduler in this process."""
-    log = logging.getLogger("distributed")
-    level = log.level
-    log.setLevel(logging.WARNING)
+    """Log warnings of dask, e.g. lost workers, and not each step of the scheduler in this process.
+
+    A worker that ends while it connects is a failed handshake, which is no news in addition to its end.
+    """
+    levels = {"distributed": logging.WARNING, "distributed.comm.tcp": logging.ERROR}
+    usual = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
-        log.setLevel(level)
+        for name, level in usual.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _silence_dask() -> None:
