@@ -45,14 +45,14 @@ def test_only_a_transform_without_an_origin_costs_a_second_look(
     make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[object] = []
-    usual = pipeline.scene.file.open_raster
+    usual = pipeline.scene.file._open_source
 
-    def counted(path: str, *args: Any) -> object:
-        opened.append(path)
-        return usual(path, *args)
+    def counted(place: object, *args: Any) -> object:
+        opened.append(place)
+        return usual(place, *args)  # type: ignore[arg-type]
 
     paths = make_scene(), make_scene(transform=Affine(0.5, 0, 0, 0, -0.5, 0))
-    monkeypatch.setattr("pipeline.scene.file.open_raster", counted)
+    monkeypatch.setattr("pipeline.scene.file._open_source", counted)
     counts = []
     for path in paths:
         opened.clear()
