@@ -108,7 +108,10 @@ def open_csv(index: Path, spec: CatalogSpec) -> Iterator[Row]:
     with _open(index) as file:
         first = file.readline()
     delimiter = max(DELIMITERS, key=first.count)
-    names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+    try:
+        names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+    except csv.Error as error:
+        raise SettingsError(f"{index}: its first line does not name columns: {error}; correct it") from error
     return _csv_rows(index, names, choose_columns(names, spec, index), delimiter)
 
 

@@ -107,8 +107,11 @@ def _read(record: Path) -> dict[str, Any] | None:
         raise
     try:
         content = json.loads(text)
-        whole = content.pop("sha256") == sha256_of_json(content) and isinstance(content["facts"], dict)
-        return content if whole and all(map(_is_inside, content["files"], content["files"].values())) else None
+        whole = content.pop("sha256") == sha256_of_json(content)
+        typed = isinstance(content["key"], str) and isinstance(content["facts"], dict)
+        return (
+            content if whole and typed and all(map(_is_inside, content["files"], content["files"].values())) else None
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

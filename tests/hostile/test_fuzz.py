@@ -24,10 +24,12 @@ from support.fuzz_targets import TARGETS, checkpoint
 from support.fuzzing import UnexpectedError, try_input
 
 from pipeline.catalog import CatalogSpec, read_catalog
-from pipeline.errors import ModelError, ScenemillError
+from pipeline.errors import ModelError, ScenemillError, SettingsError
 from pipeline.model import load_checkpoint
+from pipeline.results.stage_records import StageRecords
 from pipeline.run.record import _parsed
 from pipeline.scene import describe_scene
+from pipeline.storage import sha256_of_json
 
 EXAMPLES = {
     "tiff": 250, "checkpoint": 150, "archive": 120, "card": 300, "csv": 150, "geojson": 60, "geoparquet": 150,
@@ -74,6 +76,19 @@ def test_a_file_outside_its_folder_is_a_finding(tmp_path: Path, monkeypatch: pyt
 
 
 # Findings
+
+
+def test_a_table_whose_first_line_is_no_csv_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scenes.csv").write_text("path," + "x" * 200_000 + "\na.tif,b\n")
+    with pytest.raises(SettingsError, match="its first line does not name columns: field larger than field limit"):
+        [*read_catalog([tmp_path / "scenes.csv"], CatalogSpec())]
+
+
+def test_a_record_without_a_key_counts_for_no_stage(tmp_path: Path) -> None:
+    content = {"facts": {}, "files": {}}
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "done.json").write_text(json.dumps({"sha256": sha256_of_json(content), **content}))
+    assert StageRecords(tmp_path).find("done", "k") is None
 
 
 def test_a_header_of_tens_of_thousands_of_bands_is_described_in_seconds(make_scene) -> None:

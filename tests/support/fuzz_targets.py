@@ -80,6 +80,9 @@ def read_scene(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scene = describe_scene(path, ReadingSpec(max_pixels=10**8))
+        # A run reads the bands of its model; tens of thousands of bands take minutes.
+        if len(scene.bands) > 1000:
+            return
         with SceneReader(scene) as reader:
             reader.read(Window(0, 0, min(64, scene.grid.width), min(64, scene.grid.height)))
 
