@@ -218,7 +218,7 @@ def test_the_sheet_shows_the_panels_pixel_by_pixel():
     ],
 )
 def test_any_window_has_a_picture(bands: int, height: int, width: int):
-    card = ModelCard(bands=tuple(f"b{k}" for k in range(bands)), classes=("a very long name of a class " * 4,))
+    card = ModelCard(bands=tuple(f"b{k}" for k in range(bands)), classes=(("a very long name of a class " * 4)[:100],))
     plane = np.ones((1, height, width), bool)
     window = PredictedWindow(
         scene="s" * 300,
