@@ -131,8 +131,8 @@ def _namesakes(raster: Path) -> list[Path]:
 def _product_names(stem: str) -> set[str]:
     """Names of metadata files of a satellite's product that do not begin like its raster `stem`, as GDAL derives them.
 
-    >>> sorted(_product_names("LC8_B1"))[:4]
-    ['HDR.TXT', 'HDR.txt', 'HDR_B1.TXT', 'HDR_B1.txt']
+    >>> {"LC8_MTL.txt", "HDR_B1.txt", "DIM_B1.XML"} <= _product_names("LC8_B1")
+    True
     """
     scene, product = stem.rpartition("_")[0], re.sub(r"_R\d+C\d+$", "", stem)[4:]
     found = {f"{kind}{stem[skipped:]}" for kind in ("HDR", "RPC") for skipped in (3, 6)}  # ALOS
