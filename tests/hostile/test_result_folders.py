@@ -482,11 +482,7 @@ def test_an_item_that_was_tampered_with_is_left_out_of_the_collection(
 def test_a_plan_of_regions_that_was_tampered_with_is_made_again(
     tmp_path: Path, call: Call, make_scene: MakeScene, model: str, change: dict[str, object]
 ) -> None:
-    scene, out = make_scene(name="a.tif"), tmp_path / "out"
-    stopped, whole = _stopped_after_a_region(scene, tmp_path, call, model)
-    _change_record(stopped / "stages" / "regions.json", change)
-    assert call("segment", scene, "--model", model, "--out", out, *FAST)[0] == 0
-    assert (out / "a" / "mask.tif").read_bytes() == whole
+    _continues_to_the_same_mask(make_scene(name="a.tif"), tmp_path, call, model, "regions.json", change)
 
 
 @pytest.mark.parametrize(
@@ -504,9 +500,16 @@ def test_a_plan_of_regions_that_was_tampered_with_is_made_again(
 def test_a_region_that_was_tampered_with_is_run_again(
     tmp_path: Path, call: Call, make_scene: MakeScene, model: str, change: dict[str, object]
 ) -> None:
-    scene, out = make_scene(name="a.tif"), tmp_path / "out"
-    stopped, whole = _stopped_after_a_region(scene, tmp_path, call, model)
-    _change_record(stopped / "stages" / "region-00000.json", change)
+    _continues_to_the_same_mask(make_scene(name="a.tif"), tmp_path, call, model, "region-00000.json", change)
+
+
+def _continues_to_the_same_mask(
+    scene: Path, folder: Path, call: Call, model: str, record: str, change: dict[str, object]
+) -> None:
+    """Stop after a region, change a record, run again, and compare with a run that was not stopped."""
+    out = folder / "out"
+    stopped, whole = _stopped_after_a_region(scene, folder, call, model)
+    _change_record(stopped / "stages" / record, change)
     assert call("segment", scene, "--model", model, "--out", out, *FAST)[0] == 0
     assert (out / "a" / "mask.tif").read_bytes() == whole
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,13 +70,8 @@ def bundle(tmp_path: Path, make_scene: MakeScene) -> Path:
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """Of a server of the test's folder."""
-    command = [sys.executable, range_server.__file__, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.kill()
+    with range_server.serving(tmp_path) as served:
+        yield served
 
 
 def run(source: Path | str, out: Path, predictor: LoadedPredictor) -> SceneReport:
